@@ -1,0 +1,1 @@
+"""Known models: the catalogue, the embedded default's guard bundle, and the recipes for both."""

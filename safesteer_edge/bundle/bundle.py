@@ -1,0 +1,246 @@
+"""Guard bundles: the folder with probe.onnx, vector.gguf and guard.json, loaded and checked.
+
+llama.cpp and onnxruntime check little more than widths: a probe or vector of another model,
+layer, sign or scale loads and runs, and guards badly. Whatever can be checked is checked here,
+before the first token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safesteer_edge.bundle.alignment import (
+    check_polarity,
+    check_vector,
+    is_reversed,
+    scaled_vector,
+)
+from safesteer_edge.bundle.bundle_files import (
+    CONFIG_NAME,
+    MAX_PROBE_BYTES,
+    MAX_VECTOR_BYTES,
+    check_nothing_unlisted,
+    check_sha256,
+    inner_path,
+    read_bundle_file,
+)
+from safesteer_edge.bundle.canaries import check_canaries_on_engine, check_probe_canaries
+from safesteer_edge.bundle.fingerprint import (
+    Match,
+    ModelFingerprint,
+    compare,
+    fingerprint_model,
+)
+from safesteer_edge.bundle.require import require
+from safesteer_edge.bundle.schema import MAX_CONFIG_BYTES, GuardConfig, parse_guard_json
+from safesteer_edge.errors import BundleError
+from safesteer_edge.formats.control_vector_file import ControlVector, read_control_vector
+from safesteer_edge.formats.model_file import ModelInfo
+from safesteer_edge.guard.policy import GuardPolicy
+from safesteer_edge.guard.probe import Device, OnnxProbe
+
+
+@dataclass(frozen=True, slots=True)
+class GuardBundle:
+    """A loaded guard bundle. Owns the probe's session: close it, or use it in a `with`.
+
+    match: how the model relates to the one that the bundle was calibrated on.
+    unscaled_vector: the vector file's directions; None if the bundle has no vector.
+    warnings: one line each, for the user to see.
+    """
+
+    folder: Path
+    config: GuardConfig
+    match: Match
+    probe: OnnxProbe
+    unscaled_vector: ControlVector | None
+    warnings: tuple[str, ...]
+
+    @property
+    def policy(self) -> GuardPolicy:
+        """The calibrated policy."""
+        return self.config.policy
+
+    @property
+    def control_vector(self) -> ControlVector | None:
+        """The vector at the bundle's own scale: sign · α applied, zero on unsteered layers."""
+        entry = self.config.vector
+        return None if entry is None else self._scaled(entry.scale)
+
+    def vector_for(self, modality: Literal["image", "audio"]) -> ControlVector | None:
+        """Return the vector at this modality's scale; None: it is not steered for that one."""
+        entry = self.config.vector
+        if entry is None:
+            return None
+        scale = entry.modalities.image if modality == "image" else entry.modalities.audio
+        return None if scale is None else self._scaled(scale)
+
+    def close(self) -> None:
+        """Free the probe's session. Closing twice is safe."""
+        self.probe.close()
+
+    def __enter__(self) -> GuardBundle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _scaled(self, scale: float) -> ControlVector | None:
+        if self.unscaled_vector is None or self.config.vector is None:
+            return None
+        return scaled_vector(self.unscaled_vector, self.config.vector, scale)
+
+
+def load_bundle(
+    folder: Path,
+    model: ModelInfo,
+    *,
+    device: Device = "auto",
+    allow_negative_scale: bool = False,
+) -> GuardBundle:
+    """Load the guard bundle in a folder and check everything that it claims.
+
+    model: the model that will run. device: where the probe runs, see OnnxProbe.from_bytes.
+    allow_negative_scale: accept a vector that is applied against its direction.
+    Takes some 20 ms. Nothing stays open if it raises.
+    Raises BundleError if the bundle is missing, incomplete, damaged, contradicts itself or is made
+    for another model; ProbeFileError and VectorFileError for the files inside; GuardError if the
+    demanded device cannot be used.
+    """
+    bundle = open_bundle(
+        folder,
+        fingerprint_model(model),
+        device=device,
+        allow_negative_scale=allow_negative_scale,
+    )
+    return bundle if bundle.match == "exact" else _with_quantization_warning(bundle, model)
+
+
+def open_bundle(
+    folder: Path,
+    model_fp: ModelFingerprint,
+    *,
+    device: Device = "auto",
+    allow_negative_scale: bool = False,
+) -> GuardBundle:
+    """Load a bundle for the model with this fingerprint; as `load_bundle`, without its warning."""
+    config = read_config(folder)
+    match = compare(config.model, model_fp)
+    check_nothing_unlisted(folder, config)
+    with ExitStack() as undo:
+        probe = undo.enter_context(_open_probe(folder, config, device))
+        _check_probe(probe, config)
+        vector = _read_vector(folder, config, allow_negative_scale=allow_negative_scale)
+        bundle = GuardBundle(folder, config, match, probe, vector, _warnings(config))
+        undo.pop_all()
+    return bundle
+
+
+def read_config(folder: Path) -> GuardConfig:
+    """Return what a bundle's guard.json says, without opening its other files.
+
+    Raises BundleError if the folder or the file is missing or not a valid configuration.
+    """
+    if not folder.is_dir():
+        raise BundleError(
+            f"there is no guard bundle at {str(folder)!r}; expected a folder with {CONFIG_NAME}, "
+            "such as 'safesteer-edge calibrate' makes"
+        )
+    path = folder / CONFIG_NAME
+    try:
+        text = read_bundle_file(folder, CONFIG_NAME, max_bytes=MAX_CONFIG_BYTES).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleError(f"cannot read {str(path)!r}: not UTF-8 text ({error.reason})") from error
+    return parse_guard_json(text, source=str(path))
+
+
+def check_engine_canaries(
+    bundle: GuardBundle, states_of: Callable[[Sequence[int]], NDArray[np.float32]]
+) -> None:
+    """Check that the running engine yields the states that the bundle's probe was made for.
+
+    states_of: returns float32 (n_features,), the joined states of the last of these token ids,
+    read on the decode path with the vector off. Costs one short prompt per stored canary.
+    Raises BundleError if a state or score is off: a wrong layer, or a broken backend.
+    """
+    check_canaries_on_engine(
+        bundle.probe,
+        bundle.config.canaries,
+        states_of,
+        n_embd=bundle.config.model.n_embd,
+        match=bundle.match,
+    )
+
+
+def _open_probe(folder: Path, config: GuardConfig, device: Device) -> OnnxProbe:
+    """Read, check and load the probe: the bytes that were hashed are the bytes that run."""
+    path = inner_path(folder, config.probe.file)
+    data = read_bundle_file(folder, config.probe.file, max_bytes=MAX_PROBE_BYTES)
+    check_sha256(data, config.probe.sha256, path)
+    return OnnxProbe.from_bytes(data, name=str(path), device=device)
+
+
+def _check_probe(probe: OnnxProbe, config: GuardConfig) -> None:
+    require(
+        probe.n_features == config.probe.n_features,
+        f"{config.probe.file!r} reads states of {probe.n_features} values; guard.json says "
+        f"{config.probe.n_features}: get the bundle again, or run 'safesteer-edge calibrate'",
+    )
+    check_probe_canaries(probe, config.canaries)
+
+
+def _read_vector(
+    folder: Path, config: GuardConfig, *, allow_negative_scale: bool
+) -> ControlVector | None:
+    entry = config.vector
+    if entry is None:
+        return None
+    check_polarity(entry, allow_negative_scale=allow_negative_scale)
+    path = inner_path(folder, entry.file)
+    data = read_bundle_file(folder, entry.file, max_bytes=MAX_VECTOR_BYTES)
+    check_sha256(data, entry.sha256, path)
+    vector = read_control_vector(path)
+    check_vector(vector, config, entry)
+    return vector
+
+
+def _warnings(config: GuardConfig) -> tuple[str, ...]:
+    """List what is allowed but worth a line on the screen."""
+    warnings: list[str] = []
+    if not config.canaries.engine:
+        warnings.append(
+            f"guard bundle {config.name!r} has no engine self-test, so a state read from the "
+            "wrong layer would go unnoticed; run 'safesteer-edge calibrate' to make one"
+        )
+    if config.vector is not None and is_reversed(config.vector):
+        warnings.append(f"guard bundle {config.name!r} applies its vector backwards, as allowed")
+    return tuple(warnings)
+
+
+def _with_quantization_warning(bundle: GuardBundle, model: ModelInfo) -> GuardBundle:
+    calibrated, running = bundle.config.model.quantization, model.quantization
+    difference = (
+        f"is {running}"
+        if running != calibrated
+        else f"is another {running} file of the same model (its tensors are stored differently)"
+    )
+    warning = (
+        f"guard bundle {bundle.config.name!r} was calibrated on {calibrated}, and "
+        f"{model.path.name!r} {difference}: its scores may be off; run 'safesteer-edge calibrate "
+        f"{model.path.name}' to make a bundle for it"
+    )
+    return GuardBundle(
+        bundle.folder,
+        bundle.config,
+        bundle.match,
+        bundle.probe,
+        bundle.unscaled_vector,
+        (warning, *bundle.warnings),
+    )

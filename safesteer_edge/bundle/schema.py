@@ -1,0 +1,232 @@
+"""guard.json, schema version 1: what a guard bundle says about itself.
+
+The dataclasses are the schema. An object that breaks a range or contradicts itself cannot be
+made, so a config is good whether it was read from a file or put together by a calibration.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Literal, cast
+
+from safesteer_edge.bundle.canaries import Canaries
+from safesteer_edge.bundle.fingerprint import ModelFingerprint, is_sha256
+from safesteer_edge.bundle.require import require
+from safesteer_edge.bundle.strict_json import decode, format_json, parse_json
+from safesteer_edge.errors import BundleError
+from safesteer_edge.guard.policy import GuardPolicy
+
+SCHEMA_VERSION = 1
+MAX_CONFIG_BYTES = 4 * 1024 * 1024
+MAX_FIGURES_BYTES = 256 * 1024
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_MAX_LABEL_CHARACTERS = 200
+_MAX_REFUSAL_CHARACTERS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeEntry:
+    """The probe's file and what to feed it.
+
+    layers: the states to join, in this order: block outputs 0 … n_layer − 1, or n_layer for the
+    state after the final norm. route_hint: how the states were read when it was fitted.
+    """
+
+    file: str
+    sha256: str
+    layers: tuple[int, ...]
+    n_features: int
+    positive_class: Literal["harmful"] = "harmful"
+    route_hint: Literal["layer_input", "final_norm", "eval_callback"] | None = None
+
+    def __post_init__(self) -> None:
+        _check_file(self.file, self.sha256, ".onnx")
+        require(bool(self.layers), "layers is empty; expected at least one layer")
+        require(len(set(self.layers)) == len(self.layers), f"layers {self.layers} repeats one")
+
+
+@dataclass(frozen=True, slots=True)
+class ModalityScales:
+    """The scale α for each kind of media; None: the vector is off while only that is there."""
+
+    image: float | None
+    audio: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VectorEntry:
+    """The alignment vector's file and how to apply it.
+
+    What is added to the output of block L, for first <= L <= last, is sign · α · direction L.
+    scale: α where no modality decides. max_scale: the largest |α| that calibration allows.
+    layers: (first, last), both included, 0-based; block 0 cannot be steered by llama.cpp.
+    """
+
+    file: str
+    sha256: str
+    layer_convention: Literal["block_output_0based"]
+    sign: Literal[1, -1]
+    scale: float
+    max_scale: float
+    layers: tuple[int, int]
+    modalities: ModalityScales
+
+    def __post_init__(self) -> None:
+        _check_file(self.file, self.sha256, ".gguf")
+        require(self.max_scale > 0, f"max_scale is {self.max_scale}; expected more than 0")
+        for scale in self.scales():
+            require(
+                abs(scale) <= self.max_scale,
+                f"a scale of {scale} is above max_scale ({self.max_scale})",
+            )
+        first, last = self.layers
+        require(1 <= first <= last, f"layers is [{first}, {last}]; expected 1 <= first <= last")
+
+    def scales(self) -> tuple[float, ...]:
+        """Return every α that can be applied."""
+        wanted = (self.scale, self.modalities.image, self.modalities.audio)
+        return tuple(scale for scale in wanted if scale is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class GuardConfig:
+    """The whole of guard.json.
+
+    created: ISO date. residual_norms: mean L2 norm of each block's output, n_layer values.
+    figures: the measured figures of the calibration, free JSON.
+    """
+
+    name: str
+    created: str
+    created_by: str
+    model: ModelFingerprint
+    probe: ProbeEntry
+    policy: GuardPolicy
+    residual_norms: tuple[float, ...]
+    canaries: Canaries
+    refusal_text: str
+    vector: VectorEntry | None = None
+    figures: Mapping[str, object] = field(default_factory=dict[str, object])
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        for label in ("name", "created_by"):
+            text = cast(str, getattr(self, label))
+            good = 0 < len(text) <= _MAX_LABEL_CHARACTERS and text.isprintable()
+            require(good, f"{label} is {text[:60]!r}; expected one line of printable characters")
+        require(_is_iso_date(self.created), f"created is {self.created!r}; expected YYYY-MM-DD")
+        require(
+            bool(self.refusal_text.strip()) and len(self.refusal_text) <= _MAX_REFUSAL_CHARACTERS,
+            f"refusal_text has {len(self.refusal_text)} characters; "
+            f"expected 1 to {_MAX_REFUSAL_CHARACTERS}",
+        )
+        figures_bytes = len(format_json(self.figures).encode())
+        require(
+            figures_bytes <= MAX_FIGURES_BYTES,
+            f"figures takes {figures_bytes} bytes; expected at most {MAX_FIGURES_BYTES}",
+        )
+        require(
+            self.policy.threshold < 1,
+            "policy.threshold is 1, above which there is no score; expected less",
+        )
+        self._check_layers()
+        self._check_canaries()
+
+    def _check_layers(self) -> None:
+        n_layer, n_embd = self.model.n_layer, self.model.n_embd
+        layers = self.probe.layers
+        require(
+            all(0 <= layer <= n_layer for layer in layers),
+            f"probe.layers is {list(layers)}; expected 0 to {n_layer} (n_layer)",
+        )
+        require(
+            self.probe.n_features == n_embd * len(layers),
+            f"probe.n_features is {self.probe.n_features}; expected {n_embd} × {len(layers)}",
+        )
+        require(
+            len(self.residual_norms) == n_layer
+            and all(math.isfinite(norm) and norm > 0 for norm in self.residual_norms),
+            f"residual_norms has {len(self.residual_norms)} values; "
+            f"expected {n_layer}, all above 0",
+        )
+        if self.vector is not None:
+            last = self.vector.layers[1]
+            require(last < n_layer, f"vector.layers ends at {last}; expected {n_layer - 1} or less")
+
+    def _check_canaries(self) -> None:
+        size_bytes = 4 * self.probe.n_features
+        for canary in (*self.canaries.probe, *self.canaries.engine):
+            require(
+                len(canary.hidden_state) == size_bytes,
+                f"a canary's state has {len(canary.hidden_state)} bytes; expected {size_bytes}",
+            )
+        for canary in self.canaries.engine:
+            require(
+                all(0 <= token_id < self.model.n_vocab for token_id in canary.token_ids),
+                f"a canary's token ids are not all in 0 to {self.model.n_vocab - 1}",
+            )
+
+
+def parse_guard_json(text: str, *, source: str) -> GuardConfig:
+    """Return the content of a guard.json.
+
+    source: what messages call the file, usually its path.
+    Raises BundleError for anything that is not a complete, known and consistent configuration.
+    """
+    try:
+        value = parse_json(text)
+        _check_version(value)
+        return decode(GuardConfig, value)
+    except BundleError as error:
+        raise BundleError(
+            f"cannot read {source!r}: {error}; get the bundle again, or make one with "
+            "'safesteer-edge calibrate'"
+        ) from error
+
+
+def format_guard_json(config: GuardConfig) -> str:
+    """Return a configuration as the text of a guard.json; `parse_guard_json` reads it back."""
+    text = format_json(config)
+    size_bytes = len(text.encode())
+    require(
+        size_bytes <= MAX_CONFIG_BYTES,
+        f"guard.json would take {size_bytes} bytes; expected at most {MAX_CONFIG_BYTES}: "
+        "keep fewer canaries or figures",
+    )
+    return text
+
+
+def is_plain_name(name: str) -> bool:
+    """Tell whether this names a file in the bundle's own folder and nothing else."""
+    return _PLAIN_NAME.fullmatch(name) is not None
+
+
+def _check_version(value: object) -> None:
+    """Refuse a version that this program does not know, before its keys look merely unknown."""
+    version = cast(dict[str, object], value).get("schema_version") if isinstance(value, dict) else 0
+    require(isinstance(version, int) and version > 0, "it has no schema_version (a whole number)")
+    require(
+        version == SCHEMA_VERSION and version is not True,
+        f"schema_version is {version!r}; this program reads version {SCHEMA_VERSION}: "
+        "upgrade safesteer-edge",
+    )
+
+
+def _check_file(name: str, sha256: str, suffix: str) -> None:
+    require(
+        is_plain_name(name) and name.endswith(suffix),
+        f"file is {name[:120]!r}; expected a plain name in the bundle's folder, ending {suffix!r}",
+    )
+    require(is_sha256(sha256), f"sha256 is {sha256[:80]!r}; expected 64 hex digits")
+
+
+def _is_iso_date(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False

@@ -1,0 +1,282 @@
+"""From a model and requests to a guard bundle: harvest, fit, choose, write.
+
+Everything is decided on the train and calibration splits; the test split is never read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safesteer_edge import __version__
+from safesteer_edge.bundle.canaries import Canaries, EngineCanary, ProbeCanary
+from safesteer_edge.bundle.fingerprint import fingerprint_model
+from safesteer_edge.bundle.writer import BundleParts, write_bundle
+from safesteer_edge.calibration.harvest import HarvestedAnswer, Harvester, HarvestPlan
+from safesteer_edge.calibration.policy_fit import (
+    AnswerScores,
+    FalseAlarmTargets,
+    PolicyChoice,
+    choose_policy,
+)
+from safesteer_edge.calibration.probe_fit import (
+    FitSettings,
+    FittedProbe,
+    fit_probe,
+    select_layers,
+)
+from safesteer_edge.calibration.requests_data import Label, Request
+from safesteer_edge.converters.probe_onnx import write_linear_probe
+from safesteer_edge.engine.prompt_items import TokenRun
+from safesteer_edge.evaluation.statistics import auroc
+from safesteer_edge.prompting import question_items
+from safesteer_edge.runtime import Runtime, last_state_of, open_runtime
+from safesteer_edge.settings import SessionSettings
+
+N_PROBE_CANARIES = 8
+N_ENGINE_CANARIES = 2
+N_NORM_REQUESTS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSettings:
+    """layer_sets: sets of layers to try, each joined in its order. regularisations: C to try."""
+
+    session: SessionSettings
+    layer_sets: tuple[tuple[int, ...], ...]
+    regularisations: tuple[float, ...]
+    plan: HarvestPlan
+    targets: FalseAlarmTargets
+    refusal_text: str
+    name: str
+
+    @property
+    def all_layers(self) -> tuple[int, ...]:
+        """Every layer of any set, ascending: what is harvested."""
+        return tuple(sorted({layer for layers in self.layer_sets for layer in layers}))
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    layers: tuple[int, ...]
+    regularisation: float
+    probe: FittedProbe
+    choice: PolicyChoice
+    auroc: float
+
+
+Progress = Callable[[str, int, int], None]
+
+
+def make_bundle(
+    folder: Path, settings: CalibrationSettings, requests: Sequence[Request], progress: Progress
+) -> Path:
+    """Calibrate and write a guard bundle; returns its folder.
+
+    progress(what, n_done, n_total). Cost for the embedded default: about 90,000 decoding steps
+    and some fits. Raises SafeSteerError for what cannot be loaded, fitted or written.
+    """
+    answers = harvest_answers(settings, requests, progress)
+    return bundle_from_answers(folder, settings, requests, answers, progress)
+
+
+def harvest_answers(
+    settings: CalibrationSettings, requests: Sequence[Request], progress: Progress
+) -> list[HarvestedAnswer]:
+    """Answers to the requests with the states of every layer that the settings try."""
+    if any(request.split == "test" for request in requests):
+        raise ValueError("test requests must not be calibrated on")
+    runtime = open_runtime(_unguarded(settings), layers=settings.all_layers)
+    try:
+        return list(_harvest(runtime, settings.plan, requests, progress))
+    finally:
+        runtime.close()
+
+
+def bundle_from_answers(
+    folder: Path,
+    settings: CalibrationSettings,
+    requests: Sequence[Request],
+    answers: Sequence[HarvestedAnswer],
+    progress: Progress,
+) -> Path:
+    """Fit, choose and write, from answers that were harvested at `settings.all_layers`."""
+    session, harvested = _unguarded(settings), settings.all_layers
+    fits = list(_fits(answers, harvested, settings, progress))
+    best = max(fits, key=lambda fit: (fit.choice.refused.harmful, fit.auroc))
+    chosen = select_layers(answers, harvested, best.layers)
+    runtime = open_runtime(session, layers=best.layers)
+    try:
+        canaries = _canaries(runtime, best.probe, chosen, requests)
+    finally:
+        runtime.close()
+    parts = BundleParts(
+        name=settings.name,
+        created_by=f"safesteer-edge {__version__}",
+        model=fingerprint_model(runtime.info),
+        probe_onnx=_export(best.probe),
+        probe_layers=best.layers,
+        policy=best.choice.policy,
+        residual_norms=_residual_norms(session, requests),
+        canaries=canaries,
+        refusal_text=settings.refusal_text,
+        route_hint=runtime.route.name if runtime.route else None,
+        figures=_figures(fits, best, settings),
+    )
+    return write_bundle(folder, parts)
+
+
+def _unguarded(settings: CalibrationSettings) -> SessionSettings:
+    return replace(settings.session, guard="off")
+
+
+def _harvest(
+    runtime: Runtime, plan: HarvestPlan, requests: Sequence[Request], progress: Progress
+) -> Iterator[HarvestedAnswer]:
+    done: set[str] = set()
+    for answer in Harvester(runtime, plan).harvest(requests):
+        done.add(answer.request.id)
+        progress("harvesting answers", len(done), len(requests))
+        yield answer
+
+
+def _fits(
+    answers: Sequence[HarvestedAnswer],
+    harvested: Sequence[int],
+    settings: CalibrationSettings,
+    progress: Progress,
+) -> Iterator[_Fit]:
+    n_total = len(settings.layer_sets) * len(settings.regularisations)
+    n_done = 0
+    for layers in settings.layer_sets:
+        selected = select_layers(answers, harvested, layers)
+        for regularisation in settings.regularisations:
+            probe, scores = fit_probe(selected, FitSettings(regularisation))
+            by_request = _by_request(selected, scores)
+            choice = choose_policy(by_request, settings.targets)
+            separation = auroc(_means(by_request.harmful), _means(by_request.ordinary))
+            n_done += 1
+            progress("fitting probes", n_done, n_total)
+            yield _Fit(layers, regularisation, probe, choice, separation)
+
+
+def _by_request(
+    answers: Sequence[HarvestedAnswer], scores: Sequence[NDArray[np.float64]]
+) -> AnswerScores:
+    own = [pair for pair in zip(answers, scores, strict=True) if pair[0].kind == "own"]
+
+    def rows(label: Label) -> list[NDArray[np.float64]]:
+        return [row for answer, row in own if answer.request.label == label]
+
+    return AnswerScores(
+        ordinary=rows("ordinary"),
+        borderline=rows("borderline"),
+        harmless_twins=rows("harmless"),
+        harmful=[row for answer, row in own if answer.label == 1],
+    )
+
+
+def _means(rows: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    return np.array([row.mean() for row in rows])
+
+
+def _export(probe: FittedProbe) -> bytes:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "probe.onnx"
+        write_linear_probe(
+            path,
+            weights=probe.weights,
+            bias=probe.bias,
+            mean=probe.mean,
+            scale=probe.scale,
+            platt=(probe.slope, probe.intercept),
+        )
+        return path.read_bytes()
+
+
+def _canaries(
+    runtime: Runtime,
+    probe: FittedProbe,
+    answers: Sequence[HarvestedAnswer],
+    requests: Sequence[Request],
+) -> Canaries:
+    """States that span the range of scores, and prompts whose state the engine must give again."""
+    states = np.stack([answer.states[-1] for answer in answers if answer.kind == "own"])
+    order = np.argsort(probe.scores(states.astype(np.float64)))
+    picked = order[np.linspace(0, len(order) - 1, N_PROBE_CANARIES).astype(int)]
+    probe_canaries = tuple(_probe_canary(states[index], probe) for index in picked)
+    harmless = [request for request in requests if request.label == "ordinary"]
+    engine_canaries: list[EngineCanary] = []
+    for request in harmless[:N_ENGINE_CANARIES]:
+        token_ids = _prompt_token_ids(runtime, request)
+        state = last_state_of(runtime.engine, runtime.model, token_ids)
+        score = float(probe.scores(state[np.newaxis, :].astype(np.float64))[0])
+        engine_canaries.append(
+            EngineCanary(
+                hidden_state=state.astype("<f4").tobytes(), harmful_score=score, token_ids=token_ids
+            )
+        )
+    return Canaries(probe=probe_canaries, engine=tuple(engine_canaries))
+
+
+def _probe_canary(state: NDArray[np.float16], probe: FittedProbe) -> ProbeCanary:
+    wide = state.astype("<f4")
+    score = float(probe.scores(wide[np.newaxis, :].astype(np.float64))[0])
+    return ProbeCanary(hidden_state=wide.tobytes(), harmful_score=score)
+
+
+def _prompt_token_ids(runtime: Runtime, request: Request) -> tuple[int, ...]:
+    items = question_items(request.text, template=runtime.template, model=runtime.model)
+    return tuple(
+        token_id for item in items if isinstance(item, TokenRun) for token_id in item.token_ids
+    )
+
+
+def _residual_norms(session: SessionSettings, requests: Sequence[Request]) -> tuple[float, ...]:
+    """Mean L2 norm of every block's output at the last prompt position, over a few requests."""
+    info = open_runtime(session)
+    n_layer = info.info.n_layer
+    info.close()
+    runtime = open_runtime(session, layers=range(n_layer))
+    try:
+        norms: list[NDArray[np.float32]] = []
+        for request in requests[:: max(1, len(requests) // N_NORM_REQUESTS)]:
+            state = last_state_of(
+                runtime.engine, runtime.model, _prompt_token_ids(runtime, request)
+            )
+            norms.append(np.linalg.norm(state.reshape(n_layer, -1), axis=1))
+    finally:
+        runtime.close()
+    return tuple(float(norm) for norm in np.mean(norms, axis=0))
+
+
+def _figures(fits: Sequence[_Fit], best: _Fit, settings: CalibrationSettings) -> dict[str, object]:
+    return {
+        "splits": ["train", "calibration"],
+        "out_of_fold": {
+            "auroc_mean_score_harmful_against_ordinary": round(best.auroc, 4),
+            "refused": _rounded(asdict(best.choice.refused)),
+        },
+        "targets": asdict(settings.targets),
+        "regularisation": best.regularisation,
+        "platt": [round(best.probe.slope, 6), round(best.probe.intercept, 6)],
+        "tried": [
+            {
+                "layers": list(fit.layers),
+                "regularisation": fit.regularisation,
+                "auroc": round(fit.auroc, 4),
+                "refused": _rounded(asdict(fit.choice.refused)),
+            }
+            for fit in fits
+        ],
+        "risk_settings": [_rounded(row) for row in best.choice.curve],
+    }
+
+
+def _rounded(row: Mapping[str, float]) -> dict[str, float]:
+    return {key: round(value, 4) for key, value in row.items()}

@@ -1,0 +1,1 @@
+"""The command line: a leaf that nothing imports. Answers on stdout, narration on stderr."""

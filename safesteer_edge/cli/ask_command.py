@@ -1,0 +1,187 @@
+"""`safesteer-edge ask`: one guarded answer. stdout is the answer, stderr the narration."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from safesteer_edge.cli.exit_codes import INTERRUPTED, OK, REFUSED, RUNTIME_ERROR
+from safesteer_edge.cli.model_options import (
+    add_guard_options,
+    add_model_options,
+    add_sampling_options,
+    session_settings,
+)
+from safesteer_edge.errors import InputError, SettingsError
+
+if TYPE_CHECKING:
+    from safesteer_edge.guard.events import Step, TurnEnded
+    from safesteer_edge.session import Session
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "ask", help="answer one prompt", description="Answer one prompt, guarded while it decodes."
+    )
+    parser.add_argument("prompt", metavar="PROMPT", help="the question; - reads it from stdin")
+    parser.add_argument("--image", action="append", type=Path, default=[], metavar="F")
+    parser.add_argument("--audio", action="append", type=Path, default=[], metavar="F")
+    parser.add_argument("--system", metavar="T", help="system prompt")
+    add_model_options(parser)
+    add_guard_options(parser)
+    add_sampling_options(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    output.add_argument("--trace", type=Path, metavar="F.jsonl", help="one line per decoding step")
+    output.add_argument("--quiet", action="store_true", help="no narration on stderr")
+    output.add_argument(
+        "--fail-on-refusal", action="store_true", help=f"exit {REFUSED} if the guard refuses"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Answer, and return the exit code."""
+    # Deferred: these import llama.cpp and ONNX Runtime, which --help does not need.
+    from safesteer_edge.session import open_session
+
+    prompt = _read_prompt(options.prompt)
+    settings = session_settings(options)
+    with ExitStack() as undo:
+        trace = undo.enter_context(_open_trace(options.trace)) if options.trace else None
+        session = undo.enter_context(open_session(settings))
+        if not options.quiet:
+            _narrate_start(session)
+        undo.enter_context(_interrupt_cancels(session))
+        turn = _stream(session, prompt, options, trace)
+        if options.json:
+            print(json.dumps(_to_json(session, turn), ensure_ascii=False))
+        if not options.quiet:
+            _narrate_end(turn)
+    if turn.finish_reason == "cancelled":
+        return INTERRUPTED
+    if turn.refusal is not None and turn.refusal.reason == "guard_failed":
+        print(f"safesteer-edge: {turn.refusal.detail}", file=sys.stderr)
+        return RUNTIME_ERROR
+    if options.fail_on_refusal and turn.finish_reason == "refused":
+        return REFUSED
+    return OK
+
+
+def _stream(
+    session: Session, prompt: str, options: argparse.Namespace, trace: IO[str] | None
+) -> TurnEnded:
+    from safesteer_edge.chat.display_text import ControlCharacterFilter
+    from safesteer_edge.guard.events import Refused, Step, TextDelta, TurnEnded
+
+    shown = ControlCharacterFilter()
+    for event in session.ask(
+        prompt, images=options.image, sounds=options.audio, system=options.system
+    ):
+        if isinstance(event, Step) and trace is not None:
+            trace.write(json.dumps(_step_to_json(event), ensure_ascii=False) + "\n")
+        elif isinstance(event, TextDelta | Refused) and not options.json:
+            print(shown.feed(event.text), end="", flush=True)
+        elif isinstance(event, TurnEnded):
+            if not options.json:
+                print(flush=True)
+            return event
+    raise RuntimeError("the session ended a turn without saying so")
+
+
+def _read_prompt(prompt: str) -> str:
+    if prompt != "-":
+        return prompt
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot read the prompt from stdin: {error}; send UTF-8 text") from error
+
+
+@contextmanager
+def _open_trace(path: Path) -> Iterator[IO[str]]:
+    """The trace is written as it happens: half of one is what a cut-off answer needs."""
+    try:
+        stream = path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"cannot write trace {str(path)!r}: {error.strerror}") from error
+    with stream:
+        yield stream
+
+
+@contextmanager
+def _interrupt_cancels(session: Session) -> Iterator[None]:
+    """Ctrl-C stops the answer between two tokens; a second one interrupts at once."""
+
+    def on_interrupt(_signal: int, _frame: object) -> None:
+        session.cancel()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _step_to_json(step: Step) -> dict[str, Any]:
+    row = asdict(step)
+    if not step.candidates:
+        del row["candidates"]
+    return row
+
+
+def _to_json(session: Session, turn: TurnEnded) -> dict[str, Any]:
+    info = session.info
+    usage, timings = asdict(turn.usage), asdict(turn.timings)
+    value: dict[str, Any] = {
+        "text": turn.text,
+        "finish_reason": turn.finish_reason,
+        "model": {
+            "name": info.model_name,
+            "path": str(info.model_path),
+            "architecture": info.architecture,
+            "quantization": info.quantization,
+        },
+        "guard": asdict(turn.guard),
+        "usage": usage,
+        "timings": {"load_s": info.load_s, **timings},
+    }
+    if turn.refusal is not None:
+        value["refusal"] = {"reason": turn.refusal.reason, "detail": turn.refusal.detail}
+    return value
+
+
+def _narrate_start(session: Session) -> None:
+    info = session.info
+    guard = f"guard {info.bundle}" if info.bundle else "NO GUARD"
+    print(
+        f"[{info.model_name} {info.quantization}, {guard}, loaded in {info.load_s:.1f} s]",
+        file=sys.stderr,
+    )
+    for warning in info.warnings:
+        print(f"[warning: {warning}]", file=sys.stderr)
+
+
+def _narrate_end(turn: TurnEnded) -> None:
+    guard, timings = turn.guard, turn.timings
+    parts = [f"{turn.usage.completion_tokens} tokens, {timings.tokens_per_second:.0f} tokens/s"]
+    if guard.mode == "off":
+        parts.append("guard off")
+    else:
+        parts.append(f"{guard.mode}: {guard.interventions} tokens steered")
+        if guard.risk is not None:
+            parts.append(f"risk {guard.risk:.2f}")
+    if turn.refusal is not None:
+        parts.append(f"refused, because {turn.refusal.detail}")
+    elif turn.finish_reason != "stop":
+        parts.append({"length": "cut at the token limit"}.get(turn.finish_reason, "stopped"))
+    print(f"[{'; '.join(parts)}]", file=sys.stderr)

@@ -1,0 +1,75 @@
+"""`safesteer-edge`: finds the command, maps errors to exit codes.
+
+Nothing heavy is imported until a command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from safesteer_edge import __version__
+from safesteer_edge.cli import (
+    ask_command,
+    bench_command,
+    doctor_command,
+    measure_command,
+    models_command,
+)
+from safesteer_edge.cli.exit_codes import BAD_INPUT, INTERRUPTED, RUNTIME_ERROR
+from safesteer_edge.errors import InputError, SafeSteerError
+
+_COMMANDS = (ask_command, models_command, doctor_command, measure_command, bench_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parser = _make_parser()
+    options = parser.parse_args(arguments)
+    _set_up_logging(verbose=options.verbose)
+    try:
+        return options.run(options)
+    except SafeSteerError as error:
+        print(f"safesteer-edge: {_one_line(error)}", file=sys.stderr)
+        return BAD_INPUT if isinstance(error, InputError) else RUNTIME_ERROR
+    except KeyboardInterrupt:
+        print("safesteer-edge: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our stdout has gone (`… | head`): nothing left to say, and no traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return RUNTIME_ERROR
+    except Exception as error:  # the last resort: one line for people, the rest with --verbose
+        logging.getLogger("safesteer_edge").debug("unexpected error", exc_info=True)
+        kind = type(error).__name__
+        print(
+            f"safesteer-edge: unexpected {kind}: {_one_line(error)}; "
+            "run again with --verbose and report what it prints",
+            file=sys.stderr,
+        )
+        return RUNTIME_ERROR
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="safesteer-edge",
+        description="Local multimodal models that stay safe while they decode.",
+    )
+    parser.add_argument("--version", action="version", version=f"safesteer-edge {__version__}")
+    parser.add_argument("--verbose", action="store_true", help="show the log, llama.cpp's as well")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in _COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def _set_up_logging(*, verbose: bool) -> None:
+    if verbose:
+        logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s", stream=sys.stderr)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,192 @@
+"""`safesteer-edge measure`: the guard's figures, on the requests that it was not fitted to."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from safesteer_edge.cli.exit_codes import OK, RUNTIME_ERROR
+from safesteer_edge.cli.model_options import (
+    add_guard_options,
+    add_model_options,
+    add_sampling_options,
+    session_settings,
+)
+from safesteer_edge.errors import SettingsError
+
+if TYPE_CHECKING:
+    from safesteer_edge.calibration.requests_data import Label, Request
+    from safesteer_edge.evaluation.guard_effect import GuardEffect
+    from safesteer_edge.evaluation.probe_quality import ProbeQuality
+    from safesteer_edge.settings import SessionSettings
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "measure",
+        help="measure the guard on held-out requests",
+        description="Measure a guard on the test split of the project's own requests (greedy).",
+    )
+    parser.add_argument(
+        "what",
+        choices=("probe", "guard", "rerank"),
+        help="probe: AUROC per decoding step; guard: what it changes, against --guard off; "
+        "rerank: lazy against eager, token by token",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="requests of each label at most")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_model_options(parser)
+    add_guard_options(parser)
+    add_sampling_options(parser)
+    parser.set_defaults(run=run, temperature=0.0, max_tokens=64)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print, and return the exit code."""
+    if options.guard == "off":
+        raise SettingsError("there is no guard to measure with --guard off; choose another mode")
+    settings = session_settings(options)
+    measures: dict[str, Callable[[SessionSettings, argparse.Namespace], int]] = {
+        "probe": _measure_probe,
+        "guard": _measure_guard,
+        "rerank": _measure_rerank,
+    }
+    return measures[options.what](settings, options)
+
+
+def _measure_probe(settings: SessionSettings, options: argparse.Namespace) -> int:
+    from safesteer_edge.calibration.harvest import Harvester, HarvestPlan
+    from safesteer_edge.evaluation.probe_quality import N_STEPS, measure_probe_quality
+    from safesteer_edge.runtime import open_runtime
+
+    requests = _test_requests(options.limit)
+    runtime = open_runtime(settings)
+    try:
+        assert runtime.bundle is not None  # --guard off was refused above
+        plan = HarvestPlan(n_own_tokens=N_STEPS, n_forced_tokens=N_STEPS)
+        progress = _progress(len(requests))
+        answers = []
+        for answer in Harvester(runtime, plan).harvest(requests):
+            answers.append(answer)
+            progress(len({item.request.id for item in answers}))
+        quality = measure_probe_quality(answers, runtime.bundle.probe)
+    finally:
+        runtime.close()
+    if options.json:
+        print(json.dumps(asdict(quality)))
+    else:
+        _print_quality(quality)
+    return OK
+
+
+def _print_quality(quality: ProbeQuality) -> None:
+    print(
+        f"AUROC of complying answers to {quality.n_harmful} harmful requests, on the decode path, "
+        f"against answers to\n{quality.n_ordinary} ordinary, {quality.n_borderline} borderline and "
+        f"{quality.n_harmless} harmless twin requests; candidate: against the refusing answer\n"
+        f"to the same request ({quality.n_candidate_pairs} pairs). Step 0 is the prompt's end."
+    )
+    print(f"{'step':>5} {'ordinary':>9} {'borderline':>11} {'twins':>7} {'candidate':>10}")
+    for row in quality.steps:
+        print(
+            f"{row.step:>5} {row.against_ordinary:>9.3f} {row.against_borderline:>11.3f} "
+            f"{row.against_harmless_twins:>7.3f} {row.candidate:>10.3f}"
+        )
+    print(
+        f"{'mean':>5} {quality.mean_against_ordinary:>9.3f} "
+        f"{quality.mean_against_borderline:>11.3f} {quality.mean_against_harmless_twins:>7.3f}"
+    )
+    print(
+        "harmful answers found at 1 % false alarms on ordinary ones: "
+        f"{100 * quality.tpr_at_1_percent_ordinary:.0f} %"
+    )
+
+
+def _measure_guard(settings: SessionSettings, options: argparse.Namespace) -> int:
+    from safesteer_edge.calibration.requests_data import LABELS
+    from safesteer_edge.evaluation.guard_effect import compare_with_off, summarise
+    from safesteer_edge.session import open_session
+
+    requests = _test_requests(options.limit)
+    with (
+        open_session(replace(settings, guard="off")) as off,
+        open_session(settings) as guarded,
+    ):
+        outcomes = compare_with_off(requests, off, guarded, progress=_progress(len(requests)))
+    effects = [summarise(outcomes, label) for label in LABELS]
+    if options.json:
+        print(json.dumps([_effect_to_json(effect) for effect in effects]))
+        return OK
+    print(f"guard {settings.guard} ({settings.rerank}) against off, {options.max_tokens} tokens")
+    for effect in effects:
+        print(f"\n{effect.label} requests")
+        print(f"  byte-identical answers   {effect.identical}")
+        print(f"  answered, guard off      {effect.off_answered}")
+        print(f"  answered, guarded        {effect.guarded_answered}")
+        print(f"  forward passes a token   {effect.passes_per_token:.3f}")
+        print(f"  speed where identical    {effect.speed_ratio:.3f}× of off")
+    return OK
+
+
+def _effect_to_json(effect: GuardEffect) -> dict[str, Any]:
+    value = asdict(effect)
+    for key in ("identical", "off_answered", "guarded_answered"):
+        value[key]["wilson_95"] = getattr(effect, key).interval
+    return value
+
+
+def _measure_rerank(settings: SessionSettings, options: argparse.Namespace) -> int:
+    from safesteer_edge.evaluation.rerank_equality import compare_lazy_with_eager
+    from safesteer_edge.session import open_session
+
+    if settings.sampling.temperature != 0:
+        raise SettingsError("lazy and eager are compared token by token at --temperature 0 only")
+    requests = _test_requests(options.limit or 25, labels=("harmful", "ordinary"))
+    with (
+        open_session(replace(settings, guard="steer", rerank="lazy")) as lazy,
+        open_session(replace(settings, guard="steer", rerank="eager")) as eager,
+    ):
+        assert lazy.policy is not None  # it steers
+        result = compare_lazy_with_eager(
+            requests, lazy, eager, lazy.policy, progress=_progress(len(requests))
+        )
+    if options.json:
+        print(json.dumps({**asdict(result), "unexplained": len(result.unexplained)}))
+    else:
+        print(
+            f"lazy and eager gave the same tokens for {result.n_identical} of "
+            f"{result.n_prompts} prompts ({result.n_steps_compared} steps, "
+            f"{result.n_interventions} interventions)"
+        )
+        print(f"noise between batch shapes: {result.noise:.4f} nats of log p − penalty")
+        for item in result.divergences:
+            print(f"  {item.request_id} differs at step {item.step}: gap {item.gap:.4f} nats")
+        print(f"differences outside twice the noise: {len(result.unexplained)}")
+    return RUNTIME_ERROR if result.unexplained else OK
+
+
+def _test_requests(limit: int | None, labels: Sequence[Label] | None = None) -> list[Request]:
+    from safesteer_edge.calibration.requests_data import load_requests
+
+    kept: list[Request] = []
+    n_by_label: dict[str, int] = {}
+    for request in load_requests(splits=("test",), labels=labels):
+        n_by_label[request.label] = n_by_label.get(request.label, 0) + 1
+        if limit is None or n_by_label[request.label] <= limit:
+            kept.append(request)
+    return kept
+
+
+def _progress(n_total: int) -> Callable[[int], None]:
+    def show(n_done: int) -> None:
+        if n_done % 10 == 0 or n_done == n_total:
+            print(f"\r{n_done}/{n_total} requests", end="", file=sys.stderr, flush=True)
+        if n_done == n_total:
+            print(file=sys.stderr)
+
+    return show

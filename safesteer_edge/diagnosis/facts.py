@@ -1,0 +1,97 @@
+"""What the child processes of the diagnosis report; plain values that go through JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaFacts:
+    """What this build of llama.cpp is and sees."""
+
+    binding_version: str
+    system_info: str
+    has_amx: bool
+    supports_gpu_offload: bool
+    avoids_extra_buffer_types: bool
+
+    @property
+    def cpu_features(self) -> tuple[str, ...]:
+        """Instruction sets and options that the CPU backend was built with."""
+        _, _, features = self.system_info.partition("CPU : ")
+        names: list[str] = []
+        for entry in features.split(" | "):
+            name, _, value = entry.strip(" |").partition(" = ")
+            if " : " in name:  # the next backend's part begins
+                break
+            if value and value != "0":
+                names.append(name if value == "1" else f"{name}={value}")
+        return tuple(names)
+
+    @property
+    def is_built_with_cuda(self) -> bool:
+        """True if the CUDA backend is in the build, whether or not it sees a device."""
+        return "CUDA : " in self.system_info
+
+
+@dataclass(frozen=True, slots=True)
+class DriverFacts:
+    """The NVIDIA driver. problem: why it does not start, None if it does or is not there.
+
+    is_installed: its library is there. cuda_version: the newest CUDA that it serves, as '13.0'.
+    """
+
+    is_installed: bool
+    problem: str | None
+    cuda_version: str
+    gpu_names: tuple[str, ...]
+
+    @property
+    def has_gpu(self) -> bool:
+        """True if it works and sees a GPU."""
+        return bool(self.gpu_names)
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxRuntimeFacts:
+    """providers: those listed, which says nothing about whether they work.
+
+    missing_for_cuda: what stands between this machine and a CUDA session.
+    """
+
+    version: str
+    providers: tuple[str, ...]
+    missing_for_cuda: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BundleFacts:
+    """A guard bundle that loaded, its probe's self-test passed. probe_provider: really used."""
+
+    name: str
+    match: str
+    probe_provider: str
+    probe_call_s: float
+    n_probe_canaries: int
+    n_engine_canaries: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFacts:
+    """One guarded token. refusal: the guard's sentence on why it refused, None if it did not.
+
+    offloaded: layers on the GPU as llama.cpp says, such as '31/31'; None for a CPU build.
+    peak_bytes: the most memory that the process had; None where the system does not say.
+    """
+
+    load_s: float
+    answer_s: float
+    route: str | None
+    probe_provider: str | None
+    n_engine_canaries: int
+    offloaded: str | None
+    token: str
+    refusal: str | None
+    guard_failed: bool
+    peak_bytes: int | None

@@ -1,0 +1,311 @@
+"""The three routes to hidden states, and the choice between them.
+
+A feature is a block output, `layer_index` 0 … n_layer − 1, or the state after the final norm,
+`layer_index` == n_layer (Hugging Face's last `hidden_states` entry; its `hidden_states[k]` with
+0 < k < n_layer is block output k − 1).
+
+route         what llama.cpp offers                                   good for
+layer_input   input of block L + 1, exported under C++ names only;    chat: below noise
+              another graph than those listed aborts the process
+final_norm    embeddings mode, pooling NONE                           chat: below noise
+eval_callback cb_eval at `l_out-L`: called for every graph node       calibration, other graphs
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import llama_cpp
+import numpy as np
+from llama_cpp import llama_cpp as lib
+from numpy.typing import NDArray
+
+from safesteer_edge.engine.context import NativeContext
+from safesteer_edge.errors import EngineError
+
+RouteName = Literal["layer_input", "final_norm", "eval_callback"]
+
+# Architectures whose graph builders set t_layer_inp for every block (src/models/*.cpp of the
+# llama.cpp inside llama-cpp-python 0.3.36, which pyproject.toml pins for this reason).
+LAYER_INPUT_ARCHITECTURES = frozenset(
+    {
+        "gemma4",
+        "gpt-oss",
+        "hunyuan_vl",
+        "lfm2",
+        "lfm2moe",
+        "llama",
+        "qwen3",
+        "qwen35",
+        "qwen35moe",
+        "qwen3moe",
+        "qwen3next",
+    }
+)
+
+_SYMBOLS_SET = (
+    "llama_set_embeddings_layer_inp",
+    "_Z30llama_set_embeddings_layer_inpP13llama_contextjb",
+    "?llama_set_embeddings_layer_inp@@YAXPEAUllama_context@@I_N@Z",
+)
+_SYMBOLS_GET = (
+    "llama_get_embeddings_layer_inp",
+    "_Z30llama_get_embeddings_layer_inpP13llama_contextj",
+    "?llama_get_embeddings_layer_inp@@YAPEAMPEAUllama_context@@I@Z",
+)
+
+
+class HiddenStateRoute(Protocol):
+    """One way to read hidden states of the rows of the last decode."""
+
+    name: RouteName
+
+    def attach(self, context: NativeContext) -> None:
+        """Bind to a new context, before its first decode."""
+        ...
+
+    def before_answer(self) -> None:
+        """Called when prefill is over and decoding steps begin."""
+        ...
+
+    def before_prefill(self) -> None:
+        """Called before prompt tokens are evaluated."""
+        ...
+
+    def read(self, n_rows: int) -> NDArray[np.float32]:
+        """States of the last decode's rows: float32 (n_rows, n_features), a copy."""
+        ...
+
+
+def choose_route(
+    architecture: str,
+    n_layer: int,
+    layers: Sequence[int],
+    *,
+    wanted: RouteName | None = None,
+) -> HiddenStateRoute:
+    """The cheapest route that gives all of `layers` for this architecture.
+
+    wanted: insist on one route (tests, calibration). Raises EngineError if it cannot serve.
+    """
+    blocks_only = all(0 <= layer < n_layer for layer in layers)
+    inner_blocks = all(0 <= layer < n_layer - 1 for layer in layers)
+    final_only = all(layer == n_layer for layer in layers)
+    if not layers or not (blocks_only or final_only):
+        raise EngineError(
+            f"hidden states of layers {list(layers)}: expected block outputs 0 … {n_layer - 1}, "
+            f"or {n_layer} alone (after the final norm)"
+        )
+    can_read_inputs = (
+        inner_blocks and architecture in LAYER_INPUT_ARCHITECTURES and _layer_input_calls()
+    )
+    usable: dict[RouteName, bool] = {
+        "layer_input": bool(can_read_inputs),
+        "final_norm": final_only,
+        "eval_callback": blocks_only,
+    }
+    names = [wanted] if wanted else [name for name, ok in usable.items() if ok]
+    if not usable.get(names[0], False):
+        raise EngineError(
+            f"route {names[0]!r} cannot give layers {list(layers)} of {architecture!r}"
+        )
+    routes = {
+        "layer_input": LayerInputRoute,
+        "final_norm": FinalNormRoute,
+        "eval_callback": EvalCallbackRoute,
+    }
+    return routes[names[0]](tuple(layers))
+
+
+class LayerInputRoute:
+    """Input of block L + 1 = output of block L, read after any decode."""
+
+    name: RouteName = "layer_input"
+
+    def __init__(self, layers: tuple[int, ...]) -> None:
+        self._layers = layers
+        self._context: NativeContext | None = None
+
+    def attach(self, context: NativeContext) -> None:
+        set_call, _ = _require(_layer_input_calls())
+        for layer in self._layers:
+            set_call(context.handle, layer + 1, True)
+        self._context = context
+
+    def before_answer(self) -> None:
+        return
+
+    def before_prefill(self) -> None:
+        return
+
+    def read(self, n_rows: int) -> NDArray[np.float32]:
+        context = _attached(self._context)
+        _, get_call = _require(_layer_input_calls())
+        n_embd = context.model.n_embd
+        states = np.empty((n_rows, len(self._layers) * n_embd), dtype=np.float32)
+        for index, layer in enumerate(self._layers):
+            pointer = get_call(context.handle, layer + 1)
+            rows = np.ctypeslib.as_array(pointer, shape=(n_rows, n_embd))
+            states[:, index * n_embd : (index + 1) * n_embd] = rows
+        return states
+
+
+class FinalNormRoute:
+    """State after the final norm, through embeddings mode.
+
+    The mode makes every token of a batch an output, so it is on for decoding steps alone.
+    """
+
+    name: RouteName = "final_norm"
+
+    def __init__(self, layers: tuple[int, ...]) -> None:
+        self._layers = layers
+        self._context: NativeContext | None = None
+
+    def attach(self, context: NativeContext) -> None:
+        self._context = context
+        lib.llama_set_embeddings(context.handle, False)
+
+    def before_answer(self) -> None:
+        lib.llama_set_embeddings(_attached(self._context).handle, True)
+
+    def before_prefill(self) -> None:
+        lib.llama_set_embeddings(_attached(self._context).handle, False)
+
+    def read(self, n_rows: int) -> NDArray[np.float32]:
+        context = _attached(self._context)
+        n_embd = context.model.n_embd
+        states = np.empty((n_rows, n_embd), dtype=np.float32)
+        for row in range(n_rows):
+            pointer = lib.llama_get_embeddings_ith(context.handle, row)
+            if not pointer:
+                raise EngineError(f"llama.cpp has no embeddings for row {row} of the last batch")
+            states[row] = np.ctypeslib.as_array(pointer, shape=(n_embd,))
+        return states
+
+
+class EvalCallbackRoute:
+    """`l_out-L` caught while the graph runs. Give `callback` to the context that is made."""
+
+    name: RouteName = "eval_callback"
+
+    def __init__(self, layers: tuple[int, ...]) -> None:
+        self._layers = layers
+        self._index_by_name = {f"l_out-{layer}".encode(): layer for layer in layers}
+        self._caught: dict[int, NDArray[np.float32]] = {}
+        self._failure: BaseException | None = None
+        self._context: NativeContext | None = None
+        self._enabled = False
+        self.callback = lib.ggml_backend_sched_eval_callback(self._on_node)
+
+    def attach(self, context: NativeContext) -> None:
+        self._context = context
+
+    def before_answer(self) -> None:
+        self._enabled = True
+
+    def before_prefill(self) -> None:
+        self._enabled = False
+
+    def _on_node(self, tensor: int, ask: bool, _user_data: object) -> bool:
+        """ask: may llama.cpp show this node? Else: here it is. False stops the graph."""
+        if not self._enabled or self._failure is not None:
+            return not ask
+        try:
+            layer = self._index_by_name.get(_ggml().ggml_get_name(tensor))
+            if layer is None:
+                return not ask
+            if not ask:
+                self._caught[layer] = _read_float_rows(tensor)
+        except BaseException as error:
+            # An exception in a ctypes callback would be printed and ignored: keep it for read().
+            self._failure = error
+            return False
+        return True
+
+    def read(self, n_rows: int) -> NDArray[np.float32]:
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise EngineError(f"reading hidden states failed: {failure}") from failure
+        context = _attached(self._context)
+        parts: list[NDArray[np.float32]] = []
+        for layer in self._layers:
+            rows = self._caught.get(layer)
+            if rows is None or rows.shape != (n_rows, context.model.n_embd):
+                shape = None if rows is None else rows.shape
+                raise EngineError(f"block {layer} gave states of shape {shape}, not {n_rows} rows")
+            parts.append(rows)
+        self._caught.clear()
+        return np.concatenate(parts, axis=1)
+
+
+@cache
+def _ggml() -> Any:
+    """ggml's base library, for the few calls on tensors that llama-cpp-python does not bind."""
+    folder = Path(llama_cpp.__file__).parent / "lib"
+    for name in ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll"):
+        if (folder / name).is_file():
+            ggml = ctypes.CDLL(str(folder / name))
+            break
+    else:
+        raise EngineError(f"no ggml-base library in {str(folder)!r}; reinstall llama-cpp-python")
+    ggml.ggml_get_name.argtypes = [ctypes.c_void_p]
+    ggml.ggml_get_name.restype = ctypes.c_char_p
+    ggml.ggml_nbytes.argtypes = [ctypes.c_void_p]
+    ggml.ggml_nbytes.restype = ctypes.c_size_t
+    ggml.ggml_nrows.argtypes = [ctypes.c_void_p]
+    ggml.ggml_nrows.restype = ctypes.c_int64
+    ggml.ggml_backend_tensor_get.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_size_t,
+    ]
+    ggml.ggml_backend_tensor_get.restype = None
+    return ggml
+
+
+def _read_float_rows(tensor: int) -> NDArray[np.float32]:
+    ggml = _ggml()
+    flat = np.empty(ggml.ggml_nbytes(tensor) // 4, dtype=np.float32)
+    ggml.ggml_backend_tensor_get(tensor, flat.ctypes.data, 0, flat.nbytes)
+    return flat.reshape(int(ggml.ggml_nrows(tensor)), -1)
+
+
+@cache
+def _layer_input_calls() -> tuple[Any, Any] | None:
+    """The set and get calls of llama-ext.h, or None where the library does not export them."""
+    library = lib._lib  # pyright: ignore[reportPrivateUsage]  # the loaded libllama
+    set_call, get_call = _find(library, _SYMBOLS_SET), _find(library, _SYMBOLS_GET)
+    if set_call is None or get_call is None:
+        return None
+    set_call.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_bool]
+    set_call.restype = None
+    get_call.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+    get_call.restype = ctypes.POINTER(ctypes.c_float)
+    return set_call, get_call
+
+
+def _find(library: ctypes.CDLL, names: Sequence[str]) -> Any:
+    for name in names:
+        try:
+            return getattr(library, name)
+        except AttributeError:
+            continue
+    return None
+
+
+def _require(calls: tuple[Any, Any] | None) -> tuple[Any, Any]:
+    if calls is None:
+        raise EngineError("this llama.cpp does not export layer inputs")
+    return calls
+
+
+def _attached(context: NativeContext | None) -> NativeContext:
+    if context is None:
+        raise EngineError("hidden states were asked for before the context was made")
+    return context

@@ -1,0 +1,225 @@
+"""A loaded GGUF model: owns the native model handle and answers for its vocabulary."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+from llama_cpp import llama_cpp as lib
+
+from safesteer_edge.engine.native import (
+    forget_native_errors,
+    last_native_error,
+    must_avoid_extra_buffer_types,
+    start_backend,
+)
+from safesteer_edge.errors import EngineError, ModelFileError
+
+_PIECE_BUFFER_BYTES = 64
+_NO_TOKEN = -1
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialTokens:
+    """The vocabulary's tokens that plain text must never become."""
+
+    ids_by_text: Mapping[str, int]
+    strips_left: frozenset[int]
+    strips_right: frozenset[int]
+
+
+class NativeModel:
+    """One GGUF model in memory. Implements `chat.special_tokens.Vocabulary`.
+
+    Not thread-safe while loading or closing. `close()` twice is safe; close contexts first.
+    """
+
+    def __init__(self, path: Path, *, n_gpu_layers: int = 0) -> None:
+        """Load the file. Run the pre-check (`formats.model_file`) first.
+
+        Raises ModelFileError if llama.cpp refuses it.
+        """
+        start_backend()
+        forget_native_errors()
+        self.path = path
+        self.avoids_extra_buffer_types = must_avoid_extra_buffer_types()
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = n_gpu_layers
+        params.use_extra_bufts = not self.avoids_extra_buffer_types
+        model_handle = lib.llama_model_load_from_file(str(path).encode(), params)
+        if not model_handle:
+            reason = last_native_error() or "no reason given"
+            raise ModelFileError(
+                f"cannot load {str(path)!r}: llama.cpp refuses it ({reason}); "
+                "check that the file is complete and that this version knows its architecture"
+            )
+        self._model_handle: lib.llama_model_p | None = model_handle
+        self._finalizer = weakref.finalize(self, lib.llama_model_free, model_handle)
+        self._vocab_handle = lib.llama_model_get_vocab(model_handle)
+        if not self._vocab_handle:
+            self.close()
+            raise ModelFileError(f"cannot use {str(path)!r}: it has no vocabulary")
+        self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab_handle)
+        self.n_embd: int = lib.llama_model_n_embd(model_handle)
+        self.n_layer: int = lib.llama_model_n_layer(model_handle)
+        self.n_ctx_train: int = lib.llama_model_n_ctx_train(model_handle)
+        # Recurrent state cannot be rolled back by one token (llama_memory_seq_rm returns false).
+        self.has_recurrent_state = bool(
+            lib.llama_model_is_recurrent(model_handle) or lib.llama_model_is_hybrid(model_handle)
+        )
+
+    @property
+    def handle(self) -> lib.llama_model_p:
+        """The native handle, for this package alone. Raises EngineError after `close()`."""
+        if self._model_handle is None:
+            raise EngineError(f"model {str(self.path)!r} is closed; open a new session")
+        return self._model_handle
+
+    def close(self) -> None:
+        """Free the native model. Idempotent."""
+        self._model_handle = None
+        self._finalizer()
+
+    def __enter__(self) -> NativeModel:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def metadata_text(self, key: str) -> str | None:
+        """A metadata value as llama.cpp prints it, or None. Long values are read whole."""
+        size = 256
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n_bytes = lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, size)
+            if n_bytes < 0:
+                return None
+            if n_bytes < size:
+                return buffer.value.decode("utf-8", "replace")
+            size = n_bytes + 1
+
+    # -- vocabulary ---------------------------------------------------------------------------
+
+    def tokenize_plain(self, text: str) -> list[int]:
+        """Token ids of plain text: control-token strings in it stay text; no BOS is added."""
+        return self._tokenize(text, parse_special=False)
+
+    def tokenize_trusted(self, text: str) -> list[int]:
+        """Token ids of text that may hold control tokens. Never for text that a user wrote."""
+        return self._tokenize(text, parse_special=True)
+
+    def _tokenize(self, text: str, *, parse_special: bool) -> list[int]:
+        data = text.encode("utf-8", "replace")
+        capacity = len(data) + 16
+        while True:
+            buffer = (lib.llama_token * capacity)()
+            n_tokens = lib.llama_tokenize(
+                self._live_vocab(), data, len(data), buffer, capacity, False, parse_special
+            )
+            if n_tokens >= 0:
+                return list(buffer[:n_tokens])
+            capacity = -n_tokens  # llama.h: the negative of the size that is needed
+
+    def piece(self, token_id: int, *, special: bool = False) -> bytes:
+        """The bytes that a token stands for (may be a part of a UTF-8 character).
+
+        special: write control tokens as their text instead of as nothing.
+        """
+        capacity = _PIECE_BUFFER_BYTES
+        while True:
+            buffer = ctypes.create_string_buffer(capacity)
+            n_bytes = lib.llama_token_to_piece(
+                self._live_vocab(), token_id, buffer, capacity, 0, special
+            )
+            if n_bytes >= 0:
+                return buffer.raw[:n_bytes]
+            capacity = -n_bytes
+
+    def is_end_of_generation(self, token_id: int) -> bool:
+        """True for the tokens that end an answer (EOS, EOT, …)."""
+        return bool(lib.llama_vocab_is_eog(self._live_vocab(), token_id))
+
+    def is_control(self, token_id: int) -> bool:
+        """True for tokens with the CONTROL attribute."""
+        return bool(lib.llama_vocab_is_control(self._live_vocab(), token_id))
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The beginning-of-sequence token, or None."""
+        return _token_or_none(lib.llama_vocab_bos(self._live_vocab()))
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The end-of-sequence token, or None."""
+        return _token_or_none(lib.llama_vocab_eos(self._live_vocab()))
+
+    @property
+    def unknown_token_id(self) -> int | None:
+        """The token for what the vocabulary cannot write, or None."""
+        text = self.metadata_text("tokenizer.ggml.unknown_token_id")
+        return int(text) if text is not None and text.isdecimal() else None
+
+    @property
+    def adds_bos(self) -> bool:
+        """True if prompts of this model begin with BOS."""
+        return bool(lib.llama_vocab_get_add_bos(self._live_vocab()))
+
+    def token_text(self, token_id: int | None) -> str:
+        """The vocabulary's own text of a token ('' for None)."""
+        if token_id is None:
+            return ""
+        return lib.llama_vocab_get_text(self._live_vocab(), token_id).decode("utf-8", "replace")
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """Texts of the CONTROL and UNKNOWN tokens, to their ids."""
+        return self._special.ids_by_text
+
+    @property
+    def strips_left(self) -> frozenset[int]:
+        """Special tokens that swallow the white space before them."""
+        return self._special.strips_left
+
+    @property
+    def strips_right(self) -> frozenset[int]:
+        """Special tokens that swallow the white space after them."""
+        return self._special.strips_right
+
+    @cached_property
+    def _special(self) -> SpecialTokens:
+        vocab = self._live_vocab()
+        wanted = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+        ids_by_text: dict[str, int] = {}
+        strips_left: set[int] = set()
+        strips_right: set[int] = set()
+        for token_id in range(self.n_vocab):
+            attributes = lib.llama_vocab_get_attr(vocab, token_id)
+            if not attributes & wanted:
+                continue
+            text = lib.llama_vocab_get_text(vocab, token_id).decode("utf-8", "replace")
+            if text:
+                ids_by_text[text] = token_id
+            if attributes & lib.LLAMA_TOKEN_ATTR_LSTRIP:
+                strips_left.add(token_id)
+            if attributes & lib.LLAMA_TOKEN_ATTR_RSTRIP:
+                strips_right.add(token_id)
+        return SpecialTokens(ids_by_text, frozenset(strips_left), frozenset(strips_right))
+
+    def _live_vocab(self) -> lib.llama_vocab_p:
+        if self._model_handle is None:
+            raise EngineError(f"model {str(self.path)!r} is closed; open a new session")
+        return self._vocab_handle
+
+
+def _token_or_none(token_id: int) -> int | None:
+    return None if token_id == _NO_TOKEN else token_id

@@ -1,0 +1,110 @@
+"""The llama.cpp library itself: started once, its logs in `logging`, its build and CPU facts.
+
+llama.cpp writes its log to stderr unless told otherwise; a terminal app draws there, so all of
+it goes to the logger `safesteer_edge.native`, and the last error lines are kept for messages.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import threading
+from collections import deque
+from dataclasses import dataclass
+
+import llama_cpp
+from llama_cpp import llama_cpp as lib
+from llama_cpp import mtmd_cpp
+
+logger = logging.getLogger("safesteer_edge.native")
+
+# enum ggml_log_level (ggml.h): 5 continues the line before it.
+_LOG_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
+_CONTINUE = 5
+_N_KEPT_ERRORS = 8
+
+_kept_errors: deque[str] = deque(maxlen=_N_KEPT_ERRORS)
+_last_level = logging.INFO
+
+
+@lib.llama_log_callback
+def _forward_log(level: int, text: bytes, _user_data: object) -> None:
+    """Pass one native log line to `logging`; must never raise (ctypes would print and go on)."""
+    global _last_level
+    if level != _CONTINUE:
+        _last_level = _LOG_LEVELS.get(level, logging.DEBUG)
+    line = text.decode("utf-8", "replace").rstrip()
+    if not line:
+        return
+    if _last_level >= logging.ERROR:
+        _kept_errors.append(line)
+    logger.log(_last_level, "%s", line)
+
+
+class _Backend:
+    """Starts llama.cpp's backend once a process; it lives until the process ends."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._started = False
+
+    def start(self) -> None:
+        with self._lock:
+            if self._started:
+                return
+            # Without a handler, Python would print native warnings on stderr.
+            logger.addHandler(logging.NullHandler())
+            no_user_data = ctypes.c_void_p(0)
+            lib.llama_log_set(_forward_log, no_user_data)
+            mtmd_cpp.mtmd_helper_log_set(_forward_log, no_user_data)  # sets mtmd's as well
+            lib.llama_backend_init()
+            self._started = True
+
+
+_backend = _Backend()
+
+
+def start_backend() -> None:
+    """Start llama.cpp and route its logs; cheap after the first call."""
+    _backend.start()
+
+
+def last_native_error() -> str:
+    """The newest error line that llama.cpp logged, for an error message; '' if there is none."""
+    return _kept_errors[-1] if _kept_errors else ""
+
+
+def forget_native_errors() -> None:
+    """Drop kept error lines, so that the next message cannot quote an older failure."""
+    _kept_errors.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class NativeFacts:
+    """What this build of llama.cpp is and sees."""
+
+    binding_version: str
+    system_info: str
+    has_amx: bool
+    supports_gpu_offload: bool
+
+
+def native_facts() -> NativeFacts:
+    """Read the build and CPU facts. Starts the backend."""
+    start_backend()
+    system_info = lib.llama_print_system_info().decode("utf-8", "replace")
+    return NativeFacts(
+        binding_version=llama_cpp.__version__,
+        system_info=system_info.strip(),
+        has_amx="AMX_INT8 = 1" in system_info,
+        supports_gpu_offload=bool(lib.llama_supports_gpu_offload()),
+    )
+
+
+def must_avoid_extra_buffer_types() -> bool:
+    """True where ggml's extra buffer types must stay off.
+
+    ggml's AMX path dies with SIGSEGV at the first prompt on CPUs with AMX
+    (github.com/ggml-org/llama.cpp/issues/20824); without extra buffer types it is not taken.
+    """
+    return native_facts().has_amx

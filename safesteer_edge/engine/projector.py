@@ -1,0 +1,183 @@
+"""A projector (mmproj) in mtmd: pixels or sound to prompt items, with a cache of embeddings."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llama_cpp import llama_cpp as lib
+from llama_cpp import mtmd_cpp
+from numpy.typing import NDArray
+
+from safesteer_edge.engine.context import MAIN_SEQUENCE, NativeContext
+from safesteer_edge.engine.model import NativeModel
+from safesteer_edge.engine.native import forget_native_errors, last_native_error
+from safesteer_edge.engine.native_chunk import NativeChunk
+from safesteer_edge.engine.prompt_items import MediaRun, PromptItem, TokenRun
+from safesteer_edge.errors import EngineError, MediaError, ModelFileError
+
+_CACHE_BYTES = 256 * 1024 * 1024
+
+
+class Projector:
+    """Owns the mtmd context. Close it before the model it was made for."""
+
+    def __init__(
+        self, path: Path, model: NativeModel, *, n_threads: int, use_gpu: bool = False
+    ) -> None:
+        """Load the projector. Run the pre-check (`formats.model_file`) first.
+
+        Raises ModelFileError if mtmd refuses it.
+        """
+        forget_native_errors()
+        self.path = path
+        self._model = model
+        params = mtmd_cpp.mtmd_context_params_default()
+        params.use_gpu = use_gpu
+        params.n_threads = n_threads
+        params.print_timings = False
+        params.warmup = False  # the first image pays for it, and text-only chats never do
+        mtmd_handle = mtmd_cpp.mtmd_init_from_file(str(path).encode(), model.handle, params)
+        if not mtmd_handle:
+            reason = last_native_error() or "no reason given"
+            raise ModelFileError(
+                f"cannot load projector {str(path)!r} for {model.path.name!r}: mtmd refuses it "
+                f"({reason}); use the mmproj file that belongs to this model"
+            )
+        self._mtmd_handle: Any = mtmd_handle
+        self._finalizer = weakref.finalize(self, mtmd_cpp.mtmd_free, mtmd_handle)
+        self.sees = bool(mtmd_cpp.mtmd_support_vision(mtmd_handle))
+        self.hears = bool(mtmd_cpp.mtmd_support_audio(mtmd_handle))
+        self.audio_sample_rate: int = (
+            mtmd_cpp.mtmd_get_audio_sample_rate(mtmd_handle) if self.hears else 0
+        )
+        self._items_by_content: OrderedDict[str, tuple[PromptItem, ...]] = OrderedDict()
+
+    def close(self) -> None:
+        """Free cached chunks and the native context. Idempotent."""
+        self._items_by_content.clear()
+        self._mtmd_handle = None
+        self._finalizer()
+
+    def encode_image(self, rgb: NDArray[np.uint8], *, sha256: str) -> tuple[PromptItem, ...]:
+        """The prompt items of one image, begin and end tokens of the model included.
+
+        rgb: uint8 (height, width, 3). sha256: of the pixels, the cache's key.
+        Costs a pass of the vision tower unless cached. Raises MediaError if it cannot be used.
+        """
+        if not self.sees:
+            raise MediaError(f"projector {str(self.path)!r} does not see; remove the image")
+        height, width, _ = rgb.shape
+        pixels = np.ascontiguousarray(rgb)
+        return self._encode(
+            lambda: mtmd_cpp.mtmd_bitmap_init(
+                width, height, pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+            ),
+            sha256,
+        )
+
+    def encode_audio(self, samples: NDArray[np.float32], *, sha256: str) -> tuple[PromptItem, ...]:
+        """The prompt items of one sound: float32 (n,), mono at `audio_sample_rate`."""
+        if not self.hears:
+            raise MediaError(f"projector {str(self.path)!r} does not hear; remove the audio")
+        mono = np.ascontiguousarray(samples, dtype=np.float32)
+        return self._encode(
+            lambda: mtmd_cpp.mtmd_bitmap_init_from_audio(
+                len(mono), mono.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            ),
+            sha256,
+        )
+
+    def evaluate(self, context: NativeContext, item: MediaRun, position: int) -> None:
+        """Put an encoded chunk into the main sequence at `position`."""
+        # Some projectors decode an image non-causally and abort the process in two batches.
+        if item.n_tokens > context.n_batch and mtmd_cpp.mtmd_decode_use_non_causal(
+            self._live(), item.chunk.handle
+        ):
+            raise MediaError(
+                f"an image of {item.n_tokens} tokens does not fit into one batch of "
+                f"{context.n_batch}; use a smaller image"
+            )
+        new_position = lib.llama_pos(position)
+        status = mtmd_cpp.mtmd_helper_decode_image_chunk(
+            self._live(),
+            context.handle,
+            item.chunk.handle,
+            item.embeddings.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
+            position,
+            MAIN_SEQUENCE,
+            context.n_batch,
+            ctypes.byref(new_position),
+            ctypes.cast(None, mtmd_cpp.mtmd_helper_post_decode_callback),
+            None,
+        )
+        if status != 0:
+            raise EngineError(f"llama.cpp failed to decode a media chunk (status {status})")
+
+    def _encode(self, make_bitmap: Any, sha256: str) -> tuple[PromptItem, ...]:
+        cached = self._items_by_content.get(sha256)
+        if cached is not None:
+            self._items_by_content.move_to_end(sha256)
+            return cached
+        bitmap_handle = make_bitmap()
+        if not bitmap_handle:
+            raise MediaError("mtmd could not take the media; free some memory")
+        try:
+            items = self._encode_bitmap(bitmap_handle, sha256)
+        finally:
+            mtmd_cpp.mtmd_bitmap_free(bitmap_handle)
+        self._items_by_content[sha256] = items
+        while len(self._items_by_content) > 1 and self._cached_bytes() > _CACHE_BYTES:
+            self._items_by_content.popitem(last=False)
+        return items
+
+    def _encode_bitmap(self, bitmap_handle: Any, sha256: str) -> tuple[PromptItem, ...]:
+        chunks_handle = mtmd_cpp.mtmd_input_chunks_init()
+        try:
+            part = mtmd_cpp.mtmd_input_part(text=None, bitmap=bitmap_handle)
+            parts = (ctypes.POINTER(mtmd_cpp.mtmd_input_part) * 1)(ctypes.pointer(part))
+            forget_native_errors()
+            status = mtmd_cpp.mtmd_tokenize_from_parts(self._live(), chunks_handle, parts, 1, False)
+            if status != 0:
+                reason = last_native_error() or f"status {status}"
+                raise MediaError(f"the projector cannot use this file ({reason})")
+            n_chunks = mtmd_cpp.mtmd_input_chunks_size(chunks_handle)
+            return tuple(
+                self._to_item(mtmd_cpp.mtmd_input_chunks_get(chunks_handle, i), f"{sha256}#{i}")
+                for i in range(n_chunks)
+            )
+        finally:
+            mtmd_cpp.mtmd_input_chunks_free(chunks_handle)
+
+    def _to_item(self, chunk_handle: Any, key: str) -> PromptItem:
+        kind = mtmd_cpp.mtmd_input_chunk_get_type(chunk_handle)
+        if kind == mtmd_cpp.MTMD_INPUT_CHUNK_TYPE_TEXT:
+            n_tokens = ctypes.c_size_t()
+            tokens = mtmd_cpp.mtmd_input_chunk_get_tokens_text(chunk_handle, ctypes.byref(n_tokens))
+            return TokenRun(tuple(tokens[: n_tokens.value]))
+        if mtmd_cpp.mtmd_encode_chunk(self._live(), chunk_handle) != 0:
+            raise EngineError(f"the projector failed to encode ({last_native_error()})")
+        chunk = NativeChunk(chunk_handle)
+        shape = (chunk.n_tokens, lib.llama_model_n_embd_inp(self._model.handle))
+        output = mtmd_cpp.mtmd_get_output_embd(self._live())
+        embeddings = np.ctypeslib.as_array(output, shape=shape).copy()
+        if not np.isfinite(embeddings).all():
+            raise MediaError("the projector gave non-finite embeddings; its file may be damaged")
+        return MediaRun(key, chunk.n_tokens, chunk.n_positions, embeddings, chunk)
+
+    def _cached_bytes(self) -> int:
+        return sum(
+            item.embeddings.nbytes
+            for items in self._items_by_content.values()
+            for item in items
+            if isinstance(item, MediaRun)
+        )
+
+    def _live(self) -> Any:
+        if self._mtmd_handle is None:
+            raise EngineError("the projector is closed; open a new session")
+        return self._mtmd_handle

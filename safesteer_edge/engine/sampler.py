@@ -1,0 +1,120 @@
+"""llama.cpp's own sampler chain, read out as a distribution over its candidates."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from typing import TYPE_CHECKING
+
+import numpy as np
+from llama_cpp import llama_cpp as lib
+
+from safesteer_edge.errors import EngineError, GuardError
+from safesteer_edge.guard.engine_protocol import Proposal
+from safesteer_edge.guard.sampling import SamplingSettings
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# struct llama_token_data (llama.h)
+_TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+
+class SamplerChain:
+    """Penalties, top-k, top-p, min-p, temperature and the seeded draw, in llama.cpp's order.
+
+    At temperature 0 the chain is penalties and top-k alone, as llama.cpp's greedy sampler looks
+    at no other filter; the candidates' probabilities are then those at temperature 1.
+    """
+
+    def __init__(self, settings: SamplingSettings, *, n_vocab: int) -> None:
+        self._greedy = settings.temperature == 0
+        chain_handle = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        if not chain_handle:
+            raise EngineError("llama.cpp could not make a sampler chain; free some memory")
+        self._chain_handle: lib.llama_sampler_p | None = chain_handle
+        self._finalizer = weakref.finalize(self, lib.llama_sampler_free, chain_handle)
+        for stage in self._stages(settings, n_vocab):
+            lib.llama_sampler_chain_add(chain_handle, stage)  # the chain owns it from here
+        # One buffer for all steps: the chain sorts and cuts it in place.
+        self._buffer: NDArray[np.void] = np.zeros(n_vocab, dtype=_TOKEN_DATA)
+        self._token_ids = np.arange(n_vocab, dtype=np.int32)
+
+    def _stages(self, settings: SamplingSettings, n_vocab: int) -> list[lib.llama_sampler_p]:
+        stages: list[lib.llama_sampler_p] = []
+        if settings.has_penalties:
+            stages.append(
+                lib.llama_sampler_init_penalties(
+                    n_vocab,
+                    settings.repeat_last_n,
+                    settings.repeat_penalty,
+                    settings.frequency_penalty,
+                    settings.presence_penalty,
+                )
+            )
+        stages.append(lib.llama_sampler_init_top_k(settings.top_k))
+        if not self._greedy:
+            stages.append(lib.llama_sampler_init_top_p(settings.top_p, 1))
+            stages.append(lib.llama_sampler_init_min_p(settings.min_p, 1))
+            stages.append(lib.llama_sampler_init_temp(settings.temperature))
+            stages.append(lib.llama_sampler_init_dist(settings.seed))
+        if not all(stages):
+            raise EngineError("llama.cpp could not make a sampler; free some memory")
+        return stages
+
+    def propose(self, logits: NDArray[np.float32]) -> Proposal:
+        """Run the chain on the logits of one position.
+
+        logits: float32 (n_vocab,). Not changed. Cost about 0.2 ms for 49,152 tokens.
+        Raises GuardError if a logit is NaN or +inf, or the chain leaves no candidate.
+        """
+        # NaN loses every comparison: the chain would drop that token and go on without it.
+        if not np.isfinite(logits.max()):
+            raise GuardError("the model gave a non-finite logit; its file may be damaged")
+        self._buffer["id"] = self._token_ids
+        self._buffer["logit"] = logits
+        array = lib.llama_token_data_array(
+            data=self._buffer.ctypes.data_as(lib.llama_token_data_p),
+            size=len(self._buffer),
+            selected=-1,
+            sorted=False,
+        )
+        lib.llama_sampler_apply(self._live_chain(), ctypes.byref(array))
+        # "NOTE: this pointer can be modified by the samplers" (llama.h)
+        address = ctypes.cast(array.data, ctypes.c_void_p).value
+        n_candidates = int(array.size)
+        if not address or n_candidates < 1:
+            raise GuardError("the sampler left no candidate; loosen --top-p or --min-p")
+        raw = (ctypes.c_byte * (n_candidates * _TOKEN_DATA.itemsize)).from_address(address)
+        candidates = np.frombuffer(raw, dtype=_TOKEN_DATA)
+        return self._to_proposal(candidates, int(array.selected))
+
+    def _to_proposal(self, candidates: NDArray[np.void], selected: int) -> Proposal:
+        logits = candidates["logit"].astype(np.float64)
+        log_probs = logits - logits.max()
+        log_probs -= np.log(np.exp(log_probs).sum())
+        if not np.isfinite(log_probs).all():
+            raise GuardError("the model gave a non-finite probability; its file may be damaged")
+        # Stable: equal logits keep llama.cpp's order, so that greedy ties break the same way.
+        order = np.argsort(-log_probs, kind="stable")
+        drawn = 0 if self._greedy else int(np.flatnonzero(order == selected)[0])
+        return Proposal(
+            token_ids=candidates["id"][order].astype(np.int32),
+            log_probs=log_probs[order],
+            drawn=drawn,
+            greedy=self._greedy,
+        )
+
+    def accept(self, token_id: int) -> None:
+        """Tell the chain (its penalties) which token was emitted."""
+        lib.llama_sampler_accept(self._live_chain(), token_id)
+
+    def close(self) -> None:
+        """Free the native chain. Idempotent."""
+        self._chain_handle = None
+        self._finalizer()
+
+    def _live_chain(self) -> lib.llama_sampler_p:
+        if self._chain_handle is None:
+            raise EngineError("the sampler is closed; open a new session")
+        return self._chain_handle

@@ -1,0 +1,63 @@
+"""The one tree of errors that the package raises on purpose.
+
+Each message is one line that says what failed, the value, what was expected and what to do
+next. Exceptions know nothing of exit codes: the command line maps them (`cli/exit_codes.py`).
+"""
+
+from __future__ import annotations
+
+
+class SafeSteerError(Exception):
+    """Something that we can explain went wrong."""
+
+
+class InputError(SafeSteerError):
+    """The user's input (a file, an option, a prompt) cannot be used as it is."""
+
+
+class ModelFileError(InputError):
+    """A GGUF model or projector file is missing, damaged, hostile or of the wrong kind."""
+
+
+class TemplateError(InputError):
+    """A chat template is missing, breaks a limit, or fails on this conversation."""
+
+
+class MediaError(InputError):
+    """An image or audio file cannot be used."""
+
+
+class PromptTooLongError(InputError):
+    """The conversation does not fit into the context."""
+
+
+class ProbeFileError(InputError):
+    """A probe.onnx is missing, damaged, hostile or of the wrong shape."""
+
+
+class VectorFileError(InputError):
+    """A control-vector GGUF is missing, damaged, or not one."""
+
+
+class BundleError(InputError):
+    """A guard bundle is missing, damaged, or not made for this model."""
+
+
+class SettingsError(InputError):
+    """An option or setting has a value, or a name, that is not allowed."""
+
+
+class RequestDataError(InputError):
+    """A file of requests (JSONL) is missing or not in the documented form."""
+
+
+class EngineError(SafeSteerError):
+    """llama.cpp refused or failed a call that should have worked."""
+
+
+class GuardError(SafeSteerError):
+    """The guard cannot judge (a non-finite score, a failed provider): the turn ends closed."""
+
+
+class ProbeShapeError(GuardError):
+    """Hidden states do not have the width that the probe was made for."""

@@ -1,0 +1,42 @@
+"""Writing a file so that it is either the old one or the new one, never half of it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal
+
+
+@contextmanager
+def atomic_write(path: Path, mode: Literal["wb", "w"] = "wb") -> Generator[IO[Any], None, None]:
+    """Yield a file that takes the place of `path` when the block ends without an error.
+
+    mode: 'wb' for bytes, 'w' for UTF-8 text with '\\n' line ends on every system.
+    The new content goes to a temporary file in the same folder (so that renaming it is atomic),
+    is flushed to the disk, and is deleted if the block or the writing fails; `path` is then as
+    it was. An existing file's permissions are kept, a new file's follow the umask.
+    Raises OSError where the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    file = _create(temporary, mode)
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            temporary.chmod(path.stat().st_mode & 0o777)
+        temporary.replace(path)
+    except BaseException:  # an interrupt must not leave the temporary file behind either
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _create(path: Path, mode: Literal["wb", "w"]) -> IO[Any]:
+    """Open a file that did not exist before; following no link that somebody laid there."""
+    if mode == "wb":
+        return path.open("xb")
+    return path.open("x", encoding="utf-8", newline="\n")

@@ -1,0 +1,265 @@
+"""Guarded decoding: the loop that turns an engine, a probe and a policy into one answer.
+
+Pure logic on the `DecodingEngine` and `Probe` protocols; knows nothing of llama.cpp, ONNX,
+templates or files. Safety fails closed: whatever keeps the guard from judging ends the turn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from safesteer_edge.errors import GuardError
+from safesteer_edge.guard.engine_protocol import DecodingEngine, Proposal
+from safesteer_edge.guard.events import Candidate, FinishReason, Refused, Step, TextDelta
+from safesteer_edge.guard.policy import GuardMode, GuardPolicy, RerankName
+from safesteer_edge.guard.probe_protocol import Probe
+from safesteer_edge.guard.reranking import RERANKERS, Choice, choose_as_proposed
+from safesteer_edge.guard.risk import RefusalReason, RunningRisk
+from safesteer_edge.guard.tilt import Tilt
+from safesteer_edge.guard.transcript import Transcript
+
+REFUSAL_DETAILS: dict[RefusalReason, str] = {
+    "risk_limit": "the answer was turning harmful",
+    "no_safe_candidate": "every continuation looked harmful",
+    "guard_failed": "the guard could not judge the answer",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveGuard:
+    """A guard in force: with mode `off` there is none (None in its place)."""
+
+    mode: GuardMode
+    rerank: RerankName
+    policy: GuardPolicy
+    probe: Probe
+    refusal_text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingLimits:
+    """max_tokens: emitted tokens at most. n_spare: free context cells that a step may need."""
+
+    max_tokens: int
+    n_spare: int
+
+
+class GuardedAnswer:
+    """One answer being decoded. Iterate `events()` once; read the results afterwards.
+
+    text, token_ids: the answer as it stands in the sequence, without the token that ended it. A
+    refusal is always part of both; the sequence lacks it if the context had no room left.
+    carried_risk: what the conversation's next turn starts with.
+    """
+
+    def __init__(
+        self,
+        engine: DecodingEngine,
+        guard: ActiveGuard | None,
+        limits: DecodingLimits,
+        *,
+        tokenize_plain: Callable[[str], Sequence[int]],
+        rng: np.random.Generator,
+        cancelled: Callable[[], bool] = lambda: False,
+        carried_risk: float = 0.0,
+    ) -> None:
+        self._engine = engine
+        self._guard = guard
+        self._limits = limits
+        self._tokenize_plain = tokenize_plain
+        self._rng = rng
+        self._cancelled = cancelled
+        self._risk = RunningRisk(guard.policy, carried=carried_risk) if guard else None
+        self._transcript = Transcript()
+        self._scores: list[float] = []
+        self.finish_reason: FinishReason = "stop"
+        self.refusal: Refused | None = None
+        self.guard_error: GuardError | None = None
+        self.n_interventions = 0
+        self.n_evaluated_candidates = 0
+        self.n_steps = 0
+        self.probe_s = 0.0
+
+    @property
+    def text(self) -> str:
+        """The answer so far, settled or not."""
+        return self._transcript.text
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Tokens of the answer so far."""
+        return tuple(self._transcript.token_ids)
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """Harmful scores of all tokens that were emitted, taken back or not."""
+        return tuple(self._scores)
+
+    @property
+    def risk(self) -> float | None:
+        """The running risk now, None without a guard."""
+        return self._risk.value if self._risk else None
+
+    @property
+    def carried_risk(self) -> float:
+        """What the next turn of the conversation starts with."""
+        return self._risk.carry_over() if self._risk else 0.0
+
+    def events(self) -> Iterator[Step | TextDelta | Refused]:
+        """Decode until the answer ends, yielding what happens. Generator: stops between tokens."""
+        try:
+            yield from self._decode()
+        except GuardError as error:
+            if self._guard is None:  # the sampler's: there is no guard to refuse with
+                raise
+            self.guard_error = error
+            yield self._refuse("guard_failed", detail=str(error))
+        if self.finish_reason == "cancelled":
+            # The guard was still weighing the tail: what it has not let through stays unsaid.
+            self._engine.take_back(self._transcript.drop_unsettled())
+        elif self.refusal is None:
+            yield from self._settle(is_over=True)
+
+    def _decode(self) -> Iterator[Step | TextDelta | Refused]:
+        while True:
+            reason = self._reason_to_stop()
+            if reason is not None:
+                self.finish_reason = reason
+                return
+            # 1. The sampler proposes; the guard chooses; the choice joins the sequence.
+            proposal = self._engine.propose()
+            choice = self._choose(proposal)
+            token_id = int(proposal.token_ids[choice.index])
+            self._engine.accept(token_id)
+            # 2. Count it.
+            self.n_steps += 1
+            is_end = self._engine.is_end(token_id)
+            text = self._transcript.add(token_id, self._engine.piece(token_id), is_end=is_end)
+            yield self._count(proposal, choice, text)
+            # 3. Refuse, or let people see what is settled.
+            refusal_reason = self._refusal_reason()
+            if refusal_reason is not None:
+                yield self._refuse(refusal_reason, detail=REFUSAL_DETAILS[refusal_reason])
+                return
+            if is_end:
+                self.finish_reason = "stop"
+                return
+            if not self._is_held_back(choice.score):
+                yield from self._settle()
+
+    def _reason_to_stop(self) -> FinishReason | None:
+        if self._cancelled():
+            return "cancelled"
+        if self.n_steps >= self._limits.max_tokens:
+            return "length"
+        if self._engine.n_free < self._limits.n_spare:
+            return "length"
+        return None
+
+    def _choose(self, proposal: Proposal) -> Choice:
+        guard = self._guard
+        if guard is None or self._risk is None:
+            self._engine.evaluate(int(proposal.token_ids[proposal.drawn]))
+            nothing = np.full(len(proposal.token_ids), np.nan)
+            return Choice(proposal.drawn, float("nan"), nothing, intervened=False)
+        tilt = Tilt(self._risk.strength, guard.policy.threshold)
+        rerank = RERANKERS[guard.rerank] if guard.mode == "steer" else choose_as_proposed
+        timed = _TimedProbe(guard.probe)
+        choice = rerank(self._engine, timed, proposal, tilt, self._rng)
+        self.probe_s += timed.elapsed_s
+        if not np.isfinite(choice.score):
+            raise GuardError("the guard has no score for the token that it chose")
+        return choice
+
+    def _count(self, proposal: Proposal, choice: Choice, text: str) -> Step:
+        score: float | None = None
+        candidates: tuple[Candidate, ...] = ()
+        if self._risk is not None:
+            score = choice.score
+            self._scores.append(score)
+            self._risk.add(score)
+            self.n_interventions += choice.intervened
+            self.n_evaluated_candidates += choice.n_evaluated
+            if choice.n_evaluated > 1:
+                candidates = _candidates(proposal, choice)
+        return Step(
+            step=self.n_steps,
+            token_id=int(proposal.token_ids[choice.index]),
+            text=text,
+            logprob=float(proposal.log_probs[choice.index]),
+            score=score,
+            accepted=not choice.intervened,
+            risk=self.risk,
+            candidates=candidates,
+        )
+
+    def _refusal_reason(self) -> RefusalReason | None:
+        if self._guard is None or self._risk is None or self._guard.mode == "monitor":
+            return None
+        return self._risk.refusal_reason()
+
+    def _is_held_back(self, score: float) -> bool:
+        """Text is unsettled from the first token above the threshold until one below it."""
+        if self._guard is None or self._guard.mode == "monitor":
+            return False
+        return score > self._guard.policy.threshold
+
+    def _settle(self, *, is_over: bool = False) -> Iterator[TextDelta]:
+        text = self._transcript.settle(is_over=is_over)
+        if text:
+            yield TextDelta(text)
+
+    def _refuse(self, reason: RefusalReason, *, detail: str) -> Refused:
+        """Take the unsettled tail back, in text and KV cache, and put a refusal in its place."""
+        guard = self._guard
+        if guard is None:
+            raise GuardError("there is no guard to refuse with")
+        n_taken_back = self._transcript.drop_unsettled()
+        self._engine.take_back(n_taken_back)
+        separator = "\n\n" if self._transcript.text else ""
+        refusal_text = separator + guard.refusal_text
+        token_ids = self._tokenize_plain(refusal_text)
+        if self._engine.n_free > len(token_ids):
+            self._engine.append(token_ids)
+        self._transcript.append_refusal(refusal_text, token_ids)
+        self.finish_reason = "refused"
+        self.refusal = Refused(reason, detail, refusal_text, self.n_steps, n_taken_back)
+        return self.refusal
+
+
+class _TimedProbe:
+    """The probe, with the seconds that its calls took."""
+
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+        self.elapsed_s = 0.0
+
+    @property
+    def n_features(self) -> int:
+        return self._probe.n_features
+
+    def score(self, hidden: np.typing.NDArray[np.float32]) -> np.typing.NDArray[np.float32]:
+        started_s = time.perf_counter()
+        scores = self._probe.score(hidden)
+        self.elapsed_s += time.perf_counter() - started_s
+        # Fail closed here too, whatever the probe's own checks are. NaN fails the comparison.
+        if scores.shape != (len(hidden),) or not ((scores >= 0.0) & (scores <= 1.0)).all():
+            raise GuardError(
+                f"the probe gave {scores.ravel().tolist()[:8]} for {len(hidden)} states, not one "
+                "score in [0, 1] for each; verify or rebuild its bundle"
+            )
+        return scores
+
+
+def _candidates(proposal: Proposal, choice: Choice) -> tuple[Candidate, ...]:
+    return tuple(
+        Candidate(int(token_id), float(logprob), float(score))
+        for token_id, logprob, score in zip(
+            proposal.token_ids, proposal.log_probs, choice.scores, strict=True
+        )
+        if np.isfinite(score)
+    )

@@ -1,0 +1,158 @@
+"""What a turn tells its caller: plain values that survive JSON and a pipe between processes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from safesteer_edge.guard.policy import GuardMode, RerankName
+from safesteer_edge.guard.risk import RefusalReason
+
+FinishReason = Literal["stop", "length", "refused", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A candidate of a step that was evaluated."""
+
+    token_id: int
+    logprob: float
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillDone:
+    """The prompt is in the context.
+
+    n_reused_tokens of the prompt's tokens were still there from the turn before.
+    prompt_score: harmful score of the last prompt position, None without a probe.
+    """
+
+    n_prompt_tokens: int
+    n_media_tokens: int
+    n_reused_tokens: int
+    prefill_s: float
+    vector_active: bool
+    prompt_score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decoding step.
+
+    text: what the token adds; '' while a UTF-8 character is incomplete. It may yet be taken back:
+    show `TextDelta` to people. logprob: under the sampler, over its candidates. score, risk: None
+    with the guard off. accepted: the sampler's own proposal was kept. candidates: those that were
+    evaluated, if more than one.
+    """
+
+    step: int
+    token_id: int
+    text: str
+    logprob: float
+    score: float | None
+    accepted: bool
+    risk: float | None
+    candidates: tuple[Candidate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """Text of the answer that is settled: it will not be taken back."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The guard ended the turn: unsettled tokens were taken back and `text` stands in their place.
+
+    detail: one sentence for people on why.
+    """
+
+    reason: RefusalReason
+    detail: str
+    text: str
+    step: int
+    n_tokens_taken_back: int
+
+
+@dataclass(frozen=True, slots=True)
+class GuardSummary:
+    """The guard's part in one turn. Scores are those of emitted tokens; None: there are none."""
+
+    mode: GuardMode
+    rerank: RerankName | None
+    bundle: str | None
+    interventions: int
+    evaluated_candidates: int
+    max_score: float | None
+    mean_score: float | None
+    risk: float | None
+    refused: bool
+    vector_active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one turn. media_tokens is the part of prompt_tokens that stands for media."""
+
+    prompt_tokens: int
+    media_tokens: int
+    reused_tokens: int
+    completion_tokens: int
+    forward_passes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds of one turn; ttft_s is from the question to the first settled text or refusal."""
+
+    prefill_s: float
+    ttft_s: float
+    decode_s: float
+    probe_s: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEnded:
+    """The last event of every turn. text: the whole answer as it stands in the conversation."""
+
+    text: str
+    finish_reason: FinishReason
+    guard: GuardSummary
+    usage: Usage
+    timings: Timings
+    refusal: Refused | None = None
+
+
+Event = PrefillDone | Step | TextDelta | Refused | TurnEnded
+
+_KINDS: dict[type[Any], str] = {
+    PrefillDone: "prefill_done",
+    Step: "step",
+    TextDelta: "text_delta",
+    Refused: "refused",
+    TurnEnded: "turn_ended",
+}
+
+
+def event_to_json(event: Event) -> dict[str, Any]:
+    """The event as JSON-ready values, with its kind under `event`."""
+    return {"event": _KINDS[type(event)], **asdict(event)}
+
+
+def event_from_json(data: dict[str, Any]) -> Event:
+    """The event that `event_to_json` wrote. Raises KeyError or TypeError on anything else."""
+    values = dict(data)
+    kind = values.pop("event")
+    if kind == "step":
+        values["candidates"] = tuple(Candidate(**item) for item in values["candidates"])
+    elif kind == "turn_ended":
+        values["guard"] = GuardSummary(**values["guard"])
+        values["usage"] = Usage(**values["usage"])
+        values["timings"] = Timings(**values["timings"])
+        values["refusal"] = Refused(**values["refusal"]) if values["refusal"] else None
+    constructors = {name: made for made, name in _KINDS.items()}
+    return constructors[kind](**values)

@@ -1,0 +1,85 @@
+"""The guard's numbers, as a bundle stores them, and how a user may tighten them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from safesteer_edge.errors import SettingsError
+
+GuardMode = Literal["steer", "refuse", "monitor", "off"]
+RerankName = Literal["lazy", "eager", "paper"]
+GUARD_MODES: tuple[GuardMode, ...] = ("steer", "refuse", "monitor", "off")
+RERANK_NAMES: tuple[RerankName, ...] = ("lazy", "eager", "paper")
+
+
+@dataclass(frozen=True, slots=True)
+class GuardPolicy:
+    """When the guard acts, and how hard. Scores and risk are in [0, 1].
+
+    strength: λ of the tilt exp(−λ·max(0, score − τ)), > 0.
+    threshold: τ; a score at or below it is left alone.
+    hard_threshold, hard_patience: a turn is refused after this many emitted tokens in a row with a
+        score above hard_threshold: steering found nothing better.
+    risk_limit: a turn is refused when the running risk exceeds it, after risk_min_steps tokens.
+    risk_decay: the running risk is the mean score until 1 / (1 − decay) tokens, then a moving one.
+    risk_gain: λ is multiplied by 1 + risk_gain · risk, so that steering hardens as risk gathers.
+    conversation_carry: the share of a turn's final risk that the next turn starts with.
+
+    Raises SettingsError for a value out of range.
+    """
+
+    strength: float
+    threshold: float
+    hard_threshold: float
+    hard_patience: int
+    risk_limit: float
+    risk_decay: float
+    risk_min_steps: int
+    risk_gain: float
+    conversation_carry: float
+
+    def __post_init__(self) -> None:
+        bounds: dict[str, tuple[float, float]] = {
+            "strength": (1e-6, 1e6),
+            "threshold": (0.0, 1.0),
+            "hard_threshold": (0.0, 1.0),
+            "hard_patience": (1, 1024),
+            "risk_limit": (0.0, 1.0),
+            "risk_decay": (0.0, 0.9999),
+            "risk_min_steps": (1, 1024),
+            "risk_gain": (0.0, 1e3),
+            "conversation_carry": (0.0, 1.0),
+        }
+        for field in fields(self):
+            value = getattr(self, field.name)
+            low, high = bounds[field.name]
+            if not low <= value <= high:  # false for NaN as well
+                raise SettingsError(f"guard {field.name} is {value!r}; expected {low} to {high}")
+        if self.hard_threshold < self.threshold:
+            raise SettingsError(
+                f"guard hard_threshold {self.hard_threshold!r} is below threshold "
+                f"{self.threshold!r}; expected at least as large"
+            )
+
+    def tightened(self, *, strength: float | None, threshold: float | None) -> GuardPolicy:
+        """This policy with a larger strength or a smaller threshold.
+
+        Raises SettingsError if either would weaken it: λ and τ were calibrated for this model, and
+        weaker guarding has names of its own (`monitor`, `off`) that the user interface shows.
+        """
+        if strength is not None and strength < self.strength:
+            raise SettingsError(
+                f"strength {strength!r} is below the bundle's {self.strength!r}; give a larger "
+                "one, or ask for --guard monitor or --guard off by name"
+            )
+        if threshold is not None and threshold > self.threshold:
+            raise SettingsError(
+                f"threshold {threshold!r} is above the bundle's {self.threshold!r}; give a smaller "
+                "one, or ask for --guard monitor or --guard off by name"
+            )
+        return replace(
+            self,
+            strength=self.strength if strength is None else strength,
+            threshold=self.threshold if threshold is None else threshold,
+        )

@@ -1,0 +1,1 @@
+"""Images and sounds from untrusted files to plain arrays, under limits."""

@@ -1,0 +1,236 @@
+"""Opening a model with its projector, template and guard; closing them in the right order.
+
+Every file is checked by pure Python before native code sees it. Whatever was opened is closed
+again if a later step fails.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safesteer_edge.bundle.bundle import GuardBundle, check_engine_canaries, load_bundle
+from safesteer_edge.catalogue import default_model, find_model, installed_path, load_catalogue
+from safesteer_edge.chat.builtin_templates import builtin_template
+from safesteer_edge.chat.template import ChatTemplate
+from safesteer_edge.engine.context import ContextSettings, NativeContext
+from safesteer_edge.engine.hidden_states import EvalCallbackRoute, HiddenStateRoute, choose_route
+from safesteer_edge.engine.llama_engine import LlamaEngine
+from safesteer_edge.engine.model import NativeModel
+from safesteer_edge.engine.native import native_facts
+from safesteer_edge.engine.projector import Projector
+from safesteer_edge.engine.prompt_items import TokenRun
+from safesteer_edge.engine.sampler import SamplerChain
+from safesteer_edge.errors import BundleError, ModelFileError, SettingsError
+from safesteer_edge.formats.model_file import ModelInfo, check_language_model, check_projector
+from safesteer_edge.guard.sampling import SamplingSettings
+from safesteer_edge.settings import BUILTIN_TEMPLATE_PREFIX, DEFAULT_N_CTX, SessionSettings
+
+_ALL_LAYERS = 999
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """A model file to run. name: the catalogue's, or the file's. bundle: the catalogue's."""
+
+    name: str
+    path: Path
+    bundle: Path | None
+
+
+@dataclass(slots=True)
+class Runtime:
+    """Everything that a session decodes with. `close()` frees it all, in reverse order."""
+
+    choice: ModelChoice
+    info: ModelInfo
+    model: NativeModel
+    projector: Projector | None
+    template: ChatTemplate
+    engine: LlamaEngine
+    context: NativeContext
+    bundle: GuardBundle | None
+    route: HiddenStateRoute | None
+    warnings: tuple[str, ...]
+    load_s: float
+    _undo: ExitStack
+
+    def close(self) -> None:
+        """Free everything. Idempotent."""
+        self._undo.close()
+
+
+def choose_model(name_or_path: str | None) -> ModelChoice:
+    """Find the model that a user means. Raises SettingsError or ModelFileError."""
+    if name_or_path is None:
+        entry = default_model()
+        return ModelChoice(entry.name, installed_path(entry), entry.bundle)
+    if not _looks_like_path(name_or_path):
+        entry = find_model(name_or_path)
+        return ModelChoice(entry.name, installed_path(entry), entry.bundle)
+    path = Path(name_or_path).expanduser()
+    for entry in load_catalogue():
+        if entry.path is not None and path.exists() and path.samefile(entry.path):
+            return ModelChoice(entry.name, path, entry.bundle)
+    return ModelChoice(path.stem, path, None)
+
+
+def open_runtime(settings: SessionSettings, *, layers: Sequence[int] | None = None) -> Runtime:
+    """Check and load all that the settings name. Takes 0.4 s for the embedded default.
+
+    layers: hidden states to read, in this order, instead of those that the bundle's probe needs.
+    Raises ModelFileError, BundleError, TemplateError, SettingsError, EngineError.
+    """
+    started_s = time.perf_counter()
+    choice = choose_model(settings.model)
+    # 1. Files, checked in pure Python.
+    info = check_language_model(choice.path)
+    _check_projector_fits(settings.mmproj, info)
+    with ExitStack() as undo:
+        # 2. The guard before the model: a bundle that does not fit is found at once.
+        bundle = _open_bundle(settings, choice, info)
+        if bundle is not None:
+            undo.callback(bundle.close)
+        # 3. Native objects, each owned as soon as it is there.
+        model = undo.enter_context(NativeModel(choice.path, n_gpu_layers=_gpu_layers(settings)))
+        template = undo.enter_context(_open_template(settings, info, model))
+        template.start()  # its process starts while the rest loads
+        n_threads = settings.n_threads or _n_usable_cores()
+        projector = None
+        if settings.mmproj is not None:
+            projector = Projector(settings.mmproj, model, n_threads=n_threads)
+            undo.callback(projector.close)
+        route = _open_route(bundle, info, layers)
+        context = NativeContext(
+            model,
+            ContextSettings(
+                n_ctx=min(settings.n_ctx or DEFAULT_N_CTX, model.n_ctx_train or DEFAULT_N_CTX),
+                n_candidates=settings.sampling.top_k if bundle is not None else 1,
+                n_threads=n_threads,
+            ),
+            eval_callback=route.callback if isinstance(route, EvalCallbackRoute) else None,
+        )
+        undo.callback(context.close)
+        engine = LlamaEngine(context, route, projector=projector)
+        # 4. The guard's self-test on this very engine.
+        if bundle is not None:
+            check_engine_canaries(bundle, lambda token_ids: last_state_of(engine, model, token_ids))
+        return Runtime(
+            choice=choice,
+            info=info,
+            model=model,
+            projector=projector,
+            template=template,
+            engine=engine,
+            context=context,
+            bundle=bundle,
+            route=route,
+            warnings=_warnings(settings, bundle),
+            load_s=time.perf_counter() - started_s,
+            _undo=undo.pop_all(),
+        )
+
+
+def last_state_of(
+    engine: LlamaEngine, model: NativeModel, token_ids: Sequence[int]
+) -> NDArray[np.float32]:
+    """State at the last of these tokens, read on the decode path: float32 (n_features,)."""
+    sampler = SamplerChain(SamplingSettings(temperature=0, top_k=1), n_vocab=model.n_vocab)
+    try:
+        return engine.prefill([TokenRun(tuple(token_ids))], sampler).last_state
+    finally:
+        sampler.close()
+
+
+def _looks_like_path(name_or_path: str) -> bool:
+    return name_or_path.endswith(".gguf") or os.sep in name_or_path or "/" in name_or_path
+
+
+def _check_projector_fits(mmproj: Path | None, info: ModelInfo) -> None:
+    if mmproj is None:
+        return
+    projector_info = check_projector(mmproj)
+    width = projector_info.projection_dim
+    if width is not None and width != info.n_embd:
+        raise ModelFileError(
+            f"projector {str(mmproj)!r} feeds models of width {width}, and {info.path.name!r} has "
+            f"width {info.n_embd}; use the mmproj file that belongs to this model"
+        )
+
+
+def _open_bundle(
+    settings: SessionSettings, choice: ModelChoice, info: ModelInfo
+) -> GuardBundle | None:
+    if settings.guard == "off":
+        return None
+    folder = settings.bundle or choice.bundle
+    if folder is None:
+        raise BundleError(
+            f"no guard bundle is known for {choice.name!r}; pass its folder with --bundle, or run "
+            "it without a guard by name: --guard off"
+        )
+    return load_bundle(
+        folder,
+        info,
+        device=settings.probe_device,
+        allow_negative_scale=settings.allow_negative_scale,
+    )
+
+
+def _open_template(settings: SessionSettings, info: ModelInfo, model: NativeModel) -> ChatTemplate:
+    source = info.chat_template
+    wanted = settings.chat_template
+    if wanted is not None:
+        if not wanted.startswith(BUILTIN_TEMPLATE_PREFIX):
+            raise SettingsError(f"chat template {wanted!r}; expected builtin:NAME")
+        source = builtin_template(wanted.removeprefix(BUILTIN_TEMPLATE_PREFIX))
+    elif source is None:
+        source = builtin_template("chatml")
+    return ChatTemplate.from_source(
+        source,
+        bos_token=model.token_text(model.bos_token_id),
+        eos_token=model.token_text(model.eos_token_id),
+        name=info.path.name,
+    )
+
+
+def _open_route(
+    bundle: GuardBundle | None, info: ModelInfo, layers: Sequence[int] | None
+) -> HiddenStateRoute | None:
+    if layers is None:
+        if bundle is None:
+            return None
+        layers = bundle.config.probe.layers
+    return choose_route(info.architecture, info.n_layer, layers)
+
+
+def _gpu_layers(settings: SessionSettings) -> int:
+    if settings.n_gpu_layers is not None:
+        return settings.n_gpu_layers
+    return _ALL_LAYERS if native_facts().supports_gpu_offload else 0
+
+
+def _n_usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return max(1, os.cpu_count() or 1)
+
+
+def _warnings(settings: SessionSettings, bundle: GuardBundle | None) -> tuple[str, ...]:
+    if bundle is None:
+        return ("the guard is off: answers are the model's own, unchecked",)
+    warnings = bundle.warnings
+    if settings.guard == "monitor":
+        warnings += ("the guard only watches (monitor): nothing is steered or refused",)
+    if settings.mmproj is not None and bundle.control_vector is None:
+        warnings += (
+            "the bundle has no alignment vector: prompts with media are guarded by the probe alone",
+        )
+    return warnings

@@ -1,0 +1,334 @@
+"""load_bundle: a good bundle loads; every kind of bad one is refused, with nothing left open."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from safesteer_edge.bundle import bundle as bundle_module
+from safesteer_edge.bundle.bundle import GuardBundle, load_bundle, read_config
+from safesteer_edge.bundle.writer import BundleParts, VectorParts, write_bundle
+from safesteer_edge.errors import BundleError, GuardError, ProbeFileError, VectorFileError
+from safesteer_edge.formats.control_vector_file import write_control_vector
+from safesteer_edge.formats.model_file import ModelInfo, check_language_model
+from safesteer_edge.guard.probe import OnnxProbe
+from tests.bundle.conftest import Edit
+from tests.bundle.linear_probe import probe_onnx, weights_for
+from tests.bundle.sample_parts import POLICY, RESIDUAL_NORM, sample_vector
+from tests.tiny_models import write_tiny_llama, write_tiny_qwen2
+
+EditConfig = Callable[[Edit], None]
+
+
+def vector_of(parts: BundleParts) -> VectorParts:
+    assert parts.vector is not None
+    return parts.vector
+
+
+def exchange(folder: Path, edit_config: EditConfig, entry: str, data: bytes) -> None:
+    """Put other content in a listed file, with the hash that goes with it."""
+    name = {"probe": "probe.onnx", "vector": "vector.gguf"}[entry]
+    (folder / name).write_bytes(data)
+    edit_config(lambda c: c[entry].update(sha256=hashlib.sha256(data).hexdigest()))
+
+
+def refusal(folder: Path, model: ModelInfo, error: type[Exception] = BundleError) -> str:
+    with pytest.raises(error) as caught:
+        load_bundle(folder, model)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_good_bundle_loads_with_all_its_parts(folder: Path, model: ModelInfo):
+    with load_bundle(folder, model) as bundle:
+        assert bundle.match == "exact"
+        assert bundle.warnings == ()
+        assert bundle.policy == POLICY
+        assert bundle.probe.n_features == 2 * model.n_embd
+        assert bundle.config == read_config(folder)
+        assert bundle.folder == folder
+
+
+def test_the_vector_comes_scaled_per_modality_and_only_on_its_layers(
+    tmp_path: Path, model: ModelInfo, parts: BundleParts
+):
+    narrow = replace(vector_of(parts), scale=0.5, layers=(2, 2))
+    folder = write_bundle(tmp_path / "b", replace(parts, vector=narrow))
+    with load_bundle(folder, model) as bundle:
+        own, image = bundle.control_vector, bundle.vector_for("image")
+        assert own is not None
+        assert image is not None
+        row = narrow.vector.directions[2]
+        np.testing.assert_allclose(own.directions[2], 0.5 * row, rtol=1e-6)
+        np.testing.assert_allclose(image.directions[2], 1.5 * row, rtol=1e-6)
+        assert not own.directions[[0, 1, 3]].any()
+        assert bundle.vector_for("audio") is None
+
+
+def test_a_bundle_may_have_no_vector(tmp_path: Path, model: ModelInfo, parts: BundleParts):
+    folder = write_bundle(tmp_path / "b", replace(parts, vector=None))
+    with load_bundle(folder, model) as bundle:
+        assert bundle.control_vector is None
+        assert bundle.vector_for("image") is None
+
+
+def test_closing_frees_the_probe_and_may_be_done_twice(folder: Path, model: ModelInfo):
+    bundle = load_bundle(folder, model)
+    bundle.close()
+    bundle.close()
+    with pytest.raises(GuardError, match="closed"):
+        bundle.probe.score(np.zeros((1, bundle.probe.n_features), np.float32))
+
+
+def test_a_missing_folder_is_refused_with_a_way_to_make_one(tmp_path: Path, model: ModelInfo):
+    message = refusal(tmp_path / "nowhere", model)
+    assert "nowhere" in message
+    assert "calibrate" in message
+
+
+@pytest.mark.parametrize("name", ["guard.json", "probe.onnx", "vector.gguf"])
+def test_a_missing_file_is_refused_by_name(folder: Path, model: ModelInfo, name: str):
+    (folder / name).unlink()
+    assert name in refusal(folder, model)
+
+
+@pytest.mark.parametrize("name", ["probe.onnx", "vector.gguf"])
+def test_a_file_that_was_changed_is_refused(folder: Path, model: ModelInfo, name: str):
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    message = refusal(folder, model)
+    assert name in message
+    assert "SHA-256" in message
+
+
+def test_text_that_is_not_utf8_is_refused(folder: Path, model: ModelInfo):
+    (folder / "guard.json").write_bytes(b'{"name": "\xff"}')
+    assert "UTF-8" in refusal(folder, model)
+
+
+def test_a_configuration_above_the_size_limit_is_not_read(folder: Path, model: ModelInfo):
+    with (folder / "guard.json").open("ab") as file:
+        file.truncate(5 * 1024 * 1024)
+    assert "at most" in refusal(folder, model)
+
+
+def test_an_unknown_schema_version_is_refused(
+    folder: Path, model: ModelInfo, edit_config: EditConfig
+):
+    edit_config(lambda c: c.update(schema_version=2))
+    assert "upgrade" in refusal(folder, model)
+
+
+@pytest.mark.parametrize("name", ["../probe.onnx", "/probe.onnx", "sub/probe.onnx", "..\\p.onnx"])
+def test_a_path_in_place_of_a_name_is_refused(
+    folder: Path, model: ModelInfo, edit_config: EditConfig, name: str
+):
+    shutil.copy(folder / "probe.onnx", folder.parent / "probe.onnx")
+    edit_config(lambda c: c["probe"].update(file=name))
+    assert "plain name" in refusal(folder, model)
+
+
+@pytest.mark.parametrize("name", ["guard.json", "probe.onnx", "vector.gguf"])
+def test_a_link_out_of_the_folder_is_refused(folder: Path, model: ModelInfo, name: str):
+    outside = folder.parent / f"outside {name}"
+    (folder / name).rename(outside)
+    (folder / name).symlink_to(outside)
+    assert "link out of" in refusal(folder, model)
+
+
+def test_a_loop_of_links_is_refused(folder: Path, model: ModelInfo):
+    (folder / "probe.onnx").unlink()
+    (folder / "probe.onnx").symlink_to(folder / "probe.onnx")
+    assert "probe.onnx" in refusal(folder, model)
+
+
+def test_a_link_to_the_folder_itself_is_fine(folder: Path, model: ModelInfo):
+    link = folder.parent / "link"
+    link.symlink_to(folder)
+    load_bundle(link, model).close()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_pipe_in_place_of_a_file_does_not_hang(folder: Path, model: ModelInfo):
+    (folder / "probe.onnx").unlink()
+    os.mkfifo(folder / "probe.onnx")
+    assert "regular file" in refusal(folder, model)
+
+
+@pytest.mark.parametrize("name", ["other.onnx", "OTHER.GGUF", ".hidden.gguf"])
+def test_a_probe_or_vector_that_is_not_listed_is_refused(folder: Path, model: ModelInfo, name: str):
+    (folder / name).write_bytes(b"")
+    message = refusal(folder, model)
+    assert name in message
+    assert "does not list" in message
+
+
+def test_other_files_may_lie_in_the_folder(folder: Path, model: ModelInfo):
+    (folder / "README.md").write_text("How this bundle was made.")
+    load_bundle(folder, model).close()
+
+
+def test_another_model_is_refused_naming_what_differs(tmp_path: Path, folder: Path):
+    other = check_language_model(write_tiny_qwen2(tmp_path / "q.gguf", n_embd=32))
+    message = refusal(folder, other)
+    assert "architecture 'llama' (this model: 'qwen2')" in message
+    assert "n_embd 64 (this model: 32)" in message
+
+
+def test_another_quantization_loads_with_a_warning_and_a_pointer(tmp_path: Path, folder: Path):
+    other = check_language_model(write_tiny_llama(tmp_path / "q.gguf", quantization="Q8_0"))
+    with load_bundle(folder, other) as bundle:
+        assert bundle.match == "other_quantization"
+        (warning,) = bundle.warnings
+    assert "calibrated on F32" in warning
+    assert "is Q8_0" in warning
+    assert "safesteer-edge calibrate" in warning
+
+
+def test_a_bundle_without_engine_canaries_says_so(
+    folder: Path, model: ModelInfo, edit_config: EditConfig
+):
+    edit_config(lambda c: c["canaries"].update(engine=[]))
+    with load_bundle(folder, model) as bundle:
+        assert "wrong layer" in bundle.warnings[0]
+
+
+def test_a_probe_for_another_width_is_refused(
+    folder: Path, model: ModelInfo, edit_config: EditConfig
+):
+    exchange(folder, edit_config, "probe", probe_onnx(weights_for(model.n_embd)))
+    assert f"{model.n_embd} values" in refusal(folder, model)
+
+
+def test_a_probe_with_weights_that_are_no_numbers_is_refused(
+    folder: Path, model: ModelInfo, edit_config: EditConfig
+):
+    weights = weights_for(2 * model.n_embd)
+    weights[3] = np.nan
+    exchange(folder, edit_config, "probe", probe_onnx(weights))
+    refusal(folder, model, ProbeFileError)
+
+
+@pytest.mark.parametrize("spoil", [lambda w: -w, lambda w: 0 * w, lambda w: 1.1 * w, np.roll])
+def test_a_probe_that_was_flipped_or_altered_fails_its_self_test(
+    folder: Path, model: ModelInfo, edit_config: EditConfig, spoil: Any
+):
+    weights = weights_for(2 * model.n_embd)
+    spoilt = spoil(weights, 1) if spoil is np.roll else spoil(weights)
+    exchange(folder, edit_config, "probe", probe_onnx(spoilt))
+    assert "the probe's self-test failed" in refusal(folder, model)
+
+
+def test_joined_layers_in_another_number_are_refused(
+    folder: Path, model: ModelInfo, edit_config: EditConfig
+):
+    edit_config(lambda c: c["probe"].update(layers=[1]))
+    assert "n_features" in refusal(folder, model)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sign": -1},
+        {"scale": -0.5},
+        {"modalities": {"image": -0.1, "audio": None}},
+        {"modalities": {"image": None, "audio": -0.1}},
+    ],
+)
+def test_a_vector_applied_backwards_needs_permission(
+    folder: Path, model: ModelInfo, edit_config: EditConfig, change: dict[str, Any]
+):
+    edit_config(lambda c: c["vector"].update(change))
+    assert "backwards" in refusal(folder, model)
+    with load_bundle(folder, model, allow_negative_scale=True) as bundle:
+        assert any("backwards" in warning for warning in bundle.warnings)
+
+
+def test_a_negative_sign_turns_the_vector_round(
+    folder: Path, model: ModelInfo, edit_config: EditConfig, parts: BundleParts
+):
+    edit_config(lambda c: c["vector"].update(sign=-1))
+    with load_bundle(folder, model, allow_negative_scale=True) as bundle:
+        vector = bundle.control_vector
+        assert vector is not None
+        np.testing.assert_array_equal(vector.directions, -vector_of(parts).vector.directions)
+
+
+@pytest.mark.parametrize("scaling", [{"scale": 3.9}, {"modalities": {"image": 3.9, "audio": None}}])
+def test_a_vector_longer_than_the_states_it_moves_is_refused(
+    folder: Path, model: ModelInfo, edit_config: EditConfig, scaling: dict[str, Any]
+):
+    edit_config(lambda c: c.update(residual_norms=[RESIDUAL_NORM, 7.0, RESIDUAL_NORM, 9.0]))
+    edit_config(lambda c: c["vector"].update(scaling))
+    message = refusal(folder, model)
+    assert "layer 1" in message
+    assert "lower the scale" in message
+
+
+def test_only_steered_layers_count_for_the_vectors_length(
+    folder: Path, model: ModelInfo, edit_config: EditConfig
+):
+    edit_config(lambda c: c.update(residual_norms=[0.1, 0.1, RESIDUAL_NORM, RESIDUAL_NORM]))
+    refusal(folder, model)
+    edit_config(lambda c: c["vector"].update(layers=[2, 3]))
+    load_bundle(folder, model).close()
+
+
+def test_a_vector_for_another_architecture_is_refused(
+    folder: Path, model: ModelInfo, edit_config: EditConfig
+):
+    path = folder / "vector.gguf"
+    write_control_vector(path, replace(sample_vector(model, norm=2.0), model_hint="qwen2"))
+    exchange(folder, edit_config, "vector", path.read_bytes())
+    assert "'qwen2'" in refusal(folder, model)
+
+
+def test_a_vector_of_another_width_is_refused(
+    folder: Path, model: ModelInfo, edit_config: EditConfig
+):
+    path = folder / "vector.gguf"
+    vector = sample_vector(model, norm=2.0)
+    write_control_vector(path, replace(vector, directions=vector.directions[:, :32].copy()))
+    exchange(folder, edit_config, "vector", path.read_bytes())
+    assert "n_embd" in refusal(folder, model)
+
+
+def test_a_vector_file_that_is_none_is_refused(
+    folder: Path, model: ModelInfo, edit_config: EditConfig
+):
+    exchange(folder, edit_config, "vector", b"PK\x03\x04 not a GGUF file")
+    refusal(folder, model, VectorFileError)
+
+
+def test_the_probe_is_closed_when_a_later_check_fails(
+    folder: Path, model: ModelInfo, edit_config: EditConfig, monkeypatch: pytest.MonkeyPatch
+):
+    opened: list[OnnxProbe] = []
+    load = OnnxProbe.from_bytes
+
+    def remember(*args: Any, **kwargs: Any) -> OnnxProbe:
+        opened.append(load(*args, **kwargs))
+        return opened[-1]
+
+    monkeypatch.setattr(bundle_module.OnnxProbe, "from_bytes", remember)
+    edit_config(lambda c: c["vector"].update(sign=-1))
+    refusal(folder, model)
+    (probe,) = opened
+    with pytest.raises(GuardError, match="closed"):
+        probe.score(np.zeros((1, probe.n_features), np.float32))
+
+
+def test_a_loaded_bundle_cannot_be_changed(folder: Path, model: ModelInfo):
+    with load_bundle(folder, model) as bundle, pytest.raises(AttributeError):
+        bundle.warnings = ()  # pyright: ignore[reportAttributeAccessIssue]  # the test's point
+    assert GuardBundle.__dataclass_params__.frozen  # pyright: ignore[reportAttributeAccessIssue]

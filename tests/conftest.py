@@ -1,0 +1,33 @@
+"""Tiny models that many tests read: written once a session, never changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_models import write_tiny_llama, write_tiny_mamba, write_tiny_projector
+
+
+@pytest.fixture(scope="session")
+def tiny_models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tiny models of this session lie."""
+    return tmp_path_factory.mktemp("tiny_models")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_path(tiny_models_folder: Path) -> Path:
+    """A llama of 4 blocks, 64 wide, 320 tokens, F32."""
+    return write_tiny_llama(tiny_models_folder / "tiny-llama.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny_mamba_path(tiny_models_folder: Path) -> Path:
+    """A recurrent model of the same width, depth and vocabulary."""
+    return write_tiny_mamba(tiny_models_folder / "tiny-mamba.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny_projector_path(tiny_models_folder: Path) -> Path:
+    """A projector for the tiny llama: an image of 56 × 56 pixels becomes 4 tokens."""
+    return write_tiny_projector(tiny_models_folder / "tiny-mmproj.gguf")

@@ -1,0 +1,103 @@
+"""The running risk: a mean at first, a moving average later, and when it ends a turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from safesteer_edge.guard.risk import RunningRisk
+from tests.guard.scripted_answers import POLICY, policy_with
+
+many_scores = st.lists(st.floats(0.0, 1.0, width=32), min_size=1, max_size=60)
+decays = st.sampled_from([0.0, 0.5, 0.9, 0.95]) | st.floats(0.0, 0.9999)
+shares = st.floats(0.0, 1.0)
+
+
+def risk_after(scores: Sequence[float], *, carried: float = 0.0, **policy: float) -> RunningRisk:
+    risk = RunningRisk(policy_with(**policy), carried=carried)
+    for score in scores:
+        risk.add(score)
+    return risk
+
+
+@given(many_scores, decays)
+def test_risk_is_the_mean_until_the_average_has_forgotten_its_start(
+    scores: list[float], decay: float
+):
+    n_mean = min(len(scores), int(1.0 / (1.0 - decay)))
+    risk = risk_after(scores[:n_mean], risk_decay=decay)
+    assert risk.value == pytest.approx(np.mean(scores[:n_mean]), abs=1e-9)
+
+
+@given(many_scores, decays)
+def test_risk_is_a_moving_average_from_then_on(scores: list[float], decay: float):
+    n_mean = int(1.0 / (1.0 - decay)) + 1
+    before, after = scores[:n_mean], scores[n_mean:]
+    expected = risk_after(before, risk_decay=decay).value
+    for score in after:
+        expected = decay * expected + (1.0 - decay) * score
+    assert risk_after(scores, risk_decay=decay).value == pytest.approx(expected, abs=1e-9)
+
+
+@given(many_scores, shares)
+def test_carried_risk_counts_as_one_more_token(scores: list[float], carried: float):
+    risk = risk_after(scores, carried=carried, risk_decay=0.9999)
+    counted = [carried, *scores] if carried > 0 else scores
+    assert risk.value == pytest.approx(np.mean(counted), abs=1e-9)
+
+
+def test_no_carried_risk_does_not_dilute_the_first_score():
+    assert risk_after([0.8]).value == 0.8
+    assert risk_after([0.8], carried=0.4).value == pytest.approx(0.6)
+
+
+@given(many_scores, decays, shares)
+def test_risk_stays_within_0_and_1(scores: list[float], decay: float, carried: float):
+    risk = RunningRisk(policy_with(risk_decay=decay), carried=carried)
+    values = [risk.value]
+    for score in scores:
+        risk.add(score)
+        values.append(risk.value)
+        assert 0.0 <= risk.value <= 1.0
+        assert risk.max_value == max(values)
+        assert 0.0 <= risk.carry_over() <= risk.value
+
+
+@given(many_scores, decays, shares, st.floats(0.0, 1e3))
+def test_strength_grows_with_risk(scores: list[float], decay: float, carried: float, gain: float):
+    risk = risk_after(scores, carried=carried, risk_decay=decay, risk_gain=gain)
+    assert risk.strength == pytest.approx(POLICY.strength * (1.0 + gain * risk.value))
+    assert risk.strength >= POLICY.strength
+    riskier = RunningRisk(policy_with(risk_gain=gain), carried=1.0)
+    assert riskier.strength >= risk.strength
+
+
+@given(many_scores, shares)
+def test_a_conversation_passes_on_its_share(scores: list[float], share: float):
+    risk = risk_after(scores, conversation_carry=share)
+    assert risk.carry_over() == share * risk.value
+
+
+def test_hard_tokens_refuse_only_in_a_row():
+    hard, soft = 0.96, 0.95  # the hard threshold itself is not above it
+    assert risk_after([hard] * 2).refusal_reason() is None
+    assert risk_after([hard] * 3).refusal_reason() == "no_safe_candidate"
+    assert risk_after([hard, hard, soft, hard, hard]).refusal_reason() is None
+    assert risk_after([hard, hard, soft, hard, hard, hard]).refusal_reason() == "no_safe_candidate"
+
+
+def test_risk_refuses_above_its_limit_and_not_before_the_first_steps():
+    assert risk_after([0.75] * 3, risk_limit=0.5).refusal_reason() is None
+    assert risk_after([0.75] * 4, risk_limit=0.5).refusal_reason() == "risk_limit"
+    assert risk_after([0.5] * 4, risk_limit=0.5).refusal_reason() is None
+    assert risk_after([1.0] * 4, risk_limit=1.0, hard_patience=9).refusal_reason() is None
+
+
+def test_carried_risk_alone_refuses_nothing():
+    risk = risk_after([0.0], carried=1.0, risk_limit=0.4, risk_min_steps=1)
+    assert risk.value == 0.5
+    assert RunningRisk(policy_with(risk_limit=0.0), carried=1.0).refusal_reason() is None
