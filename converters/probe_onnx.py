@@ -3,7 +3,7 @@
     hidden_state float32 [n, n_features]
       -> (x - mean) / scale                     standardisation (scikit-learn's StandardScaler)
       -> x @ components.T                       projection (the components of a centred PCA)
-      -> activation(x @ weights + bias) ...     dense layers; the last one gives one number, the logit
+      -> activation(x @ weights + bias) ...     dense layers; the last gives one number, the logit
       -> sigmoid(slope * logit + intercept)     calibration (Platt)
     harmful_score float32 [n, 1]
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,6 @@ from numpy.typing import NDArray
 from safesteer_edge.errors import InputError, ProbeFileError
 from safesteer_edge.formats.atomic_write import atomic_write
 from safesteer_edge.formats.onnx_file import check_onnx
-
-if TYPE_CHECKING:
-    import onnx
 
 FloatArray = NDArray[np.floating[Any]]
 Activation = Literal["none", "relu", "gelu", "tanh", "sigmoid"]
@@ -91,23 +88,25 @@ class ProbeGraph:
         return len(self.mean)
 
 
-def linear_probe(
+def write_linear_probe(
+    path: Path,
     *,
     weights: FloatArray,
     bias: float,
     mean: FloatArray,
     scale: FloatArray,
     components: FloatArray | None = None,
-    calibration: tuple[float, float] = (1.0, 0.0),
-) -> ProbeGraph:
-    """Return the graph of a logistic regression.
+    platt: tuple[float, float] = (1.0, 0.0),
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write the probe.onnx of a logistic regression.
 
-    weights: (n_features,), or (n_components,) where components are given. Others: see ProbeGraph.
-    Raises ProbeFileError if the shapes do not fit.
+    weights: (n_features,), or (n_components,) where components are given. platt: the slope and
+    intercept that calibrate the logit. Others, and errors: see ProbeGraph and write_probe.
     """
     column = np.asarray(weights).reshape(-1, 1)
     layer = DenseLayer(column, np.array([bias], dtype=np.float64))
-    return ProbeGraph(mean, scale, (layer,), components, calibration)
+    write_probe(path, ProbeGraph(mean, scale, (layer,), components, platt), metadata or {})
 
 
 def write_probe(path: Path, graph: ProbeGraph, metadata: Mapping[str, str]) -> None:
@@ -123,7 +122,7 @@ def write_probe(path: Path, graph: ProbeGraph, metadata: Mapping[str, str]) -> N
 
 
 def encode_probe(graph: ProbeGraph, metadata: Mapping[str, str], *, name: str = "probe") -> bytes:
-    """Return probe.onnx as bytes, checked by `check_onnx`. Arguments and errors: see write_probe."""
+    """Return probe.onnx as bytes, checked by `check_onnx`. Errors: see write_probe."""
     helper = _onnx().helper
     arrays = _named_arrays(graph)
     nodes = _Nodes()
@@ -232,7 +231,7 @@ def _misfit(problem: str) -> ProbeFileError:
     return ProbeFileError(f"cannot make a probe: {problem}; check what it was fitted on")
 
 
-def _onnx() -> onnx:  # pyright: ignore[reportGeneralTypeIssues, reportInvalidTypeForm]
+def _onnx() -> Any:
     """Return the package onnx, which only converting and calibrating need."""
     try:
         import onnx

@@ -1,5 +1,71 @@
-"""SafeSteer Edge: quantized multimodal models that stay safe while they decode."""
+"""SafeSteer Edge: quantized multimodal models that stay safe while they decode.
+
+The public names below are imported when they are first used, so that the package itself (and the
+command line's `--help`) loads nothing heavy.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from safesteer_edge.errors import InputError, SafeSteerError
+    from safesteer_edge.guard.events import (
+        Event,
+        PrefillDone,
+        Refused,
+        Step,
+        TextDelta,
+        TurnEnded,
+        event_from_json,
+        event_to_json,
+    )
+    from safesteer_edge.guard.sampling import SamplingSettings
+    from safesteer_edge.session import Session, SessionInfo, open_session
+    from safesteer_edge.settings import SessionSettings
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Event",
+    "InputError",
+    "PrefillDone",
+    "Refused",
+    "SafeSteerError",
+    "SamplingSettings",
+    "Session",
+    "SessionInfo",
+    "SessionSettings",
+    "Step",
+    "TextDelta",
+    "TurnEnded",
+    "__version__",
+    "event_from_json",
+    "event_to_json",
+    "open_session",
+]
+
+_MODULES = {
+    "safesteer_edge.errors": ("InputError", "SafeSteerError"),
+    "safesteer_edge.guard.events": (
+        "Event",
+        "PrefillDone",
+        "Refused",
+        "Step",
+        "TextDelta",
+        "TurnEnded",
+        "event_from_json",
+        "event_to_json",
+    ),
+    "safesteer_edge.guard.sampling": ("SamplingSettings",),
+    "safesteer_edge.session": ("Session", "SessionInfo", "open_session"),
+    "safesteer_edge.settings": ("SessionSettings",),
+}
+_MODULE_BY_NAME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_BY_NAME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULE_BY_NAME[name]), name)

@@ -14,7 +14,7 @@ from safesteer_edge.errors import ModelFileError, SettingsError
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]  # Python 3.10 alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from safesteer_edge.bundle.bundle import GuardBundle, check_engine_canaries, load_bundle
 from safesteer_edge.catalogue import default_model, find_model, installed_path, load_catalogue
-from safesteer_edge.chat.builtin_templates import builtin_template
+from safesteer_edge.chat.builtin_templates import builtin_template, default_builtin_name
 from safesteer_edge.chat.template import ChatTemplate
 from safesteer_edge.engine.context import ContextSettings, NativeContext
 from safesteer_edge.engine.hidden_states import EvalCallbackRoute, HiddenStateRoute, choose_route
@@ -121,7 +121,8 @@ def open_runtime(settings: SessionSettings, *, layers: Sequence[int] | None = No
         engine = LlamaEngine(context, route, projector=projector)
         # 4. The guard's self-test on this very engine.
         if bundle is not None:
-            check_engine_canaries(bundle, lambda token_ids: last_state_of(engine, model, token_ids))
+            with _naming(bundle.folder):
+                check_engine_canaries(bundle, lambda ids: last_state_of(engine, model, ids))
         return Runtime(
             choice=choice,
             info=info,
@@ -176,12 +177,24 @@ def _open_bundle(
             f"no guard bundle is known for {choice.name!r}; pass its folder with --bundle, or run "
             "it without a guard by name: --guard off"
         )
-    return load_bundle(
-        folder,
-        info,
-        device=settings.probe_device,
-        allow_negative_scale=settings.allow_negative_scale,
-    )
+    with _naming(folder):
+        return load_bundle(
+            folder,
+            info,
+            device=settings.probe_device,
+            allow_negative_scale=settings.allow_negative_scale,
+        )
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Let an error say which bundle it is about, where it does not name a file of it."""
+    try:
+        yield
+    except BundleError as error:
+        if str(folder) in str(error):
+            raise
+        raise BundleError(f"cannot use guard bundle {str(folder)!r}: {error}") from error
 
 
 def _open_template(settings: SessionSettings, info: ModelInfo, model: NativeModel) -> ChatTemplate:
@@ -192,7 +205,7 @@ def _open_template(settings: SessionSettings, info: ModelInfo, model: NativeMode
             raise SettingsError(f"chat template {wanted!r}; expected builtin:NAME")
         source = builtin_template(wanted.removeprefix(BUILTIN_TEMPLATE_PREFIX))
     elif source is None:
-        source = builtin_template("chatml")
+        source = builtin_template(default_builtin_name(model.special_tokens, model_name=info.name))
     return ChatTemplate.from_source(
         source,
         bos_token=model.token_text(model.bos_token_id),

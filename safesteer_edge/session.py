@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.chat.conversation import Conversation, MediaContent, Message, TextContent
+from safesteer_edge.engine.main_sequence import PrefillCancelledError
 from safesteer_edge.engine.prompt_items import PromptItem, TokenRun
 from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.errors import InputError, MediaError
@@ -112,21 +113,16 @@ class Session:
         sounds: Sequence[Path] = (),
         system: str | None = None,
     ) -> Iterator[Event]:
-        """Ask, and yield what happens; the last event is always `TurnEnded`.
+        """Ask, and iterate over what happens; the last event is always `TurnEnded`.
 
         system: begins the conversation with a system prompt; only at its first turn.
-        The turn joins the conversation when it has ended. Closing the generator early drops it.
-        Raises InputError for what cannot be asked, MediaError, PromptTooLongError, EngineError.
+        The turn joins the conversation when it has ended. Closing the generator early drops it, as
+        does cancelling before the answer begins.
+        Raises, at the first event, InputError for what cannot be asked, MediaError,
+        PromptTooLongError, EngineError, and GuardError if the guard cannot judge the prompt.
         """
-        started_s = time.perf_counter()
-        self._cancelled.clear()
-        conversation = self._with_question(text, images, sounds, system)
-        items = self._to_items(conversation)
-        sampler = SamplerChain(self._settings.sampling, n_vocab=self._runtime.model.n_vocab)
-        try:
-            yield from self._answer(conversation, items, sampler, started_s)
-        finally:
-            sampler.close()
+        self._cancelled.clear()  # now: what is cancelled before its first event stays cancelled
+        return self._ask(text, images, sounds, system)
 
     def prompt_token_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of the prompt that asking `text` next would evaluate, media left out."""
@@ -152,6 +148,20 @@ class Session:
         self.close()
 
     # -- the question -----------------------------------------------------------------------------
+
+    def _ask(
+        self, text: str, images: Sequence[Path], sounds: Sequence[Path], system: str | None
+    ) -> Iterator[Event]:
+        started_s = time.perf_counter()
+        conversation = self._with_question(text, images, sounds, system)
+        items = self._to_items(conversation)
+        sampler = SamplerChain(self._settings.sampling, n_vocab=self._runtime.model.n_vocab)
+        try:
+            yield from self._answer(conversation, items, sampler, started_s)
+        except PrefillCancelledError:
+            yield self._cancelled_early(time.perf_counter() - started_s)
+        finally:
+            sampler.close()
 
     def _with_question(
         self,
@@ -294,19 +304,29 @@ class Session:
                     return vector.directions
         return None
 
-    def _summary(self, answer: GuardedAnswer, *, vector_active: bool) -> GuardSummary:
-        bundle, scores = self._runtime.bundle, answer.scores
+    def _summary(self, answer: GuardedAnswer | None, *, vector_active: bool) -> GuardSummary:
+        bundle, scores = self._runtime.bundle, answer.scores if answer else ()
         return GuardSummary(
             mode=self._settings.guard,
             rerank=self._settings.rerank if self._settings.guard == "steer" else None,
             bundle=bundle.config.name if bundle else None,
-            interventions=answer.n_interventions,
-            evaluated_candidates=answer.n_evaluated_candidates,
+            interventions=answer.n_interventions if answer else 0,
+            evaluated_candidates=answer.n_evaluated_candidates if answer else 0,
             max_score=max(scores, default=None),
             mean_score=sum(scores) / len(scores) if scores else None,
-            risk=answer.risk,
-            refused=answer.refusal is not None,
+            risk=answer.risk if answer else None,
+            refused=answer is not None and answer.refusal is not None,
             vector_active=vector_active,
+        )
+
+    def _cancelled_early(self, elapsed_s: float) -> TurnEnded:
+        """The end of a turn whose prompt was not read to its end."""
+        return TurnEnded(
+            text="",
+            finish_reason="cancelled",
+            guard=self._summary(None, vector_active=False),
+            usage=Usage(0, 0, 0, 0, 0),
+            timings=Timings(elapsed_s, elapsed_s, 0.0, 0.0, 0.0),
         )
 
 

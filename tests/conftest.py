@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.tiny_models import write_tiny_llama, write_tiny_mamba, write_tiny_projector
+
+if TYPE_CHECKING:
+    from tests.guarded_tiny import GuardedTiny
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +35,11 @@ def tiny_mamba_path(tiny_models_folder: Path) -> Path:
 def tiny_projector_path(tiny_models_folder: Path) -> Path:
     """A projector for the tiny llama: an image of 56 × 56 pixels becomes 4 tokens."""
     return write_tiny_projector(tiny_models_folder / "tiny-mmproj.gguf")
+
+
+@pytest.fixture(scope="session")
+def guarded_tiny(tmp_path_factory: pytest.TempPathFactory) -> GuardedTiny:
+    """A tiny llama with guard bundles made for it."""
+    from tests.guarded_tiny import make_guarded_tiny  # loads llama.cpp, which few tests need
+
+    return make_guarded_tiny(tmp_path_factory.mktemp("guarded_tiny"))

@@ -9,6 +9,7 @@ Labels are per answer position: harmful request and compliant answer = 1; everyt
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -65,7 +66,8 @@ class Harvester:
 
     def harvest(self, requests: Iterable[Request]) -> Iterator[HarvestedAnswer]:
         """Answers of each request, in order: own, then forced ones where they teach something."""
-        for index, request in enumerate(requests):
+        for request in requests:
+            index = _stable_index(request)
             yield self._answer(request, "own", "", self._plan.n_own_tokens)
             held_out = request.split == "test"
             if request.label == "harmful":
@@ -104,6 +106,11 @@ class Harvester:
             token_ids=tuple(token_ids),
             states=np.asarray(states, dtype=np.float16),
         )
+
+
+def _stable_index(request: Request) -> int:
+    """A number of the request alone: its openings do not depend on what else is harvested."""
+    return int.from_bytes(hashlib.sha256(request.id.encode()).digest()[:4], "big")
 
 
 def _greedy(engine: LlamaEngine) -> int:

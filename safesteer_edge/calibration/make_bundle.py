@@ -31,7 +31,9 @@ from safesteer_edge.calibration.probe_fit import (
     select_layers,
 )
 from safesteer_edge.calibration.requests_data import Label, Request
-from safesteer_edge.converters.probe_onnx import write_linear_probe
+from safesteer_edge.converters.probe_onnx import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+    write_linear_probe,
+)
 from safesteer_edge.engine.prompt_items import TokenRun
 from safesteer_edge.evaluation.statistics import auroc
 from safesteer_edge.prompting import question_items

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,8 +131,7 @@ def _with_limit(
     scores: AnswerScores,
     targets: FalseAlarmTargets,
 ) -> GuardPolicy:
-    values = asdict(base) | {"risk_decay": decay, "risk_min_steps": min_steps}
-    unlimited = GuardPolicy(**values)
+    unlimited = replace(base, risk_decay=decay, risk_min_steps=min_steps)
     limit = max(
         conformal_limit(
             [_max_risk(row, unlimited) for row in scores.ordinary], targets.ordinary_refused
@@ -141,7 +140,7 @@ def _with_limit(
             [_max_risk(row, unlimited) for row in scores.borderline], targets.borderline_refused
         ),
     )
-    return GuardPolicy(**(values | {"risk_limit": min(limit, 1.0)}))
+    return replace(unlimited, risk_limit=min(limit, 1.0))
 
 
 def _max_risk(row: NDArray[np.float64], policy: GuardPolicy) -> float:

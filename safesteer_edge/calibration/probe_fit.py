@@ -131,11 +131,11 @@ def _platt(
 
     rows = np.concatenate([margin[: settings.n_positions] for margin in margins])
     model = LogisticRegression(C=1e6).fit(rows[:, np.newaxis], _position_labels(answers, settings))
-    return float(model.coef_[0, 0]), _intercept(model)
+    return float(np.asarray(model.coef_).item()), _intercept(model)
 
 
 def _intercept(model: LogisticRegression) -> float:
-    return float(model.intercept_[0])
+    return float(np.asarray(model.intercept_).item())
 
 
 def _fitted_rows(answer: HarvestedAnswer, settings: FitSettings) -> NDArray[np.float16]:

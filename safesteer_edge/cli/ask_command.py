@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from safesteer_edge.cli.model_options import (
 from safesteer_edge.errors import InputError, SettingsError
 
 if TYPE_CHECKING:
-    from safesteer_edge.guard.events import Step, TurnEnded
+    from safesteer_edge.guard.events import Event, Step, TurnEnded
     from safesteer_edge.session import Session
 
 
@@ -58,12 +59,16 @@ def run(options: argparse.Namespace) -> int:
     with ExitStack() as undo:
         trace = undo.enter_context(_open_trace(options.trace)) if options.trace else None
         session = undo.enter_context(open_session(settings))
+        events = session.ask(
+            prompt, images=options.image, sounds=options.audio, system=options.system
+        )
+        undo.enter_context(_interrupt_cancels(session))
+        first = next(events)  # what cannot be asked ends here, in one line
         if not options.quiet:
             _narrate_start(session)
-        undo.enter_context(_interrupt_cancels(session))
-        turn = _stream(session, prompt, options, trace)
+        turn = _stream(chain([first], events), options, trace)
         if options.json:
-            print(json.dumps(_to_json(session, turn), ensure_ascii=False))
+            print(json.dumps(_to_json(session, turn)))
         if not options.quiet:
             _narrate_end(turn)
     if turn.finish_reason == "cancelled":
@@ -77,15 +82,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _stream(
-    session: Session, prompt: str, options: argparse.Namespace, trace: IO[str] | None
+    events: Iterator[Event], options: argparse.Namespace, trace: IO[str] | None
 ) -> TurnEnded:
     from safesteer_edge.chat.display_text import ControlCharacterFilter
     from safesteer_edge.guard.events import Refused, Step, TextDelta, TurnEnded
 
     shown = ControlCharacterFilter()
-    for event in session.ask(
-        prompt, images=options.image, sounds=options.audio, system=options.system
-    ):
+    for event in events:
         if isinstance(event, Step) and trace is not None:
             trace.write(json.dumps(_step_to_json(event), ensure_ascii=False) + "\n")
         elif isinstance(event, TextDelta | Refused) and not options.json:
@@ -101,7 +104,7 @@ def _read_prompt(prompt: str) -> str:
     if prompt != "-":
         return prompt
     try:
-        return sys.stdin.read()
+        return sys.stdin.read().rstrip("\r\n")  # as a shell's $(…): the line's end is not said
     except UnicodeDecodeError as error:
         raise InputError(f"cannot read the prompt from stdin: {error}; send UTF-8 text") from error
 
@@ -110,9 +113,12 @@ def _read_prompt(prompt: str) -> str:
 def _open_trace(path: Path) -> Iterator[IO[str]]:
     """The trace is written as it happens: half of one is what a cut-off answer needs."""
     try:
-        stream = path.open("w", encoding="utf-8")
+        stream = path.open("w", encoding="utf-8", buffering=1)
     except OSError as error:
-        raise SettingsError(f"cannot write trace {str(path)!r}: {error.strerror}") from error
+        raise SettingsError(
+            f"cannot write trace {str(path)!r}: {error.strerror}; give a file in a folder that "
+            "exists and is writable"
+        ) from error
     with stream:
         yield stream
 
@@ -140,9 +146,8 @@ def _step_to_json(step: Step) -> dict[str, Any]:
 
 
 def _to_json(session: Session, turn: TurnEnded) -> dict[str, Any]:
-    info = session.info
-    usage, timings = asdict(turn.usage), asdict(turn.timings)
-    value: dict[str, Any] = {
+    info, usage, timings = session.info, turn.usage, turn.timings
+    return {
         "text": turn.text,
         "finish_reason": turn.finish_reason,
         "model": {
@@ -152,23 +157,33 @@ def _to_json(session: Session, turn: TurnEnded) -> dict[str, Any]:
             "quantization": info.quantization,
         },
         "guard": asdict(turn.guard),
-        "usage": usage,
-        "timings": {"load_s": info.load_s, **timings},
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "media_tokens": usage.media_tokens,
+            "completion_tokens": usage.completion_tokens,
+        },
+        "timings": {
+            "load_s": info.load_s,
+            "prefill_s": timings.prefill_s,
+            "ttft_s": timings.ttft_s,
+            "decode_s": timings.decode_s,
+            "tokens_per_second": timings.tokens_per_second,
+        },
     }
-    if turn.refusal is not None:
-        value["refusal"] = {"reason": turn.refusal.reason, "detail": turn.refusal.detail}
-    return value
 
 
 def _narrate_start(session: Session) -> None:
+    from safesteer_edge.chat.display_text import strip_control_characters
+
     info = session.info
+    name = strip_control_characters(info.model_name)
     guard = f"guard {info.bundle}" if info.bundle else "NO GUARD"
     print(
-        f"[{info.model_name} {info.quantization}, {guard}, loaded in {info.load_s:.1f} s]",
+        f"[{name} {info.quantization}, {guard}, loaded in {info.load_s:.1f} s]",
         file=sys.stderr,
     )
     for warning in info.warnings:
-        print(f"[warning: {warning}]", file=sys.stderr)
+        print(f"[warning: {strip_control_characters(warning)}]", file=sys.stderr)
 
 
 def _narrate_end(turn: TurnEnded) -> None:

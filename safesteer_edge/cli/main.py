@@ -6,12 +6,14 @@ Nothing heavy is imported until a command runs, so that `--help` answers at once
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
 from collections.abc import Sequence
 
 from safesteer_edge import __version__
+from safesteer_edge.chat.display_text import strip_control_characters
 from safesteer_edge.cli import (
     ask_command,
     bench_command,
@@ -30,8 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _make_parser()
     options = parser.parse_args(arguments)
     _set_up_logging(verbose=options.verbose)
+    _set_up_streams()
     try:
-        return options.run(options)
+        exit_code = options.run(options)
+        sys.stdout.flush()  # a reader that has gone is met here, and not at exit
+        return exit_code
     except SafeSteerError as error:
         print(f"safesteer-edge: {_one_line(error)}", file=sys.stderr)
         return BAD_INPUT if isinstance(error, InputError) else RUNTIME_ERROR
@@ -71,5 +76,13 @@ def _set_up_logging(*, verbose: bool) -> None:
         logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s", stream=sys.stderr)
 
 
+def _set_up_streams() -> None:
+    """Let an answer in any script reach a terminal or file of any encoding."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    """The message on one line; it may quote a file's own text, so no escape sequence gets out."""
+    return strip_control_characters(" ".join(str(error).split()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from safesteer_edge.catalogue import default_model, models_folder
-from safesteer_edge.diagnosis.check import Check, fail, failure_of_message, ok, warn
+from safesteer_edge.diagnosis.check import SEE_PACKAGES, Check, fail, failure_of_message, ok, warn
 from safesteer_edge.diagnosis.child_process import ChildFailure
 from safesteer_edge.diagnosis.child_tasks import QUESTION
 from safesteer_edge.diagnosis.facts import BundleFacts, TokenFacts
@@ -61,11 +61,11 @@ def check_first_token(token: TokenFacts | ChildFailure) -> list[Check]:
     """Whether the whole path works: model, guard, self-test on the engine, one token."""
     name = "guarded token"
     if isinstance(token, ChildFailure):
+        if default_model().bundle is None:
+            return [fail(name, "the default model has no guard bundle", "see 'guard bundle' above")]
         if token.is_ours:
             return [failure_of_message(name, token.message)]
-        # Kernels run here for the first time: a wrong build may import well and die only now.
-        wrong_cpu = token.cause == "illegal instruction"
-        return [fail(name, token.message, build_llama("GGML_NATIVE=on") if wrong_cpu else _TRY)]
+        return [fail(name, token.message, _remedy_of_foreign(token))]
     if token.guard_failed:
         return [fail(name, f"the guard failed: {token.refusal}", _TRY)]
     finding = _describe(token)
@@ -97,14 +97,22 @@ def _describe(token: TokenFacts) -> str:
 def _bundle_failure(name: str, failure: ChildFailure) -> Check:
     entry = default_model()
     if entry.bundle is None:
-        folder = models_folder()
-        is_checkout = folder.parent.name != "safesteer_edge"
-        remedy = (
-            f"git -C {quoted(str(folder.parent))} checkout -- {folder.name}"
-            if is_checkout
-            else repair_command(OWN_PACKAGE)
-        )
-        return fail(name, f"{entry.name} has none in {str(folder)!r}", remedy)
+        return fail(name, f"{entry.name} has none in {str(models_folder())!r}", _restore_command())
     if failure.is_ours:
-        return failure_of_message(name, failure.message)
-    return fail(name, failure.message, _TRY)
+        return fail(name, failure_of_message(name, failure.message).finding, _restore_command())
+    return fail(name, failure.message, _remedy_of_foreign(failure))
+
+
+def _restore_command() -> str:
+    """The command that brings back what came with the program: from git, or from the package."""
+    folder = models_folder()
+    if folder.parent.name == "safesteer_edge":  # inside the package, as in a wheel
+        return repair_command(OWN_PACKAGE)
+    return f"git -C {quoted(str(folder.parent))} checkout -- {folder.name}"
+
+
+def _remedy_of_foreign(failure: ChildFailure) -> str:
+    if failure.cause == "missing module":
+        return SEE_PACKAGES
+    # Kernels run here for the first time: a wrong build may import well and die only now.
+    return build_llama("GGML_NATIVE=on") if failure.cause == "illegal instruction" else _TRY

@@ -71,15 +71,8 @@ def check_llama_gpu(
     return [ok(name, f"{seen}; llama.cpp runs on the CPU")]
 
 
-def n_usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return max(1, os.cpu_count() or 1)
-
-
 def _check_cores(cpu_quota: Path) -> Check:
-    n_usable, n_all = n_usable_cores(), os.cpu_count() or 1
+    n_usable, n_all = _n_usable_cores(), os.cpu_count() or 1
     quota = _quota(cpu_quota)
     if quota is not None and quota < n_usable:
         n_threads = max(1, int(quota))
@@ -90,6 +83,12 @@ def _check_cores(cpu_quota: Path) -> Check:
             f"pass --threads {n_threads}",
         )
     return ok("cpu cores", f"{n_usable} of {n_all} usable")
+
+
+def _n_usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return max(1, os.cpu_count() or 1)
 
 
 def _quota(cpu_quota: Path) -> float | None:

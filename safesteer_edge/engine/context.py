@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from llama_cpp import llama_cpp as lib
 from numpy.typing import NDArray
 
 from safesteer_edge.engine.model import NativeModel
-from safesteer_edge.engine.native import forget_native_errors, last_native_error
+from safesteer_edge.engine.native import forget_native_errors, lib, native_error_cause
 from safesteer_edge.errors import EngineError, PromptTooLongError
 
 MAIN_SEQUENCE = 0
@@ -70,11 +69,11 @@ class NativeContext:
         self._eval_callback = eval_callback
         context_handle = lib.llama_init_from_model(model.handle, params)
         if not context_handle:
-            reason = last_native_error() or "no reason given"
+            reason = native_error_cause() or "no reason given"
             raise EngineError(
                 f"cannot make a context of {settings.n_ctx} tokens ({reason}); try a smaller --ctx"
             )
-        self._context_handle: lib.llama_context_p | None = context_handle
+        self._context_handle: Any = context_handle
         self._finalizer = weakref.finalize(self, lib.llama_free, context_handle)
         self._memory_handle: Any = lib.llama_get_memory(context_handle)
         self.model = model
@@ -86,7 +85,7 @@ class NativeContext:
         self._is_steered = False
 
     @property
-    def handle(self) -> lib.llama_context_p:
+    def handle(self) -> Any:
         """The native handle, for this package alone. Raises EngineError after `close()`."""
         if self._context_handle is None:
             raise EngineError("the context is closed; open a new session")
@@ -113,13 +112,14 @@ class NativeContext:
         """
         handle = self.handle
         self._batch.fill_inplace(token_ids, positions, sequence_ids, all_outputs=all_outputs)
+        forget_native_errors()
         status = lib.llama_decode(handle, self._batch.native)
         if status == _NO_KV_SLOT:
             raise PromptTooLongError(
                 f"the context of {self.n_ctx} tokens is full; raise --ctx or start a new chat"
             )
         if status != 0:
-            reason = last_native_error() or "no reason given"
+            reason = native_error_cause() or "no reason given"
             raise EngineError(f"llama.cpp failed to decode (status {status}: {reason})")
 
     def logits(self, row: int) -> NDArray[np.float32]:

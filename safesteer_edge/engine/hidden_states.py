@@ -21,10 +21,10 @@ from typing import Any, Literal, Protocol
 
 import llama_cpp
 import numpy as np
-from llama_cpp import llama_cpp as lib
 from numpy.typing import NDArray
 
 from safesteer_edge.engine.context import NativeContext
+from safesteer_edge.engine.native import lib
 from safesteer_edge.errors import EngineError
 
 RouteName = Literal["layer_input", "final_norm", "eval_callback"]
@@ -108,7 +108,7 @@ def choose_route(
         "final_norm": final_only,
         "eval_callback": blocks_only,
     }
-    names = [wanted] if wanted else [name for name, ok in usable.items() if ok]
+    names: list[RouteName] = [wanted] if wanted else [name for name, ok in usable.items() if ok]
     if not usable.get(names[0], False):
         raise EngineError(
             f"route {names[0]!r} cannot give layers {list(layers)} of {architecture!r}"

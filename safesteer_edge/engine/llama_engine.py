@@ -1,4 +1,4 @@
-"""The decoding engine over llama.cpp: prompt, candidates one token ahead, roll-back.
+"""The decoding engine over llama.cpp: a prompt, candidates one token ahead, roll-back.
 
 Implements `guard.engine_protocol.DecodingEngine`. The main sequence is 0; candidates of a step lie
 on side sequences that share its cells. Not thread-safe: one thread decodes, any may cancel.
@@ -15,16 +15,13 @@ from numpy.typing import NDArray
 
 from safesteer_edge.engine.context import MAIN_SEQUENCE, NativeContext
 from safesteer_edge.engine.hidden_states import HiddenStateRoute
+from safesteer_edge.engine.main_sequence import MainSequence, read_states, to_entries
 from safesteer_edge.engine.model import NativeModel
 from safesteer_edge.engine.projector import Projector
-from safesteer_edge.engine.prompt_items import MediaRun, PromptItem, TokenRun
+from safesteer_edge.engine.prompt_items import PromptItem
 from safesteer_edge.engine.sampler import SamplerChain
-from safesteer_edge.errors import EngineError, PromptTooLongError, SafeSteerError
+from safesteer_edge.errors import EngineError, SafeSteerError
 from safesteer_edge.guard.engine_protocol import Proposal
-
-
-class PrefillCancelledError(EngineError):
-    """The prompt's evaluation was stopped between two batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +33,6 @@ class PrefillStats:
     n_reused_tokens: int
     elapsed_s: float
     last_state: NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One token, or one media chunk, of the main sequence."""
-
-    key: int | str
-    n_tokens: int
-    n_positions: int
-    media: MediaRun | None = None
 
 
 @dataclass(slots=True)
@@ -74,20 +61,11 @@ class LlamaEngine:
         self._context = context
         self._model: NativeModel = context.model
         self._route = route
-        self._projector = projector
-        if route is not None:
-            route.attach(context)
-        self._entries: list[_Entry] = []
-        self._position = 0
+        self._sequence = MainSequence(context, route, projector)
         self._pending: dict[int, _Pending] = {}
-        self._logits: NDArray[np.float32] | None = None
-        self._logits_row: int | None = None
+        self._kept_logits: NDArray[np.float32] | None = None
         self._sampler: SamplerChain | None = None
-        self._n_prompt_entries = 0
-        self._control_vector: NDArray[np.float32] | None = None
         self._n_forward_passes = 0
-
-    # -- the prompt -----------------------------------------------------------------------------
 
     def prefill(
         self,
@@ -107,16 +85,13 @@ class LlamaEngine:
         Raises PromptTooLongError, MediaError, EngineError, PrefillCancelledError.
         """
         started_s = time.perf_counter()
-        entries = _to_entries(items)
-        self._check_fits(entries)
+        entries = to_entries(items)
         self._sampler = sampler
         self._discard_pending()
-        n_shared = self._n_shared(entries)
-        n_reused_tokens = sum(entry.n_tokens for entry in self._entries[:n_shared])
-        if not self._cut_to(n_shared):
-            n_reused_tokens = 0
-        self._n_prompt_entries, self._control_vector = len(entries), control_vector
-        last_state = self._evaluate_prompt(entries, cancelled)
+        self._kept_logits = None
+        n_reused_tokens, last_state = self._sequence.bring_to(
+            entries, control_vector=control_vector, cancelled=cancelled
+        )
         return PrefillStats(
             n_prompt_tokens=sum(entry.n_tokens for entry in entries),
             n_media_tokens=sum(entry.n_tokens for entry in entries if entry.media),
@@ -125,104 +100,12 @@ class LlamaEngine:
             last_state=last_state,
         )
 
-    def _check_fits(self, entries: Sequence[_Entry]) -> None:
-        if not entries or entries[-1].media is not None:
-            raise EngineError("a prompt must end with a text token")
-        n_tokens = sum(entry.n_tokens for entry in entries)
-        n_room = self._context.n_ctx - self._context.n_candidates - 1
-        if n_tokens > n_room:
-            raise PromptTooLongError(
-                f"the prompt has {n_tokens} tokens, and a context of {self._context.n_ctx} has "
-                f"room for {n_room}; shorten it, or raise --ctx"
-            )
-
-    def _n_shared(self, entries: Sequence[_Entry]) -> int:
-        """Leading entries already in the cache; at least the last is always evaluated again."""
-        n_shared = 0
-        for have, want in zip(self._entries, entries[:-1], strict=False):
-            if have.key != want.key:
-                break
-            n_shared += 1
-        return n_shared
-
-    def _cut_to(self, n_entries: int) -> bool:
-        """Keep the first n entries. False: the memory cannot, and everything was forgotten."""
-        if n_entries == len(self._entries):
-            return True
-        kept = self._entries[:n_entries]
-        position = sum(entry.n_positions for entry in kept)
-        if n_entries and self._context.remove_from_sequence(MAIN_SEQUENCE, position, -1):
-            self._entries, self._position = kept, position
-        else:
-            self._forget()
-        self._logits = self._logits_row = None
-        return bool(self._entries) or n_entries == 0
-
-    def _forget(self) -> None:
-        self._context.clear()
-        self._entries, self._position = [], 0
-
-    def _evaluate_prompt(
-        self, entries: Sequence[_Entry], cancelled: Callable[[], bool] = lambda: False
-    ) -> NDArray[np.float32]:
-        """Evaluate what the sequence lacks of a prompt; the state at its last token."""
-        self._context.set_control_vector(None)
-        if self._route is not None:
-            self._route.before_prefill()
-        self._evaluate_entries(entries[len(self._entries) : -1], cancelled)
-        self._context.set_control_vector(self._control_vector)
-        if self._route is not None:
-            self._route.before_answer()
-        self._evaluate_token_run(entries[-1:])
-        try:
-            return self._read_states(1)[0]
-        except EngineError:
-            self._forget()  # the graph stopped half way: no later prompt may reuse its cells
-            raise
-
-    def _evaluate_entries(
-        self, entries: Sequence[_Entry], cancelled: Callable[[], bool] = lambda: False
-    ) -> None:
-        run: list[_Entry] = []
-        for entry in entries:
-            if entry.media is not None or len(run) == self._context.n_batch:
-                self._evaluate_token_run(run)
-                run = []
-                if cancelled():
-                    raise PrefillCancelledError("stopped while the prompt was being read")
-            if entry.media is not None:
-                self._evaluate_media(entry, entry.media)
-            else:
-                run.append(entry)
-        self._evaluate_token_run(run)
-
-    def _evaluate_token_run(self, run: Sequence[_Entry]) -> None:
-        if not run:
-            return
-        token_ids = [int(entry.key) for entry in run]
-        positions = range(self._position, self._position + len(run))
-        self._context.decode(token_ids, positions, [MAIN_SEQUENCE] * len(run), all_outputs=False)
-        self._entries.extend(run)
-        self._position += len(run)
-        self._logits, self._logits_row = None, len(run) - 1
-
-    def _evaluate_media(self, entry: _Entry, media: MediaRun) -> None:
-        if self._projector is None:
-            raise EngineError("the prompt carries media and no projector is loaded; pass --mmproj")
-        try:
-            self._projector.evaluate(self._context, media, self._position)
-        except EngineError:
-            self._forget()  # a part of the chunk may be in the cache
-            raise
-        self._entries.append(entry)
-        self._position += entry.n_positions
-
     # -- one decoding step ----------------------------------------------------------------------
 
     @property
     def n_free(self) -> int:
         """Tokens that still fit into the context."""
-        return self._context.n_ctx - sum(entry.n_tokens for entry in self._entries)
+        return self._context.n_ctx - self._sequence.n_tokens
 
     @property
     def n_forward_passes(self) -> int:
@@ -233,25 +116,27 @@ class LlamaEngine:
         """Run the sampler chain on the logits after the last accepted token."""
         if self._sampler is None:
             raise EngineError("no prompt has been evaluated yet")
-        logits = self._logits
+        logits = self._kept_logits
         if logits is None:
-            if self._logits_row is None:
+            row = self._sequence.logits_row
+            if row is None or self._pending:
                 raise EngineError(
                     "there are no logits after the last accepted token: accept a candidate, "
                     "or append tokens, before the next proposal"
                 )
-            logits = self._context.logits(self._logits_row)
+            logits = self._context.logits(row)
         return self._sampler.propose(logits)
 
     def evaluate(self, token_id: int) -> NDArray[np.float32]:
         """Evaluate one candidate, on the main sequence where its cell can be taken back."""
         if self._model.has_recurrent_state or self._pending:
             return self.evaluate_candidates([token_id])[0]
-        self._context.decode([token_id], [self._position], [MAIN_SEQUENCE], all_outputs=True)
+        position = self._sequence.position
+        self._context.decode([token_id], [position], [MAIN_SEQUENCE], all_outputs=True)
         self._n_forward_passes += 1
         self._pending[token_id] = _Pending(MAIN_SEQUENCE, row=0)
-        self._logits = self._logits_row = None
-        return self._read_states(1)[0]
+        self._forget_logits()
+        return read_states(self._route, 1)[0]
 
     def evaluate_candidates(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Evaluate candidates in one batch, each on its own side sequence."""
@@ -267,7 +152,7 @@ class LlamaEngine:
         sequences = list(range(n_used + 1, n_used + 1 + len(token_ids)))
         for sequence in sequences:
             self._context.copy_sequence(MAIN_SEQUENCE, sequence)
-        positions = [self._position] * len(token_ids)
+        positions = [self._sequence.position] * len(token_ids)
         try:
             self._context.decode(token_ids, positions, sequences, all_outputs=True)
         except SafeSteerError:
@@ -277,18 +162,8 @@ class LlamaEngine:
         self._n_forward_passes += 1
         for row, (token_id, sequence) in enumerate(zip(token_ids, sequences, strict=True)):
             self._pending[token_id] = _Pending(sequence, row=row)
-        self._logits = self._logits_row = None
-        return self._read_states(len(token_ids))
-
-    def _keep_pending_aside(self) -> None:
-        """Before another decode: move a candidate off the main sequence, and copy logits out."""
-        for pending in self._pending.values():
-            if pending.logits is None:
-                pending.logits = self._context.logits(pending.row).copy()
-            if pending.sequence == MAIN_SEQUENCE:
-                pending.sequence = len(self._pending)
-                self._context.copy_sequence(MAIN_SEQUENCE, pending.sequence)
-                self._context.remove_from_sequence(MAIN_SEQUENCE, self._position, -1)
+        self._forget_logits()
+        return read_states(self._route, len(token_ids))
 
     def accept(self, token_id: int) -> None:
         """Make an evaluated candidate the next token of the main sequence."""
@@ -298,10 +173,19 @@ class LlamaEngine:
         if chosen.sequence != MAIN_SEQUENCE:
             self._adopt(chosen.sequence)
         self._discard_pending()
-        self._logits, self._logits_row = chosen.logits, chosen.row
-        self._entries.append(_Entry(token_id, 1, 1))
-        self._position += 1
+        self._sequence.add_evaluated(token_id)
+        self._kept_logits, self._sequence.logits_row = chosen.logits, chosen.row
         self._sampler.accept(token_id)
+
+    def _keep_pending_aside(self) -> None:
+        """Before another decode: move a candidate off the main sequence, and copy logits out."""
+        for pending in self._pending.values():
+            if pending.logits is None:
+                pending.logits = self._context.logits(pending.row).copy()
+            if pending.sequence == MAIN_SEQUENCE:
+                pending.sequence = len(self._pending)
+                self._context.copy_sequence(MAIN_SEQUENCE, pending.sequence)
+                self._context.remove_from_sequence(MAIN_SEQUENCE, self._sequence.position, -1)
 
     def _adopt(self, sequence: int) -> None:
         if self._model.has_recurrent_state:
@@ -309,21 +193,21 @@ class LlamaEngine:
             self._context.remove_from_sequence(MAIN_SEQUENCE)
             self._context.copy_sequence(sequence, MAIN_SEQUENCE)
         else:
-            self._context.copy_sequence(sequence, MAIN_SEQUENCE, self._position, self._position + 1)
+            position = self._sequence.position
+            self._context.copy_sequence(sequence, MAIN_SEQUENCE, position, position + 1)
         self._context.remove_from_sequence(sequence)
 
     def _discard_pending(self) -> None:
         for pending in self._pending.values():
             if pending.sequence == MAIN_SEQUENCE:
-                self._context.remove_from_sequence(MAIN_SEQUENCE, self._position, -1)
+                self._context.remove_from_sequence(MAIN_SEQUENCE, self._sequence.position, -1)
             else:
                 self._context.remove_from_sequence(pending.sequence)
         self._pending.clear()
 
-    def _read_states(self, n_rows: int) -> NDArray[np.float32]:
-        if self._route is None:
-            return np.empty((n_rows, 0), dtype=np.float32)
-        return self._route.read(n_rows)
+    def _forget_logits(self) -> None:
+        self._kept_logits = None
+        self._sequence.logits_row = None
 
     # -- after the steps ------------------------------------------------------------------------
 
@@ -333,23 +217,15 @@ class LlamaEngine:
         Raises EngineError if the prompt's last token would go too.
         """
         self._discard_pending()
-        if n_tokens == 0:
-            return
-        remaining = self._entries[: max(0, len(self._entries) - n_tokens)]
-        prompt, answer = remaining[: self._n_prompt_entries], remaining[self._n_prompt_entries :]
-        if len(prompt) < self._n_prompt_entries:
-            raise EngineError(f"cannot take back {n_tokens} tokens: the answer is shorter")
-        if not self._cut_to(len(remaining)):
-            # The memory cannot roll back (recurrent state): evaluate what remains once more, with
-            # the control vector off for the prompt and on for the answer, as it was.
-            self._evaluate_prompt(prompt)
-            self._evaluate_entries(answer)
-            self._logits = self._logits_row = None
+        if n_tokens:
+            self._kept_logits = None
+        self._sequence.take_back(n_tokens)
 
     def append(self, token_ids: Sequence[int]) -> None:
-        """Evaluate tokens at the end of the sequence, in one batch."""
+        """Evaluate tokens at the end of the sequence."""
         self._discard_pending()
-        self._evaluate_entries([_Entry(token_id, 1, 1) for token_id in token_ids])
+        self._kept_logits = None
+        self._sequence.append(token_ids)
 
     def is_end(self, token_id: int) -> bool:
         """True for tokens that end the answer."""
@@ -358,13 +234,3 @@ class LlamaEngine:
     def piece(self, token_id: int) -> bytes:
         """The bytes that a token stands for; nothing for control tokens."""
         return self._model.piece(token_id)
-
-
-def _to_entries(items: Sequence[PromptItem]) -> list[_Entry]:
-    entries: list[_Entry] = []
-    for item in items:
-        if isinstance(item, TokenRun):
-            entries.extend(_Entry(token_id, 1, 1) for token_id in item.token_ids)
-        else:
-            entries.append(_Entry(item.key, item.n_tokens, item.n_positions, item))
-    return entries

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-
-from llama_cpp import llama_cpp as lib
+from typing import Any
 
 from safesteer_edge.engine.native import (
     forget_native_errors,
-    last_native_error,
+    lib,
     must_avoid_extra_buffer_types,
+    native_error_cause,
     start_backend,
 )
 from safesteer_edge.errors import EngineError, ModelFileError
@@ -53,12 +53,12 @@ class NativeModel:
         params.use_extra_bufts = not self.avoids_extra_buffer_types
         model_handle = lib.llama_model_load_from_file(str(path).encode(), params)
         if not model_handle:
-            reason = last_native_error() or "no reason given"
+            reason = native_error_cause() or "no reason given"
             raise ModelFileError(
                 f"cannot load {str(path)!r}: llama.cpp refuses it ({reason}); "
                 "check that the file is complete and that this version knows its architecture"
             )
-        self._model_handle: lib.llama_model_p | None = model_handle
+        self._model_handle: Any = model_handle
         self._finalizer = weakref.finalize(self, lib.llama_model_free, model_handle)
         self._vocab_handle = lib.llama_model_get_vocab(model_handle)
         if not self._vocab_handle:
@@ -74,7 +74,7 @@ class NativeModel:
         )
 
     @property
-    def handle(self) -> lib.llama_model_p:
+    def handle(self) -> Any:
         """The native handle, for this package alone. Raises EngineError after `close()`."""
         if self._model_handle is None:
             raise EngineError(f"model {str(self.path)!r} is closed; open a new session")
@@ -215,7 +215,7 @@ class NativeModel:
                 strips_right.add(token_id)
         return SpecialTokens(ids_by_text, frozenset(strips_left), frozenset(strips_right))
 
-    def _live_vocab(self) -> lib.llama_vocab_p:
+    def _live_vocab(self) -> Any:
         if self._model_handle is None:
             raise EngineError(f"model {str(self.path)!r} is closed; open a new session")
         return self._vocab_handle

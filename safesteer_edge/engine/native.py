@@ -1,7 +1,7 @@
 """The llama.cpp library itself: started once, its logs in `logging`, its build and CPU facts.
 
 llama.cpp writes its log to stderr unless told otherwise; a terminal app draws there, so all of
-it goes to the logger `safesteer_edge.native`, and the last error lines are kept for messages.
+it goes to the logger `safesteer_edge.native`, and the first error line is kept for messages.
 """
 
 from __future__ import annotations
@@ -9,35 +9,39 @@ from __future__ import annotations
 import ctypes
 import logging
 import threading
-from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 import llama_cpp
-from llama_cpp import llama_cpp as lib
-from llama_cpp import mtmd_cpp
+from llama_cpp import llama_cpp as _llama
+from llama_cpp import mtmd_cpp as _mtmd
+
+# The bindings' annotations name Python types where ctypes passes pointers and structures, so that
+# correct calls fail a type checker: this package reaches them through these two untyped names.
+lib: Any = _llama
+mtmd_cpp: Any = _mtmd
 
 logger = logging.getLogger("safesteer_edge.native")
 
 # enum ggml_log_level (ggml.h): 5 continues the line before it.
 _LOG_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 _CONTINUE = 5
-_N_KEPT_ERRORS = 8
 
-_kept_errors: deque[str] = deque(maxlen=_N_KEPT_ERRORS)
+_first_error = ""
 _last_level = logging.INFO
 
 
 @lib.llama_log_callback
 def _forward_log(level: int, text: bytes, _user_data: object) -> None:
     """Pass one native log line to `logging`; must never raise (ctypes would print and go on)."""
-    global _last_level
+    global _first_error, _last_level
     if level != _CONTINUE:
         _last_level = _LOG_LEVELS.get(level, logging.DEBUG)
     line = text.decode("utf-8", "replace").rstrip()
     if not line:
         return
-    if _last_level >= logging.ERROR:
-        _kept_errors.append(line)
+    if _last_level >= logging.ERROR and not _first_error:
+        _first_error = line.splitlines()[0]
     logger.log(_last_level, "%s", line)
 
 
@@ -69,14 +73,18 @@ def start_backend() -> None:
     _backend.start()
 
 
-def last_native_error() -> str:
-    """The newest error line that llama.cpp logged, for an error message; '' if there is none."""
-    return _kept_errors[-1] if _kept_errors else ""
+def native_error_cause() -> str:
+    """The first error line since `forget_native_errors`, for an error message; '' for none.
+
+    Later lines only pass it on: the last one is "failed to load model", whatever the reason.
+    """
+    return _first_error
 
 
 def forget_native_errors() -> None:
-    """Drop kept error lines, so that the next message cannot quote an older failure."""
-    _kept_errors.clear()
+    """Drop the kept error line, so that the next message cannot quote an older failure."""
+    global _first_error
+    _first_error = ""
 
 
 @dataclass(frozen=True, slots=True)

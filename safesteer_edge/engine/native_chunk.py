@@ -5,8 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from llama_cpp import mtmd_cpp
-
+from safesteer_edge.engine.native import mtmd_cpp
 from safesteer_edge.errors import EngineError
 
 

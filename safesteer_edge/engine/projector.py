@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llama_cpp import llama_cpp as lib
-from llama_cpp import mtmd_cpp
 from numpy.typing import NDArray
 
 from safesteer_edge.engine.context import MAIN_SEQUENCE, NativeContext
 from safesteer_edge.engine.model import NativeModel
-from safesteer_edge.engine.native import forget_native_errors, last_native_error
+from safesteer_edge.engine.native import forget_native_errors, lib, mtmd_cpp, native_error_cause
 from safesteer_edge.engine.native_chunk import NativeChunk
 from safesteer_edge.engine.prompt_items import MediaRun, PromptItem, TokenRun
 from safesteer_edge.errors import EngineError, MediaError, ModelFileError
@@ -43,7 +41,7 @@ class Projector:
         params.warmup = False  # the first image pays for it, and text-only chats never do
         mtmd_handle = mtmd_cpp.mtmd_init_from_file(str(path).encode(), model.handle, params)
         if not mtmd_handle:
-            reason = last_native_error() or "no reason given"
+            reason = native_error_cause() or "no reason given"
             raise ModelFileError(
                 f"cannot load projector {str(path)!r} for {model.path.name!r}: mtmd refuses it "
                 f"({reason}); use the mmproj file that belongs to this model"
@@ -112,7 +110,7 @@ class Projector:
             MAIN_SEQUENCE,
             context.n_batch,
             ctypes.byref(new_position),
-            ctypes.cast(None, mtmd_cpp.mtmd_helper_post_decode_callback),
+            mtmd_cpp.mtmd_helper_post_decode_callback(),  # NULL: none
             None,
         )
         if status != 0:
@@ -143,7 +141,7 @@ class Projector:
             forget_native_errors()
             status = mtmd_cpp.mtmd_tokenize_from_parts(self._live(), chunks_handle, parts, 1, False)
             if status != 0:
-                reason = last_native_error() or f"status {status}"
+                reason = native_error_cause() or f"status {status}"
                 raise MediaError(f"the projector cannot use this file ({reason})")
             n_chunks = mtmd_cpp.mtmd_input_chunks_size(chunks_handle)
             return tuple(
@@ -160,7 +158,7 @@ class Projector:
             tokens = mtmd_cpp.mtmd_input_chunk_get_tokens_text(chunk_handle, ctypes.byref(n_tokens))
             return TokenRun(tuple(tokens[: n_tokens.value]))
         if mtmd_cpp.mtmd_encode_chunk(self._live(), chunk_handle) != 0:
-            raise EngineError(f"the projector failed to encode ({last_native_error()})")
+            raise EngineError(f"the projector failed to encode ({native_error_cause()})")
         chunk = NativeChunk(chunk_handle)
         shape = (chunk.n_tokens, lib.llama_model_n_embd_inp(self._model.handle))
         output = mtmd_cpp.mtmd_get_output_embd(self._live())

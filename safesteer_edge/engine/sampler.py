@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from llama_cpp import llama_cpp as lib
 
+from safesteer_edge.engine.native import lib
 from safesteer_edge.errors import EngineError, GuardError
 from safesteer_edge.guard.engine_protocol import Proposal
 from safesteer_edge.guard.sampling import SamplingSettings
@@ -32,7 +32,7 @@ class SamplerChain:
         chain_handle = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         if not chain_handle:
             raise EngineError("llama.cpp could not make a sampler chain; free some memory")
-        self._chain_handle: lib.llama_sampler_p | None = chain_handle
+        self._chain_handle: Any = chain_handle
         self._finalizer = weakref.finalize(self, lib.llama_sampler_free, chain_handle)
         for stage in self._stages(settings, n_vocab):
             lib.llama_sampler_chain_add(chain_handle, stage)  # the chain owns it from here
@@ -40,8 +40,8 @@ class SamplerChain:
         self._buffer: NDArray[np.void] = np.zeros(n_vocab, dtype=_TOKEN_DATA)
         self._token_ids = np.arange(n_vocab, dtype=np.int32)
 
-    def _stages(self, settings: SamplingSettings, n_vocab: int) -> list[lib.llama_sampler_p]:
-        stages: list[lib.llama_sampler_p] = []
+    def _stages(self, settings: SamplingSettings, n_vocab: int) -> list[Any]:
+        stages: list[Any] = []
         if settings.has_penalties:
             stages.append(
                 lib.llama_sampler_init_penalties(
@@ -85,7 +85,7 @@ class SamplerChain:
         n_candidates = int(array.size)
         if not address or n_candidates < 1:
             raise GuardError("the sampler left no candidate; loosen --top-p or --min-p")
-        raw = (ctypes.c_byte * (n_candidates * _TOKEN_DATA.itemsize)).from_address(address)
+        raw: Any = (ctypes.c_byte * (n_candidates * _TOKEN_DATA.itemsize)).from_address(address)
         candidates = np.frombuffer(raw, dtype=_TOKEN_DATA)
         return self._to_proposal(candidates, int(array.selected))
 
@@ -93,10 +93,9 @@ class SamplerChain:
         logits = candidates["logit"].astype(np.float64)
         log_probs = logits - logits.max()
         log_probs -= np.log(np.exp(log_probs).sum())
-        if not np.isfinite(log_probs).all():
-            raise GuardError("the model gave a non-finite probability; its file may be damaged")
         # Stable: equal logits keep llama.cpp's order, so that greedy ties break the same way.
         order = np.argsort(-log_probs, kind="stable")
+        order = order[np.isfinite(log_probs[order])]  # a logit of −inf rules a token out
         drawn = 0 if self._greedy else int(np.flatnonzero(order == selected)[0])
         return Proposal(
             token_ids=candidates["id"][order].astype(np.int32),
@@ -114,7 +113,7 @@ class SamplerChain:
         self._chain_handle = None
         self._finalizer()
 
-    def _live_chain(self) -> lib.llama_sampler_p:
+    def _live_chain(self) -> Any:
         if self._chain_handle is None:
             raise EngineError("the sampler is closed; open a new session")
         return self._chain_handle

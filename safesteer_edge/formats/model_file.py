@@ -73,7 +73,7 @@ class ModelInfo:
 def check_language_model(path: Path) -> ModelInfo:
     """Return what a GGUF language model is, after checking that it hangs together.
 
-    Takes 0.1 s for a vocabulary of 49,152 tokens; the weights are not read.
+    Takes 50 ms for a vocabulary of 49,152 tokens; the weights are not read.
     Raises ModelFileError with the reason and what to do about it.
     """
     file = read_gguf(path)
@@ -82,8 +82,8 @@ def check_language_model(path: Path) -> ModelInfo:
     n_layer = _number(file, f"{architecture}.block_count", 1, _MAX_LAYERS)
     n_embd = _number(file, f"{architecture}.embedding_length", 1, _MAX_EMBEDDING_LENGTH)
     n_ctx_train = _number(file, f"{architecture}.context_length", 1, _MAX_CONTEXT)
-    _check_heads(file, architecture, n_embd)
-    _check_experts(file, architecture)
+    _check_heads(file, architecture, n_layer, n_embd)
+    _check_experts(file, architecture, n_layer)
     _check_details(file, architecture, n_layer)
     n_vocab = check_vocabulary(file)
     _check_tensors(file, n_layer, n_embd, n_vocab)
@@ -125,42 +125,35 @@ def _number(file: GgufFile, key: str, least: int, most: int, default: int | None
     return value
 
 
-def _per_layer(file: GgufFile, key: str, most: int) -> list[int]:
-    """Return a value that may be given once or per layer, as a list; [] if it is missing."""
-    if isinstance(file.metadata.get(key), GgufArray):
-        values = file.numbers(key)
-        if not len(values) or not np.issubdtype(values.dtype, np.integer):
-            raise file.error(f"metadata key {key!r} is not an array of integers")
-        numbers = [int(value) for value in values.tolist()]
-    elif key in file.metadata:
-        numbers = [_number(file, key, 0, most)]
-    else:
+def _per_layer(file: GgufFile, key: str, n_layer: int, most: int) -> list[int]:
+    """Return a value that may be given once or per layer, for each layer; [] if it is missing."""
+    if key not in file.metadata:
         return []
+    if not isinstance(file.metadata[key], GgufArray):
+        return [_number(file, key, 0, most)] * n_layer
+    values = file.numbers(key)
+    if len(values) != n_layer or not np.issubdtype(values.dtype, np.integer):
+        raise file.error(f"metadata key {key!r} is not a list of {n_layer} integers")
+    numbers = [int(value) for value in values.tolist()]
     if not 0 <= min(numbers) <= max(numbers) <= most:
         raise file.error(f"metadata key {key!r} has values outside 0 to {most}")
     return numbers
 
 
-def _check_heads(file: GgufFile, architecture: str, n_embd: int) -> None:
+def _check_heads(file: GgufFile, architecture: str, n_layer: int, n_embd: int) -> None:
     """Attention heads: some, unless the model is recurrent, and shared out evenly."""
-    heads = _per_layer(file, f"{architecture}.attention.head_count", _MAX_HEADS)
+    prefix = f"{architecture}.attention"
+    heads = _per_layer(file, f"{prefix}.head_count", n_layer, _MAX_HEADS)
     is_recurrent = any(
         key.startswith((f"{architecture}.ssm.", f"{architecture}.wkv.")) for key in file.metadata
     )
     if not any(heads) and not is_recurrent:
-        raise file.error(f"metadata key '{architecture}.attention.head_count' is missing or 0")
-    if not heads:
-        return
-    kv_heads = _per_layer(file, f"{architecture}.attention.head_count_kv", _MAX_HEADS) or heads
-    n_layer = max(len(heads), len(kv_heads))
-    if {len(heads), len(kv_heads)} - {1, n_layer}:
-        raise file.error("its lists of attention heads differ in length")
-    for head_count, kv_count in zip(
-        heads * (n_layer // len(heads)), kv_heads * (n_layer // len(kv_heads)), strict=True
-    ):
+        raise file.error(f"metadata key '{prefix}.head_count' is missing or 0")
+    kv_heads = _per_layer(file, f"{prefix}.head_count_kv", n_layer, _MAX_HEADS) or heads
+    for head_count, kv_count in zip(heads, kv_heads, strict=bool(heads)):
         if head_count and kv_count and head_count % kv_count:
             raise file.error(f"{head_count} attention heads cannot share {kv_count} KV heads")
-    if heads[0]:
+    if heads and heads[0]:
         _check_head_width(file, architecture, n_embd // heads[0])
 
 
@@ -180,13 +173,13 @@ def _check_head_width(file: GgufFile, architecture: str, default: int) -> None:
         )
 
 
-def _check_experts(file: GgufFile, architecture: str) -> None:
+def _check_experts(file: GgufFile, architecture: str, n_layer: int) -> None:
     """The numbers of a mixture of experts, which llama.cpp asserts."""
     prefix = f"{architecture}.expert"
     n_experts = _number(file, f"{prefix}_count", 0, _MAX_EXPERTS, 0)
     n_groups = _number(file, f"{prefix}_group_count", 0, _MAX_EXPERTS, 0)
     n_groups_used = _number(file, f"{prefix}_group_used_count", 0, _MAX_EXPERTS, 0)
-    n_used = max(_per_layer(file, f"{prefix}_used_count", _MAX_EXPERTS), default=0)
+    n_used = max(_per_layer(file, f"{prefix}_used_count", n_layer, _MAX_EXPERTS), default=0)
     if n_experts <= 1 and architecture.startswith("hunyuan"):
         return  # dense models of this family say 1, and llama.cpp reads it as 0
     if n_experts == 0:

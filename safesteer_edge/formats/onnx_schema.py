@@ -23,23 +23,23 @@ def _many(name: str, kind: Kind = Kind.BYTES) -> Field:
 
 MODEL: Final[Schema] = {
     1: _one("ir_version", Kind.INTEGER),
-    2: _one("producer_name"),
-    3: _one("producer_version"),
-    4: _one("domain"),
+    2: _one("producer_name", Kind.TEXT),
+    3: _one("producer_version", Kind.TEXT),
+    4: _one("domain", Kind.TEXT),
     5: _one("model_version", Kind.INTEGER),
-    6: _one("doc_string"),
+    6: _one("doc_string", Kind.TEXT),
     7: _one("graph"),
     8: _many("opset_import"),
     14: _many("metadata_props"),
     25: _many("functions"),  # read in order to be refused by name
 }
-OPERATOR_SET: Final[Schema] = {1: _one("domain"), 2: _one("version", Kind.INTEGER)}
-STRING_PAIR: Final[Schema] = {1: _one("key"), 2: _one("value")}
+OPERATOR_SET: Final[Schema] = {1: _one("domain", Kind.TEXT), 2: _one("version", Kind.INTEGER)}
+STRING_PAIR: Final[Schema] = {1: _one("key", Kind.TEXT), 2: _one("value", Kind.TEXT)}
 GRAPH: Final[Schema] = {
     1: _many("node"),
-    2: _one("name"),
+    2: _one("name", Kind.TEXT),
     5: _many("initializer"),
-    10: _one("doc_string"),
+    10: _one("doc_string", Kind.TEXT),
     11: _many("input"),
     12: _many("output"),
     13: _many("value_info"),
@@ -47,17 +47,17 @@ GRAPH: Final[Schema] = {
     16: _many("metadata_props"),
 }
 NODE: Final[Schema] = {
-    1: _many("input"),
-    2: _many("output"),
-    3: _one("name"),
-    4: _one("op_type"),
+    1: _many("input", Kind.TEXT),
+    2: _many("output", Kind.TEXT),
+    3: _one("name", Kind.TEXT),
+    4: _one("op_type", Kind.TEXT),
     5: _many("attribute"),
-    6: _one("doc_string"),
-    7: _one("domain"),
+    6: _one("doc_string", Kind.TEXT),
+    7: _one("domain", Kind.TEXT),
     9: _many("metadata_props"),
 }
 ATTRIBUTE: Final[Schema] = {
-    1: _one("name"),
+    1: _one("name", Kind.TEXT),
     2: _one("f", Kind.FLOAT),
     3: _one("i", Kind.INTEGER),
     4: _one("s"),
@@ -67,7 +67,7 @@ ATTRIBUTE: Final[Schema] = {
     7: _many("floats", Kind.FLOAT),
     8: _many("ints", Kind.INTEGER),
     9: _many("strings"),
-    13: _one("doc_string"),
+    13: _one("doc_string", Kind.TEXT),
     20: _one("type", Kind.INTEGER),
 }
 TENSOR: Final[Schema] = {
@@ -76,25 +76,25 @@ TENSOR: Final[Schema] = {
     4: _many("float_data", Kind.FLOAT),
     5: _many("int32_data", Kind.INTEGER),
     7: _many("int64_data", Kind.INTEGER),
-    8: _one("name"),
+    8: _one("name", Kind.TEXT),
     9: _one("raw_data"),
     10: _many("double_data", Kind.DOUBLE),
     11: _many("uint64_data", Kind.INTEGER),
-    12: _one("doc_string"),
+    12: _one("doc_string", Kind.TEXT),
     13: _many("external_data"),  # read in order to be refused by name, with the next
     14: _one("data_location", Kind.INTEGER),
 }
 VALUE_INFO: Final[Schema] = {
-    1: _one("name"),
+    1: _one("name", Kind.TEXT),
     2: _one("type"),
-    3: _one("doc_string"),
+    3: _one("doc_string", Kind.TEXT),
     4: _many("metadata_props"),
 }
-TYPE: Final[Schema] = {1: _one("tensor_type"), 6: _one("denotation")}
+TYPE: Final[Schema] = {1: _one("tensor_type"), 6: _one("denotation", Kind.TEXT)}
 TENSOR_TYPE: Final[Schema] = {1: _one("elem_type", Kind.INTEGER), 2: _one("shape")}
 SHAPE: Final[Schema] = {1: _many("dim")}
 DIMENSION: Final[Schema] = {
     1: _one("dim_value", Kind.INTEGER),
-    2: _one("dim_param"),
-    3: _one("denotation"),
+    2: _one("dim_param", Kind.TEXT),
+    3: _one("denotation", Kind.TEXT),
 }

@@ -7,6 +7,7 @@ Source: clip_graph::build_vit and the files in llama.cpp's tools/mtmd/models/.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -51,9 +52,11 @@ def check_shapes(file: GgufFile, modality: Literal["vision", "audio"], projector
     n_embd = file.integer(f"clip.{modality}.embedding_length") or 0
     prefix = "v" if modality == "vision" else "a"
     q_width, kv_width = _attention_widths(file, modality, n_embd)
-    expected: dict[str, _Shape] = {f"{prefix}.pre_ln.weight": (n_embd,)}
-    for norm in ("pre_ln", "post_ln"):
-        expected |= {f"{prefix}.{norm}.{part}": (n_embd,) for part in ("weight", "bias")}
+    expected: dict[str, _Shape] = {
+        f"{prefix}.{norm}.{part}": (n_embd,)
+        for norm in ("pre_ln", "post_ln")
+        for part in ("weight", "bias")
+    }
     for block_index in range(file.integer(f"clip.{modality}.block_count") or 0):
         block = f"{prefix}.blk.{block_index}"
         expected |= _block_shapes(block, n_embd, q_width, kv_width)
@@ -63,7 +66,7 @@ def check_shapes(file: GgufFile, modality: Literal["vision", "audio"], projector
         expected |= _patch_shapes(file, projector_type, n_embd)
         _check_patch_types(file, tensors, projector_type)
     for name, shape in expected.items():
-        if name in tensors and tensors[name].shape != shape:
+        if name in tensors and _without_ones(tensors[name].shape) != _without_ones(shape):
             raise file.error(f"tensor {name!r} has shape {tensors[name].shape}; expected {shape}")
     if projector_type == "internvl":
         _check_internvl(file, tensors, n_embd)
@@ -76,10 +79,18 @@ def _check_storage(file: GgufFile, tensors: _Tensors) -> None:
         if tensor.type_name in UNCOMPUTABLE_TYPES or (is_vector and tensor.type_name != "F32"):
             raise file.error(f"tensor {name!r} is stored as {tensor.type_name}")
         weight = tensors.get(f"{name.removesuffix('.bias')}.weight")
-        if weight is None or len(weight.shape) > 2 or not name.endswith(".bias"):
+        if weight is None or not 0 < len(weight.shape) <= 2 or not name.endswith(".bias"):
             continue
-        if tensor.shape != weight.shape[-1:]:  # of a norm's weight, or of a matrix's outputs
+        # As long as a norm's weight, or as a matrix has outputs.
+        if tensor.shape[:1] != weight.shape[-1:] or math.prod(tensor.shape[1:]) != 1:
             raise file.error(f"tensor {name!r} has shape {tensor.shape}; its weight {weight.shape}")
+
+
+def _without_ones(shape: _Shape) -> _Shape:
+    """Return a shape without the dimensions of 1 at its end, which ggml does not tell apart."""
+    while shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
 
 
 def _attention_widths(file: GgufFile, modality: str, n_embd: int) -> tuple[int, int]:
@@ -141,7 +152,9 @@ def _check_feed_forward(
 def _patch_shapes(file: GgufFile, projector_type: str, n_embd: int) -> dict[str, _Shape]:
     patch_size = file.integer("clip.vision.patch_size") or 1
     n_patches = ((file.integer("clip.vision.image_size") or 0) // patch_size) ** 2
-    shapes: dict[str, _Shape] = {"v.patch_embd.bias": (n_embd,), "v.class_embd": (n_embd,)}
+    shapes: dict[str, _Shape] = {"v.patch_embd.bias": (n_embd,)}
+    if projector_type == "internvl":  # others have several
+        shapes["v.class_embd"] = (n_embd,)
     if projector_type != "llama4":  # that one multiplies unfolded patches by a matrix
         kernel = (patch_size, patch_size, 3, n_embd)
         shapes |= {"v.patch_embd.weight": kernel, "v.patch_embd.weight.1": kernel}
@@ -152,10 +165,11 @@ def _patch_shapes(file: GgufFile, projector_type: str, n_embd: int) -> dict[str,
 
 
 def _check_patch_types(file: GgufFile, tensors: _Tensors, projector_type: str) -> None:
-    """Patches are cut out by a convolution; positions of a fixed number are added to them."""
+    """Patches are cut out by a convolution; fixed positions and a class are added to them."""
     for name, allowed, is_used in (
         ("v.patch_embd.weight", FLOAT_TYPES, projector_type != "llama4"),
         ("v.position_embd.weight", {"F32"}, projector_type in _FIXED_POSITIONS),
+        ("v.class_embd", {"F32"}, projector_type == "internvl"),
     ):
         if is_used and name in tensors and tensors[name].type_name not in allowed:
             raise file.error(f"tensor {name!r} is stored as {tensors[name].type_name}")

@@ -22,13 +22,23 @@ class ProtobufError(ValueError):
 
 
 class Kind(Enum):
-    """What a field holds. The values are wire types."""
+    """What a field holds."""
 
-    INTEGER = _VARINT
-    DOUBLE = _FIXED64
-    BYTES = _LENGTH
-    """Also text and submessages."""
-    FLOAT = _FIXED32
+    INTEGER = "integer"
+    FLOAT = "float"
+    DOUBLE = "double"
+    TEXT = "text"
+    BYTES = "bytes"
+    """Also submessages."""
+
+
+_WIRE_TYPES = {
+    Kind.INTEGER: _VARINT,
+    Kind.FLOAT: _FIXED32,
+    Kind.DOUBLE: _FIXED64,
+    Kind.TEXT: _LENGTH,
+    Kind.BYTES: _LENGTH,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +70,8 @@ class Message:
         return self.bytes.get(name, [memoryview(b"")])[0]
 
     def text(self, name: str) -> str:
-        """Return a single text. Raises ProtobufError if it is not UTF-8."""
-        try:
-            return str(self.view(name), "utf-8")
-        except UnicodeDecodeError as error:
-            raise ProtobufError(f"field {name!r} is not UTF-8") from error
+        """Return a single text, empty if there is none."""
+        return str(self.view(name), "utf-8")
 
 
 class FieldBudget:
@@ -92,8 +99,8 @@ def read_message(data: memoryview, schema: Mapping[int, Field], budget: FieldBud
         field = schema.get(number)
         if field is None:
             raise ProtobufError(f"field {number} is not one that a probe needs")
-        is_packed = field.is_repeated and wire_type == _LENGTH and field.kind is not Kind.BYTES
-        if wire_type != field.kind.value and not is_packed:
+        is_packed = field.is_repeated and wire_type == _LENGTH
+        if wire_type != _WIRE_TYPES[field.kind] and not is_packed:
             raise ProtobufError(f"field {field.name!r} is stored as {_WIRE_NAMES[wire_type]}")
         if not field.is_repeated and (field.name in integers or field.name in views):
             raise ProtobufError(f"field {field.name!r} occurs twice")
@@ -102,8 +109,17 @@ def read_message(data: memoryview, schema: Mapping[int, Field], budget: FieldBud
         elif field.kind is Kind.INTEGER:
             integers.setdefault(field.name, []).extend(_unpack(value, budget))
         else:
+            if field.kind is Kind.TEXT:
+                _check_text(value, field.name)
             views.setdefault(field.name, []).append(value)
     return Message(integers, views)
+
+
+def _check_text(value: memoryview, name: str) -> None:
+    try:
+        str(value, "utf-8")
+    except UnicodeDecodeError as error:
+        raise ProtobufError(f"field {name!r} is not UTF-8") from error
 
 
 def _raw_fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:

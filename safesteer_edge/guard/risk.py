@@ -6,6 +6,10 @@ from typing import Literal
 
 from safesteer_edge.guard.policy import GuardPolicy
 
+# Text is shown once the running risk is at most this share of the limit: far enough below it that
+# an answer seldom turns from shown to refused.
+_CALM_SHARE = 0.5
+
 RefusalReason = Literal["risk_limit", "no_safe_candidate", "guard_failed"]
 
 
@@ -48,6 +52,15 @@ class RunningRisk:
         if self._n_scores >= policy.risk_min_steps and self.value > policy.risk_limit:
             return "risk_limit"
         return None
+
+    @property
+    def is_calm(self) -> bool:
+        """True if there are enough scores to tell, and the risk is far from the limit."""
+        policy = self._policy
+        return (
+            self._n_scores >= policy.risk_min_steps
+            and self.value <= _CALM_SHARE * policy.risk_limit
+        )
 
     def carry_over(self) -> float:
         """What the next turn of the conversation starts with."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from safesteer_edge.errors import MediaError
+from safesteer_edge.media.media_file import check_media_file
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_FILE_BYTES = 20 * 1024 * 1024
@@ -48,18 +49,10 @@ def load_image(path: Path) -> DecodedImage:
     Raises MediaError if it is missing, too large, too oblong, damaged or no picture.
     """
     name = repr(str(path))
-    try:
-        size_bytes = path.stat().st_size
-    except OSError as error:
-        raise MediaError(f"cannot read image {name}: {error.strerror}; check the path") from error
-    if not path.is_file():
-        raise MediaError(f"cannot read image {name}: it is not a file; check the path")
-    if size_bytes > MAX_FILE_BYTES:
-        raise MediaError(
-            f"image {name} has {size_bytes} bytes; the limit is {MAX_FILE_BYTES}; shrink it first"
-        )
+    check_media_file(path, "image", max_bytes=MAX_FILE_BYTES)
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damaged metadata is dropped, not talked about
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
                 _check_size(image.width, image.height, name)
@@ -71,7 +64,7 @@ def load_image(path: Path) -> DecodedImage:
         raise MediaError(
             f"cannot use {name} as an image: it is none of {', '.join(FORMATS)}; convert it"
         ) from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
+    except Exception as error:  # damaged files end in struct.error, KeyError, … inside Pillow
         raise MediaError(f"cannot decode image {name}: {error}; it may be damaged") from error
     pixels = np.asarray(rgb, dtype=np.uint8)
     return DecodedImage(pixels, _pixel_sha256(pixels), path.name)
@@ -92,6 +85,8 @@ def _check_size(width: int, height: int, name: str) -> None:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255: all white
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         with_alpha = image.convert("RGBA")
         white = Image.new("RGBA", with_alpha.size, (255, 255, 255, 255))

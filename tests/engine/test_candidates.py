@@ -242,3 +242,50 @@ def test_a_full_context_is_an_error_that_the_engine_survives(tiny_llama_path: Pa
         opened.engine.accept(71)
         logits = opened.next_logits()
     assert_logits(logits, fresh_logits(tiny_llama_path, prompt, [*range(20, 28), 71]))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_script_of_turns_and_steps_ends_where_a_plain_run_does(path: Path, seed: int) -> None:
+    rng = np.random.default_rng([seed, 100])
+    base = random_prompt(rng, 12)
+    with open_engine(path, layers=LAYERS) as opened:
+        for _ in range(3):
+            n_common, n_new = (int(n) for n in rng.integers(1, 10, 2))
+            prompt = base[:n_common] + random_prompt(rng, n_new)
+            answer: list[int] = []
+            opened.prefill(prompt)
+            for _ in range(6):
+                tokens = rng.choice(np.arange(5, 320), 5, replace=False).tolist()
+                step = rng.choice(["evaluate", "candidates", "take_back", "append"])
+                if step in ("evaluate", "candidates"):
+                    opened.engine.evaluate(tokens[0])
+                if step == "candidates":
+                    opened.engine.evaluate_candidates(tokens[1:])
+                if step == "take_back" or rng.random() < 0.2:
+                    n_taken = int(rng.integers(0, len(answer) + 1))
+                    opened.engine.take_back(n_taken)
+                    answer = answer[: len(answer) - n_taken]
+                    opened.engine.append(tokens[:1])
+                    answer += tokens[:1]
+                elif step == "append":
+                    opened.engine.append(tokens)
+                    answer += tokens
+                else:
+                    answer.append(tokens[int(rng.integers(0, 5)) if step == "candidates" else 0])
+                    opened.engine.accept(answer[-1])
+            assert_logits(opened.next_logits(), fresh_logits(path, prompt, answer))
+
+
+def test_candidates_leave_no_cells_behind(tiny_llama_path: Path) -> None:
+    """A leak of one cell a step would fill the context long before it is full of text."""
+    answer: list[int] = []
+    with open_engine(tiny_llama_path, n_candidates=8) as opened:
+        opened.prefill(PROMPT)
+        while opened.engine.n_free >= 9:
+            first = 20 + len(answer)
+            opened.engine.evaluate(first)
+            opened.engine.evaluate_candidates(range(first + 1, first + 8))
+            answer.append(first + len(answer) % 8)
+            opened.engine.accept(answer[-1])
+        assert len(answer) == 256 - len(PROMPT) - 8
+        assert_logits(opened.next_logits(), fresh_logits(tiny_llama_path, PROMPT, answer))

@@ -89,7 +89,7 @@ def test_layer_input_and_eval_callback_give_the_same_bits(
     for route_name in ("layer_input", "eval_callback"):
         with open_engine(tiny_llama_path, layers=(0, 1, 2), route_name=route_name) as opened:
             read.append(read_everywhere(opened, vector))
-    np.testing.assert_array_equal(*read)
+    np.testing.assert_array_equal(read[0], read[1])
 
 
 def test_the_states_of_another_prompt_do_not_change_the_ones_read_before(
@@ -169,7 +169,7 @@ def test_this_llama_cpp_exports_the_layer_inputs() -> None:
 def test_a_failure_inside_the_native_callback_is_raised_and_leaves_no_trace(
     tiny_llama_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_float_rows: Any = hidden_states._read_float_rows  # pyright: ignore[reportPrivateUsage]
+    read_float_rows: Any = hidden_states._read_float_rows
 
     def fail(_tensor: int) -> Float32Array:
         raise MemoryError("no room for states")

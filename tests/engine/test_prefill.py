@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from safesteer_edge.engine.llama_engine import PrefillCancelledError
+from safesteer_edge.engine.main_sequence import PrefillCancelledError
 from safesteer_edge.engine.prompt_items import TokenRun
 from safesteer_edge.errors import EngineError, PromptTooLongError
 from tests.engine.open_engine import F32_TOLERANCE, OpenEngine, open_engine, random_prompt
@@ -73,9 +73,7 @@ def test_the_same_prompt_again_evaluates_its_last_token_alone(
         opened.feed([50, 60])
         again = opened.prefill(PROMPT)
         assert again.n_reused_tokens == 19
-        np.testing.assert_allclose(
-            again.last_state, first.last_state, rtol=0, atol=F32_TOLERANCE
-        )
+        np.testing.assert_allclose(again.last_state, first.last_state, rtol=0, atol=F32_TOLERANCE)
         assert_proposes_like(opened, numpy_llama, PROMPT)
 
 
@@ -95,10 +93,10 @@ def test_many_prompts_in_turn_each_equal_a_first_one(
     with open_engine(tiny_llama_path, n_batch=7, n_candidates=1) as opened:
         for _ in range(25):
             n_common = rng.integers(0, 20)
-            prompt = PROMPT[:n_common] + random_prompt(rng, rng.integers(1, 12))
+            prompt = PROMPT[:n_common] + random_prompt(rng, int(rng.integers(1, 12)))
             opened.prefill(prompt)
             assert_proposes_like(opened, numpy_llama, prompt)
-            answer = random_prompt(rng, rng.integers(1, 4))
+            answer = random_prompt(rng, int(rng.integers(1, 4)))
             opened.feed(answer)
             assert_proposes_like(opened, numpy_llama, prompt + answer)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.errors import EngineError, GuardError
 from safesteer_edge.guard.engine_protocol import Proposal
 from safesteer_edge.guard.sampling import MAX_TOP_K, SamplingSettings
-from tests.engine.open_engine import N_VOCAB, Float32Array
+from tests.engine.open_engine import N_VOCAB, Float32Array, open_engine
 
-# Filters compare float32 sums in llama.cpp and float64 ones here: nearer than this, either is right.
+# llama.cpp's filters compare float32 sums, and float64 ones do here: nearer than this to a limit,
+# either is right.
 BOUNDARY = 1e-5
 
 
@@ -58,9 +60,7 @@ def penalised(
         factor = settings.repeat_penalty
         value = value * factor if value <= 0 else value / factor
         n_times = list(recent).count(token_id)
-        logits[token_id] = (
-            value - n_times * settings.frequency_penalty - settings.presence_penalty
-        )
+        logits[token_id] = value - n_times * settings.frequency_penalty - settings.presence_penalty
     return logits
 
 
@@ -202,3 +202,20 @@ def test_a_closed_chain_can_be_closed_again_and_not_be_used() -> None:
         chain.propose(random_logits(0))
     with pytest.raises(EngineError, match="sampler is closed"):
         chain.accept(1)
+
+
+def test_the_engine_tells_the_chain_what_was_accepted_and_nothing_else(
+    tiny_llama_path: Path,
+) -> None:
+    settings = SamplingSettings(temperature=0, top_k=MAX_TOP_K, presence_penalty=4.0)
+    with open_engine(tiny_llama_path) as opened:
+        opened.prefill([9, 10, 11], sampling=settings)
+        best, second, third = opened.engine.propose().token_ids[:3].tolist()
+        opened.engine.evaluate(best)
+        opened.engine.evaluate_candidates([second, third])
+        opened.engine.accept(second)
+        proposal = opened.engine.propose()
+        assert opened.sampler is not None
+        token_ids, log_probs, _ = numpy_chain(opened.sampler.logits, settings, [second])
+    np.testing.assert_array_equal(proposal.token_ids, token_ids)
+    np.testing.assert_allclose(proposal.log_probs, log_probs, rtol=0, atol=1e-4)

@@ -1,27 +1,61 @@
-"""Loads files natively, one after the other, as a program of its own: some may kill it.
+"""Loads files natively, one after the other, in a process of its own: some may kill it.
 
-Usage: python -m tests.formats.native_loader model|projector|probe FILE…
-It prints the index of each file before it touches it. What cannot be loaded is no failure here:
-an error is what a damaged file should give; only a signal is not.
+An error is what a damaged file should give, and is no failure here; only a signal is.
 """
 
 from __future__ import annotations
 
-import resource
+import os
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+REPOSITORY = Path(__file__).parents[2]
 _MEMORY_LIMIT_BYTES = 8 << 30
-_SECONDS_PER_RUN = 300
+_N_PIXELS = (60, 80)
 
 
-def load_model(path: Path) -> None:
-    """Load a language model, and have it compute three tokens."""
+@dataclass(frozen=True, slots=True)
+class NativeOutcome:
+    """What became of the files: how many loaded and ran, and which one ended the process."""
+
+    n_loaded: int
+    killer: Path | None
+    last_words: str
+
+
+def load_natively(kind: str, paths: Sequence[Path]) -> NativeOutcome:
+    """Load every file in a child process, until one kills it.
+
+    kind: 'model' (llama.cpp loads it and computes three tokens), 'projector' (libmtmd loads it
+    beside a model and encodes a picture) or 'probe' (onnxruntime runs it once).
+    """
+    listing = "\n".join(map(str, paths))
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.formats.native_loader", kind],
+        cwd=REPOSITORY,
+        env=os.environ | {"GGML_NO_BACKTRACE": "1"},  # or it starts a debugger
+        input=listing,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = result.stdout.splitlines()
+    started = [int(line.removeprefix("> ")) for line in lines if line.startswith("> ")]
+    is_killed = result.returncode < 0
+    assert is_killed or result.returncode == 0, result.stderr
+    assert is_killed or len(started) == len(paths)
+    killer = paths[started[-1]] if is_killed and started else None
+    return NativeOutcome(lines.count("# loaded"), killer, result.stderr[-500:])
+
+
+def _load_model(path: Path) -> None:
     from tests.native_llama import decode, native_context, native_model, tokenize
 
     with native_model(path) as model:
@@ -30,13 +64,12 @@ def load_model(path: Path) -> None:
             decode(context, (0, 1, 2))
 
 
-def projector_loader(model_path: Path) -> Callable[[Path], None]:
-    """Return a function that loads a projector beside this model, and encodes a picture."""
+def _projector_loader(model_path: Path) -> Callable[[Path], None]:
     import llama_cpp
 
     from tests.native_llama import encode_image, native_model, native_projector
 
-    pixels = np.zeros((60, 80, 3), dtype=np.uint8)
+    pixels = np.zeros((*_N_PIXELS, 3), dtype=np.uint8)
 
     def load(path: Path) -> None:
         with native_model(model_path) as model, native_projector(path, model) as projector:
@@ -45,8 +78,7 @@ def projector_loader(model_path: Path) -> Callable[[Path], None]:
     return load
 
 
-def load_probe(path: Path) -> None:
-    """Make an onnxruntime session from the file's bytes and run it once."""
+def _load_probe(path: Path) -> None:
     import onnxruntime
 
     runtime: Any = onnxruntime
@@ -64,12 +96,15 @@ def load_probe(path: Path) -> None:
     session.run(None, inputs)
 
 
-def main(kind: str, paths: list[str]) -> None:
-    """Load every file, printing its index first and the memory used last."""
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT_BYTES,) * 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+def _main(kind: str, paths: Sequence[str]) -> None:
+    """Load every file, printing its index before it is touched."""
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT_BYTES, _MEMORY_LIMIT_BYTES))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with tempfile.TemporaryDirectory() as folder:
-        load = load_probe if kind == "probe" else load_model
+        load = _load_probe if kind == "probe" else _load_model
         if kind != "probe":
             from tests.native_llama import silence_native_logs
 
@@ -77,16 +112,16 @@ def main(kind: str, paths: list[str]) -> None:
         if kind == "projector":
             from tests.tiny_models import write_tiny_llama
 
-            load = projector_loader(write_tiny_llama(Path(folder) / "model.gguf", n_layer=1))
+            load = _projector_loader(write_tiny_llama(Path(folder) / "model.gguf", n_layer=1))
         for index, path in enumerate(paths):
             print(f"> {index}", flush=True)
             try:
                 load(Path(path))
-            except Exception as error:
+            except Exception as error:  # any Python error is a survived file
                 print(f"# {type(error).__name__}", flush=True)
             else:
                 print("# loaded", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    _main(sys.argv[1], sys.stdin.read().splitlines())

@@ -31,7 +31,7 @@ POLICY = GuardPolicy(
     hard_patience=3,
     risk_limit=1.0,
     risk_decay=0.9,
-    risk_min_steps=4,
+    risk_min_steps=1,
     risk_gain=0.0,
     conversation_carry=0.5,
 )

@@ -48,7 +48,7 @@ def decoded(pieces: list[bytes], *, final: bool = False) -> str:
 
 
 @given(seeds, st.booleans(), levels, modes, reranks, policies, st.floats(0.0, 0.9))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_what_is_shown_and_kept_is_what_the_rules_say(
     seed: int,
     greedy: bool,
@@ -77,7 +77,8 @@ def test_what_is_shown_and_kept_is_what_the_rules_say(
         risk.add(step.score)
         assert step.risk == risk.value
         reason = risk.refusal_reason() if mode != "monitor" else None
-        if reason is None and (mode == "monitor" or step.score <= policy.threshold):
+        is_safe = step.score <= policy.threshold and risk.is_calm
+        if reason is None and step.token_id != END and (is_safe or mode == "monitor"):
             n_settled = max(n for n in range(len(pieces) + 1) if is_whole(pieces[:n]))
             shown.append(decoded(pieces[:n_settled]))
     if reason is not None:

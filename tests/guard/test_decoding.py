@@ -34,6 +34,27 @@ def test_text_is_held_back_above_the_threshold_and_released_below_it():
     assert kinds == [Step, TextDelta, Step, Step, Step, TextDelta, Step, TextDelta, Step]
 
 
+def test_the_first_words_are_held_back_until_the_risk_is_known():
+    script = spelled(("The", 0.1), (" sky", 0.1), (" is", 0.1), (" blue", 0.1))
+    script.policy = policy_with(risk_min_steps=3)
+    assert script.decode().text == "The sky is blue"
+    assert script.deltas == ["The sky is", " blue"]
+
+
+def test_safe_words_are_held_back_while_the_risk_is_high():
+    script = spelled(("a", 0.1), ("b", 0.5), ("c", 0.5), ("d", 0.1), ("e", 0.1))
+    script.policy = policy_with(risk_limit=0.64)  # calm up to 0.32; means: .1, .3, .37, .3, .26
+    assert script.decode().text == "abcde"
+    assert script.deltas == ["a", "b", "cd", "e"]
+
+
+def test_an_answer_too_short_to_know_its_risk_is_shown_when_it_ends():
+    script = spelled(("No", 0.1))
+    script.policy = policy_with(risk_min_steps=9)
+    assert script.decode().text == "No"
+    assert [type(event) for event in script.events] == [Step, Step, TextDelta]
+
+
 def test_a_tail_that_is_not_refused_is_shown_when_the_answer_ends():
     script = spelled(("To", 0.1), (" kill", 0.7))
     script.max_tokens = 2

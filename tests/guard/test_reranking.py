@@ -67,7 +67,7 @@ def q_of(candidates: CandidateSet, tilt: Tilt) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("reranker", [choose_lazily, choose_eagerly])
 @given(candidates=candidate_sets(max_size=5), tilt=tilts)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_the_choice_is_distributed_exactly_as_q(
     reranker: Reranker, candidates: CandidateSet, tilt: Tilt
 ):
@@ -89,7 +89,7 @@ def test_lazy_and_eager_agree_for_the_same_draw_and_the_same_numbers(
 
 
 @given(candidate_sets(), tilts)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_greedy_lazy_and_greedy_eager_take_the_argmax(candidates: CandidateSet, tilt: Tilt):
     lazy, _ = choose(choose_lazily, candidates, tilt, NO_NUMBERS)
     eager, _ = choose(choose_eagerly, candidates, tilt, NO_NUMBERS)
@@ -101,7 +101,7 @@ def test_greedy_lazy_and_greedy_eager_take_the_argmax(candidates: CandidateSet, 
 
 
 @given(candidate_sets(max_size=16), tilts)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_greedy_lazy_evaluates_only_candidates_that_can_still_win(
     candidates: CandidateSet, tilt: Tilt
 ):

@@ -91,9 +91,10 @@ def test_hard_tokens_refuse_only_in_a_row():
 
 
 def test_risk_refuses_above_its_limit_and_not_before_the_first_steps():
-    assert risk_after([0.75] * 3, risk_limit=0.5).refusal_reason() is None
-    assert risk_after([0.75] * 4, risk_limit=0.5).refusal_reason() == "risk_limit"
-    assert risk_after([0.5] * 4, risk_limit=0.5).refusal_reason() is None
+    limits = {"risk_limit": 0.5, "risk_min_steps": 4}
+    assert risk_after([0.75] * 3, **limits).refusal_reason() is None
+    assert risk_after([0.75] * 4, **limits).refusal_reason() == "risk_limit"
+    assert risk_after([0.5] * 4, **limits).refusal_reason() is None
     assert risk_after([1.0] * 4, risk_limit=1.0, hard_patience=9).refusal_reason() is None
 
 
@@ -101,3 +102,21 @@ def test_carried_risk_alone_refuses_nothing():
     risk = risk_after([0.0], carried=1.0, risk_limit=0.4, risk_min_steps=1)
     assert risk.value == 0.5
     assert RunningRisk(policy_with(risk_limit=0.0), carried=1.0).refusal_reason() is None
+
+
+def test_risk_is_calm_once_it_is_known_and_at_most_half_its_limit():
+    limits = {"risk_limit": 0.5, "risk_min_steps": 4}
+    assert not risk_after([], **limits).is_calm
+    assert not risk_after([0.0] * 3, **limits).is_calm
+    assert risk_after([0.0] * 4, **limits).is_calm
+    assert risk_after([0.25] * 4, **limits).is_calm
+    assert not risk_after([0.3125] * 4, **limits).is_calm
+    assert not risk_after([0.0] * 4, carried=1.0, risk_limit=0.25, risk_min_steps=4).is_calm
+
+
+@given(many_scores, decays, shares, shares)
+def test_a_calm_risk_refuses_nothing_by_its_limit(
+    scores: list[float], decay: float, carried: float, limit: float
+):
+    risk = risk_after(scores, carried=carried, risk_decay=decay, risk_limit=limit)
+    assert not (risk.is_calm and risk.refusal_reason() == "risk_limit")

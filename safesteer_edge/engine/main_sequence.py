@@ -1,0 +1,215 @@
+"""The main sequence of a context: what its KV cache holds, and bringing it to a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safesteer_edge.engine.context import MAIN_SEQUENCE, NativeContext
+from safesteer_edge.engine.hidden_states import HiddenStateRoute
+from safesteer_edge.engine.projector import Projector
+from safesteer_edge.engine.prompt_items import MediaRun, PromptItem, TokenRun
+from safesteer_edge.errors import EngineError, PromptTooLongError
+
+
+class PrefillCancelledError(EngineError):
+    """The prompt's evaluation was stopped between two batches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One token, or one media chunk. key: the token's id, or the chunk's name by content."""
+
+    key: int | str
+    n_tokens: int
+    n_positions: int
+    media: MediaRun | None = None
+
+
+class MainSequence:
+    """Entries in the order of their positions, mirrored in the KV cache of sequence 0.
+
+    position: of the next token. logits_row: the row of the last decode that follows the last
+    entry; None where there are no such logits.
+    """
+
+    def __init__(
+        self,
+        context: NativeContext,
+        route: HiddenStateRoute | None,
+        projector: Projector | None,
+    ) -> None:
+        self._context = context
+        self._route = route
+        self._projector = projector
+        if route is not None:
+            route.attach(context)
+        self._entries: list[Entry] = []
+        self._n_prompt_entries = 0
+        self._control_vector: NDArray[np.float32] | None = None
+        self.position = 0
+        self.logits_row: int | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """KV cells in use."""
+        return sum(entry.n_tokens for entry in self._entries)
+
+    def bring_to(
+        self,
+        entries: Sequence[Entry],
+        *,
+        control_vector: NDArray[np.float32] | None,
+        cancelled: Callable[[], bool],
+    ) -> tuple[int, NDArray[np.float32]]:
+        """Keep what the cache shares with a prompt and evaluate the rest; see LlamaEngine.prefill.
+
+        Returns the number of tokens that were kept, and the state at the last one.
+        """
+        self._check_fits(entries)
+        n_shared = self._n_shared(entries)
+        n_kept_tokens = sum(entry.n_tokens for entry in self._entries[:n_shared])
+        if not self._cut_to(n_shared):
+            n_kept_tokens = 0
+        self._n_prompt_entries, self._control_vector = len(entries), control_vector
+        return n_kept_tokens, self._evaluate_prompt(entries, cancelled)
+
+    def add_evaluated(self, token_id: int) -> None:
+        """Count a token whose cell is already in the main sequence."""
+        self._entries.append(Entry(token_id, 1, 1))
+        self.position += 1
+
+    def append(self, token_ids: Sequence[int]) -> None:
+        """Evaluate tokens at the end."""
+        self._evaluate_entries([Entry(token_id, 1, 1) for token_id in token_ids])
+
+    def take_back(self, n_tokens: int) -> None:
+        """Remove the last n tokens of the answer.
+
+        Raises EngineError if the prompt's last token would go too.
+        """
+        if n_tokens == 0:
+            return
+        remaining = self._entries[: max(0, len(self._entries) - n_tokens)]
+        prompt, answer = remaining[: self._n_prompt_entries], remaining[self._n_prompt_entries :]
+        if len(prompt) < self._n_prompt_entries:
+            raise EngineError(f"cannot take back {n_tokens} tokens: the answer is shorter")
+        if not self._cut_to(len(remaining)):
+            # The memory cannot roll back (recurrent state): evaluate what remains once more, with
+            # the control vector off for the prompt and on for the answer, as it was.
+            self._evaluate_prompt(prompt)
+            self._evaluate_entries(answer)
+        self.logits_row = None
+
+    def _check_fits(self, entries: Sequence[Entry]) -> None:
+        if not entries or entries[-1].media is not None:
+            raise EngineError("a prompt must end with a text token")
+        n_tokens = sum(entry.n_tokens for entry in entries)
+        n_room = self._context.n_ctx - self._context.n_candidates - 1
+        if n_tokens > n_room:
+            raise PromptTooLongError(
+                f"the prompt has {n_tokens} tokens, and a context of {self._context.n_ctx} has "
+                f"room for {n_room}; shorten it, or raise --ctx"
+            )
+
+    def _n_shared(self, entries: Sequence[Entry]) -> int:
+        """Leading entries already in the cache; at least the last is always evaluated again."""
+        n_shared = 0
+        for have, want in zip(self._entries, entries[:-1], strict=False):
+            if have.key != want.key:
+                break
+            n_shared += 1
+        return n_shared
+
+    def _cut_to(self, n_entries: int) -> bool:
+        """Keep the first n entries. False: the memory cannot, and everything was forgotten."""
+        if n_entries == len(self._entries):
+            return True
+        kept = self._entries[:n_entries]
+        position = sum(entry.n_positions for entry in kept)
+        if n_entries and self._context.remove_from_sequence(MAIN_SEQUENCE, position, -1):
+            self._entries, self.position = kept, position
+        else:
+            self._forget()
+        self.logits_row = None
+        return bool(self._entries) or n_entries == 0
+
+    def _forget(self) -> None:
+        self._context.clear()
+        self._entries, self.position = [], 0
+
+    def _evaluate_prompt(
+        self, entries: Sequence[Entry], cancelled: Callable[[], bool] = lambda: False
+    ) -> NDArray[np.float32]:
+        """Evaluate what the sequence lacks of a prompt; the state at its last token."""
+        self._context.set_control_vector(None)
+        if self._route is not None:
+            self._route.before_prefill()
+        self._evaluate_entries(entries[len(self._entries) : -1], cancelled)
+        self._context.set_control_vector(self._control_vector)
+        if self._route is not None:
+            self._route.before_answer()
+        self._evaluate_token_run(entries[-1:])
+        try:
+            return read_states(self._route, 1)[0]
+        except EngineError:
+            self._forget()  # the graph stopped half way: no later prompt may reuse its cells
+            raise
+
+    def _evaluate_entries(
+        self, entries: Sequence[Entry], cancelled: Callable[[], bool] = lambda: False
+    ) -> None:
+        run: list[Entry] = []
+        for entry in entries:
+            if entry.media is not None or len(run) == self._context.n_batch:
+                self._evaluate_token_run(run)
+                run = []
+                if cancelled():
+                    raise PrefillCancelledError("stopped while the prompt was being read")
+            if entry.media is not None:
+                self._evaluate_media(entry, entry.media)
+            else:
+                run.append(entry)
+        self._evaluate_token_run(run)
+
+    def _evaluate_token_run(self, run: Sequence[Entry]) -> None:
+        if not run:
+            return
+        token_ids = [int(entry.key) for entry in run]
+        positions = range(self.position, self.position + len(run))
+        self._context.decode(token_ids, positions, [MAIN_SEQUENCE] * len(run), all_outputs=False)
+        self._entries.extend(run)
+        self.position += len(run)
+        self.logits_row = len(run) - 1
+
+    def _evaluate_media(self, entry: Entry, media: MediaRun) -> None:
+        if self._projector is None:
+            raise EngineError("the prompt carries media and no projector is loaded; pass --mmproj")
+        try:
+            self._projector.evaluate(self._context, media, self.position)
+        except EngineError:
+            self._forget()  # a part of the chunk may be in the cache
+            raise
+        self._entries.append(entry)
+        self.position += entry.n_positions
+
+
+def to_entries(items: Sequence[PromptItem]) -> list[Entry]:
+    """One entry a token, one a media chunk."""
+    entries: list[Entry] = []
+    for item in items:
+        if isinstance(item, TokenRun):
+            entries.extend(Entry(token_id, 1, 1) for token_id in item.token_ids)
+        else:
+            entries.append(Entry(item.key, item.n_tokens, item.n_positions, item))
+    return entries
+
+
+def read_states(route: HiddenStateRoute | None, n_rows: int) -> NDArray[np.float32]:
+    """States of the last decode's rows: float32 (n_rows, n_features), 0 wide without a route."""
+    if route is None:
+        return np.empty((n_rows, 0), dtype=np.float32)
+    return route.read(n_rows)

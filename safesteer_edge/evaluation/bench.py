@@ -1,0 +1,225 @@
+"""The bench: what the guard costs on this machine, against no guard and against llama-cpp-python.
+
+The variants take turns, repeat by repeat and in rotated order, so that whatever drifts (heat,
+other programs) hits all alike. One decodes at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from safesteer_edge.calibration.requests_data import Label, load_requests
+from safesteer_edge.errors import SettingsError
+from safesteer_edge.evaluation.bench_machine import (
+    MachineFacts,
+    measure_in_child,
+    n_usable_cores,
+    peak_memory_bytes,
+    read_machine,
+)
+from safesteer_edge.evaluation.bench_variants import (
+    VARIANTS,
+    BenchPrompt,
+    MeasuredAnswer,
+    PromptKind,
+    Variant,
+    VariantName,
+    VariantSetup,
+    open_variant,
+)
+from safesteer_edge.formats.model_file import ModelInfo, check_language_model
+from safesteer_edge.guard.sampling import SamplingSettings
+from safesteer_edge.runtime import ModelChoice, choose_model
+from safesteer_edge.settings import DEFAULT_N_CTX
+
+_LABELS: Final[tuple[tuple[PromptKind, Label], ...]] = (
+    ("benign", "ordinary"),
+    ("harmful", "harmful"),
+)
+# Above this, four copies of the KV cache and compute buffers may not fit: one variant at a time.
+_KEEP_OPEN_BYTES: Final = 1 << 30
+_MEMORY_MAX_TOKENS: Final = 16  # buffers are made before the first token
+
+
+@dataclass(frozen=True, slots=True)
+class BenchSettings:
+    """n_prompts: of each kind. n_threads: None: all usable cores. The rest as `SessionSettings`.
+
+    Raises SettingsError for a value out of range.
+    """
+
+    model: str | None = None
+    bundle: Path | None = None
+    n_prompts: int = 8
+    max_tokens: int = 64
+    n_repeats: int = 5
+    n_threads: int | None = None
+    temperature: float = 0.0
+    n_ctx: int | None = None
+    n_gpu_layers: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("n_prompts", "n_repeats", "n_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingsError(f"{name} is {value!r}; expected at least 1")
+        if self.max_tokens < 2:
+            raise SettingsError(
+                f"max_tokens is {self.max_tokens!r}; expected 2 or more: a rate needs two"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class BenchedModel:
+    """What was measured. bundle: the guard's name."""
+
+    name: str
+    path: str
+    size_bytes: int
+    architecture: str
+    quantization: str
+    bundle: str
+    n_ctx: int
+    n_threads: int
+    hidden_state_route: str
+    probe_provider: str
+
+
+@dataclass(frozen=True, slots=True)
+class BenchResult:
+    """Everything that was measured, raw. peak_memory: bytes, None where it cannot be read."""
+
+    settings: BenchSettings
+    model: BenchedModel
+    machine: MachineFacts
+    peak_memory: Mapping[VariantName, int | None]
+    answers: tuple[MeasuredAnswer, ...]
+
+
+def run_bench(
+    settings: BenchSettings, *, narrate: Callable[[str], None] = lambda _: None
+) -> BenchResult:
+    """Measure. Takes minutes: n_repeats · 2 · n_prompts answers of each variant.
+
+    narrate: is given one short line for each thing that begins.
+    Raises SettingsError, ModelFileError, BundleError, TemplateError, EngineError.
+    """
+    prompts = choose_prompts(settings.n_prompts)
+    choice = choose_model(settings.model)
+    info = check_language_model(choice.path)
+    setup = _setup(settings, choice, info)
+    peak_memory: dict[VariantName, int | None] = {}
+    for name in VARIANTS:  # first: a child that is forked off a large process starts out large
+        narrate(f"memory of {name}")
+        peak_memory[name] = measure_in_child(_answer_once, name, setup, prompts[0])
+    variants = _Variants(setup, warm_up=prompts[-1], keep_open=info.size_bytes <= _KEEP_OPEN_BYTES)
+    answers: list[MeasuredAnswer] = []
+    try:
+        for repeat in range(settings.n_repeats):
+            for name in variant_order(repeat):
+                narrate(f"repeat {repeat + 1} of {settings.n_repeats}: {name}")
+                with variants.use(name) as variant:
+                    answers += [variant.answer(prompt, repeat) for prompt in prompts]
+        model = _describe(choice, info, setup, variants)
+    finally:
+        variants.close()
+    return BenchResult(settings, model, read_machine(), peak_memory, tuple(answers))
+
+
+def choose_prompts(n_of_each: int) -> tuple[BenchPrompt, ...]:
+    """Test requests, spread evenly over their groups; the two kinds take turns.
+
+    So no prompt ever follows itself, which would find all of itself in the KV cache.
+    Raises SettingsError if there are not as many.
+    """
+    chosen: list[list[BenchPrompt]] = []
+    for kind, label in _LABELS:
+        requests = load_requests(splits=("test",), labels=(label,))
+        if n_of_each > len(requests):
+            raise SettingsError(
+                f"{n_of_each!r} prompts of each kind; there are {len(requests)} {kind} ones"
+            )
+        picked = [
+            requests[(2 * i + 1) * len(requests) // (2 * n_of_each)] for i in range(n_of_each)
+        ]
+        chosen.append([BenchPrompt(request.id, kind, request.text) for request in picked])
+    return tuple(prompt for pair in zip(*chosen, strict=True) for prompt in pair)
+
+
+def variant_order(repeat: int) -> tuple[VariantName, ...]:
+    """The variants in the order of this repeat (from 0): each stands in each place in turn."""
+    start = repeat % len(VARIANTS)
+    return VARIANTS[start:] + VARIANTS[:start]
+
+
+class _Variants:
+    """Opens variants when they are used; keeps them open, or one at a time."""
+
+    def __init__(self, setup: VariantSetup, *, warm_up: BenchPrompt, keep_open: bool) -> None:
+        self._setup = setup
+        self._warm_up = warm_up
+        self._keep_open = keep_open
+        self._open: dict[VariantName, Variant] = {}
+        self._undo = ExitStack()
+        self.described: dict[VariantName, Mapping[str, str | None]] = {}
+
+    @contextmanager
+    def use(self, name: VariantName) -> Iterator[Variant]:
+        variant = self._open.get(name)
+        if variant is None:
+            variant = open_variant(name, self._setup)
+            self._undo.callback(variant.close)
+            self.described[name] = variant.facts
+            variant.answer(self._warm_up, -1)  # pages the model in, and makes the first graphs
+            if self._keep_open:
+                self._open[name] = variant
+        yield variant
+        if not self._keep_open:
+            self._undo.close()
+
+    def close(self) -> None:
+        self._undo.close()
+
+
+def _answer_once(name: VariantName, setup: VariantSetup, prompt: BenchPrompt) -> int | None:
+    """Runs in a process of its own: its peak memory after one short answer."""
+    variant = open_variant(name, setup.shortened(_MEMORY_MAX_TOKENS))
+    try:
+        variant.answer(prompt, -1)
+        return peak_memory_bytes()
+    finally:
+        variant.close()
+
+
+def _setup(settings: BenchSettings, choice: ModelChoice, info: ModelInfo) -> VariantSetup:
+    return VariantSetup(
+        model=str(choice.path),
+        bundle=settings.bundle or choice.bundle,
+        n_ctx=min(settings.n_ctx or DEFAULT_N_CTX, info.n_ctx_train or DEFAULT_N_CTX),
+        n_threads=settings.n_threads or n_usable_cores(),
+        n_gpu_layers=settings.n_gpu_layers,
+        sampling=SamplingSettings(temperature=settings.temperature),
+        max_tokens=settings.max_tokens,
+    )
+
+
+def _describe(
+    choice: ModelChoice, info: ModelInfo, setup: VariantSetup, variants: _Variants
+) -> BenchedModel:
+    guarded = variants.described["lazy"]
+    return BenchedModel(
+        name=choice.name,
+        path=str(choice.path),
+        size_bytes=info.size_bytes,
+        architecture=info.architecture,
+        quantization=info.quantization,
+        bundle=guarded["bundle"] or "",
+        n_ctx=setup.n_ctx,
+        n_threads=setup.n_threads,
+        hidden_state_route=guarded["hidden_state_route"] or "",
+        probe_provider=guarded["probe_provider"] or "",
+    )

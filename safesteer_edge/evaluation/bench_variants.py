@@ -1,0 +1,218 @@
+"""The variants that the bench compares: our session without and with the guard, and the reference.
+
+Each answers one prompt in a new conversation and measures itself with the same clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+from safesteer_edge.engine.reference import ReferenceChat, ReferenceSettings
+from safesteer_edge.guard.events import PrefillDone, Refused, Step, TextDelta, TurnEnded
+from safesteer_edge.guard.sampling import SamplingSettings
+from safesteer_edge.session import Session, open_session
+from safesteer_edge.settings import SessionSettings
+
+VariantName = Literal["off", "lazy", "eager", "llama-cpp-python"]
+PromptKind = Literal["benign", "harmful"]
+
+VARIANTS: Final[tuple[VariantName, ...]] = ("off", "lazy", "eager", "llama-cpp-python")
+PROMPT_KINDS: Final[tuple[PromptKind, ...]] = ("benign", "harmful")
+
+
+@dataclass(frozen=True, slots=True)
+class BenchPrompt:
+    """One question. id: the request's."""
+
+    id: str
+    kind: PromptKind
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredAnswer:
+    """One answer. Seconds are counted from the question; repeat from 0.
+
+    token_times_s: when each emitted token was decided, tokens included that a refusal took back.
+    first_text_s: when the first text that stands came, a refusal's included.
+    n_forward_passes: decoding steps' native calls; with a guard each of them is one probe call.
+    n_reused_tokens, n_interventions, probe_s: None where the variant does not tell.
+    """
+
+    variant: VariantName
+    repeat: int
+    prompt_id: str
+    kind: PromptKind
+    text: str
+    finish_reason: str
+    token_ids: tuple[int, ...]
+    token_times_s: tuple[float, ...]
+    first_text_s: float
+    n_prompt_tokens: int
+    n_reused_tokens: int | None
+    n_forward_passes: int
+    n_interventions: int | None
+    probe_s: float | None
+
+    @property
+    def is_refused(self) -> bool:
+        """The guard ended the turn."""
+        return self.finish_reason == "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class VariantSetup:
+    """What all variants share; the values are resolved, so that all get the same ones."""
+
+    model: str
+    bundle: Path | None
+    n_ctx: int
+    n_threads: int
+    n_gpu_layers: int | None
+    sampling: SamplingSettings
+    max_tokens: int
+
+    def shortened(self, max_tokens: int) -> VariantSetup:
+        """The same with answers of at most this many tokens."""
+        return replace(self, max_tokens=min(self.max_tokens, max_tokens))
+
+
+class Variant(Protocol):
+    """Something that answers prompts. Close it."""
+
+    @property
+    def facts(self) -> Mapping[str, str | None]:
+        """What it runs with."""
+        ...
+
+    def answer(self, prompt: BenchPrompt, repeat: int) -> MeasuredAnswer:
+        """Answer in a new conversation."""
+        ...
+
+    def close(self) -> None:
+        """Free everything."""
+        ...
+
+
+def open_variant(name: VariantName, setup: VariantSetup) -> Variant:
+    """Load the model for this variant.
+
+    Raises ModelFileError, BundleError, TemplateError, SettingsError, EngineError.
+    """
+    if name == "llama-cpp-python":
+        return _ReferenceVariant(setup)
+    return _SessionVariant(name, setup)
+
+
+class _SessionVariant:
+    """A session of ours."""
+
+    def __init__(self, name: Literal["off", "lazy", "eager"], setup: VariantSetup) -> None:
+        self._name: Literal["off", "lazy", "eager"] = name
+        self._session: Session = open_session(
+            SessionSettings(
+                model=setup.model,
+                bundle=setup.bundle,
+                guard="off" if name == "off" else "steer",
+                rerank="eager" if name == "eager" else "lazy",
+                sampling=setup.sampling,
+                max_tokens=setup.max_tokens,
+                n_ctx=setup.n_ctx,
+                n_gpu_layers=setup.n_gpu_layers,
+                n_threads=setup.n_threads,
+            )
+        )
+
+    @property
+    def facts(self) -> Mapping[str, str | None]:
+        info = self._session.info
+        return {
+            "bundle": info.bundle,
+            "hidden_state_route": info.hidden_state_route,
+            "probe_provider": info.probe_provider,
+        }
+
+    def answer(self, prompt: BenchPrompt, repeat: int) -> MeasuredAnswer:
+        self._session.reset()
+        token_ids: list[int] = []
+        token_times_s: list[float] = []
+        first_text_s: float | None = None
+        n_reused_tokens = 0
+        started_s = time.perf_counter()
+        for event in self._session.ask(prompt.text):
+            now_s = time.perf_counter() - started_s
+            if isinstance(event, Step):
+                token_ids.append(event.token_id)
+                token_times_s.append(now_s)
+            elif isinstance(event, TextDelta | Refused):
+                first_text_s = first_text_s if first_text_s is not None else now_s
+            elif isinstance(event, PrefillDone):
+                n_reused_tokens = event.n_reused_tokens
+            elif isinstance(event, TurnEnded):
+                return MeasuredAnswer(
+                    variant=self._name,
+                    repeat=repeat,
+                    prompt_id=prompt.id,
+                    kind=prompt.kind,
+                    text=event.text,
+                    finish_reason=event.finish_reason,
+                    token_ids=tuple(token_ids),
+                    token_times_s=tuple(token_times_s),
+                    first_text_s=now_s if first_text_s is None else first_text_s,
+                    n_prompt_tokens=event.usage.prompt_tokens,
+                    n_reused_tokens=n_reused_tokens,
+                    n_forward_passes=event.usage.forward_passes,
+                    n_interventions=None if self._name == "off" else event.guard.interventions,
+                    probe_s=None if self._name == "off" else event.timings.probe_s,
+                )
+        raise RuntimeError("the session ended a turn without saying so")
+
+    def close(self) -> None:
+        self._session.close()
+
+
+class _ReferenceVariant:
+    """llama-cpp-python's chat loop."""
+
+    def __init__(self, setup: VariantSetup) -> None:
+        self._chat = ReferenceChat(
+            ReferenceSettings(
+                path=Path(setup.model),
+                n_ctx=setup.n_ctx,
+                n_threads=setup.n_threads,
+                sampling=setup.sampling,
+                max_tokens=setup.max_tokens,
+                n_gpu_layers=setup.n_gpu_layers,
+            )
+        )
+
+    @property
+    def facts(self) -> Mapping[str, str | None]:
+        return {}
+
+    def answer(self, prompt: BenchPrompt, repeat: int) -> MeasuredAnswer:
+        answer = self._chat.answer(prompt.text)
+        first_text_s = answer.first_text_s
+        return MeasuredAnswer(
+            variant="llama-cpp-python",
+            repeat=repeat,
+            prompt_id=prompt.id,
+            kind=prompt.kind,
+            text=answer.text,
+            finish_reason=answer.finish_reason,
+            token_ids=answer.token_ids,
+            token_times_s=answer.token_times_s,
+            first_text_s=answer.elapsed_s if first_text_s is None else first_text_s,
+            n_prompt_tokens=answer.n_prompt_tokens,
+            n_reused_tokens=None,
+            n_forward_passes=answer.n_forward_passes,
+            n_interventions=None,
+            probe_s=None,
+        )
+
+    def close(self) -> None:
+        self._chat.close()

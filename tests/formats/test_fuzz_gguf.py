@@ -1,0 +1,123 @@
+"""Thousands of damaged GGUF files: the pre-check refuses them, or llama.cpp survives them.
+
+Each kind of damage is seeded, so that a failure can be repeated. To look further than the
+default run does: SAFESTEER_FUZZ_SCALE=20 pytest tests/formats/test_fuzz_gguf.py
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from safesteer_edge.errors import ModelFileError, VectorFileError
+from safesteer_edge.formats.control_vector_file import (
+    ControlVector,
+    read_control_vector,
+    write_control_vector,
+)
+from safesteer_edge.formats.gguf_file import read_gguf
+from safesteer_edge.formats.model_file import check_language_model, check_projector
+from tests.formats.mutations import gguf_field_mutants, mutants
+from tests.formats.native_loader import load_natively
+from tests.tiny_models import (
+    write_tiny_llama,
+    write_tiny_mamba,
+    write_tiny_projector,
+    write_tiny_qwen2,
+)
+
+resource = pytest.importorskip("resource", reason="memory is measured in the POSIX way")
+
+SCALE = int(os.environ.get("SAFESTEER_FUZZ_SCALE", "1"))
+MAX_SECONDS = 1.0
+MAX_GROWTH_BYTES = 200 << 20
+Check = Callable[[Path], object]
+
+
+def damaged(good: Path, n: int, *, seed: int) -> Iterator[bytes]:
+    """Half of them damaged blindly, half in the header's fields."""
+    header_bytes = read_gguf(good).data_offset
+    n_blind = n * SCALE // 2
+    return chain(
+        mutants(good.read_bytes(), n_blind, seed=seed, header_bytes=header_bytes),
+        gguf_field_mutants(good, n * SCALE - n_blind, seed=seed),
+    )
+
+
+def accepted_mutants(
+    good: Path, check: Check, n: int, error_class: type[Exception], *, seed: int = 0
+) -> list[Path]:
+    """Check n damaged copies and return those that pass, as files.
+
+    Fails if a check takes long, takes memory, or raises anything but error_class.
+    """
+    accepted: list[Path] = [good]
+    before = peak_bytes()
+    for index, data in enumerate(damaged(good, n, seed=seed)):
+        path = good.with_name(f"{good.stem}-{seed}-{index}.gguf")
+        path.write_bytes(data)
+        start = time.perf_counter()
+        try:
+            check(path)
+        except error_class:
+            path.unlink()
+        else:
+            accepted.append(path)
+        assert time.perf_counter() - start < MAX_SECONDS, path
+    assert peak_bytes() - before < MAX_GROWTH_BYTES
+    return accepted
+
+
+def peak_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def assert_survived(kind: str, paths: list[Path]):
+    outcome = load_natively(kind, paths)
+    assert outcome.killer is None, f"{outcome.killer}: {outcome.last_words}"
+    assert outcome.n_loaded > len(paths) // 3  # or the files test nothing
+
+
+def test_llama_cpp_survives_every_damaged_model_that_is_accepted(tmp_path: Path):
+    good = write_tiny_llama(
+        tmp_path / "llama.gguf", n_layer=2, n_embd=32, n_head=2, n_head_kv=1, n_ff=32
+    )
+    accepted = accepted_mutants(good, check_language_model, 2_000, ModelFileError)
+    assert 100 < len(accepted) < 1_000 * SCALE
+    assert_survived("model", accepted)
+
+
+@pytest.mark.parametrize("write", [write_tiny_qwen2, write_tiny_mamba])
+def test_it_survives_other_architectures_too(tmp_path: Path, write: Callable[..., Path]):
+    good = write(tmp_path / "other.gguf", n_layer=2, n_embd=32)
+    accepted = accepted_mutants(good, check_language_model, 500, ModelFileError, seed=1)
+    assert_survived("model", accepted)
+
+
+def test_libmtmd_survives_every_damaged_projector_that_is_accepted(tmp_path: Path):
+    good = write_tiny_projector(tmp_path / "mmproj.gguf")
+    accepted = accepted_mutants(good, check_projector, 2_000, ModelFileError)
+    assert 50 < len(accepted) < 1_000 * SCALE
+    assert_survived("projector", accepted)
+
+
+def test_a_damaged_control_vector_is_refused_or_still_sound(tmp_path: Path):
+    good = tmp_path / "vector.gguf"
+    rows = np.random.default_rng(0).standard_normal((6, 16)).astype(np.float32)
+    rows[0] = 0
+    write_control_vector(good, ControlVector(rows, "llama", metadata={"made_by": "a test"}))
+    accepted = accepted_mutants(good, read_control_vector, 2_000, VectorFileError)
+    assert len(accepted) > 50
+    for path in accepted:
+        vector = read_control_vector(path)
+        assert vector.directions.dtype == np.float32
+        assert np.isfinite(vector.directions).all()
+        assert not vector.directions[0].any()
