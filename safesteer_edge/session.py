@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -112,7 +112,7 @@ class Session:
         images: Sequence[Path] = (),
         sounds: Sequence[Path] = (),
         system: str | None = None,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Ask, and iterate over what happens; the last event is always `TurnEnded`.
 
         system: begins the conversation with a system prompt; only at its first turn.
@@ -151,7 +151,7 @@ class Session:
 
     def _ask(
         self, text: str, images: Sequence[Path], sounds: Sequence[Path], system: str | None
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         started_s = time.perf_counter()
         conversation = self._with_question(text, images, sounds, system)
         items = self._to_items(conversation)

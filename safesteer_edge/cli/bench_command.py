@@ -73,7 +73,10 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.json not in (None, _STDOUT):
         _check_writable(Path(options.json))  # before minutes of work, not after
-    result: BenchResult = run_bench(settings, narrate=_narrate)
+    try:
+        result: BenchResult = run_bench(settings, narrate=_narrate)
+    finally:
+        _end_narration()
     if options.json is not None:
         text = json.dumps(bench_to_json(result), ensure_ascii=False)
         if options.json == _STDOUT:
@@ -90,6 +93,11 @@ def _narrate(line: str) -> None:
         print(f"\r\x1b[K[{line}]", end="", file=sys.stderr, flush=True)
     else:
         print(f"[{line}]", file=sys.stderr, flush=True)
+
+
+def _end_narration() -> None:
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _check_writable(path: Path) -> None:

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from safesteer_edge.evaluation.bench import BenchResult
-from safesteer_edge.evaluation.bench_machine import MachineFacts
 from safesteer_edge.evaluation.bench_summary import (
     RATIOS,
     Spread,
@@ -20,16 +19,18 @@ from safesteer_edge.evaluation.bench_variants import PROMPT_KINDS
 
 _MIB: Final = 1 << 20
 _NOTHING: Final = "-"
-_HEADINGS: Final = (
-    "",
-    "tokens/s",
-    "first text",
-    "passes/token",
-    "steered",
-    "refused",
-    "probe/call",
-    "probe/token",
-    "text as off",
+_SPEED_COLUMNS: Final = ("", "tokens/s", "first token", "first text", "passes/token")
+_GUARD_COLUMNS: Final = ("", "steered", "refused", "text as off", "probe/call", "probe/token")
+_RATIO_TABLES: Final[tuple[tuple[str, Callable[[VariantRatio], Spread | None]], ...]] = (
+    (
+        "Speed: tokens/s over equally many tokens of each answer (below 1 is slower)",
+        lambda ratio: ratio.speed,
+    ),
+    ("Time to the first token (above 1 is slower)", lambda ratio: ratio.first_token),
+    (
+        "Time to the first text; the guard holds back what it still weighs (above 1 is slower)",
+        lambda ratio: ratio.first_text,
+    ),
 )
 
 
@@ -54,15 +55,9 @@ def bench_to_text(result: BenchResult) -> str:
     summaries = summarise_variants(result.answers)
     blocks = [
         _title(result),
-        _ratio_table(
-            "Speed: tokens/s over equally many tokens of each answer (below 1 is slower)",
-            ratios,
-            lambda ratio: ratio.speed,
-        ),
-        _ratio_table(
-            "Time to the first text (above 1 is slower)", ratios, lambda ratio: ratio.first_text
-        ),
-        _variant_table(summaries),
+        *(_ratio_table(title, ratios, figure) for title, figure in _RATIO_TABLES),
+        f"Medians over the repeats\n{_speed_table(summaries)}",
+        f"What the guard did in one repeat, median\n{_guard_table(summaries)}",
         _memory_line(result),
         _machine_lines(result),
         *_notes(summaries),
@@ -86,7 +81,7 @@ def _ratio_table(
     figure: Callable[[VariantRatio], Spread | None],
 ) -> str:
     """Ratios in rows, kinds of prompt in columns: median (least–greatest)."""
-    rows = [("", *PROMPT_KINDS)]
+    rows: list[Sequence[str]] = [("", *PROMPT_KINDS)]
     for variant, other in RATIOS:
         cells = [f"{variant} / {other}"]
         for kind in PROMPT_KINDS:
@@ -102,24 +97,36 @@ def _ratio_cell(value: Spread | None) -> str:
     return f"{value.median:.3f} ({value.low:.3f}–{value.high:.3f})"
 
 
-def _variant_table(summaries: Sequence[VariantSummary]) -> str:
-    rows = [_HEADINGS]
+def _speed_table(summaries: Sequence[VariantSummary]) -> str:
+    rows: list[Sequence[str]] = [_SPEED_COLUMNS]
     for summary in summaries:
         rate = summary.tokens_per_second
         rows.append(
             (
                 f"{summary.variant}, {summary.kind}",
                 f"{rate.median:.1f}" if rate else _NOTHING,
-                f"{1e3 * summary.first_text_s.median:.0f} ms",
+                f"{1e3 * summary.first_token_s.median:.1f} ms",
+                f"{1e3 * summary.first_text_s.median:.1f} ms",
                 f"{summary.passes_per_token:.3f}",
-                _number(summary.n_interventions),
-                _of(summary.n_refused, summary.n_prompts),
-                _microseconds(summary.probe_us_per_call),
-                _microseconds(summary.probe_us_per_token),
-                f"{summary.n_same_text}/{summary.n_prompts}",
             )
         )
-    return f"Medians over the repeats\n{_aligned(rows)}"
+    return _aligned(rows)
+
+
+def _guard_table(summaries: Sequence[VariantSummary]) -> str:
+    rows: list[Sequence[str]] = [_GUARD_COLUMNS]
+    for summary in summaries:
+        rows.append(
+            (
+                f"{summary.variant}, {summary.kind}",
+                _number(summary.n_interventions),
+                _of(summary.n_refused, summary.n_prompts),
+                _of(summary.n_same_text, summary.n_prompts),
+                _microseconds(summary.probe_us_per_call),
+                _microseconds(summary.probe_us_per_token),
+            )
+        )
+    return _aligned(rows)
 
 
 def _memory_line(result: BenchResult) -> str:
@@ -128,25 +135,25 @@ def _memory_line(result: BenchResult) -> str:
         for name, size in result.peak_memory.items()
     ]
     return (
-        "Peak resident memory, the mapped model file included, each in a process of its own: "
+        "Peak resident memory, the mapped model file included, each in a process of its own:\n  "
         + ", ".join(parts)
     )
 
 
 def _machine_lines(result: BenchResult) -> str:
     machine, model = result.machine, result.model
-    return (
-        f"Machine: {_machine(machine)}; {_counted(model.n_threads, 'thread')} of "
-        f"{_counted(machine.n_cores, 'core')}\n"
-        f"Model: {model.path} ({model.architecture} {model.quantization}, "
-        f"{model.size_bytes / _MIB:.0f} MiB), context {model.n_ctx}; guard {model.bundle}, states "
-        f"by {model.hidden_state_route}, probe on {model.probe_provider}"
-    )
-
-
-def _machine(machine: MachineFacts) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-    return f"{machine.cpu}; {machine.operating_system}; Python {machine.python}, {versions}"
+    lines = (
+        f"machine  {machine.cpu}, {_counted(model.n_threads, 'thread')} on "
+        f"{_counted(machine.n_cores, 'core')}, {machine.operating_system}",
+        f"versions Python {machine.python}, {versions}",
+        f"model    {model.path}",
+        f"         {model.architecture} {model.quantization}, {model.size_bytes / _MIB:.0f} MiB, "
+        f"context {model.n_ctx}",
+        f"guard    {model.bundle}, states by {model.hidden_state_route}, probe on "
+        f"{model.probe_provider}",
+    )
+    return "\n".join(lines)
 
 
 def _notes(summaries: Sequence[VariantSummary]) -> list[str]:

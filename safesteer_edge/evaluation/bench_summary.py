@@ -38,7 +38,7 @@ class VariantRatio:
     """One variant over another, paired within each repeat over the same prompts.
 
     speed: tokens/s over equally many tokens of each prompt, above 1 is faster; None if no pair of
-    answers has two tokens. first_text: time to the first text, above 1 is slower.
+    answers has two tokens. first_token, first_text: time to it, above 1 is slower.
     n_tokens: token intervals that each repeat's speed is measured over, the median.
     """
 
@@ -46,6 +46,7 @@ class VariantRatio:
     other: VariantName
     kind: PromptKind
     speed: Spread | None
+    first_token: Spread
     first_text: Spread
     n_tokens: float
 
@@ -63,6 +64,7 @@ class VariantSummary:
     kind: PromptKind
     n_prompts: int
     tokens_per_second: Spread | None
+    first_token_s: Spread
     first_text_s: Spread
     n_tokens: float
     passes_per_token: float
@@ -91,12 +93,14 @@ def ratio_of(
 ) -> VariantRatio | None:
     """One ratio; None if the two have no prompt of this kind in common."""
     speeds: list[float] = []
+    first_tokens: list[float] = []
     first_texts: list[float] = []
     n_tokens: list[int] = []
     for repeat in _repeats(answers):
         pairs = _pairs(answers, variant, other, kind, repeat)
         if not pairs:
             continue
+        first_tokens.append(_ratio_of_sums(pairs, lambda a: a.first_token_s))
         first_texts.append(_ratio_of_sums(pairs, lambda a: a.first_text_s))
         own_s, other_s, n_compared = _equal_work(pairs)
         if n_compared:
@@ -109,6 +113,7 @@ def ratio_of(
         other=other,
         kind=kind,
         speed=spread(speeds) if speeds else None,
+        first_token=spread(first_tokens),
         first_text=spread(first_texts),
         n_tokens=statistics.median(n_tokens) if n_tokens else 0,
     )
@@ -132,6 +137,7 @@ def summary_of(
         kind=kind,
         n_prompts=len({a.prompt_id for a in rows}),
         tokens_per_second=spread(rates) if rates else None,
+        first_token_s=spread([_median_of(group, lambda a: a.first_token_s) for group in by_repeat]),
         first_text_s=spread([_median_of(group, lambda a: a.first_text_s) for group in by_repeat]),
         n_tokens=_median_sum(by_repeat, lambda a: len(a.token_ids)),
         passes_per_token=n_passes / n_tokens if n_tokens else 0.0,

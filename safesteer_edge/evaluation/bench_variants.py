@@ -59,6 +59,11 @@ class MeasuredAnswer:
     probe_s: float | None
 
     @property
+    def first_token_s(self) -> float:
+        """When the first token was decided; the guard may hold its text back for some more."""
+        return self.token_times_s[0] if self.token_times_s else self.first_text_s
+
+    @property
     def is_refused(self) -> bool:
         """The guard ended the turn."""
         return self.finish_reason == "refused"

@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -61,15 +60,15 @@ class ControlVector:
         directions = np.array(self.directions, dtype=np.float32, order="C")
         problem = _problem_with(directions)
         if problem is None and self.layer_convention not in (BLOCK_OUTPUT_0BASED, UNRECORDED):
-            problem = f"its layer convention is {self.layer_convention!r}"
-        for key, value in {"model_hint": self.model_hint, **self.metadata}.items():
+            problem = f"its layer convention is {self.layer_convention[:50]!r}"
+        for key, value in [("model_hint", self.model_hint), *self.metadata.items()]:
             if not _METADATA_KEY.fullmatch(key) or not _is_storable(value):
-                problem = f"its metadata entry {key!r} cannot be stored"
+                problem = f"its metadata entry {key[:50]!r} cannot be stored"
         if problem:
             raise VectorFileError(f"cannot use the control vector: {problem}; make it again")
         directions.setflags(write=False)
         object.__setattr__(self, "directions", directions)
-        object.__setattr__(self, "metadata", MappingProxyType(dict(self.metadata)))
+        object.__setattr__(self, "metadata", dict(self.metadata))
 
     @property
     def n_layer(self) -> int:

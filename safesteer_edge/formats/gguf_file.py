@@ -32,6 +32,7 @@ from safesteer_edge.formats.gguf_header import (
 
 __all__ = ["GgufArray", "GgufFile", "GgufLimits", "GgufTensor", "GgufValue", "read_gguf"]
 
+_MAX_PROBLEM = 300
 _DEFAULT_ALIGNMENT = 32
 # TENSOR_ALIGNMENT in ggml's CPU backend, which stops the process when a mapped file breaks it.
 _LEAST_ALIGNMENT = 32
@@ -78,7 +79,8 @@ class GgufFile:
 
     def error(self, problem: str, remedy: str = "download it again") -> ModelFileError:
         """Return the error to raise about this file."""
-        return ModelFileError(f"cannot use {str(self.path)!r}: {problem}; {remedy}")
+        shortened = problem[:_MAX_PROBLEM]  # texts in the file can be megabytes long
+        return ModelFileError(f"cannot use {str(self.path)!r}: {shortened}; {remedy}")
 
     @property
     def architecture(self) -> str:

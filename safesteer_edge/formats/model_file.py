@@ -148,7 +148,7 @@ def _check_heads(file: GgufFile, architecture: str, n_layer: int, n_embd: int) -
         key.startswith((f"{architecture}.ssm.", f"{architecture}.wkv.")) for key in file.metadata
     )
     if not any(heads) and not is_recurrent:
-        raise file.error(f"metadata key '{prefix}.head_count' is missing or 0")
+        raise file.error(f"metadata key {f'{prefix}.head_count'!r} is missing or 0")
     kv_heads = _per_layer(file, f"{prefix}.head_count_kv", n_layer, _MAX_HEADS) or heads
     for head_count, kv_count in zip(heads, kv_heads, strict=bool(heads)):
         if head_count and kv_count and head_count % kv_count:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +39,7 @@ _OPSETS = range(13, 25)
 _IR_VERSIONS = range(4, 14)
 _ATTRIBUTE_TYPES = frozenset({0, 1, 2, 3, 4, 6, 7, 8})  # unset, float, int, string, tensor, lists
 _SESSION_CONFIG_KEY = "ort_config"  # onnxruntime can be told to take its settings from there
+_MAX_PROBLEM = 300
 _RECONVERT = "make it again with 'safesteer-edge convert probe'"
 
 
@@ -108,7 +108,8 @@ class _Checker:
             raise self._error(f"it is not an ONNX probe ({error})") from error
 
     def _error(self, problem: str, remedy: str = _RECONVERT) -> ProbeFileError:
-        return ProbeFileError(f"cannot use probe {self._name!r}: {problem}; {remedy}")
+        shortened = problem[:_MAX_PROBLEM]  # names in the file can be megabytes long
+        return ProbeFileError(f"cannot use probe {self._name!r}: {shortened}; {remedy}")
 
     def _read(self, data: memoryview, kind: schema.Schema) -> Message:
         return read_message(data, kind, self._budget)
@@ -127,7 +128,7 @@ class _Checker:
             operators=self._check_nodes(graph.bytes.get("node", [])),
             inputs=self._values(graph.bytes.get("input", [])),
             outputs=self._values(graph.bytes.get("output", [])),
-            metadata=MappingProxyType(self._metadata(model.bytes.get("metadata_props", []))),
+            metadata=self._metadata(model.bytes.get("metadata_props", [])),
             initializer_bytes=self._check_initializers(graph.bytes.get("initializer", [])),
         )
 

@@ -12,6 +12,11 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import erf
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
 from safesteer_edge.converters.probe_onnx import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
     DenseLayer,
     ProbeGraph,
@@ -19,11 +24,6 @@ from safesteer_edge.converters.probe_onnx import (  # pyright: ignore[reportMiss
     write_linear_probe,
     write_probe,
 )
-from scipy.special import erf
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
-
 from safesteer_edge.errors import InputError, ProbeFileError
 from safesteer_edge.formats.onnx_file import check_onnx
 from safesteer_edge.guard.probe import OnnxProbe

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from safesteer_edge.converters.vector_gguf import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
     matrix_to_control_vector,
     write_vector,
 )
-
 from safesteer_edge.errors import VectorFileError
 from safesteer_edge.formats.control_vector_file import BLOCK_OUTPUT_0BASED, read_control_vector
 from tests.native_llama import native_forward, silence_native_logs

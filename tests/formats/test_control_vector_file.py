@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,7 @@ def test_metadata_that_could_not_be_read_back_is_refused(key: str):
         ControlVector(directions(2, 2), "llama", metadata={key: "x"})
     for text in ("a\0", "\ud800"):
         with pytest.raises(VectorFileError, match="metadata entry"):
-            ControlVector(directions(2, 2), text)
+            ControlVector(directions(2, 2), text, metadata={"model_hint": "mine"})
 
 
 def test_a_vector_is_a_copy_that_cannot_be_changed():
@@ -215,6 +216,13 @@ def test_a_vector_is_a_copy_that_cannot_be_changed():
     assert vector.directions[1, 0] != 9
     with pytest.raises(ValueError, match="read-only"):
         vector.directions[1, 0] = 9
+
+
+def test_a_vector_can_be_sent_to_another_process():
+    vector = ControlVector(directions(3, 4), "llama", metadata={"modality": "image"})
+    copy = pickle.loads(pickle.dumps(vector))
+    np.testing.assert_array_equal(copy.directions, vector.directions)
+    assert copy.metadata == {"modality": "image"}
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path):

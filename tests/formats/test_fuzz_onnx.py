@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from safesteer_edge.converters.probe_onnx import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
     Activation,
     DenseLayer,
     ProbeGraph,
     encode_probe,
 )
-
 from safesteer_edge.errors import ProbeFileError
 from safesteer_edge.formats.onnx_file import check_onnx
 from tests.formats.mutations import mutants

@@ -144,6 +144,16 @@ def test_metadata_that_llama_cpp_would_assert_is_refused(
     assert_refused(edit_gguf(model, values=values), reason)
 
 
+def test_a_long_or_ugly_text_in_the_file_makes_no_long_or_ugly_message(model: Path):
+    ugly = "\x1b[31m\n" + "x" * 100_000
+    for key in ("llama.rope.scaling.type", "tokenizer.ggml.model", "general.architecture"):
+        with pytest.raises(ModelFileError) as caught:
+            check_language_model(edit_gguf(model, values={key: text(ugly)}))
+        message = str(caught.value)
+        assert len(message) < 700
+        assert message.isprintable()
+
+
 def test_head_counts_may_differ_from_layer_to_layer(model: Path):
     values = {"llama.attention.head_count_kv": i32_array([2, 2])}
     assert check_language_model(edit_gguf(model, values=values)).n_layer == 2

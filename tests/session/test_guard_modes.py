@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
-from safesteer_edge.bundle.writer import write_bundle
 from safesteer_edge.errors import GuardError, SettingsError
 from safesteer_edge.guard.events import Refused
 from safesteer_edge.session import open_session
+from tests.brittle_bundle import answer_logits, limit_within_answer, write_brittle_bundle
 from tests.guarded_tiny import (
     ALARMED,
     DRAWN,
@@ -107,56 +104,13 @@ def test_a_setting_that_weakens_the_guard_is_refused(
         open_session(settings)
 
 
-def write_brittle_bundle(tiny: GuardedTiny, folder: Path, limit: float) -> Path:
-    """A bundle whose probe gives ~0, and NaN for states whose logit is below `limit`."""
-    nodes = [
-        helper.make_node("Gemm", ["hidden_state", "weights", "offset"], ["logit"]),
-        helper.make_node("Sub", ["logit", "limit"], ["room"]),
-        helper.make_node("Sqrt", ["room"], ["root"]),  # of a negative number: NaN
-        helper.make_node("Mul", ["root", "zero"], ["nothing"]),
-        helper.make_node("Add", ["logit", "bias"], ["shifted"]),
-        helper.make_node("Add", ["shifted", "nothing"], ["judged"]),
-        helper.make_node("Sigmoid", ["judged"], ["harmful_score"]),
-    ]
-    constants = {"offset": [tiny.offset], "limit": limit, "zero": 0.0, "bias": QUIET}
-    initializers = [numpy_helper.from_array(tiny.weights.reshape(-1, 1), "weights")]
-    for name, value in constants.items():
-        initializers.append(numpy_helper.from_array(np.array(value, np.float32), name))
-    graph = helper.make_graph(
-        nodes,
-        "probe",
-        [helper.make_tensor_value_info("hidden_state", TensorProto.FLOAT, ["n", 128])],
-        [helper.make_tensor_value_info("harmful_score", TensorProto.FLOAT, ["n", 1])],
-        initializers,
-    )
-    opset = helper.make_opsetid("", 17)
-    model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
-    parts = replace(tiny.parts(bias=QUIET), probe_onnx=model.SerializeToString())
-    return write_bundle(folder, parts)
-
-
-def logits_of(tiny: GuardedTiny, prompt: str) -> tuple[float, list[float]]:
-    """The probe's logits at the prompt's end and at each token of the unsteered answer."""
-    with opened(tiny, tiny.bundle(WAVERING), guard="monitor", max_tokens=40) as session:
-        turn = ask(session, prompt)
-    scores = np.array([turn.prefill.prompt_score, *turn.scores])
-    first, *rest = np.log(scores) - np.log1p(-scores)
-    return float(first), [float(value) for value in rest]
-
-
 @pytest.mark.parametrize("mode", ["steer", "refuse", "monitor"])
 def test_a_probe_that_cannot_judge_a_token_ends_the_turn_closed(
     guarded_tiny: GuardedTiny, tmp_path: Path, mode: str
 ):
-    prompt_logit, logits = logits_of(guarded_tiny, "Hello there")
-    engine_canaries = guarded_tiny.logits(
-        np.stack(list(guarded_tiny.states_by_tokens.values())[:2])
-    )
-    limit = float(np.mean(sorted(logits)[:2]))
-    n_judged = int(np.argmin(logits))
-    assert min(prompt_logit, *engine_canaries) > limit
+    limit, n_judged = limit_within_answer(guarded_tiny, "Hello there", n_tokens=40)
     assert n_judged >= 2
-    bundle = write_brittle_bundle(guarded_tiny, tmp_path / "bundle", limit)
+    bundle = write_brittle_bundle(guarded_tiny, tmp_path / "bundle", limit=limit)
     unguarded = texts(guarded_tiny, None, ["Hello there"], max_tokens=n_judged)
     with opened(guarded_tiny, bundle, guard=mode, max_tokens=40) as session:
         turn = ask(session, "Hello there")
@@ -173,10 +127,12 @@ def test_a_probe_that_cannot_judge_a_token_ends_the_turn_closed(
 def test_a_probe_that_cannot_judge_the_prompt_ends_the_question(
     guarded_tiny: GuardedTiny, tmp_path: Path
 ):
-    logit_by_prompt = {prompt: logits_of(guarded_tiny, prompt)[0] for prompt in PROMPTS}
+    logit_by_prompt = {
+        prompt: answer_logits(guarded_tiny, prompt, n_tokens=1)[0] for prompt in PROMPTS
+    }
     worst, *others = sorted(PROMPTS, key=lambda prompt: logit_by_prompt[prompt])
     limit = (logit_by_prompt[worst] + logit_by_prompt[others[0]]) / 2
-    bundle = write_brittle_bundle(guarded_tiny, tmp_path / "bundle", limit)
+    bundle = write_brittle_bundle(guarded_tiny, tmp_path / "bundle", limit=limit)
     with opened(guarded_tiny, bundle) as session:
         with pytest.raises(GuardError, match="cannot judge"):
             next(session.ask(worst))

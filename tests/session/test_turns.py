@@ -108,7 +108,7 @@ def test_the_prompts_own_score_is_the_probes(guarded_tiny: GuardedTiny):
     scores = {}
     for bias in (QUIET, WAVERING, ALARMED):
         with opened(guarded_tiny, guarded_tiny.bundle(bias)) as session:
-            scores[bias] = next(session.ask("Hello there")).prompt_score
+            scores[bias] = ask(session, "Hello there").prefill.prompt_score
     assert scores[QUIET] < 1e-9
     assert 0.001 < scores[WAVERING] < 0.999
     assert scores[ALARMED] > 1 - 1e-9

@@ -1,0 +1,71 @@
+"""`safesteer-edge bench`: its options, its report and its JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from safesteer_edge.cli import bench_command
+from safesteer_edge.cli.exit_codes import OK
+from safesteer_edge.errors import SettingsError
+from tests.guarded_tiny import make_guarded_tiny
+
+SHORT = ("--prompts", "1", "--repeats", "1", "--max-tokens", "4", "--threads", "1")
+
+
+def run(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    bench_command.add_parser(parser.add_subparsers())
+    options = parser.parse_args(["bench", *arguments])
+    return options.run(options)
+
+
+def test_the_report_is_printed_and_the_json_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    tiny = make_guarded_tiny(tmp_path)
+    bundle = tiny.bundle()
+    target = tmp_path / "bench.json"
+    model = ("--model", str(tiny.model), "--bundle", str(bundle), "--ctx", "1024")
+    assert run(*SHORT, *model, "--json", str(target)) == OK
+    printed = capsys.readouterr()
+    assert printed.out.startswith("What the guard tiny+0 costs tiny-")
+    assert "repeat 1 of 1: eager" in printed.err
+    value = json.loads(target.read_text(encoding="utf-8"))
+    assert value["settings"]["max_tokens"] == 4
+    assert len(value["answers"]) == 8
+
+
+@pytest.mark.default_model
+def test_the_default_model_is_benched_with_its_own_guard(capsys: pytest.CaptureFixture[str]):
+    assert run(*SHORT, "--json", "-") == OK
+    value = json.loads(capsys.readouterr().out)
+    assert value["model"]["name"] == "smollm2-135m-instruct"
+    assert value["model"]["bundle"]
+    same = {(row["variant"], row["kind"]): row["n_same_text"] for row in value["variants"]}
+    assert same["llama-cpp-python", "benign"] == same["llama-cpp-python", "harmful"] == 1
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path: Path):
+    with pytest.raises(SettingsError, match="cannot write"):
+        run("--json", str(tmp_path / "absent" / "bench.json"))
+    with pytest.raises(SettingsError, match="cannot write"):
+        run("--json", str(tmp_path))
+
+
+def test_help_loads_nothing_heavy():
+    program = (
+        "import argparse, sys; from safesteer_edge.cli import bench_command; "
+        "parser = argparse.ArgumentParser(); bench_command.add_parser(parser.add_subparsers()); "
+        "parser.format_help(); "
+        "print(*[n for n in ('numpy', 'llama_cpp', 'onnxruntime') if n in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == []

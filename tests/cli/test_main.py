@@ -1,0 +1,122 @@
+"""The command's frame: help, versions, and how each kind of error leaves the process."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from safesteer_edge import __version__
+from safesteer_edge.cli import ask_command
+from safesteer_edge.cli.exit_codes import BAD_INPUT, INTERRUPTED, OK, RUNTIME_ERROR
+from safesteer_edge.cli.main import main
+from safesteer_edge.errors import BundleError, EngineError, GuardError, SafeSteerError
+
+COMMANDS = ("ask", "models", "doctor", "measure", "bench")
+HEAVY = ("numpy", "llama_cpp", "onnxruntime", "PIL", "jinja2", "sklearn", "onnx", "textual")
+MAX_HELP_CPU_S = 0.5
+
+
+@pytest.fixture
+def end_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
+    """Run a command that ends with this error, and return the exit code."""
+
+    def run(error: BaseException) -> int:
+        def fail(_options: object) -> int:
+            raise error
+
+        monkeypatch.setattr(ask_command, "run", fail)
+        return main(["ask", "Hello"])
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (BundleError("it is damaged"), BAD_INPUT),
+        (EngineError("it is damaged"), RUNTIME_ERROR),
+        (GuardError("it is damaged"), RUNTIME_ERROR),
+        (SafeSteerError("it is damaged"), RUNTIME_ERROR),
+    ],
+)
+def test_an_error_of_ours_is_one_line_and_its_exit_code(
+    end_with, capsys: pytest.CaptureFixture[str], error: SafeSteerError, exit_code: int
+):
+    assert end_with(error) == exit_code
+    assert capsys.readouterr() == ("", "safesteer-edge: it is damaged\n")
+
+
+def test_an_error_that_nobody_expected_is_one_line_as_well(
+    end_with, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    with caplog.at_level(logging.DEBUG, logger="safesteer_edge"):
+        assert end_with(ValueError("two\nlines")) == RUNTIME_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("safesteer-edge: unexpected ValueError: two lines; ")
+    assert "--verbose" in line
+    assert any(record.exc_info for record in caplog.records)  # what --verbose shows
+
+
+def test_an_interrupt_exits_130(end_with, capsys: pytest.CaptureFixture[str]):
+    assert end_with(KeyboardInterrupt()) == INTERRUPTED
+    assert capsys.readouterr() == ("", "safesteer-edge: interrupted\n")
+
+
+def test_a_message_that_quotes_a_file_cannot_drive_the_terminal(
+    end_with, capsys: pytest.CaptureFixture[str]
+):
+    end_with(EngineError("unknown architecture: 'a\x1b]0;owned\x07\x1b[2Jb\u202e'"))
+    assert capsys.readouterr().err == "safesteer-edge: unknown architecture: 'ab'\n"
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == OK
+    assert capsys.readouterr().out == f"safesteer-edge {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["unknown"], ["--unknown"]])
+def test_a_command_that_is_not_there_is_a_usage_error(arguments: list[str]):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == BAD_INPUT
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        main([*filter(None, [command]), "--help"])
+    assert caught.value.code == OK
+    out = capsys.readouterr().out
+    assert "usage: safesteer-edge" in out
+    assert all(name in out for name in (COMMANDS if not command else ()))
+
+
+@pytest.mark.parametrize("command", ["", "ask"])
+def test_help_is_there_at_once(command: str):
+    program = f"""
+import json, sys, time
+from safesteer_edge.cli.main import main
+try:
+    main({[*filter(None, [command]), "--help"]})
+except SystemExit as end:
+    loaded = [name for name in {HEAVY} if name in sys.modules]
+    print(json.dumps([end.code, loaded, time.process_time()]), file=sys.stderr)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    exit_code, loaded, cpu_s = json.loads(ran.stderr)
+    assert ran.stdout.startswith("usage: safesteer-edge")
+    assert (exit_code, loaded) == (OK, [])
+    assert cpu_s < MAX_HELP_CPU_S
+
+
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "safesteer_edge", "--version"]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (OK, f"safesteer-edge {__version__}\n")

@@ -1,0 +1,71 @@
+"""What a machine is called, and memory that is measured in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from safesteer_edge.errors import EngineError, SettingsError
+from safesteer_edge.evaluation.bench_machine import (
+    cpu_name,
+    measure_in_child,
+    n_usable_cores,
+    peak_memory_bytes,
+    read_machine,
+)
+
+_MIB = 1 << 20
+
+
+def test_the_processors_name_is_the_one_people_know(tmp_path: Path):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nmodel\t\t: 2\nmodel name\t: Some CPU @ 3 GHz\n")
+    assert cpu_name(cpuinfo) == "Some CPU @ 3 GHz"
+
+
+def test_a_machine_without_cpuinfo_still_has_a_name(tmp_path: Path):
+    assert cpu_name(tmp_path / "absent")
+    (tmp_path / "arm").write_text("processor\t: 0\nBogoMIPS\t: 243.75\n")
+    assert cpu_name(tmp_path / "arm")
+
+
+def test_peak_memory_is_read_in_bytes(tmp_path: Path):
+    status = tmp_path / "status"
+    status.write_text("VmPeak:\t  999 kB\nVmHWM:\t   2048 kB\n")
+    assert peak_memory_bytes(status) == 2 * _MIB
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_peak_memory_in_a_child_is_not_its_parents():
+    ballast = bytearray(256 * _MIB)
+    own = peak_memory_bytes()
+    child = measure_in_child(peak_memory_bytes)
+    assert own is not None
+    assert child is not None
+    assert own > len(ballast)
+    assert child < own
+
+
+def test_an_error_in_the_child_is_raised_here():
+    with pytest.raises(SettingsError, match="from the child"):
+        measure_in_child(_fail)
+
+
+def test_a_child_that_dies_is_an_error_with_a_remedy():
+    with pytest.raises(EngineError, match="doctor"):
+        measure_in_child(os._exit, 9)
+
+
+def test_the_machine_is_described():
+    machine = read_machine()
+    assert machine.cpu
+    assert machine.n_cores == n_usable_cores() >= 1
+    assert machine.versions["llama-cpp-python"]
+    assert "CPU" in machine.llama_system_info
+
+
+def _fail() -> int | None:
+    raise SettingsError("from the child")
