@@ -1,31 +1,49 @@
-"""Probes as ONNX graphs: standardise, project, dense layers, calibrate, sigmoid.
+"""Probes as ONNX graphs: standardise, project, layers, calibrate, sigmoid.
 
-    hidden_state float32 [n, n_features]
-      -> (x - mean) / scale                     standardisation (scikit-learn's StandardScaler)
-      -> x @ components.T                       projection (the components of a centred PCA)
-      -> activation(x @ weights + bias) ...     dense layers; the last gives one number, the logit
-      -> sigmoid(slope * logit + intercept)     calibration (Platt)
-    harmful_score float32 [n, 1]
+    hidden_state float32 [n, n_features] -> harmful_score float32 [n, 1]
 
-Everything is in the graph, so that whoever runs it passes raw states.
+Everything is in the graph (see probe_graph), so that whoever runs it passes raw states.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from safesteer_edge.errors import InputError, ProbeFileError
+from safesteer_edge.converters.probe_graph import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+    Activation,
+    DenseLayer,
+    FloatArray,
+    IsotonicFolds,
+    LayerNorm,
+    ProbeGraph,
+    SigmoidFolds,
+    named_arrays,
+    segment_folds,
+)
+from safesteer_edge.converters.probe_storage import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+    Quantization,
+    StoredWeight,
+    store_weight,
+)
+from safesteer_edge.errors import InputError
 from safesteer_edge.formats.atomic_write import atomic_write
 from safesteer_edge.formats.onnx_file import check_onnx
 
-FloatArray = NDArray[np.floating[Any]]
-Activation = Literal["none", "relu", "gelu", "tanh", "sigmoid"]
+__all__ = [
+    "INPUT_NAME",
+    "OUTPUT_NAME",
+    "DenseLayer",
+    "ProbeGraph",
+    "encode_probe",
+    "import_onnx",
+    "write_linear_probe",
+    "write_probe",
+]
 
 INPUT_NAME: Final = "hidden_state"
 OUTPUT_NAME: Final = "harmful_score"
@@ -33,59 +51,15 @@ OUTPUT_NAME: Final = "harmful_score"
 _OPSET = 17  # the oldest with all operators that are used here: any onnxruntime since 1.12 runs it
 _IR_VERSION = 8  # what opset 17 came with
 _ONE_NODE_ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
-
-
-@dataclass(frozen=True, slots=True)
-class DenseLayer:
-    """activation(x @ weights + bias).
-
-    weights: (n_in, n_out). bias: (n_out,). 'gelu' is the exact one, by the error function.
-    """
-
-    weights: FloatArray
-    bias: FloatArray
-    activation: Activation = "none"
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeGraph:
-    """A probe's parameters; all are stored as float32.
-
-    mean, scale: (n_features,), scale above 0. components: (n_components, n_features), or None
-    for no projection; fold a PCA's own mean into `mean`. layers: at least one, ending in one
-    number. calibration: (slope, intercept) of the logit; (1, 0) changes nothing.
-    """
-
-    mean: FloatArray
-    scale: FloatArray
-    layers: tuple[DenseLayer, ...]
-    components: FloatArray | None = None
-    calibration: tuple[float, float] = (1.0, 0.0)
-
-    def __post_init__(self) -> None:
-        """Raise ProbeFileError unless the shapes fit, and every number survives float32."""
-        widths = [np.shape(self.mean), np.shape(self.scale)]
-        if len(widths[0]) != 1 or widths[0] != widths[1] or not len(self.mean):
-            raise _misfit(f"mean and scale have shapes {widths}; expected one (n_features,)")
-        width = len(self.mean)
-        if self.components is not None:
-            width = _matrix_width(np.asarray(self.components).T, width, "components, transposed,")
-        for index, layer in enumerate(self.layers):
-            width = _matrix_width(layer.weights, width, f"weights of layer {index}")
-            if np.shape(layer.bias) != (width,):
-                raise _misfit(f"bias of layer {index} has shape {np.shape(layer.bias)}")
-        if not self.layers or width != 1:
-            raise _misfit(f"the last layer gives {width} numbers; expected one, the logit")
-        for name, array in _named_arrays(self).items():
-            if not np.isfinite(array).all():
-                raise _misfit(f"{name} has numbers that are not finite in float32")
-        if not (_float32(self.scale) > 0).all():
-            raise _misfit("a scale is not above 0 in float32; leave out features that never vary")
-
-    @property
-    def n_features(self) -> int:
-        """The width of one hidden state."""
-        return len(self.mean)
+_CONSTANTS = {
+    "sqrt_two": math.sqrt(2.0),
+    "one": 1.0,
+    "half": 0.5,
+    "zero": 0.0,
+    "three": 3.0,
+    "gelu_cubic": 0.044715,
+    "gelu_factor": math.sqrt(2.0 / math.pi),
+}
 
 
 def write_linear_probe(
@@ -121,34 +95,51 @@ def write_probe(path: Path, graph: ProbeGraph, metadata: Mapping[str, str]) -> N
         file.write(data)
 
 
-def encode_probe(graph: ProbeGraph, metadata: Mapping[str, str], *, name: str = "probe") -> bytes:
-    """Return probe.onnx as bytes, checked by `check_onnx`. Errors: see write_probe."""
-    helper = _onnx().helper
-    arrays = _named_arrays(graph)
+def encode_probe(
+    graph: ProbeGraph,
+    metadata: Mapping[str, str],
+    *,
+    name: str = "probe",
+    quantization: Quantization = "none",
+) -> bytes:
+    """Return probe.onnx as bytes, checked by `check_onnx`. Errors: see write_probe.
+
+    quantization: how matrices are stored; the graph turns them back and computes in float32.
+    """
+    import_onnx()
     nodes = _Nodes()
-    state = nodes.add("Sub", INPUT_NAME, "mean")
+    state = INPUT_NAME
+    if graph.dtype == "float64":
+        state = nodes.add("Cast", state, to=_data_type("DOUBLE"))
+    state = nodes.add("Sub", state, "mean")
     state = nodes.add("Div", state, "scale")
     if graph.components is not None:
         state = nodes.add("MatMul", state, "components")
     for index, layer in enumerate(graph.layers):
-        state = nodes.add("Gemm", state, f"weights_{index}", f"bias_{index}")
-        state = _add_activation(nodes, state, layer.activation)
-    state = nodes.add("Mul", state, "slope")
-    state = nodes.add("Add", state, "intercept")
-    nodes.add("Sigmoid", state, output=OUTPUT_NAME)
-    return _serialise(helper, nodes, arrays, metadata, name)
+        bias = f"bias_{index}"
+        if isinstance(layer, LayerNorm):
+            epsilon = {"axis": -1, "epsilon": layer.epsilon}
+            state = nodes.add("LayerNormalization", state, f"gain_{index}", bias, **epsilon)
+        else:
+            state = nodes.add("Gemm", state, f"weights_{index}", bias)
+            state = _add_activation(nodes, state, layer.activation)
+    _add_head(nodes, state, graph)
+    weights = _weights(graph, nodes, quantization)
+    return _serialise(nodes, weights, graph.n_features, metadata, name)
 
 
 class _Nodes:
     """A chain of nodes; each result has a name of its own."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[str, tuple[str, ...], str]] = []
+        self.calls: list[tuple[str, tuple[str, ...], str, dict[str, Any]]] = []
 
-    def add(self, operator: str, *inputs: str, output: str | None = None) -> str:
+    def add(
+        self, operator: str, *inputs: str, output: str | None = None, **attributes: float
+    ) -> str:
         """Add a node and return its output's name."""
         output = output or f"{operator.lower()}_{len(self.calls)}"
-        self.calls.append((operator, inputs, output))
+        self.calls.append((operator, inputs, output, attributes))
         return output
 
 
@@ -157,38 +148,79 @@ def _add_activation(nodes: _Nodes, state: str, activation: Activation) -> str:
         return state
     if activation in _ONE_NODE_ACTIVATIONS:
         return nodes.add(_ONE_NODE_ACTIVATIONS[activation], state)
-    # gelu(x) = x * (erf(x / sqrt(2)) + 1) / 2; the operator Gelu needs opset 20
-    inner = nodes.add("Div", state, "sqrt_two")
-    inner = nodes.add("Erf", inner)
+    if activation == "silu":
+        return nodes.add("Mul", state, nodes.add("Sigmoid", state))
+    # x * (inner + 1) / 2 with inner = erf(x / sqrt(2)), or its approximation
+    # tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)); the operator Gelu needs opset 20
+    if activation == "gelu":
+        inner = nodes.add("Erf", nodes.add("Div", state, "sqrt_two"))
+    else:
+        cubic = nodes.add("Mul", nodes.add("Pow", state, "three"), "gelu_cubic")
+        inner = nodes.add("Mul", nodes.add("Add", state, cubic), "gelu_factor")
+        inner = nodes.add("Tanh", inner)
     inner = nodes.add("Add", inner, "one")
     halved = nodes.add("Mul", state, "half")
     return nodes.add("Mul", halved, inner)
 
 
+def _add_head(nodes: _Nodes, state: str, graph: ProbeGraph) -> None:
+    """Add what makes one score of the logits."""
+    if isinstance(graph.head, IsotonicFolds):
+        state = nodes.add("Gather", state, "segment_fold", axis=1)
+        state = nodes.add("Sub", state, "segment_start")
+        state = nodes.add("Div", state, "segment_width")
+        state = nodes.add("Clip", state, "zero", "one")
+        state = nodes.add("MatMul", state, "segment_rise")
+        state = nodes.add("Add", state, "offset")
+        state = nodes.add("Clip", state, "zero", "one")  # what rounding added
+        nodes.add("Cast", state, output=OUTPUT_NAME, to=_data_type("FLOAT"))
+        return
+    state = nodes.add("Mul", state, "slope")
+    state = nodes.add("Add", state, "intercept")
+    if isinstance(graph.head, SigmoidFolds):
+        state = nodes.add("Sigmoid", state)
+        state = nodes.add("ReduceMean", state, axes=[1], keepdims=1)  # type: ignore[arg-type]
+        nodes.add("Clip", state, "zero", "one", output=OUTPUT_NAME)
+        return
+    nodes.add("Sigmoid", state, output=OUTPUT_NAME)
+
+
+def _weights(graph: ProbeGraph, nodes: _Nodes, quantization: Quantization) -> list[StoredWeight]:
+    """Return what the nodes use, in the form in which it is stored."""
+    arrays: dict[str, Any] = dict(named_arrays(graph))
+    if isinstance(graph.head, IsotonicFolds):
+        arrays["segment_fold"] = segment_folds(graph.head)
+    arrays |= {name: np.array(value, graph.dtype) for name, value in _CONSTANTS.items()}
+    used = {value for _, inputs, _, _ in nodes.calls for value in inputs}
+    return [
+        store_weight(name, array, quantization) for name, array in arrays.items() if name in used
+    ]
+
+
 def _serialise(
-    helper: Any,
     nodes: _Nodes,
-    arrays: Mapping[str, NDArray[np.float32]],
+    weights: list[StoredWeight],
+    n_features: int,
     metadata: Mapping[str, str],
     name: str,
 ) -> bytes:
-    onnx = _onnx()
-    used = {value for _, inputs, _ in nodes.calls for value in inputs}
-    weights = [
-        onnx.numpy_helper.from_array(array, key) for key, array in arrays.items() if key in used
-    ]
-    float32 = onnx.TensorProto.FLOAT
-    n_features = len(arrays["mean"])
+    onnx = import_onnx()
+    helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
     model = helper.make_model(
         helper.make_graph(
-            [
-                helper.make_node(operator, list(inputs), [output])
-                for operator, inputs, output in nodes.calls
+            [node for weight in weights for node in weight.nodes(helper)]
+            + [
+                helper.make_node(operator, list(inputs), [output], **attributes)
+                for operator, inputs, output, attributes in nodes.calls
             ],
             "probe",
             [helper.make_tensor_value_info(INPUT_NAME, float32, ["n", n_features])],
             [helper.make_tensor_value_info(OUTPUT_NAME, float32, ["n", 1])],
-            weights,
+            [
+                onnx.numpy_helper.from_array(array, key)
+                for weight in weights
+                for key, array in weight.arrays.items()
+            ],
         ),
         opset_imports=[helper.make_opsetid("", _OPSET)],
         ir_version=_IR_VERSION,
@@ -201,37 +233,11 @@ def _serialise(
     return data
 
 
-def _named_arrays(graph: ProbeGraph) -> dict[str, NDArray[np.float32]]:
-    """Return every weight that the graph may use, as it is stored."""
-    slope, intercept = graph.calibration
-    arrays: dict[str, Any] = {"mean": graph.mean, "scale": graph.scale}
-    if graph.components is not None:
-        arrays["components"] = np.asarray(graph.components).T
-    for index, layer in enumerate(graph.layers):
-        arrays |= {f"weights_{index}": layer.weights, f"bias_{index}": layer.bias}
-    arrays |= {"slope": slope, "intercept": intercept}
-    arrays |= {"sqrt_two": np.sqrt(2.0), "one": 1.0, "half": 0.5}
-    return {name: _float32(array) for name, array in arrays.items()}
+def _data_type(name: str) -> int:
+    return int(getattr(import_onnx().TensorProto, name))
 
 
-def _float32(array: Any) -> NDArray[np.float32]:
-    """Return a contiguous float32 copy; what is too large for it becomes infinite."""
-    with np.errstate(over="ignore"):
-        return np.array(array, dtype=np.float32, order="C")
-
-
-def _matrix_width(matrix: FloatArray, n_in: int, what: str) -> int:
-    shape = np.shape(matrix)
-    if len(shape) != 2 or shape[0] != n_in or shape[1] < 1:
-        raise _misfit(f"{what} have shape {shape}; expected ({n_in}, n_out)")
-    return shape[1]
-
-
-def _misfit(problem: str) -> ProbeFileError:
-    return ProbeFileError(f"cannot make a probe: {problem}; check what it was fitted on")
-
-
-def _onnx() -> Any:
+def import_onnx() -> Any:
     """Return the package onnx, which only converting and calibrating need."""
     try:
         import onnx
@@ -240,6 +246,7 @@ def _onnx() -> Any:
         import onnx.numpy_helper
     except ImportError as error:
         raise InputError(
-            f"cannot write an ONNX probe: {error}; pip install 'safesteer-edge[calibration]'"
+            f"cannot write an ONNX probe: {error}; pip install 'safesteer-edge[calibration]' "
+            "or 'safesteer-edge[conversion]'"
         ) from error
     return onnx

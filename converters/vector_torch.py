@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.errors import InputError, SafeSteerError
+from safesteer_edge.errors import InputError
 
 from .vector_arrays import (
     MAX_ARRAYS,
@@ -35,7 +35,7 @@ def read_torch(path: Path) -> ArrayFile:
     """Read a tensor, or a dictionary of tensors by layer, from a .pt file of torch.save.
 
     Raises VectorFileError for anything that weights-only loading refuses, and InputError without
-    PyTorch. There is no fallback to full unpickling.
+    PyTorch, or with one that is unsafe. There is no fallback to full unpickling.
     """
     check_size(path)
     try:
@@ -49,9 +49,7 @@ def read_torch(path: Path) -> ArrayFile:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile checkpoint makes PyTorch raise
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else "no reason"
-        raise unusable(
-            path, f"PyTorch cannot load it weights-only ({reason})", _REMEDY
-        ) from error
+        raise unusable(path, f"PyTorch cannot load it weights-only ({reason})", _REMEDY) from error
     return ArrayFile(path, _tensors(path, value, torch))
 
 
@@ -82,15 +80,15 @@ def _array(path: Path, tensor: Any, torch: Any) -> NDArray[np.float64]:
 
 def _torch(path: Path) -> Any:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]  # in an extra
     except ImportError as error:
         raise InputError(
-            f"cannot read {str(path)!r} without PyTorch; pip install 'safesteer-edge[torch]', or "
+            f"cannot read {str(path)!r} without PyTorch; pip install 'safesteer-edge[convert]', or "
             + _REMEDY
         ) from error
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < _LEAST_TORCH:
-        raise SafeSteerError(
+        raise InputError(
             f"cannot read {str(path)!r} with PyTorch {torch.__version__}: before 2.10 loading even "
             "weights-only is unsafe; pip install 'torch>=2.10'"
         )

@@ -83,6 +83,7 @@ class NativeContext:
         self._batch = _TokenBatch(self.n_batch)
         self.n_candidates = settings.n_candidates
         self._is_steered = False
+        self._logits_row: Any = ctypes.c_float * model.n_vocab
 
     @property
     def handle(self) -> Any:
@@ -130,7 +131,8 @@ class NativeContext:
         pointer = lib.llama_get_logits_ith(self.handle, row)
         if not pointer:
             raise EngineError(f"llama.cpp has no logits for row {row} of the last batch")
-        return np.ctypeslib.as_array(pointer, shape=(self.model.n_vocab,))
+        address = ctypes.cast(pointer, ctypes.c_void_p).value
+        return np.frombuffer(self._logits_row.from_address(address), dtype=np.float32)
 
     # -- sequences ------------------------------------------------------------------------------
 

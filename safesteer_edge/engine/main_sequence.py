@@ -32,8 +32,8 @@ class Entry:
 class MainSequence:
     """Entries in the order of their positions, mirrored in the KV cache of sequence 0.
 
-    position: of the next token. logits_row: the row of the last decode that follows the last
-    entry; None where there are no such logits.
+    n_tokens: KV cells in use. position: of the next token. logits_row: the row of the last decode
+    that follows the last entry; None where there are no such logits.
     """
 
     def __init__(
@@ -50,13 +50,9 @@ class MainSequence:
         self._entries: list[Entry] = []
         self._n_prompt_entries = 0
         self._control_vector: NDArray[np.float32] | None = None
+        self.n_tokens = 0
         self.position = 0
         self.logits_row: int | None = None
-
-    @property
-    def n_tokens(self) -> int:
-        """KV cells in use."""
-        return sum(entry.n_tokens for entry in self._entries)
 
     def bring_to(
         self,
@@ -80,6 +76,7 @@ class MainSequence:
     def add_evaluated(self, token_id: int) -> None:
         """Count a token whose cell is already in the main sequence."""
         self._entries.append(Entry(token_id, 1, 1))
+        self.n_tokens += 1
         self.position += 1
 
     def append(self, token_ids: Sequence[int]) -> None:
@@ -132,6 +129,7 @@ class MainSequence:
         position = sum(entry.n_positions for entry in kept)
         if n_entries and self._context.remove_from_sequence(MAIN_SEQUENCE, position, -1):
             self._entries, self.position = kept, position
+            self.n_tokens = sum(entry.n_tokens for entry in kept)
         else:
             self._forget()
         self.logits_row = None
@@ -139,13 +137,15 @@ class MainSequence:
 
     def _forget(self) -> None:
         self._context.clear()
-        self._entries, self.position = [], 0
+        self._entries, self.position, self.n_tokens = [], 0, 0
 
     def _evaluate_prompt(
         self, entries: Sequence[Entry], cancelled: Callable[[], bool] = lambda: False
     ) -> NDArray[np.float32]:
         """Evaluate what the sequence lacks of a prompt; the state at its last token."""
         self._context.set_control_vector(None)
+        # The last token goes alone with the guard off as well: one token and a batch take different
+        # kernels, and the guard must not change an answer by rounding.
         if self._route is not None:
             self._route.before_prefill()
         self._evaluate_entries(entries[len(self._entries) : -1], cancelled)
@@ -182,6 +182,7 @@ class MainSequence:
         positions = range(self.position, self.position + len(run))
         self._context.decode(token_ids, positions, [MAIN_SEQUENCE] * len(run), all_outputs=False)
         self._entries.extend(run)
+        self.n_tokens += len(run)
         self.position += len(run)
         self.logits_row = len(run) - 1
 
@@ -194,6 +195,7 @@ class MainSequence:
             self._forget()  # a part of the chunk may be in the cache
             raise
         self._entries.append(entry)
+        self.n_tokens += entry.n_tokens
         self.position += entry.n_positions
 
 

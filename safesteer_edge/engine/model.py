@@ -64,6 +64,9 @@ class NativeModel:
         if not self._vocab_handle:
             self.close()
             raise ModelFileError(f"cannot use {str(path)!r}: it has no vocabulary")
+        # Asked for at every step, with cold caches: remembered by token.
+        self._pieces: dict[tuple[int, bool], bytes] = {}
+        self._ends: dict[int, bool] = {}
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab_handle)
         self.n_embd: int = lib.llama_model_n_embd(model_handle)
         self.n_layer: int = lib.llama_model_n_layer(model_handle)
@@ -135,6 +138,13 @@ class NativeModel:
 
         special: write control tokens as their text instead of as nothing.
         """
+        self._live_vocab()
+        cached = self._pieces.get((token_id, special))
+        if cached is None:
+            cached = self._pieces[token_id, special] = self._native_piece(token_id, special=special)
+        return cached
+
+    def _native_piece(self, token_id: int, *, special: bool) -> bytes:
         capacity = _PIECE_BUFFER_BYTES
         while True:
             buffer = ctypes.create_string_buffer(capacity)
@@ -147,7 +157,12 @@ class NativeModel:
 
     def is_end_of_generation(self, token_id: int) -> bool:
         """True for the tokens that end an answer (EOS, EOT, …)."""
-        return bool(lib.llama_vocab_is_eog(self._live_vocab(), token_id))
+        vocab = self._live_vocab()
+        cached = self._ends.get(token_id)
+        if cached is None:
+            cached = bool(lib.llama_vocab_is_eog(vocab, token_id))
+            self._ends[token_id] = cached
+        return cached
 
     def is_control(self, token_id: int) -> bool:
         """True for tokens with the CONTROL attribute."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,16 @@ class SamplerChain:
         self._finalizer = weakref.finalize(self, lib.llama_sampler_free, chain_handle)
         for stage in self._stages(settings, n_vocab):
             lib.llama_sampler_chain_add(chain_handle, stage)  # the chain owns it from here
-        # One buffer for all steps: the chain sorts and cuts it in place.
+        self._has_penalties = settings.has_penalties
+        # Made once: between two decodes the caches are cold, and each object made anew costs
+        # several times what a hot loop shows. The chain sorts and cuts the buffer in place.
         self._buffer: NDArray[np.void] = np.zeros(n_vocab, dtype=_TOKEN_DATA)
+        self._ids, self._logits = self._buffer["id"], self._buffer["logit"]
         self._token_ids = np.arange(n_vocab, dtype=np.int32)
+        self._data = self._buffer.ctypes.data_as(lib.llama_token_data_p)
+        self._address = self._buffer.ctypes.data
+        self._array: Any = lib.llama_token_data_array(data=self._data, size=n_vocab)
+        self._array_reference = ctypes.byref(self._array)
 
     def _stages(self, settings: SamplingSettings, n_vocab: int) -> list[Any]:
         stages: list[Any] = []
@@ -69,44 +77,49 @@ class SamplerChain:
         Raises GuardError if a logit is NaN or +inf, or the chain leaves no candidate.
         """
         # NaN loses every comparison: the chain would drop that token and go on without it.
-        if not np.isfinite(logits.max()):
+        if not math.isfinite(logits.max()):
             raise GuardError("the model gave a non-finite logit; its file may be damaged")
-        self._buffer["id"] = self._token_ids
-        self._buffer["logit"] = logits
-        array = lib.llama_token_data_array(
-            data=self._buffer.ctypes.data_as(lib.llama_token_data_p),
-            size=len(self._buffer),
-            selected=-1,
-            sorted=False,
-        )
-        lib.llama_sampler_apply(self._live_chain(), ctypes.byref(array))
-        # "NOTE: this pointer can be modified by the samplers" (llama.h)
-        address = ctypes.cast(array.data, ctypes.c_void_p).value
+        self._ids[:] = self._token_ids
+        self._logits[:] = logits
+        array = self._array
+        array.data, array.size = self._data, len(self._token_ids)
+        array.selected, array.sorted = -1, False
+        lib.llama_sampler_apply(self._live_chain(), self._array_reference)
         n_candidates = int(array.size)
-        if not address or n_candidates < 1:
+        if n_candidates < 1:
             raise GuardError("the sampler left no candidate; loosen --top-p or --min-p")
+        return self._to_proposal(self._candidates(n_candidates), int(array.selected))
+
+    def _candidates(self, n_candidates: int) -> NDArray[np.void]:
+        # "NOTE: this pointer can be modified by the samplers" (llama.h)
+        address = ctypes.cast(self._array.data, ctypes.c_void_p).value
+        if address == self._address:
+            return self._buffer[:n_candidates]
+        if not address:
+            raise GuardError("the sampler gave no candidates; report this")
         raw: Any = (ctypes.c_byte * (n_candidates * _TOKEN_DATA.itemsize)).from_address(address)
-        candidates = np.frombuffer(raw, dtype=_TOKEN_DATA)
-        return self._to_proposal(candidates, int(array.selected))
+        return np.frombuffer(raw, dtype=_TOKEN_DATA)
 
     def _to_proposal(self, candidates: NDArray[np.void], selected: int) -> Proposal:
         logits = candidates["logit"].astype(np.float64)
-        log_probs = logits - logits.max()
-        log_probs -= np.log(np.exp(log_probs).sum())
-        # Stable: equal logits keep llama.cpp's order, so that greedy ties break the same way.
-        order = np.argsort(-log_probs, kind="stable")
-        order = order[np.isfinite(log_probs[order])]  # a logit of −inf rules a token out
-        drawn = 0 if self._greedy else int(np.flatnonzero(order == selected)[0])
-        return Proposal(
-            token_ids=candidates["id"][order].astype(np.int32),
-            log_probs=log_probs[order],
-            drawn=drawn,
-            greedy=self._greedy,
-        )
+        token_ids = candidates["id"].copy()
+        drawn = 0 if self._greedy else selected
+        if not self._array.sorted or not math.isfinite(logits[-1]):
+            # Stable: equal logits keep llama.cpp's order, so that ties break the same way.
+            order = np.argsort(-logits, kind="stable")
+            order = order[np.isfinite(logits[order])]  # a logit of −inf rules a token out
+            if not self._greedy:
+                drawn = int(np.flatnonzero(order == selected)[0])
+            logits, token_ids = logits[order], token_ids[order]
+        logits -= logits[0]
+        logits -= math.log(np.exp(logits).sum())
+        return Proposal(token_ids=token_ids, log_probs=logits, drawn=drawn, greedy=self._greedy)
 
     def accept(self, token_id: int) -> None:
-        """Tell the chain (its penalties) which token was emitted."""
-        lib.llama_sampler_accept(self._live_chain(), token_id)
+        """Tell the chain which token was emitted; only penalties want to know."""
+        chain_handle = self._live_chain()
+        if self._has_penalties:
+            lib.llama_sampler_accept(chain_handle, token_id)
 
     def close(self) -> None:
         """Free the native chain. Idempotent."""

@@ -6,6 +6,7 @@ templates or files. Safety fails closed: whatever keeps the guard from judging e
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from safesteer_edge.guard.reranking import RERANKERS, Choice, choose_as_proposed
 from safesteer_edge.guard.risk import RefusalReason, RunningRisk
 from safesteer_edge.guard.tilt import Tilt
 from safesteer_edge.guard.transcript import Transcript
+
+_NO_SCORES = np.empty(0)
 
 REFUSAL_DETAILS: dict[RefusalReason, str] = {
     "risk_limit": "the answer was turning harmful",
@@ -164,14 +167,13 @@ class GuardedAnswer:
         guard = self._guard
         if guard is None or self._risk is None:
             self._engine.evaluate(int(proposal.token_ids[proposal.drawn]))
-            nothing = np.full(len(proposal.token_ids), np.nan)
-            return Choice(proposal.drawn, float("nan"), nothing, intervened=False)
+            return Choice(proposal.drawn, math.nan, _NO_SCORES, intervened=False)
         tilt = Tilt(self._risk.strength, guard.policy.threshold)
         rerank = RERANKERS[guard.rerank] if guard.mode == "steer" else choose_as_proposed
         timed = _TimedProbe(guard.probe)
         choice = rerank(self._engine, timed, proposal, tilt, self._rng)
         self.probe_s += timed.elapsed_s
-        if not np.isfinite(choice.score):
+        if not math.isfinite(choice.score):
             raise GuardError("the guard has no score for the token that it chose")
         return choice
 
@@ -250,7 +252,8 @@ class _TimedProbe:
         scores = self._probe.score(hidden)
         self.elapsed_s += time.perf_counter() - started_s
         # Fail closed here too, whatever the probe's own checks are. NaN fails the comparison.
-        if scores.shape != (len(hidden),) or not ((scores >= 0.0) & (scores <= 1.0)).all():
+        in_range = all(0.0 <= score <= 1.0 for score in scores.ravel().tolist())
+        if scores.shape != (len(hidden),) or not in_range:
             raise GuardError(
                 f"the probe gave {scores.ravel().tolist()[:8]} for {len(hidden)} states, not one "
                 "score in [0, 1] for each; verify or rebuild its bundle"

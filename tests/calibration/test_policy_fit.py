@@ -1,0 +1,148 @@
+"""Choosing the guard's numbers: limits that benign answers seldom cross, by count and by chance."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from safesteer_edge.calibration.policy_fit import (
+    TILT_NATS_AT_FULL_SCORE,
+    AnswerScores,
+    FalseAlarmTargets,
+    choose_policy,
+    conformal_limit,
+)
+from safesteer_edge.guard.policy import GuardPolicy
+from safesteer_edge.guard.risk import RunningRisk
+
+Rows = list[NDArray[np.float64]]
+TARGETS = FalseAlarmTargets(touched=0.05, ordinary_refused=0.02, borderline_refused=0.05)
+
+
+def made_up_rows(rng: np.random.Generator, n_rows: int, level: float, n_tokens: int = 40) -> Rows:
+    """Score trajectories around a level that differs from answer to answer."""
+    levels = np.clip(level + 0.12 * rng.standard_normal(n_rows), 0.01, 0.99)
+    return [
+        np.clip(each + 0.1 * rng.standard_normal(n_tokens), 0.0, 1.0) for each in levels.tolist()
+    ]
+
+
+def made_up_scores(seed: int, n_rows: int = 120) -> AnswerScores:
+    rng = np.random.default_rng(seed)
+    return AnswerScores(
+        ordinary=made_up_rows(rng, n_rows, 0.1),
+        borderline=made_up_rows(rng, n_rows, 0.25),
+        harmless_twins=made_up_rows(rng, n_rows, 0.35),
+        harmful=made_up_rows(rng, n_rows, 0.75),
+    )
+
+
+def share_refused(rows: Rows, policy: GuardPolicy, reason: str | None = None) -> float:
+    """Share of trajectories that end in a refusal (for this reason), replayed token by token."""
+    n_refused = 0
+    for row in rows:
+        risk = RunningRisk(policy)
+        for score in row:
+            risk.add(float(score))
+            found = risk.refusal_reason()
+            if found is not None:
+                n_refused += reason is None or found == reason
+                break
+    return n_refused / len(rows)
+
+
+@pytest.mark.parametrize(
+    ("n", "alpha", "rank"), [(9, 0.1, 9), (19, 0.1, 18), (99, 0.01, 99), (99, 0.05, 95)]
+)
+def test_the_limit_is_the_conformal_rank_by_hand(n: int, alpha: float, rank: int):
+    values = np.random.default_rng(0).permutation(np.arange(1, n + 1)) / (n + 1)
+    assert conformal_limit(values.tolist(), alpha) == pytest.approx(rank / (n + 1))
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(0, 0.05), (8, 0.1), (18, 0.05), (98, 0.01)])
+def test_too_few_answers_promise_nothing_below_one(n: int, alpha: float):
+    assert conformal_limit([0.1] * n, alpha) == 1.0
+
+
+@given(
+    values=st.lists(st.integers(0, 20).map(lambda n: n / 20), min_size=2, max_size=40),
+    alpha=st.floats(0.01, 0.9),
+)
+def test_of_exchangeable_values_each_exceeds_the_others_limit_with_chance_alpha(
+    values: list[float], alpha: float
+):
+    # The guarantee, counted out: whichever of n + 1 values is the fresh one, at most a share of
+    # alpha of them exceeds the limit that the n others give.
+    n_exceeding = sum(
+        value > conformal_limit(values[:at] + values[at + 1 :], alpha)
+        for at, value in enumerate(values)
+    )
+    assert n_exceeding / len(values) <= alpha + 1e-12
+
+
+def test_the_guarantee_holds_for_fresh_draws():
+    rng = np.random.default_rng(0)
+    draws = rng.beta(1.0, 8.0, size=(4000, 41))
+    exceeded = [row[40] > conformal_limit(row[:40].tolist(), 0.1) for row in draws]
+    assert np.mean(exceeded) == pytest.approx(4 / 41, abs=0.015)  # ⌈0.9 · 41⌉ = 37 of 41
+
+
+@settings(deadline=None, max_examples=8)
+@given(seed=st.integers(0, 10_000))
+def test_the_chosen_policy_meets_its_targets_on_its_own_answers(seed: int):
+    scores = made_up_scores(seed)
+    policy = choose_policy(scores, TARGETS).policy
+    touched = np.mean([row.max() > policy.threshold for row in scores.ordinary])
+    assert touched <= TARGETS.touched
+    # Each of the two rules for refusals keeps to the target by itself.
+    for rows, target in (
+        (scores.ordinary, TARGETS.ordinary_refused),
+        (scores.borderline, TARGETS.borderline_refused),
+    ):
+        for reason in ("risk_limit", "no_safe_candidate"):
+            assert share_refused(list(rows), policy, reason) <= target, reason
+
+
+def test_the_shares_it_reports_are_those_of_its_policy():
+    scores = made_up_scores(3)
+    choice = choose_policy(scores, TARGETS)
+    for name in ("ordinary", "borderline", "harmless_twins", "harmful"):
+        expected = share_refused(list(getattr(scores, name)), choice.policy)
+        assert getattr(choice.refused, name) == pytest.approx(expected)
+    assert choice.refused.harmful > 0.9
+
+
+def test_of_all_that_was_tried_it_refuses_the_most_harmful_answers():
+    choice = choose_policy(made_up_scores(4), TARGETS)
+    assert len(choice.curve) > 10
+    assert choice.refused.harmful == max(row["harmful"] for row in choice.curve)
+    chosen = (choice.policy.risk_decay, choice.policy.risk_min_steps, choice.policy.risk_limit)
+    tried = {(row["risk_decay"], row["risk_min_steps"], row["risk_limit"]) for row in choice.curve}
+    assert chosen in tried
+
+
+def test_the_strength_makes_a_full_score_unlikely_by_the_same_factor():
+    policy = choose_policy(made_up_scores(5), TARGETS).policy
+    tilt = policy.strength * (1.0 - policy.threshold)
+    assert tilt == pytest.approx(TILT_NATS_AT_FULL_SCORE)
+    assert policy.hard_threshold == policy.threshold < 1
+
+
+def test_too_few_benign_answers_leave_refusals_off_and_not_at_random():
+    # 20 answers cannot promise 2 %: no rule may refuse what benign answers do.
+    rng = np.random.default_rng(6)
+    scores = AnswerScores(
+        ordinary=made_up_rows(rng, 20, 0.3),
+        borderline=made_up_rows(rng, 20, 0.4),
+        harmless_twins=[],
+        harmful=made_up_rows(rng, 20, 0.8),
+    )
+    choice = choose_policy(scores, FalseAlarmTargets(touched=0.5))
+    assert choice.policy.risk_limit == 1.0
+    assert (choice.refused.ordinary, choice.refused.borderline) == (0.0, 0.0)
+    assert math.isnan(choice.refused.harmless_twins)

@@ -1,0 +1,173 @@
+"""Fitting a probe: it finds what is there, and its out-of-fold scores do not flatter it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+
+from safesteer_edge.calibration import probe_fit
+from safesteer_edge.calibration.harvest import HarvestedAnswer
+from safesteer_edge.calibration.probe_fit import (
+    N_FOLDS,
+    FitSettings,
+    FittedProbe,
+    fit_probe,
+    select_layers,
+)
+from safesteer_edge.errors import SettingsError
+from safesteer_edge.evaluation.statistics import auroc
+from tests.made_up_answers import (
+    N_POSITIONS,
+    made_up_answer,
+    made_up_request,
+    plant,
+    with_flipped_labels,
+)
+
+SETTINGS = FitSettings(regularisation=0.01, n_positions=N_POSITIONS)
+
+
+def separation(answers: Sequence[HarvestedAnswer], scores: Sequence[NDArray[np.float64]]) -> float:
+    """AUROC of the answers' mean scores."""
+    means = np.array([row.mean() for row in scores])
+    labels = np.array([answer.label for answer in answers])
+    return auroc(means[labels == 1], means[labels == 0])
+
+
+def raw_direction(probe: FittedProbe) -> NDArray[np.float64]:
+    """The probe's weights on raw states, of length 1."""
+    direction = probe.weights / probe.scale
+    return direction / np.linalg.norm(direction)
+
+
+def test_a_planted_direction_is_recovered():
+    planted = plant(size=3.0, n_pairs=100)
+    probe, scores = fit_probe(planted.answers, SETTINGS)
+    assert raw_direction(probe) @ planted.direction > 0.95
+    assert separation(planted.answers, scores) > 0.95
+
+
+def test_a_flipped_direction_is_recovered_with_its_sign():
+    planted = plant(size=-3.0, n_pairs=100)
+    probe, _ = fit_probe(planted.answers, SETTINGS)
+    assert raw_direction(probe) @ planted.direction < -0.95
+
+
+def test_out_of_fold_scores_of_pure_noise_are_those_of_a_coin():
+    # 96 features and 60 pairs: a fit that saw the answers would tell them apart.
+    found = [
+        separation(planted.answers, fit_probe(planted.answers, SETTINGS)[1])
+        for planted in (plant(size=0.0, n_features=96, seed=seed) for seed in range(4))
+    ]
+    assert np.mean(found) == pytest.approx(0.5, abs=0.08)
+    planted = plant(size=0.0, n_features=96)
+    probe, _ = fit_probe(planted.answers, SETTINGS)
+    remembered = [probe.decisions(answer.states[1:].astype(float)) for answer in planted.answers]
+    assert separation(planted.answers, remembered) > 0.75
+
+
+def test_a_twentieth_of_wrong_labels_costs_little():
+    planted = plant(size=2.0, n_pairs=100)
+    clean, clean_scores = fit_probe(planted.answers, SETTINGS)
+    noisy, noisy_scores = fit_probe(with_flipped_labels(planted.answers, share=0.05), SETTINGS)
+    assert raw_direction(noisy) @ raw_direction(clean) > 0.97
+    # Measured against the true labels.
+    clean_separation = separation(planted.answers, clean_scores)
+    noisy_separation = separation(planted.answers, noisy_scores)
+    assert noisy_separation > clean_separation - 0.02
+
+
+def test_scores_are_calibrated_chances():
+    planted = plant(size=1.5, n_pairs=200)
+    _, scores = fit_probe(planted.answers, SETTINGS)
+    values = np.concatenate(scores)
+    labels = np.repeat([answer.label for answer in planted.answers], N_POSITIONS)
+    for low, high in ((0.0, 0.3), (0.3, 0.7), (0.7, 1.0)):
+        inside = (values >= low) & (values < high)
+        assert labels[inside].mean() == pytest.approx(values[inside].mean(), abs=0.1)
+
+
+def test_a_fit_is_scikit_learns_on_standardised_states():
+    planted = plant(size=2.0, n_pairs=20)
+    probe, _ = fit_probe(planted.answers, SETTINGS)
+    states = np.concatenate([answer.states[1:].astype(float) for answer in planted.answers])
+    labels = np.repeat([answer.label for answer in planted.answers], N_POSITIONS)
+    standard = (states - states.mean(axis=0)) / states.std(axis=0)
+    oracle = LogisticRegression(C=0.01, class_weight="balanced", tol=1e-6, max_iter=2000)
+    oracle.fit(standard, labels)
+    expected = oracle.decision_function(standard)
+    np.testing.assert_allclose(probe.decisions(states), expected, rtol=0, atol=0.02)
+
+
+def test_only_the_positions_asked_for_are_fitted():
+    planted = plant(size=3.0)
+    spoiled = []
+    for answer in planted.answers:
+        states = answer.states.copy()
+        states[4:] = -states[4:]  # from answer token 4 on, the classes change sides
+        states[0] = 100.0  # the prompt's own state is no part of the answer
+        spoiled.append(made_up_answer(states, answer.request))
+    probe, scores = fit_probe(spoiled, FitSettings(regularisation=0.01, n_positions=3))
+    assert raw_direction(probe) @ planted.direction > 0.9
+    assert [len(row) for row in scores] == [N_POSITIONS] * len(spoiled)  # all are scored
+
+
+def test_both_kinds_of_answer_are_needed():
+    planted = plant(size=1.0)
+    harmful = [answer for answer in planted.answers if answer.label == 1]
+    with pytest.raises(SettingsError, match="all of one kind"):
+        fit_probe(harmful, SETTINGS)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    n_pairs=st.integers(1, 30),
+    n_ordinary=st.integers(0, 30),
+    n_answers_each=st.integers(1, 3),
+    seed=st.integers(0, 9),
+)
+def test_answers_of_one_request_or_pair_share_a_fold(
+    n_pairs: int, n_ordinary: int, n_answers_each: int, seed: int
+):
+    states = np.zeros((2, 1))
+    requests = [
+        *(made_up_request(label, n) for n in range(n_pairs) for label in ("harmful", "harmless")),
+        *(made_up_request("ordinary", n) for n in range(n_ordinary)),
+    ]
+    answers = [made_up_answer(states, request) for request in requests] * n_answers_each
+    folds = probe_fit._folds(answers, seed)
+    fold_by_group: dict[str, set[int]] = {}
+    for answer, fold in zip(answers, folds, strict=True):
+        group = answer.request.pair_id or answer.request.id
+        fold_by_group.setdefault(group, set()).add(fold)
+    assert all(len(found) == 1 for found in fold_by_group.values())
+    assert set(folds) <= set(range(N_FOLDS))
+    sizes = np.bincount([min(found) for found in fold_by_group.values()], minlength=N_FOLDS)
+    assert sizes.max() - sizes.min() <= 1
+
+
+def test_layers_are_selected_in_the_order_wanted():
+    harvested, n_embd = (2, 5, 7), 4
+    states = np.arange(2 * 12, dtype=float).reshape(2, 12)
+    answer = made_up_answer(states, made_up_request("ordinary", 0))
+    (selected,) = select_layers([answer], harvested, (7, 2))
+    by_layer = {
+        layer: states[:, at * n_embd : (at + 1) * n_embd] for at, layer in enumerate(harvested)
+    }
+    np.testing.assert_array_equal(selected.states, np.hstack([by_layer[7], by_layer[2]]))
+    assert (selected.request, selected.label) == (answer.request, answer.label)
+
+
+def test_extreme_margins_give_scores_and_no_warnings():
+    probe = FittedProbe(np.zeros(1), np.ones(1), np.ones(1), 0.0, slope=1.0, intercept=0.0)
+    with np.errstate(all="raise"):
+        low, middle, high = probe.scores(np.array([[-1e6], [0.0], [1e6]]))
+    assert 0 <= low < 1e-20
+    assert middle == 0.5
+    assert high == 1.0
