@@ -40,11 +40,15 @@ class DenseLayer:
 
 @dataclass(frozen=True, slots=True)
 class LayerNorm:
-    """(x - mean of x) / sqrt(variance of x + epsilon) * gain + bias. gain, bias: (n,)."""
+    """activation((x - mean of x) / sqrt(variance of x + epsilon) * gain + bias).
+
+    gain, bias: (n,).
+    """
 
     gain: FloatArray
     bias: FloatArray
     epsilon: float = 1e-5
+    activation: Activation = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,8 @@ def score_states(graph: ProbeGraph, states: FloatArray) -> NDArray[np.float64]:
             deviation = np.sqrt((centred**2).mean(axis=1, keepdims=True) + layer.epsilon)
             x = centred / deviation * layer.gain + layer.bias
         else:
-            x = _activated(x @ layer.weights.astype(np.float64) + layer.bias, layer.activation)
+            x = x @ layer.weights.astype(np.float64) + layer.bias
+        x = _activated(x, layer.activation)
     head = graph.head
     if isinstance(head, IsotonicFolds):
         folds = [np.interp(x[:, fold], *points) for fold, points in enumerate(head.points)]

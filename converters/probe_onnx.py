@@ -122,7 +122,7 @@ def encode_probe(
             state = nodes.add("LayerNormalization", state, f"gain_{index}", bias, **epsilon)
         else:
             state = nodes.add("Gemm", state, f"weights_{index}", bias)
-            state = _add_activation(nodes, state, layer.activation)
+        state = _add_activation(nodes, state, layer.activation)
     _add_head(nodes, state, graph)
     weights = _weights(graph, nodes, quantization)
     return _serialise(nodes, weights, graph.n_features, metadata, name)

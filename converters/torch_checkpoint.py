@@ -23,6 +23,7 @@ from safesteer_edge.converters.tensor_files import (  # pyright: ignore[reportMi
     bfloat16_to_float32,
 )
 from safesteer_edge.converters.zip_members import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+    MAX_BYTES,
     ZipMember,
     read_zip_members,
     unreadable,
@@ -118,6 +119,7 @@ class _Machine:
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
+        self._bytes_left = MAX_BYTES  # many tensors can lie in one storage
 
     def run(self, program: bytes) -> Any:
         for operation, argument, _ in pickletools.genops(program):
@@ -222,6 +224,9 @@ class _Machine:
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
         if n_values > row.size or (n_values and last >= row.size):
             raise _Refused(f"a tensor of shape {shape} is larger than its storage")
+        self._bytes_left -= n_values * row.itemsize
+        if self._bytes_left < 0:
+            raise _Refused(f"its tensors have more than {MAX_BYTES} bytes")
         view = np.lib.stride_tricks.as_strided(
             row[offset:], shape, [step * row.itemsize for step in strides], writeable=False
         )

@@ -7,23 +7,17 @@ needs no question.
 
 from __future__ import annotations
 
-import io
-import json
-import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
-
-import numpy as np
+from typing import Final
 
 from safesteer_edge.errors import InputError, SettingsError
-from safesteer_edge.formats.atomic_write import atomic_write
 from safesteer_edge.formats.control_vector_file import ControlVector, write_control_vector
 
+from .tensor_files import TensorFile, write_npz, write_safetensors
 from .vector_source import CONVENTION_KEY, HINT_KEY
 
 DIRECTIONS_NAME: Final = "directions"
-_HEADER_ALIGNMENT = 8  # safetensors asks for it
 
 
 def export_vector(path: Path, vector: ControlVector) -> None:
@@ -49,41 +43,13 @@ def check_output_name(path: Path) -> None:
         )
 
 
-def _write_npz(path: Path, vector: ControlVector) -> None:
-    buffer = io.BytesIO()
-    arrays: dict[str, Any] = {DIRECTIONS_NAME: vector.directions}
-    arrays |= {key: np.array(text) for key, text in _texts(vector).items()}
-    np.savez(buffer, **arrays)
-    with atomic_write(path, "wb") as file:
-        file.write(buffer.getvalue())
-
-
-def _write_safetensors(path: Path, vector: ControlVector) -> None:
-    data = np.ascontiguousarray(vector.directions, dtype="<f4").tobytes()
-    header = {
-        "__metadata__": dict(_texts(vector)),
-        DIRECTIONS_NAME: {
-            "dtype": "F32",
-            "shape": list(vector.directions.shape),
-            "data_offsets": [0, len(data)],
-        },
-    }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % _HEADER_ALIGNMENT)
-    with atomic_write(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text + data)
-
-
-def _texts(vector: ControlVector) -> Mapping[str, str]:
-    return {
-        CONVENTION_KEY: vector.layer_convention,
-        HINT_KEY: vector.model_hint,
-        **vector.metadata,
-    }
+def _as_tensors(vector: ControlVector) -> TensorFile:
+    texts = {CONVENTION_KEY: vector.layer_convention, HINT_KEY: vector.model_hint}
+    return TensorFile({DIRECTIONS_NAME: vector.directions}, {**texts, **vector.metadata})
 
 
 _WRITERS: Final[dict[str, Callable[[Path, ControlVector], None]]] = {
     ".gguf": write_control_vector,
-    ".npz": _write_npz,
-    ".safetensors": _write_safetensors,
+    ".npz": lambda path, vector: write_npz(path, _as_tensors(vector)),
+    ".safetensors": lambda path, vector: write_safetensors(path, _as_tensors(vector)),
 }

@@ -22,8 +22,7 @@ from safesteer_edge.formats.control_vector_file import (
     read_control_vector,
 )
 
-from .vector_arrays import ArrayFile, read_npy, read_npz, read_safetensors, unusable
-from .vector_torch import read_torch
+from .vector_arrays import ARRAY_SUFFIXES, ArrayFile, read_arrays, unusable
 
 LayerBase = Literal["0", "1", "embedding"]
 LAYER_BASES: Final[tuple[LayerBase, ...]] = ("0", "1", "embedding")
@@ -39,13 +38,6 @@ MAX_LAYER_NUMBER: Final = 512  # LLAMA_MAX_LAYERS blocks, and the embedding
 _BASE_OF_CONVENTION: Final[Mapping[SourceConvention, LayerBase]] = {
     "repeng": "0",
     "cvector-generator": "1",
-}
-_READERS = {
-    ".npy": read_npy,
-    ".npz": read_npz,
-    ".safetensors": read_safetensors,
-    ".pt": read_torch,
-    ".pth": read_torch,
 }
 _PICKLES = frozenset({".pkl", ".pickle", ".joblib", ".svec", ".bin"})
 _LAYER_NAME = re.compile(r"(.*?)([0-9]{1,4})", re.DOTALL)
@@ -92,10 +84,10 @@ def read_source(
             f"a {suffix!r} file is a pickle or unknown, and a pickle can run code",
             "save the directions as .safetensors, or with numpy.savez",
         )
-    if suffix not in _READERS:
-        known = ", ".join([*_READERS, ".gguf"])
+    if suffix not in ARRAY_SUFFIXES:
+        known = ", ".join([*ARRAY_SUFFIXES, ".gguf"])
         raise unusable(path, f"its name ends in {suffix!r}", f"expected one of {known}")
-    file = _READERS[suffix](path)
+    file = read_arrays(path)
     says = file.texts.get(CONVENTION_KEY, "")
     if says not in ("", BLOCK_OUTPUT_0BASED):
         raise unusable(path, f"its {CONVENTION_KEY} is {says[:60]!r}")

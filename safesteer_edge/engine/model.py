@@ -47,6 +47,7 @@ class NativeModel:
         start_backend()
         forget_native_errors()
         self.path = path
+        self.is_offloaded = n_gpu_layers > 0 and bool(lib.llama_supports_gpu_offload())
         self.avoids_extra_buffer_types = must_avoid_extra_buffer_types()
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from safesteer_edge.bundle.bundle import GuardBundle
 from safesteer_edge.bundle.bundle_files import MAX_PROBE_BYTES
 from safesteer_edge.converters.vector_arrays import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    read_npy,
-    read_npz,
-    read_safetensors,
+    ARRAY_SUFFIXES,
+    read_arrays,
 )
 from safesteer_edge.errors import ProbeFileError, SettingsError
 from safesteer_edge.guard.probe import Device, OnnxProbe
@@ -37,7 +36,6 @@ _NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "components": ("components", "components_"),
     "platt": ("platt",),
 }
-_ARRAY_READERS = {".npz": read_npz, ".npy": read_npy, ".safetensors": read_safetensors}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +85,8 @@ def compare_probe(probe: OnnxProbe, source: Scorer, states: NDArray[np.float32])
 def read_probe_source(path: Path, n_features: int) -> Scorer:
     """Return what scores states as the source does: a linear form in arrays, or an .onnx file.
 
-    Raises ProbeFileError for a file that is neither, or of another width, VectorFileError for one
-    whose arrays cannot be read.
+    Raises ProbeFileError for a file that is neither, or of another width, InputError for one whose
+    arrays cannot be read.
     """
     if path.suffix.lower() == ".onnx":
         return _onnx_scorer(path, n_features)
@@ -97,7 +95,7 @@ def read_probe_source(path: Path, n_features: int) -> Scorer:
             f"cannot compare with {str(path)!r}: expected the probe's linear form as .npz or "
             ".safetensors (w, b, mean, scale, components), or another .onnx"
         )
-    source = _linear_source(path, _ARRAY_READERS[path.suffix.lower()](path).arrays)
+    source = _linear_source(path, read_arrays(path).arrays)
     width = len(source.mean) if source.components is None else source.components.shape[1]
     if width != n_features:
         raise ProbeFileError(
@@ -106,15 +104,26 @@ def read_probe_source(path: Path, n_features: int) -> Scorer:
     return source.scores
 
 
-def read_states(path: Path, n_features: int) -> NDArray[np.float32]:
-    """Return states from a .npy, .npz or .safetensors file: 'states', or its only matrix.
+def read_probe_bytes(path: Path) -> bytes:
+    """Return the bytes of an .onnx file. Raises ProbeFileError if it is missing or too large."""
+    try:
+        size_bytes = path.stat().st_size
+        if size_bytes > MAX_PROBE_BYTES:
+            raise ProbeFileError(f"{str(path)!r} has {size_bytes} bytes: too many for a probe")
+        return path.read_bytes()
+    except OSError as error:
+        raise ProbeFileError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
 
-    Raises SettingsError if they are not finite float (n, n_features), VectorFileError for a file
-    that cannot be read.
+
+def read_states(path: Path, n_features: int) -> NDArray[np.float32]:
+    """Return states from a file of arrays: 'states', or its only matrix.
+
+    Raises SettingsError if they are not finite float (n, n_features), InputError for a file that
+    cannot be read.
     """
-    if path.suffix.lower() not in _ARRAY_READERS:
-        raise SettingsError(f"states in {path.name!r}; expected .npy, .npz or .safetensors")
-    arrays = _ARRAY_READERS[path.suffix.lower()](path).arrays
+    if path.suffix.lower() not in ARRAY_SUFFIXES:
+        raise SettingsError(f"states in {path.name!r}; expected one of {ARRAY_SUFFIXES}")
+    arrays = read_arrays(path).arrays
     states = arrays.get("states")
     if states is None and len(arrays) == 1:
         states = next(iter(arrays.values()))
@@ -145,11 +154,11 @@ def random_states(bundle: GuardBundle, *, seed: int = 0) -> NDArray[np.float32]:
 def open_probe_again(bundle: GuardBundle, device: Device) -> OnnxProbe:
     """Open the bundle's own probe on a device. The caller closes it. Raises GuardError."""
     path = bundle.folder / bundle.config.probe.file
-    return OnnxProbe.from_bytes(_probe_bytes(path), name=str(path), device=device)
+    return OnnxProbe.from_bytes(read_probe_bytes(path), name=str(path), device=device)
 
 
 def _onnx_scorer(path: Path, n_features: int) -> Scorer:
-    probe = OnnxProbe.from_bytes(_probe_bytes(path), name=str(path), device="cpu")
+    probe = OnnxProbe.from_bytes(read_probe_bytes(path), name=str(path), device="cpu")
     if probe.n_features != n_features:
         probe.close()
         raise ProbeFileError(
@@ -157,16 +166,6 @@ def _onnx_scorer(path: Path, n_features: int) -> Scorer:
             f"{n_features}"
         )
     return lambda states: probe.score(states).astype(np.float64)
-
-
-def _probe_bytes(path: Path) -> bytes:
-    try:
-        size_bytes = path.stat().st_size
-        if size_bytes > MAX_PROBE_BYTES:
-            raise ProbeFileError(f"{str(path)!r} has {size_bytes} bytes: too many for a probe")
-        return path.read_bytes()
-    except OSError as error:
-        raise ProbeFileError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
 
 
 def _linear_source(path: Path, arrays: Mapping[str, NDArray[np.float64]]) -> LinearSource:

@@ -38,6 +38,11 @@ class DecodingEngine(Protocol):
         ...
 
     @property
+    def candidates_at_once(self) -> int:
+        """Candidates that are worth one batch when a bound may spare the next ones, ≥ 1."""
+        ...
+
+    @property
     def n_forward_passes(self) -> int:
         """Native decode calls of decoding steps so far, over the engine's life."""
         ...

@@ -23,10 +23,6 @@ from safesteer_edge.guard.policy import RerankName
 from safesteer_edge.guard.probe_protocol import Probe
 from safesteer_edge.guard.tilt import Tilt, draw, normalised_exp
 
-# Candidates that could still win are scored this many at a time in greedy lazy re-ranking: each
-# batch tightens the bound for the next. 3 rows cost about 1.8 single passes on a CPU.
-_BOUND_BATCH = 3
-
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -83,7 +79,7 @@ def choose_eagerly(
     """Choose from q with every candidate evaluated: the reference for tests and benchmarks.
 
     The draw is coupled to the sampler's own, in the way of the lazy form, so that an intervention
-    means the same in both, and one seed gives one answer.
+    means the same in both, and one seed gives one answer, but for the rounding of batch shapes.
     """
     scores = np.full(len(proposal.token_ids), np.nan)
     _score_missing_inplace(engine, probe, proposal, scores, range(len(scores)))
@@ -156,9 +152,8 @@ def _bounded_argmax(
     best_value = proposal.log_probs[best] - tilt.penalties(scores[best : best + 1])[0]
     start = best + 1
     while start < len(scores) and proposal.log_probs[start] > best_value:
-        end = start + 1
-        while end < min(start + _BOUND_BATCH, len(scores)) and proposal.log_probs[end] > best_value:
-            end += 1
+        ahead = proposal.log_probs[start : start + engine.candidates_at_once]
+        end = start + int((ahead > best_value).sum())  # descending: those that can win come first
         _score_missing_inplace(engine, probe, proposal, scores, range(start, end))
         values = proposal.log_probs[start:end] - tilt.penalties(scores[start:end])
         if values.max() > best_value:

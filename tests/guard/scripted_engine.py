@@ -40,6 +40,7 @@ class ScriptedEngine:
     equally probable ones is kept.
     pieces: token → bytes; a token that is not there stands for none.
     n_ctx: tokens that fit after the prompt. n_candidates: side sequences.
+    candidates_at_once: as a GPU's engine would have it; 1 is a CPU's.
     A hidden state is (position, token id), float32 (2,), so that a probe can be any function of
     both; see `plain_probes`.
     """
@@ -51,6 +52,7 @@ class ScriptedEngine:
     seed: int = 0
     n_ctx: int = 4096
     n_candidates: int = 64
+    candidates_at_once: int = 3
     sequence: list[int] = field(default_factory=list[int])
     calls: list[Call] = field(default_factory=list[Call])
 

@@ -1,0 +1,202 @@
+"""Probes given as named arrays: state dictionaries, NumPy files, RDS's pair, AutoSteer's prober."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from safesteer_edge.converters.probe_graph import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+    ACTIVATIONS,
+    Activation,
+    DenseLayer,
+    FloatArray,
+    Layer,
+    LayerNorm,
+    ProbeGraph,
+)
+from safesteer_edge.converters.probe_modules import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+    ProbeModules,
+    order_of_modules,
+    sort_into_modules,
+)
+from safesteer_edge.converters.probe_source import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+    GraphSource,
+    SourceOptions,
+)
+from safesteer_edge.converters.tensor_files import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+    Array,
+    TensorFile,
+)
+from safesteer_edge.errors import InputError, ProbeFileError
+
+_EPSILON = 1e-5  # torch.nn.LayerNorm's default, which a state dictionary does not hold
+_FINAL = ("none", "sigmoid", "softmax")
+_AUTOSTEER_HINT = "AutoSteer's released code trains with 0 = toxic: --harmful-class 0"
+_RDS_HINT = "RDS's released code trains with harmful = 0: --harmful-class 0"
+
+
+def state_dict_source(
+    file: TensorFile, options: SourceOptions, *, name: str, is_ordered: bool = False
+) -> GraphSource:
+    """Return the probe of a state dictionary, or of a NumPy file's arrays.
+
+    file.metadata: may hold what options do ('activations', 'modules', 'layer_norm_epsilon').
+    Two outputs are a softmax's: class 1 is scored, and nobody says whether it is the harmful one.
+    Raises InputError where an option is needed, ProbeFileError for what is no probe.
+    """
+    modules = sort_into_modules(file.tensors, name=name)
+    asked = options.modules or _listed(file.metadata.get("modules"))
+    order = order_of_modules(modules, asked, is_ordered=is_ordered, name=name)
+    given = options.activations or _listed(file.metadata.get("activations"))
+    activations = _activations(given, modules, order, name)
+    layers = _layers(modules, order, activations, _epsilon(file.metadata, options))
+    layers, hint = _one_logit(layers, activations[-1], modules, name)
+    return GraphSource("state dictionary", _graph(modules, layers), hint)
+
+
+def autosteer_source(
+    tensors: Mapping[str, Array], options: SourceOptions, *, name: str
+) -> GraphSource:
+    """Return AutoSteer's prober: Linear and ReLU in turn, softmax over two. Errors: as above."""
+    n_layers = sum(key.endswith("weight") for key in tensors)
+    activations = ("relu",) * (n_layers - 1) + ("softmax",)
+    known = SourceOptions(activations=activations, modules=options.modules)
+    source = state_dict_source(TensorFile(tensors), known, name=name)
+    if not source.harmful_hint:
+        raise ProbeFileError(
+            f"cannot convert {name!r}: an AutoSteer prober ends in two numbers, and this one in "
+            "one; leave out --kind autosteer"
+        )
+    return GraphSource("AutoSteer prober", source.graph, _AUTOSTEER_HINT)
+
+
+def rds_source(
+    transform: Mapping[str, Array], harmfulness: Mapping[str, Array], *, name: str
+) -> GraphSource:
+    """Return RDS's probe: Linear(k, 1) on the first k columns of V, after centring.
+
+    transform: mean (n_embd,), V (n_embd, n_columns), principal components first. harmfulness:
+    weight (n_fits, 1, k), bias (n_fits, 1), averaged over fits as RDS's code does.
+    Raises ProbeFileError for other arrays.
+    """
+    arrays = {**transform, **{f"harmfulness.{key}": value for key, value in harmfulness.items()}}
+    expected = {"mean": 1, "V": 2, "harmfulness.weight": 3, "harmfulness.bias": 2}
+    shapes = {key: np.shape(array) for key, array in arrays.items()}
+    if {key: len(shape) for key, shape in shapes.items()} != expected:
+        raise ProbeFileError(
+            f"cannot convert {name!r}: RDS's pair has the shapes {shapes}; expected mean (n,), "
+            "V (n, n), weight (n_fits, 1, 4), bias (n_fits, 1)"
+        )
+    weight = arrays["harmfulness.weight"].astype(np.float64).mean(axis=0)
+    n_components = weight.shape[1]
+    components = arrays["V"].astype(np.float64)[:, :n_components].T
+    bias = arrays["harmfulness.bias"].astype(np.float64).mean(axis=0)
+    mean = arrays["mean"].astype(np.float64)
+    graph = ProbeGraph(mean, np.ones_like(mean), (DenseLayer(weight.T, bias),), components)
+    return GraphSource("RDS pair", graph, _RDS_HINT)
+
+
+def _listed(text: str | None) -> tuple[str, ...] | None:
+    return tuple(text.split(",")) if text else None
+
+
+def _epsilon(metadata: Mapping[str, str], options: SourceOptions) -> float:
+    if options.layer_norm_epsilon is not None:
+        return options.layer_norm_epsilon
+    try:
+        return float(metadata.get("layer_norm_epsilon", _EPSILON))
+    except ValueError as error:
+        raise InputError(f"layer_norm_epsilon is no number: {error}") from error
+
+
+def _activations(
+    given: Sequence[str] | None, modules: ProbeModules, order: Sequence[str], name: str
+) -> tuple[str, ...]:
+    """Return one activation for each layer. A state dictionary does not say; one layer needs none."""
+    if given is None and len(order) == 1:
+        return ("none",)
+    if given is None:
+        kinds = ["Linear" if each in modules.dense else "LayerNorm" for each in order]
+        raise InputError(
+            f"cannot tell the activations of {name!r}, which no state dictionary holds: its layers "
+            f"are {', '.join(f'{each} ({kind})' for each, kind in zip(order, kinds, strict=True))}; "
+            f"name what follows each: --activations {','.join(['relu'] * (len(order) - 1))},none"
+        )
+    activations = tuple(given) if len(given) == len(order) else (*given, "none")
+    allowed = {*ACTIVATIONS, "softmax"}
+    unknown = [each for each in activations if each not in allowed]
+    if unknown or len(activations) != len(order):
+        problem = f"{unknown[0]!r} is none" if unknown else f"there are {len(order)} layers"
+        raise InputError(
+            f"--activations {','.join(given)} does not fit: {problem}; give one for each of "
+            f"{list(order)}, out of {', '.join(ACTIVATIONS)}; softmax only at the end"
+        )
+    return activations
+
+
+def _layers(
+    modules: ProbeModules, order: Sequence[str], activations: Sequence[str], epsilon: float
+) -> tuple[Layer, ...]:
+    layers: list[Layer] = []
+    for index, (name, text) in enumerate(zip(order, activations, strict=True)):
+        # the last layer's belongs to the score, see _one_logit
+        activation = cast(Activation, text if index < len(order) - 1 else "none")
+        if name in modules.dense:
+            weight, bias = modules.dense[name]
+            layers.append(DenseLayer(weight.T, bias, activation))
+        else:
+            layers.append(LayerNorm(*modules.norms[name], epsilon, activation))
+    return tuple(layers)
+
+
+def _one_logit(
+    layers: tuple[Layer, ...], final: str, modules: ProbeModules, name: str
+) -> tuple[tuple[Layer, ...], str]:
+    """Return layers that end in the logit of class 1, and why that may not be the harmful one."""
+    last = layers[-1]
+    n_outputs = last.weights.shape[1] if isinstance(last, DenseLayer) else 0
+    n_expected = 1 if modules.head is None else n_outputs
+    if final not in _FINAL or (final == "softmax") != (n_outputs == 2) and final != "none":
+        raise InputError(
+            f"cannot convert {name!r}: {final!r} at its end gives no probability of "
+            f"{n_outputs} numbers; expected sigmoid (or none) for one, softmax (or none) for two"
+        )
+    if n_outputs == n_expected:
+        return layers, ""
+    if n_outputs != 2 or not isinstance(last, DenseLayer):
+        raise ProbeFileError(
+            f"cannot convert {name!r}: it ends in {n_outputs} numbers; expected one (a logit) or "
+            "two (a softmax's)"
+        )
+    # softmax over two is the sigmoid of their difference
+    weights = last.weights[:, 1:] - last.weights[:, :1]
+    merged = DenseLayer(weights, last.bias[1:] - last.bias[:1])
+    return (*layers[:-1], merged), "it has two outputs; say which is harmful: --harmful-class 0 or 1"
+
+
+def _graph(modules: ProbeModules, layers: tuple[Layer, ...]) -> ProbeGraph:
+    width = _n_features(modules, layers)
+    mean = np.zeros(width) if modules.mean is None else modules.mean
+    scale = np.ones(width) if modules.scale is None else modules.scale
+    if modules.pca_mean is not None and modules.pca_mean.shape == mean.shape == scale.shape:
+        mean = mean + modules.pca_mean * scale  # ((x - m) / s - p) = (x - (m + p s)) / s
+    elif modules.pca_mean is not None:
+        raise ProbeFileError(
+            f"cannot make a probe: the PCA's mean has shape {modules.pca_mean.shape}, the "
+            f"standardiser's {mean.shape}; expected the same"
+        )
+    parts: dict[str, Any] = {"calibration": modules.calibration, "head": modules.head}
+    return ProbeGraph(mean, scale, layers, modules.components, **parts)
+
+
+def _n_features(modules: ProbeModules, layers: tuple[Layer, ...]) -> int:
+    known: list[FloatArray | None] = [modules.mean, modules.scale, modules.pca_mean]
+    for array in known:
+        if array is not None:
+            return len(array)
+    if modules.components is not None:
+        return int(np.shape(modules.components)[-1])
+    first = layers[0]
+    return len(first.weights if isinstance(first, DenseLayer) else first.gain)

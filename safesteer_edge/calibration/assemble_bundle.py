@@ -1,0 +1,210 @@
+"""A guard bundle from a probe and a vector that were made elsewhere, not calibrated yet.
+
+What can be measured without labels is measured on the model itself: the residual stream's norms
+and the self-tests. What only a calibration can choose (threshold, strength, limits, α) is set on
+the cautious side or given by the user, and the bundle's figures say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safesteer_edge import __version__
+from safesteer_edge.bundle.canaries import MIN_CANARY_SPREAD, Canaries, EngineCanary, ProbeCanary
+from safesteer_edge.bundle.fingerprint import fingerprint_model
+from safesteer_edge.bundle.schema import ModalityScales
+from safesteer_edge.bundle.writer import BundleParts, VectorParts
+from safesteer_edge.calibration.prompt_states import PromptStates, measure_prompt_states
+from safesteer_edge.errors import ProbeFileError, SettingsError, VectorFileError
+from safesteer_edge.formats.control_vector_file import (
+    BLOCK_OUTPUT_0BASED,
+    ControlVector,
+    read_control_vector,
+)
+from safesteer_edge.formats.model_file import ModelInfo
+from safesteer_edge.guard.policy import GuardPolicy
+from safesteer_edge.guard.probe import OnnxProbe
+from safesteer_edge.settings import SessionSettings
+
+REFUSAL_TEXT: Final = (
+    "I can't help with that, because it could hurt someone. I'm glad to help another way."
+)
+# Acts at the probe's own even odds, and hard: false alarms are the lesser mistake as long as
+# nobody has measured them.
+CAUTIOUS_POLICY: Final = GuardPolicy(
+    strength=16.0,
+    threshold=0.5,
+    hard_threshold=0.8,
+    hard_patience=4,
+    risk_limit=0.6,
+    risk_decay=0.95,
+    risk_min_steps=4,
+    risk_gain=1.0,
+    conversation_carry=0.25,
+)
+_N_PROBE_CANARIES = 8
+_N_ENGINE_CANARIES = 2
+# Where to look for a low and a high score: the measured states, and beyond them, by multiples of
+# their distance from the mean.
+_REACHES = (1.0, -1.0, 3.0, -3.0, 10.0, -10.0, 30.0, -30.0)
+
+
+@dataclass(frozen=True, slots=True)
+class AssemblySettings:
+    """What to put together.
+
+    layers: the states that the probe reads, in its order: block outputs 0 … n_layer − 1, or
+    n_layer alone (after the final norm). scale: α of the vector, for prompts with images; needed
+    with one. session: model, threads and context, with its guard off.
+    """
+
+    name: str
+    model: ModelInfo
+    session: SessionSettings
+    probe: Path
+    probe_onnx: bytes
+    layers: tuple[int, ...]
+    vector: Path | None = None
+    scale: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AssembledBundle:
+    """The parts, ready for `write_bundle`. mean_scores: of prompts, by what they ask for."""
+
+    parts: BundleParts
+    mean_scores: Mapping[str, float]
+
+    @property
+    def looks_reversed(self) -> bool:
+        """The probe finds harmful requests clearly less harmful than ordinary ones."""
+        return self.mean_scores["harmful"] < self.mean_scores["ordinary"] - MIN_CANARY_SPREAD
+
+
+def assemble_bundle(settings: AssemblySettings) -> AssembledBundle:
+    """Run the model, measure what a bundle needs, and return its parts.
+
+    Raises ProbeFileError, VectorFileError or SettingsError where the parts do not fit the model,
+    EngineError if it does not run.
+    """
+    _check_layers(settings.layers, settings.model.n_layer)
+    vector = _vector_parts(settings)
+    with OnnxProbe.from_bytes(settings.probe_onnx, name=str(settings.probe), device="cpu") as probe:
+        _check_width(probe, settings)
+        measured = measure_prompt_states(settings.session, settings.layers)
+        canaries = _canaries(probe, measured)
+        means = {
+            label: round(float(probe.score(states).mean()), 4)
+            for label, states in measured.states.items()
+        }
+    parts = BundleParts(
+        name=settings.name,
+        created_by=f"safesteer-edge {__version__}",
+        model=fingerprint_model(settings.model),
+        probe_onnx=settings.probe_onnx,
+        probe_layers=settings.layers,
+        policy=CAUTIOUS_POLICY,
+        residual_norms=measured.residual_norms,
+        canaries=canaries,
+        refusal_text=REFUSAL_TEXT,
+        vector=vector,
+        route_hint=measured.route,
+        figures={"calibrated": False, "mean_scores_of_prompts": means},
+    )
+    return AssembledBundle(parts, means)
+
+
+def _check_layers(layers: tuple[int, ...], n_layer: int) -> None:
+    are_blocks = all(0 <= layer < n_layer for layer in layers)
+    if not layers or len(set(layers)) < len(layers) or not (are_blocks or layers == (n_layer,)):
+        raise SettingsError(
+            f"the probe cannot read layers {list(layers)}; expected different block outputs, 0 to "
+            f"{n_layer - 1}, or {n_layer} alone (after the final norm)"
+        )
+
+
+def _check_width(probe: OnnxProbe, settings: AssemblySettings) -> None:
+    n_embd = settings.model.n_embd
+    if probe.n_features != n_embd * len(settings.layers):
+        raise ProbeFileError(
+            f"{str(settings.probe)!r} reads states of {probe.n_features} values; "
+            f"{len(settings.layers)} layers of {settings.model.path.name!r} give "
+            f"{n_embd * len(settings.layers)}: name the layers that it was trained on"
+        )
+
+
+def _vector_parts(settings: AssemblySettings) -> VectorParts | None:
+    if settings.vector is None:
+        return None
+    if settings.scale is None or settings.scale == 0 or not np.isfinite(settings.scale):
+        raise SettingsError(
+            f"the vector's scale is {settings.scale}; pass a --scale other than 0: no calibration "
+            "has chosen one"
+        )
+    vector = _for_model(read_control_vector(settings.vector), settings.vector, settings.model)
+    steered = np.flatnonzero(vector.directions.any(axis=1))
+    if not len(steered):
+        raise VectorFileError(f"{str(settings.vector)!r} holds zeros alone; make it again")
+    return VectorParts(
+        vector=vector,
+        scale=settings.scale,
+        max_scale=abs(settings.scale),
+        layers=(int(steered[0]), int(steered[-1])),
+        modalities=ModalityScales(image=settings.scale),
+    )
+
+
+def _for_model(vector: ControlVector, path: Path, model: ModelInfo) -> ControlVector:
+    """Return the vector with one row for each block of the model."""
+    remedy = f"make it with 'safesteer-edge convert vector … --model {model.path.name}'"
+    if vector.layer_convention != BLOCK_OUTPUT_0BASED:
+        raise VectorFileError(f"{str(path)!r} does not say where it was measured; {remedy}")
+    if vector.model_hint != model.architecture:
+        raise VectorFileError(
+            f"{str(path)!r} is for {vector.model_hint!r} models, and {model.path.name!r} is "
+            f"{model.architecture!r}; {remedy}"
+        )
+    if vector.n_embd != model.n_embd or vector.n_layer > model.n_layer:
+        raise VectorFileError(
+            f"{str(path)!r} has shape ({vector.n_layer}, {vector.n_embd}); {model.path.name!r} has "
+            f"({model.n_layer}, {model.n_embd}) (n_layer, n_embd): use the vector of this model"
+        )
+    directions = np.zeros((model.n_layer, model.n_embd), dtype=np.float32)
+    directions[: vector.n_layer] = vector.directions
+    return ControlVector(directions, vector.model_hint, metadata=vector.metadata)
+
+
+def _canaries(probe: OnnxProbe, measured: PromptStates) -> Canaries:
+    """Return states that span the probe's scores, and prompts that must give their states again."""
+    states = np.concatenate(list(measured.states.values())).astype(np.float64)
+    mean = states.mean(axis=0)
+    pool = np.concatenate([mean + reach * (states - mean) for reach in _REACHES])
+    pool = pool.astype(np.float32)
+    scores = probe.score(pool)
+    order = np.argsort(scores, kind="stable")
+    picked = order[np.linspace(0, len(order) - 1, _N_PROBE_CANARIES).astype(int)]
+    spread = float(scores.max() - scores.min())
+    if spread < MIN_CANARY_SPREAD:
+        raise ProbeFileError(
+            f"the probe gives every state of this model {scores.mean():.4f} ± {spread / 2:.4f}, so "
+            "it tells nothing apart; check that it was trained on this model and these layers"
+        )
+    ordinary = measured.states["ordinary"][:_N_ENGINE_CANARIES]
+    engine = tuple(
+        EngineCanary(_row(state), float(score), token_ids)
+        for state, score, token_ids in zip(
+            ordinary, probe.score(ordinary), measured.token_ids["ordinary"], strict=False
+        )
+    )
+    probe_canaries = tuple(ProbeCanary(_row(pool[index]), float(scores[index])) for index in picked)
+    return Canaries(probe_canaries, engine)
+
+
+def _row(state: NDArray[np.float32]) -> bytes:
+    return state.astype("<f4").tobytes()

@@ -1,0 +1,140 @@
+"""From a model and a few requests to a bundle that loads, and guards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from safesteer_edge.bundle.bundle import load_bundle
+from safesteer_edge.calibration.harvest import HarvestedAnswer, HarvestPlan
+from safesteer_edge.calibration.make_bundle import (
+    CalibrationSettings,
+    bundle_from_answers,
+    harvest_answers,
+    make_bundle,
+)
+from safesteer_edge.calibration.policy_fit import FalseAlarmTargets
+from safesteer_edge.calibration.requests_data import Request
+from tests.guarded_tiny import GuardedTiny
+from tests.made_up_answers import made_up_request
+from tests.session.turns import ask, opened
+
+# The tiny model understands nothing: its states tell harmful requests by their letters.
+REQUESTS: tuple[Request, ...] = tuple(
+    replace(
+        made_up_request(label, number),
+        text=f"{number}{'zzzz' if label == 'harmful' else ' the'}" * 6,
+    )
+    for label, n_requests in (("harmful", 4), ("harmless", 4), ("borderline", 2), ("ordinary", 4))
+    for number in range(n_requests)
+)
+REFUSAL_TEXT = "Nein."
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A bundle that was made, what it was made from, and what was said meanwhile."""
+
+    folder: Path
+    settings: CalibrationSettings
+    answers: Sequence[HarvestedAnswer]
+    progress: list[tuple[str, int, int]]
+
+
+def calibration(tiny: GuardedTiny) -> CalibrationSettings:
+    return CalibrationSettings(
+        session=tiny.settings(None, guard="steer"),  # which calibration does without
+        layer_sets=((2,), (1, 2), (2, 0)),
+        regularisations=(0.01,),
+        plan=HarvestPlan(n_own_tokens=8, n_forced_tokens=8),
+        targets=FalseAlarmTargets(0.2, 0.2, 0.2),
+        refusal_text=REFUSAL_TEXT,
+        name="made-here",
+    )
+
+
+@pytest.fixture(scope="module")
+def made(guarded_tiny: GuardedTiny, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A bundle made from 14 requests."""
+    settings = calibration(guarded_tiny)
+    progress: list[tuple[str, int, int]] = []
+
+    def note(what: str, n_done: int, n_total: int) -> None:
+        progress.append((what, n_done, n_total))
+
+    answers = harvest_answers(settings, REQUESTS, note)
+    folder = tmp_path_factory.mktemp("made") / "guard"
+    assert bundle_from_answers(folder, settings, REQUESTS, answers, note) == folder
+    return Made(folder, settings, answers, progress)
+
+
+def test_the_bundle_loads_for_its_model(made: Made, guarded_tiny: GuardedTiny):
+    with load_bundle(made.folder, guarded_tiny.info, device="cpu") as bundle:
+        assert (bundle.match, bundle.warnings) == ("exact", ())
+        config = bundle.config
+        assert (config.name, config.refusal_text) == ("made-here", REFUSAL_TEXT)
+        assert config.probe.layers in made.settings.layer_sets
+        assert bundle.probe.n_features == 64 * len(config.probe.layers)
+        assert bundle.control_vector is None
+
+
+def test_its_probe_scores_the_harvested_states_as_the_fit_did(
+    made: Made, guarded_tiny: GuardedTiny
+):
+    with load_bundle(made.folder, guarded_tiny.info, device="cpu") as bundle:
+        layers = bundle.config.probe.layers
+        harvested = made.settings.all_layers
+        slots = [harvested.index(layer) for layer in layers]
+        scores: dict[int, list[float]] = {0: [], 1: []}
+        for answer in made.answers:
+            by_layer = answer.states.reshape(len(answer.states), len(harvested), 64)
+            states = by_layer[1:, slots].reshape(len(answer.states) - 1, -1)
+            scores[answer.label] += bundle.probe.score(states.astype(np.float32)).tolist()
+    assert np.mean(scores[1]) > np.mean(scores[0]) + 0.2
+
+
+def test_a_session_runs_with_it_and_passes_its_self_test(made: Made, guarded_tiny: GuardedTiny):
+    with opened(guarded_tiny, made.folder) as session:
+        assert session.info.bundle == "made-here"
+        turn = ask(session, REQUESTS[0].text)
+    assert len(turn.scores) == len(turn.steps)
+
+
+def test_its_norms_are_those_of_the_models_residual_stream(made: Made, guarded_tiny: GuardedTiny):
+    config = json.loads((made.folder / "guard.json").read_text())
+    np.testing.assert_allclose(config["residual_norms"], guarded_tiny.residual_norms, rtol=0.3)
+
+
+def test_its_figures_say_what_was_tried(made: Made):
+    figures = json.loads((made.folder / "guard.json").read_text())["figures"]
+    assert figures["splits"] == ["train", "calibration"]
+    assert [tuple(row["layers"]) for row in figures["tried"]] == list(made.settings.layer_sets)
+    assert figures["targets"] == {
+        "touched": 0.2,
+        "ordinary_refused": 0.2,
+        "borderline_refused": 0.2,
+    }
+    assert len(figures["risk_settings"]) > 10
+    assert 0 <= figures["out_of_fold"]["auroc_mean_score_harmful_against_ordinary"] <= 1
+
+
+def test_progress_is_told_to_the_end(made: Made):
+    ends = {what: (n_done, n_total) for what, n_done, n_total in made.progress}
+    assert ends == {"harvesting answers": (14, 14), "fitting probes": (3, 3)}
+
+
+def test_every_layer_of_every_set_is_harvested_once(made: Made):
+    assert made.settings.all_layers == (0, 1, 2)
+    assert {answer.states.shape[1] for answer in made.answers} == {3 * 64}
+
+
+def test_test_requests_are_never_calibrated_on(guarded_tiny: GuardedTiny, tmp_path: Path):
+    requests = [*REQUESTS, replace(made_up_request("ordinary", 9), split="test")]
+    with pytest.raises(ValueError, match="test requests"):
+        make_bundle(tmp_path / "guard", calibration(guarded_tiny), requests, lambda *_: None)
+    assert not (tmp_path / "guard").exists()
