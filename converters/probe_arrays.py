@@ -34,6 +34,7 @@ from safesteer_edge.errors import InputError, ProbeFileError
 _EPSILON = 1e-5  # torch.nn.LayerNorm's default, which a state dictionary does not hold
 _FINAL = ("none", "sigmoid", "softmax")
 _AUTOSTEER_HINT = "AutoSteer's released code trains with 0 = toxic: --harmful-class 0"
+_TWO_OUTPUTS = "it has two outputs; say which is harmful: --harmful-class 0 or 1"
 _RDS_HINT = "RDS's released code trains with harmful = 0: --harmful-class 0"
 
 
@@ -114,15 +115,16 @@ def _epsilon(metadata: Mapping[str, str], options: SourceOptions) -> float:
 def _activations(
     given: Sequence[str] | None, modules: ProbeModules, order: Sequence[str], name: str
 ) -> tuple[str, ...]:
-    """Return one activation for each layer. A state dictionary does not say; one layer needs none."""
+    """Return one activation for each layer; a single layer has none unless somebody says so."""
     if given is None and len(order) == 1:
         return ("none",)
     if given is None:
         kinds = ["Linear" if each in modules.dense else "LayerNorm" for each in order]
+        shown = ", ".join(f"{each} ({kind})" for each, kind in zip(order, kinds, strict=True))
         raise InputError(
             f"cannot tell the activations of {name!r}, which no state dictionary holds: its layers "
-            f"are {', '.join(f'{each} ({kind})' for each, kind in zip(order, kinds, strict=True))}; "
-            f"name what follows each: --activations {','.join(['relu'] * (len(order) - 1))},none"
+            f"are {shown}; name what follows each, for example "
+            f"--activations {','.join(['relu'] * (len(order) - 1))},none"
         )
     activations = tuple(given) if len(given) == len(order) else (*given, "none")
     allowed = {*ACTIVATIONS, "softmax"}
@@ -158,7 +160,7 @@ def _one_logit(
     last = layers[-1]
     n_outputs = last.weights.shape[1] if isinstance(last, DenseLayer) else 0
     n_expected = 1 if modules.head is None else n_outputs
-    if final not in _FINAL or (final == "softmax") != (n_outputs == 2) and final != "none":
+    if final not in _FINAL or ((final == "softmax") != (n_outputs == 2) and final != "none"):
         raise InputError(
             f"cannot convert {name!r}: {final!r} at its end gives no probability of "
             f"{n_outputs} numbers; expected sigmoid (or none) for one, softmax (or none) for two"
@@ -173,7 +175,10 @@ def _one_logit(
     # softmax over two is the sigmoid of their difference
     weights = last.weights[:, 1:] - last.weights[:, :1]
     merged = DenseLayer(weights, last.bias[1:] - last.bias[:1])
-    return (*layers[:-1], merged), "it has two outputs; say which is harmful: --harmful-class 0 or 1"
+    return (
+        *layers[:-1],
+        merged,
+    ), _TWO_OUTPUTS
 
 
 def _graph(modules: ProbeModules, layers: tuple[Layer, ...]) -> ProbeGraph:

@@ -1,11 +1,11 @@
 """What a probe computes: its parameters, checked, and the same in NumPy.
 
-    hidden_state (n, n_features)
-      -> (x - mean) / scale                     standardisation (scikit-learn's StandardScaler)
-      -> x @ components.T                       projection (the components of a centred PCA)
-      -> dense layers and layer norms           the last gives the logit, or one for each fold
-      -> sigmoid(slope * logit + intercept)     calibration (Platt), or the head of an ensemble
-    harmful_score (n,)
+hidden_state (n, n_features)
+  -> (x - mean) / scale                     standardisation (scikit-learn's StandardScaler)
+  -> x @ components.T                       projection (the components of a centred PCA)
+  -> dense layers and layer norms           the last gives the logit, or one for each fold
+  -> sigmoid(slope * logit + intercept)     calibration (Platt), or the head of an ensemble
+harmful_score (n,)
 """
 
 from __future__ import annotations
@@ -200,22 +200,21 @@ def misfit(problem: str) -> ProbeFileError:
 
 
 def _segments(head: IsotonicFolds) -> dict[str, FloatArray]:
-    """Return a sum of clipped ramps: score = start + sum of rises * clip((x - from) / width).
+    """Return a sum of clipped ramps: mean offset + sum of rises * clip((x - start) / width).
 
     A fold of one point has one segment that does not rise.
     """
-    starts, widths, rises, offset = [], [], [], 0.0
+    starts, widths, rises = [], [], []
     for x, y in head.points:
         is_line = len(x) > 1
         starts.append(x[:-1] if is_line else x)
         widths.append(np.diff(x) if is_line else np.ones(1))
         rises.append((np.diff(y) if is_line else np.zeros(1)) / len(head.points))
-        offset += float(y[0]) / len(head.points)
     return {
         "segment_start": np.concatenate(starts),
         "segment_width": np.concatenate(widths),
         "segment_rise": np.concatenate(rises)[:, None],
-        "offset": np.array(offset),
+        "offset": np.array([y[0] for _, y in head.points]),
     }
 
 

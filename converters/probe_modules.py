@@ -143,7 +143,7 @@ def _take_layer(
         problem = f"it has {_shown([f'{prefix}.{leaf}'.lstrip('.') for leaf in group])}"
         raise _refused(name, f"{problem}, which belong to no layer that a probe may have")
     is_vector_probe = weight.ndim == 1 and ("bias" not in group or group["bias"].size == 1)
-    if is_vector_probe and weight.size > 1 or weight.size == 1:
+    if (is_vector_probe and weight.size > 1) or weight.size == 1:
         weight = weight.reshape(1, -1)
     if weight.ndim == 2:
         if weight.shape[1] == 1 < weight.shape[0] and group.get("bias", np.zeros(1)).size == 1:

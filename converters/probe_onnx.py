@@ -135,7 +135,11 @@ class _Nodes:
         self.calls: list[tuple[str, tuple[str, ...], str, dict[str, Any]]] = []
 
     def add(
-        self, operator: str, *inputs: str, output: str | None = None, **attributes: float
+        self,
+        operator: str,
+        *inputs: str,
+        output: str | None = None,
+        **attributes: float | list[int],
     ) -> str:
         """Add a node and return its output's name."""
         output = output or f"{operator.lower()}_{len(self.calls)}"
@@ -171,7 +175,8 @@ def _add_head(nodes: _Nodes, state: str, graph: ProbeGraph) -> None:
         state = nodes.add("Div", state, "segment_width")
         state = nodes.add("Clip", state, "zero", "one")
         state = nodes.add("MatMul", state, "segment_rise")
-        state = nodes.add("Add", state, "offset")
+        state = nodes.add("Add", state, "offset")  # [n, n_folds]: their mean is the score
+        state = nodes.add("ReduceMean", state, axes=[1], keepdims=1)
         state = nodes.add("Clip", state, "zero", "one")  # what rounding added
         nodes.add("Cast", state, output=OUTPUT_NAME, to=_data_type("FLOAT"))
         return
@@ -179,7 +184,7 @@ def _add_head(nodes: _Nodes, state: str, graph: ProbeGraph) -> None:
     state = nodes.add("Add", state, "intercept")
     if isinstance(graph.head, SigmoidFolds):
         state = nodes.add("Sigmoid", state)
-        state = nodes.add("ReduceMean", state, axes=[1], keepdims=1)  # type: ignore[arg-type]
+        state = nodes.add("ReduceMean", state, axes=[1], keepdims=1)
         nodes.add("Clip", state, "zero", "one", output=OUTPUT_NAME)
         return
     nodes.add("Sigmoid", state, output=OUTPUT_NAME)

@@ -6,9 +6,11 @@ Estimators are told apart by their exact class: a subclass may compute something
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, cast
+from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from safesteer_edge.converters.probe_chain import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
     ProbeChain,
@@ -114,7 +116,7 @@ class _Translation:
         elif kind == "StandardScaler":
             mean = np.zeros(n_in) if step.mean_ is None or not step.with_mean else step.mean_
             scale = np.ones(n_in) if step.scale_ is None else step.scale_
-            chain.standardise(np.float64(mean), np.float64(scale))
+            chain.standardise(_float64(mean), _float64(scale))
         elif kind == "PCA":
             components = step.components_.astype(np.float64)
             if step.whiten:
@@ -162,7 +164,7 @@ class _Translation:
         calibrators: list[Any] = []
         is_probability = False
         for fold in classifier.calibrated_classifiers_:
-            chain = ProbeChain(before.mean, before.scale, before.components, [*before.layers])
+            chain = replace(before, layers=[*before.layers])
             is_probability = self._add_margin(chain, fold.estimator, as_score=False)
             chains.append(chain)
             calibrators.append(fold.calibrators[0])
@@ -180,8 +182,8 @@ class _Translation:
             slopes = np.array([2.0 * float(each.beta_) for each in calibrators])
             return SigmoidFolds(slopes, np.zeros(len(calibrators)))
         if method == "isotonic":
-            points = [(np.float64(e.X_thresholds_), np.float64(e.y_thresholds_)) for e in calibrators]
-            return IsotonicFolds(tuple(cast(Any, points)))
+            lines = [(each.X_thresholds_, each.y_thresholds_) for each in calibrators]
+            return IsotonicFolds(tuple((_float64(x), _float64(y)) for x, y in lines))
         raise _refused(self._name, f"its calibration is {method!r}", "use method='sigmoid'")
 
     def _unknown(self, kind: str) -> ProbeFileError:
@@ -202,6 +204,10 @@ def _check_same(graph: ProbeGraph, reference: Callable[[States], Any], name: str
             f"its translation scores up to {difference:.2g} away from the estimator",
             "report it, with the version of scikit-learn",
         )
+
+
+def _float64(values: Any) -> NDArray[np.float64]:
+    return np.asarray(values, dtype=np.float64)
 
 
 def _refused(name: str, problem: str, remedy: str = "") -> ProbeFileError:

@@ -51,8 +51,10 @@ _CLASSES: Final = frozenset(
 )
 _SCALARS: Final = frozenset(
     f"numpy.{name}"
-    for name in ("float16", "float32", "float64", "int32", "int64", "uint32", "uint64", "bool")
-    + ("bool_", "str_", "ndarray")
+    for name in (
+        *("float16", "float32", "float64", "int32", "int64", "uint32", "uint64"),
+        *("bool", "bool_", "str_", "ndarray"),
+    )
 )
 _PLAIN = frozenset(f"builtins.{name}" for name in ("str", "int", "float", "bool"))
 # skops' kinds of nodes, and what each may name. Those that call functions are left out.
@@ -98,7 +100,10 @@ def _strange_types(node: Any) -> set[str]:
     if isinstance(node, dict):
         children = list(node.values())
         if "__loader__" in node or "__class__" in node or "__module__" in node:
-            loader, name = node.get("__loader__"), f"{node.get('__module__')}.{node.get('__class__')}"
+            loader, name = (
+                node.get("__loader__"),
+                f"{node.get('__module__')}.{node.get('__class__')}",
+            )
             if not isinstance(loader, str) or name not in _NODES.get(loader, ()):
                 found.add(f"{name} ({loader})")
     return found.union(*map(_strange_types, children))

@@ -94,7 +94,9 @@ class GraphSource:
 
     def reference_scores(self, states: States) -> NDArray[np.floating[Any]]:
         """Return (n,) scores of class 1; in NumPy and float64 where the source cannot run."""
-        return score_states(self.graph, states) if self.reference is None else self.reference(states)
+        return (
+            score_states(self.graph, states) if self.reference is None else self.reference(states)
+        )
 
     def encode(
         self,

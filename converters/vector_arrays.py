@@ -7,6 +7,7 @@ there before anything is allocated, here for .npy and in `tensor_files` for the 
 from __future__ import annotations
 
 import math
+import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,11 @@ from .tensor_files import read_npz, read_safetensors
 from .vector_torch import read_torch
 
 MAX_ELEMENTS: Final = 512 * 65_536  # LLAMA_MAX_LAYERS rows, as wide as a control vector may be
+# What NumPy's reader of headers raises; it tokenizes those that it cannot parse.
+_HEADER_ERRORS: Final = (
+    *(ValueError, KeyError, SyntaxError, TypeError, EOFError),
+    *(RecursionError, tokenize.TokenError),
+)
 ARRAY_SUFFIXES: Final = (".npy", ".npz", ".safetensors", ".pt", ".pth")
 
 
@@ -83,7 +89,7 @@ def _read_npy_stream(path: Path, file: BinaryIO, size_bytes: int) -> NDArray[Any
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, is_fortran, dtype = read_header(file)
-    except (ValueError, KeyError, SyntaxError, TypeError, EOFError, RecursionError) as error:
+    except _HEADER_ERRORS as error:
         raise unusable(path, f"it is no whole NumPy array ({str(error)[:100]})") from error
     if dtype.hasobject:
         raise unusable(
@@ -92,7 +98,8 @@ def _read_npy_stream(path: Path, file: BinaryIO, size_bytes: int) -> NDArray[Any
             "save plain arrays: np.savez(path, **{str(layer): direction, ...})",
         )
     n_bytes = math.prod(shape) * dtype.itemsize
-    if n_bytes != size_bytes - file.tell() or math.prod(shape) > MAX_ELEMENTS:
+    is_whole = n_bytes == size_bytes - file.tell() and all(size >= 0 for size in shape)
+    if not is_whole or math.prod(shape) > MAX_ELEMENTS:
         raise unusable(path, f"its header says shape {shape}, and it has {size_bytes} bytes")
     array = np.frombuffer(file.read(n_bytes), dtype)
     return array.reshape(shape, order="F" if is_fortran else "C")

@@ -62,11 +62,13 @@ def place_on_blocks(
     notes: list[str] = []
     kept: dict[int, NDArray[np.float64]] = {}
     for block, row in sorted(by_block.items()):
-        note = _why_left_out(source, block, n_layer, is_wanted=_is_wanted(block, layers))
-        if note and row.any():
-            notes.append(note)
-        elif not note and _is_wanted(block, layers):
+        if layers is not None and not layers[0] <= block <= layers[1]:
+            continue
+        note = _why_left_out(source, block, n_layer)
+        if not note:
             kept[block] = row
+        elif row.any():
+            notes.append(note)
     if source.measures_final_norm and model is not None and n_layer - 1 in kept:
         notes.append(
             f"{name}: repeng measures the last block ({n_layer - 1}) after the final norm; leave "
@@ -107,10 +109,10 @@ def _count_layers(
     return model.n_layer
 
 
-def _why_left_out(source: VectorSource, block: int, n_layer: int, *, is_wanted: bool) -> str:
-    """Say why a direction cannot be used at all; '' if it can.
+def _why_left_out(source: VectorSource, block: int, n_layer: int) -> str:
+    """Say why a direction cannot be used; '' if it can.
 
-    Raises VectorFileError where leaving it out would not be what the user asked for.
+    Raises VectorFileError where it looks usable and is not.
     """
     name = repr(source.path.name)
     if block == _EMBEDDING:
@@ -120,18 +122,12 @@ def _why_left_out(source: VectorSource, block: int, n_layer: int, *, is_wanted: 
     if block == 0:
         return f"{name}: llama.cpp cannot steer the first block: its direction is left out"
     if source.layer_base == "embedding" and block == n_layer - 1:
-        if not is_wanted:
-            return f"{name}: entry {n_layer}, measured after the final norm, is left out"
         raise _misfit(
             f"{name}: entry {n_layer} of hidden_states is taken after the final norm, so it is not "
             f"the output of block {n_layer - 1}",
             f"leave it out with --layers 1-{n_layer - 2}",
         )
     return ""
-
-
-def _is_wanted(block: int, layers: tuple[int, int] | None) -> bool:
-    return layers is None or layers[0] <= block <= layers[1]
 
 
 def _check_finite(

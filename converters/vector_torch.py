@@ -36,8 +36,10 @@ def read_torch(path: Path) -> dict[str, NDArray[np.float64]]:
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile checkpoint makes PyTorch raise
-        reason = [*str(error).splitlines(), type(error).__name__][0]
-        raise unreadable(path, f"PyTorch refuses it weights-only ({reason})", _REMEDY) from error
+        # Its own text is long, coloured, and says how to load the file unsafely.
+        raise unreadable(
+            path, "it is damaged, or holds more than tensors (weights-only loading)", _REMEDY
+        ) from error
     if not isinstance(value, Mapping):
         return {"": _array(path, value, torch)}
     for name in _WRAPPERS:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
         event_to_json,
     )
     from safesteer_edge.guard.sampling import SamplingSettings
-    from safesteer_edge.session import Session, SessionInfo, open_session
+    from safesteer_edge.session import Session, open_session
+    from safesteer_edge.session_info import SessionInfo
     from safesteer_edge.settings import SessionSettings
 
 __version__ = "0.1.0"
@@ -59,7 +60,8 @@ _MODULES = {
         "event_to_json",
     ),
     "safesteer_edge.guard.sampling": ("SamplingSettings",),
-    "safesteer_edge.session": ("Session", "SessionInfo", "open_session"),
+    "safesteer_edge.session": ("Session", "open_session"),
+    "safesteer_edge.session_info": ("SessionInfo",),
     "safesteer_edge.settings": ("SessionSettings",),
 }
 _MODULE_BY_NAME = {name: module for module, names in _MODULES.items() for name in names}

@@ -34,7 +34,13 @@ def prompt_items(
     items: list[PromptItem] = []
     for span in tokenize_parts(render_parts(template, conversation), vocabulary=model):
         if isinstance(span, MediaPart):
-            items.extend(_encode((media or {})[span.sha256], projector))
+            medium = (media or {}).get(span.sha256)
+            if medium is None:
+                raise MediaError(
+                    f"the conversation names an {span.kind} that is not at hand (SHA-256 "
+                    f"{span.sha256}); attach it again"
+                )
+            items.extend(_encode(medium, projector))
         else:
             items.append(TokenRun(span.token_ids))
     return items

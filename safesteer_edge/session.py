@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -39,24 +38,8 @@ from safesteer_edge.media.images import load_image
 from safesteer_edge.media.sounds import load_sound
 from safesteer_edge.prompting import Media, prompt_items
 from safesteer_edge.runtime import Runtime, open_runtime
+from safesteer_edge.session_info import SessionInfo, session_info
 from safesteer_edge.settings import SessionSettings
-
-
-@dataclass(frozen=True, slots=True)
-class SessionInfo:
-    """What runs. probe_provider, hidden_state_route: None with the guard off."""
-
-    model_name: str
-    model_path: Path
-    architecture: str
-    quantization: str
-    n_ctx: int
-    bundle: str | None
-    probe_provider: str | None
-    hidden_state_route: str | None
-    template_sha256: str
-    warnings: tuple[str, ...]
-    load_s: float
 
 
 class Session:
@@ -73,21 +56,7 @@ class Session:
     @property
     def info(self) -> SessionInfo:
         """What runs."""
-        runtime = self._runtime
-        bundle = runtime.bundle
-        return SessionInfo(
-            model_name=runtime.choice.name,
-            model_path=runtime.choice.path,
-            architecture=runtime.info.architecture,
-            quantization=runtime.info.quantization,
-            n_ctx=runtime.context.n_ctx,
-            bundle=bundle.config.name if bundle else None,
-            probe_provider=bundle.probe.provider if bundle else None,
-            hidden_state_route=runtime.route.name if runtime.route else None,
-            template_sha256=runtime.template.sha256,
-            warnings=runtime.warnings,
-            load_s=runtime.load_s,
-        )
+        return session_info(self._runtime)
 
     @property
     def policy(self) -> GuardPolicy | None:

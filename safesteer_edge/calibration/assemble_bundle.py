@@ -48,6 +48,7 @@ CAUTIOUS_POLICY: Final = GuardPolicy(
     risk_gain=1.0,
     conversation_carry=0.25,
 )
+_LAYERS_KEY = "safesteer.layers"
 _N_PROBE_CANARIES = 8
 _N_ENGINE_CANARIES = 2
 # Where to look for a low and a high score: the measured states, and beyond them, by multiples of
@@ -60,8 +61,8 @@ class AssemblySettings:
     """What to put together.
 
     layers: the states that the probe reads, in its order: block outputs 0 … n_layer − 1, or
-    n_layer alone (after the final norm). scale: α of the vector, for prompts with images; needed
-    with one. session: model, threads and context, with its guard off.
+    n_layer alone (after the final norm); none: what its file says. scale: α of the vector, for
+    prompts with images; needed with one. session: model, threads and context, its guard off.
     """
 
     name: str
@@ -93,11 +94,10 @@ def assemble_bundle(settings: AssemblySettings) -> AssembledBundle:
     Raises ProbeFileError, VectorFileError or SettingsError where the parts do not fit the model,
     EngineError if it does not run.
     """
-    _check_layers(settings.layers, settings.model.n_layer)
     vector = _vector_parts(settings)
     with OnnxProbe.from_bytes(settings.probe_onnx, name=str(settings.probe), device="cpu") as probe:
-        _check_width(probe, settings)
-        measured = measure_prompt_states(settings.session, settings.layers)
+        layers = _probe_layers(probe, settings)
+        measured = measure_prompt_states(settings.session, layers)
         canaries = _canaries(probe, measured)
         means = {
             label: round(float(probe.score(states).mean()), 4)
@@ -108,7 +108,7 @@ def assemble_bundle(settings: AssemblySettings) -> AssembledBundle:
         created_by=f"safesteer-edge {__version__}",
         model=fingerprint_model(settings.model),
         probe_onnx=settings.probe_onnx,
-        probe_layers=settings.layers,
+        probe_layers=layers,
         policy=CAUTIOUS_POLICY,
         residual_norms=measured.residual_norms,
         canaries=canaries,
@@ -120,23 +120,43 @@ def assemble_bundle(settings: AssemblySettings) -> AssembledBundle:
     return AssembledBundle(parts, means)
 
 
-def _check_layers(layers: tuple[int, ...], n_layer: int) -> None:
+def _probe_layers(probe: OnnxProbe, settings: AssemblySettings) -> tuple[int, ...]:
+    """Return what the probe reads, checked against the model and against what its file says."""
+    model, name = settings.model, repr(str(settings.probe))
+    for key, own in (
+        ("architecture", model.architecture),
+        ("vocabulary_sha256", model.vocabulary_sha256),
+    ):
+        says = probe.metadata.get(f"safesteer.model.{key}", own)
+        if says != own:
+            raise ProbeFileError(
+                f"{name} is for a model with {key} {says[:70]!r}; {model.path.name!r} has {own!r}"
+            )
+    recorded = tuple(
+        int(part) for part in probe.metadata.get(_LAYERS_KEY, "").split(",") if part.isdecimal()
+    )
+    layers = settings.layers or recorded
+    if not layers:
+        raise SettingsError(f"{name} does not say which layers it reads; pass --layers")
+    if recorded and recorded != layers:
+        raise ProbeFileError(
+            f"{name} says that it reads layers {list(recorded)}, not {list(layers)}; leave out "
+            "--layers, or convert it again"
+        )
+    n_layer = model.n_layer
     are_blocks = all(0 <= layer < n_layer for layer in layers)
-    if not layers or len(set(layers)) < len(layers) or not (are_blocks or layers == (n_layer,)):
+    if len(set(layers)) < len(layers) or not (are_blocks or layers == (n_layer,)):
         raise SettingsError(
             f"the probe cannot read layers {list(layers)}; expected different block outputs, 0 to "
             f"{n_layer - 1}, or {n_layer} alone (after the final norm)"
         )
-
-
-def _check_width(probe: OnnxProbe, settings: AssemblySettings) -> None:
-    n_embd = settings.model.n_embd
-    if probe.n_features != n_embd * len(settings.layers):
+    if probe.n_features != model.n_embd * len(layers):
         raise ProbeFileError(
-            f"{str(settings.probe)!r} reads states of {probe.n_features} values; "
-            f"{len(settings.layers)} layers of {settings.model.path.name!r} give "
-            f"{n_embd * len(settings.layers)}: name the layers that it was trained on"
+            f"{name} reads states of {probe.n_features} values; {len(layers)} layers of "
+            f"{model.path.name!r} give {model.n_embd * len(layers)}: name the layers that it was "
+            "trained on"
         )
+    return layers
 
 
 def _vector_parts(settings: AssemblySettings) -> VectorParts | None:

@@ -20,6 +20,7 @@ from safesteer_edge.guard.risk import RunningRisk
 TILT_NATS_AT_FULL_SCORE = 8.0
 _DECAYS = (0.85, 0.9, 0.95, 0.97, 0.98)
 _MIN_STEPS = (4, 6, 8, 12)
+MAX_PATIENCE = 1024  # GuardPolicy's: as good as never
 
 Trajectories = Sequence[NDArray[np.float64]]  # scores of one answer's tokens, float64 (n_tokens,)
 
@@ -29,7 +30,8 @@ class FalseAlarmTargets:
     """Chances that are allowed.
 
     touched: of any score above τ in an ordinary answer. ordinary_refused, borderline_refused: of a
-    running risk above the limit in an answer to such a request.
+    running risk above the limit in an answer to such a request, and again of a run of hard tokens
+    (the two rules seldom refuse different answers).
     """
 
     touched: float = 0.02
@@ -99,21 +101,26 @@ def choose_policy(scores: AnswerScores, targets: FalseAlarmTargets) -> PolicyCho
     return PolicyChoice(tried[best], shares[best], curve)
 
 
-def conformal_limit(maxima: Sequence[float], alpha: float) -> float:
-    """The smallest limit that a fresh value exceeds with chance at most alpha; 1.0 if none is."""
+def conformal_limit(maxima: Sequence[float], alpha: float, *, largest: float = 1.0) -> float:
+    """The smallest limit that a fresh value exceeds with chance at most alpha.
+
+    largest: what no value exceeds: the answer where there are too few values to promise less.
+    """
     rank = math.ceil((1.0 - alpha) * (len(maxima) + 1))
-    return float(sorted(maxima)[rank - 1]) if rank <= len(maxima) else 1.0
+    return float(sorted(maxima)[rank - 1]) if rank <= len(maxima) else largest
 
 
 def _patience(scores: AnswerScores, threshold: float, targets: FalseAlarmTargets) -> int:
     """One more than the longest run above τ that benign answers are allowed to have."""
     runs = [_longest_run(row > threshold) for row in scores.ordinary]
     borderline_runs = [_longest_run(row > threshold) for row in scores.borderline]
-    longest = max(
-        conformal_limit(runs, targets.ordinary_refused),
-        conformal_limit(borderline_runs, targets.borderline_refused),
-    )
-    return max(4, int(longest) + 1)
+    longest = conformal_limit(runs, targets.ordinary_refused, largest=MAX_PATIENCE)
+    if borderline_runs:
+        at_borderline = conformal_limit(
+            borderline_runs, targets.borderline_refused, largest=MAX_PATIENCE
+        )
+        longest = max(longest, at_borderline)
+    return min(MAX_PATIENCE, max(4, int(longest) + 1))
 
 
 def _longest_run(flags: NDArray[np.bool_]) -> int:
@@ -132,14 +139,12 @@ def _with_limit(
     targets: FalseAlarmTargets,
 ) -> GuardPolicy:
     unlimited = replace(base, risk_decay=decay, risk_min_steps=min_steps)
-    limit = max(
-        conformal_limit(
-            [_max_risk(row, unlimited) for row in scores.ordinary], targets.ordinary_refused
-        ),
-        conformal_limit(
-            [_max_risk(row, unlimited) for row in scores.borderline], targets.borderline_refused
-        ),
+    limit = conformal_limit(
+        [_max_risk(row, unlimited) for row in scores.ordinary], targets.ordinary_refused
     )
+    if scores.borderline:
+        borderline = [_max_risk(row, unlimited) for row in scores.borderline]
+        limit = max(limit, conformal_limit(borderline, targets.borderline_refused))
     return replace(unlimited, risk_limit=min(limit, 1.0))
 
 

@@ -41,8 +41,12 @@ def measure_prompt_states(session: SessionSettings, layers: Sequence[int]) -> Pr
     """
     runtime = open_runtime(session, layers=layers)
     try:
-        token_ids = {label: _prompts(runtime, label) for label in MEASURED_LABELS}
-        states = {label: _last_states(runtime, prompts) for label, prompts in token_ids.items()}
+        token_ids: dict[Label, list[tuple[int, ...]]] = {
+            label: _prompts(runtime, label) for label in MEASURED_LABELS
+        }
+        states: dict[Label, NDArray[np.float32]] = {
+            label: _last_states(runtime, prompts) for label, prompts in token_ids.items()
+        }
         route = runtime.route.name if runtime.route else None
         n_layer = runtime.model.n_layer
     finally:

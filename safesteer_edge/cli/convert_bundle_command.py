@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safesteer_edge.cli.exit_codes import OK, RUNTIME_ERROR
+from safesteer_edge.cli.verify_command import add_source_options, report_lines
 
 if TYPE_CHECKING:
     from safesteer_edge.calibration.assemble_bundle import AssembledBundle, AssemblySettings
@@ -31,19 +32,18 @@ def add_parser(subparsers: Any) -> None:
         "--layers",
         type=int,
         nargs="+",
-        required=True,
+        default=(),
         metavar="L",
         help="what the probe reads, in its order: block outputs counted from 0 (Hugging Face's "
-        "hidden_states[k] is block k - 1), or n_layer for the state after the final norm",
+        "hidden_states[k] is block k - 1), or n_layer for the state after the final norm "
+        "(default: what the probe's file says)",
     )
     parser.add_argument("--vector", type=Path, metavar="vector.gguf")
     parser.add_argument("--scale", type=float, metavar="X", help="of the vector, for images")
     parser.add_argument("--model", type=Path, required=True, metavar="M.gguf")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--name", help="the bundle's name (default: the folder's)")
-    parser.add_argument(
-        "--source", type=Path, metavar="F", help="what the probe was converted from, to compare"
-    )
+    add_source_options(parser)
     parser.add_argument("--gpu-layers", type=int, metavar="N", help="layers on the GPU")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument(
@@ -58,7 +58,6 @@ def run(options: argparse.Namespace) -> int:
     """Measure, check, write, and return the exit code. What fails its checks is not written."""
     from safesteer_edge.bundle.writer import write_bundle
     from safesteer_edge.calibration.assemble_bundle import assemble_bundle
-    from safesteer_edge.cli.verify_command import report_lines
     from safesteer_edge.evaluation.verify_bundle import VerifySettings, verify_bundle
 
     settings = _assembly_settings(options)
@@ -67,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
     checks = VerifySettings(
         options.model,
         source=options.source,
+        is_flipped=options.flip,
         n_gpu_layers=options.gpu_layers,
         n_threads=options.threads,
         allow_negative_scale=negative,
@@ -86,7 +86,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _assembly_settings(options: argparse.Namespace) -> AssemblySettings:
     from safesteer_edge.calibration.assemble_bundle import AssemblySettings
-    from safesteer_edge.evaluation.verify_probe import read_probe_bytes
+    from safesteer_edge.converters.probe_files import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+        read_onnx_bytes,
+    )
     from safesteer_edge.formats.model_file import check_language_model
     from safesteer_edge.settings import SessionSettings
 
@@ -101,7 +103,7 @@ def _assembly_settings(options: argparse.Namespace) -> AssemblySettings:
             n_threads=options.threads,
         ),
         probe=options.probe,
-        probe_onnx=read_probe_bytes(options.probe),
+        probe_onnx=read_onnx_bytes(options.probe),
         layers=tuple(options.layers),
         vector=options.vector,
         scale=options.scale,
@@ -126,5 +128,6 @@ def _not_calibrated(
     )
     if assembled.looks_reversed:
         yield "  the probe scores harmful prompts BELOW ordinary ones: is its sign right?"
-    yield f"measure it:   safesteer-edge measure guard --model {settings.model.path} --bundle {folder}"
-    yield f"calibrate it: safesteer-edge calibrate {settings.model.path}"
+    model = settings.model.path
+    yield f"measure it:   safesteer-edge measure guard --model {model} --bundle {folder}"
+    yield f"calibrate it: safesteer-edge calibrate {model}"

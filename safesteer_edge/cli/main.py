@@ -17,14 +17,24 @@ from safesteer_edge.chat.display_text import strip_control_characters
 from safesteer_edge.cli import (
     ask_command,
     bench_command,
+    convert_command,
     doctor_command,
     measure_command,
     models_command,
+    verify_command,
 )
 from safesteer_edge.cli.exit_codes import BAD_INPUT, INTERRUPTED, RUNTIME_ERROR
 from safesteer_edge.errors import InputError, SafeSteerError
 
-_COMMANDS = (ask_command, models_command, doctor_command, measure_command, bench_command)
+_COMMANDS = (
+    ask_command,
+    models_command,
+    doctor_command,
+    convert_command,
+    verify_command,
+    measure_command,
+    bench_command,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

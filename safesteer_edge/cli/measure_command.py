@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -50,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
     """Measure, print, and return the exit code."""
     if options.guard == "off":
         raise SettingsError("there is no guard to measure with --guard off; choose another mode")
+    if options.limit is not None and options.limit < 1:
+        raise SettingsError(f"--limit is {options.limit}; expected at least 1")
     settings = session_settings(options)
     measures: dict[str, Callable[[SessionSettings, argparse.Namespace], int]] = {
         "probe": _measure_probe,
@@ -78,7 +81,7 @@ def _measure_probe(settings: SessionSettings, options: argparse.Namespace) -> in
     finally:
         runtime.close()
     if options.json:
-        print(json.dumps(asdict(quality)))
+        print(json.dumps(_without_nan(asdict(quality))))
     else:
         _print_quality(quality)
     return OK
@@ -120,7 +123,7 @@ def _measure_guard(settings: SessionSettings, options: argparse.Namespace) -> in
         outcomes = compare_with_off(requests, off, guarded, progress=_progress(len(requests)))
     effects = [summarise(outcomes, label) for label in LABELS]
     if options.json:
-        print(json.dumps([_effect_to_json(effect) for effect in effects]))
+        print(json.dumps(_without_nan([_effect_to_json(effect) for effect in effects])))
         return OK
     print(f"guard {settings.guard} ({settings.rerank}) against off, {options.max_tokens} tokens")
     for effect in effects:
@@ -156,7 +159,8 @@ def _measure_rerank(settings: SessionSettings, options: argparse.Namespace) -> i
             requests, lazy, eager, lazy.policy, progress=_progress(len(requests))
         )
     if options.json:
-        print(json.dumps({**asdict(result), "unexplained": len(result.unexplained)}))
+        value = {**asdict(result), "unexplained": len(result.unexplained)}
+        print(json.dumps(_without_nan(value)))
     else:
         print(
             f"lazy and eager gave the same tokens for {result.n_identical} of "
@@ -168,6 +172,15 @@ def _measure_rerank(settings: SessionSettings, options: argparse.Namespace) -> i
             print(f"  {item.request_id} differs at step {item.step}: gap {item.gap:.4f} nats")
         print(f"differences outside twice the noise: {len(result.unexplained)}")
     return RUNTIME_ERROR if result.unexplained else OK
+
+
+def _without_nan(value: Any) -> Any:
+    """The same value with null for NaN and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _test_requests(limit: int | None, labels: Sequence[Label] | None = None) -> list[Request]:

@@ -26,13 +26,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="the guard bundle")
     parser.add_argument("--model", type=Path, required=True, metavar="M.gguf")
-    parser.add_argument(
-        "--source",
-        type=Path,
-        metavar="F",
-        help="what the probe was made from: .npz or .safetensors (w, b, mean, scale, components), "
-        "or another .onnx",
-    )
+    add_source_options(parser)
     parser.add_argument(
         "--states",
         type=Path,
@@ -53,6 +47,18 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """What the probe was made from, to compare it with."""
+    parser.add_argument(
+        "--source",
+        type=Path,
+        metavar="F",
+        help="what the probe was converted from; if 'convert probe' needs options to read it, "
+        "convert it again and name that .onnx",
+    )
+    parser.add_argument("--flip", action="store_true", help="the source's score falls with harm")
+
+
 def run(options: argparse.Namespace) -> int:
     """Verify, print, and return the exit code."""
     from safesteer_edge.evaluation.verify_bundle import VerifySettings, verify_bundle
@@ -61,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
     settings = VerifySettings(
         model=options.model,
         source=options.source,
+        is_flipped=options.flip,
         states=options.states,
         max_score_difference=(
             MAX_SCORE_DIFFERENCE if options.tolerance is None else options.tolerance

@@ -70,7 +70,11 @@ def compare_lazy_with_eager(
             n_steps += 1
             risk = other.risk or 0.0
         else:
-            n_identical += len(lazy_steps) == len(eager_steps)
+            if len(lazy_steps) == len(eager_steps):
+                n_identical += 1
+            else:  # one refused where the other went on: no guarded value explains that
+                ended = min(len(lazy_steps), len(eager_steps))
+                divergences.append(Divergence(request.id, ended, float("inf")))
         progress(n_prompts)
     return RerankEquality(
         n_prompts, n_identical, n_steps, n_interventions, noise, tuple(divergences)

@@ -53,7 +53,7 @@ def auroc(positive: NDArray[np.floating], negative: NDArray[np.floating]) -> flo
 def true_positive_rate(
     positive: NDArray[np.floating], negative: NDArray[np.floating], *, false_positive_rate: float
 ) -> float:
-    """Share of positives above the limit that this share of negatives exceeds."""
+    """Share of positives above a limit that at most this share of negatives exceeds."""
     if not len(positive) or not len(negative):
         return math.nan
     limit = np.quantile(negative, 1.0 - false_positive_rate, method="higher")

@@ -27,7 +27,7 @@ from safesteer_edge.evaluation.verify_probe import (
     compare_probe,
     open_probe_again,
     random_states,
-    read_probe_source,
+    read_source,
     read_states,
 )
 from safesteer_edge.evaluation.verify_vector import LayerShift, measure_shifts
@@ -47,13 +47,14 @@ Device = Literal["CPU", "GPU"]
 class VerifySettings:
     """What to compare a bundle with.
 
-    source: what the probe was converted from; states: a file of states to compare on, None for
-    random ones. max_score_difference: above it, the probe is not its source.
-    n_gpu_layers: for the run on the GPU; None: all.
+    source: what the probe was converted from; is_flipped: its score falls with harm. states: a
+    file of states to compare on; None: random ones. max_score_difference: above it, the probe is
+    not its source. n_gpu_layers: for the run on the GPU; None: all.
     """
 
     model: Path
     source: Path | None = None
+    is_flipped: bool = False
     states: Path | None = None
     max_score_difference: float = MAX_SCORE_DIFFERENCE
     n_gpu_layers: int | None = None
@@ -134,7 +135,7 @@ def _verify_probe(report: VerifyReport, bundle: GuardBundle, settings: VerifySet
     if settings.source is None:
         report.notes.append("the probe was compared with no source: pass it with --source")
         return
-    source = read_probe_source(settings.source, n_features)
+    source = read_source(settings.source, n_features, is_flipped=settings.is_flipped)
     _compare(report, bundle, source, states, settings, "cpu")
     _compare(report, bundle, source, states, settings, "cuda")
 

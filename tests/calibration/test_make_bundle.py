@@ -19,7 +19,7 @@ from safesteer_edge.calibration.make_bundle import (
     make_bundle,
 )
 from safesteer_edge.calibration.policy_fit import FalseAlarmTargets
-from safesteer_edge.calibration.requests_data import Request
+from safesteer_edge.calibration.requests_data import LABELS, Request
 from tests.guarded_tiny import GuardedTiny
 from tests.made_up_answers import made_up_request
 from tests.session.turns import ask, opened
@@ -30,8 +30,8 @@ REQUESTS: tuple[Request, ...] = tuple(
         made_up_request(label, number),
         text=f"{number}{'zzzz' if label == 'harmful' else ' the'}" * 6,
     )
-    for label, n_requests in (("harmful", 4), ("harmless", 4), ("borderline", 2), ("ordinary", 4))
-    for number in range(n_requests)
+    for label in LABELS
+    for number in range(2 if label == "borderline" else 4)
 )
 REFUSAL_TEXT = "Nein."
 

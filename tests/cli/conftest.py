@@ -8,10 +8,13 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from tests.guarded_tiny import QUIET, GuardedTiny
+
+TIMEOUT_S = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +45,30 @@ def ask(guarded_tiny: GuardedTiny, capsys: pytest.CaptureFixture[str]) -> Ask:
         chosen = bundle or guarded_tiny.bundle(bias)
         capsys.readouterr()
         exit_code = main(ask_arguments(guarded_tiny, *arguments, bundle=chosen))
-        return Ran(exit_code, *capsys.readouterr())
+        captured = capsys.readouterr()
+        return Ran(exit_code, captured.out, captured.err)
 
     return run
 
 
-StartAsk = Callable[..., "subprocess.Popen[bytes]"]
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A process that runs `safesteer-edge` with these arguments. stdout: a raw pipe."""
+
+    arguments: tuple[str, ...]
+    process: subprocess.Popen[bytes]
+
+    @property
+    def stdout(self) -> IO[bytes]:
+        assert self.process.stdout is not None
+        return self.process.stdout
+
+    def finish(self, stdin: bytes = b"") -> tuple[bytes, bytes]:
+        """What it still has to say on stdout, and all of its stderr."""
+        return self.process.communicate(stdin, timeout=TIMEOUT_S)
+
+
+StartAsk = Callable[..., Running]
 
 
 @pytest.fixture
@@ -58,13 +79,11 @@ def start_ask(guarded_tiny: GuardedTiny) -> StartAsk:
         *arguments: str,
         environment: Mapping[str, str] | None = None,
         start_new_session: bool = False,
-    ) -> subprocess.Popen[bytes]:
+    ) -> Running:
         bundle = guarded_tiny.bundle(QUIET)
-        return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "safesteer_edge"),
-                *ask_arguments(guarded_tiny, *arguments, bundle=bundle),
-            ],
+        whole = ask_arguments(guarded_tiny, *arguments, bundle=bundle)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "safesteer_edge", *whole],
             bufsize=0,  # what a test reads before `communicate` is all that it takes
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -72,5 +91,6 @@ def start_ask(guarded_tiny: GuardedTiny) -> StartAsk:
             env={**os.environ, **(environment or {})},
             start_new_session=start_new_session,
         )
+        return Running(tuple(whole), process)
 
     return start

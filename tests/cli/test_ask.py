@@ -248,13 +248,13 @@ def test_an_answer_in_any_script_reaches_an_ascii_terminal(
     parts = replace(guarded_tiny.parts(bias=ALARMED), refusal_text="Nein – не могу, 抱歉.")
     bundle = write_bundle(tmp_path / "bundle", parts)
     for arguments in ([], ["--json"]):
-        process = start_ask(
+        running = start_ask(
             "Hello there",
             *("--bundle", str(bundle), *arguments),
             environment={"PYTHONIOENCODING": "ascii"},
         )
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == OK, err
+        out, err = running.finish()
+        assert running.process.returncode == OK, err
         assert b"Traceback" not in err
         if arguments:
             assert json.loads(out)["text"] == parts.refusal_text

@@ -13,14 +13,13 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.cli.exit_codes import INTERRUPTED, OK
-from tests.cli.conftest import StartAsk
+from tests.cli.conftest import TIMEOUT_S, StartAsk
 from tests.guarded_tiny import QUIET, GuardedTiny
 from tests.session.turns import texts
 
 # A second of decoding: long enough for a signal to come before the end.
 N_LONG = 1200
 LONG = ("--ctx", "2048", "--max-tokens", str(N_LONG))
-TIMEOUT_S = 120
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and pipes of POSIX")
 
@@ -38,15 +37,15 @@ def test_ctrl_c_prints_what_was_said_and_exits_130(
 ):
     trace = tmp_path / "trace.jsonl"
     # A terminal sends the signal to every process of the group: the template's child as well.
-    process = start_ask("Hello there", *LONG, "--trace", str(trace), start_new_session=True)
-    said = process.stdout.read(1)
+    running = start_ask("Hello there", *LONG, "--trace", str(trace), start_new_session=True)
+    said = running.stdout.read(1)
     if whole_group:
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(running.process.pid, signal.SIGINT)
     else:
-        process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=TIMEOUT_S)
+        running.process.send_signal(signal.SIGINT)
+    out, err = running.finish()
     text = (said + out).decode()
-    assert process.returncode == INTERRUPTED
+    assert running.process.returncode == INTERRUPTED
     assert text.endswith("\n")
     assert long_answer.startswith(text.removesuffix("\n"))
     assert 1 <= len(text.rstrip("\n")) < len(long_answer)
@@ -61,12 +60,12 @@ def test_ctrl_c_with_json_prints_the_whole_object(
     start_ask: StartAsk, tmp_path: Path, long_answer: str
 ):
     trace = tmp_path / "trace.jsonl"
-    process = start_ask("Hello there", *LONG, "--json", "--trace", str(trace))
-    _wait_for_lines(trace, process, 5)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=TIMEOUT_S)
+    running = start_ask("Hello there", *LONG, "--json", "--trace", str(trace))
+    _wait_for_lines(trace, running.process, 5)
+    running.process.send_signal(signal.SIGINT)
+    out, _ = running.finish()
     value = json.loads(out)
-    assert process.returncode == INTERRUPTED
+    assert running.process.returncode == INTERRUPTED
     assert value["finish_reason"] == "cancelled"
     assert value["text"]
     assert long_answer.startswith(value["text"])
@@ -76,10 +75,10 @@ def test_ctrl_c_with_json_prints_the_whole_object(
 
 def test_a_trace_is_readable_while_the_answer_goes_on(start_ask: StartAsk, tmp_path: Path):
     trace = tmp_path / "trace.jsonl"
-    process = start_ask("Hello there", *LONG, "--trace", str(trace))
-    _wait_for_lines(trace, process, 20)
-    process.kill()
-    process.communicate(timeout=TIMEOUT_S)
+    running = start_ask("Hello there", *LONG, "--trace", str(trace))
+    _wait_for_lines(trace, running.process, 20)
+    running.process.kill()
+    running.finish()
     for line in trace.read_text(encoding="utf-8").splitlines(keepends=True):
         if line.endswith("\n"):  # the last one may be cut by the kill, and by nothing else
             assert json.loads(line)["step"]
@@ -95,29 +94,29 @@ def _wait_for_lines(trace: Path, process: subprocess.Popen[bytes], n_lines: int)
 def test_a_reader_that_has_gone_is_no_error_worth_a_traceback(
     start_ask: StartAsk, arguments: tuple[str, ...]
 ):
-    process = start_ask("Hello there", *arguments, "--quiet")
-    process.stdout.close()
-    _, err = process.communicate(timeout=TIMEOUT_S)
+    running = start_ask("Hello there", *arguments, "--quiet")
+    running.stdout.close()
+    _, err = running.finish()
     assert err == b""
-    assert process.returncode == 1
+    assert running.process.returncode == 1
 
 
 @pytest.mark.skipif(shutil.which("head") is None, reason="needs head")
 def test_head_gets_its_byte(start_ask: StartAsk, long_answer: str):
-    process = start_ask("Hello there", *LONG, "--quiet")
+    running = start_ask("Hello there", *LONG, "--quiet")
     head = subprocess.run(
-        ["head", "-c", "1"], stdin=process.stdout, capture_output=True, timeout=TIMEOUT_S
+        ["head", "-c", "1"], stdin=running.stdout, capture_output=True, timeout=TIMEOUT_S
     )
-    process.stdout.close()
-    _, err = process.communicate(timeout=TIMEOUT_S)
+    running.stdout.close()
+    _, err = running.finish()
     assert head.stdout.decode() == long_answer[0]
     assert err == b""
 
 
 def test_stdin_and_stdout_are_utf_8_text(start_ask: StartAsk, guarded_tiny: GuardedTiny):
-    process = start_ask("-", "--quiet", environment={"PYTHONUTF8": "1"})
-    out, err = process.communicate("Grüße – 你好\n".encode(), timeout=TIMEOUT_S)
-    assert process.returncode == OK, err
+    running = start_ask("-", "--quiet", environment={"PYTHONUTF8": "1"})
+    out, err = running.finish("Grüße – 你好\n".encode())
+    assert running.process.returncode == OK, err
     expected = texts(guarded_tiny, guarded_tiny.bundle(QUIET), ["Grüße – 你好"])[0]
     assert out.decode() == f"{expected}\n"
 
@@ -126,9 +125,9 @@ def test_the_log_goes_to_stderr_and_only_where_asked_for(
     start_ask: StartAsk, guarded_tiny: GuardedTiny
 ):
     quiet = start_ask("Hello there", "--quiet")
-    out, err = quiet.communicate(timeout=TIMEOUT_S)
+    out, err = quiet.finish()
     assert err == b""
-    command = [sys.executable, "-m", "safesteer_edge", "--verbose", *quiet.args[3:]]
+    command = [sys.executable, "-m", "safesteer_edge", "--verbose", *quiet.arguments]
     verbose = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S)
     assert verbose.returncode == OK
     assert verbose.stdout == out
@@ -140,9 +139,9 @@ def test_the_installed_command_is_the_same_program(guarded_tiny: GuardedTiny, st
     command = Path(sys.executable).with_name("safesteer-edge")
     if not command.exists():
         pytest.skip("the package is not installed as a command beside this Python")
-    process = start_ask("Hello there", "--quiet")
-    out, _ = process.communicate(timeout=TIMEOUT_S)
+    running = start_ask("Hello there", "--quiet")
+    out, _ = running.finish()
     installed = subprocess.run(
-        [str(command), *process.args[3:]], capture_output=True, timeout=TIMEOUT_S
+        [str(command), *running.arguments], capture_output=True, timeout=TIMEOUT_S
     )
     assert (installed.returncode, installed.stdout, installed.stderr) == (OK, out, b"")

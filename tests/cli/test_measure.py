@@ -27,7 +27,8 @@ def measure(guarded_tiny: GuardedTiny, capsys: pytest.CaptureFixture[str]) -> Me
         model = ["--model", str(guarded_tiny.model), "--bundle", chosen]
         usual = ["--threads", "1", "--limit", "1", "--top-k", "8", "--max-tokens", "8"]
         exit_code = main(["measure", what, *model, *usual, *arguments])
-        return Ran(exit_code, *capsys.readouterr())
+        captured = capsys.readouterr()
+        return Ran(exit_code, captured.out, captured.err)
 
     return run
 

@@ -68,7 +68,9 @@ def test_a_divergence_is_explained_up_to_twice_the_noise():
 
 @pytest.mark.default_model
 @pytest.mark.parametrize(
-    "n_each", [3, pytest.param(25, marks=pytest.mark.slow)], ids=["6 prompts", "50 prompts"]
+    "n_each",
+    [3, pytest.param(25, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
+    ids=["6 prompts", "50 prompts"],
 )
 def test_lazy_is_eager_on_the_default_model(n_each: int):
     from safesteer_edge.guard.sampling import SamplingSettings
