@@ -65,11 +65,6 @@ def autosteer_source(
     activations = ("relu",) * (n_layers - 1) + ("softmax",)
     known = SourceOptions(activations=activations, modules=options.modules)
     source = state_dict_source(TensorFile(tensors), known, name=name)
-    if not source.harmful_hint:
-        raise ProbeFileError(
-            f"cannot convert {name!r}: an AutoSteer prober ends in two numbers, and this one in "
-            "one; leave out --kind autosteer"
-        )
     return GraphSource("AutoSteer prober", source.graph, _AUTOSTEER_HINT)
 
 

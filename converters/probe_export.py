@@ -9,6 +9,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from safesteer_edge.converters.probe_files import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+    read_onnx_bytes,
+)
 from safesteer_edge.converters.probe_graph import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
     Activation,
     DenseLayer,
@@ -25,6 +28,8 @@ from safesteer_edge.converters.probe_onnx import (  # pyright: ignore[reportMiss
 )
 from safesteer_edge.converters.tensor_files import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
     TensorFile,
+    write_npz,
+    write_safetensors,
 )
 from safesteer_edge.errors import ProbeFileError
 from safesteer_edge.formats.onnx_file import check_onnx
@@ -106,12 +111,7 @@ def export_probe(source: Path, output: Path) -> ProbeGraph:
 
     Raises ProbeFileError for a graph that this package did not write, OSError.
     """
-    from safesteer_edge.converters.tensor_files import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-        write_npz,
-        write_safetensors,
-    )
-
-    graph, metadata = read_probe_graph(source.read_bytes(), name=str(source))
+    graph, metadata = read_probe_graph(read_onnx_bytes(source), name=str(source))
     write = write_npz if output.suffix == ".npz" else write_safetensors
     write(output, graph_to_tensors(graph, metadata))
     return graph
@@ -120,16 +120,15 @@ def export_probe(source: Path, output: Path) -> ProbeGraph:
 def _weights(model: Any) -> dict[str, NDArray[Any]]:
     """Return the weights that the graph computes with, quantized ones turned back."""
     to_array = import_onnx().numpy_helper.to_array
-    stored_arrays = {tensor.name: to_array(tensor) for tensor in model.graph.initializer}
-    weights = dict(stored_arrays)
+    weights = {tensor.name: to_array(tensor) for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if any(name not in stored_arrays for name in node.input):
+        if any(name not in weights for name in node.input):
             continue
-        values = [stored_arrays[name] for name in node.input]
+        values = [weights[name] for name in node.input]
         if node.op_type == "Cast":
             weights[node.output[0]] = values[0].astype(np.float32)
-        elif node.op_type == "DequantizeLinear":
-            weights[node.output[0]] = values[0].astype(np.float32) * values[1]
+        elif node.op_type == "Mul":
+            weights[node.output[0]] = values[0] * values[1]
     return weights
 
 

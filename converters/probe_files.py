@@ -48,7 +48,8 @@ def read_probe_source(path: Path, options: SourceOptions) -> ProbeSource:
         raise unreadable(path, "there is no such file", "check the path")
     if path.is_dir() or options.kind == "rds":
         return _rds(path, options)
-    if suffix in _PICKLES or _starts_like_a_pickle(path):
+    # the first bytes of a safetensors file are a length, which may be anything
+    if suffix in _PICKLES or (suffix != ".safetensors" and _starts_like_a_pickle(path)):
         raise _pickle_error(path)
     if suffix in _ARRAYS:
         return _from_arrays(path, suffix, options)

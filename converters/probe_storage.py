@@ -37,7 +37,11 @@ class StoredWeight:
         if self.quantization == "fp16":
             return [helper.make_node("Cast", inputs, [self.name], to=_FLOAT32)]
         if self.quantization == "int8":
-            return [helper.make_node("DequantizeLinear", inputs, [self.name], axis=1)]
+            # Not DequantizeLinear: onnxruntime 1.31 joins it and the product to MatMulNBits, which
+            # rounds the states as well and moved scores by 0.01. These two it folds when loading.
+            codes, scale = inputs
+            cast = helper.make_node("Cast", [codes], [f"{codes}_float"], to=_FLOAT32)
+            return [cast, helper.make_node("Mul", [f"{codes}_float", scale], [self.name])]
         return []
 
 

@@ -39,7 +39,7 @@ class SessionSettings:
     strength: float | None = None
     threshold: float | None = None
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    max_tokens: int = 512
+    max_tokens: int = 256
     n_ctx: int | None = None
     n_gpu_layers: int | None = None
     n_threads: int | None = None

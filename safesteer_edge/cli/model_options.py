@@ -59,7 +59,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             flag, type=kind, default=default, metavar=metavar, help=f"{text} (default: {default})"
         )
-    group.add_argument("--max-tokens", type=int, default=512, metavar="N", help="default: 512")
+    group.add_argument("--max-tokens", type=int, default=256, metavar="N", help="default: 256")
 
 
 def session_settings(options: argparse.Namespace) -> SessionSettings:

@@ -17,7 +17,7 @@ class SamplingSettings:
     switch the penalties off. Raises SettingsError for a value out of range.
     """
 
-    temperature: float = 0.7
+    temperature: float = 0.3
     top_k: int = 16
     top_p: float = 0.95
     min_p: float = 0.05

@@ -322,17 +322,25 @@ def test_a_zip_that_unpacks_to_gigabytes_is_refused_unread(suffix: str, tmp_path
         convert_probe(source, ConversionSettings(tmp_path / "probe.onnx"))
 
 
+def safetensors(header: bytes) -> bytes:
+    """A file of this header and no numbers."""
+    return len(header).to_bytes(8, "little") + header
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
         (b"", "not a whole safetensors file"),
         (b"\xff" * 64, "not a whole safetensors file"),
         ((2).to_bytes(8, "little") + b"[]", "does not fit|no layers"),
-        ((60).to_bytes(8, "little") + b'{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}     ', "header"),
-        ((64).to_bytes(8, "little") + b'{"w":{"dtype":"F32","shape":[1e9],"data_offsets":[0,16]}}       ', "header"),
-        ((9).to_bytes(8, "little") + b"[" * 9, "header"),
+        (safetensors(b'{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'), "header"),
+        (safetensors(b'{"w":{"dtype":"F32","shape":[1e9],"data_offsets":[0,0]}}'), "header"),
+        (safetensors(b'{"w":{"dtype":"F9","shape":[0],"data_offsets":[0,0]}}'), "header"),
+        (safetensors(b'{"w":{"shape":[0],"data_offsets":[0,0]}}'), "header"),
+        (safetensors(b'{"w":3}'), "header"),
+        (safetensors(b"[" * 90_000), "header"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_safetensors_file_is_refused(data: bytes, reason: str, tmp_path: Path):
     (tmp_path / "probe.safetensors").write_bytes(data)
     with pytest.raises(InputError, match=reason):

@@ -210,7 +210,7 @@ def test_two_outputs_need_to_be_told_apart(tmp_path: Path):
     save_file(module.state_dict(), source)
     output = tmp_path / "probe.onnx"
     options = SourceOptions(activations=("relu", "softmax"))
-    with pytest.raises(InputError, match="two outputs.*--harmful-class"):
+    with pytest.raises(InputError, match=r"two outputs.*--harmful-class"):
         convert_probe(source, ConversionSettings(output), options)
     for harmful_class in (0, 1):
         settings = ConversionSettings(output, harmful_class=harmful_class)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,18 @@ def test_a_tensor_that_claims_more_than_it_stores_is_refused(tmp_path: Path, tor
 def test_checkpoints_without_directions_are_refused(tmp_path: Path, torch: Any, content: Any):
     torch.save(content, tmp_path / "v.pt")
     with pytest.raises(InputError):
+        converted(tmp_path / "v.pt")
+
+
+def test_without_pytorch_the_error_says_what_to_do(
+    tmp_path: Path, torch: Any, monkeypatch: pytest.MonkeyPatch
+):
+    torch.save(torch.tensor(ROWS), tmp_path / "v.pt")
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    with pytest.raises(InputError, match=r"'torch>=2\.10'"):
+        converted(tmp_path / "v.pt")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(InputError, match=r"pip install 'torch>=2\.10', or save plain tensors"):
         converted(tmp_path / "v.pt")
 
 
