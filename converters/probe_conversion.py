@@ -116,8 +116,8 @@ def convert_source(
     source: ProbeSource, settings: ConversionSettings, model: ModelInfo | None = None
 ) -> ConversionReport:
     """Convert a probe that was read. model: settings.model's, if it was checked already."""
-    if settings.model is not None and model is None:
-        model = check_language_model(settings.model)
+    if settings.model is not None:
+        model = model or check_language_model(settings.model)
     _check_width(source, settings, model)
     states = _states(source, settings)
     reference = np.asarray(source.reference_scores(states.values), np.float64)
@@ -129,11 +129,7 @@ def convert_source(
     data = source.encode(metadata, name=name, harmful_class=harmful_class)
     scores = _scores(data, name, states)
     difference = float(np.abs(scores - expected).max())
-    if not difference <= _MAX_DIFFERENCE:
-        raise ProbeFileError(
-            f"cannot convert to {name!r}: in float32 its scores are up to {difference:.2g} away "
-            f"from the source's; standardise the states before the first layer"
-        )
+    _check_difference(difference, name)
     cost: float | None = None
     if settings.quantization != "none":
         data = source.encode(
@@ -154,6 +150,14 @@ def convert_source(
         auroc=_auroc(scores, states.labels),
         quantization_difference=cost,
     )
+
+
+def _check_difference(difference: float, name: str) -> None:
+    if not difference <= _MAX_DIFFERENCE:
+        raise ProbeFileError(
+            f"cannot convert to {name!r}: in float32 its scores are up to {difference:.2g} away "
+            "from the source's; standardise the states before the first layer"
+        )
 
 
 def _check_width(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from safesteer_edge.converters.probe_graph import (  # pyright: ignore[reportMis
     LayerNorm,
     ProbeGraph,
     SigmoidFolds,
+    score_states,
     stored,
 )
 from safesteer_edge.converters.probe_onnx import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
@@ -33,6 +35,7 @@ from safesteer_edge.converters.tensor_files import (  # pyright: ignore[reportMi
 )
 from safesteer_edge.errors import ProbeFileError
 from safesteer_edge.formats.onnx_file import check_onnx
+from safesteer_edge.guard.probe import OnnxProbe
 
 _ACTIVATIONS: Final[Mapping[tuple[str, ...], Activation]] = {
     (): "none",
@@ -43,7 +46,19 @@ _ACTIVATIONS: Final[Mapping[tuple[str, ...], Activation]] = {
     ("Div", "Erf", "Add", "Mul", "Mul"): "gelu",
     ("Pow", "Mul", "Add", "Mul", "Tanh", "Add", "Mul", "Mul"): "gelu_tanh",
 }
+_N_COMPARED = 256
+_MAX_DIFFERENCE = 1e-3  # more than this is no rounding
 _LAYERS = ("Gemm", "LayerNormalization")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What was written. max_difference: of scores on n_states made-up states, against ONNX."""
+
+    n_features: int
+    n_layers: int
+    n_states: int
+    max_difference: float
 
 
 def read_probe_graph(data: bytes, *, name: str) -> tuple[ProbeGraph, Mapping[str, str]]:
@@ -67,10 +82,7 @@ def read_probe_graph(data: bytes, *, name: str) -> tuple[ProbeGraph, Mapping[str
             head=_head(weights),
         )
     except (KeyError, IndexError, ValueError) as error:
-        raise ProbeFileError(
-            f"cannot take {name!r} apart: it is not a graph that 'convert probe' made of "
-            f"parameters (no {error}); go back to what it was exported from"
-        ) from error
+        raise _not_ours(name, f"no {error}") from error
     return graph, info.metadata
 
 
@@ -106,15 +118,29 @@ def graph_to_tensors(graph: ProbeGraph, metadata: Mapping[str, str]) -> TensorFi
     return TensorFile({key: stored(value, graph.dtype) for key, value in arrays.items()}, texts)
 
 
-def export_probe(source: Path, output: Path) -> ProbeGraph:
-    """Write a probe.onnx as .safetensors or .npz and return what it was.
+def export_probe(source: Path, output: Path) -> ExportReport:
+    """Write a probe.onnx as .safetensors or .npz and return how near it is to the ONNX file.
 
     Raises ProbeFileError for a graph that this package did not write, OSError.
     """
-    graph, metadata = read_probe_graph(read_onnx_bytes(source), name=str(source))
-    write = write_npz if output.suffix == ".npz" else write_safetensors
+    name, data = str(source), read_onnx_bytes(source)
+    graph, metadata = read_probe_graph(data, name=name)
+    noise = np.random.default_rng(0).standard_normal((_N_COMPARED, graph.n_features))
+    states = (noise * graph.scale + graph.mean).astype(np.float32)
+    with OnnxProbe.from_bytes(data, name=name, device="cpu") as probe:
+        difference = float(np.abs(probe.score(states) - score_states(graph, states)).max())
+    if not difference <= _MAX_DIFFERENCE:
+        raise _not_ours(name, f"what was read scores up to {difference:.2g} away from it")
+    write = write_npz if output.suffix.lower() == ".npz" else write_safetensors
     write(output, graph_to_tensors(graph, metadata))
-    return graph
+    return ExportReport(graph.n_features, len(graph.layers), _N_COMPARED, difference)
+
+
+def _not_ours(name: str, problem: str) -> ProbeFileError:
+    return ProbeFileError(
+        f"cannot take {name!r} apart: it is not a graph that 'convert probe' made of parameters "
+        f"({problem}); go back to what it was exported from"
+    )
 
 
 def _weights(model: Any) -> dict[str, NDArray[Any]]:
@@ -127,7 +153,7 @@ def _weights(model: Any) -> dict[str, NDArray[Any]]:
         values = [weights[name] for name in node.input]
         if node.op_type == "Cast":
             weights[node.output[0]] = values[0].astype(np.float32)
-        elif node.op_type == "Mul":
+        elif node.op_type == "Mul" and values[0].shape[1:] == values[1].shape:
             weights[node.output[0]] = values[0] * values[1]
     return weights
 

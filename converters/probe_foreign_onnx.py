@@ -172,10 +172,10 @@ def onnx_source(path: Path, data: bytes, options: SourceOptions) -> OnnxSource:
         info = check_onnx(data, name=name)
     except ProbeFileError as error:
         if "ai.onnx.ml" in str(error):
-            raise _refused(
-                name, "it uses operators of domain 'ai.onnx.ml'", _FROM_SKLEARN
-            ) from error
-        raise
+            problem = "it uses operators of domain 'ai.onnx.ml'"
+            raise _refused(name, problem, _FROM_SKLEARN) from error
+        problem = str(error).removeprefix(f"cannot use probe {name!r}: ").rpartition("; ")[0]
+        raise _refused(name, problem, "export it again, as one file with opset 17") from error
     model = onnx.load_model_from_string(data)
     input_name, n_features = _input(model, info, options, name)
     output_name = _output(info, options, name)
@@ -193,7 +193,7 @@ def onnx_source(path: Path, data: bytes, options: SourceOptions) -> OnnxSource:
         raise _refused(
             name,
             f"its output {output_name!r} has shape {values.shape} for {_N_TRIED} states",
-            "expected one number for each, or two; name another output with --output",
+            "expected one number for each, or two; name another output with --onnx-output",
         )
     is_probability = _is_probability(model, output_name, options, name)
     n_outputs = values.size // _N_TRIED
@@ -222,7 +222,9 @@ def _output(info: OnnxInfo, options: SourceOptions, name: str) -> str:
         return options.output
     likely = [value.name for value in info.outputs if value.dtype in _FLOAT_TYPES]
     if len(likely) != 1:
-        raise _refused(name, f"it has the outputs {outputs}", "name the score's: --output NAME")
+        raise _refused(
+            name, f"it has the outputs {outputs}", "name the score's: --onnx-output NAME"
+        )
     return likely[0]
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Final
 
 import numpy as np
@@ -149,7 +150,8 @@ def _npy(path: Path, name: str, data: bytes) -> Array:
             raise ValueError(f"its shape is {shape}, and it has {len(data) - stream.tell()} bytes")
         stream.seek(0)
         return np.lib.format.read_array(stream, allow_pickle=False)
-    except (ValueError, SyntaxError, TypeError, EOFError, RecursionError) as error:
+    except (ValueError, SyntaxError, TypeError, EOFError, RecursionError, TokenError) as error:
+        # NumPy takes headers apart with Python's own tokenizer
         raise unreadable(path, f"array {name!r} is damaged ({error})") from error
 
 

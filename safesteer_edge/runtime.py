@@ -62,6 +62,10 @@ class Runtime:
     load_s: float
     _undo: ExitStack
 
+    def check_open(self) -> None:
+        """Raise EngineError after `close()`, before anything is started again for nothing."""
+        _ = self.model.handle
+
     def close(self) -> None:
         """Free everything. Idempotent."""
         self._undo.close()

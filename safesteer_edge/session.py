@@ -122,6 +122,7 @@ class Session:
         self, text: str, images: Sequence[Path], sounds: Sequence[Path], system: str | None
     ) -> Generator[Event, None, None]:
         started_s = time.perf_counter()
+        self._runtime.check_open()
         conversation = self._with_question(text, images, sounds, system)
         items = self._to_items(conversation)
         sampler = SamplerChain(self._settings.sampling, n_vocab=self._runtime.model.n_vocab)

@@ -152,7 +152,7 @@ def _probe_layers(probe: OnnxProbe, settings: AssemblySettings) -> tuple[int, ..
         )
     if probe.n_features != model.n_embd * len(layers):
         raise ProbeFileError(
-            f"{name} reads states of {probe.n_features} values; {len(layers)} layers of "
+            f"{name} reads states of {probe.n_features} values; layers {list(layers)} of "
             f"{model.path.name!r} give {model.n_embd * len(layers)}: name the layers that it was "
             "trained on"
         )

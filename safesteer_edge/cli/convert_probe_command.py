@@ -49,6 +49,16 @@ def add_parser(subparsers: Any) -> None:
         metavar="F.npz",
         help="'states' (n, n_features) and 'labels' (n,), 1 for harmful, to compare on",
     )
+    _add_direction(parser)
+    parser.add_argument(
+        "--quantize", choices=("int8", "fp16"), default="none", help="store matrices smaller"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_source_options(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_direction(parser: argparse.ArgumentParser) -> None:
     direction = parser.add_mutually_exclusive_group()
     direction.add_argument(
         "--harmful-class", type=int, choices=(0, 1), help="which of its classes is the harmful one"
@@ -60,12 +70,6 @@ def add_parser(subparsers: Any) -> None:
         dest="harmful_class",
         help="its score falls with harm: the same as --harmful-class 0",
     )
-    parser.add_argument(
-        "--quantize", choices=("int8", "fp16"), default="none", help="store matrices smaller"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    _add_source_options(parser)
-    parser.set_defaults(run=run)
 
 
 def _add_source_options(parser: argparse.ArgumentParser) -> None:
@@ -152,11 +156,15 @@ def _run_back(options: argparse.Namespace) -> int:
             f"cannot write {str(options.output)!r} from {str(options.source)!r}; only a .onnx "
             "probe goes back to arrays: convert to .onnx first"
         )
-    graph = export_probe(options.source, options.output)
+    report = export_probe(options.source, options.output)
     if options.json:
-        print(json.dumps({"output": str(options.output), "n_features": graph.n_features}))
-    else:
-        print(f"wrote {options.output}: {len(graph.layers)} layer(s) of {graph.n_features} numbers")
+        print(json.dumps({"output": str(options.output), **asdict(report)}))
+        return OK
+    print(f"wrote {options.output}: {report.n_layers} layer(s) of {report.n_features} numbers")
+    print(
+        f"parity with {options.source} on {report.n_states} states: "
+        f"max difference {report.max_difference:.2g}"
+    )
     return OK
 
 

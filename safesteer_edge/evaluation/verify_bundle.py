@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,6 @@ from safesteer_edge.formats.model_file import check_language_model
 from safesteer_edge.runtime import open_runtime
 from safesteer_edge.settings import SessionSettings
 
-MAX_SHIFT_ERROR: Final = 1e-3
 _N_CTX = 512
 _PROMPT = "What is shown in this picture, and is it safe?"
 
@@ -190,7 +189,7 @@ def _shift_failures(shifts: Sequence[LayerShift], device: Device) -> list[str]:
         f"on the {device}, the direction of block {shift.layer_index} shows up {where(shift)}, "
         f"with a relative error of {shift.relative_error:.3g}"
         for shift in shifts
-        if not shift.is_as_stored(MAX_SHIFT_ERROR)
+        if not shift.is_as_stored
     ]
 
 

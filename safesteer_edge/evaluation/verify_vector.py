@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +21,21 @@ from safesteer_edge.formats.control_vector_file import ControlVector
 from safesteer_edge.guard.sampling import SamplingSettings
 from safesteer_edge.runtime import Runtime
 
+MAX_SHIFT_ERROR: Final = 1e-3
+"""Of a shift, relative to the direction's largest number."""
+
 # A sum of float32 is rounded to 2⁻²⁴ of its size: reading a small shift back as the difference of
 # two large states cannot be better than this share of them.
-FLOAT32_ROUNDING = 2.0**-23
+_FLOAT32_ROUNDING = 2.0**-23
 
 
 @dataclass(frozen=True, slots=True)
 class LayerShift:
-    """What one direction did, at one block.
+    """What one direction did, at one block. All but the length are relative to its largest number.
 
-    relative_error: the largest |shift − direction| over the largest |direction|; the same for
-    rounding, which float32 alone explains. shift_below: the largest change of any lower block's
-    output. landed_on: the first block whose output changed, None if none did.
+    relative_error: the largest |shift − direction|. rounding: how much of it float32 alone
+    explains. shift_below: the largest change of any lower block's output. landed_on: the first
+    block whose output changed by more than MAX_SHIFT_ERROR, None if none did.
     """
 
     layer_index: int
@@ -41,11 +45,13 @@ class LayerShift:
     shift_below: float
     landed_on: int | None
 
-    def is_as_stored(self, tolerance: float) -> bool:
-        """Tell whether this is the direction, at its block and none below."""
+    @property
+    def is_as_stored(self) -> bool:
+        """This is the direction, at its block and none below."""
+        allowed = MAX_SHIFT_ERROR + self.rounding
         # Written so that a NaN fails.
-        is_close = self.relative_error <= tolerance + self.rounding
-        return is_close and self.shift_below == 0.0 and self.landed_on == self.layer_index
+        is_close = self.relative_error <= allowed and self.shift_below <= allowed
+        return is_close and self.landed_on == self.layer_index
 
 
 def measure_shifts(
@@ -77,14 +83,16 @@ def _measure(
     shift = steered - plain
     direction = vector.directions[layer_index].astype(np.float64)
     largest = float(np.abs(direction).max())
-    moved = np.flatnonzero(np.abs(shift).max(axis=1))
     size = float(np.abs(np.stack([plain[layer_index], steered[layer_index]])).max())
+    rounding = _FLOAT32_ROUNDING * size / largest
+    changes = np.abs(shift).max(axis=1) / largest
+    moved = np.flatnonzero(changes > MAX_SHIFT_ERROR + rounding)
     return LayerShift(
         layer_index=layer_index,
         direction_norm=float(np.linalg.norm(direction)),
         relative_error=float(np.abs(shift[layer_index] - direction).max()) / largest,
-        rounding=FLOAT32_ROUNDING * size / largest,
-        shift_below=float(np.abs(shift[:layer_index]).max()),
+        rounding=rounding,
+        shift_below=float(changes[:layer_index].max()),
         landed_on=int(moved[0]) if len(moved) else None,
     )
 

@@ -97,6 +97,15 @@ def test_a_probe_that_names_its_layers_need_not_be_asked(
     assert "says that it reads layers [1, 2]" in capsys.readouterr().err
 
 
+def test_a_probe_that_says_it_is_another_models_is_refused(
+    guarded_tiny: GuardedTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    says = {"safesteer.model.architecture": "gemma3"}
+    (tmp_path / "p.onnx").write_bytes(probe_onnx(guarded_tiny.weights, metadata=says))
+    assert convert(guarded_tiny, tmp_path / "p.onnx", tmp_path / "out", "--layers", *LAYERS) == 2
+    assert "is for a model with architecture 'gemma3'" in capsys.readouterr().err
+
+
 def test_a_probe_that_is_not_its_source_is_not_written(
     guarded_tiny: GuardedTiny, probe: Path, tmp_path: Path
 ):
@@ -119,7 +128,7 @@ def test_a_probe_that_is_constant_is_refused(
     ("arguments", "problem"),
     [
         ([], "pass --layers"),
-        (["--layers", "1"], "reads states of 128 values; 1 layers"),
+        (["--layers", "1"], "reads states of 128 values; layers [1]"),
         (["--layers", "1", "9"], "cannot read layers [1, 9]"),
         (["--layers", "1", "1"], "expected different block outputs"),
         (["--layers", "1", "4"], "4 alone (after the final norm)"),

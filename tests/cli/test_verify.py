@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from safesteer_edge.bundle.writer import write_bundle
 from safesteer_edge.cli.main import main
 from tests.guarded_tiny import PROBE_LAYERS, WAVERING, GuardedTiny
 
@@ -133,6 +135,16 @@ def test_a_damaged_bundle_is_not_verified(
     out = capsys.readouterr().out
     assert "does not load" in out
     assert out.splitlines()[-1] == "NOT verified"
+
+
+def test_a_probe_that_is_fed_other_layers_is_not_verified(
+    guarded_tiny: GuardedTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The files are whole and fit together; only the running model can tell."""
+    parts = replace(guarded_tiny.parts(), probe_layers=(0, 2))
+    folder = write_bundle(tmp_path / "bundle", parts)
+    assert main(["verify", str(folder), "--model", str(guarded_tiny.model)]) == 1
+    assert "self-test" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +42,3 @@ def scores_of(path: Path, states: Any) -> NDArray[np.float32]:
 def assert_parity(path: Path, states: Any, expected: Any) -> None:
     """The file's scores are the object's, within 1e-5."""
     np.testing.assert_allclose(scores_of(path, states), expected, rtol=0, atol=TOLERANCE)
-
-
-def run_probe_command(*arguments: object) -> int:
-    """Run `convert probe` through `main`'s error handling."""
-    import argparse
-    import sys
-
-    from safesteer_edge.cli import convert_probe_command
-    from safesteer_edge.errors import InputError
-
-    parser = argparse.ArgumentParser()
-    convert_probe_command.add_parser(parser.add_subparsers())
-    options = parser.parse_args(["probe", *map(str, arguments)])
-    run: Callable[[Any], int] = options.run
-    try:
-        return run(options)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2

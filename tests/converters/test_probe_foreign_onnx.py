@@ -192,7 +192,7 @@ BENT = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Tanh", 
         (
             [LOGIT, helper.make_node("Sigmoid", ["y"], ["p"])],
             {"outputs": (("y", ["b", 1]), ("p", ["b", 1]))},
-            "--output NAME",
+            "--onnx-output NAME",
         ),
         (
             [helper.make_node("Identity", ["x"], ["y"])],

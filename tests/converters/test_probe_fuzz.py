@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,30 @@ def test_a_changed_file_is_read_or_refused(
         assert np.isfinite(source.reference_scores(np.ones((2, source.n_features)))).all()
         if suffix == ".onnx":
             export_probe(path, tmp_path / "back.npz")
+    except InputError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(("suffix", "member"), [(".pt", "data.pkl"), (".npz", ".npy")])
+@settings(
+    deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(edit=edits())
+def test_a_changed_member_of_an_intact_zip_is_read_or_refused(
+    suffix: str, member: str, edit: Any, sources: dict[str, bytes], tmp_path: Path
+):
+    """A zip's checksums catch most accidents, and nobody who makes the file on purpose."""
+    with zipfile.ZipFile(io.BytesIO(sources[suffix])) as archive:
+        members = {name: bytearray(archive.read(name)) for name in archive.namelist()}
+    data = members[next(name for name in members if name.endswith(member))]
+    for place, value in edit[0]:
+        data[int(place * len(data))] = value
+    path = tmp_path / f"p{suffix}"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, bytes(content))
+    try:
+        read_probe_source(path, SourceOptions())
     except InputError as error:
         assert "\n" not in str(error)
 

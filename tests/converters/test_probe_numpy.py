@@ -9,32 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from safesteer_edge.converters.probe_conversion import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
     ConversionSettings,
     convert_estimator,
     convert_probe,
-)
-from safesteer_edge.converters.probe_export import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    export_probe,
-    graph_to_tensors,
-    read_probe_graph,
-)
-from safesteer_edge.converters.probe_graph import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    ACTIVATIONS,
-    DenseLayer,
-    LayerNorm,
-    ProbeGraph,
-)
-from safesteer_edge.converters.probe_onnx import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    encode_probe,
 )
 from safesteer_edge.converters.probe_source import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
     SourceOptions,
@@ -195,77 +177,6 @@ def test_quantizing_an_isotonic_probe_is_refused(tmp_path: Path):
     )
     with pytest.raises(InputError, match="isotonic calibration needs float64"):
         convert_estimator(estimator, ConversionSettings(tmp_path / "p.onnx", quantization="int8"))
-
-
-def graph_of_everything(activation: Any) -> ProbeGraph:
-    rng = np.random.default_rng(5)
-    return ProbeGraph(
-        mean=MEAN,
-        scale=SCALE,
-        components=COMPONENTS,
-        layers=(
-            DenseLayer(rng.standard_normal((4, 6)), rng.standard_normal(6), activation),
-            LayerNorm(rng.standard_normal(6), rng.standard_normal(6), 1e-4, activation),
-            DenseLayer(rng.standard_normal((6, 1)), rng.standard_normal(1)),
-        ),
-        calibration=(1.5, -0.25),
-    )
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
-def test_there_and_back_again_is_the_same_probe(activation: str, suffix: str, tmp_path: Path):
-    first, arrays, second = tmp_path / "1.onnx", tmp_path / f"probe{suffix}", tmp_path / "2.onnx"
-    first.write_bytes(encode_probe(graph_of_everything(activation), {"safesteer.layers": "3"}))
-    export_probe(first, arrays)
-    convert_probe(arrays, ConversionSettings(second))
-    np.testing.assert_array_equal(scores_of(first, STATES), scores_of(second, STATES))
-
-
-@pytest.mark.parametrize("method", ["sigmoid", "isotonic"])
-def test_an_ensemble_comes_back_from_onnx(method: str, tmp_path: Path):
-    estimator = make_pipeline(
-        StandardScaler(), PCA(4), CalibratedClassifierCV(LinearSVC(), method=method)
-    )
-    estimator.fit(STATES, LABELS)
-    convert_estimator(estimator, ConversionSettings(tmp_path / "1.onnx"))
-    export_probe(tmp_path / "1.onnx", tmp_path / "probe.safetensors")
-    convert_probe(tmp_path / "probe.safetensors", ConversionSettings(tmp_path / "2.onnx"))
-    expected = estimator.predict_proba(NEW_STATES.astype(np.float64))[:, 1]
-    assert_parity(tmp_path / "2.onnx", NEW_STATES, expected)
-
-
-def test_what_goes_back_can_be_read_by_safetensors_and_numpy(tmp_path: Path):
-    graph = graph_of_everything("relu")
-    (tmp_path / "probe.onnx").write_bytes(encode_probe(graph, {"safesteer.layers": "3"}))
-    export_probe(tmp_path / "probe.onnx", tmp_path / "probe.safetensors")
-    export_probe(tmp_path / "probe.onnx", tmp_path / "probe.npz")
-    tensors = load_file(tmp_path / "probe.safetensors")
-    with np.load(tmp_path / "probe.npz", allow_pickle=False) as arrays:
-        assert str(arrays["activations"]) == "relu,relu,none"
-        assert str(arrays["safesteer.layers"]) == "3"
-        for name, tensor in tensors.items():
-            np.testing.assert_array_equal(tensor, arrays[name])
-    assert tensors["layers.0.weight"].shape == (6, 4)
-    np.testing.assert_allclose(tensors["components"], COMPONENTS, atol=1e-6)
-
-
-@pytest.mark.parametrize("quantization", ["int8", "fp16"])
-def test_a_quantized_probe_comes_back_as_what_it_computes(quantization: Any, tmp_path: Path):
-    data = encode_probe(graph_of_everything("tanh"), {}, quantization=quantization)
-    (tmp_path / "1.onnx").write_bytes(data)
-    graph, metadata = read_probe_graph(data, name="1.onnx")
-    (tmp_path / "2.onnx").write_bytes(encode_probe(graph, metadata))
-    np.testing.assert_allclose(
-        scores_of(tmp_path / "1.onnx", STATES), scores_of(tmp_path / "2.onnx", STATES), atol=1e-6
-    )
-
-
-def test_layer_norms_that_differ_in_epsilon_do_not_fit_into_a_state_dict():
-    norms = [LayerNorm(np.ones(24), np.zeros(24), epsilon) for epsilon in (1e-5, 1e-3)]
-    layers = (*norms, DenseLayer(np.ones((24, 1)), np.zeros(1)))
-    with pytest.raises(ProbeFileError, match="epsilons"):
-        graph_to_tensors(ProbeGraph(np.zeros(24), np.ones(24), layers), {})
 
 
 def npz_with(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:

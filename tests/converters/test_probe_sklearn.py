@@ -34,6 +34,7 @@ STATES = wide_states()
 LABELS = labels_of(STATES)
 NEW_STATES = wide_states(seed=2)
 
+ONE_CALIBRATION: dict[str, Any] = {"ensemble": False}
 MLP: dict[str, Any] = {"hidden_layer_sizes": (6, 3), "max_iter": 40, "random_state": 0}
 ESTIMATORS = {
     "logistic regression": LogisticRegression(max_iter=2000),
@@ -41,7 +42,7 @@ ESTIMATORS = {
     "not centred": make_pipeline(StandardScaler(with_mean=False), LogisticRegression(max_iter=999)),
     "chosen by folds": make_pipeline(
         StandardScaler(),
-        LogisticRegressionCV(Cs=3, l1_ratios=(0,), scoring="roc_auc", use_legacy_attributes=False),
+        LogisticRegressionCV(Cs=3),
     ),
     "with PCA": make_pipeline(StandardScaler(), PCA(4), LogisticRegression()),
     "whitened PCA": make_pipeline(PCA(4, whiten=True), "passthrough", LogisticRegression()),
@@ -60,10 +61,13 @@ ESTIMATORS = {
         make_pipeline(StandardScaler(), PCA(4), LinearSVC())
     ),
     "svm, one calibration": CalibratedClassifierCV(
-        make_pipeline(StandardScaler(), LinearSVC()), ensemble=False
+        make_pipeline(StandardScaler(), LinearSVC()), **ONE_CALIBRATION
     ),
     "hinge, calibrated": make_pipeline(
         StandardScaler(), PCA(6), StandardScaler(), CalibratedClassifierCV(SGDClassifier())
+    ),
+    "svm, by temperature": CalibratedClassifierCV(
+        make_pipeline(StandardScaler(), LinearSVC()), method="temperature"
     ),
     "svm, isotonic": make_pipeline(
         StandardScaler(), CalibratedClassifierCV(LinearSVC(), method="isotonic")
@@ -75,7 +79,10 @@ ESTIMATORS = {
         StandardScaler(), CalibratedClassifierCV(MLPClassifier(**MLP), method="isotonic", cv=2)
     ),
 }
-pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # of LogisticRegressionCV, on defaults
+]
 
 
 def save(estimator: Any, path: Path) -> Path:

@@ -33,15 +33,23 @@ class Bomb:
         return (Path.touch, (self.sign,))
 
 
-def npy_bytes(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
 def npy_header(shape: tuple[int, ...]) -> bytes:
     text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
+
+
+def write_whole(path: Path) -> Path:
+    """Write a good file of the form that its name says."""
+    if path.suffix == ".npy":
+        np.save(path, ROWS)
+    elif path.suffix == ".npz":
+        np.savez(path, directions=ROWS)
+    elif path.suffix == ".gguf":
+        write_repeng_gguf(path, {1: ROWS[0], 2: ROWS[1]})
+    else:
+        header = b'{"d":{"dtype":"F32","shape":[4,8],"data_offsets":[0,128]}}'
+        path.write_bytes(struct.pack("<Q", len(header)) + header + ROWS.tobytes())
+    return path
 
 
 def refused(path: Path, match: str | None = None) -> None:
@@ -85,15 +93,9 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path):
 
 
 def test_a_truncated_file_is_refused_at_every_length(tmp_path: Path):
-    files = {"v.npy": npy_bytes(ROWS)}
-    np.savez(tmp_path / "whole.npz", directions=ROWS)
-    files["v.npz"] = (tmp_path / "whole.npz").read_bytes()
-    files["v.gguf"] = write_repeng_gguf(tmp_path / "whole.gguf", {1: ROWS[0]}).read_bytes()
-    header = b'{"d":{"dtype":"F32","shape":[4,8],"data_offsets":[0,128]}}'
-    files["v.safetensors"] = struct.pack("<Q", len(header)) + header + ROWS.tobytes()
-    for name, data in files.items():
-        path = tmp_path / name
-        path.write_bytes(data)
+    for suffix in (".npy", ".npz", ".safetensors", ".gguf"):
+        path = write_whole(tmp_path / f"v{suffix}")
+        data = path.read_bytes()
         assert read_source(path, layer_base="0", convention="repeng").n_embd == 8
         for length in range(0, len(data) - 32, 7):
             path.write_bytes(data[:length])
@@ -156,17 +158,14 @@ def test_damage_anywhere_is_refused_or_harmless(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ):
     """No mutation may raise anything but our own error, or allocate more than the file has."""
-    path = tmp_path_factory.mktemp("damage") / data.draw(st.sampled_from(["v.npy", "v.npz"]))
-    if path.suffix == ".npy":
-        np.save(path, ROWS)
-    else:
-        np.savez(path, directions=ROWS)
+    suffix = data.draw(st.sampled_from([".npy", ".npz", ".safetensors", ".gguf"]))
+    path = write_whole(tmp_path_factory.mktemp("damage") / f"v{suffix}")
     raw = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(raw)
     try:
-        source = read_source(path, layer_base="0", convention=None)
+        source = read_source(path, layer_base="0", convention="repeng")
     except InputError:
         return
     assert sum(row.size for row in source.rows.values()) <= 64
