@@ -26,7 +26,10 @@ _ALL_LAYERS = -1  # Llama.__init__
 
 @dataclass(frozen=True, slots=True)
 class ReferenceSettings:
-    """n_gpu_layers: None: all where this llama.cpp can offload. n_batch as `ContextSettings`'."""
+    """n_gpu_layers: None: all where this llama.cpp can offload. n_batch as `ContextSettings`'.
+
+    flash_attention: off by default in `Llama`; llama.cpp's own choice, as in our sessions, is on.
+    """
 
     path: Path
     n_ctx: int
@@ -35,6 +38,7 @@ class ReferenceSettings:
     max_tokens: int
     n_gpu_layers: int | None = None
     n_batch: int = 512
+    flash_attention: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +82,7 @@ class ReferenceChat:
                 n_threads=settings.n_threads,
                 n_threads_batch=settings.n_threads,
                 n_gpu_layers=n_gpu_layers,
-                # Off by default there; llama.cpp's own choice, which ours leaves alone, is on.
-                # Without it each token took 8.4 ms and not 7.7 (SmolLM2-135M Q4_1, one thread).
-                flash_attn=True,
+                flash_attn=settings.flash_attention,
                 no_perf=True,
                 last_n_tokens_size=settings.sampling.repeat_last_n,
                 verbose=False,

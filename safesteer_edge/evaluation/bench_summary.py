@@ -20,6 +20,8 @@ RATIOS: Final[tuple[tuple[VariantName, VariantName], ...]] = (
     ("eager", "off"),
     ("lazy", "llama-cpp-python"),
     ("off", "llama-cpp-python"),
+    ("lazy", "llama-cpp-python-flash"),
+    ("off", "llama-cpp-python-flash"),
 )
 
 

@@ -38,7 +38,7 @@ def test_the_report_is_printed_and_the_json_written(
     assert "repeat 1 of 1: eager" in printed.err
     value = json.loads(target.read_text(encoding="utf-8"))
     assert value["settings"]["max_tokens"] == 4
-    assert len(value["answers"]) == 8
+    assert len(value["answers"]) == 10
 
 
 @pytest.mark.default_model
@@ -48,7 +48,9 @@ def test_the_default_model_is_benched_with_its_own_guard(capsys: pytest.CaptureF
     assert value["model"]["name"] == "smollm2-135m-instruct"
     assert value["model"]["bundle"]
     same = {(row["variant"], row["kind"]): row["n_same_text"] for row in value["variants"]}
-    assert same["llama-cpp-python", "benign"] == same["llama-cpp-python", "harmful"] == 1
+    # With flash attention, as ours: without it, other kernels round differently.
+    reference = "llama-cpp-python-flash"
+    assert same[reference, "benign"] == same[reference, "harmful"] == 1
 
 
 def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path: Path):

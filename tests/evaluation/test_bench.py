@@ -67,7 +67,7 @@ def test_every_variant_answers_every_prompt_in_every_repeat(result: BenchResult)
 
 def test_the_outside_reference_draws_our_own_tokens(result: BenchResult):
     off = answers_of(result, "off")
-    reference = {(a.repeat, a.prompt_id): a for a in answers_of(result, "llama-cpp-python")}
+    reference = {(a.repeat, a.prompt_id): a for a in answers_of(result, "llama-cpp-python-flash")}
     for own in off:
         other = reference[own.repeat, own.prompt_id]
         assert other.n_prompt_tokens == own.n_prompt_tokens
@@ -85,7 +85,7 @@ def test_times_grow_and_lie_after_the_question(result: BenchResult):
 def test_only_the_guarded_variants_have_guard_figures(result: BenchResult):
     assert all(a.probe_s and a.n_interventions is not None for a in answers_of(result, "lazy"))
     assert all(a.probe_s and a.n_interventions is not None for a in answers_of(result, "eager"))
-    for name in ("off", "llama-cpp-python"):
+    for name in ("off", "llama-cpp-python", "llama-cpp-python-flash"):
         assert all(a.probe_s is None for a in answers_of(result, name))
 
 
