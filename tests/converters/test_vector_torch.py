@@ -111,6 +111,19 @@ def test_without_pytorch_the_error_says_what_to_do(
         converted(tmp_path / "v.pt")
 
 
+def test_a_file_that_repengs_exporter_wrote_gives_its_directions():
+    """data/repeng-0.4.0.gguf: ControlVector("llama", …).export_gguf of repeng 0.4.0, which needs an
+    older NumPy than the project and so cannot be installed beside it. The directions of layers 3, 2
+    and 1 are drawn in that order from default_rng(20).
+    """
+    path = Path(__file__).parent / "data" / "repeng-0.4.0.gguf"
+    directions = converted(path, convention="repeng", layer_base=None)
+    rng = np.random.default_rng(20)
+    for layer in (3, 2, 1):
+        expected = rng.standard_normal(64).astype(np.float32)
+        np.testing.assert_array_equal(directions[layer], expected)
+
+
 def test_repengs_own_exporter_and_importer_agree_with_ours(tmp_path: Path):
     """Both ways, where repeng is installed: it brings transformers, which the project does not."""
     extract = pytest.importorskip("repeng")
