@@ -73,7 +73,7 @@ def write_bundle(folder: Path, parts: BundleParts, *, allow_negative_scale: bool
     bundle, or if the folder holds something that is not a bundle's; OSError where the disk fails.
     """
     folder = folder.absolute()
-    _check_replaceable(folder)
+    check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -88,8 +88,11 @@ def write_bundle(folder: Path, parts: BundleParts, *, allow_negative_scale: bool
     return folder
 
 
-def _check_replaceable(folder: Path) -> None:
-    """Refuse a place that holds anything but a guard bundle: replacing it would lose that."""
+def check_replaceable(folder: Path) -> None:
+    """Refuse a place that holds anything but a guard bundle: replacing it would lose that.
+
+    Raises BundleError. Call it before long work whose result goes there.
+    """
     if not folder.exists():
         return
     if not folder.is_dir() or folder.is_symlink():

@@ -17,6 +17,7 @@ from safesteer_edge.chat.display_text import strip_control_characters
 from safesteer_edge.cli import (
     ask_command,
     bench_command,
+    calibrate_command,
     convert_command,
     doctor_command,
     measure_command,
@@ -30,6 +31,7 @@ _COMMANDS = (
     ask_command,
     models_command,
     doctor_command,
+    calibrate_command,
     convert_command,
     verify_command,
     measure_command,
