@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safesteer_edge.cli.exit_codes import OK
+from safesteer_edge.cli.model_options import add_machine_options, add_model_choice
 from safesteer_edge.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -32,13 +33,8 @@ def add_parser(subparsers: Any) -> None:
         "--json", metavar="F|-", help="write everything as JSON to F; - prints it instead of text"
     )
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model", metavar="NAME|F.gguf", help="catalogue name or file (default: embedded)"
-    )
-    model.add_argument("--bundle", type=Path, metavar="DIR", help="guard bundle (default: its own)")
-    model.add_argument("--ctx", type=int, metavar="N", help="context in tokens (default: 4096)")
-    model.add_argument("--gpu-layers", type=int, metavar="N", help="layers on the GPU")
-    model.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    add_model_choice(model)
+    add_machine_options(model)
     work = parser.add_argument_group("work")
     for flag, kind, text in (
         ("--prompts", int, "requests of each kind, benign and harmful"),

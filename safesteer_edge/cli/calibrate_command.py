@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safesteer_edge.cli.exit_codes import OK
+from safesteer_edge.cli.model_options import add_machine_options
 from safesteer_edge.errors import RequestDataError, SettingsError
 
 if TYPE_CHECKING:
@@ -34,9 +35,7 @@ def add_parser(subparsers: Any) -> None:
         "--data", type=Path, metavar="F.jsonl", help="requests (default: the project's own)"
     )
     parser.add_argument("--name", help="the bundle's name (default: from the file)")
-    parser.add_argument("--ctx", type=int, metavar="N", help="context in tokens (default: 4096)")
-    parser.add_argument("--gpu-layers", type=int, metavar="N", help="layers on the GPU")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    add_machine_options(parser)
     parser.set_defaults(run=run)
 
 

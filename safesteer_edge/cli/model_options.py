@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TypeAlias
 
 from safesteer_edge.guard.policy import GUARD_MODES, RERANK_NAMES
 from safesteer_edge.guard.sampling import SamplingSettings
@@ -11,21 +12,33 @@ from safesteer_edge.settings import SessionSettings
 
 _DEFAULTS = SamplingSettings()
 
+OptionGroup: TypeAlias = argparse._ActionsContainer  # parsers and groups share no public base
+
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Which model, which guard bundle, how much of the machine."""
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model", metavar="NAME|F.gguf", help="catalogue name or file (default: embedded)"
-    )
+    add_model_choice(group)
     group.add_argument("--mmproj", type=Path, metavar="F", help="the model's projector file")
-    group.add_argument("--bundle", type=Path, metavar="DIR", help="guard bundle (default: its own)")
-    group.add_argument("--ctx", type=int, metavar="N", help="context in tokens (default: 4096)")
-    group.add_argument("--gpu-layers", type=int, metavar="N", help="layers on the GPU")
-    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    add_machine_options(group)
     group.add_argument(
         "--chat-template", metavar="builtin:NAME", help="instead of the model's own template"
     )
+
+
+def add_model_choice(group: OptionGroup) -> None:
+    """The model and its guard bundle."""
+    group.add_argument(
+        "--model", metavar="NAME|F.gguf", help="catalogue name or file (default: embedded)"
+    )
+    group.add_argument("--bundle", type=Path, metavar="DIR", help="guard bundle (default: its own)")
+
+
+def add_machine_options(group: OptionGroup) -> None:
+    """How much of the machine a model gets."""
+    group.add_argument("--ctx", type=int, metavar="N", help="context in tokens (default: 4096)")
+    group.add_argument("--gpu-layers", type=int, metavar="N", help="layers on the GPU")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
 
 
 def add_guard_options(parser: argparse.ArgumentParser) -> None:
