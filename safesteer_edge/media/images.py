@@ -1,6 +1,6 @@
 """Images: decoded by Pillow under limits; the projector gets pixels, never a file.
 
-The only file that imports Pillow.
+Pillow is imported in this folder alone.
 """
 
 from __future__ import annotations
@@ -66,8 +66,12 @@ def load_image(path: Path) -> DecodedImage:
         ) from error
     except Exception as error:  # damaged files end in struct.error, KeyError, … inside Pillow
         raise MediaError(f"cannot decode image {name}: {error}; it may be damaged") from error
-    pixels = np.asarray(rgb, dtype=np.uint8)
-    return DecodedImage(pixels, _pixel_sha256(pixels), path.name)
+    return image_of_pixels(np.asarray(rgb, dtype=np.uint8), path.name)
+
+
+def image_of_pixels(pixels: NDArray[np.uint8], name: str) -> DecodedImage:
+    """The image of these pixels, uint8 (height, width, 3), RGB."""
+    return DecodedImage(pixels, _pixel_sha256(pixels), name)
 
 
 def _check_size(width: int, height: int, name: str) -> None:

@@ -54,7 +54,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     # `doctor` asks onnxruntime about itself in a child process, without the package.
     "onnxruntime": ("guard.probe", "diagnosis.child_tasks"),
     "platformdirs": ("folders",),
-    "PIL": ("media.images",),
+    "PIL": ("media",),
     "textual": ("tui",),
     "jinja2": ("chat.template_worker", "chat.template_sandbox"),
 }
