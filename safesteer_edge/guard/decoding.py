@@ -187,7 +187,7 @@ class GuardedAnswer:
             self.n_interventions += choice.intervened
             self.n_evaluated_candidates += choice.n_evaluated
             if choice.n_evaluated > 1:
-                candidates = _candidates(proposal, choice)
+                candidates = _candidates(proposal, choice, self._engine.piece)
         return Step(
             step=self.n_steps,
             token_id=int(proposal.token_ids[choice.index]),
@@ -197,6 +197,7 @@ class GuardedAnswer:
             accepted=not choice.intervened,
             risk=self.risk,
             candidates=candidates,
+            proposed_token_id=int(proposal.token_ids[proposal.drawn]),
         )
 
     def _refusal_reason(self) -> RefusalReason | None:
@@ -261,9 +262,16 @@ class _TimedProbe:
         return scores
 
 
-def _candidates(proposal: Proposal, choice: Choice) -> tuple[Candidate, ...]:
+def _candidates(
+    proposal: Proposal, choice: Choice, piece: Callable[[int], bytes]
+) -> tuple[Candidate, ...]:
     return tuple(
-        Candidate(int(token_id), float(logprob), float(score))
+        Candidate(
+            int(token_id),
+            float(logprob),
+            float(score),
+            piece(int(token_id)).decode("utf-8", "replace"),
+        )
         for token_id, logprob, score in zip(
             proposal.token_ids, proposal.log_probs, choice.scores, strict=True
         )

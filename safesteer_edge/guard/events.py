@@ -13,11 +13,12 @@ FinishReason = Literal["stop", "length", "refused", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A candidate of a step that was evaluated."""
+    """A candidate of a step that was evaluated. text: what it would have added."""
 
     token_id: int
     logprob: float
     score: float
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Step:
     text: what the token adds; '' while a UTF-8 character is incomplete. It may yet be taken back:
     show `TextDelta` to people. logprob: under the sampler, over its candidates. score, risk: None
     with the guard off. accepted: the sampler's own proposal was kept. candidates: those that were
-    evaluated, if more than one.
+    evaluated, if more than one. proposed_token_id: the sampler's own proposal.
     """
 
     step: int
@@ -54,6 +55,7 @@ class Step:
     accepted: bool
     risk: float | None
     candidates: tuple[Candidate, ...] = ()
+    proposed_token_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

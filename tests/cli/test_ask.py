@@ -30,7 +30,16 @@ KEYS = {
     "usage": {"prompt_tokens", "media_tokens", "completion_tokens"},
     "timings": {"load_s", "prefill_s", "ttft_s", "decode_s", "tokens_per_second"},
 }
-STEP_KEYS = {"step", "token_id", "text", "logprob", "score", "accepted", "risk"}
+STEP_KEYS = {
+    "step",
+    "proposed_token_id",
+    "token_id",
+    "text",
+    "logprob",
+    "score",
+    "accepted",
+    "risk",
+}
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +150,7 @@ def test_a_trace_lists_candidates_where_they_were_evaluated(
         assert row.keys() == {*STEP_KEYS, "candidates"}
         assert len(row["candidates"]) > 1
         for candidate in row["candidates"]:
-            assert candidate.keys() == {"token_id", "logprob", "score"}
+            assert candidate.keys() == {"token_id", "logprob", "score", "text"}
         scores = {item["token_id"]: item["score"] for item in row["candidates"]}
         assert scores[row["token_id"]] == row["score"]
     assert sum(not row["accepted"] for row in rows) == value["guard"]["interventions"]
