@@ -21,7 +21,7 @@ from safesteer_edge.chat.conversation import Conversation, MediaContent, Message
 from safesteer_edge.engine.main_sequence import PrefillCancelledError
 from safesteer_edge.engine.prompt_items import PromptItem, TokenRun
 from safesteer_edge.engine.sampler import SamplerChain
-from safesteer_edge.errors import InputError, MediaError
+from safesteer_edge.errors import InputError, MediaError, PromptTooLongError
 from safesteer_edge.guard.decoding import ActiveGuard, DecodingLimits, GuardedAnswer
 from safesteer_edge.guard.events import (
     Event,
@@ -81,17 +81,20 @@ class Session:
         images: Sequence[Path] = (),
         sounds: Sequence[Path] = (),
         system: str | None = None,
+        answer_prefix: str = "",
     ) -> Generator[Event, None, None]:
         """Ask, and iterate over what happens; the last event is always `TurnEnded`.
 
         system: begins the conversation with a system prompt; only at its first turn.
+        answer_prefix: what the answer begins with. The guard judges it as the model's own words,
+        and may refuse at any of its tokens.
         The turn joins the conversation when it has ended. Closing the generator early drops it, as
         does cancelling before the answer begins.
         Raises, at the first event, InputError for what cannot be asked, MediaError,
         PromptTooLongError, EngineError, and GuardError if the guard cannot judge the prompt.
         """
         self._cancelled.clear()  # now: what is cancelled before its first event stays cancelled
-        return self._ask(text, images, sounds, system)
+        return self._ask(text, images, sounds, system, answer_prefix)
 
     def prompt_token_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of the prompt that asking `text` next would evaluate, media left out."""
@@ -119,15 +122,21 @@ class Session:
     # -- the question -----------------------------------------------------------------------------
 
     def _ask(
-        self, text: str, images: Sequence[Path], sounds: Sequence[Path], system: str | None
+        self,
+        text: str,
+        images: Sequence[Path],
+        sounds: Sequence[Path],
+        system: str | None,
+        answer_prefix: str,
     ) -> Generator[Event, None, None]:
         started_s = time.perf_counter()
         self._runtime.check_open()
         conversation = self._with_question(text, images, sounds, system)
         items = self._to_items(conversation)
+        given = self._runtime.model.tokenize_plain(answer_prefix) if answer_prefix else ()
         sampler = SamplerChain(self._settings.sampling, n_vocab=self._runtime.model.n_vocab)
         try:
-            yield from self._answer(conversation, items, sampler, started_s)
+            yield from self._answer(conversation, items, sampler, started_s, given)
         except PrefillCancelledError:
             yield self._cancelled_early(time.perf_counter() - started_s)
         finally:
@@ -189,6 +198,7 @@ class Session:
         items: list[PromptItem],
         sampler: SamplerChain,
         started_s: float,
+        given: Sequence[int],
     ) -> Iterator[Event]:
         engine, settings = self._runtime.engine, self._settings
         guard = self._active_guard()
@@ -196,6 +206,12 @@ class Session:
         prefill = engine.prefill(
             items, sampler, control_vector=vector, cancelled=self._cancelled.is_set
         )
+        n_spare = settings.sampling.top_k + 1
+        if given and engine.n_free < len(given) + n_spare:
+            raise PromptTooLongError(
+                f"the answer is to begin with {len(given)} tokens, and {engine.n_free} are free "
+                "after the prompt; shorten either, or raise --ctx"
+            )
         yield PrefillDone(
             n_prompt_tokens=prefill.n_prompt_tokens,
             n_media_tokens=prefill.n_media_tokens,
@@ -207,11 +223,12 @@ class Session:
         answer = GuardedAnswer(
             engine,
             guard,
-            DecodingLimits(settings.max_tokens, n_spare=settings.sampling.top_k + 1),
+            DecodingLimits(settings.max_tokens, n_spare),
             tokenize_plain=self._runtime.model.tokenize_plain,
             rng=np.random.default_rng(settings.sampling.seed),
             cancelled=self._cancelled.is_set,
             carried_risk=self._carried_risk,
+            given=given,
         )
         n_passes_before = engine.n_forward_passes
         decode_started_s = time.perf_counter()

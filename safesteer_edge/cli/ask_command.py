@@ -36,6 +36,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--image", action="append", type=Path, default=[], metavar="F")
     parser.add_argument("--audio", action="append", type=Path, default=[], metavar="F")
     parser.add_argument("--system", metavar="T", help="system prompt")
+    parser.add_argument(
+        "--answer-prefix",
+        default="",
+        metavar="T",
+        help="begin the answer with T, judged as its own",
+    )
     add_model_options(parser)
     add_guard_options(parser)
     add_sampling_options(parser)
@@ -60,7 +66,11 @@ def run(options: argparse.Namespace) -> int:
         trace = undo.enter_context(_open_trace(options.trace)) if options.trace else None
         session = undo.enter_context(open_session(settings))
         events = session.ask(
-            prompt, images=options.image, sounds=options.audio, system=options.system
+            prompt,
+            images=options.image,
+            sounds=options.audio,
+            system=options.system,
+            answer_prefix=options.answer_prefix,
         )
         undo.enter_context(_interrupt_cancels(session))
         first = next(events)  # what cannot be asked ends here, in one line

@@ -45,7 +45,7 @@ class ActiveGuard:
 
 @dataclass(frozen=True, slots=True)
 class DecodingLimits:
-    """max_tokens: emitted tokens at most. n_spare: free context cells that a step may need."""
+    """max_tokens: at most, given ones aside. n_spare: free context cells a step may need."""
 
     max_tokens: int
     n_spare: int
@@ -54,6 +54,8 @@ class DecodingLimits:
 class GuardedAnswer:
     """One answer being decoded. Iterate `events()` once; read the results afterwards.
 
+    given: tokens that the answer begins with, whoever wrote them. They are fed one at a time and
+    judged as the model's own are, so that words put into its mouth are no way round the guard.
     text, token_ids: the answer as it stands in the sequence, without the token that ended it. A
     refusal is always part of both; the sequence lacks it if the context had no room left.
     carried_risk: what the conversation's next turn starts with.
@@ -69,6 +71,7 @@ class GuardedAnswer:
         rng: np.random.Generator,
         cancelled: Callable[[], bool] = lambda: False,
         carried_risk: float = 0.0,
+        given: Sequence[int] = (),
     ) -> None:
         self._engine = engine
         self._guard = guard
@@ -76,6 +79,7 @@ class GuardedAnswer:
         self._tokenize_plain = tokenize_plain
         self._rng = rng
         self._cancelled = cancelled
+        self._given = tuple(given)
         self._risk = RunningRisk(guard.policy, carried=carried_risk) if guard else None
         self._transcript = Transcript()
         self._scores: list[float] = []
@@ -134,15 +138,16 @@ class GuardedAnswer:
                 self.finish_reason = reason
                 return
             # 1. The sampler proposes; the guard chooses; the choice joins the sequence.
-            proposal = self._engine.propose()
-            choice = self._choose(proposal)
+            is_given = self.n_steps < len(self._given)
+            proposal = self._given_proposal() if is_given else self._engine.propose()
+            choice = self._choose(proposal, is_given=is_given)
             token_id = int(proposal.token_ids[choice.index])
             self._engine.accept(token_id)
             # 2. Count it.
             self.n_steps += 1
             is_end = self._engine.is_end(token_id)
             text = self._transcript.add(token_id, self._engine.piece(token_id), is_end=is_end)
-            yield self._count(proposal, choice, text)
+            yield self._count(proposal, choice, text, is_given=is_given)
             # 3. Refuse, or let people see what is settled.
             refusal_reason = self._refusal_reason()
             if refusal_reason is not None:
@@ -157,19 +162,25 @@ class GuardedAnswer:
     def _reason_to_stop(self) -> FinishReason | None:
         if self._cancelled():
             return "cancelled"
-        if self.n_steps >= self._limits.max_tokens:
+        if self.n_steps - len(self._given) >= self._limits.max_tokens:
             return "length"
         if self._engine.n_free < self._limits.n_spare:
             return "length"
         return None
 
-    def _choose(self, proposal: Proposal) -> Choice:
+    def _given_proposal(self) -> Proposal:
+        """The next given token, as the one candidate that there is."""
+        token_ids = np.array([self._given[self.n_steps]], dtype=np.int32)
+        return Proposal(token_ids, np.zeros(1), drawn=0, greedy=True)
+
+    def _choose(self, proposal: Proposal, *, is_given: bool) -> Choice:
         guard = self._guard
         if guard is None or self._risk is None:
             self._engine.evaluate(int(proposal.token_ids[proposal.drawn]))
             return Choice(proposal.drawn, math.nan, _NO_SCORES, intervened=False)
         tilt = Tilt(self._risk.strength, guard.policy.threshold)
-        rerank = RERANKERS[guard.rerank] if guard.mode == "steer" else choose_as_proposed
+        steers = guard.mode == "steer" and not is_given
+        rerank = RERANKERS[guard.rerank] if steers else choose_as_proposed
         timed = _TimedProbe(guard.probe)
         choice = rerank(self._engine, timed, proposal, tilt, self._rng)
         self.probe_s += timed.elapsed_s
@@ -177,7 +188,7 @@ class GuardedAnswer:
             raise GuardError("the guard has no score for the token that it chose")
         return choice
 
-    def _count(self, proposal: Proposal, choice: Choice, text: str) -> Step:
+    def _count(self, proposal: Proposal, choice: Choice, text: str, *, is_given: bool) -> Step:
         score: float | None = None
         candidates: tuple[Candidate, ...] = ()
         if self._risk is not None:
@@ -198,6 +209,7 @@ class GuardedAnswer:
             risk=self.risk,
             candidates=candidates,
             proposed_token_id=int(proposal.token_ids[proposal.drawn]),
+            given=is_given,
         )
 
     def _refusal_reason(self) -> RefusalReason | None:

@@ -29,7 +29,8 @@ class DecodingEngine(Protocol):
     """One sequence being decoded, and the means to look one token ahead.
 
     A step is: `propose`; `evaluate` and/or `evaluate_candidates`, any number of times; `accept` of
-    one token that was evaluated. Until `accept`, later steps see the sequence unchanged.
+    one token that was evaluated. Until `accept`, later steps see the sequence unchanged. A token
+    that the caller gives needs no proposal: `evaluate` and `accept`.
     """
 
     @property

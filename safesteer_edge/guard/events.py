@@ -44,7 +44,8 @@ class Step:
     text: what the token adds; '' while a UTF-8 character is incomplete. It may yet be taken back:
     show `TextDelta` to people. logprob: under the sampler, over its candidates. score, risk: None
     with the guard off. accepted: the sampler's own proposal was kept. candidates: those that were
-    evaluated, if more than one. proposed_token_id: the sampler's own proposal.
+    evaluated, if more than one. proposed_token_id: the sampler's own proposal. given: the caller
+    began the answer with this token (logprob 0).
     """
 
     step: int
@@ -56,6 +57,7 @@ class Step:
     risk: float | None
     candidates: tuple[Candidate, ...] = ()
     proposed_token_id: int | None = None
+    given: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,10 @@ class GuardSummary:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one turn. media_tokens is the part of prompt_tokens that stands for media."""
+    """Tokens of one turn. media_tokens: the part of prompt_tokens that stands for media.
+
+    completion_tokens: of the answer, given ones included.
+    """
 
     prompt_tokens: int
     media_tokens: int

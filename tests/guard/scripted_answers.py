@@ -59,6 +59,7 @@ class ScriptedAnswer:
     max_tokens: int = 1000
     n_spare: int = 1
     carried_risk: float = 0.0
+    given: Sequence[int] = ()
     cancelled: Callable[[], bool] = lambda: False
     events: list[Step | TextDelta | Refused] = field(
         default_factory=list[Step | TextDelta | Refused]
@@ -71,6 +72,7 @@ class ScriptedAnswer:
             if self.policy
             else None
         )
+        self.engine.given = tuple(self.given)
         return GuardedAnswer(
             self.engine,
             guard,
@@ -79,6 +81,7 @@ class ScriptedAnswer:
             rng=np.random.default_rng(self.engine.seed),
             cancelled=lambda: self.cancelled(),
             carried_risk=self.carried_risk,
+            given=self.given,
         )
 
     def decode(self) -> GuardedAnswer:

@@ -41,6 +41,7 @@ class ScriptedEngine:
     pieces: token → bytes; a token that is not there stands for none.
     n_ctx: tokens that fit after the prompt. n_candidates: side sequences.
     candidates_at_once: as a GPU's engine would have it; 1 is a CPU's.
+    given: tokens that the answer begins with; they alone are evaluated without a proposal.
     A hidden state is (position, token id), float32 (2,), so that a probe can be any function of
     both; see `plain_probes`.
     """
@@ -53,6 +54,7 @@ class ScriptedEngine:
     n_ctx: int = 4096
     n_candidates: int = 64
     candidates_at_once: int = 3
+    given: Prefix = ()
     sequence: list[int] = field(default_factory=list[int])
     calls: list[Call] = field(default_factory=list[Call])
 
@@ -128,11 +130,13 @@ class ScriptedEngine:
         return Proposal(token_ids, np.log(probs), drawn, self.greedy)
 
     def _evaluate(self, name: str, token_ids: Prefix) -> NDArray[np.float32]:
-        _require(self._proposed is not None, f"{name} without propose")
+        n_done = len(self.sequence)
+        is_given = name == "evaluate" and token_ids == self.given[n_done : n_done + 1]
+        _require(is_given or self._proposed is not None, f"{name} without propose")
         _require(len(token_ids) > 0, f"{name} of nothing")
         again = self._evaluated.intersection(token_ids)
         _require(not again and len(set(token_ids)) == len(token_ids), f"{name} twice of {again}")
-        strangers = set(token_ids).difference(self._proposed or ())
+        strangers = set(token_ids).difference(token_ids if is_given else self._proposed or ())
         _require(not strangers, f"{name} of {strangers}, which were not proposed")
         self._evaluated.update(token_ids)
         _require(len(self._evaluated) <= self.n_candidates, "more candidates than side sequences")
