@@ -19,7 +19,10 @@ else:
 
 @dataclass(frozen=True, slots=True)
 class CatalogueModel:
-    """One entry. path: where the file lies, None while its package is not installed."""
+    """One entry. path, mmproj: where the files lie, None while they are not there.
+
+    mmproj: the projector, for a model that sees or hears.
+    """
 
     name: str
     title: str
@@ -30,6 +33,7 @@ class CatalogueModel:
     file: str
     bundle: Path | None
     path: Path | None
+    mmproj: Path | None = None
 
     @property
     def is_installed(self) -> bool:
@@ -83,6 +87,7 @@ def installed_path(model: CatalogueModel) -> Path:
 
 def _to_model(row: dict[str, Any], folder: Path) -> CatalogueModel:
     bundle = folder / row["bundle"] if row["bundle"] else None
+    mmproj = folder / row["mmproj"] if row.get("mmproj") else None
     return CatalogueModel(
         name=row["name"],
         title=row["title"],
@@ -93,6 +98,7 @@ def _to_model(row: dict[str, Any], folder: Path) -> CatalogueModel:
         file=row["file"],
         bundle=bundle if bundle and bundle.is_dir() else None,
         path=_find_in_package(row["package"], row["file"]),
+        mmproj=mmproj if mmproj and mmproj.is_file() else None,
     )
 
 

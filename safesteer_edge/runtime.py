@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.bundle.bundle import GuardBundle, check_engine_canaries, load_bundle
-from safesteer_edge.catalogue import default_model, find_model, installed_path, load_catalogue
 from safesteer_edge.chat.builtin_templates import builtin_template, default_builtin_name
 from safesteer_edge.chat.template import ChatTemplate
 from safesteer_edge.engine.context import ContextSettings, NativeContext
@@ -28,21 +27,13 @@ from safesteer_edge.engine.native import native_facts
 from safesteer_edge.engine.projector import Projector
 from safesteer_edge.engine.prompt_items import TokenRun
 from safesteer_edge.engine.sampler import SamplerChain
-from safesteer_edge.errors import BundleError, ModelFileError, SettingsError
-from safesteer_edge.formats.model_file import ModelInfo, check_language_model, check_projector
+from safesteer_edge.errors import BundleError, SettingsError
+from safesteer_edge.formats.model_file import ModelInfo, check_language_model
 from safesteer_edge.guard.sampling import SamplingSettings
+from safesteer_edge.model_choice import ModelChoice, check_projector_fits, choose_model
 from safesteer_edge.settings import BUILTIN_TEMPLATE_PREFIX, DEFAULT_N_CTX, SessionSettings
 
 _ALL_LAYERS = 999
-
-
-@dataclass(frozen=True, slots=True)
-class ModelChoice:
-    """A model file to run. name: the catalogue's, or the file's. bundle: the catalogue's."""
-
-    name: str
-    path: Path
-    bundle: Path | None
 
 
 @dataclass(slots=True)
@@ -71,21 +62,6 @@ class Runtime:
         self._undo.close()
 
 
-def choose_model(name_or_path: str | None) -> ModelChoice:
-    """Find the model that a user means. Raises SettingsError or ModelFileError."""
-    if name_or_path is None:
-        entry = default_model()
-        return ModelChoice(entry.name, installed_path(entry), entry.bundle)
-    if not _looks_like_path(name_or_path):
-        entry = find_model(name_or_path)
-        return ModelChoice(entry.name, installed_path(entry), entry.bundle)
-    path = Path(name_or_path).expanduser()
-    for entry in load_catalogue():
-        if entry.path is not None and path.exists() and path.samefile(entry.path):
-            return ModelChoice(entry.name, path, entry.bundle)
-    return ModelChoice(path.stem, path, None)
-
-
 def open_runtime(settings: SessionSettings, *, layers: Sequence[int] | None = None) -> Runtime:
     """Check and load all that the settings name. Takes 0.4 s for the embedded default.
 
@@ -96,7 +72,9 @@ def open_runtime(settings: SessionSettings, *, layers: Sequence[int] | None = No
     choice = choose_model(settings.model)
     # 1. Files, checked in pure Python.
     info = check_language_model(choice.path)
-    _check_projector_fits(settings.mmproj, info)
+    mmproj = settings.mmproj or choice.mmproj
+    if mmproj is not None:
+        check_projector_fits(mmproj, info)
     with ExitStack() as undo:
         # 2. The guard before the model: a bundle that does not fit is found at once.
         bundle = _open_bundle(settings, choice, info)
@@ -108,8 +86,8 @@ def open_runtime(settings: SessionSettings, *, layers: Sequence[int] | None = No
         template.start()  # its process starts while the rest loads
         n_threads = settings.n_threads or _n_usable_cores()
         projector = None
-        if settings.mmproj is not None:
-            projector = Projector(settings.mmproj, model, n_threads=n_threads)
+        if mmproj is not None:
+            projector = Projector(mmproj, model, n_threads=n_threads)
             undo.callback(projector.close)
         route = _open_route(bundle, info, layers)
         context = NativeContext(
@@ -137,7 +115,7 @@ def open_runtime(settings: SessionSettings, *, layers: Sequence[int] | None = No
             context=context,
             bundle=bundle,
             route=route,
-            warnings=_warnings(settings, bundle),
+            warnings=_warnings(settings, bundle, has_projector=mmproj is not None),
             load_s=time.perf_counter() - started_s,
             _undo=undo.pop_all(),
         )
@@ -152,22 +130,6 @@ def last_state_of(
         return engine.prefill([TokenRun(tuple(token_ids))], sampler).last_state
     finally:
         sampler.close()
-
-
-def _looks_like_path(name_or_path: str) -> bool:
-    return name_or_path.endswith(".gguf") or os.sep in name_or_path or "/" in name_or_path
-
-
-def _check_projector_fits(mmproj: Path | None, info: ModelInfo) -> None:
-    if mmproj is None:
-        return
-    projector_info = check_projector(mmproj)
-    width = projector_info.projection_dim
-    if width is not None and width != info.n_embd:
-        raise ModelFileError(
-            f"projector {str(mmproj)!r} feeds models of width {width}, and {info.path.name!r} has "
-            f"width {info.n_embd}; use the mmproj file that belongs to this model"
-        )
 
 
 def _open_bundle(
@@ -240,13 +202,15 @@ def _n_usable_cores() -> int:
     return max(1, os.cpu_count() or 1)
 
 
-def _warnings(settings: SessionSettings, bundle: GuardBundle | None) -> tuple[str, ...]:
+def _warnings(
+    settings: SessionSettings, bundle: GuardBundle | None, *, has_projector: bool
+) -> tuple[str, ...]:
     if bundle is None:
         return ("the guard is off: answers are the model's own, unchecked",)
     warnings = bundle.warnings
     if settings.guard == "monitor":
         warnings += ("the guard only watches (monitor): nothing is steered or refused",)
-    if settings.mmproj is not None and bundle.control_vector is None:
+    if has_projector and bundle.control_vector is None:
         warnings += (
             "the bundle has no alignment vector: prompts with media are guarded by the probe alone",
         )

@@ -34,8 +34,10 @@ bundle = "{bundle}"
 def write_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Put a catalogue of one model in the place of the package's own."""
 
-    def write(*, package: str, bundle: str = "") -> None:
-        (tmp_path / "catalogue.toml").write_text(ENTRY.format(package=package, bundle=bundle))
+    def write(*, package: str, bundle: str = "", mmproj: str = "") -> None:
+        entry = ENTRY.format(package=package, bundle=bundle)
+        entry += f'mmproj = "{mmproj}"' if mmproj else ""
+        (tmp_path / "catalogue.toml").write_text(entry)
         monkeypatch.setattr(catalogue, "models_folder", lambda: tmp_path)
 
     return write
@@ -88,6 +90,16 @@ def test_a_bundle_counts_once_its_folder_is_there(write_catalogue, package: str,
     assert default_model().bundle is None
     (tmp_path / "tiny-one" / "guard").mkdir(parents=True)
     assert default_model().bundle == tmp_path / "tiny-one" / "guard"
+
+
+def test_a_projector_counts_once_its_file_is_there(write_catalogue, package: str, tmp_path: Path):
+    write_catalogue(package=package, mmproj="tiny-one/mmproj.gguf")
+    assert default_model().mmproj is None
+    (tmp_path / "tiny-one").mkdir()
+    (tmp_path / "tiny-one" / "mmproj.gguf").write_bytes(b"GGUF")
+    assert default_model().mmproj == tmp_path / "tiny-one" / "mmproj.gguf"
+    write_catalogue(package=package)  # an entry need not name one
+    assert default_model().mmproj is None
 
 
 def test_an_unknown_name_suggests_the_nearest(write_catalogue, package: str):

@@ -57,11 +57,15 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Answer, and return the exit code."""
-    # Deferred: these import llama.cpp and ONNX Runtime, which --help does not need.
-    from safesteer_edge.session import open_session
+    # Deferred: --help needs none of it.
+    from safesteer_edge.model_choice import require_projector
 
     prompt = _read_prompt(options.prompt)
     settings = session_settings(options)
+    require_projector(settings, images=bool(options.image), sounds=bool(options.audio))
+    # Deferred: it imports llama.cpp and ONNX Runtime, and what is missing is named before.
+    from safesteer_edge.session import open_session
+
     with ExitStack() as undo:
         trace = undo.enter_context(_open_trace(options.trace)) if options.trace else None
         session = undo.enter_context(open_session(settings))

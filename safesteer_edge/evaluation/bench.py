@@ -33,7 +33,7 @@ from safesteer_edge.evaluation.bench_variants import (
 )
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model
 from safesteer_edge.guard.sampling import SamplingSettings
-from safesteer_edge.runtime import ModelChoice, choose_model
+from safesteer_edge.model_choice import ModelChoice, choose_model
 from safesteer_edge.settings import DEFAULT_N_CTX
 
 _LABELS: Final[tuple[tuple[PromptKind, Label], ...]] = (

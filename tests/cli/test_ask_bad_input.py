@@ -237,14 +237,17 @@ def test_a_file_that_is_no_picture(ask: Ask, guarded_tiny: GuardedTiny, tmp_path
         image = ["--image", str(tmp_path / name)]
         fails_with_one_line(ask, [*seeing, *image], naming=name, remedy=remedy)
     fails_with_one_line(
-        ask, [*seeing, "--audio", str(tmp_path / "a.wav")], naming="hear", remedy="--mmproj"
+        ask,
+        [*seeing, "--audio", str(tmp_path / "a.wav")],
+        naming="does not hear",
+        remedy="choose a model",
     )
 
 
 def test_a_picture_for_a_model_that_does_not_see(ask: Ask, tmp_path: Path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     fails_with_one_line(
-        ask, ["--image", str(tmp_path / "a.png")], naming="does not see", remedy="--mmproj"
+        ask, ["--image", str(tmp_path / "a.png")], naming="cannot take images", remedy="--mmproj"
     )
 
 

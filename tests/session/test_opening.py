@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from safesteer_edge import model_choice as model_choice_module
 from safesteer_edge import runtime as runtime_module
 from safesteer_edge.bundle.writer import write_bundle
 from safesteer_edge.catalogue import CatalogueModel
-from safesteer_edge.errors import BundleError, ModelFileError, SettingsError
-from safesteer_edge.runtime import choose_model, open_runtime
+from safesteer_edge.errors import BundleError, MediaError, ModelFileError, SettingsError
+from safesteer_edge.model_choice import choose_model, require_projector
+from safesteer_edge.runtime import open_runtime
 from safesteer_edge.session import open_session
 from safesteer_edge.settings import SessionSettings
 from tests.guarded_tiny import QUIET, GuardedTiny, make_guarded_tiny
@@ -133,7 +135,9 @@ def test_a_template_by_name_is_used(guarded_tiny: GuardedTiny):
         open_session(guarded_tiny.settings(bundle, chat_template="chatml"))
 
 
-def catalogue_entry(path: Path | None, bundle: Path | None) -> CatalogueModel:
+def catalogue_entry(
+    path: Path | None, bundle: Path | None, mmproj: Path | None = None
+) -> CatalogueModel:
     return CatalogueModel(
         name="tiny",
         title="Tiny",
@@ -144,6 +148,7 @@ def catalogue_entry(path: Path | None, bundle: Path | None) -> CatalogueModel:
         file="tiny.gguf",
         bundle=bundle,
         path=path,
+        mmproj=mmproj,
     )
 
 
@@ -152,9 +157,9 @@ def test_a_catalogue_model_brings_its_bundle_by_name_and_by_path(
 ):
     bundle = guarded_tiny.bundle(QUIET)
     entry = catalogue_entry(guarded_tiny.model, bundle)
-    monkeypatch.setattr(runtime_module, "load_catalogue", lambda: (entry,))
-    monkeypatch.setattr(runtime_module, "find_model", lambda _name: entry)
-    monkeypatch.setattr(runtime_module, "default_model", lambda: entry)
+    monkeypatch.setattr(model_choice_module, "load_catalogue", lambda: (entry,))
+    monkeypatch.setattr(model_choice_module, "find_model", lambda _name: entry)
+    monkeypatch.setattr(model_choice_module, "default_model", lambda: entry)
     link = tmp_path / "link.gguf"
     link.symlink_to(guarded_tiny.model)
     for chosen in (None, "tiny", str(guarded_tiny.model), str(link)):
@@ -162,6 +167,35 @@ def test_a_catalogue_model_brings_its_bundle_by_name_and_by_path(
         assert (choice.name, choice.bundle) == ("tiny", bundle)
     with opened(guarded_tiny, None, model="tiny", guard="steer") as session:
         assert (session.info.model_name, session.info.bundle) == ("tiny", "tiny-30")
+
+
+def test_a_catalogue_model_brings_its_projector_and_another_can_be_chosen(
+    guarded_tiny: GuardedTiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    entry = catalogue_entry(guarded_tiny.model, None, guarded_tiny.projector)
+    monkeypatch.setattr(model_choice_module, "find_model", lambda _name: entry)
+    settings = guarded_tiny.settings(None, model="tiny")
+    require_projector(settings, images=True, sounds=False)
+    with pytest.raises(MediaError, match="does not hear"):
+        require_projector(settings, images=True, sounds=True)
+    runtime = open_runtime(settings)
+    assert runtime.projector is not None
+    runtime.close()
+    with pytest.raises(ModelFileError, match=r"missing\.gguf"):
+        open_runtime(replace(settings, mmproj=tmp_path / "missing.gguf"))
+
+
+def test_a_missing_projector_is_named_before_anything_is_loaded(
+    guarded_tiny: GuardedTiny, monkeypatch: pytest.MonkeyPatch
+):
+    entry = catalogue_entry(guarded_tiny.model, None)
+    monkeypatch.setattr(model_choice_module, "find_model", lambda _name: entry)
+    settings = guarded_tiny.settings(None, model="tiny")
+    require_projector(settings, images=False, sounds=False)
+    with pytest.raises(MediaError, match=r"'tiny' cannot take images: its projector.*--mmproj"):
+        require_projector(settings, images=True, sounds=False)
+    with pytest.raises(MediaError, match="cannot take sound"):
+        require_projector(settings, images=False, sounds=True)
 
 
 def test_another_file_is_known_by_its_own_name(tmp_path: Path):

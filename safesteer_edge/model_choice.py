@@ -1,0 +1,94 @@
+"""Which model file, guard bundle and projector a user means; and that the projector fits."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from safesteer_edge.catalogue import (
+    CatalogueModel,
+    default_model,
+    find_model,
+    installed_path,
+    load_catalogue,
+)
+from safesteer_edge.errors import MediaError, ModelFileError
+from safesteer_edge.formats.model_file import (
+    ModelInfo,
+    ProjectorInfo,
+    check_language_model,
+    check_projector,
+)
+from safesteer_edge.settings import SessionSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """A model file to run. name: the catalogue's, or the file's. bundle, mmproj: the catalogue's.
+
+    mmproj: the projector; None where there is none, or it is not there.
+    """
+
+    name: str
+    path: Path
+    bundle: Path | None
+    mmproj: Path | None = None
+
+
+def choose_model(name_or_path: str | None) -> ModelChoice:
+    """Find the model that a user means. Raises SettingsError or ModelFileError."""
+    if name_or_path is None:
+        return _from_catalogue(default_model())
+    if not _looks_like_path(name_or_path):
+        return _from_catalogue(find_model(name_or_path))
+    path = Path(name_or_path).expanduser()
+    for entry in load_catalogue():
+        if entry.path is not None and path.exists() and path.samefile(entry.path):
+            return ModelChoice(entry.name, path, entry.bundle, entry.mmproj)
+    return ModelChoice(path.stem, path, None)
+
+
+def check_projector_fits(mmproj: Path, info: ModelInfo) -> ProjectorInfo:
+    """What the projector is, after checking it, and that it feeds models of this width."""
+    projector_info = check_projector(mmproj)
+    width = projector_info.projection_dim
+    if width is not None and width != info.n_embd:
+        raise ModelFileError(
+            f"projector {str(mmproj)!r} feeds models of width {width}, and {info.path.name!r} has "
+            f"width {info.n_embd}; use the mmproj file that belongs to this model"
+        )
+    return projector_info
+
+
+def require_projector(settings: SessionSettings, *, images: bool, sounds: bool) -> None:
+    """Check that the model can take what is to be attached, before anything is loaded.
+
+    Takes some milliseconds: the headers are read, and no weights.
+    Raises MediaError that names what is missing, SettingsError, ModelFileError.
+    """
+    if not images and not sounds:
+        return
+    choice = choose_model(settings.model)
+    mmproj = settings.mmproj or choice.mmproj
+    if mmproj is None:
+        raise MediaError(
+            f"model {choice.name!r} cannot take {'images' if images else 'sound'}: its projector "
+            "(mmproj-….gguf) is missing; get it from where the model is from and pass it with "
+            "--mmproj FILE, or choose a model that has one with --model"
+        )
+    info = check_projector_fits(mmproj, check_language_model(choice.path))
+    for wanted, has, kind in ((images, info.has_vision, "see"), (sounds, info.has_audio, "hear")):
+        if wanted and not has:
+            raise MediaError(
+                f"projector {str(mmproj)!r} does not {kind}; remove what is attached, or choose a "
+                f"model that can {kind}"
+            )
+
+
+def _from_catalogue(entry: CatalogueModel) -> ModelChoice:
+    return ModelChoice(entry.name, installed_path(entry), entry.bundle, entry.mmproj)
+
+
+def _looks_like_path(name_or_path: str) -> bool:
+    return name_or_path.endswith(".gguf") or os.sep in name_or_path or "/" in name_or_path
