@@ -44,6 +44,7 @@ class Runtime:
     info: ModelInfo
     model: NativeModel
     projector: Projector | None
+    mmproj: Path | None
     template: ChatTemplate
     engine: LlamaEngine
     context: NativeContext
@@ -110,12 +111,13 @@ def open_runtime(settings: SessionSettings, *, layers: Sequence[int] | None = No
             info=info,
             model=model,
             projector=projector,
+            mmproj=mmproj,
             template=template,
             engine=engine,
             context=context,
             bundle=bundle,
             route=route,
-            warnings=_warnings(settings, bundle, has_projector=mmproj is not None),
+            warnings=_warnings(bundle, has_projector=mmproj is not None),
             load_s=time.perf_counter() - started_s,
             _undo=undo.pop_all(),
         )
@@ -202,16 +204,10 @@ def _n_usable_cores() -> int:
     return max(1, os.cpu_count() or 1)
 
 
-def _warnings(
-    settings: SessionSettings, bundle: GuardBundle | None, *, has_projector: bool
-) -> tuple[str, ...]:
-    if bundle is None:
-        return ("the guard is off: answers are the model's own, unchecked",)
-    warnings = bundle.warnings
-    if settings.guard == "monitor":
-        warnings += ("the guard only watches (monitor): nothing is steered or refused",)
-    if has_projector and bundle.control_vector is None:
-        warnings += (
-            "the bundle has no alignment vector: prompts with media are guarded by the probe alone",
-        )
-    return warnings
+def _warnings(bundle: GuardBundle | None, *, has_projector: bool) -> tuple[str, ...]:
+    if bundle is None or not has_projector or bundle.control_vector is not None:
+        return bundle.warnings if bundle is not None else ()
+    return (
+        *bundle.warnings,
+        "the bundle has no alignment vector: prompts with media are guarded by the probe alone",
+    )

@@ -10,58 +10,83 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-from numpy.typing import NDArray
-
 from safesteer_edge.chat.conversation import Conversation, MediaContent, Message, TextContent
-from safesteer_edge.engine.main_sequence import PrefillCancelledError
+from safesteer_edge.chat_session import ChatMessage, TurnSettings
 from safesteer_edge.engine.prompt_items import PromptItem, TokenRun
-from safesteer_edge.engine.sampler import SamplerChain
-from safesteer_edge.errors import InputError, MediaError, PromptTooLongError
-from safesteer_edge.guard.decoding import ActiveGuard, DecodingLimits, GuardedAnswer
+from safesteer_edge.errors import InputError, MediaError
+from safesteer_edge.guard.decoding import AnswerSoFar
 from safesteer_edge.guard.events import (
     Event,
-    GuardSummary,
-    PrefillDone,
-    Refused,
-    TextDelta,
-    Timings,
     TurnEnded,
-    Usage,
 )
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.media.images import load_image
 from safesteer_edge.media.sounds import load_sound
 from safesteer_edge.prompting import Media, prompt_items
 from safesteer_edge.runtime import Runtime, open_runtime
+from safesteer_edge.session_guard import (
+    active_guard,
+    check_turn_settings,
+)
+from safesteer_edge.session_history import SessionHistory, restored_history
 from safesteer_edge.session_info import SessionInfo, session_info
+from safesteer_edge.session_turn import SessionTurn, TurnPlan
 from safesteer_edge.settings import SessionSettings
 
 
 class Session:
-    """One conversation. One thread asks; `cancel()` may come from any. Close it, or use `with`."""
+    """One conversation. One thread asks; `cancel()` may come from any. Close it, or use `with`.
+
+    A `ChatSession`; what its methods promise stands there.
+    """
 
     def __init__(self, runtime: Runtime, settings: SessionSettings) -> None:
         self._runtime = runtime
-        self._settings = settings
+        self._settings = TurnSettings.of(settings)
         self._cancelled = threading.Event()
         self._media: dict[str, Media] = {}
-        self._carried_risk = 0.0
-        self.conversation = Conversation()
+        self._paths: dict[str, Path] = {}
+        self._history = SessionHistory()
+        # The last answer, as long as the sequence ends with it; None: it must be evaluated again.
+        self._so_far: AnswerSoFar | None = None
 
     @property
     def info(self) -> SessionInfo:
-        """What runs."""
-        return session_info(self._runtime)
+        """What runs, as the settings of the next turn have it."""
+        return session_info(self._runtime, self._settings.guard)
+
+    @property
+    def turn_settings(self) -> TurnSettings:
+        """The settings of the next turn."""
+        return self._settings
+
+    @property
+    def conversation(self) -> Conversation:
+        """The conversation so far, with the answers' tokens."""
+        return self._history.conversation
+
+    @property
+    def messages(self) -> tuple[ChatMessage, ...]:
+        """The conversation so far, with the files of its media."""
+        return tuple(
+            ChatMessage(
+                message.role,
+                message.text,
+                tuple(self._paths[m.sha256] for m in message.media if m.kind == "image"),
+                tuple(self._paths[m.sha256] for m in message.media if m.kind == "audio"),
+                risk,
+            )
+            for message, risk in zip(self.conversation, self._history.risks, strict=True)
+        )
 
     @property
     def policy(self) -> GuardPolicy | None:
         """The guard's numbers as they apply here, tightened by the settings; None: guard off."""
-        guard = self._active_guard()
+        guard = active_guard(self._settings, self._runtime.bundle)
         return guard.policy if guard else None
 
     def cancel(self) -> None:
@@ -70,9 +95,23 @@ class Session:
 
     def reset(self) -> None:
         """Start a new conversation: its messages, media and risk are forgotten."""
-        self.conversation = Conversation()
+        self._history = SessionHistory()
         self._media.clear()
-        self._carried_risk = 0.0
+        self._paths.clear()
+        self._so_far = None
+
+    def restore(self, messages: Sequence[ChatMessage]) -> None:
+        """Bring the session to this conversation; see `ChatSession.restore`."""
+        self._history = restored_history(
+            messages, self._history, add_image=self._add_image, add_sound=self._add_sound
+        )
+        self._so_far = None
+
+    def change(self, settings: TurnSettings) -> None:
+        """Let the next turns use these settings; see `ChatSession.change`."""
+        n_candidates = self._runtime.context.n_candidates
+        check_turn_settings(settings, self._runtime.bundle, n_candidates=n_candidates)
+        self._settings = settings
 
     def ask(
         self,
@@ -96,10 +135,14 @@ class Session:
         self._cancelled.clear()  # now: what is cancelled before its first event stays cancelled
         return self._ask(text, images, sounds, system, answer_prefix)
 
+    def continue_answer(self) -> Generator[Event, None, None]:
+        """Go on with an answer that was cut or stopped; see `ChatSession.continue_answer`."""
+        self._cancelled.clear()
+        return self._continue()
+
     def prompt_token_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of the prompt that asking `text` next would evaluate, media left out."""
-        conversation = self._with_question(text, (), (), None)
-        items = self._to_items(conversation)
+        items = self._to_items(self._with_question(text, (), (), None).conversation)
         return tuple(
             token_id for item in items if isinstance(item, TokenRun) for token_id in item.token_ids
         )
@@ -131,16 +174,43 @@ class Session:
     ) -> Generator[Event, None, None]:
         started_s = time.perf_counter()
         self._runtime.check_open()
-        conversation = self._with_question(text, images, sounds, system)
-        items = self._to_items(conversation)
+        asked = self._with_question(text, images, sounds, system)
         given = self._runtime.model.tokenize_plain(answer_prefix) if answer_prefix else ()
-        sampler = SamplerChain(self._settings.sampling, n_vocab=self._runtime.model.n_vocab)
-        try:
-            yield from self._answer(conversation, items, sampler, started_s, given)
-        except PrefillCancelledError:
-            yield self._cancelled_early(time.perf_counter() - started_s)
-        finally:
-            sampler.close()
+        items = self._to_items(asked.conversation)
+        yield from self._run(TurnPlan(self._history, asked, items, started_s, tuple(given)))
+
+    def _continue(self) -> Generator[Event, None, None]:
+        started_s = time.perf_counter()
+        self._runtime.check_open()
+        so_far = self._answer_so_far()
+        asked = self._history.without_last()
+        items = self._to_items(asked.conversation)
+        yield from self._run(TurnPlan(asked.without_last(), asked, items, started_s, so_far=so_far))
+
+    def _run(self, plan: TurnPlan) -> Generator[Event, None, None]:
+        turn = SessionTurn(self._runtime, self._settings, plan, cancelled=self._cancelled.is_set)
+        self._so_far = None
+        for event in turn.events():
+            if isinstance(event, TurnEnded) and turn.history is not None:
+                self._history, self._so_far = turn.history, turn.so_far
+            yield event
+
+    def _answer_so_far(self) -> AnswerSoFar:
+        if not self.conversation.messages or self.conversation.messages[-1].role != "assistant":
+            raise InputError("there is no answer to go on with; ask something first")
+        text, bundle = self.conversation.messages[-1].text, self._runtime.bundle
+        if bundle is not None and text.endswith(bundle.config.refusal_text):
+            raise InputError("the last answer was refused and cannot be continued; ask another way")
+        known = self._so_far
+        if known is not None and known.scores is not None:
+            has_all = len(known.scores) == len(known.token_ids)
+            if has_all or self._settings.guard == "off":
+                return known
+        # The exact tokens if this session decoded them, with the scores to be found again.
+        token_ids = self.conversation.messages[-1].token_ids
+        if token_ids is None:
+            token_ids = tuple(self._runtime.model.tokenize_plain(text))
+        return AnswerSoFar(text, token_ids, scores=None)
 
     def _with_question(
         self,
@@ -148,17 +218,17 @@ class Session:
         images: Sequence[Path],
         sounds: Sequence[Path],
         system: str | None,
-    ) -> Conversation:
-        conversation = self.conversation
+    ) -> SessionHistory:
+        history = self._history
         if system is not None:
-            if len(conversation):
+            if len(history.conversation):
                 raise InputError("a system prompt can only begin a conversation; reset it first")
-            conversation = conversation.with_message(Message.from_text("system", system))
+            history = history.with_message(Message.from_text("system", system))
         media = [self._add_image(path) for path in images]
         media += [self._add_sound(path) for path in sounds]
         if not text.strip() and not media:
             raise InputError("the prompt is empty; say something, or attach an image")
-        return conversation.with_message(Message("user", (*media, TextContent(text))))
+        return history.with_message(Message("user", (*media, TextContent(text))))
 
     def _add_image(self, path: Path) -> MediaContent:
         if self._runtime.projector is None or not self._runtime.projector.sees:
@@ -168,6 +238,7 @@ class Session:
             )
         image = load_image(path)
         self._media[image.sha256] = image
+        self._paths[image.sha256] = path
         return MediaContent("image", image.sha256)
 
     def _add_sound(self, path: Path) -> MediaContent:
@@ -178,6 +249,7 @@ class Session:
             )
         sound = load_sound(path, sample_rate=self._runtime.projector.audio_sample_rate)
         self._media[sound.sha256] = sound
+        self._paths[sound.sha256] = path
         return MediaContent("audio", sound.sha256)
 
     def _to_items(self, conversation: Conversation) -> list[PromptItem]:
@@ -190,132 +262,6 @@ class Session:
             media=self._media,
         )
 
-    # -- the answer -------------------------------------------------------------------------------
-
-    def _answer(
-        self,
-        conversation: Conversation,
-        items: list[PromptItem],
-        sampler: SamplerChain,
-        started_s: float,
-        given: Sequence[int],
-    ) -> Iterator[Event]:
-        engine, settings = self._runtime.engine, self._settings
-        guard = self._active_guard()
-        vector = self._control_vector(conversation)
-        prefill = engine.prefill(
-            items, sampler, control_vector=vector, cancelled=self._cancelled.is_set
-        )
-        n_spare = settings.sampling.top_k + 1
-        if given and engine.n_free < len(given) + n_spare:
-            raise PromptTooLongError(
-                f"the answer is to begin with {len(given)} tokens, and {engine.n_free} are free "
-                "after the prompt; shorten either, or raise --ctx"
-            )
-        yield PrefillDone(
-            n_prompt_tokens=prefill.n_prompt_tokens,
-            n_media_tokens=prefill.n_media_tokens,
-            n_reused_tokens=prefill.n_reused_tokens,
-            prefill_s=prefill.elapsed_s,
-            vector_active=vector is not None,
-            prompt_score=_score(guard, prefill.last_state),
-        )
-        answer = GuardedAnswer(
-            engine,
-            guard,
-            DecodingLimits(settings.max_tokens, n_spare),
-            tokenize_plain=self._runtime.model.tokenize_plain,
-            rng=np.random.default_rng(settings.sampling.seed),
-            cancelled=self._cancelled.is_set,
-            carried_risk=self._carried_risk,
-            given=given,
-        )
-        n_passes_before = engine.n_forward_passes
-        decode_started_s = time.perf_counter()
-        first_text_s: float | None = None
-        for event in answer.events():
-            if first_text_s is None and isinstance(event, TextDelta | Refused):
-                first_text_s = time.perf_counter()
-            yield event
-        ended_s = time.perf_counter()
-        decode_s = ended_s - decode_started_s
-        self.conversation = conversation.with_message(
-            Message.from_text("assistant", answer.text, token_ids=answer.token_ids)
-        )
-        self._carried_risk = answer.carried_risk
-        yield TurnEnded(
-            text=answer.text,
-            finish_reason=answer.finish_reason,
-            guard=self._summary(answer, vector_active=vector is not None),
-            usage=Usage(
-                prompt_tokens=prefill.n_prompt_tokens,
-                media_tokens=prefill.n_media_tokens,
-                reused_tokens=prefill.n_reused_tokens,
-                completion_tokens=answer.n_steps,
-                forward_passes=engine.n_forward_passes - n_passes_before,
-            ),
-            timings=Timings(
-                prefill_s=prefill.elapsed_s,
-                ttft_s=(first_text_s or ended_s) - started_s,
-                decode_s=decode_s,
-                probe_s=answer.probe_s,
-                tokens_per_second=answer.n_steps / decode_s if decode_s > 0 else 0.0,
-            ),
-            refusal=answer.refusal,
-        )
-
-    def _active_guard(self) -> ActiveGuard | None:
-        bundle, settings = self._runtime.bundle, self._settings
-        if bundle is None:
-            return None
-        return ActiveGuard(
-            mode=settings.guard,
-            rerank=settings.rerank,
-            policy=bundle.policy.tightened(
-                strength=settings.strength, threshold=settings.threshold
-            ),
-            probe=bundle.probe,
-            refusal_text=bundle.config.refusal_text,
-        )
-
-    def _control_vector(self, conversation: Conversation) -> NDArray[np.float32] | None:
-        """The alignment vector while media are in the context; None for pure text."""
-        bundle = self._runtime.bundle
-        if bundle is None or self._settings.guard not in ("steer", "refuse"):
-            return None
-        kinds = {item.kind for message in conversation for item in message.media}
-        for kind in ("image", "audio"):
-            if kind in kinds:
-                vector = bundle.vector_for(kind)
-                if vector is not None:
-                    return vector.directions
-        return None
-
-    def _summary(self, answer: GuardedAnswer | None, *, vector_active: bool) -> GuardSummary:
-        bundle, scores = self._runtime.bundle, answer.scores if answer else ()
-        return GuardSummary(
-            mode=self._settings.guard,
-            rerank=self._settings.rerank if self._settings.guard == "steer" else None,
-            bundle=bundle.config.name if bundle else None,
-            interventions=answer.n_interventions if answer else 0,
-            evaluated_candidates=answer.n_evaluated_candidates if answer else 0,
-            max_score=max(scores, default=None),
-            mean_score=sum(scores) / len(scores) if scores else None,
-            risk=answer.risk if answer else None,
-            refused=answer is not None and answer.refusal is not None,
-            vector_active=vector_active,
-        )
-
-    def _cancelled_early(self, elapsed_s: float) -> TurnEnded:
-        """The end of a turn whose prompt was not read to its end."""
-        return TurnEnded(
-            text="",
-            finish_reason="cancelled",
-            guard=self._summary(None, vector_active=False),
-            usage=Usage(0, 0, 0, 0, 0),
-            timings=Timings(elapsed_s, elapsed_s, 0.0, 0.0, 0.0),
-        )
-
 
 def open_session(settings: SessionSettings | None = None) -> Session:
     """Load a model with its guard and begin a conversation.
@@ -326,14 +272,12 @@ def open_session(settings: SessionSettings | None = None) -> Session:
     runtime = open_runtime(chosen)
     try:
         if runtime.bundle is not None:  # a setting that would weaken the guard is refused here
-            runtime.bundle.policy.tightened(strength=chosen.strength, threshold=chosen.threshold)
+            check_turn_settings(
+                TurnSettings.of(chosen),
+                runtime.bundle,
+                n_candidates=runtime.context.n_candidates,
+            )
         return Session(runtime, chosen)
     except BaseException:
         runtime.close()
         raise
-
-
-def _score(guard: ActiveGuard | None, state: NDArray[np.float32]) -> float | None:
-    if guard is None:
-        return None
-    return float(guard.probe.score(state[np.newaxis, :])[0])

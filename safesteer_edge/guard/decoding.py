@@ -51,6 +51,19 @@ class DecodingLimits:
     n_spare: int
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerSoFar:
+    """An answer to go on with.
+
+    scores: of its tokens, which are then in the sequence already. None: they are not known and the
+    sequence ends before the answer; its tokens are evaluated, and scored, before anything is added.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    scores: tuple[float, ...] | None
+
+
 class GuardedAnswer:
     """One answer being decoded. Iterate `events()` once; read the results afterwards.
 
@@ -72,6 +85,7 @@ class GuardedAnswer:
         cancelled: Callable[[], bool] = lambda: False,
         carried_risk: float = 0.0,
         given: Sequence[int] = (),
+        so_far: AnswerSoFar | None = None,
     ) -> None:
         self._engine = engine
         self._guard = guard
@@ -83,6 +97,10 @@ class GuardedAnswer:
         self._risk = RunningRisk(guard.policy, carried=carried_risk) if guard else None
         self._transcript = Transcript()
         self._scores: list[float] = []
+        self._so_far = so_far
+        if so_far is not None:
+            pieces = map(engine.piece, so_far.token_ids)
+            self._transcript.begin_with(so_far.text, so_far.token_ids, pieces)
         self.finish_reason: FinishReason = "stop"
         self.refusal: Refused | None = None
         self.guard_error: GuardError | None = None
@@ -132,6 +150,10 @@ class GuardedAnswer:
             yield from self._settle(is_over=True)
 
     def _decode(self) -> Iterator[Step | TextDelta | Refused]:
+        recalled_reason = self._recall()
+        if recalled_reason is not None:
+            yield self._refuse(recalled_reason, detail=REFUSAL_DETAILS[recalled_reason])
+            return
         while True:
             reason = self._reason_to_stop()
             if reason is not None:
@@ -158,6 +180,37 @@ class GuardedAnswer:
                 return
             if not self._is_held_back(choice.score):
                 yield from self._settle()
+
+    def _recall(self) -> RefusalReason | None:
+        """Count what was said before this turn towards the risk; why it must not go on, or None."""
+        if self._so_far is None:
+            return None
+        known_scores = self._so_far.scores
+        for index, token_id in enumerate(self._so_far.token_ids):
+            if known_scores is None:
+                if self._reason_to_stop() is not None:
+                    return None  # the loop meets the same reason
+                score = self._evaluate_again(token_id)
+            else:
+                score = known_scores[index] if self._risk is not None else math.nan
+            if self._risk is not None:
+                self._scores.append(score)
+                self._risk.add(score)
+            reason = self._refusal_reason()
+            if reason is not None:
+                return reason
+        return None
+
+    def _evaluate_again(self, token_id: int) -> float:
+        """Feed a token of the answer as decoding did, so that its score is the same."""
+        state = self._engine.evaluate(token_id)
+        self._engine.accept(token_id)
+        if self._guard is None:
+            return math.nan
+        timed = _TimedProbe(self._guard.probe)
+        score = float(timed.score(state[np.newaxis, :])[0])
+        self.probe_s += timed.elapsed_s
+        return score
 
     def _reason_to_stop(self) -> FinishReason | None:
         if self._cancelled():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from safesteer_edge.errors import SettingsError
 
 MAX_TOP_K = 64
+MAX_SEED = 2**32 - 2  # 2³²−1 is LLAMA_DEFAULT_SEED (llama.h): another seed each time
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,7 @@ class SamplingSettings:
         _check("repeat_last_n", self.repeat_last_n, 0, 65536)
         _check("frequency_penalty", self.frequency_penalty, -10.0, 10.0)
         _check("presence_penalty", self.presence_penalty, -10.0, 10.0)
-        # 2³²−1 is LLAMA_DEFAULT_SEED (llama.h): another seed each time.
-        _check("seed", self.seed, 0, 2**32 - 2)
+        _check("seed", self.seed, 0, MAX_SEED)
 
     @property
     def has_penalties(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class Transcript:
@@ -35,6 +35,14 @@ class Transcript:
         if not n_incomplete_bytes:
             self._n_whole = (len(self.token_ids), len(self.text))
         return added
+
+    def begin_with(self, text: str, token_ids: Sequence[int], pieces: Iterable[bytes]) -> None:
+        """Start from what was said before: it is settled. pieces: of its tokens, in order."""
+        self.text = text
+        self.token_ids.extend(token_ids)
+        for piece in pieces:  # the last may end inside a character, which the next token completes
+            self._decoder.decode(piece)
+        self.settle(is_over=True)
 
     def settle(self, *, is_over: bool = False) -> str:
         """Return the text that became settled just now. is_over: no more tokens will come."""

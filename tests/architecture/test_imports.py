@@ -40,6 +40,8 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "evaluation": ("diagnosis", "cli", "tui"),
     "models": ("diagnosis", "cli", "tui"),
     "diagnosis": ("cli", "tui"),
+    # What an interface holds of a session loads no model, and no numpy.
+    "chat_session": ("engine", "bundle", "media", "session", "runtime", "cli", "tui"),
     "session": ("calibration", "evaluation", "converters", "diagnosis", "cli", "tui"),
     "runtime": ("calibration", "evaluation", "converters", "diagnosis", "session", "cli", "tui"),
 }
@@ -159,6 +161,17 @@ def test_starting_the_command_line_loads_nothing_heavy():
         check=False,
     )
     assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == []
+
+
+def test_what_an_interface_holds_of_a_session_loads_nothing_heavy():
+    program = (
+        "import sys, safesteer_edge.chat_session; "
+        f"print(*[name for name in {NOT_AT_START} if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert result.stdout.split() == []
 
 

@@ -59,7 +59,7 @@ def test_an_answer_out_of_the_cache_is_that_of_a_fresh_session(guarded_tiny: Gua
         opened(guarded_tiny, bundle, max_tokens=6) as fresh,
     ):
         ask(session, "Hello there")
-        fresh.conversation = session.conversation
+        fresh.restore(session.messages)
         again = ask(fresh, "And then?")
         assert again.prefill.n_reused_tokens == 0
         assert again.text == ask(session, "And then?").text

@@ -1,0 +1,143 @@
+"""What a chat needs of a session: the seam between a user interface and whatever answers.
+
+`session.Session` runs the model in this process, `isolation.isolated_session.IsolatedSession` in
+a child process. Both raise the same errors with the same text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from safesteer_edge.chat.conversation import Role
+from safesteer_edge.errors import SettingsError
+from safesteer_edge.guard.events import Event
+from safesteer_edge.guard.policy import GUARD_MODES, RERANK_NAMES, GuardMode, RerankName
+from safesteer_edge.guard.sampling import SamplingSettings
+from safesteer_edge.session_info import SessionInfo
+from safesteer_edge.settings import SessionSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One message of a conversation as an interface or a file holds it.
+
+    images, sounds: files, in the order in which they were attached, before the text.
+    risk: of an assistant message, the running risk at its end. None: unknown (the guard was off,
+        or the process died); the next turn then starts with as much risk as an answer can end with
+        that was let through.
+    """
+
+    role: Role
+    text: str
+    images: tuple[Path, ...] = ()
+    sounds: tuple[Path, ...] = ()
+    risk: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnSettings:
+    """What may change from one turn to the next; the fields mean what `SessionSettings`' do."""
+
+    guard: GuardMode = "steer"
+    rerank: RerankName = "lazy"
+    strength: float | None = None
+    threshold: float | None = None
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    max_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if self.guard not in GUARD_MODES:
+            raise SettingsError(f"guard is {self.guard!r}; expected one of {GUARD_MODES}")
+        if self.rerank not in RERANK_NAMES:
+            raise SettingsError(f"rerank is {self.rerank!r}; expected one of {RERANK_NAMES}")
+        if self.max_tokens < 1:
+            raise SettingsError(f"max_tokens is {self.max_tokens!r}; expected at least 1")
+
+    @classmethod
+    def of(cls, settings: SessionSettings) -> TurnSettings:
+        """The part of a session's settings that may change between turns."""
+        return cls(
+            guard=settings.guard,
+            rerank=settings.rerank,
+            strength=settings.strength,
+            threshold=settings.threshold,
+            sampling=settings.sampling,
+            max_tokens=settings.max_tokens,
+        )
+
+
+class ChatSession(Protocol):
+    """One conversation with one guarded model. One thread asks; `cancel` may come from any."""
+
+    @property
+    def info(self) -> SessionInfo:
+        """What runs, as the settings of the next turn have it."""
+        ...
+
+    @property
+    def turn_settings(self) -> TurnSettings:
+        """The settings of the next turn."""
+        ...
+
+    @property
+    def messages(self) -> tuple[ChatMessage, ...]:
+        """The conversation so far."""
+        ...
+
+    def ask(
+        self,
+        text: str,
+        *,
+        images: Sequence[Path] = (),
+        sounds: Sequence[Path] = (),
+        system: str | None = None,
+    ) -> Generator[Event, None, None]:
+        """Ask, and iterate over what happens; the last event is always `TurnEnded`.
+
+        The turn joins `messages` when it has ended. Raises, at the first event, InputError for what
+        cannot be asked, MediaError, PromptTooLongError, EngineError, GuardError; at any event
+        EngineDiedError, with the answer so far in `messages`.
+        """
+        ...
+
+    def continue_answer(self) -> Generator[Event, None, None]:
+        """Go on with the last answer, which was cut by the token limit or stopped.
+
+        The events tell of the new part alone; `TurnEnded.text` is the whole answer. What was said
+        counts towards the guard's risk: where its scores are not known any more (the answer was
+        restored, or the guard was off) each of its tokens is evaluated and scored again first, and
+        the guard may refuse to go on.
+        Raises as `ask`; InputError if there is no answer to go on with, or it was refused.
+        """
+        ...
+
+    def restore(self, messages: Sequence[ChatMessage]) -> None:
+        """Bring the session to this conversation, for resuming, editing, forking, regenerating.
+
+        What it shares with the present one stays in the cache. Raises MediaError for a file that
+        cannot be used, InputError; the conversation is then as it was.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Start a new conversation."""
+        ...
+
+    def change(self, settings: TurnSettings) -> None:
+        """Let the next turns use these settings.
+
+        Raises SettingsError for a guard that is not loaded or would be weaker than its bundle, or
+        more candidates than the session was opened for; the settings are then as they were.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Stop the answer that is being decoded, within one token. Any thread, or a signal."""
+        ...
+
+    def close(self) -> None:
+        """Free the model and all that belongs to it. Idempotent."""
+        ...

@@ -1,0 +1,93 @@
+"""The guard's part in a session's turns: what is in force, what it carries along, what it did."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safesteer_edge.bundle.bundle import GuardBundle
+from safesteer_edge.chat.conversation import Conversation
+from safesteer_edge.chat_session import TurnSettings
+from safesteer_edge.errors import SettingsError
+from safesteer_edge.guard.decoding import ActiveGuard, GuardedAnswer
+from safesteer_edge.guard.events import GuardSummary
+
+
+def check_turn_settings(
+    settings: TurnSettings, bundle: GuardBundle | None, *, n_candidates: int
+) -> None:
+    """Raise SettingsError for what this session cannot do, or what would weaken its guard.
+
+    n_candidates: as many as the context was made for.
+    """
+    if settings.guard == "off":
+        return
+    if bundle is None:
+        raise SettingsError(
+            f"guard is {settings.guard!r}, and this session was opened without a guard bundle; "
+            "open it again without --guard off"
+        )
+    bundle.policy.tightened(strength=settings.strength, threshold=settings.threshold)
+    if settings.sampling.top_k > n_candidates:
+        raise SettingsError(
+            f"top_k is {settings.sampling.top_k}, and this session was opened for "
+            f"{n_candidates} candidates; choose at most as many, or open it again with --top-k"
+        )
+
+
+def active_guard(settings: TurnSettings, bundle: GuardBundle | None) -> ActiveGuard | None:
+    """The guard of one turn, None with the guard off."""
+    if bundle is None or settings.guard == "off":
+        return None
+    return ActiveGuard(
+        mode=settings.guard,
+        rerank=settings.rerank,
+        policy=bundle.policy.tightened(strength=settings.strength, threshold=settings.threshold),
+        probe=bundle.probe,
+        refusal_text=bundle.config.refusal_text,
+    )
+
+
+def control_vector(
+    settings: TurnSettings, bundle: GuardBundle | None, conversation: Conversation
+) -> NDArray[np.float32] | None:
+    """The alignment vector while media are in the context; None for pure text."""
+    if bundle is None or settings.guard not in ("steer", "refuse"):
+        return None
+    kinds = {item.kind for message in conversation for item in message.media}
+    for kind in ("image", "audio"):
+        if kind in kinds:
+            vector = bundle.vector_for(kind)
+            if vector is not None:
+                return vector.directions
+    return None
+
+
+def prompt_score(guard: ActiveGuard | None, state: NDArray[np.float32]) -> float | None:
+    """Harmful score of the prompt's last state, None with the guard off."""
+    if guard is None:
+        return None
+    return float(guard.probe.score(state[np.newaxis, :])[0])
+
+
+def guard_summary(
+    settings: TurnSettings,
+    bundle: GuardBundle | None,
+    answer: GuardedAnswer | None,
+    *,
+    vector_active: bool,
+) -> GuardSummary:
+    """What the guard did in a turn; answer: None if it never began."""
+    scores = answer.scores if answer else ()
+    return GuardSummary(
+        mode=settings.guard,
+        rerank=settings.rerank if settings.guard == "steer" else None,
+        bundle=bundle.config.name if bundle and settings.guard != "off" else None,
+        interventions=answer.n_interventions if answer else 0,
+        evaluated_candidates=answer.n_evaluated_candidates if answer else 0,
+        max_score=max(scores, default=None),
+        mean_score=sum(scores) / len(scores) if scores else None,
+        risk=answer.risk if answer else None,
+        refused=answer is not None and answer.refusal is not None,
+        vector_active=vector_active,
+    )

@@ -1,0 +1,188 @@
+"""One turn of a session: a prompt evaluated, an answer decoded under guard, and told as events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from safesteer_edge.chat.conversation import Message
+from safesteer_edge.chat_session import TurnSettings
+from safesteer_edge.engine.llama_engine import PrefillStats
+from safesteer_edge.engine.main_sequence import PrefillCancelledError
+from safesteer_edge.engine.prompt_items import PromptItem, TokenRun
+from safesteer_edge.engine.sampler import SamplerChain
+from safesteer_edge.errors import PromptTooLongError
+from safesteer_edge.guard.decoding import AnswerSoFar, DecodingLimits, GuardedAnswer
+from safesteer_edge.guard.events import (
+    Event,
+    PrefillDone,
+    Refused,
+    TextDelta,
+    Timings,
+    TurnEnded,
+    Usage,
+)
+from safesteer_edge.guard.sampling import MAX_SEED
+from safesteer_edge.runtime import Runtime
+from safesteer_edge.session_guard import (
+    active_guard,
+    control_vector,
+    guard_summary,
+    prompt_score,
+)
+from safesteer_edge.session_history import SessionHistory
+
+
+@dataclass(frozen=True, slots=True)
+class TurnPlan:
+    """What one turn is about.
+
+    before: the history that the turn grows from. asked: `before` with the question.
+    given: tokens that the answer begins with. so_far: an answer to go on with.
+    """
+
+    before: SessionHistory
+    asked: SessionHistory
+    items: list[PromptItem]
+    started_s: float
+    given: tuple[int, ...] = ()
+    so_far: AnswerSoFar | None = None
+
+
+class SessionTurn:
+    """Iterate `events()` once; the results are there before its last event.
+
+    history: with the answer; None if it never began. so_far: the answer, to go on with; None: it
+    was refused.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        settings: TurnSettings,
+        plan: TurnPlan,
+        *,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._runtime = runtime
+        self._settings = settings
+        self._plan = plan
+        self._cancelled = cancelled
+        # An answer that goes on does not repeat the draws of its beginning.
+        n_drawn = len(plan.so_far.token_ids) if plan.so_far else 0
+        self._seed = (settings.sampling.seed + n_drawn) % (MAX_SEED + 1)
+        self._guard = active_guard(settings, runtime.bundle)
+        self._vector = control_vector(settings, runtime.bundle, plan.asked.conversation)
+        self.history: SessionHistory | None = None
+        self.so_far: AnswerSoFar | None = None
+
+    def events(self) -> Generator[Event, None, None]:
+        """Answer. Raises PromptTooLongError, MediaError, EngineError, GuardError."""
+        sampling = replace(self._settings.sampling, seed=self._seed)
+        sampler = SamplerChain(sampling, n_vocab=self._runtime.model.n_vocab)
+        try:
+            prefill = self._prefill(sampler)
+            yield PrefillDone(
+                n_prompt_tokens=prefill.n_prompt_tokens,
+                n_media_tokens=prefill.n_media_tokens,
+                n_reused_tokens=prefill.n_reused_tokens,
+                prefill_s=prefill.elapsed_s,
+                vector_active=self._vector is not None,
+                prompt_score=prompt_score(self._guard, prefill.last_state),
+            )
+            yield from self._answer(prefill)
+        except PrefillCancelledError:
+            yield self._cancelled_early()
+        finally:
+            sampler.close()
+
+    def _prefill(self, sampler: SamplerChain) -> PrefillStats:
+        items, so_far, given = list(self._plan.items), self._plan.so_far, self._plan.given
+        if so_far is not None and so_far.scores is not None and so_far.token_ids:
+            items.append(TokenRun(so_far.token_ids))  # in the sequence still, and scored
+            for token_id in so_far.token_ids:
+                sampler.accept(token_id)
+        engine = self._runtime.engine
+        prefill = engine.prefill(
+            items, sampler, control_vector=self._vector, cancelled=self._cancelled
+        )
+        if given and engine.n_free < len(given) + self._n_spare:
+            raise PromptTooLongError(
+                f"the answer is to begin with {len(given)} tokens, and {engine.n_free} are free "
+                "after the prompt; shorten either, or raise --ctx"
+            )
+        return prefill
+
+    @property
+    def _n_spare(self) -> int:
+        return self._settings.sampling.top_k + 1
+
+    def _answer(self, prefill: PrefillStats) -> Iterator[Event]:
+        engine, guard, plan = self._runtime.engine, self._guard, self._plan
+        answer = GuardedAnswer(
+            engine,
+            guard,
+            DecodingLimits(self._settings.max_tokens, self._n_spare),
+            tokenize_plain=self._runtime.model.tokenize_plain,
+            rng=np.random.default_rng(self._seed),
+            cancelled=self._cancelled,
+            carried_risk=plan.before.carried_risk(guard.policy) if guard else 0.0,
+            given=plan.given,
+            so_far=plan.so_far,
+        )
+        n_passes_before = engine.n_forward_passes
+        decode_started_s = time.perf_counter()
+        first_text_s: float | None = None
+        for event in answer.events():
+            if first_text_s is None and isinstance(event, TextDelta | Refused):
+                first_text_s = time.perf_counter()
+            yield event
+        ended_s = time.perf_counter()
+        self._keep(answer)
+        decode_s = ended_s - decode_started_s
+        yield TurnEnded(
+            text=answer.text,
+            finish_reason=answer.finish_reason,
+            guard=guard_summary(
+                self._settings,
+                self._runtime.bundle,
+                answer,
+                vector_active=self._vector is not None,
+            ),
+            usage=Usage(
+                prompt_tokens=prefill.n_prompt_tokens,
+                media_tokens=prefill.n_media_tokens,
+                reused_tokens=prefill.n_reused_tokens,
+                completion_tokens=answer.n_steps,
+                forward_passes=engine.n_forward_passes - n_passes_before,
+            ),
+            timings=Timings(
+                prefill_s=prefill.elapsed_s,
+                ttft_s=(first_text_s or ended_s) - plan.started_s,
+                decode_s=decode_s,
+                probe_s=answer.probe_s,
+                tokens_per_second=answer.n_steps / decode_s if decode_s > 0 else 0.0,
+            ),
+            refusal=answer.refusal,
+        )
+
+    def _keep(self, answer: GuardedAnswer) -> None:
+        message = Message.from_text("assistant", answer.text, token_ids=answer.token_ids)
+        self.history = self._plan.asked.with_message(message, answer.risk)
+        if answer.refusal is None:
+            scores = answer.scores[: len(answer.token_ids)]  # what was dropped was at the end
+            self.so_far = AnswerSoFar(answer.text, answer.token_ids, scores)
+
+    def _cancelled_early(self) -> TurnEnded:
+        """The end of a turn whose prompt was not read to its end."""
+        elapsed_s = time.perf_counter() - self._plan.started_s
+        return TurnEnded(
+            text=self._plan.so_far.text if self._plan.so_far else "",
+            finish_reason="cancelled",
+            guard=guard_summary(self._settings, self._runtime.bundle, None, vector_active=False),
+            usage=Usage(0, 0, 0, 0, 0),
+            timings=Timings(elapsed_s, elapsed_s, 0.0, 0.0, 0.0),
+        )
