@@ -94,9 +94,12 @@ class ChatSession(Protocol):
         images: Sequence[Path] = (),
         sounds: Sequence[Path] = (),
         system: str | None = None,
+        answer_prefix: str = "",
     ) -> Generator[Event, None, None]:
         """Ask, and iterate over what happens; the last event is always `TurnEnded`.
 
+        system: begins the conversation; only at its first turn. answer_prefix: what the answer
+        begins with, judged as its own.
         The turn joins `messages` when it has ended. Raises, at the first event, InputError for what
         cannot be asked, MediaError, PromptTooLongError, EngineError, GuardError; at any event
         EngineDiedError, with the answer so far in `messages`.

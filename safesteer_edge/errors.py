@@ -55,6 +55,10 @@ class EngineError(SafeSteerError):
     """llama.cpp refused or failed a call that should have worked."""
 
 
+class EngineDiedError(EngineError):
+    """The engine's own process died (a crash in native code, no memory): the answer ends there."""
+
+
 class GuardError(SafeSteerError):
     """The guard cannot judge (a non-finite score, a failed provider): the turn ends closed."""
 

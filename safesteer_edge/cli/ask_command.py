@@ -23,8 +23,11 @@ from safesteer_edge.cli.model_options import (
 from safesteer_edge.errors import InputError, SettingsError
 
 if TYPE_CHECKING:
+    from safesteer_edge.chat_session import ChatSession
     from safesteer_edge.guard.events import Event, Step, TurnEnded
+    from safesteer_edge.isolation.isolated_session import IsolatedSession
     from safesteer_edge.session import Session
+    from safesteer_edge.settings import SessionSettings
 
 
 def add_parser(subparsers: Any) -> None:
@@ -41,6 +44,11 @@ def add_parser(subparsers: Any) -> None:
         default="",
         metavar="T",
         help="begin the answer with T, judged as its own",
+    )
+    parser.add_argument(
+        "--isolate",
+        action="store_true",
+        help="run the engine in a process of its own, whose crash is an error and no more",
     )
     add_model_options(parser)
     add_guard_options(parser)
@@ -63,12 +71,9 @@ def run(options: argparse.Namespace) -> int:
     prompt = _read_prompt(options.prompt)
     settings = session_settings(options)
     require_projector(settings, images=bool(options.image), sounds=bool(options.audio))
-    # Deferred: it imports llama.cpp and ONNX Runtime, and what is missing is named before.
-    from safesteer_edge.session import open_session
-
     with ExitStack() as undo:
         trace = undo.enter_context(_open_trace(options.trace)) if options.trace else None
-        session = undo.enter_context(open_session(settings))
+        session = undo.enter_context(_open(settings, is_isolated=options.isolate))
         events = session.ask(
             prompt,
             images=options.image,
@@ -93,6 +98,18 @@ def run(options: argparse.Namespace) -> int:
     if options.fail_on_refusal and turn.finish_reason == "refused":
         return REFUSED
     return OK
+
+
+def _open(settings: SessionSettings, *, is_isolated: bool) -> Session | IsolatedSession:
+    """Open a session here or in a process of its own."""
+    if is_isolated:
+        from safesteer_edge.isolation.isolated_session import open_isolated_session
+
+        return open_isolated_session(settings)
+    # Deferred: it imports llama.cpp and ONNX Runtime, and what is missing is named before.
+    from safesteer_edge.session import open_session
+
+    return open_session(settings)
 
 
 def _stream(
@@ -138,7 +155,7 @@ def _open_trace(path: Path) -> Iterator[IO[str]]:
 
 
 @contextmanager
-def _interrupt_cancels(session: Session) -> Iterator[None]:
+def _interrupt_cancels(session: ChatSession) -> Iterator[None]:
     """Ctrl-C stops the answer between two tokens; a second one interrupts at once."""
 
     def on_interrupt(_signal: int, _frame: object) -> None:
@@ -159,7 +176,7 @@ def _step_to_json(step: Step) -> dict[str, Any]:
     return row
 
 
-def _to_json(session: Session, turn: TurnEnded) -> dict[str, Any]:
+def _to_json(session: ChatSession, turn: TurnEnded) -> dict[str, Any]:
     info, usage, timings = session.info, turn.usage, turn.timings
     return {
         "text": turn.text,
@@ -186,7 +203,7 @@ def _to_json(session: Session, turn: TurnEnded) -> dict[str, Any]:
     }
 
 
-def _narrate_start(session: Session) -> None:
+def _narrate_start(session: ChatSession) -> None:
     from safesteer_edge.chat.display_text import strip_control_characters
 
     info = session.info

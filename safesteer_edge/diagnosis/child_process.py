@@ -7,27 +7,20 @@ hangs then ends the child, and is a finding like any other.
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from safesteer_edge.chat.display_text import strip_control_characters
+from safesteer_edge.process_death import death_of
 
 Task = Literal["llama", "driver", "onnxruntime", "bundle", "token"]
 Cause = Literal["illegal instruction", "crash", "time limit", "missing module", "error"]
 
 _MAX_QUOTED = 200
-# NTSTATUS codes that Windows gives as exit codes.
-_WINDOWS_CAUSES: Mapping[int, tuple[Cause, str]] = {
-    0xC000001D: ("illegal instruction", "STATUS_ILLEGAL_INSTRUCTION"),
-    0xC0000005: ("crash", "STATUS_ACCESS_VIOLATION"),
-    0xC0000409: ("crash", "STATUS_STACK_BUFFER_OVERRUN"),
-}
-
 Facts = TypeVar("Facts")
 
 
@@ -79,19 +72,9 @@ def _reply(stdout: bytes, kind: Callable[..., Facts]) -> Facts | ChildFailure:
 
 def _death(returncode: int, stderr: bytes) -> ChildFailure:
     """How a process ended that did not reply."""
-    cause, how = _manner_of_death(returncode)
+    death = death_of(returncode)
+    cause: Cause = "illegal instruction" if death.cause == "illegal instruction" else "crash"
     lines = stderr.decode("utf-8", "replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     said = f": {strip_control_characters(last)[:_MAX_QUOTED]}" if last else ""
-    return ChildFailure(cause, f"the process ended with {how}{said}")
-
-
-def _manner_of_death(returncode: int) -> tuple[Cause, str]:
-    if returncode < 0:
-        try:
-            name = signal.Signals(-returncode).name
-        except ValueError:
-            name = f"signal {-returncode}"
-        return ("illegal instruction" if name == "SIGILL" else "crash"), name
-    known = _WINDOWS_CAUSES.get(returncode & 0xFFFFFFFF)
-    return known or ("crash", f"exit code {returncode}")
+    return ChildFailure(cause, f"the process ended with {death.how}{said}")

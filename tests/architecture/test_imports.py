@@ -42,6 +42,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "diagnosis": ("cli", "tui"),
     # What an interface holds of a session loads no model, and no numpy.
     "chat_session": ("engine", "bundle", "media", "session", "runtime", "cli", "tui"),
+    "isolation": ("calibration", "evaluation", "converters", "diagnosis", "cli", "tui"),
     "session": ("calibration", "evaluation", "converters", "diagnosis", "cli", "tui"),
     "runtime": ("calibration", "evaluation", "converters", "diagnosis", "session", "cli", "tui"),
 }
@@ -166,7 +167,7 @@ def test_starting_the_command_line_loads_nothing_heavy():
 
 def test_what_an_interface_holds_of_a_session_loads_nothing_heavy():
     program = (
-        "import sys, safesteer_edge.chat_session; "
+        "import sys, safesteer_edge.isolation.isolated_session; "
         f"print(*[name for name in {NOT_AT_START} if name in sys.modules])"
     )
     result = subprocess.run(

@@ -39,6 +39,7 @@ STEP_KEYS = {
     "score",
     "accepted",
     "risk",
+    "given",
 }
 
 
@@ -289,3 +290,19 @@ def test_a_trace_that_cannot_be_written_is_bad_input(ask: Ask, tmp_path: Path):
         assert (ran.exit_code, ran.out) == (BAD_INPUT, "")
         (line,) = ran.err.splitlines()
         assert str(place) in line
+
+
+def test_an_engine_of_its_own_process_answers_the_same(ask: Ask):
+    here, there = (ask("Hello there", "--json", *more) for more in ((), ("--isolate",)))
+    assert there.exit_code == OK
+    values = [json.loads(ran.out) for ran in (here, there)]
+    for value in values:
+        del value["timings"]
+    assert values[0] == values[1]
+    assert "loaded in" in there.err
+
+
+def test_an_error_in_the_engines_process_is_told_as_ever(ask: Ask):
+    ran = ask("word " * 600, "--isolate")
+    assert (ran.exit_code, ran.out) == (BAD_INPUT, "")
+    assert ran.err.startswith("safesteer-edge: ") and ran.err.count("\n") == 1

@@ -31,13 +31,17 @@ def long_answer(guarded_tiny: GuardedTiny) -> str:
     return texts(guarded_tiny, bundle, ["Hello there"], n_ctx=2048, max_tokens=N_LONG)[0]
 
 
-@pytest.mark.parametrize("whole_group", [True, False], ids=["terminal", "kill"])
+@pytest.mark.parametrize(
+    ("whole_group", "more"),
+    [(True, ()), (False, ()), (True, ("--isolate",))],
+    ids=["terminal", "kill", "isolated"],
+)
 def test_ctrl_c_prints_what_was_said_and_exits_130(
-    start_ask: StartAsk, tmp_path: Path, long_answer: str, whole_group: bool
+    start_ask: StartAsk, tmp_path: Path, long_answer: str, whole_group: bool, more: tuple[str, ...]
 ):
     trace = tmp_path / "trace.jsonl"
     # A terminal sends the signal to every process of the group: the template's child as well.
-    running = start_ask("Hello there", *LONG, "--trace", str(trace), start_new_session=True)
+    running = start_ask("Hello there", *LONG, *more, "--trace", str(trace), start_new_session=True)
     said = running.stdout.read(1)
     if whole_group:
         os.killpg(running.process.pid, signal.SIGINT)

@@ -1,0 +1,157 @@
+"""The engine dies in every way that Python cannot catch: the answer ends, the session does not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from safesteer_edge.chat_session import ChatMessage
+from safesteer_edge.errors import EngineDiedError
+from safesteer_edge.guard.events import Event, Step, TextDelta, TurnEnded
+from safesteer_edge.isolation import engine_process
+from safesteer_edge.isolation.isolated_session import IsolatedSession
+from tests.guarded_tiny import QUIET, GuardedTiny
+from tests.isolation.conftest import Open
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
+
+
+def kill_at_step(session: IsolatedSession, number: int, events, step: int = 20) -> list[Event]:
+    """Read events, ending the engine's process at a step; what came until then."""
+    seen: list[Event] = []
+    with pytest.raises(EngineDiedError) as caught:
+        for event in events:
+            seen.append(event)
+            if isinstance(event, Step) and event.step == step:
+                assert session.process_id is not None
+                os.kill(session.process_id, number)
+    assert signal.Signals(number).name in str(caught.value)
+    assert "ask again" in str(caught.value)
+    return seen
+
+
+def shown(events: list[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, TextDelta))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_the_answer_so_far_is_kept_and_the_next_question_works(
+    guarded_tiny: GuardedTiny, opened_isolated: Open, number: int
+):
+    session = opened_isolated(guarded_tiny.bundle(QUIET), max_tokens=300)
+    first = list(session.ask("Hello there"))[-1]
+    assert isinstance(first, TurnEnded)
+    killed = session.process_id
+    seen = kill_at_step(session, number, session.ask("And then?"))
+    assert session.messages[2:] == (
+        ChatMessage("user", "And then?"),
+        ChatMessage("assistant", shown(seen)),
+    )
+    assert session.process_id is None
+    *_, again = session.ask("Go on")
+    assert isinstance(again, TurnEnded)
+    assert session.process_id not in (None, killed)
+    texts = [message.text for message in session.messages]
+    assert texts == ["Hello there", first.text, "And then?", shown(seen), "Go on", again.text]
+
+
+def test_a_partial_answer_goes_on_in_the_new_process(
+    guarded_tiny: GuardedTiny, opened_isolated: Open
+):
+    session = opened_isolated(guarded_tiny.bundle(QUIET), max_tokens=40)
+    *_, whole = session.ask("Hello there")
+    session.reset()
+    said = shown(kill_at_step(session, signal.SIGKILL, session.ask("Hello there")))
+    *_, ended = session.continue_answer()
+    assert isinstance(ended, TurnEnded) and isinstance(whole, TurnEnded)
+    assert said and ended.text.startswith(said)
+    assert session.messages[-1].text == ended.text
+
+
+def test_a_death_while_nothing_is_asked_is_not_even_noticed(
+    guarded_tiny: GuardedTiny, opened_isolated: Open
+):
+    session = opened_isolated(guarded_tiny.bundle(QUIET))
+    list(session.ask("Hello there"))
+    os.kill(session.process_id or 0, signal.SIGKILL)
+    os.waitid(os.P_PID, session._process._process.pid, os.WEXITED | os.WNOWAIT)  # pyright: ignore[reportOptionalMemberAccess]  # it was there
+    *_, ended = session.ask("And then?")
+    assert isinstance(ended, TurnEnded)
+    assert len(session.messages) == 4
+
+
+def test_settings_outlive_the_process(guarded_tiny: GuardedTiny, opened_isolated: Open):
+    session = opened_isolated(guarded_tiny.bundle(QUIET), max_tokens=300)
+    session.change(replace(session.turn_settings, guard="monitor", max_tokens=30))
+    kill_at_step(session, signal.SIGKILL, session.ask("Hello there"), step=10)
+    *_, ended = session.ask("Again")
+    assert isinstance(ended, TurnEnded)
+    assert (ended.guard.mode, ended.usage.completion_tokens) == ("monitor", 30)
+    assert session.info.guard == "monitor"
+
+
+def test_a_frozen_engine_is_ended(
+    guarded_tiny: GuardedTiny, opened_isolated: Open, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(engine_process, "_SILENCE_LIMIT_S", 0.5)
+    session = opened_isolated(guarded_tiny.bundle(QUIET), max_tokens=300)
+    with pytest.raises(EngineDiedError, match="no sign of life"):
+        for event in session.ask("Hello there"):
+            if isinstance(event, Step) and event.step == 10:
+                os.kill(session.process_id or 0, signal.SIGSTOP)
+    assert list(session.ask("Again"))
+
+
+def test_an_engine_that_says_nonsense_is_ended(guarded_tiny: GuardedTiny, opened_isolated: Open):
+    session = opened_isolated(guarded_tiny.bundle(QUIET))
+    process = session._process
+    assert process is not None
+    process.send({"no": "request"})  # its server fails on it, and dies
+    with pytest.raises(EngineDiedError):
+        list(session.ask("Hello there"))
+    assert list(session.ask("Hello there"))
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    limit_s = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < limit_s, f"waited for {what}"
+        time.sleep(0.02)
+
+
+def is_running(process_id: int) -> bool:
+    try:
+        state = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_no_engine_outlives_its_parent(guarded_tiny: GuardedTiny):
+    program = (
+        "import os, sys\n"
+        "from safesteer_edge.isolation.isolated_session import open_isolated_session\n"
+        "from safesteer_edge.settings import SessionSettings\n"
+        f"settings = SessionSettings(model={str(guarded_tiny.model)!r}, guard='off', n_ctx=4096,\n"
+        "                           max_tokens=4000, n_threads=1)\n"
+        "session = open_isolated_session(settings)\n"
+        "for index, event in enumerate(session.ask('Hello')):\n"
+        "    if index == 20:\n"
+        "        print(session.process_id, flush=True)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    with parent:
+        assert parent.stdout is not None
+        engine = int(parent.stdout.readline())
+        assert is_running(engine)
+        parent.kill()
+    wait_until(lambda: not is_running(engine), f"engine {engine} to end")
