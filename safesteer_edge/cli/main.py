@@ -18,6 +18,7 @@ from safesteer_edge.cli import (
     ask_command,
     bench_command,
     calibrate_command,
+    chat_command,
     convert_command,
     doctor_command,
     measure_command,
@@ -29,6 +30,7 @@ from safesteer_edge.errors import InputError, SafeSteerError
 
 _COMMANDS = (
     ask_command,
+    chat_command,
     models_command,
     doctor_command,
     calibrate_command,

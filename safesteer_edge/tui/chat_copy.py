@@ -1,0 +1,43 @@
+"""What `/copy` copies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from safesteer_edge.errors import InputError
+from safesteer_edge.tui.turn_record import TurnRecord
+
+_FENCE = re.compile(r"^(`{3,}|~{3,})[^\n]*\n(.*?)^\1[`~]*[ \t]*$", re.MULTILINE | re.DOTALL)
+
+
+def text_to_copy(records: Sequence[TurnRecord], argument: str) -> tuple[str, str]:
+    """The text, and what it is in words. Raises InputError if there is no such text."""
+    answered = [record for record in records if record.text]
+    if not answered:
+        raise InputError("there is no answer to copy yet")
+    if argument in ("", "last"):
+        return answered[-1].text, "the last answer"
+    if argument == "all":
+        parts = [f"> {record.question}\n\n{record.text}" for record in answered]
+        return "\n\n".join(parts), "the whole chat"
+    words = argument.split()
+    if words[0] == "code" and len(words) <= 2:
+        return _code(answered, words[1] if len(words) == 2 else "")
+    raise InputError(f"copy {argument!r}; expected last, code N, or all")
+
+
+def code_blocks(text: str) -> list[str]:
+    """The fenced blocks of a Markdown text."""
+    return [found.group(2).rstrip("\n") for found in _FENCE.finditer(text + "\n")]
+
+
+def _code(answered: Sequence[TurnRecord], number: str) -> tuple[str, str]:
+    blocks = next((found for r in reversed(answered) if (found := code_blocks(r.text))), [])
+    if not blocks:
+        raise InputError("there is no code block in this chat")
+    if not number:
+        return blocks[-1], "the last code block"
+    if not number.isdecimal() or not 1 <= int(number) <= len(blocks):
+        raise InputError(f"code block {number!r}; the last answer with code has {len(blocks)}")
+    return blocks[int(number) - 1], f"code block {number}"

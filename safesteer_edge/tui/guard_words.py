@@ -1,0 +1,55 @@
+"""What the guard does and did, in words that every view uses."""
+
+from __future__ import annotations
+
+from safesteer_edge.guard.policy import GuardMode
+from safesteer_edge.tui.turn_record import TurnRecord
+
+MODE_LABELS: dict[GuardMode, str] = {
+    "steer": "guard: steer",
+    "refuse": "guard: refuse",
+    "monitor": "MONITOR ONLY",
+    "off": "GUARD OFF",
+}
+MODE_MEANINGS: dict[GuardMode, str] = {
+    "steer": "harmful turns are steered away from, and refused when that fails",
+    "refuse": "nothing is steered; an answer that turns harmful is refused",
+    "monitor": "the guard watches and changes nothing: answers are the model's own",
+    "off": "no guard: answers are the model's own, unchecked",
+}
+
+
+def risk_word(risk: float, limit: float | None) -> str:
+    """The running risk as a word."""
+    share = risk / limit if limit else risk
+    if share < 0.25:
+        return "calm"
+    if share < 0.5:
+        return "low"
+    if share < 0.8:
+        return "raised"
+    return "near the limit"
+
+
+def passages(count: int) -> str:
+    """How many passages were steered."""
+    return f"{count} word was steered" if count == 1 else f"{count} words were steered"
+
+
+def refusal_advice(record: TurnRecord) -> str:
+    """What a person can do after a refusal."""
+    if record.refusal is not None and record.refusal.reason == "guard_failed":
+        return "The guard itself failed, so nothing was shown. Regenerate, or see 'doctor'."
+    return "Ask in other words, or see what the guard saw."
+
+
+def turn_notes(record: TurnRecord) -> list[str]:
+    """Sentences on how a turn went, beyond its text."""
+    notes = []
+    if record.n_interventions and record.refusal is None:
+        notes.append(passages(record.n_interventions) + " by the guard")
+    if record.was_stopped:
+        notes.append("stopped by you" if record.text else "stopped before the answer began")
+    if record.was_cut:
+        notes.append("cut at the token limit")
+    return notes

@@ -1,0 +1,319 @@
+"""The main screen: transcript, input, and what is around them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.screen import Screen
+from textual.widgets import OptionList, Static
+from textual.widgets.option_list import Option
+
+from safesteer_edge.chat.display_text import strip_control_characters
+from safesteer_edge.errors import SafeSteerError
+from safesteer_edge.tui.chat_state import ChatState
+from safesteer_edge.tui.commands import asking, attaching, looking
+from safesteer_edge.tui.commands.handlers import HANDLERS
+from safesteer_edge.tui.engine_thread import EngineThread, ModelFailed, ModelOpened, Told
+from safesteer_edge.tui.guard_words import MODE_MEANINGS
+from safesteer_edge.tui.messages import (
+    CompletionsWanted,
+    LastAttachmentErased,
+    PathsDropped,
+    Submitted,
+    TurnAction,
+)
+from safesteer_edge.tui.slash_commands import matching_commands, parse_command
+from safesteer_edge.tui.turn_record import TurnRecord
+from safesteer_edge.tui.turn_runner import TurnRunner
+from safesteer_edge.tui.typed_paths import split_media_paths
+from safesteer_edge.tui.widgets.attachment_bar import AttachmentBar, AttachmentRemoved
+from safesteer_edge.tui.widgets.bars import StatusBar, TopBar
+from safesteer_edge.tui.widgets.composer import Composer
+from safesteer_edge.tui.widgets.inspector import Inspector
+from safesteer_edge.tui.widgets.risk_line import RiskLine
+from safesteer_edge.tui.widgets.transcript import Transcript
+from safesteer_edge.tui.widgets.welcome import Welcome
+
+_INPUT_HINTS = "Enter sends · Ctrl+J new line · Ctrl+O picture · / commands"
+_EDIT_HINTS = "Enter sends it again, in place of what followed · Esc leaves it as it was"
+
+
+class ChatScreen(Screen[None]):
+    """One chat."""
+
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012  # Textual's own type
+    AUTO_FOCUS = "Composer"
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "interrupt", "Stop", show=False),
+        *(
+            Binding(key, f"command('{name}')", label, priority=True, id=f"chat.{name}")
+            for key, name, label in (
+                ("f1", "help", "Help"),
+                ("f2", "chats", "Chats"),
+                ("f3", "models", "Models"),
+                ("f4", "settings", "Settings"),
+                ("f5", "inspect", "Inspect"),
+                ("f6", "compare", "Compare"),
+                ("ctrl+n", "new", "New chat"),
+                ("ctrl+o", "attach", "Attach"),
+                ("ctrl+r", "regenerate", "Regenerate"),
+            )
+        ),
+    ]
+
+    DEFAULT_CSS = """
+    ChatScreen {
+        background: $background;
+        & #body { height: 1fr; }
+        & #completions {
+            display: none; height: auto; max-height: 8; margin: 0 1; padding: 0;
+            border: round $border; background: $surface;
+            &.-shown { display: block; }
+        }
+        & #problem {
+            display: none; height: auto; border: round $error; margin: 0 1; padding: 0 1;
+        }
+        & #input-area { height: auto; padding: 0 1; }
+        &.-monitor Composer { border: heavy $warning; border-title-color: $warning; }
+        &.-off Composer { border: double $error; border-title-color: $error; }
+        &.-inspecting.-narrow Transcript { display: none; }
+    }
+    """
+
+    def __init__(self, engine: EngineThread, state: ChatState, *, show_images: bool) -> None:
+        super().__init__()
+        self.state = state
+        self.engine = engine
+        self.runner = TurnRunner(self, engine, state)
+        self._show_images = show_images
+
+    def compose(self) -> ComposeResult:
+        """Top to bottom."""
+        yield TopBar()
+        with Horizontal(id="body"):
+            yield Transcript(show_images=self._show_images, empty=Welcome())
+            yield Inspector()
+        yield Static(id="problem")
+        yield RiskLine()
+        completions = OptionList(id="completions")
+        completions.can_focus = False
+        yield completions
+        yield AttachmentBar()
+        with Vertical(id="input-area"):
+            yield Composer()
+        yield StatusBar()
+
+    async def on_mount(self) -> None:
+        """Show the chat that there is."""
+        self.query_one(StatusBar).show_state("○ loading the model")
+        await self.show_chat()
+
+    # -- what the engine says ---------------------------------------------------------------------
+
+    async def told(self, told: Told) -> None:
+        """The engine's thread says something."""
+        status = self.query_one(StatusBar)
+        if isinstance(told, ModelOpened):
+            self.state.info = told.info
+            self._show_problem("")
+            status.show_state("● answering" if self.runner.record else "● ready")
+            self.show_bars()
+        elif isinstance(told, ModelFailed):
+            self.state.info = None
+            status.show_state("✗ no model", failed=True)
+            self.show_bars()
+            self._show_problem(told.error)
+        else:
+            record = await self.runner.done(told)
+            if told.info is not None:
+                self.state.info = told.info
+            if record is not None:
+                self._turn_ended(record)
+
+    def _show_problem(self, text: str) -> None:
+        """Why there is no model, until there is one; empty: there is one."""
+        problem = self.query_one("#problem", Static)
+        problem.update(Content(strip_control_characters(text)))
+        problem.border_title = "The model could not be loaded"
+        problem.border_subtitle = "F3 chooses another"
+        problem.display = bool(text)
+
+    def _turn_ended(self, record: TurnRecord) -> None:
+        status = self.query_one(StatusBar)
+        status.show_state("● ready" if self.state.info else "✗ no model")
+        status.show_figures(self.runner.final_figures(record))
+        if self.query_one(Inspector).is_shown:
+            looking.show_in_inspector(self, record)
+        self.show_bars()
+        self.chat_changed()
+
+    # -- what the person does ---------------------------------------------------------------------
+
+    async def on_submitted(self, message: Submitted) -> None:
+        """Send a message, or obey a command."""
+        try:
+            await self._submit(message.text)
+        except SafeSteerError as error:
+            self.complain(str(error))
+
+    async def _submit(self, typed: str) -> None:
+        composer = self.query_one(Composer)
+        command = parse_command(typed)
+        if command is not None:
+            composer.remember(typed.strip())
+            composer.text = ""
+            await HANDLERS[command[0].name](self, command[1])
+            return
+        text, paths = split_media_paths(typed)
+        await self.attach(paths)
+        if paths and not text.strip():
+            composer.text = ""  # a path alone attaches; the question comes next
+            return
+        if not text.strip() and not self.state.attachments:
+            return
+        if self.runner.record is not None:
+            self.complain("an answer is being written; Esc stops it, then send this")
+            return
+        composer.remember(typed)
+        composer.text = ""
+        await asking.send(self, text.strip())
+
+    async def on_turn_action(self, message: TurnAction) -> None:
+        """A key on a turn."""
+        try:
+            await self._act_on(message.record, message.action)
+        except SafeSteerError as error:
+            self.complain(str(error))
+
+    async def _act_on(self, record: TurnRecord, action: str) -> None:
+        number = str(self.state.records.index(record) + 1)
+        if action == "inspect":
+            looking.show_in_inspector(self, record)
+        elif action == "copy":
+            self.app.copy_to_clipboard(record.text)
+            self.say("copied the answer")
+        else:
+            await HANDLERS[action](self, "" if action in ("continue", "new") else number)
+
+    async def action_command(self, name: str) -> None:
+        """A key that stands for a slash command."""
+        try:
+            await HANDLERS[name](self, "")
+        except SafeSteerError as error:
+            self.complain(str(error))
+
+    async def action_interrupt(self) -> None:
+        """Escape: stop the answer, else leave what is open."""
+        if self.runner.record is not None:
+            self.engine.cancel()
+            self.query_one(StatusBar).show_state("■ stopping")
+        elif self.state.edited is not None:
+            await asking.leave_edit(self)
+        elif self.query_one(Inspector).is_shown:
+            looking.close_inspector(self)
+        self.action_focus_composer()
+
+    def action_focus_composer(self) -> None:
+        """Back to the input."""
+        self.query_one(Composer).focus()
+
+    async def on_paths_dropped(self, message: PathsDropped) -> None:
+        """Files were pasted or dropped."""
+        await self.attach_or_complain(list(message.paths))
+
+    async def on_last_attachment_erased(self, _message: LastAttachmentErased) -> None:
+        """Backspace in an empty input."""
+        await self.detach(len(self.state.attachments) - 1)
+
+    async def on_attachment_removed(self, message: AttachmentRemoved) -> None:
+        """A click on an attachment."""
+        await self.detach(message.index)
+
+    def on_completions_wanted(self, message: CompletionsWanted) -> None:
+        """Show the commands that the input could become."""
+        completions = self.query_one("#completions", OptionList)
+        commands = matching_commands(message.text)
+        completions.set_class(bool(commands), "-shown")
+        completions.clear_options()
+        completions.add_options(
+            [
+                Option(Content(f"{c.usage:<34.34} ") + Content.styled(c.help, "$foreground 60%"))
+                for c in commands
+            ]
+        )
+
+    async def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        """A click on a command puts it into the input."""
+        composer = self.query_one(Composer)
+        chosen = matching_commands(composer.text)[event.option_index]
+        composer.replace_text(f"/{chosen.name}{' ' if chosen.argument else ''}")
+        composer.focus()
+
+    # -- what others ask of the screen ------------------------------------------------------------
+
+    async def attach(self, paths: list[Path]) -> None:
+        """Add files to the next message."""
+        for path in paths:
+            attaching.check_attachment(self, path)
+            self.state.attachments.append(path)
+        await self.query_one(AttachmentBar).show(self.state.attachments)
+
+    async def attach_or_complain(self, paths: list[Path]) -> None:
+        """The same where nobody waits for the error."""
+        try:
+            await self.attach(paths)
+        except SafeSteerError as error:
+            self.complain(str(error))
+
+    async def detach(self, index: int) -> None:
+        """Take a file off again."""
+        if 0 <= index < len(self.state.attachments):
+            del self.state.attachments[index]
+            await self.query_one(AttachmentBar).show(self.state.attachments)
+
+    async def show_chat(self) -> None:
+        """Show the chat that the state holds, from its end."""
+        await self.query_one(Transcript).show_chat(self.state.records)
+        await self.query_one(AttachmentBar).show(self.state.attachments)
+        self.query_one(StatusBar).show_figures("")
+        self.show_bars()
+        self.query_one(Composer).focus()
+
+    def show_bars(self) -> None:
+        """Show title, model, guard; and what the input does."""
+        state, guard = self.state, self.state.settings.guard
+        info = state.info
+        model = f"{info.model_name} {info.quantization}" if info else "no model yet"
+        self.query_one(TopBar).show(title=state.shown_title, model=model, guard=guard)
+        self.set_class(guard == "monitor", "-monitor")
+        self.set_class(guard == "off", "-off")
+        composer = self.query_one(Composer)
+        is_editing = state.edited is not None
+        title = {"monitor": "MONITOR ONLY: ", "off": "GUARD OFF: "}.get(guard, "")
+        title += MODE_MEANINGS[guard] if title else ""
+        composer.border_title = "Edit the question" if is_editing else title or None
+        composer.border_subtitle = _EDIT_HINTS if is_editing else _INPUT_HINTS
+
+    def turn_started(self, record: TurnRecord) -> None:
+        """A question was asked."""
+        self.show_bars()
+
+    def cut_to(self, n_turns: int) -> None:
+        """Turns from this one on are gone."""
+
+    def chat_changed(self) -> None:
+        """Something that is kept with the chat is different now."""
+
+    def complain(self, text: str) -> None:
+        """Say what does not work, and what to do."""
+        self.notify(text, severity="error", markup=False, timeout=8)
+
+    def say(self, text: str) -> None:
+        """Say that something was done."""
+        self.notify(text, markup=False, timeout=4)

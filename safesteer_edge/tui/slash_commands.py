@@ -1,0 +1,84 @@
+"""The slash commands: one table for the full-screen and the plain chat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from safesteer_edge.errors import InputError
+from safesteer_edge.tui.typed_paths import names_existing_path
+
+
+@dataclass(frozen=True, slots=True)
+class SlashCommand:
+    """A command. argument: what may follow it, as help shows it; keys: its key, if it has one.
+
+    plain: False where it only makes sense on a full screen.
+    """
+
+    name: str
+    argument: str
+    help: str
+    keys: str = ""
+    plain: bool = True
+
+    @property
+    def usage(self) -> str:
+        """How it is typed."""
+        return f"/{self.name} {self.argument}".rstrip()
+
+
+COMMANDS: tuple[SlashCommand, ...] = (
+    SlashCommand("help", "", "keys and commands", "F1"),
+    SlashCommand("new", "", "begin a new chat", "Ctrl+N"),
+    SlashCommand("chats", "[WORDS]", "find, resume, rename, export or delete a chat", "F2"),
+    SlashCommand("models", "", "choose the model", "F3", plain=False),
+    SlashCommand("model", "NAME|FILE", "switch to another model"),
+    SlashCommand("settings", "", "sampling, guard strength, theme", "F4", plain=False),
+    SlashCommand("inspect", "", "what the guard saw and did", "F5"),
+    SlashCommand("compare", "PROMPT", "answer once with the guard and once without", "F6"),
+    SlashCommand("guard", "steer|refuse|monitor|off", "how the guard acts"),
+    SlashCommand("strength", "X|default", "how hard the guard steers; larger is stricter"),
+    SlashCommand("threshold", "X|default", "where the guard begins; smaller is stricter"),
+    SlashCommand("temperature", "X", "0 is always the likeliest word"),
+    SlashCommand("seed", "N", "the same seed gives the same answer"),
+    SlashCommand("attach", "FILE", "add a picture or a sound to the next message", "Ctrl+O"),
+    SlashCommand("detach", "[N|all]", "take an attachment off again"),
+    SlashCommand("system", "[TEXT]", "a system prompt for this chat"),
+    SlashCommand("regenerate", "", "answer the last question anew", "Ctrl+R"),
+    SlashCommand("edit", "[N]", "change a question and send it again"),
+    SlashCommand("fork", "[N]", "go on from an earlier answer in a new chat"),
+    SlashCommand("continue", "", "go on with an answer that was cut or stopped"),
+    SlashCommand("copy", "[last|code N|all]", "copy to the clipboard"),
+    SlashCommand("rename", "TITLE", "give this chat a name"),
+    SlashCommand("export", "[md|html|json] [FILE]", "write this chat to a file"),
+    SlashCommand("trace", "[FILE]", "write every step of the last answer to a file"),
+    SlashCommand("theme", "[dark|light]", "dark or light", plain=False),
+    SlashCommand("quit", "", "leave", "Ctrl+Q"),
+)
+_BY_NAME = {command.name: command for command in COMMANDS}
+
+
+def parse_command(text: str) -> tuple[SlashCommand, str] | None:
+    """The command in this input with its argument; None if it is no command, or begins with a path.
+
+    Raises InputError that names the nearest command.
+    """
+    line = text.strip()
+    if not line.startswith("/") or line.startswith("//") or "\n" in line:
+        return None
+    name, _, argument = line[1:].partition(" ")
+    if name in _BY_NAME:
+        return _BY_NAME[name], argument.strip()
+    if names_existing_path(line):
+        return None
+    near = get_close_matches(name, _BY_NAME, n=1)
+    hint = f"did you mean /{near[0]}? " if near else ""
+    raise InputError(f"unknown command {'/' + name!r}; {hint}/help lists them")
+
+
+def matching_commands(text: str, *, plain: bool = False) -> list[SlashCommand]:
+    """Commands whose names begin as this input does."""
+    if not text.startswith("/") or " " in text or "\n" in text:
+        return []
+    return [c for c in COMMANDS if c.name.startswith(text[1:]) and (c.plain or not plain)]

@@ -1,0 +1,139 @@
+"""Markdown of an answer: streamed, its HTML shown and not obeyed, steered passages marked."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from markdown_it import MarkdownIt
+from textual.content import Content, Span
+from textual.widgets import Markdown
+from textual.widgets import markdown as blocks
+
+from safesteer_edge.tui.marks import removed_marks, split_marks
+
+if TYPE_CHECKING:
+    from markdown_it.rules_core import StateCore
+    from markdown_it.token import Token
+
+_STEERED_STYLE = "bold underline $text-warning"
+
+
+def make_parser() -> MarkdownIt:
+    """GitHub's Markdown; HTML is text, and every line break that the model wrote is one."""
+    parser = MarkdownIt("gfm-like", {"html": False})
+    parser.core.ruler.push("line_breaks", _keep_line_breaks)
+    return parser
+
+
+def with_marks_styled(content: Content) -> Content:
+    """The content without mark characters, and with a style where they stood."""
+    plain, marks = split_marks(content.plain)
+    if not marks and len(plain) == len(content.plain):
+        return content
+    offsets = _offsets_without_marks(content.plain)
+    spans = [Span(offsets[s.start], offsets[s.end], s.style) for s in content.spans]
+    return Content(plain, [*spans, *(Span(low, high, _STEERED_STYLE) for low, high in marks)])
+
+
+class AnswerMarkdown(Markdown):
+    """Write to it while an answer streams, then await `settled`."""
+
+    DEFAULT_CSS = """
+    AnswerMarkdown {
+        padding: 0;
+        MarkdownBlock { margin: 0 0 1 0; }
+        MarkdownH1, MarkdownH2, MarkdownH3, MarkdownH4, MarkdownH5, MarkdownH6 {
+            content-align: left middle;
+            color: $foreground;
+            text-style: bold;
+            background: transparent;
+            margin: 0 0 1 0;
+            padding: 0;
+        }
+        MarkdownH1 { text-style: bold underline; }
+        MarkdownFence { background: $panel; color: $foreground; margin: 0 0 1 0; }
+        MarkdownFence > Label { padding: 0 1; }
+        MarkdownBulletList, MarkdownOrderedList { padding: 0; margin: 0 0 1 0; }
+        MarkdownListItem { margin: 0; }
+        MarkdownListItem MarkdownBlock { margin: 0; }
+        MarkdownBullet { color: $primary; }
+        MarkdownBlockQuote { background: $surface; border-left: outer $secondary; padding: 0 1; }
+        MarkdownTableContent { keyline: thin $panel; }
+    }
+    """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(text, parser_factory=make_parser, open_links=False)
+        self._waiting: list[str] = []
+        self._writer: asyncio.Task[None] | None = None
+
+    def write(self, text: str) -> None:
+        """Add text soon; what comes while a piece is being laid out joins the next one."""
+        if not text:
+            return
+        self._waiting.append(text)
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write_waiting())
+
+    async def settled(self) -> None:
+        """Wait until all that was written is in the document."""
+        if self._writer is not None:
+            await self._writer
+
+    async def _write_waiting(self) -> None:
+        while self._waiting and self.is_attached:
+            text = "".join(self._waiting)
+            self._waiting.clear()
+            await self.append(text)
+
+
+class _WithMarks(blocks.MarkdownBlock):
+    """A block whose inline text may hold mark characters."""
+
+    def _token_to_content(self, token: Token) -> Content:
+        # Textual gives no public place between an inline token and its content.
+        return with_marks_styled(super()._token_to_content(token))
+
+
+class _Fence(blocks.MarkdownFence):
+    """Code: highlighted without the mark characters, which come back as style."""
+
+    def __init__(self, markdown: Markdown, token: Token, code: str) -> None:
+        token.info = removed_marks(token.info)
+        super().__init__(markdown, token, code)
+
+    @classmethod
+    def highlight(cls, code: str, language: str, ansi: bool = False, dark: bool = False) -> Content:
+        plain, marks = split_marks(code)
+        content = super().highlight(plain, language.split(" ")[0], ansi=ansi, dark=dark)
+        spans = [Span(low, high, _STEERED_STYLE) for low, high in marks]
+        return Content(content.plain, [*content.spans, *spans])
+
+
+def _marked_blocks() -> dict[str, type[blocks.MarkdownBlock]]:
+    made: dict[str, Any] = dict(Markdown.BLOCKS)
+    for name in ("h1", "h2", "h3", "h4", "h5", "h6", "paragraph_open", "th_open", "td_open"):
+        block = Markdown.BLOCKS[name]
+        # The name stays: styles are chosen by it.
+        made[name] = type(block.__name__, (_WithMarks, block), {})
+    made["fence"] = made["code_block"] = _Fence
+    return made
+
+
+def _keep_line_breaks(state: StateCore) -> None:
+    for token in state.tokens:
+        for child in token.children or ():
+            if child.type == "softbreak":
+                child.type = "hardbreak"
+
+
+def _offsets_without_marks(text: str) -> list[int]:
+    offsets, n_kept = [], 0
+    for character in text:
+        offsets.append(n_kept)
+        n_kept += character not in "\ue000\ue001"
+    return [*offsets, n_kept]
+
+
+AnswerMarkdown.BLOCKS = _marked_blocks()

@@ -1,0 +1,100 @@
+"""The line at the top (which chat, which model, which guard) and at the bottom (how it goes)."""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+from textual.content import Content
+from textual.widgets import Static
+
+from safesteer_edge.chat.display_text import strip_control_characters
+from safesteer_edge.guard.policy import GuardMode
+from safesteer_edge.tui.guard_words import MODE_LABELS
+from safesteer_edge.tui.turn_record import TurnRecord
+
+
+class TopBar(Horizontal):
+    """Which chat, which model, which guard; always there."""
+
+    DEFAULT_CSS = """
+    TopBar {
+        height: 1; background: $surface; padding: 0 1;
+        & #chat-title { width: 1fr; color: $foreground; text-style: bold; }
+        & #model-name { width: auto; max-width: 60%; color: $foreground 75%; padding: 0 2; }
+        & #guard-mode { width: auto; color: $primary; text-style: bold; }
+        &.-monitor #guard-mode { background: $warning; color: $background; padding: 0 1; }
+        &.-off #guard-mode { background: $error; color: $background; padding: 0 1; }
+    }
+    """
+
+    def compose(self) -> ComposeResult:
+        """Three texts."""
+        yield Static(id="chat-title")
+        yield Static(id="model-name")
+        yield Static(id="guard-mode")
+
+    def show(self, *, title: str, model: str, guard: GuardMode) -> None:
+        """Show these."""
+        self.set_class(guard == "monitor", "-monitor")
+        self.set_class(guard == "off", "-off")
+        self.query_one("#chat-title", Static).update(Content(strip_control_characters(title)))
+        self.query_one("#model-name", Static).update(Content(strip_control_characters(model)))
+        self.query_one("#guard-mode", Static).update(Content(MODE_LABELS[guard]))
+
+
+class StatusBar(Horizontal):
+    """What happens now, the last turn's figures, and where help is."""
+
+    DEFAULT_CSS = """
+    StatusBar {
+        height: 1; background: $surface; padding: 0 1; color: $foreground 75%;
+        & #state { width: auto; padding: 0 2 0 0; }
+        & #figures { width: 1fr; color: $foreground 60%; }
+        & #help-keys { width: auto; color: $foreground 60%; }
+        &.-failed #state { color: $text-error; text-style: bold; }
+    }
+    """
+
+    def compose(self) -> ComposeResult:
+        """Three texts."""
+        yield Static(id="state")
+        yield Static(id="figures")
+        yield Static(Content("F1 help · Ctrl+P menu"), id="help-keys")
+
+    def show_state(self, text: str, *, failed: bool = False) -> None:
+        """Show what happens now, in a few words."""
+        self.set_class(failed, "-failed")
+        self.query_one("#state", Static).update(Content(strip_control_characters(text)))
+
+    def show_figures(self, text: str) -> None:
+        """Show figures; empty: none."""
+        self.query_one("#figures", Static).update(Content(text))
+
+
+def turn_figures(record: TurnRecord, n_ctx: int | None) -> str:
+    """Speed, time to the first text and context of a turn that is over."""
+    ended = record.ended
+    if ended is None:
+        return ""
+    parts = [f"{ended.timings.tokens_per_second:.1f} tokens/s"]
+    if record.text:
+        parts.append(f"first text {ended.timings.ttft_s:.2f} s")
+    if n_ctx:
+        parts.append(context_used(ended.usage.prompt_tokens + ended.usage.completion_tokens, n_ctx))
+    return " · ".join(parts)
+
+
+def live_figures(record: TurnRecord, decode_s: float, n_ctx: int | None) -> str:
+    """The same while it streams."""
+    n_steps = len(record.steps)
+    if not n_steps or decode_s <= 0:
+        return ""
+    parts = [f"{n_steps / decode_s:.1f} tokens/s"]
+    if n_ctx and record.prefill is not None:
+        parts.append(context_used(record.prefill.n_prompt_tokens + n_steps, n_ctx))
+    return " · ".join(parts)
+
+
+def context_used(n_tokens: int, n_ctx: int) -> str:
+    """How full the context is."""
+    return f"context {100 * n_tokens / n_ctx:.0f} % of {n_ctx}"

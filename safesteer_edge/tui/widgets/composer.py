@@ -1,0 +1,142 @@
+"""The input: several lines, history, files dropped into it, slash commands completed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.widgets import TextArea
+
+from safesteer_edge.chat.display_text import strip_control_characters
+from safesteer_edge.tui.messages import (
+    CompletionsWanted,
+    LastAttachmentErased,
+    PathsDropped,
+    Submitted,
+)
+from safesteer_edge.tui.slash_commands import matching_commands
+from safesteer_edge.tui.typed_paths import split_media_paths
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_NEWLINE_KEYS = frozenset({"shift+enter", "ctrl+j", "alt+enter", "ctrl+enter"})
+
+
+class Composer(TextArea):
+    """Enter sends. Shift+Enter, Ctrl+J, Alt+Enter, or a \\ before Enter make a new line."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+c,super+c", "copy_or_interrupt", "Copy", show=False),
+    ]
+
+    DEFAULT_CSS = """
+    Composer {
+        height: auto;
+        min-height: 3;
+        max-height: 9;
+        border: round $border;
+        border-title-color: $foreground 70%;
+        border-subtitle-color: $foreground 50%;
+        padding: 0 1;
+        background: $background;
+        scrollbar-size-vertical: 1;
+        &:focus { border: round $primary; background: $background; }
+        & .text-area--cursor-line { background: $background; }
+        & .text-area--placeholder { color: $foreground 50%; }
+    }
+    """
+
+    def __init__(self, history: Sequence[str] = ()) -> None:
+        super().__init__(
+            soft_wrap=True,
+            show_line_numbers=False,
+            placeholder="Ask something, or type / for commands",
+            id="composer",
+        )
+        self._history = list(history)
+        self._history_index = len(self._history)
+        self._draft = ""
+
+    def remember(self, text: str) -> None:
+        """Add a sent message to the history."""
+        if text and (not self._history or self._history[-1] != text):
+            self._history.append(text)
+        self._history_index = len(self._history)
+
+    def replace_text(self, text: str) -> None:
+        """Put a text in, the cursor at its end."""
+        self.text = text
+        self.move_cursor(self.document.end)
+
+    async def _on_key(self, event: events.Key) -> None:
+        if event.key == "enter":
+            event.stop()
+            event.prevent_default()
+            self._enter()
+        elif event.key in _NEWLINE_KEYS:
+            event.stop()
+            event.prevent_default()
+            self.insert("\n")
+        elif event.key == "backspace" and not self.text:
+            self.post_message(LastAttachmentErased())
+        elif event.key == "tab" and (commands := matching_commands(self.text)):
+            event.stop()
+            event.prevent_default()
+            space = " " if commands[0].argument else ""
+            self.replace_text(f"/{commands[0].name}{space}")
+        else:
+            await super()._on_key(event)
+
+    def _enter(self) -> None:
+        row, column = self.cursor_location
+        if column and self.document[row][:column].endswith("\\"):
+            self.replace("\n", (row, column - 1), (row, column))
+            return
+        self.post_message(Submitted(self.text))
+
+    async def _on_paste(self, event: events.Paste) -> None:
+        text = strip_control_characters(event.text.replace("\r\n", "\n").replace("\r", "\n"))
+        kept, paths = split_media_paths(text)
+        event.stop()
+        event.prevent_default()
+        if paths and not kept:
+            self.post_message(PathsDropped(tuple(paths)))
+            return
+        self.insert(text)
+
+    def on_text_area_changed(self) -> None:
+        """Offer commands as they are typed."""
+        self.post_message(CompletionsWanted(self.text if self.text.startswith("/") else ""))
+
+    def action_cursor_up(self, select: bool = False) -> None:
+        """Up; from the first line, back in the history."""
+        if not select and self.cursor_at_first_line and self._history_index > 0:
+            self._show_history(self._history_index - 1)
+        else:
+            super().action_cursor_up(select)
+
+    def action_cursor_down(self, select: bool = False) -> None:
+        """Down; from the last line, on in the history."""
+        at_end = self.cursor_at_last_line and self._history_index < len(self._history)
+        if not select and at_end:
+            self._show_history(self._history_index + 1)
+        else:
+            super().action_cursor_down(select)
+
+    def action_copy_or_interrupt(self) -> None:
+        """Copy what is selected, here or in the transcript; else stop the answer."""
+        if self.selected_text:
+            self.action_copy()
+        elif self.screen.get_selected_text():
+            self.screen.action_copy_text()
+        else:
+            self.app.action_interrupt()  # pyright: ignore[reportAttributeAccessIssue]  # ChatApp's
+
+    def _show_history(self, index: int) -> None:
+        if self._history_index == len(self._history):
+            self._draft = self.text
+        self._history_index = index
+        is_past = index < len(self._history)
+        self.replace_text(self._history[index] if is_past else self._draft)

@@ -1,0 +1,50 @@
+"""The live line over the input while an answer streams: the guard's scores, and the risk."""
+
+from __future__ import annotations
+
+from textual.content import Content
+from textual.widgets import Static
+
+from safesteer_edge.tui.guard_words import passages, risk_word
+from safesteer_edge.tui.sparkline import sparkline
+from safesteer_edge.tui.turn_record import TurnRecord
+
+
+class RiskLine(Static):
+    """Hidden while nothing streams."""
+
+    DEFAULT_CSS = """
+    RiskLine { height: 1; padding: 0 2; color: $foreground 75%; display: none;
+               &.-shown { display: block; } }
+    """
+
+    def show(self, record: TurnRecord, limit: float | None) -> None:
+        """Show where the turn stands. limit: the risk that ends a turn."""
+        self.set_class(True, "-shown")
+        self.update(self._line(record, limit))
+
+    def hide(self) -> None:
+        """Nothing streams any more."""
+        self.set_class(False, "-shown")
+
+    def _line(self, record: TurnRecord, limit: float | None) -> Content:
+        if record.prefill is None:
+            return Content("reading the prompt …   Esc stops")
+        scores = record.scores[-24:]
+        if not scores:
+            words = "answering, unguarded" if record.guard == "off" else "the guard is looking"
+            return Content(f"{words} …   Esc stops")
+        risk = record.risk or 0.0
+        word = risk_word(risk, limit)
+        style = {"raised": "$text-warning", "near the limit": "bold $text-error"}.get(word, "")
+        parts = [
+            Content(f"risk {sparkline(scores, 24):<24} "),
+            Content.styled(f"{risk:.2f} {word}", style),
+        ]
+        if limit is not None:
+            parts.append(Content(f" (limit {limit:.2f})"))
+        if record.n_interventions:
+            parts.append(Content.styled(f"  ◆ {passages(record.n_interventions)}", "$text-warning"))
+        elif record.text == "" and record.guard in ("steer", "refuse"):
+            parts.append(Content("  weighing before showing"))
+        return Content("").join(parts)

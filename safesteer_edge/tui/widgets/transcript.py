@@ -1,0 +1,153 @@
+"""The turns of a chat. Only the latest are on the screen; earlier ones come when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from textual import events
+from textual.app import ComposeResult
+from textual.containers import Vertical, VerticalScroll
+from textual.content import Content
+from textual.widget import Widget
+from textual.widgets import Static
+
+from safesteer_edge.tui.turn_record import TurnRecord
+from safesteer_edge.tui.widgets.turn_view import TurnView
+
+# A turn's Markdown is some ten widgets. Layout stays below a frame with this many turns.
+N_SHOWN_AT_FIRST = 12
+N_MORE = 12
+_MAX_SHOWN = 36
+
+
+class _Earlier(Static, can_focus=True):
+    """A line that stands for turns that are not shown."""
+
+    DEFAULT_CSS = """
+    _Earlier { color: $primary; content-align: center middle; height: 1; margin: 0 0 1 0;
+               &:focus { text-style: bold reverse; } &:hover { text-style: underline; } }
+    """
+
+    def on_click(self) -> None:
+        """Show more."""
+        self._show_more()
+
+    def on_key(self, event: events.Key) -> None:
+        """Enter and Page Up show more."""
+        if event.key in ("enter", "space", "pageup", "up"):
+            event.stop()
+            self._show_more()
+
+    def _show_more(self) -> None:
+        transcript = next(w for w in self.ancestors if isinstance(w, Transcript))
+        self.run_worker(transcript.show_earlier(), exclusive=True)
+
+
+class Transcript(VerticalScroll, can_focus=False):
+    """Follows the newest text until the person scrolls away, and again at the bottom."""
+
+    DEFAULT_CSS = """
+    Transcript {
+        height: 1fr; scrollbar-size-vertical: 1; scrollbar-color: $panel;
+        background: $background;
+        /* An anchored container scrolls above its start unless its content fills it. */
+        & #turns { height: auto; min-height: 100%; padding: 1 1 0 1; }
+    }
+    """
+
+    def __init__(self, *, show_images: bool, empty: Widget) -> None:
+        super().__init__(id="transcript")
+        self._records: list[TurnRecord] = []
+        self._n_hidden = 0
+        self._show_images = show_images
+        self._empty = empty
+        self._turns = Vertical(id="turns")
+
+    def compose(self) -> ComposeResult:
+        """What stands there while there is no turn, and the turns."""
+        yield self._empty
+        yield self._turns
+
+    @property
+    def records(self) -> Sequence[TurnRecord]:
+        """All turns, shown or not."""
+        return self._records
+
+    async def show_chat(self, records: Sequence[TurnRecord]) -> None:
+        """Show a chat from its end."""
+        self._records = list(records)
+        self._n_hidden = max(0, len(self._records) - N_SHOWN_AT_FIRST)
+        shown = [self._view(record) for record in self._records[self._n_hidden :]]
+        with self.app.batch_update():
+            await self._turns.remove_children()
+            self._show_empty(not self._records)
+            await self._turns.mount_all([self._earlier(), *shown] if self._n_hidden else shown)
+        self.follow()
+
+    async def add(self, record: TurnRecord) -> TurnView:
+        """Add a turn at the end; very old ones leave the screen."""
+        self._show_empty(False)
+        self._records.append(record)
+        view = self._view(record)
+        await self._turns.mount(view)
+        await self._drop_old()
+        self.follow()
+        return view
+
+    async def show_earlier(self) -> None:
+        """Show some more of the turns before; what was at the top stays where it was."""
+        if not self._n_hidden:
+            return
+        low = max(0, self._n_hidden - N_MORE)
+        more = [self._view(record) for record in self._records[low : self._n_hidden]]
+        height_before = self.virtual_size.height
+        first = self.query(TurnView).first()
+        with self.app.batch_update():
+            await self._turns.mount_all(more, before=first)
+            self._n_hidden = low
+            self._update_earlier()
+        self.call_after_refresh(self._keep_place, height_before)
+
+    def view_of(self, record: TurnRecord) -> TurnView | None:
+        """The view of a turn, None while it is not on the screen."""
+        return next((view for view in self.query(TurnView) if view.record is record), None)
+
+    def follow(self) -> None:
+        """Keep the end in view."""
+        self.anchor()
+
+    def _show_empty(self, is_empty: bool) -> None:
+        self._empty.display = is_empty
+        self._turns.display = not is_empty
+
+    def _keep_place(self, height_before: int) -> None:
+        grown = self.virtual_size.height - height_before
+        self.scroll_to(y=self.scroll_y + grown, animate=False)
+
+    async def _drop_old(self) -> None:
+        views = list(self.query(TurnView))
+        n_over = len(views) - _MAX_SHOWN
+        if n_over <= 0:
+            return
+        for view in views[:n_over]:
+            await view.remove()
+        self._n_hidden += n_over
+        if not self.query(_Earlier):
+            await self._turns.mount(self._earlier(), before=0)
+        self._update_earlier()
+
+    def _view(self, record: TurnRecord) -> TurnView:
+        return TurnView(record, show_images=self._show_images)
+
+    def _earlier(self) -> _Earlier:
+        return _Earlier(self._earlier_text())
+
+    def _earlier_text(self) -> Content:
+        return Content(f"↑ {self._n_hidden} earlier questions · click, or Enter here")
+
+    def _update_earlier(self) -> None:
+        for line in self.query(_Earlier):
+            if self._n_hidden:
+                line.update(self._earlier_text())
+            else:
+                line.remove()

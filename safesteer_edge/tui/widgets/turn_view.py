@@ -1,0 +1,177 @@
+"""One turn in the transcript: the question, its pictures, the answer, and how it went."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.widgets import Button, Static
+
+from safesteer_edge.chat.display_text import strip_control_characters
+from safesteer_edge.tui.guard_words import refusal_advice, turn_notes
+from safesteer_edge.tui.messages import TurnAction
+from safesteer_edge.tui.turn_record import TurnRecord
+from safesteer_edge.tui.widgets.answer_markdown import AnswerMarkdown
+from safesteer_edge.tui.widgets.attached_media import media_line, media_views
+
+_REFUSAL_ACTIONS = (
+    ("Edit the question", "edit"),
+    ("Why?", "inspect"),
+    ("Try again", "regenerate"),
+    ("New chat", "new"),
+)
+
+
+class _ActionButton(Button):
+    """A button of a refused turn."""
+
+    def __init__(self, label: str, action: str) -> None:
+        super().__init__(label, compact=True)
+        self.turn_action = action
+
+
+class TurnView(Vertical, can_focus=True):
+    """A turn. Tab reaches it; its keys show under it while it has the focus."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("e", "turn('edit')", "Edit"),
+        Binding("r", "turn('regenerate')", "Regenerate"),
+        Binding("n", "turn('continue')", "Continue"),
+        Binding("f", "turn('fork')", "Fork"),
+        Binding("c", "turn('copy')", "Copy"),
+        Binding("i,enter", "turn('inspect')", "Why"),
+        Binding("up", "screen.focus_previous('TurnView')", show=False),
+        Binding("down", "screen.focus_next('TurnView, Composer')", show=False),
+        Binding("escape", "screen.focus_composer", show=False),
+    ]
+
+    DEFAULT_CSS = """
+    TurnView {
+        height: auto;
+        margin: 0 0 1 0;
+        border-left: outer transparent;
+        padding: 0 1 0 0;
+        & .question {
+            background: $surface;
+            border-left: outer $primary;
+            padding: 0 1;
+            margin: 0 0 1 0;
+            height: auto;
+        }
+        & .media-line { color: $foreground 70%; height: auto; padding: 0 1; }
+        & AnswerMarkdown { padding: 0 1 0 2; }
+        & .waiting { color: $foreground 60%; padding: 0 2; }
+        & .note { color: $foreground 65%; padding: 0 2; height: auto; }
+        & .note.-steered { color: $text-warning; }
+        & .banner {
+            border: round $warning; padding: 0 1; margin: 0 1 0 1; height: auto;
+            color: $foreground;
+            &.-error { border: round $error; }
+            & .actions { height: 1; margin: 1 0 0 0; }
+            & Button { margin: 0 2 0 0; min-width: 6; padding: 0 1; }
+        }
+        & .turn-keys { display: none; color: $foreground 60%; padding: 0 2; height: 1; }
+        &:focus { border-left: outer $primary 60%; & .turn-keys { display: block; } }
+    }
+    """
+
+    def __init__(self, record: TurnRecord, *, show_images: bool) -> None:
+        super().__init__()
+        self.record = record
+        self._show_images = show_images
+        self._answer = AnswerMarkdown(record.shown)
+
+    def compose(self) -> ComposeResult:
+        """Question, pictures, answer, notes, keys."""
+        record = self.record
+        question = strip_control_characters(record.question)
+        if question:
+            yield Static(Content(question), classes="question")
+        files = (*record.images, *record.sounds)
+        if files:
+            yield Static(media_line(files), classes="media-line")
+            if self._show_images:
+                yield from media_views(record.images)
+        yield self._answer
+        yield Static("", classes="waiting")
+        yield Vertical(classes="outcome")
+        yield Static("", classes="turn-keys")
+
+    def on_mount(self) -> None:
+        """Say how a turn from a file went."""
+        self.query_one(".outcome").styles.height = "auto"
+        self.show_outcome()
+
+    def write(self, text: str) -> None:
+        """Add to the answer."""
+        self._answer.write(text)
+
+    async def settled(self) -> None:
+        """Wait until the answer shows all that was written."""
+        await self._answer.settled()
+
+    def show_waiting(self, text: str) -> None:
+        """Say what is being waited for; empty: nothing."""
+        waiting = self.query_one(".waiting", Static)
+        waiting.update(Content(text))
+        waiting.display = bool(text)
+
+    def show_outcome(self) -> None:
+        """Show what there is to say about the turn's end."""
+        record = self.record
+        if record.is_over:
+            self.show_waiting("")
+        outcome = self.query_one(".outcome")
+        outcome.remove_children()
+        notes = turn_notes(record) if record.is_over else []
+        if notes:
+            steered = record.n_interventions > 0
+            sign = "◆ " if steered else ""
+            hint = "  ·  F5 shows which" if steered and record.steps else ""
+            note = Static(Content(sign + "  ·  ".join(notes) + hint), classes="note")
+            note.set_class(steered, "-steered")
+            outcome.mount(note)
+        if record.refusal is not None:
+            outcome.mount(self._refusal_banner())
+        if record.error is not None:
+            banner = Static(
+                Content(strip_control_characters(record.error)), classes="banner -error"
+            )
+            banner.border_title = "The answer broke off" if record.text else "Not answered"
+            outcome.mount(banner)
+        self.query_one(".turn-keys", Static).update(Content(self._keys()))
+
+    def on_button_pressed(self, event: Button.Pressed) -> None:
+        """An action offered after a refusal."""
+        if isinstance(event.button, _ActionButton):
+            event.stop()
+            self.action_turn(event.button.turn_action)
+
+    def action_turn(self, action: str) -> None:
+        """Ask the screen to do something with this turn."""
+        self.post_message(TurnAction(action, self.record))
+
+    def _refusal_banner(self) -> Vertical:
+        refusal = self.record.refusal
+        assert refusal is not None
+        detail = strip_control_characters(refusal.detail)
+        text = f"{detail[:1].upper()}{detail[1:]}. {refusal_advice(self.record)}"
+        banner = Vertical(
+            Static(Content(text)),
+            Horizontal(
+                *(_ActionButton(label, action) for label, action in _REFUSAL_ACTIONS),
+                classes="actions",
+            ),
+            classes="banner",
+        )
+        banner.border_title = "■ Refused by the guard"
+        return banner
+
+    def _keys(self) -> str:
+        keys = ["e edit", "r regenerate", "f fork", "c copy", "i why"]
+        if self.record.can_continue:
+            keys.insert(2, "n continue")
+        return "  ·  ".join(keys)

@@ -1,0 +1,140 @@
+"""A question, its answer as it streams, and stopping it."""
+
+from __future__ import annotations
+
+import threading
+
+from safesteer_edge.errors import EngineError, ModelFileError
+from tests.tui.app_driver import driven, opened
+from tests.tui.scripted_session import REFUSAL_TEXT, Script, ScriptedModel, Word, said
+
+LONG = "one two three four five six seven eight nine ten"
+
+
+def test_an_answer_is_shown_as_markdown():
+    async def test():
+        model = ScriptedModel({"hi": said("Here is **bold** text.\n\n- first\n- second")})
+        async with opened(model) as driver:
+            await driver.type("hi")
+            await driver.press("enter")
+            await driver.sees("Here is bold text.")
+            await driver.sees("• second")
+            await driver.ready()
+            assert driver.app.state.records[0].text == "Here is **bold** text.\n\n- first\n- second"
+
+    driven(test())
+
+
+def test_one_can_ask_while_the_model_is_loading():
+    async def test():
+        model = ScriptedModel(load_gate=threading.Event())
+        async with opened(model) as driver:
+            await driver.sees("no model yet")
+            await driver.send("hello")
+            await driver.sees("waiting for the model to load")
+            assert model.load_gate is not None
+            model.load_gate.set()
+            await driver.sees("You said: hello")
+
+    driven(test())
+
+
+def test_escape_stops_an_answer_and_keeps_what_was_said():
+    async def test():
+        model = ScriptedModel({"count": said(LONG, gate=threading.Event())})
+        async with opened(model) as driver:
+            await driver.send("count")
+            await driver.sees("one two three")
+            await driver.press("escape")
+            await driver.sees("stopped by you")
+            assert driver.app.state.records[0].text == "one two three"
+            await driver.send("hello")
+            await driver.sees("You said: hello")
+            texts = [message.text for message in model.session.messages]
+            assert texts == ["count", "one two three", "hello", "You said: hello"]
+
+    driven(test())
+
+
+def test_a_stopped_answer_can_be_continued():
+    async def test():
+        gate = threading.Event()
+        async with opened(ScriptedModel({"count": said(LONG, gate=gate)})) as driver:
+            await driver.send("count")
+            await driver.sees("one two three")
+            await driver.press("escape")
+            await driver.sees("stopped by you")
+            gate.set()
+            await driver.send("/continue")
+            await driver.sees(LONG)
+            await driver.ready()
+            assert driver.app.state.records[0].text == LONG
+            await driver.sees_no("stopped by you")
+
+    driven(test())
+
+
+def test_steered_words_are_marked_and_explained():
+    async def test():
+        words = [Word("You"), Word(" ask", 0.1, " steal"), Word(" first")]
+        async with opened(ScriptedModel({"how?": Script(words)}), size=(120, 40)) as driver:
+            await driver.send("how?")
+            await driver.sees("You ask first")
+            await driver.sees("1 word was steered by the guard")
+            await driver.press("f5")
+            await driver.sees("step 2: ‘steal’ 0.93 → ‘ask’ 0.10")
+            await driver.sees("‘perhaps’")
+
+    driven(test())
+
+
+def test_a_refused_turn_says_why_and_what_to_do():
+    async def test():
+        script = Script([Word("Well", 0.4), Word(" then", 0.95)], refuse=True)
+        async with opened(ScriptedModel({"bad?": script})) as driver:
+            await driver.send("bad?")
+            await driver.sees("Refused by the guard")
+            await driver.sees(REFUSAL_TEXT)
+            await driver.sees("The answer stayed harmful whatever words were chosen.")
+            await driver.pilot.click("TurnView Button")
+            await driver.sees("Edit the question")
+            assert driver.app.state.edited is driver.app.state.records[0]
+
+    driven(test())
+
+
+def test_an_engine_error_is_a_sentence_and_the_chat_goes_on():
+    async def test():
+        broken = said("one two", error=EngineError("the engine died; it was started again"))
+        async with opened(ScriptedModel({"boom": broken})) as driver:
+            await driver.send("boom")
+            await driver.sees("the engine died; it was started again")
+            await driver.sees("one two")
+            await driver.send("hello")
+            await driver.sees("You said: hello")
+
+    driven(test())
+
+
+def test_a_model_that_cannot_be_loaded_is_a_sentence():
+    async def test():
+        model = ScriptedModel(load_error=ModelFileError("cannot load 'x.gguf': not there"))
+        async with opened(model) as driver:
+            await driver.sees("cannot load 'x.gguf': not there")
+            await driver.sees("no model")
+            await driver.send("hello")
+            await driver.sees("no model is loaded; choose one")
+
+    driven(test())
+
+
+def test_control_sequences_and_markup_of_the_model_do_nothing():
+    async def test():
+        nasty = "\x1b]0;title\x07plain [bold]not bold[/bold] <b>html</b>"
+        async with opened(ScriptedModel({"[red]q[/red]": said(nasty)})) as driver:
+            await driver.send("[red]q[/red]")
+            await driver.sees("plain [bold]not bold[/bold] <b>html</b>")
+            await driver.sees("[red]q[/red]")
+            assert "title" not in driver.screen_text()
+
+    driven(test())
