@@ -48,14 +48,17 @@ def native_model(path: Path) -> Iterator[Any]:
 
 
 @contextmanager
-def native_context(model: Any, cb_eval: Any = None) -> Iterator[Any]:
-    """A context of 256 cells with an F32 cache; it gives the final states beside the logits."""
+def native_context(model: Any, cb_eval: Any = None, *, embeddings: bool = True) -> Iterator[Any]:
+    """A context of 256 cells with an F32 cache.
+
+    embeddings: it gives the final states beside the logits; some graphs then give no logits.
+    """
     params = llama_cpp.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch = 256, 256, 256
     params.n_threads = params.n_threads_batch = 1
     params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
     params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    params.embeddings = True
+    params.embeddings = embeddings
     if cb_eval is not None:
         params.cb_eval = cb_eval
     context = llama_cpp.llama_init_from_model(model, params)
@@ -98,7 +101,7 @@ def _rows(read: Any, context: Any, n_tokens: int, width: int) -> Float32Array:
 
 
 class _BlockOutputs:
-    """Collects the tensors `l_out-L` through llama.cpp's evaluation callback."""
+    """Collects the tensors `l_out-L` and `result_norm` through the evaluation callback."""
 
     def __init__(self) -> None:
         # Loaded anew, so that the signatures set here are not those of anyone else's handle.
@@ -111,14 +114,19 @@ class _BlockOutputs:
         self._read.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_size_t] * 2
         self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_tensor)
         self.by_layer: dict[int, Float32Array] = {}
+        self.final_norm = np.empty(0, dtype=np.float32)
 
     def _on_tensor(self, tensor: int, ask: bool, user_data: int) -> bool:
         kind, _, layer_index = self._name(tensor).decode().partition("-")
-        if kind == "l_out" and not ask:
+        is_wanted = kind in ("l_out", "result_norm")
+        if is_wanted and not ask:
             values = np.empty(self._n_bytes(tensor) // 4, dtype=np.float32)
             self._read(tensor, values.ctypes.data, 0, values.nbytes)
-            self.by_layer[int(layer_index)] = values
-        return kind == "l_out" or not ask
+            if kind == "l_out":
+                self.by_layer[int(layer_index)] = values
+            else:
+                self.final_norm = values
+        return is_wanted or not ask
 
 
 def native_forward(
@@ -128,7 +136,10 @@ def native_forward(
 ) -> NumpyForward:
     """The three arrays that NumpyLlama gives, computed by llama.cpp from tokens or embeddings."""
     blocks = _BlockOutputs()
-    with native_model(path) as model, native_context(model, blocks.callback) as context:
+    with (
+        native_model(path) as model,
+        native_context(model, blocks.callback, embeddings=False) as context,
+    ):
         n_embd, n_layer = llama_cpp.llama_model_n_embd(model), llama_cpp.llama_model_n_layer(model)
         if control_vector is not None:
             data = np.ascontiguousarray(control_vector[1:])
@@ -140,7 +151,7 @@ def native_forward(
         n_tokens = len(tokens)
         return NumpyForward(
             np.stack([blocks.by_layer[i].reshape(-1, n_embd) for i in range(n_layer)]),
-            _rows(llama_cpp.llama_get_embeddings_ith, context, n_tokens, n_embd),
+            blocks.final_norm.reshape(-1, n_embd),
             logits_of(context, n_tokens, n_vocab),
         )
 

@@ -7,8 +7,10 @@ A feature is a block output, `layer_index` 0 … n_layer − 1, or the state aft
 route         what llama.cpp offers                                   good for
 layer_input   input of block L + 1, exported under C++ names only;    chat: below noise
               another graph than those listed aborts the process
-final_norm    embeddings mode, pooling NONE                           chat: below noise
-eval_callback cb_eval at `l_out-L`: called for every graph node       calibration, other graphs
+final_norm    embeddings mode, pooling NONE; some graphs then leave   chat: below noise
+              out the logits
+eval_callback cb_eval at `l_out-L` and `result_norm`: called for      calibration, other graphs
+              every graph node
 """
 
 from __future__ import annotations
@@ -46,6 +48,11 @@ LAYER_INPUT_ARCHITECTURES = frozenset(
         "qwen3next",
     }
 )
+
+# Their graphs leave the logits out in embeddings mode (src/models/lfm2.cpp).
+_NO_LOGITS_BESIDE_EMBEDDINGS = frozenset({"lfm2", "lfm2moe"})
+
+_FINAL_NORM_NODE = b"result_norm"
 
 _SYMBOLS_SET = (
     "llama_set_embeddings_layer_inp",
@@ -92,33 +99,39 @@ def choose_route(
 
     wanted: insist on one route (tests, calibration). Raises EngineError if it cannot serve.
     """
-    blocks_only = all(0 <= layer < n_layer for layer in layers)
-    inner_blocks = all(0 <= layer < n_layer - 1 for layer in layers)
-    final_only = all(layer == n_layer for layer in layers)
-    if not layers or not (blocks_only or final_only):
+    names = usable_routes(architecture, n_layer, layers)
+    if not names:
         raise EngineError(
             f"hidden states of layers {list(layers)}: expected block outputs 0 … {n_layer - 1}, "
             f"or {n_layer} alone (after the final norm)"
         )
-    can_read_inputs = (
-        inner_blocks and architecture in LAYER_INPUT_ARCHITECTURES and _layer_input_calls()
-    )
-    usable: dict[RouteName, bool] = {
-        "layer_input": bool(can_read_inputs),
-        "final_norm": final_only,
-        "eval_callback": blocks_only,
-    }
-    names: list[RouteName] = [wanted] if wanted else [name for name, ok in usable.items() if ok]
-    if not usable.get(names[0], False):
-        raise EngineError(
-            f"route {names[0]!r} cannot give layers {list(layers)} of {architecture!r}"
-        )
+    name = wanted or names[0]
+    if name not in names:
+        raise EngineError(f"route {name!r} cannot give layers {list(layers)} of {architecture!r}")
     routes = {
         "layer_input": LayerInputRoute,
         "final_norm": FinalNormRoute,
         "eval_callback": EvalCallbackRoute,
     }
-    return routes[names[0]](tuple(layers))
+    return routes[name](tuple(layers), n_layer)
+
+
+def usable_routes(architecture: str, n_layer: int, layers: Sequence[int]) -> tuple[RouteName, ...]:
+    """The routes that give all of `layers` for this architecture, the cheapest first; () if none.
+
+    A route that is left out here would abort the process, or leave decoding without logits.
+    """
+    blocks_only = all(0 <= layer < n_layer for layer in layers)
+    inner_blocks = all(0 <= layer < n_layer - 1 for layer in layers)
+    final_only = all(layer == n_layer for layer in layers)
+    if not layers or not (blocks_only or final_only):
+        return ()
+    names: list[RouteName] = []
+    if inner_blocks and architecture in LAYER_INPUT_ARCHITECTURES and _layer_input_calls():
+        names.append("layer_input")
+    if final_only and architecture not in _NO_LOGITS_BESIDE_EMBEDDINGS:
+        names.append("final_norm")
+    return (*names, "eval_callback")
 
 
 class LayerInputRoute:
@@ -126,7 +139,7 @@ class LayerInputRoute:
 
     name: RouteName = "layer_input"
 
-    def __init__(self, layers: tuple[int, ...]) -> None:
+    def __init__(self, layers: tuple[int, ...], _n_layer: int) -> None:
         self._layers = layers
         self._context: NativeContext | None = None
 
@@ -164,7 +177,7 @@ class FinalNormRoute:
 
     name: RouteName = "final_norm"
 
-    def __init__(self, layers: tuple[int, ...]) -> None:
+    def __init__(self, layers: tuple[int, ...], _n_layer: int) -> None:
         self._layers = layers
         self._context: NativeContext | None = None
 
@@ -191,13 +204,16 @@ class FinalNormRoute:
 
 
 class EvalCallbackRoute:
-    """`l_out-L` caught while the graph runs. Give `callback` to the context that is made."""
+    """`l_out-L` or `result_norm` caught while the graph runs. Give `callback` to the context that is made."""
 
     name: RouteName = "eval_callback"
 
-    def __init__(self, layers: tuple[int, ...]) -> None:
+    def __init__(self, layers: tuple[int, ...], n_layer: int) -> None:
         self._layers = layers
-        self._index_by_name = {f"l_out-{layer}".encode(): layer for layer in layers}
+        self._index_by_name = {
+            _FINAL_NORM_NODE if layer == n_layer else f"l_out-{layer}".encode(): layer
+            for layer in layers
+        }
         self._caught: dict[int, NDArray[np.float32]] = {}
         self._failure: BaseException | None = None
         self._context: NativeContext | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from gguf import GGUFWriter
@@ -15,7 +15,7 @@ from tests.tiny_models.random_weights import (
     add_file_type,
     gguf_output,
 )
-from tests.tiny_models.vocabulary import CHATML, CONTROL_TOKENS, TinyVocabulary, tiny_vocabulary
+from tests.tiny_models.vocabulary import CHATML, TinyVocabulary, tiny_vocabulary
 
 # Logits of deviation 3 over 320 tokens: the best one has a probability of about 0.3, the best
 # twenty nearly all of it. So sampling varies, and rounding does not change a greedy choice.
@@ -128,20 +128,38 @@ def _add_block(weights: RandomWeights, shape: _Transformer, block: str) -> None:
     weights.add_matrix(f"{block}.ffn_down.weight", n_embd, n_ff)
 
 
-def add_token_embedding(weights: RandomWeights, vocabulary: TinyVocabulary, n_embd: int) -> None:
+class OutputVocabulary(Protocol):
+    """What the weights of a model need to know of its tokens; control tokens come first."""
+
+    @property
+    def tokens(self) -> tuple[str, ...]: ...
+
+    @property
+    def n_control(self) -> int: ...
+
+    def is_printable(self, token_id: int) -> bool: ...
+
+
+def add_token_embedding(weights: RandomWeights, vocabulary: OutputVocabulary, n_embd: int) -> None:
     """Queue one random direction per token: independent, so well apart."""
     name = "token_embd.weight"
     weights.add_quantized(name, weights.draw(name, (len(vocabulary.tokens), n_embd), 1.0))
 
 
-def add_output_head(weights: RandomWeights, vocabulary: TinyVocabulary, n_embd: int) -> None:
+def add_output_head(
+    weights: RandomWeights,
+    vocabulary: OutputVocabulary,
+    n_embd: int,
+    *,
+    norm: str = "output_norm",
+) -> None:
     """Queue the final norm and the output matrix, its rows scaled by the kind of token."""
-    weights.add_vector("output_norm.weight", n_embd, centre=1.0)
+    weights.add_vector(f"{norm}.weight", n_embd, centre=1.0)
     n_vocab = len(vocabulary.tokens)
     share = np.array(
         [1.0 if vocabulary.is_printable(i) else _UNPRINTABLE_SHARE for i in range(n_vocab)],
         dtype=np.float32,
     )
-    share[: len(CONTROL_TOKENS)] = _CONTROL_SHARE
+    share[: vocabulary.n_control] = _CONTROL_SHARE
     rows = weights.draw("output.weight", (n_vocab, n_embd), _LOGIT_DEVIATION / n_embd**0.5)
     weights.add_quantized("output.weight", rows * share[:, None])

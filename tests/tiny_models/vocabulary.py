@@ -20,7 +20,7 @@ ENDOFTEXT_ID, IM_START_ID, IM_END_ID, IMG_ID, IMG_END_ID = range(len(CONTROL_TOK
 FIRST_BYTE_ID = len(CONTROL_TOKENS)
 
 # Pieces that become one token each. Merging them, shortest parts first, gives 59 tokens.
-_ENGLISH_PIECES = (
+ENGLISH_PIECES = (
     *("in", "er", "on", "at", "ing", "ou", "an", "or", "en", "is", " a", " the", " to", " of"),
     *(" and", " you", " can", " how", " is", " in", " I", " not", " it", " help", " sorry"),
     *(" make", " image", " for", " with", " be", "es", "'t"),
@@ -42,6 +42,10 @@ class TinyVocabulary:
     def token_types(self) -> tuple[TokenType, ...]:
         n_text = len(self.tokens) - len(CONTROL_TOKENS)
         return (TokenType.CONTROL,) * len(CONTROL_TOKENS) + (TokenType.NORMAL,) * n_text
+
+    @property
+    def n_control(self) -> int:
+        return len(CONTROL_TOKENS)
 
     def is_printable(self, token_id: int) -> bool:
         """Whether the token is printable ASCII: an answer made of such tokens is readable."""
@@ -71,11 +75,11 @@ def tiny_vocabulary(extra_vocab: tuple[str, ...] = ()) -> TinyVocabulary:
     The parts that a piece is merged from become tokens too, so that every token is reachable.
     llama.cpp splits text before it merges: a piece is one word, with or without its leading space.
     """
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     merges: dict[tuple[str, str], int] = {}
-    for piece in (*_ENGLISH_PIECES, *extra_vocab):
+    for piece in (*ENGLISH_PIECES, *extra_vocab):
         symbols = [alphabet[byte] for byte in piece.encode()]
-        while len(merged := _merge(symbols, merges)) > 1:
+        while len(merged := merge(symbols, merges)) > 1:
             merges[merged[0], merged[1]] = len(merges)
     return TinyVocabulary(
         tokens=(*CONTROL_TOKENS, *alphabet, *(left + right for left, right in merges)),
@@ -83,7 +87,7 @@ def tiny_vocabulary(extra_vocab: tuple[str, ...] = ()) -> TinyVocabulary:
     )
 
 
-def _merge(symbols: list[str], merges: dict[tuple[str, str], int]) -> list[str]:
+def merge(symbols: list[str], merges: dict[tuple[str, str], int]) -> list[str]:
     """Byte-pair encode one word: merge the pair of the lowest rank, leftmost first."""
     symbols = list(symbols)
     while True:
@@ -94,7 +98,7 @@ def _merge(symbols: list[str], merges: dict[tuple[str, str], int]) -> list[str]:
         symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
 
 
-def _byte_alphabet() -> tuple[str, ...]:
+def byte_alphabet() -> tuple[str, ...]:
     """One visible character per byte value: GPT-2's `bytes_to_unicode`."""
     visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(0xAE, 0x100)}
     hidden = [byte for byte in range(256) if byte not in visible]
