@@ -55,7 +55,8 @@ class NativeContext:
         # llama.cpp cuts n_batch to the n_ctx that was asked for before it rounds that up.
         params.n_ctx = -(-settings.n_ctx // _N_CTX_STEP) * _N_CTX_STEP
         params.n_batch = params.n_ubatch = settings.n_batch
-        params.n_seq_max = settings.n_candidates + 1
+        # The main sequence, the candidates, and a checkpoint where the memory cannot roll back.
+        params.n_seq_max = settings.n_candidates + 1 + model.has_recurrent_state
         params.n_threads = params.n_threads_batch = settings.n_threads
         params.kv_unified = True  # side sequences share the prefix's cells at no cost
         params.pooling_type = lib.LLAMA_POOLING_TYPE_NONE
@@ -82,6 +83,7 @@ class NativeContext:
         self.n_batch: int = lib.llama_n_batch(context_handle)
         self._batch = _TokenBatch(self.n_batch)
         self.n_candidates = settings.n_candidates
+        self.checkpoint_sequence = settings.n_candidates + 1  # with a recurrent state alone
         self._is_steered = False
         self._logits_row: Any = ctypes.c_float * model.n_vocab
 

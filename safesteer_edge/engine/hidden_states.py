@@ -204,7 +204,10 @@ class FinalNormRoute:
 
 
 class EvalCallbackRoute:
-    """`l_out-L` or `result_norm` caught while the graph runs. Give `callback` to the context that is made."""
+    """`l_out-L` or `result_norm`, caught while the graph runs.
+
+    Give `callback` to the context that is made.
+    """
 
     name: RouteName = "eval_callback"
 

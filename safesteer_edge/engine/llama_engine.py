@@ -89,8 +89,11 @@ class LlamaEngine:
         self._sampler = sampler
         self._discard_pending()
         self._kept_logits = None
+        # The last run is the template's, and opens the answer: some templates write it otherwise
+        # in the history (`<think>`), so that the next prompt has in common what is before it.
+        n_lasting = len(entries) - (len(to_entries(items[-1:])) if items else 0)
         n_reused_tokens, last_state = self._sequence.bring_to(
-            entries, control_vector=control_vector, cancelled=cancelled
+            entries, n_lasting=n_lasting, control_vector=control_vector, cancelled=cancelled
         )
         return PrefillStats(
             n_prompt_tokens=sum(entry.n_tokens for entry in entries),

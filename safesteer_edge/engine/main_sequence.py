@@ -49,6 +49,7 @@ class MainSequence:
             route.attach(context)
         self._entries: list[Entry] = []
         self._n_prompt_entries = 0
+        self._n_checkpoint_entries = 0  # 0: there is no checkpoint
         self._control_vector: NDArray[np.float32] | None = None
         self.n_tokens = 0
         self.position = 0
@@ -58,20 +59,20 @@ class MainSequence:
         self,
         entries: Sequence[Entry],
         *,
+        n_lasting: int,
         control_vector: NDArray[np.float32] | None,
         cancelled: Callable[[], bool],
     ) -> tuple[int, NDArray[np.float32]]:
         """Keep what the cache shares with a prompt and evaluate the rest; see LlamaEngine.prefill.
 
+        n_lasting: entries at its beginning that the next prompt is likely to begin with as well.
         Returns the number of tokens that were kept, and the state at the last one.
         """
         self._check_fits(entries)
-        n_shared = self._n_shared(entries)
-        n_kept_tokens = sum(entry.n_tokens for entry in self._entries[:n_shared])
-        if not self._cut_to(n_shared):
-            n_kept_tokens = 0
+        self._cut_to(self._n_shared(entries))
+        n_kept_tokens = self.n_tokens
         self._n_prompt_entries, self._control_vector = len(entries), control_vector
-        return n_kept_tokens, self._evaluate_prompt(entries, cancelled)
+        return n_kept_tokens, self._evaluate_prompt(entries, cancelled, n_lasting=n_lasting)
 
     def add_evaluated(self, token_id: int) -> None:
         """Count a token whose cell is already in the main sequence."""
@@ -94,9 +95,10 @@ class MainSequence:
         prompt, answer = remaining[: self._n_prompt_entries], remaining[self._n_prompt_entries :]
         if len(prompt) < self._n_prompt_entries:
             raise EngineError(f"cannot take back {n_tokens} tokens: the answer is shorter")
-        if not self._cut_to(len(remaining)):
-            # The memory cannot roll back (recurrent state): evaluate what remains once more, with
-            # the control vector off for the prompt and on for the answer, as it was.
+        self._cut_to(len(remaining))
+        if len(self._entries) < len(remaining):
+            # The memory cannot roll back (recurrent state): evaluate what is missing once more,
+            # with the control vector off for the prompt and on for the answer, as it was.
             self._evaluate_prompt(prompt)
             self._evaluate_entries(answer)
         self.logits_row = None
@@ -121,26 +123,44 @@ class MainSequence:
             n_shared += 1
         return n_shared
 
-    def _cut_to(self, n_entries: int) -> bool:
-        """Keep the first n entries. False: the memory cannot, and everything was forgotten."""
+    def _cut_to(self, n_entries: int) -> None:
+        """Keep the first n entries; where the memory cannot, those of the checkpoint, or none."""
         if n_entries == len(self._entries):
-            return True
-        kept = self._entries[:n_entries]
-        position = sum(entry.n_positions for entry in kept)
+            return
+        self.logits_row = None
+        position = sum(entry.n_positions for entry in self._entries[:n_entries])
         if n_entries and self._context.remove_from_sequence(MAIN_SEQUENCE, position, -1):
-            self._entries, self.position = kept, position
-            self.n_tokens = sum(entry.n_tokens for entry in kept)
+            self._keep(n_entries)
+        elif 0 < self._n_checkpoint_entries <= n_entries:
+            self._context.remove_from_sequence(MAIN_SEQUENCE)
+            self._context.copy_sequence(self._context.checkpoint_sequence, MAIN_SEQUENCE)
+            self._keep(self._n_checkpoint_entries)
         else:
             self._forget()
-        self.logits_row = None
-        return bool(self._entries) or n_entries == 0
+
+    def _keep(self, n_entries: int) -> None:
+        self._entries = self._entries[:n_entries]
+        self.position = sum(entry.n_positions for entry in self._entries)
+        self.n_tokens = sum(entry.n_tokens for entry in self._entries)
 
     def _forget(self) -> None:
         self._context.clear()
         self._entries, self.position, self.n_tokens = [], 0, 0
+        self._n_checkpoint_entries = 0
+
+    def _set_checkpoint(self) -> None:
+        """Keep the state of a memory that cannot roll back; its cells are shared, at no cost."""
+        checkpoint = self._context.checkpoint_sequence
+        self._context.remove_from_sequence(checkpoint)
+        self._context.copy_sequence(MAIN_SEQUENCE, checkpoint)
+        self._n_checkpoint_entries = len(self._entries)
 
     def _evaluate_prompt(
-        self, entries: Sequence[Entry], cancelled: Callable[[], bool] = lambda: False
+        self,
+        entries: Sequence[Entry],
+        cancelled: Callable[[], bool] = lambda: False,
+        *,
+        n_lasting: int = 0,
     ) -> NDArray[np.float32]:
         """Evaluate what the sequence lacks of a prompt; the state at its last token."""
         self._context.set_control_vector(None)
@@ -148,6 +168,9 @@ class MainSequence:
         # kernels, and the guard must not change an answer by rounding.
         if self._route is not None:
             self._route.before_prefill()
+        if self._context.model.has_recurrent_state and len(self._entries) < n_lasting:
+            self._evaluate_entries(entries[len(self._entries) : n_lasting], cancelled)
+            self._set_checkpoint()
         self._evaluate_entries(entries[len(self._entries) : -1], cancelled)
         self._context.set_control_vector(self._control_vector)
         if self._route is not None:

@@ -52,7 +52,9 @@ _OTHER_KINDS = {
 class ModelInfo:
     """What the program needs to know about a language model.
 
-    n_layer: blocks, the first is number 0. n_ctx_train: tokens of context it was trained for.
+    n_layer: blocks that make the next token, the first is number 0; blocks behind them that guess
+        tokens further ahead (multi-token prediction) do not count.
+    n_ctx_train: tokens of context it was trained for.
     quantization: as in file names ('Q4_1', 'Q4_K_M'). size_bytes: of the file.
     """
 
@@ -79,14 +81,15 @@ def check_language_model(path: Path) -> ModelInfo:
     file = read_gguf(path)
     architecture = file.architecture
     _check_kind(file, architecture)
-    n_layer = _number(file, f"{architecture}.block_count", 1, _MAX_LAYERS)
+    n_blocks = _number(file, f"{architecture}.block_count", 1, _MAX_LAYERS)
+    n_layer = n_blocks - _number(file, f"{architecture}.nextn_predict_layers", 0, n_blocks - 1, 0)
     n_embd = _number(file, f"{architecture}.embedding_length", 1, _MAX_EMBEDDING_LENGTH)
     n_ctx_train = _number(file, f"{architecture}.context_length", 1, _MAX_CONTEXT)
-    _check_heads(file, architecture, n_layer, n_embd)
-    _check_experts(file, architecture, n_layer)
-    _check_details(file, architecture, n_layer)
+    _check_heads(file, architecture, n_blocks, n_embd)
+    _check_experts(file, architecture, n_blocks)
+    _check_details(file, architecture)
     n_vocab = check_vocabulary(file)
-    _check_tensors(file, n_layer, n_embd, n_vocab)
+    _check_tensors(file, n_blocks, n_embd, n_vocab)
     return ModelInfo(
         path=path,
         architecture=architecture,
@@ -195,12 +198,11 @@ def _check_experts(file: GgufFile, architecture: str, n_layer: int) -> None:
         )
 
 
-def _check_details(file: GgufFile, architecture: str, n_layer: int) -> None:
+def _check_details(file: GgufFile, architecture: str) -> None:
     """Values that llama.cpp asserts while it loads, or while it computes."""
     scaling = file.text(f"{architecture}.rope.scaling.type", "none")
     if scaling not in _ROPE_SCALINGS:
         raise file.error(f"its RoPE scaling is {scaling!r}", "use a newer version, or another file")
-    _number(file, f"{architecture}.nextn_predict_layers", 0, n_layer, 0)
     _number(file, f"{architecture}.pooling_type", 0, _MAX_POOLING_TYPE, 0)
     for key, value in file.metadata.items():
         if not (key.startswith(f"{architecture}.attention.") and key.endswith("epsilon")):

@@ -45,7 +45,7 @@ class LinearProbe:
         self._weights = weights / np.linalg.norm(weights)
 
     def score(self, hidden: Float32Array) -> Float32Array:
-        return (1 / (1 + np.exp(-(hidden @ self._weights)))).astype(np.float32)
+        return (0.5 + 0.5 * np.tanh(hidden @ self._weights / 2)).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ ROUTES: list[tuple[RouteName, tuple[int, ...]]] = [
     ("layer_input", (2, 0)),
     ("eval_callback", (0, 1, 2, 3)),
     ("eval_callback", (3, 1)),
+    ("eval_callback", (N_LAYER,)),
     ("final_norm", (N_LAYER,)),
 ]
 
@@ -133,6 +134,8 @@ def test_a_recurrent_model_is_read_by_callback(tiny_mamba_path: Path) -> None:
         ("llama", (4,), "final_norm"),
         ("mamba", (0,), "eval_callback"),
         ("mamba", (4,), "final_norm"),
+        ("lfm2", (0,), "layer_input"),
+        ("lfm2", (4,), "eval_callback"),
     ],
 )
 def test_the_cheapest_route_that_serves_is_chosen(
@@ -150,7 +153,8 @@ def test_the_cheapest_route_that_serves_is_chosen(
         ("llama", (-1,), None),
         ("llama", (3,), "layer_input"),
         ("llama", (0,), "final_norm"),
-        ("llama", (4,), "eval_callback"),
+        ("llama", (4,), "layer_input"),
+        ("lfm2", (4,), "final_norm"),  # its graph would give no logits
         ("mamba", (0,), "layer_input"),  # asking its graph would abort the process
     ],
 )

@@ -1,4 +1,4 @@
-"""Lazy and eager re-ranking on the real engine: the same answers, up to llama.cpp's own rounding."""
+"""Lazy and eager re-ranking on the real engine: the same answers, up to llama.cpp's rounding."""
 
 from __future__ import annotations
 

@@ -101,24 +101,44 @@ def test_many_prompts_in_turn_each_equal_a_first_one(
             assert_proposes_like(opened, numpy_llama, prompt + answer)
 
 
-def test_a_recurrent_model_reuses_a_whole_sequence_or_nothing(tiny_mamba_path: Path) -> None:
+def test_a_recurrent_model_reuses_a_whole_sequence_or_what_is_before_the_last_run(
+    tiny_mamba_path: Path,
+) -> None:
+    opening, other_opening, answer = TokenRun((90, 91)), TokenRun((90, 92)), TokenRun((50,))
+    said, more = TokenRun(tuple(PROMPT)), TokenRun(tuple(OTHER))
+    turns = [
+        ([said, opening], 0),
+        ([said, opening, answer, more, opening], 23),  # goes on behind the answer
+        ([said, opening, answer, more, other_opening], 43),  # opens the next one otherwise
+        ([said, more, opening], 0),  # has less in common than was kept
+        ([said, more, opening], 40),
+        ([said, more, other_opening, answer, opening], 40),
+    ]
     with open_engine(tiny_mamba_path) as opened:
-        opened.prefill(PROMPT)
-        opened.feed([50])
-        assert opened.prefill([*PROMPT, 50, *OTHER]).n_reused_tokens == 21
-        continued = opened.next_logits()
-        assert opened.prefill([*PROMPT, *OTHER]).n_reused_tokens == 0
-        diverged = opened.next_logits()
-        assert opened.prefill([*PROMPT, *OTHER]).n_reused_tokens == 0
-        again = opened.next_logits()
-    for actual, prompt in (
-        (continued, [*PROMPT, 50, *OTHER]),
-        (diverged, [*PROMPT, *OTHER]),
-        (again, [*PROMPT, *OTHER]),
-    ):
-        with open_engine(tiny_mamba_path) as fresh:
-            fresh.prefill(prompt)
-            np.testing.assert_allclose(actual, fresh.next_logits(), rtol=0, atol=F32_TOLERANCE)
+        for items, n_reused in turns:
+            assert opened.prefill(items).n_reused_tokens == n_reused
+            logits = opened.next_logits()
+            with open_engine(tiny_mamba_path) as fresh:
+                fresh.prefill(items)
+                expected = fresh.next_logits()
+            np.testing.assert_allclose(logits, expected, rtol=0, atol=F32_TOLERANCE)
+            opened.feed([50])
+
+
+def test_a_recurrent_model_takes_an_answer_back_to_where_its_prompt_was_read(
+    tiny_mamba_path: Path,
+) -> None:
+    items = [TokenRun(tuple(PROMPT)), TokenRun((90, 91))]
+    with open_engine(tiny_mamba_path) as opened:
+        opened.prefill(items)
+        opened.feed([50, 51, 52])
+        opened.engine.take_back(2)
+        opened.engine.append([60])
+        logits = opened.next_logits()
+    with open_engine(tiny_mamba_path) as fresh:
+        fresh.prefill(items)
+        fresh.feed([50, 60])
+        np.testing.assert_allclose(logits, fresh.next_logits(), rtol=0, atol=F32_TOLERANCE)
 
 
 def test_runs_of_tokens_are_one_prompt_however_they_are_cut(tiny_llama_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""What the engine is proven to do for each model family, and the table of it in docs/families.md."""
+"""What the engine is proven to do for each model family, and the table in docs/families.md."""

@@ -19,7 +19,7 @@ from tests.families.engine_proofs import assert_close
 from tests.families.family_files import FamilyFiles, random_tokens
 from tests.native_llama import decode, native_context, native_model, native_projector
 
-NOT_SEEING = "no: llama.cpp has no projector for it"
+NOT_SEEING = "no: none of its models sees"
 
 _BEFORE, _BETWEEN, _AFTER = random_tokens(5, 20), random_tokens(6, 5), random_tokens(7, 6)
 
@@ -56,8 +56,8 @@ def prove_images(files: FamilyFiles) -> str:
         assert_close(opened.next_logits(), _reference_logits(files, [wide], other))
     media = [item for item in two if isinstance(item, MediaRun)]
     if any(item.n_positions != item.n_tokens for item in media):
-        return "rows and columns (M-RoPE)"
-    return "all at once (non-causal)" if files.family.projector == "gemma3" else "in order"
+        return "by row and column (M-RoPE)"
+    return "all at once (non-causal)" if files.family.projector == "gemma3" else "token by token"
 
 
 def _run(token_ids: list[int]) -> list[PromptItem]:
@@ -66,7 +66,9 @@ def _run(token_ids: list[int]) -> list[PromptItem]:
 
 def _encode(opened: OpenEngine, pixels: NDArray[np.uint8]) -> tuple[PromptItem, ...]:
     assert opened.projector is not None
-    return opened.projector.encode_image(pixels, sha256=hashlib.sha256(pixels).hexdigest())
+    return opened.projector.encode_image(
+        pixels, sha256=hashlib.sha256(pixels.tobytes()).hexdigest()
+    )
 
 
 def _reference_logits(
@@ -122,8 +124,9 @@ def _media_chunks(projector: Any, pixels: NDArray[np.uint8]) -> list[Any]:
 
 def _evaluate(projector: Any, context: Any, chunk: Any, position: int) -> int:
     new_position = ctypes.c_int32(position)
+    sequence, start = ctypes.c_int32(0), ctypes.c_int32(position)
     status = mtmd_cpp.mtmd_helper_eval_chunk_single(
-        projector, context, chunk, position, 0, 256, False, ctypes.byref(new_position)
+        projector, context, chunk, start, sequence, 256, False, ctypes.pointer(new_position)
     )
     assert status == 0
     return new_position.value

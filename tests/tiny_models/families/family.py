@@ -21,7 +21,7 @@ class Family:
 
     name: of its row in docs/families.md. architecture: general.architecture. models: for people.
     metadata: below `{architecture}.`, over what all have. block: the tensors of block L.
-    projector: what feeds it images; None: llama.cpp has none for it. output_norm: its tensor.
+    projector: what feeds it images; None: no published model of it sees. output_norm: its tensor.
     """
 
     name: str
@@ -32,5 +32,5 @@ class Family:
     block: BlockTensors
     projector: ProjectorKind | None
     metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
-    n_layer: int = 4
+    n_blocks: int = 4
     output_norm: str = "output_norm"

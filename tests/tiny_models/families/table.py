@@ -38,8 +38,10 @@ _QWEN = Tokenizer(
 _SMOLVLM = Tokenizer(
     "gpt2",
     "smollm",
-    (*_CHATML_CONTROL, "<end_of_utterance>", "<fake_token_around_image>", "<global-img>")
-    + ("<row_1_col_1>",),
+    (
+        *(*_CHATML_CONTROL, "<end_of_utterance>", "<fake_token_around_image>", "<global-img>"),
+        "<row_1_col_1>",
+    ),
     bos="<|im_start|>",
     eos="<end_of_utterance>",
     pieces=("\n\n",),
@@ -59,8 +61,10 @@ _PHI3 = Tokenizer(
 _GEMMA = Tokenizer(
     "llama",
     "default",
-    ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
-    + ("<start_of_image>", "<end_of_image>"),
+    (
+        *("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"),
+        *("<start_of_image>", "<end_of_image>"),
+    ),
     bos="<bos>",
     eos="<end_of_turn>",
     adds_bos=True,
@@ -69,8 +73,10 @@ _GEMMA = Tokenizer(
 _LFM2 = Tokenizer(
     "gpt2",
     "lfm2",
-    ("<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
-    + ("<|image_start|>", "<|image_end|>", "<|img_thumbnail|>"),
+    (
+        *("<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+        *("<|image_start|>", "<|image_end|>", "<|img_thumbnail|>"),
+    ),
     bos="<|startoftext|>",
     eos="<|im_end|>",
     adds_bos=True,
@@ -88,7 +94,10 @@ _FALCON = Tokenizer(
 _GPT_OSS = Tokenizer(
     "gpt2",
     "gpt-4o",
-    ("<|startoftext|>", "<|return|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>"),
+    (
+        *("<|startoftext|>", "<|return|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>"),
+        *("<img>", "</img>"),
+    ),
     bos="<|startoftext|>",
     eos="<|return|>",
 )
@@ -107,6 +116,8 @@ _MAMBA2 = {
     "ssm.time_step_rank": 8,
     "ssm.group_count": 1,
 }
+# The fifth of qwen35's blocks guesses a token further ahead, and plays no part in decoding.
+_GUESSING_BLOCK = 4
 _DELTA_NET_HEADS, _DELTA_NET_WIDTH = 2, 16
 # Windows shorter than the tests' prompts, so that tokens do leave them.
 _WINDOW = 16
@@ -139,7 +150,10 @@ def _qwen3moe(_layer: int) -> Tensors:
 def _qwen35(layer: int) -> Tensors:
     yield from norms("attn_norm", "post_attention_norm")
     yield from feed_forward()
-    if layer % 2:
+    if layer == _GUESSING_BLOCK:
+        yield from linear("nextn.eh_proj", N_EMBD, 2 * N_EMBD)
+        yield from norms("nextn.enorm", "nextn.hnorm", "nextn.shared_head_norm")
+    if layer % 2 or layer == _GUESSING_BLOCK:
         yield from linear("attn_q", 2 * N_EMBD)  # half of it is a gate
         yield from linear("attn_k", N_EMBD_KV)
         yield from linear("attn_v", N_EMBD_KV)
@@ -243,11 +257,13 @@ FAMILIES: Final = (
         {
             **_HEADS, **_M_ROPE, **_ROTARY, **_MAMBA2,
             "full_attention_interval": 2,
+            "nextn_predict_layers": 1,
             "ssm.inner_size": _DELTA_NET_HEADS * _DELTA_NET_WIDTH,
             "ssm.state_size": _DELTA_NET_WIDTH,
             "ssm.time_step_rank": _DELTA_NET_HEADS,
             "ssm.group_count": _DELTA_NET_HEADS,
         },
+        n_blocks=5,
     ),
     Family(
         "gemma3", "gemma3", "Gemma 3", _GEMMA, templates.GEMMA3,
@@ -271,8 +287,8 @@ FAMILIES: Final = (
         _falcon_h1, None, {**_HEADS, **_MAMBA2, **_ROTARY},
     ),
     Family(
-        "gpt-oss", "gpt-oss", "gpt-oss", _GPT_OSS, templates.GPT_OSS,
-        _gpt_oss, None,
+        "gpt-oss", "gpt-oss", "gpt-oss, InternVL 3.5 GPT-OSS", _GPT_OSS, templates.GPT_OSS,
+        _gpt_oss, "internvl",
         {**_HEADS, **_ROTARY, **_EXPERTS, "attention.sliding_window": _WINDOW},
     ),
 )  # fmt: skip

@@ -24,7 +24,7 @@ def write_family(path: Path, family: Family, *, seed: int = 0) -> Path:
         vocabulary.add_to(writer, family.template)
         weights = RandomWeights(writer, seed=seed, quantization="F32")
         add_token_embedding(weights, vocabulary, N_EMBD)
-        for layer_index in range(family.n_layer):
+        for layer_index in range(family.n_blocks):
             for tensor in family.block(layer_index):
                 add_tensor(weights, f"blk.{layer_index}.{tensor.name}", tensor.shape)
         add_output_head(weights, vocabulary, N_EMBD, norm=family.output_norm)
@@ -33,7 +33,7 @@ def write_family(path: Path, family: Family, *, seed: int = 0) -> Path:
 
 def _add_metadata(writer: GGUFWriter, family: Family) -> None:
     common: dict[str, MetadataValue] = {
-        "block_count": family.n_layer,
+        "block_count": family.n_blocks,
         "context_length": 2048,
         "embedding_length": N_EMBD,
         "feed_forward_length": N_FF,
