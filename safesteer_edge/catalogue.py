@@ -1,27 +1,33 @@
-"""The catalogue of known models: names, where their files lie, which guard bundle is theirs."""
+"""The catalogue of known models: names, where their files lie, which guard bundle is theirs.
+
+Known are the entries of `models/catalogue.toml`, those of a `catalogue.toml` in the user's
+configuration folder, and whatever was pulled or added by a name of its own (`library.index`).
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
+from safesteer_edge.catalogue_schema import CatalogueRow, QuantizedFile, read_catalogue_file
 from safesteer_edge.errors import ModelFileError, SettingsError
+from safesteer_edge.folders import user_config_folder
+from safesteer_edge.library.index import InstalledModel, checked_path, read_index
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # pyright: ignore[reportMissingImports]  # Python 3.10 alone
+_FILE = "catalogue.toml"
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogueModel:
-    """One entry. path, mmproj: where the files lie, None while they are not there.
+    """One known model. path, mmproj: where its files lie, None while they are not installed.
 
-    mmproj: the projector, for a model that sees or hears.
+    package, install, file: of a model that a Python package carries. repository, quantization,
+    files, projector: of a model on a hub; file names are what we expect there, the hub's own
+    listing decides. parameters_b: billions, by its name. context: tokens; None: not known.
+    takes: 'images', 'sound'. installed: its record, for a model that was pulled or added.
     """
 
     name: str
@@ -34,6 +40,14 @@ class CatalogueModel:
     bundle: Path | None
     path: Path | None
     mmproj: Path | None = None
+    repository: str = ""
+    quantization: str = ""
+    files: tuple[QuantizedFile, ...] = ()
+    projector: str = ""
+    parameters_b: float | None = None
+    context: int | None = None
+    takes: tuple[str, ...] = ()
+    installed: InstalledModel | None = None
 
     @property
     def is_installed(self) -> bool:
@@ -50,23 +64,47 @@ def models_folder() -> Path:
 
 
 def load_catalogue() -> tuple[CatalogueModel, ...]:
-    """All known models, the default first."""
+    """All known models, the default first; then the user's catalogue, then other installed ones.
+
+    Raises SettingsError for a catalogue or an index that is not as it should be.
+    """
     folder = models_folder()
-    with (folder / "catalogue.toml").open("rb") as stream:
-        rows = tomllib.load(stream)["model"]
-    return tuple(_to_model(row, folder) for row in rows)
+    rows = read_catalogue_file(folder / _FILE)
+    own = user_config_folder() / _FILE
+    if own.is_file():
+        rows += _new_rows(read_catalogue_file(own), rows)
+    installed = {model.name: model for model in read_index().models}
+    models = [_to_model(row, row.source.parent, installed.pop(row.name, None)) for row in rows]
+    by_name = {model.name: model for model in models}
+    models += [_from_index(record, by_name) for record in installed.values()]
+    return tuple(models)
 
 
 def default_model() -> CatalogueModel:
     """The embedded default."""
-    return load_catalogue()[0]
+    folder = models_folder()
+    return _to_model(read_catalogue_file(folder / _FILE)[0], folder, None)
 
 
 def find_model(name: str) -> CatalogueModel:
-    """The entry of that name. Raises SettingsError naming the nearest one."""
+    """The entry of that name. Raises SettingsError naming the nearest one.
+
+    Where NAME itself is not installed and just one quantization of it is, NAME:QUANT is meant.
+    """
     models = {model.name: model for model in load_catalogue()}
     if name in models:
-        return models[name]
+        model = models[name]
+        variants = [m for m in models.values() if m.name.startswith(f"{name}:") and m.is_installed]
+        return variants[0] if not model.is_installed and len(variants) == 1 else model
+    base, _, quantization = name.partition(":")
+    if quantization and base in models and models[base].repository:
+        raise ModelFileError(
+            f"model {name!r} is not installed; run: safesteer-edge models pull {name}"
+        )
+    if name.startswith("hf:"):
+        raise ModelFileError(
+            f"model {name!r} is not installed; run: safesteer-edge models pull {name}"
+        )
     near = get_close_matches(name, models, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise SettingsError(
@@ -76,30 +114,97 @@ def find_model(name: str) -> CatalogueModel:
 
 
 def installed_path(model: CatalogueModel) -> Path:
-    """Where the model's file lies. Raises ModelFileError with the command that installs it."""
+    """Where the model's file lies, after a cheap check that it is still the one recorded.
+
+    Raises ModelFileError with the command that installs it, or if the file has changed.
+    """
     if model.path is None:
-        raise ModelFileError(
-            f"model {model.name!r} is not installed; run: "
-            f"{Path(sys.executable).name} -m pip install {model.install}"
+        command = (
+            f"safesteer-edge models pull {model.name}"
+            if model.repository
+            else f"{Path(sys.executable).name} -m pip install {model.install}"
         )
+        raise ModelFileError(f"model {model.name!r} is not installed; run: {command}")
+    if model.installed is not None:
+        return checked_path(model.installed, model.installed.model)
     return model.path
 
 
-def _to_model(row: dict[str, Any], folder: Path) -> CatalogueModel:
-    bundle = folder / row["bundle"] if row["bundle"] else None
-    mmproj = folder / row["mmproj"] if row.get("mmproj") else None
-    return CatalogueModel(
-        name=row["name"],
-        title=row["title"],
-        architecture=row["architecture"],
-        licence=row["licence"],
-        package=row["package"],
-        install=row["install"],
-        file=row["file"],
+def installed_projector(model: CatalogueModel) -> Path | None:
+    """Where its projector lies, checked likewise; None if it has none."""
+    if model.installed is not None and model.installed.projector is not None:
+        return checked_path(model.installed, model.installed.projector)
+    return model.mmproj
+
+
+def _new_rows(
+    rows: tuple[CatalogueRow, ...], known: tuple[CatalogueRow, ...]
+) -> tuple[CatalogueRow, ...]:
+    taken = {row.name for row in known}
+    for row in rows:
+        if row.name in taken:
+            raise SettingsError(
+                f"catalogue {str(row.source)!r}: {row.name!r} is a model of safesteer-edge's own "
+                "catalogue; choose another name"
+            )
+    return rows
+
+
+def _to_model(row: CatalogueRow, folder: Path, record: InstalledModel | None) -> CatalogueModel:
+    bundle = folder / row.bundle if row.bundle else None
+    mmproj = folder / row.mmproj if row.mmproj else None
+    model = CatalogueModel(
+        name=row.name,
+        title=row.title,
+        architecture=row.architecture,
+        licence=row.licence,
+        package=row.package,
+        install=row.install,
+        file=row.file,
         bundle=bundle if bundle and bundle.is_dir() else None,
-        path=_find_in_package(row["package"], row["file"]),
+        path=_find_in_package(row.package, row.file) if row.package else None,
         mmproj=mmproj if mmproj and mmproj.is_file() else None,
+        repository=row.repository,
+        quantization=row.quantization,
+        files=row.files,
+        projector=row.projector,
+        parameters_b=row.parameters_b,
+        context=row.context,
+        takes=row.takes,
     )
+    return _with_record(model, record) if record is not None else model
+
+
+def _with_record(model: CatalogueModel, record: InstalledModel) -> CatalogueModel:
+    path, projector = record.model.path, record.projector
+    return replace(
+        model,
+        path=path,
+        mmproj=projector.path if projector else model.mmproj,
+        installed=record,
+    )
+
+
+def _from_index(record: InstalledModel, by_name: dict[str, CatalogueModel]) -> CatalogueModel:
+    """A model under a name of its own: added, pulled by repository, or another quantization."""
+    base = by_name.get(record.name.partition(":")[0])
+    if base is not None and base.repository:
+        return _with_record(replace(base, name=record.name, files=()), record)
+    model = CatalogueModel(
+        name=record.name,
+        title=record.title,
+        architecture=record.architecture,
+        licence="see its repository" if record.model.repository else "not recorded",
+        package="",
+        install="",
+        file="",
+        bundle=None,
+        path=None,
+        repository=record.model.repository,
+        context=record.context,
+        takes=record.takes,
+    )
+    return _with_record(model, record)
 
 
 def _find_in_package(package: str, file: str) -> Path | None:

@@ -51,6 +51,14 @@ class RequestDataError(InputError):
     """A file of requests (JSONL) is missing or not in the documented form."""
 
 
+class HubError(InputError):
+    """A model hub lacks a file, does not give it to us, or says something false about it."""
+
+
+class DownloadError(SafeSteerError):
+    """A download was cut or the hub cannot be reached; what has come is kept."""
+
+
 class EngineError(SafeSteerError):
     """llama.cpp refused or failed a call that should have worked."""
 
