@@ -17,6 +17,7 @@ from safesteer_edge.errors import ModelFileError, SettingsError
 from safesteer_edge.folders import user_config_folder
 from safesteer_edge.library.index import InstalledModel, checked_path, read_index
 
+HUB_PREFIX = "hf:"  # before the names of models that were pulled by their repository
 _FILE = "catalogue.toml"
 
 
@@ -101,7 +102,7 @@ def find_model(name: str) -> CatalogueModel:
         raise ModelFileError(
             f"model {name!r} is not installed; run: safesteer-edge models pull {name}"
         )
-    if name.startswith("hf:"):
+    if name.startswith(HUB_PREFIX):
         raise ModelFileError(
             f"model {name!r} is not installed; run: safesteer-edge models pull {name}"
         )

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safesteer_edge.catalogue import (
+    HUB_PREFIX,
     CatalogueModel,
     default_model,
     find_model,
     installed_path,
+    installed_projector,
     load_catalogue,
 )
 from safesteer_edge.errors import MediaError, ModelFileError
@@ -45,7 +47,7 @@ def choose_model(name_or_path: str | None) -> ModelChoice:
     path = Path(name_or_path).expanduser()
     for entry in load_catalogue():
         if entry.path is not None and path.exists() and path.samefile(entry.path):
-            return ModelChoice(entry.name, path, entry.bundle, entry.mmproj)
+            return ModelChoice(entry.name, path, entry.bundle, installed_projector(entry))
     return ModelChoice(path.stem, path, None)
 
 
@@ -87,8 +89,10 @@ def require_projector(settings: SessionSettings, *, images: bool, sounds: bool) 
 
 
 def _from_catalogue(entry: CatalogueModel) -> ModelChoice:
-    return ModelChoice(entry.name, installed_path(entry), entry.bundle, entry.mmproj)
+    return ModelChoice(entry.name, installed_path(entry), entry.bundle, installed_projector(entry))
 
 
 def _looks_like_path(name_or_path: str) -> bool:
+    if name_or_path.startswith(HUB_PREFIX):
+        return False
     return name_or_path.endswith(".gguf") or os.sep in name_or_path or "/" in name_or_path

@@ -18,12 +18,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from safesteer_edge.errors import DownloadError, HubError, SafeSteerError, SettingsError
-from safesteer_edge.library.partial_file import PartialFile, TooManyBytesError
+from safesteer_edge.library.partial_file import PartialFile, PartialSink, TooManyBytesError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GIT_OID = re.compile(r"[0-9a-f]{40}")
 _N_RETRIES = 5  # in a row, without a byte between them
-_RETRY_WAIT_S = 0.5
+_RETRY_WAIT_S = 1.0
+_MAX_WAIT_S = 600
+_PASSING = (408, 429, 500, 502, 503, 504)  # statuses that pass by themselves
+_WHOLE = 200  # the HTTP status of an answer that begins at the first byte
 _MAX_SIZE_BYTES = 1 << 43
 _LOG = "huggingface_hub"
 
@@ -60,9 +63,6 @@ class RemoteFile:
 @contextmanager
 def hub_session(narrate: Callable[[str], None]) -> Iterator[None]:
     """Around a whole pull: the library's log is kept off stderr; that it waits is told."""
-    from huggingface_hub.utils import disable_progress_bars
-
-    disable_progress_bars("huggingface_hub.http_get")
     logger = logging.getLogger(_LOG)
     handlers, propagate, level = logger.handlers[:], logger.propagate, logger.level
     logger.handlers[:] = [_WaitHandler(narrate), *_root_handlers_when_verbose()]
@@ -118,7 +118,13 @@ def ask_about(listing: Listing, file: HubFile) -> RemoteFile:
     return RemoteFile(listing.repository, listing.revision, file.name, size, checksum)
 
 
-def download(file: RemoteFile, partial: PartialFile, *, report: Callable[[int], None]) -> None:
+def download(
+    file: RemoteFile,
+    partial: PartialFile,
+    *,
+    report: Callable[[int], None],
+    narrate: Callable[[str], None],
+) -> None:
     """Bring a partial file to its full size, from where it is. Its hash is not checked here.
 
     report: called with the number of bytes after each piece; negative where some are given up.
@@ -126,40 +132,83 @@ def download(file: RemoteFile, partial: PartialFile, *, report: Callable[[int], 
     sends more or fewer bytes than it says.
     """
     import httpx2
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.errors import HfHubHTTPError
 
     where = f"{file.repository}/{file.name}"
-    url = hf_hub_url(file.repository, file.name, revision=file.revision)
-    headers = {**build_hf_headers(token=None), "Accept-Encoding": "identity"}
     n_left = _N_RETRIES
     with partial.open(file.size_bytes, report) as sink, _hub_errors(where):
         while (start := sink.tell()) < file.size_bytes:
+            wait_s = _RETRY_WAIT_S
             try:
-                http_get(
-                    url,
-                    sink,  # pyright: ignore[reportArgumentType]  # what http_get uses of a BinaryIO
-                    resume_size=start,
-                    headers=headers,
-                    expected_size=file.size_bytes,
-                )
+                _receive(file, sink)
+                if (n_came := sink.tell()) != file.size_bytes:  # an answer that ended as if whole
+                    sink.discard()
+                    raise _lie(where, f"{file.size_bytes} bytes, and sends {n_came}")
+                return
             except TooManyBytesError as error:
                 sink.discard()
                 raise _lie(where, f"{file.size_bytes} bytes, and sends more") from error
-            except httpx2.ReadError:
-                # The library retries cut answers, but not connections that are reset.
+            except HfHubHTTPError as error:
+                asked_s = _asked_to_wait(error.response)
+                if error.response.status_code not in _PASSING or asked_s > _MAX_WAIT_S:
+                    raise
+                n_left, wait_s = n_left - 1, asked_s + _RETRY_WAIT_S
+                if n_left >= 0:
+                    narrate(
+                        f"the hub asks to wait (status {error.response.status_code}): {asked_s} s"
+                    )
+            except httpx2.TransportError:
                 n_left = _N_RETRIES if sink.tell() > start else n_left - 1
-                if n_left < 0:
-                    raise
-                time.sleep(_RETRY_WAIT_S)
-            except OSError as error:
-                if isinstance(error, httpx2.HTTPError) or error.errno is not None:
-                    raise
-                # Its check of the size, after an answer that ended as if it were whole.
-                n_came = sink.tell()
-                sink.discard()
-                raise _lie(where, f"{file.size_bytes} bytes, and sends {n_came}") from error
+            if n_left < 0:
+                raise DownloadError(
+                    f"the download of {where!r} breaks off again and again; run it again later: "
+                    "what has come is kept"
+                )
+            _wait(wait_s, report)
+
+
+def _receive(file: RemoteFile, sink: PartialSink) -> None:
+    """One request for the bytes that are missing. Writes each piece as it comes.
+
+    The library's `http_get` does nearly this, but it writes pieces of 10 MiB: of a line that breaks
+    more often than that, nothing would ever stay.
+    """
+    from huggingface_hub import constants, get_session, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+    start = sink.tell()
+    # The token is for the hub: httpx2 leaves it out where a redirect leads to another origin.
+    headers = {**build_hf_headers(token=None), "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    url = hf_hub_url(file.repository, file.name, revision=file.revision)
+    timeout_s = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    with get_session().stream("GET", url, headers=headers, timeout=timeout_s) as response:
+        hf_raise_for_status(response)
+        if start and response.status_code == _WHOLE:  # it does not know ranges
+            sink.discard()
+        elif start and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            sink.discard()
+            raise HubError(
+                f"the hub sends another part of '{file.repository}/{file.name}' than asked for; "
+                "run it again, or try another mirror"
+            )
+        for piece in response.iter_bytes():
+            sink.write(piece)
+
+
+def _asked_to_wait(response: Any) -> int:
+    """Seconds of a Retry-After header; 0 if there is none, or if it is a date."""
+    asked: str = response.headers.get("Retry-After", "")
+    return int(asked) if asked.isascii() and asked.isdigit() else 0
+
+
+def _wait(seconds: float, report: Callable[[int], None]) -> None:
+    """Wait, but not for longer than until `report` says by an error that it is over."""
+    ends_s = time.monotonic() + seconds
+    while (left_s := ends_s - time.monotonic()) > 0:
+        report(0)
+        time.sleep(min(left_s, 0.2))
 
 
 def _is_checksum(text: str) -> bool:
@@ -246,5 +295,5 @@ class _WaitHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
-        if message.startswith(("Rate limited", "Error while")):
+        if message.startswith("Rate limited"):
             self._narrate(message.splitlines()[0][:160])

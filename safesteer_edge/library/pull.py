@@ -211,7 +211,7 @@ def _download_all(partials: dict[RemoteFile, PartialFile], report: PullReport) -
 
     with ThreadPoolExecutor(len(partials), thread_name_prefix="pull") as pool:
         tasks = [
-            pool.submit(download, remote, partial, report=advance)
+            pool.submit(download, remote, partial, report=advance, narrate=report.narrate)
             for remote, partial in partials.items()
         ]
         try:

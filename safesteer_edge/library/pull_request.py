@@ -6,11 +6,10 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from safesteer_edge.catalogue import CatalogueModel, find_model
+from safesteer_edge.catalogue import HUB_PREFIX, CatalogueModel, find_model
 from safesteer_edge.errors import HubError, ModelFileError, SettingsError
 from safesteer_edge.library.hub import HubFile, Listing
 
-HUB_PREFIX = "hf:"
 _HUB_SPEC = re.compile(
     r"hf:(?P<repository>[^/:@]+/[^/:@]+)(?:@(?P<revision>[^:]+))?(?::(?P<what>.+))?"
 )
@@ -48,7 +47,7 @@ def parse_pull(spec: str) -> PullRequest:
     if spec.startswith(HUB_PREFIX):
         match = _HUB_SPEC.fullmatch(spec)
         if match is None:
-            X
+            raise SettingsError(f"cannot read {spec!r}; expected hf:OWNER/NAME[:QUANT|FILE.gguf]")
         wanted = match["what"] or ""
         name = f"{HUB_PREFIX}{match['repository']}" + (f":{wanted}" if wanted else "")
         return PullRequest(name, match["repository"], match["revision"], wanted, bool(wanted), None)
