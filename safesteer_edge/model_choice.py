@@ -47,6 +47,7 @@ def choose_model(name_or_path: str | None) -> ModelChoice:
     path = Path(name_or_path).expanduser()
     for entry in load_catalogue():
         if entry.path is not None and path.exists() and path.samefile(entry.path):
+            installed_path(entry)  # or an error, if it is no longer the file that was recorded
             return ModelChoice(entry.name, path, entry.bundle, installed_projector(entry))
     return ModelChoice(path.stem, path, None)
 

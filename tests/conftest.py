@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,3 +44,12 @@ def guarded_tiny(tmp_path_factory: pytest.TempPathFactory) -> GuardedTiny:
     from tests.guarded_tiny import make_guarded_tiny  # loads llama.cpp, which few tests need
 
     return make_guarded_tiny(tmp_path_factory.mktemp("guarded_tiny"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Empty folders of data, settings and cache, so that no test sees, or changes, the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+            patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
+        yield

@@ -15,6 +15,7 @@ from safesteer_edge.catalogue import (
     load_catalogue,
     models_folder,
 )
+from safesteer_edge.catalogue_schema import read_catalogue_file
 from safesteer_edge.errors import ModelFileError, SettingsError
 
 ENTRY = """
@@ -63,7 +64,8 @@ def test_the_packages_own_catalogue_is_complete():
         assert find_model(model.name) == model
         assert model.title
         assert model.licence
-        assert model.install
+        assert bool(model.install) != bool(model.repository)
+        assert not model.repository or model.quantization
     assert (models_folder() / "catalogue.toml").is_file()
 
 
@@ -117,3 +119,79 @@ def test_the_default_model_and_its_guard_are_installed():
     assert installed_path(model).stat().st_size > 50_000_000
     assert model.bundle is not None
     assert (model.bundle / "guard.json").is_file()
+
+
+# -- the form of the file -------------------------------------------------------------------------
+
+REMOTE = """
+[[model]]
+name = "tiny-two"
+title = "Tiny Two"
+architecture = "llama"
+licence = "MIT"
+repository = "tiny/Two-GGUF"
+quantization = "Q4_0"
+"""
+
+
+def read_rows(tmp_path: Path, text: str):
+    path = tmp_path / "catalogue.toml"
+    path.write_text(text)
+    return read_catalogue_file(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('licenze = "MIT"', "unknown key 'licenze'; did you mean 'licence'"),
+        ("colour = 1", "unknown key 'colour'"),
+        ('package = "a"', "either 'package' or 'repository'"),
+        ('takes = ["video"]', r"'takes' is \['video'\]"),
+        ("context = -1", "'context' is -1"),
+        ("context = true", "'context' is True"),
+        ('parameters_b = "4B"', "'parameters_b' is '4B'"),
+        ("bundle = 7", "'bundle' is 7"),
+        ('files = ["a.gguf"]', "expected a table per quantization"),
+        ('files = { Q4_0 = "" }', "'file' is ''"),
+        ('files = { Q4_0 = { file = "a.gguf", size = 5 } }', "did you mean 'size_bytes'"),
+        ('files = { Q4_0 = { file = "a.gguf", sha256 = "ab" } }', "64 lower-case hex digits"),
+    ],
+)
+def test_an_entry_that_is_not_as_described_is_named_with_its_key(
+    tmp_path: Path, line: str, problem: str
+):
+    with pytest.raises(SettingsError, match=problem) as caught:
+        read_rows(tmp_path, REMOTE + line)
+    assert "catalogue.toml" in str(caught.value)
+    assert "'tiny-two'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("models = []", "unknown key 'models'; did you mean 'model'"),
+        ("model = 3", "not a list"),
+        ("[[model]]\nname = 3", "'title' is missing"),
+        (REMOTE + REMOTE, "has 'tiny-two' twice"),
+        (REMOTE.replace("tiny-two", "Tiny Two"), "expected lower-case"),
+        (REMOTE.replace("tiny/Two-GGUF", "https://tiny/Two"), "expected OWNER/NAME"),
+        (REMOTE.replace('quantization = "Q4_0"', ""), "'quantization' is missing"),
+        ("[[model", "is not TOML"),
+        ("\0", "is not TOML"),
+    ],
+)
+def test_a_file_that_is_no_catalogue_is_refused(tmp_path: Path, text: str, problem: str):
+    with pytest.raises(SettingsError, match=problem):
+        read_rows(tmp_path, text)
+
+
+def test_the_users_own_catalogue_adds_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    own = tmp_path / "safesteer-edge" / "catalogue.toml"
+    own.parent.mkdir()
+    own.write_text(REMOTE)
+    assert find_model("tiny-two").repository == "tiny/Two-GGUF"
+    own.write_text(REMOTE.replace("tiny-two", default_model().name))
+    with pytest.raises(SettingsError, match="choose another name"):
+        load_catalogue()
+    assert default_model().package  # which the user's file cannot break

@@ -1,143 +1,20 @@
-"""`safesteer-edge models`: which models there are, and where they lie."""
+"""`safesteer-edge models`: which models there are; get them, add them, check them, remove them."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from safesteer_edge.cli.exit_codes import OK
-
-if TYPE_CHECKING:
-    from safesteer_edge.catalogue import CatalogueModel
-
-_MIB = 1 << 20
-_HEADINGS = ("NAME", "QUANT", "SIZE", "GUARD", "")
-
-
-@dataclass(frozen=True, slots=True)
-class ListedModel:
-    """One model as `models list` shows it.
-
-    path, quantization, size_bytes: None while it is not installed; the last two also if the file
-    is damaged, and problem says how. bundle: its guard bundle's folder, None if it has none.
-    """
-
-    name: str
-    title: str
-    architecture: str
-    licence: str
-    is_default: bool
-    is_installed: bool
-    install: str
-    path: str | None
-    quantization: str | None
-    size_bytes: int | None
-    bundle: str | None
-    problem: str | None = None
+from safesteer_edge.cli import models_list, models_manage, models_pull
 
 
 def add_parser(subparsers: Any) -> None:
     """Register the command and its own commands."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
-        "models", help="list known models", description="Which models there are, and where."
+        "models",
+        help="list, pull, add and remove models",
+        description="Which models there are; get them, add them, check them, remove them.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    listing = commands.add_parser(
-        "list", help="all known models", description="All known models, the default first."
-    )
-    listing.add_argument("--json", action="store_true", help="print one JSON object")
-    listing.set_defaults(run=run_list)
-    path = commands.add_parser(
-        "path",
-        help="where a model's file lies",
-        description="Print the path of a model's file, and nothing else.",
-    )
-    path.add_argument("name", metavar="NAME", help="a name of 'models list'")
-    path.set_defaults(run=run_path)
-
-
-def run_list(options: argparse.Namespace) -> int:
-    """Print the table, or JSON, and return the exit code."""
-    models = listed_models()
-    if options.json:
-        print(json.dumps({"models": [asdict(model) for model in models]}))
-    else:
-        print("\n".join(_table(models)))
-    return OK
-
-
-def run_path(options: argparse.Namespace) -> int:
-    """Print the path alone. Raises SettingsError or ModelFileError with what to do."""
-    from safesteer_edge.catalogue import find_model, installed_path
-
-    print(installed_path(find_model(options.name)))
-    return OK
-
-
-def listed_models() -> list[ListedModel]:
-    """The catalogue with what the installed files say. Takes 0.1 s for each that is installed."""
-    from safesteer_edge.catalogue import load_catalogue
-
-    entries = load_catalogue()
-    return [_listed(entry, is_default=entry is entries[0]) for entry in entries]
-
-
-def _listed(entry: CatalogueModel, *, is_default: bool) -> ListedModel:
-    from safesteer_edge.diagnosis.pip_commands import install_command
-    from safesteer_edge.errors import ModelFileError
-    from safesteer_edge.formats.model_file import check_language_model
-
-    quantization, size_bytes, problem = None, None, None
-    if entry.path is not None:
-        try:
-            info = check_language_model(entry.path)
-            quantization, size_bytes = info.quantization, info.size_bytes
-        except ModelFileError as error:
-            problem = " ".join(str(error).split())
-    return ListedModel(
-        name=entry.name,
-        title=entry.title,
-        architecture=entry.architecture,
-        licence=entry.licence,
-        is_default=is_default,
-        is_installed=entry.is_installed,
-        install=install_command(entry.install),
-        path=str(entry.path) if entry.path else None,
-        quantization=quantization,
-        size_bytes=size_bytes,
-        bundle=str(entry.bundle) if entry.bundle else None,
-        problem=problem,
-    )
-
-
-def _table(models: list[ListedModel]) -> list[str]:
-    """Columns of at most 80 characters; under each row, alone, the path or what to do."""
-    rows = [_HEADINGS, *(_row(model) for model in models)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    table = lines[:1]
-    for line, model in zip(lines[1:], models, strict=True):
-        table += [line, f"  {_place(model)}"]
-    return table
-
-
-def _row(model: ListedModel) -> tuple[str, ...]:
-    size = f"{model.size_bytes / _MIB:.1f} MiB" if model.size_bytes is not None else "-"
-    return (
-        model.name,
-        model.quantization or "-",
-        size,
-        "yes" if model.bundle else "no",
-        "default" if model.is_default else "",
-    )
-
-
-def _place(model: ListedModel) -> str:
-    if model.problem is not None:
-        return f"damaged: {model.problem}"
-    return model.path or f"not installed; run: {model.install}"
+    for module in (models_list, models_pull, models_manage):
+        module.add_parsers(commands)

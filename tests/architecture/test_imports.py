@@ -39,6 +39,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "calibration": ("diagnosis", "cli", "tui"),
     "evaluation": ("diagnosis", "cli", "tui"),
     "models": ("diagnosis", "cli", "tui"),
+    "library": ("engine", "guard", "session", "runtime", "diagnosis", "cli", "tui"),
     "diagnosis": ("cli", "tui"),
     # What an interface holds of a session loads no model, and no numpy.
     "chat_session": ("engine", "bundle", "media", "session", "runtime", "cli", "tui"),
@@ -57,12 +58,20 @@ OWNERS: dict[str, tuple[str, ...]] = {
     # `doctor` asks onnxruntime about itself in a child process, without the package.
     "onnxruntime": ("guard.probe", "diagnosis.child_tasks"),
     "platformdirs": ("folders",),
+    "huggingface_hub": ("library.hub",),
+    "httpx2": ("library.hub",),
+    "filelock": ("library.index", "library.partial_file"),
     "PIL": ("media",),
     "textual": ("tui",),
     "jinja2": ("chat.template_worker", "chat.template_sandbox"),
 }
 # `safesteer-edge --help` must answer at once.
-NOT_AT_START = ("numpy", "llama_cpp", "onnxruntime", "PIL", "jinja2", "sklearn", "onnx", "textual")
+# fmt: off
+NOT_AT_START = (
+    "numpy", "llama_cpp", "onnxruntime", "PIL", "jinja2", "sklearn", "onnx", "textual",
+    "huggingface_hub", "httpx2", "filelock",
+)
+# fmt: on
 
 
 def ours(names: Collection[str]) -> list[str]:

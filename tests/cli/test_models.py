@@ -52,13 +52,13 @@ def run(*arguments: str) -> int:
 def test_the_table_shows_each_model_with_its_place_below(entries, capsys):
     assert run("list") == OK
     headings, first, place, damaged, problem, absent, command = capsys.readouterr().out.splitlines()
-    assert headings.split() == ["NAME", "QUANT", "SIZE", "GUARD"]
+    assert headings.split() == ["NAME", "QUANT", "SIZE", "TAKES", "GUARD"]
     assert first.split()[0] == "tiny-instruct"
     assert first.split()[-2:] == ["yes", "default"]
     assert place == f"  {entries[0].path}"
-    assert damaged.split() == ["tiny-damaged", "-", "-", "no"]
+    assert damaged.split() == ["tiny-damaged", "-", "-", "text", "no"]
     assert problem.startswith("  damaged: ")
-    assert absent.split() == ["tiny-absent-with-a-long-name", "-", "-", "no"]
+    assert absent.split() == ["tiny-absent-with-a-long-name", "-", "-", "text", "no"]
     assert command.startswith("  not installed; run: ")
     assert command.endswith(" -m pip install tiny-package")
 
@@ -80,10 +80,14 @@ def test_json_tells_the_same_to_programs(entries, capsys):
         "title": "Tiny Instruct",
         "architecture": "llama",
         "licence": "Apache-2.0",
+        "takes": [],
+        "context": None,
+        "repository": "",
         "is_default": True,
         "is_installed": True,
         "install": first["install"],
         "path": str(path),
+        "mmproj": None,
         "quantization": first["quantization"],
         "size_bytes": path.stat().st_size,
         "bundle": str(entries[0].bundle),

@@ -79,8 +79,7 @@ def running_hub() -> Iterator[Hub]:
     servers = []
     for handler in (_HubHandler, _CdnHandler):
         bound = type(handler.__name__, (handler,), {"hub": hub})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), bound)
-        server.daemon_threads = True
+        server = _Server(("127.0.0.1", 0), bound)
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         servers.append(server)
@@ -91,6 +90,13 @@ def running_hub() -> Iterator[Hub]:
         for server in servers:
             server.shutdown()
             server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing where the other side has gone."""
 
 
 class _Handler(BaseHTTPRequestHandler):

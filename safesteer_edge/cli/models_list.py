@@ -1,0 +1,182 @@
+"""`models list` and `models path`: what there is, and where it lies."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from safesteer_edge.cli.exit_codes import OK
+
+if TYPE_CHECKING:
+    from safesteer_edge.catalogue import CatalogueModel
+
+_MIB = 1 << 20
+_HEADINGS = ("NAME", "QUANT", "SIZE", "TAKES", "GUARD", "")
+_PULL_HEADINGS = ("NAME", "QUANT", "TAKES", "GUARD")
+
+
+@dataclass(frozen=True, slots=True)
+class ListedModel:
+    """One model as `models list` shows it.
+
+    path, quantization, size_bytes: None while it is not installed; the last two also if the file
+    is damaged, and problem says how. install: the command that installs it, '' where none does.
+    takes: 'images', 'sound'. bundle: its guard bundle's folder, None if it has none.
+    """
+
+    name: str
+    title: str
+    architecture: str
+    licence: str
+    takes: tuple[str, ...]
+    context: int | None
+    repository: str
+    is_default: bool
+    is_installed: bool
+    install: str
+    path: str | None
+    mmproj: str | None
+    quantization: str | None
+    size_bytes: int | None
+    bundle: str | None
+    problem: str | None = None
+
+
+def add_parsers(commands: Any) -> None:
+    """Register the commands."""
+    listing = commands.add_parser(
+        "list",
+        help="all known models",
+        description="All known models: those that are here, then those that can be pulled.",
+    )
+    listing.add_argument("--json", action="store_true", help="print one JSON object")
+    listing.set_defaults(run=run_list)
+    path = commands.add_parser(
+        "path",
+        help="where a model's file lies",
+        description="Print the path of a model's file, and nothing else.",
+    )
+    path.add_argument("name", metavar="NAME", help="a name of 'models list'")
+    path.set_defaults(run=run_path)
+
+
+def run_list(options: argparse.Namespace) -> int:
+    """Print the table, or JSON, and return the exit code."""
+    models = listed_models()
+    if options.json:
+        print(json.dumps({"models": [asdict(model) for model in models]}))
+    else:
+        print("\n".join(_tables(models)))
+    return OK
+
+
+def run_path(options: argparse.Namespace) -> int:
+    """Print the path alone. Raises SettingsError or ModelFileError with what to do."""
+    from safesteer_edge.catalogue import find_model, installed_path
+
+    print(installed_path(find_model(options.name)))
+    return OK
+
+
+def listed_models() -> list[ListedModel]:
+    """The catalogue with what the installed files say. Takes 0.1 s for each that is installed."""
+    from safesteer_edge.catalogue import load_catalogue
+
+    entries = load_catalogue()
+    return [listed_model(entry, is_default=entry is entries[0]) for entry in entries]
+
+
+def listed_model(entry: CatalogueModel, *, is_default: bool) -> ListedModel:
+    """One entry with what its installed file says."""
+    from safesteer_edge.errors import ModelFileError
+    from safesteer_edge.formats.model_file import check_language_model
+
+    quantization, size_bytes, problem = None, None, None
+    if entry.path is not None:
+        try:
+            info = check_language_model(entry.path)
+            quantization, size_bytes = info.quantization, info.size_bytes
+        except ModelFileError as error:
+            problem = " ".join(str(error).split())
+    return ListedModel(
+        name=entry.name,
+        title=entry.title,
+        architecture=entry.architecture,
+        licence=entry.licence,
+        takes=entry.takes,
+        context=entry.context,
+        repository=entry.repository,
+        is_default=is_default,
+        is_installed=entry.is_installed,
+        install=_install_command(entry),
+        path=str(entry.path) if entry.path else None,
+        mmproj=str(entry.mmproj) if entry.mmproj else None,
+        quantization=quantization or (entry.quantization if not entry.path else None) or None,
+        size_bytes=size_bytes,
+        bundle=str(entry.bundle) if entry.bundle else None,
+        problem=problem,
+    )
+
+
+def _install_command(entry: CatalogueModel) -> str:
+    from safesteer_edge.diagnosis.pip_commands import install_command
+
+    if entry.repository:
+        return f"safesteer-edge models pull {entry.name}"
+    return install_command(entry.install) if entry.install else ""
+
+
+def _tables(models: list[ListedModel]) -> list[str]:
+    """Columns of at most 80 characters: what is here, each with its path below; then the rest."""
+    here = [model for model in models if model.is_installed or not model.repository]
+    rest = [model for model in models if model not in here]
+    lines = _columns([_HEADINGS, *(_row(model) for model in here)])
+    table = lines[:1]
+    for line, model in zip(lines[1:], here, strict=True):
+        table += [line, f"  {_place(model)}"]
+    if rest:
+        table += ["", "More, with 'safesteer-edge models pull NAME':"]
+        table += _columns([_PULL_HEADINGS, *(_row_to_pull(model) for model in rest)])
+    return table
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _row(model: ListedModel) -> tuple[str, ...]:
+    size = f"{model.size_bytes / _MIB:.1f} MiB" if model.size_bytes is not None else "-"
+    return (
+        model.name,
+        model.quantization or "-",
+        size,
+        _takes(model),
+        "yes" if model.bundle else "no",
+        "default" if model.is_default else "",
+    )
+
+
+def _row_to_pull(model: ListedModel) -> tuple[str, ...]:
+    return (
+        model.name,
+        model.quantization or "-",
+        _takes(model),
+        "yes" if model.bundle else "no",
+    )
+
+
+def _takes(model: ListedModel) -> str:
+    return "+".join(("text", *model.takes))
+
+
+def _place(model: ListedModel) -> str:
+    if model.problem is not None:
+        return f"damaged: {model.problem}"
+    return model.path or f"not installed; run: {model.install}"

@@ -1,0 +1,152 @@
+"""`models info`, `add`, `remove` and `verify`: the models that are here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safesteer_edge.cli.exit_codes import OK
+from safesteer_edge.cli.models_list import listed_model
+from safesteer_edge.cli.models_pull import record_as_json
+
+_MIB = 1 << 20
+
+
+def add_parsers(commands: Any) -> None:
+    """Register the commands."""
+    info = _command(commands, "info", run_info, "all about one model")
+    info.add_argument("name", metavar="NAME")
+    add = _command(
+        commands,
+        "add",
+        run_add,
+        "use files of your own by a name",
+        "Record a model, and its projector, under a name: checked, with their hashes. The files "
+        "stay where they are, and are used there.",
+    )
+    add.add_argument("name", metavar="NAME", help="what --model takes afterwards")
+    add.add_argument("model", type=Path, metavar="F.gguf")
+    add.add_argument("--mmproj", type=Path, metavar="F", help="the model's projector file")
+    remove = _command(
+        commands,
+        "remove",
+        run_remove,
+        "forget a model, and delete what was pulled",
+        "Forget a model. Files that were pulled are deleted; files of your own are left alone.",
+    )
+    remove.add_argument("name", metavar="NAME")
+    remove.add_argument("--yes", action="store_true", help="do not ask")
+    remove.add_argument(
+        "--delete-my-file", action="store_true", help="delete a file of your own as well"
+    )
+    verify = _command(commands, "verify", run_verify, "hash a model's files against their record")
+    verify.add_argument("name", metavar="NAME", nargs="*", help="default: all that are installed")
+
+
+def run_info(options: argparse.Namespace) -> int:
+    """Print what is known of a model. Raises SettingsError for an unknown name."""
+    from safesteer_edge.catalogue import default_model, find_model, installed_path
+    from safesteer_edge.library.index import read_index
+
+    entry = find_model(options.name)
+    if entry.path is not None:
+        installed_path(entry)  # a file that has changed is no news to be printed as a fact
+    listed = listed_model(entry, is_default=entry.name == default_model().name)
+    record = read_index().find(entry.name)
+    files = record_as_json(record)["files"] if record else []
+    if options.json:
+        print(json.dumps({**asdict(listed), "files": files}))
+        return OK
+    rows = [
+        ("name", listed.name),
+        ("title", listed.title),
+        ("architecture", listed.architecture),
+        ("licence", listed.licence),
+        ("context", f"{listed.context} tokens" if listed.context else "see its file"),
+        ("takes", ", ".join(("text", *listed.takes))),
+        ("quantization", listed.quantization or "-"),
+        ("repository", listed.repository or "-"),
+        ("guard bundle", listed.bundle or "none: make one with 'safesteer-edge calibrate'"),
+        ("file", listed.problem or listed.path or f"not installed; run: {listed.install}"),
+        ("projector", listed.mmproj or "-"),
+    ]
+    rows += [
+        ("sha256", f"{file.sha256}  {file.path.name}") for file in (record.files if record else ())
+    ]
+    for key, value in rows:
+        print(f"{key + ':':<14} {value}")
+    return OK
+
+
+def run_add(options: argparse.Namespace) -> int:
+    """Record the user's files. Raises SettingsError, ModelFileError."""
+    from safesteer_edge.library.local import add_model
+
+    record = add_model(options.name, options.model, options.mmproj)
+    if options.json:
+        print(json.dumps(record_as_json(record)))
+    else:
+        print(f"{record.name}: {record.model.path}, SHA-256 {record.model.sha256}")
+    return OK
+
+
+def run_remove(options: argparse.Namespace) -> int:
+    """Remove after a confirmation. Raises SettingsError if nobody can be asked."""
+    from safesteer_edge.library.local import installed_record, planned_removal, remove_model
+
+    record = installed_record(options.name)
+    plan = planned_removal(record, with_own_files=options.delete_my_file)
+    if not options.yes and not _confirmed(record.name, plan.deleted):
+        print("nothing was removed", file=sys.stderr)
+        return OK
+    done = remove_model(record, with_own_files=options.delete_my_file)
+    if options.json:
+        paths = {"deleted": done.deleted, "kept": done.kept}
+        lists = {key: [str(path) for path in value] for key, value in paths.items()}
+        print(json.dumps({"name": record.name, **lists}))
+        return OK
+    print(f"{record.name} is removed")
+    for word, paths in (("deleted", done.deleted), ("left alone", done.kept)):
+        for path in paths:
+            print(f"  {word}: {path}")
+    return OK
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Hash what is installed. Raises ModelFileError at the first file that has changed."""
+    from safesteer_edge.library.index import read_index
+    from safesteer_edge.library.local import installed_record, verify_model
+
+    named = [installed_record(name) for name in options.name]
+    verified = [verify_model(record) for record in named or read_index().models]
+    if options.json:
+        print(json.dumps({"verified": [record_as_json(record) for record in verified]}))
+        return OK
+    for record in verified:
+        n_bytes = sum(file.size_bytes for file in record.files)
+        print(f"{record.name}: {len(record.files)} file(s), {n_bytes / _MIB:.1f} MiB, unchanged")
+    if not verified:
+        print("no model was pulled or added")
+    return OK
+
+
+def _confirmed(name: str, deleted: tuple[Path, ...]) -> bool:
+    from safesteer_edge.errors import SettingsError
+
+    if not sys.stdin.isatty():
+        raise SettingsError(f"nobody is there to ask about removing {name!r}; pass --yes")
+    for path in deleted:
+        print(f"  deletes {path}", file=sys.stderr)
+    print(f"Remove {name}? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _command(commands: Any, name: str, run: Any, help_text: str, description: str = "") -> Any:
+    parser = commands.add_parser(name, help=help_text, description=description or help_text)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+    return parser
