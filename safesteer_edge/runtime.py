@@ -30,7 +30,12 @@ from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.errors import BundleError, SettingsError
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model
 from safesteer_edge.guard.sampling import SamplingSettings
-from safesteer_edge.model_choice import ModelChoice, check_projector_fits, choose_model
+from safesteer_edge.model_choice import (
+    ModelChoice,
+    check_projector_fits,
+    choose_model,
+    no_bundle_text,
+)
 from safesteer_edge.settings import BUILTIN_TEMPLATE_PREFIX, DEFAULT_N_CTX, SessionSettings
 
 _ALL_LAYERS = 999
@@ -141,10 +146,7 @@ def _open_bundle(
         return None
     folder = settings.bundle or choice.bundle
     if folder is None:
-        raise BundleError(
-            f"no guard bundle is known for {choice.name!r}; pass its folder with --bundle, or run "
-            "it without a guard by name: --guard off"
-        )
+        raise BundleError(no_bundle_text(choice, info, n_cores=_n_usable_cores()))
     with _naming(folder):
         return load_bundle(
             folder,

@@ -76,10 +76,10 @@ class Hub:
 def running_hub() -> Iterator[Hub]:
     """A hub that runs until the block ends."""
     hub = Hub()
-    servers = []
+    servers: list[_Server] = []
     for handler in (_HubHandler, _CdnHandler):
-        bound = type(handler.__name__, (handler,), {"hub": hub})
-        server = _Server(("127.0.0.1", 0), bound)
+        server = _Server(("127.0.0.1", 0), handler)
+        server.hub = hub
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         servers.append(server)
@@ -94,6 +94,7 @@ def running_hub() -> Iterator[Hub]:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    hub: Hub
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing where the other side has gone."""
@@ -101,7 +102,11 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    hub: Hub
+
+    @property
+    def hub(self) -> Hub:
+        assert isinstance(self.server, _Server)
+        return self.server.hub
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
