@@ -83,8 +83,7 @@ def load_catalogue() -> tuple[CatalogueModel, ...]:
 
 def default_model() -> CatalogueModel:
     """The embedded default."""
-    folder = models_folder()
-    return _to_model(read_catalogue_file(folder / _FILE)[0], folder, None)
+    return load_catalogue()[0]
 
 
 def find_model(name: str) -> CatalogueModel:
