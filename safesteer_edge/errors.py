@@ -47,6 +47,14 @@ class SettingsError(InputError):
     """An option or setting has a value, or a name, that is not allowed."""
 
 
+class ChatFileError(InputError):
+    """A stored chat is missing, damaged, in use elsewhere, or of a newer version."""
+
+
+class ChatStoreError(SafeSteerError):
+    """A chat cannot be saved: the disk is full, or the folder not writable."""
+
+
 class RequestDataError(InputError):
     """A file of requests (JSONL) is missing or not in the documented form."""
 

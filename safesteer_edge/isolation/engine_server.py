@@ -18,9 +18,9 @@ from typing import IO, Any, Final, NoReturn
 
 from safesteer_edge.chat_session import ChatMessage, TurnSettings
 from safesteer_edge.errors import EngineError
+from safesteer_edge.formats.typed_json import from_json, to_json
 from safesteer_edge.guard.events import Event, Step, TurnEnded, event_to_json
 from safesteer_edge.isolation.messages import MAX_LINE_BYTES, decode, encode, error_to_json
-from safesteer_edge.isolation.typed_json import from_json, to_json
 from safesteer_edge.session import Session, open_session
 from safesteer_edge.settings import SessionSettings
 

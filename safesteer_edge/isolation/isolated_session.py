@@ -11,10 +11,10 @@ from typing import Any
 
 from safesteer_edge.chat_session import ChatMessage, TurnSettings
 from safesteer_edge.errors import EngineDiedError, EngineError, InputError
+from safesteer_edge.formats.typed_json import from_json, to_json
 from safesteer_edge.guard.events import Event, Refused, TextDelta, TurnEnded, event_from_json
 from safesteer_edge.isolation.engine_process import EngineProcess
 from safesteer_edge.isolation.messages import error_from_json
-from safesteer_edge.isolation.typed_json import from_json, to_json
 from safesteer_edge.session_info import SessionInfo
 from safesteer_edge.settings import SessionSettings
 

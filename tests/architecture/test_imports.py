@@ -43,6 +43,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "diagnosis": ("cli", "tui"),
     # What an interface holds of a session loads no model, and no numpy.
     "chat_session": ("engine", "bundle", "media", "session", "runtime", "cli", "tui"),
+    "chats": ("engine", "bundle", "session", "runtime", "isolation", "diagnosis", "cli", "tui"),
     "isolation": ("calibration", "evaluation", "converters", "diagnosis", "cli", "tui"),
     "session": ("calibration", "evaluation", "converters", "diagnosis", "cli", "tui"),
     "runtime": ("calibration", "evaluation", "converters", "diagnosis", "session", "cli", "tui"),
@@ -176,7 +177,8 @@ def test_starting_the_command_line_loads_nothing_heavy():
 
 def test_what_an_interface_holds_of_a_session_loads_nothing_heavy():
     program = (
-        "import sys, safesteer_edge.isolation.isolated_session; "
+        "import sys, safesteer_edge.isolation.isolated_session, "
+        "safesteer_edge.recorded_chat; "
         f"print(*[name for name in {NOT_AT_START} if name in sys.modules])"
     )
     result = subprocess.run(

@@ -1,0 +1,219 @@
+"""The file of one chat: read tolerantly, written by one instance at a time, only at its end.
+
+A record is written by one call, so a kill can only tear the last line; whoever opens the file for
+writing cuts a torn line off. Answers' text waits up to a quarter of a second for more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from safesteer_edge.chats.chat_log import ChatLog
+from safesteer_edge.chats.file_lock import try_lock
+from safesteer_edge.chats.records import (
+    ChatHeader,
+    Record,
+    TextAdded,
+    record_from_line,
+    record_to_line,
+)
+from safesteer_edge.errors import ChatFileError, ChatStoreError
+
+MAX_CHAT_BYTES: Final = 256 << 20
+FLUSH_S: Final = 0.25
+_FLAGS: Final = os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+
+def read_chat(path: Path) -> ChatLog:
+    """The chat in a file, without a torn last line. Raises ChatFileError for any other damage."""
+    try:
+        if path.stat().st_size > MAX_CHAT_BYTES:
+            raise ChatFileError(
+                f"cannot read chat {str(path)!r}: it has more than {MAX_CHAT_BYTES >> 20} MiB; "
+                "move it away"
+            )
+        data = path.read_bytes()
+    except OSError as error:
+        raise ChatFileError(
+            f"cannot read chat {str(path)!r}: {error.strerror or error}; see "
+            "'safesteer-edge chats list'"
+        ) from error
+    return _parse(data, path)
+
+
+class ChatFile:
+    """A chat that this process writes to. Close it. Any thread may write; one at a time does.
+
+    log: the chat with every record that was added, on disk yet or not.
+    """
+
+    def __init__(self, path: Path, descriptor: int, log: ChatLog) -> None:
+        """Not for callers: `create` and `open`."""
+        self.path = path
+        self.log = log
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+        self._pending: list[TextAdded] = []
+        self._has_pending = threading.Event()
+        self._is_closed = False
+        self._unsaved = b""
+        self._error: ChatStoreError | None = None
+        threading.Thread(target=self._flush_in_time, name="chat-file", daemon=True).start()
+
+    @classmethod
+    def create(cls, path: Path, header: ChatHeader) -> ChatFile:
+        """Make the file of a new chat, for its user alone. Raises ChatStoreError."""
+        try:
+            descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            raise _cannot_save(path, error) from error
+        try_lock(descriptor)
+        file = cls(path, descriptor, ChatLog(header))
+        try:
+            file._write(record_to_line(header))
+        except ChatStoreError:
+            file.close()
+            path.unlink(missing_ok=True)
+            raise
+        return file
+
+    @classmethod
+    def open(cls, path: Path) -> ChatFile:
+        """Open a chat to go on with it, and cut off what a kill left torn.
+
+        Raises ChatFileError if it is damaged, or open in another instance of the program.
+        """
+        try:
+            descriptor = os.open(path, _FLAGS)
+        except OSError as error:
+            raise ChatFileError(
+                f"cannot open chat {str(path)!r}: {error.strerror or error}; see "
+                "'safesteer-edge chats list'"
+            ) from error
+        try:
+            if not try_lock(descriptor):
+                raise ChatFileError(
+                    f"chat {path.stem!r} is open in another window; close it there, or go on "
+                    "with a copy"
+                )
+            if os.fstat(descriptor).st_nlink == 0:
+                raise ChatFileError(f"chat {path.stem!r} was deleted in another window")
+            log = read_chat(path)
+            _cut_torn_line(descriptor, path)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return cls(path, descriptor, log)
+
+    def add(self, record: Record) -> None:
+        """Add a record and put it on the disk. Raises ChatStoreError, ChatFileError."""
+        with self._lock:
+            self.log.apply(record)
+            self._write(self._take_pending() + record_to_line(record))
+            with contextlib.suppress(OSError):  # what a kill needs is done; this is for power cuts
+                os.fsync(self._descriptor)
+
+    def add_text(self, record: TextAdded) -> None:
+        """Add text of an answer; it is on the disk within FLUSH_S. Raises as `add`."""
+        with self._lock:
+            self.log.apply(record)
+            self._pending.append(record)
+            self._has_pending.set()
+            if self._error is not None:
+                error, self._error = self._error, None
+                raise error
+
+    def close(self) -> None:
+        """Write what waits, and let others have the chat. Idempotent."""
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._has_pending.set()
+            try:
+                if self._pending or self._unsaved:
+                    self._write(self._take_pending())
+            finally:
+                os.close(self._descriptor)
+
+    def __enter__(self) -> ChatFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- private ----------------------------------------------------------------------------------
+
+    def _take_pending(self) -> bytes:
+        """The text that waits, as one record for each run of one answer's pieces."""
+        merged: list[TextAdded] = []
+        for record in self._pending:
+            if merged and merged[-1].id == record.id:
+                merged[-1] = TextAdded(record.id, merged[-1].text + record.text)
+            else:
+                merged.append(record)
+        self._pending.clear()
+        self._has_pending.clear()
+        return b"".join(record_to_line(record) for record in merged)
+
+    def _write(self, data: bytes) -> None:
+        """Append whole lines, or nothing; what a full disk refused goes first next time."""
+        self._unsaved += data
+        size_bytes = os.fstat(self._descriptor).st_size
+        try:
+            n_written = os.write(self._descriptor, self._unsaved)
+            if n_written < len(self._unsaved):
+                os.truncate(self._descriptor, size_bytes)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise _cannot_save(self.path, error) from error
+        self._unsaved = b""
+
+    def _flush_in_time(self) -> None:
+        pause = threading.Event()
+        while not self._is_closed:
+            self._has_pending.wait()
+            pause.wait(FLUSH_S)
+            with self._lock:
+                if self._is_closed or not self._pending:
+                    continue
+                try:
+                    self._write(self._take_pending())
+                except ChatStoreError as error:
+                    self._error = error  # whoever adds text next is told
+
+
+def _parse(data: bytes, path: Path) -> ChatLog:
+    try:
+        return ChatLog.of(_records(data))
+    except ChatFileError as error:
+        raise ChatFileError(
+            f"cannot read chat {str(path)!r}: {error}; it is damaged, or of a newer version: move "
+            "it away, or update"
+        ) from error
+
+
+def _records(data: bytes) -> Iterator[Record]:
+    lines = data.split(b"\n")
+    for line in lines[:-1]:  # what follows the last line end is nothing, or a torn line
+        yield record_from_line(line)
+
+
+def _cut_torn_line(descriptor: int, path: Path) -> None:
+    data = path.read_bytes()
+    n_whole = data.rfind(b"\n") + 1
+    if n_whole < len(data):
+        os.truncate(descriptor, n_whole)
+
+
+def _cannot_save(path: Path, error: OSError) -> ChatStoreError:
+    return ChatStoreError(
+        f"cannot save chat {str(path)!r}: {error.strerror or error}; free some space or make the "
+        "folder writable; until then what is said is kept in memory alone"
+    )

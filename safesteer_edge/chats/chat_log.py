@@ -1,0 +1,180 @@
+"""A chat as its records tell it: messages in a tree, and the branch that is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from safesteer_edge.chat.conversation import Role
+from safesteer_edge.chats.records import (
+    AnswerEnded,
+    ChatHeader,
+    HeadMoved,
+    MessageAdded,
+    MessageDropped,
+    ModelChanged,
+    ModelUsed,
+    Record,
+    StoredMedia,
+    TextAdded,
+    Titled,
+)
+from safesteer_edge.errors import ChatFileError
+
+_MAX_TITLE_CHARACTERS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class ChatEntry:
+    """One message. end: of an answer; None while it is told, or if it was cut off."""
+
+    id: str
+    parent: str | None
+    role: Role
+    at: float
+    text: str
+    media: tuple[StoredMedia, ...] = ()
+    end: AnswerEnded | None = None
+
+
+class ChatLog:
+    """Grows by records. `apply` refuses what does not follow from what is there.
+
+    header: as it was created. model: what answers now. updated_at: of the latest record.
+    """
+
+    def __init__(self, header: ChatHeader) -> None:
+        self.header = header
+        self.model: ModelUsed | None = header.model
+        self.updated_at = header.at
+        self.head: str | None = None
+        self._title: str | None = None
+        self._entries: dict[str, ChatEntry] = {}
+        # Texts of answers in pieces: joining them at every piece would be quadratic.
+        self._pieces: dict[str, list[str]] = {}
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> ChatLog:
+        """The chat of records, the first of which is the header. Raises ChatFileError."""
+        numbered = enumerate(records, 1)
+        _, header = next(numbered, (0, None))
+        if not isinstance(header, ChatHeader):
+            raise ChatFileError("it does not begin with a header")
+        log = cls(header)
+        for number, record in numbered:
+            try:
+                log.apply(record)
+            except ChatFileError as error:
+                raise ChatFileError(f"record {number}: {error}") from error
+        return log
+
+    @property
+    def title(self) -> str:
+        """The user's title, else the beginning of the first question."""
+        if self._title is not None:
+            return self._title
+        first = next((entry for entry in self.entries if entry.role == "user"), None)
+        if first is None:
+            return "new chat"
+        words = " ".join(first.text.split()) or ", ".join(item.name for item in first.media)
+        if len(words) <= _MAX_TITLE_CHARACTERS:
+            return words
+        return words[: _MAX_TITLE_CHARACTERS - 1].rstrip() + "…"
+
+    @property
+    def entries(self) -> tuple[ChatEntry, ...]:
+        """All messages of all branches, oldest first."""
+        return tuple(self.entry(entry_id) for entry_id in self._entries)
+
+    def entry(self, entry_id: str) -> ChatEntry:
+        """One message. Raises ChatFileError if there is none of this id."""
+        if entry_id not in self._entries:
+            raise ChatFileError(f"there is no message {entry_id!r}")
+        pieces = self._pieces.get(entry_id)
+        if pieces:
+            entry = self._entries[entry_id]
+            self._entries[entry_id] = replace(entry, text=entry.text + "".join(pieces))
+            pieces.clear()
+        return self._entries[entry_id]
+
+    def branch(self, end: str | None = None) -> tuple[ChatEntry, ...]:
+        """The messages from the first to `end`, or to the head."""
+        found: list[ChatEntry] = []
+        entry_id = self.head if end is None else end
+        while entry_id is not None:
+            found.append(self.entry(entry_id))
+            entry_id = found[-1].parent
+        return tuple(reversed(found))
+
+    def siblings(self, entry_id: str) -> tuple[ChatEntry, ...]:
+        """The message and those that stand beside it: edits of a question, other answers."""
+        parent = self.entry(entry_id).parent
+        return tuple(entry for entry in self.entries if entry.parent == parent)
+
+    def newest_leaf(self, entry_id: str) -> str:
+        """The end of the newest branch that goes through a message."""
+        while True:
+            children = [entry.id for entry in self._entries.values() if entry.parent == entry_id]
+            if not children:
+                return entry_id
+            entry_id = children[-1]
+
+    def new_id(self) -> str:
+        """An id that no message has."""
+        number = len(self._entries) + 1
+        while f"m{number}" in self._entries:
+            number += 1
+        return f"m{number}"
+
+    def apply(self, record: Record) -> None:
+        """Add a record. Raises ChatFileError if it contradicts what is there."""
+        if isinstance(record, MessageAdded):
+            self._add(record)
+        elif isinstance(record, TextAdded):
+            self._answer(record.id)
+            self._pieces.setdefault(record.id, []).append(record.text)
+        elif isinstance(record, AnswerEnded):
+            self._answer(record.id)
+            self._entries[record.id] = replace(self.entry(record.id), end=record)
+        elif isinstance(record, MessageDropped):
+            self._drop(record.id)
+        elif isinstance(record, HeadMoved):
+            if record.id is not None:
+                self.entry(record.id)
+            self.head = record.id
+        elif isinstance(record, Titled):
+            self._title = record.title
+        elif isinstance(record, ModelChanged):
+            self.model = record.model
+        else:
+            raise ChatFileError("a second header")
+        self.updated_at = max(self.updated_at, getattr(record, "at", self.updated_at))
+
+    def _add(self, record: MessageAdded) -> None:
+        if record.id in self._entries:
+            raise ChatFileError(f"a second message {record.id!r}")
+        parent = self.entry(record.parent).role if record.parent is not None else None
+        allowed: dict[Role, tuple[Role | None, ...]] = {
+            "system": (None,),
+            "user": (None, "system", "assistant"),
+            "assistant": ("user",),
+        }
+        if parent not in allowed[record.role]:
+            raise ChatFileError(f"a {record.role} message after {parent or 'nothing'}")
+        self._entries[record.id] = ChatEntry(
+            record.id, record.parent, record.role, record.at, record.text, record.media
+        )
+        self.head = record.id
+
+    def _answer(self, entry_id: str) -> None:
+        if entry_id not in self._entries or self._entries[entry_id].role != "assistant":
+            raise ChatFileError(f"there is no answer {entry_id!r}")
+
+    def _drop(self, entry_id: str) -> None:
+        dropped = self.entry(entry_id)
+        if any(entry.parent == entry_id for entry in self._entries.values()):
+            raise ChatFileError(f"message {entry_id!r} has answers and cannot go")
+        del self._entries[entry_id]
+        self._pieces.pop(entry_id, None)
+        if self.head == entry_id:
+            self.head = dropped.parent

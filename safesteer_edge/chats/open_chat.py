@@ -1,0 +1,187 @@
+"""The chat that a session is in: its records, saved where they can be, and its media."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from safesteer_edge.chat.conversation import MediaKind, Role
+from safesteer_edge.chat_session import ChatMessage
+from safesteer_edge.chats.chat_file import ChatFile
+from safesteer_edge.chats.chat_log import ChatEntry, ChatLog
+from safesteer_edge.chats.chat_store import ChatStore
+from safesteer_edge.chats.records import (
+    ChatHeader,
+    MessageAdded,
+    ModelUsed,
+    Record,
+    StoredMedia,
+    TextAdded,
+)
+from safesteer_edge.errors import ChatStoreError
+from safesteer_edge.session_info import SessionInfo
+
+
+class Recorder(Protocol):
+    """Where records go: a `ChatFile`, or `InMemory`."""
+
+    log: ChatLog
+
+    def add(self, record: Record) -> None:
+        """Add a record."""
+        ...
+
+    def add_text(self, record: TextAdded) -> None:
+        """Add text of an answer."""
+        ...
+
+    def close(self) -> None:
+        """Write what waits."""
+        ...
+
+
+class InMemory:
+    """A chat that is not saved."""
+
+    def __init__(self, model: ModelUsed | None) -> None:
+        self.log = ChatLog(ChatHeader("unsaved", time.time(), model))
+
+    def add(self, record: Record) -> None:
+        """Add a record."""
+        self.log.apply(record)
+
+    def add_text(self, record: TextAdded) -> None:
+        """Add text of an answer."""
+        self.log.apply(record)
+
+    def close(self) -> None:
+        """Forget nothing: there is nothing to write."""
+
+
+class OpenChat:
+    """One chat being written. A full disk is told, once for each write, and never raised."""
+
+    def __init__(
+        self, recorder: Recorder, store: ChatStore | None, *, on_problem: Callable[[str], None]
+    ) -> None:
+        self._recorder = recorder
+        self._store = store
+        self._on_problem = on_problem
+        # Where media lie that are not in the store.
+        self._paths: dict[str, Path] = {}
+
+    @classmethod
+    def begin(
+        cls,
+        model: ModelUsed | None,
+        store: ChatStore | None,
+        *,
+        on_problem: Callable[[str], None],
+    ) -> OpenChat:
+        """A new chat, in memory if there is no store or it takes none."""
+        if store is not None:
+            try:
+                return cls(store.create(model), store, on_problem=on_problem)
+            except ChatStoreError as error:
+                on_problem(str(error))
+        return cls(InMemory(model), None, on_problem=on_problem)
+
+    @property
+    def log(self) -> ChatLog:
+        """What was said."""
+        return self._recorder.log
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether it has a file."""
+        return not isinstance(self._recorder, InMemory)
+
+    def add(self, record: Record) -> None:
+        """Add a record."""
+        with self._problems_told():
+            if isinstance(record, TextAdded):
+                self._recorder.add_text(record)
+            else:
+                self._recorder.add(record)
+
+    def add_message(
+        self, role: Role, parent: str | None, text: str, media: tuple[StoredMedia, ...] = ()
+    ) -> str:
+        """Add a message and return its id."""
+        entry_id = self.log.new_id()
+        self.add(MessageAdded(entry_id, parent, role, time.time(), text, media))
+        return entry_id
+
+    def keep(self, paths: Sequence[Path], kind: MediaKind) -> tuple[StoredMedia, ...]:
+        """Copy media into the store. Raises MediaError for what is no file."""
+        return tuple(self._keep(path, kind) for path in paths)
+
+    def media_path(self, media: StoredMedia) -> Path:
+        """Where a medium lies."""
+        if self._store is None or media.file in self._paths:
+            return self._paths.get(media.file, Path(media.file))
+        return self._store.media.path(media)
+
+    def message(self, entry: ChatEntry) -> ChatMessage:
+        """An entry as sessions take it."""
+        guard = entry.end.guard if entry.end is not None else None
+        return ChatMessage(
+            entry.role,
+            entry.text,
+            tuple(self.media_path(item) for item in entry.media if item.kind == "image"),
+            tuple(self.media_path(item) for item in entry.media if item.kind == "audio"),
+            guard.risk if guard is not None else None,
+        )
+
+    def messages(self, branch: Sequence[ChatEntry]) -> list[ChatMessage]:
+        """A branch as sessions take it, without a question that nothing was said to."""
+        return [self.message(entry) for entry in answered(branch)]
+
+    def close(self) -> None:
+        """Write what waits, and let others have the file. Idempotent."""
+        with self._problems_told():
+            self._recorder.close()
+        if isinstance(self._recorder, ChatFile) and not self.log.entries:
+            self._recorder.path.unlink(missing_ok=True)  # nothing was said: the question failed
+
+    def _keep(self, path: Path, kind: MediaKind) -> StoredMedia:
+        if self._store is not None:
+            with self._problems_told(), self._store.media.lock(shared=True):
+                return self._store.media.add(path, kind)
+        medium = StoredMedia(kind, "", str(path), path.name)
+        self._paths[medium.file] = path
+        return medium
+
+    @contextlib.contextmanager
+    def _problems_told(self) -> Iterator[None]:
+        try:
+            yield
+        except ChatStoreError as error:  # the chat goes on in memory
+            self._on_problem(str(error))
+
+
+def answered(branch: Sequence[ChatEntry]) -> Sequence[ChatEntry]:
+    """A branch without a question at its end that nothing was said to."""
+    kept = list(branch)
+    if kept and kept[-1].role == "assistant" and kept[-1].end is None and not kept[-1].text:
+        kept.pop()
+    if kept and kept[-1].role == "user":
+        kept.pop()
+    return kept
+
+
+def model_used(info: SessionInfo) -> ModelUsed:
+    """What a chat's file says of the model that answers."""
+    return ModelUsed(
+        name=info.model_name,
+        path=str(info.model_path),
+        architecture=info.architecture,
+        quantization=info.quantization,
+        tensor_table_sha256=info.tensor_table_sha256,
+        mmproj=str(info.mmproj) if info.mmproj else None,
+        bundle=info.bundle,
+        probe_sha256=info.probe_sha256,
+    )

@@ -1,0 +1,172 @@
+"""The lines of a chat's file: each a small fact that is never changed, only added to.
+
+Messages form a tree: each names its parent, so an edited question or a second answer stands beside
+the first. The chat shows the branch that ends at its head.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias, cast
+
+from safesteer_edge.chat.conversation import MediaKind, Role
+from safesteer_edge.errors import ChatFileError
+from safesteer_edge.formats.typed_json import TypedJsonError, from_json, to_json
+from safesteer_edge.guard.events import GuardSummary, Refused, Usage
+
+SCHEMA_VERSION: Final = 1
+EndReason = Literal["stop", "length", "refused", "cancelled", "died"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUsed:
+    """What answered. The hashes tell files from others of the same name; see `SessionInfo`."""
+
+    name: str
+    path: str
+    architecture: str
+    quantization: str
+    tensor_table_sha256: str
+    mmproj: str | None
+    bundle: str | None
+    probe_sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatHeader:
+    """The first line. at: seconds since 1970, as everywhere. forked_from: another chat's id."""
+
+    id: str
+    at: float
+    model: ModelUsed | None = None
+    forked_from: str | None = None
+    schema: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMedia:
+    """A picture or sound. sha256: of the file's bytes. file: its name in the media folder."""
+
+    kind: MediaKind
+    sha256: str
+    file: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class MessageAdded:
+    """A system prompt, a question, or an answer that begins. It becomes the head."""
+
+    id: str
+    parent: str | None
+    role: Role
+    at: float
+    text: str = ""
+    media: tuple[StoredMedia, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TextAdded:
+    """More text of an answer."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerEnded:
+    """An answer ended, for now: it may be continued, with more text and another end.
+
+    An answer without an end was cut off with the program. guard, usage: None where it died.
+    """
+
+    id: str
+    at: float
+    reason: EndReason
+    guard: GuardSummary | None = None
+    usage: Usage | None = None
+    refusal: Refused | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MessageDropped:
+    """A question that was not answered leaves; its parent becomes the head."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeadMoved:
+    """Another branch is shown. id None: before the first message."""
+
+    id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Titled:
+    """The user named the chat."""
+
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChanged:
+    """From here on another model, or another guard, answers."""
+
+    model: ModelUsed
+    at: float
+
+
+Record: TypeAlias = (
+    ChatHeader
+    | MessageAdded
+    | TextAdded
+    | AnswerEnded
+    | MessageDropped
+    | HeadMoved
+    | Titled
+    | ModelChanged
+)
+
+_NAMES: Final[Mapping[type[Any], str]] = {
+    ChatHeader: "chat",
+    MessageAdded: "message",
+    TextAdded: "text",
+    AnswerEnded: "end",
+    MessageDropped: "drop",
+    HeadMoved: "head",
+    Titled: "title",
+    ModelChanged: "model",
+}
+_KINDS: Final = {name: kind for kind, name in _NAMES.items()}
+
+
+def record_to_line(record: Record) -> bytes:
+    """One record as one line of ASCII JSON."""
+    value = {"type": _NAMES[type(record)], **to_json(record)}
+    return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def record_from_line(line: bytes) -> Record:
+    """The record of a line. Raises ChatFileError, with the reason alone."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ChatFileError(f"not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ChatFileError("not an object")
+    fields = cast("dict[str, Any]", value)
+    name = fields.pop("type", None)
+    kind = _KINDS.get(name) if isinstance(name, str) else None
+    if kind is ChatHeader and fields.get("schema") != SCHEMA_VERSION:
+        raise ChatFileError(
+            f"its schema is {fields.get('schema')!r}, and this program reads {SCHEMA_VERSION}"
+        )
+    if kind is None:
+        raise ChatFileError(f"no record is called {name!r}")
+    try:
+        return cast("Record", from_json(kind, fields))
+    except TypedJsonError as error:
+        raise ChatFileError(str(error)) from error
