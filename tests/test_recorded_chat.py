@@ -189,12 +189,12 @@ def test_a_question_that_the_program_was_killed_on_is_offered_again(
     events = chat.ask("And then?")
     next(events)
     assert chat.log is not None
-    left = store.path(chat.log.header.id).read_bytes()  # what a kill would leave now
+    path = store.path(chat.log.header.id)
+    left = path.read_bytes()  # what a kill would leave now
     events.close()
     chat.close()
-    copy = store.path("20261122-101112-abcdef")
-    copy.write_bytes(left)
-    chat.resume(copy.stem)
+    path.write_bytes(left)
+    chat.resume(path.stem)
     assert chat.unanswered is not None
     assert chat.unanswered.text == "And then?"
     assert [message.text for message in chat.session.messages] == ["Hello there", first]
