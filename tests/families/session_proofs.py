@@ -106,7 +106,7 @@ def _two_sessions(files: FamilyFiles) -> Iterator[tuple[Session, Session]]:
 
 def _put_at(fresh: Session, session: Session) -> None:
     """Give one session the conversation of another, and an empty cache."""
-    fresh.conversation = session.conversation
+    fresh._history = session._history
     fresh._media = dict(session._media)
     fresh._runtime.engine._sequence._forget()
 
