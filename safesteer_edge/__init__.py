@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from safesteer_edge.errors import InputError, SafeSteerError
     from safesteer_edge.guard.events import (
         Event,
+        MediaPrepared,
         PrefillDone,
         Refused,
         Step,
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Event",
     "InputError",
+    "MediaPrepared",
     "PrefillDone",
     "Refused",
     "SafeSteerError",
@@ -51,6 +53,7 @@ _MODULES = {
     "safesteer_edge.errors": ("InputError", "SafeSteerError"),
     "safesteer_edge.guard.events": (
         "Event",
+        "MediaPrepared",
         "PrefillDone",
         "Refused",
         "Step",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from safesteer_edge.chat.conversation import Conversation, Message
 from safesteer_edge.chat.prompt_parts import MediaPart, render_parts
 from safesteer_edge.chat.special_tokens import tokenize_parts
 from safesteer_edge.chat.template import ChatTemplate
 from safesteer_edge.engine.model import NativeModel
-from safesteer_edge.engine.projector import Projector
+from safesteer_edge.engine.projector import EncodedMedia, Projector
 from safesteer_edge.engine.prompt_items import PromptItem, TokenRun
 from safesteer_edge.errors import MediaError
 from safesteer_edge.media.images import DecodedImage
@@ -25,11 +25,13 @@ def prompt_items(
     model: NativeModel,
     projector: Projector | None = None,
     media: Mapping[str, Media] | None = None,
+    on_encoded: Callable[[Media, EncodedMedia], None] | None = None,
 ) -> list[PromptItem]:
     """Render, tokenise and encode a conversation, ready for an answer.
 
     media: decoded media by the sha256 that the conversation names. Costs a pass of the projector
-    for each medium that it has not seen. Raises TemplateError, MediaError, EngineError.
+    for each medium that it has not seen. on_encoded: told of each, in the prompt's order.
+    Raises TemplateError, MediaError, EngineError.
     """
     items: list[PromptItem] = []
     for span in tokenize_parts(render_parts(template, conversation), vocabulary=model):
@@ -40,7 +42,10 @@ def prompt_items(
                     f"the conversation names an {span.kind} that is not at hand (SHA-256 "
                     f"{span.sha256}); attach it again"
                 )
-            items.extend(_encode(medium, projector))
+            encoded = _encode(medium, projector)
+            items.extend(encoded.items)
+            if on_encoded is not None:
+                on_encoded(medium, encoded)
         else:
             items.append(TokenRun(span.token_ids))
     return items
@@ -52,7 +57,7 @@ def question_items(text: str, *, template: ChatTemplate, model: NativeModel) -> 
     return prompt_items(conversation, template=template, model=model)
 
 
-def _encode(media: Media, projector: Projector | None) -> tuple[PromptItem, ...]:
+def _encode(media: Media, projector: Projector | None) -> EncodedMedia:
     if projector is None:
         raise MediaError("the conversation carries media and no projector is loaded; use --mmproj")
     if isinstance(media, DecodedImage):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safesteer_edge.bundle.bundle import GuardBundle, check_engine_canaries, load_bundle
 from safesteer_edge.chat.builtin_templates import builtin_template, default_builtin_name
 from safesteer_edge.chat.template import ChatTemplate
-from safesteer_edge.engine.context import ContextSettings, NativeContext
+from safesteer_edge.engine.context import DEFAULT_N_BATCH, ContextSettings, NativeContext
 from safesteer_edge.engine.hidden_states import EvalCallbackRoute, HiddenStateRoute, choose_route
 from safesteer_edge.engine.llama_engine import LlamaEngine
 from safesteer_edge.engine.model import NativeModel
@@ -30,6 +30,8 @@ from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.errors import BundleError, SettingsError
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model
 from safesteer_edge.guard.sampling import SamplingSettings
+from safesteer_edge.media.decoder import MediaDecoder
+from safesteer_edge.media.image_fit import ImageFit
 from safesteer_edge.model_choice import (
     ModelChoice,
     check_projector_fits,
@@ -49,6 +51,7 @@ class Runtime:
     info: ModelInfo
     model: NativeModel
     projector: Projector | None
+    media_decoder: MediaDecoder
     mmproj: Path | None
     template: ChatTemplate
     engine: LlamaEngine
@@ -78,9 +81,10 @@ def open_runtime(settings: SessionSettings, *, layers: Sequence[int] | None = No
     choice = choose_model(settings.model)
     # 1. Files, checked in pure Python.
     info = check_language_model(choice.path)
-    mmproj = settings.mmproj or choice.mmproj
+    mmproj, fit = settings.mmproj or choice.mmproj, ImageFit()
     if mmproj is not None:
-        check_projector_fits(mmproj, info)
+        projector_info = check_projector_fits(mmproj, info)
+        fit = ImageFit(projector_info.square_side)
     with ExitStack() as undo:
         # 2. The guard before the model: a bundle that does not fit is found at once.
         bundle = _open_bundle(settings, choice, info)
@@ -95,6 +99,7 @@ def open_runtime(settings: SessionSettings, *, layers: Sequence[int] | None = No
         if mmproj is not None:
             projector = Projector(mmproj, model, n_threads=n_threads)
             undo.callback(projector.close)
+        media_decoder = undo.enter_context(MediaDecoder(fit))  # starts no process yet
         route = _open_route(bundle, info, layers)
         context = NativeContext(
             model,
@@ -102,6 +107,7 @@ def open_runtime(settings: SessionSettings, *, layers: Sequence[int] | None = No
                 n_ctx=min(settings.n_ctx or DEFAULT_N_CTX, model.n_ctx_train or DEFAULT_N_CTX),
                 n_candidates=settings.sampling.top_k if bundle is not None else 1,
                 n_threads=n_threads,
+                n_batch=_batch_size(projector, fit),
             ),
             eval_callback=route.callback if isinstance(route, EvalCallbackRoute) else None,
         )
@@ -116,6 +122,7 @@ def open_runtime(settings: SessionSettings, *, layers: Sequence[int] | None = No
             info=info,
             model=model,
             projector=projector,
+            media_decoder=media_decoder,
             mmproj=mmproj,
             template=template,
             engine=engine,
@@ -192,6 +199,12 @@ def _open_route(
             return None
         layers = bundle.config.probe.layers
     return choose_route(info.architecture, info.n_layer, layers)
+
+
+def _batch_size(projector: Projector | None, fit: ImageFit) -> int:
+    """Tokens of one batch: no picture may be larger that cannot be cut."""
+    needed = projector.largest_indivisible_chunk(fit.extreme_sizes()) if projector else 0
+    return max(DEFAULT_N_BATCH, needed)
 
 
 def _gpu_layers(settings: SessionSettings) -> int:

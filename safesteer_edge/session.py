@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -24,8 +25,7 @@ from safesteer_edge.guard.events import (
     TurnEnded,
 )
 from safesteer_edge.guard.policy import GuardPolicy
-from safesteer_edge.media.images import load_image
-from safesteer_edge.media.sounds import load_sound
+from safesteer_edge.prepared_media import PreparedMedia
 from safesteer_edge.prompting import Media, prompt_items
 from safesteer_edge.runtime import Runtime, open_runtime
 from safesteer_edge.session_guard import (
@@ -142,7 +142,7 @@ class Session:
 
     def prompt_token_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of the prompt that asking `text` next would evaluate, media left out."""
-        items = self._to_items(self._with_question(text, (), (), None).conversation)
+        items, _ = self._to_items(self._with_question(text, (), (), None).conversation)
         return tuple(
             token_id for item in items if isinstance(item, TokenRun) for token_id in item.token_ids
         )
@@ -176,16 +176,19 @@ class Session:
         self._runtime.check_open()
         asked = self._with_question(text, images, sounds, system)
         given = self._runtime.model.tokenize_plain(answer_prefix) if answer_prefix else ()
-        items = self._to_items(asked.conversation)
-        yield from self._run(TurnPlan(self._history, asked, items, started_s, tuple(given)))
+        items, prepared = self._to_items(asked.conversation)
+        yield from prepared.last(len(images) + len(sounds))
+        plan = TurnPlan(self._history, asked, items, started_s, tuple(given))
+        yield from self._run(replace(plan, n_media_encoded=prepared.n_encoded))
 
     def _continue(self) -> Generator[Event, None, None]:
         started_s = time.perf_counter()
         self._runtime.check_open()
         so_far = self._answer_so_far()
         asked = self._history.without_last()
-        items = self._to_items(asked.conversation)
-        yield from self._run(TurnPlan(asked.without_last(), asked, items, started_s, so_far=so_far))
+        items, prepared = self._to_items(asked.conversation)
+        plan = TurnPlan(asked.without_last(), asked, items, started_s, so_far=so_far)
+        yield from self._run(replace(plan, n_media_encoded=prepared.n_encoded))
 
     def _run(self, plan: TurnPlan) -> Generator[Event, None, None]:
         turn = SessionTurn(self._runtime, self._settings, plan, cancelled=self._cancelled.is_set)
@@ -236,7 +239,7 @@ class Session:
                 f"model {self._runtime.choice.name!r} does not see images as it is loaded; pass "
                 "its projector with --mmproj, or choose a model that sees"
             )
-        image = load_image(path)
+        image = self._runtime.media_decoder.load_image(path)
         self._media[image.sha256] = image
         self._paths[image.sha256] = path
         return MediaContent("image", image.sha256)
@@ -247,20 +250,24 @@ class Session:
                 f"model {self._runtime.choice.name!r} does not hear as it is loaded; pass its "
                 "projector with --mmproj, or choose a model that hears"
             )
-        sound = load_sound(path, sample_rate=self._runtime.projector.audio_sample_rate)
+        sound = self._runtime.media_decoder.load_sound(
+            path, sample_rate=self._runtime.projector.audio_sample_rate
+        )
         self._media[sound.sha256] = sound
         self._paths[sound.sha256] = path
         return MediaContent("audio", sound.sha256)
 
-    def _to_items(self, conversation: Conversation) -> list[PromptItem]:
-        runtime = self._runtime
-        return prompt_items(
+    def _to_items(self, conversation: Conversation) -> tuple[list[PromptItem], PreparedMedia]:
+        runtime, prepared = self._runtime, PreparedMedia()
+        items = prompt_items(
             conversation,
             template=runtime.template,
             model=runtime.model,
             projector=runtime.projector,
             media=self._media,
+            on_encoded=prepared.add,
         )
+        return items, prepared
 
 
 def open_session(settings: SessionSettings | None = None) -> Session:

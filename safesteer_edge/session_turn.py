@@ -41,7 +41,8 @@ class TurnPlan:
     """What one turn is about.
 
     before: the history that the turn grows from. asked: `before` with the question.
-    given: tokens that the answer begins with. so_far: an answer to go on with.
+    given: tokens that the answer begins with. so_far: an answer to go on with. n_media_encoded: for
+    these items, and not taken from the cache.
     """
 
     before: SessionHistory
@@ -50,6 +51,7 @@ class TurnPlan:
     started_s: float
     given: tuple[int, ...] = ()
     so_far: AnswerSoFar | None = None
+    n_media_encoded: int = 0
 
 
 class SessionTurn:
@@ -92,6 +94,7 @@ class SessionTurn:
                 prefill_s=prefill.elapsed_s,
                 vector_active=self._vector is not None,
                 prompt_score=prompt_score(self._guard, prefill.last_state),
+                n_media_encoded=self._plan.n_media_encoded,
             )
             yield from self._answer(prefill)
         except PrefillCancelledError:

@@ -24,7 +24,7 @@ from safesteer_edge.errors import InputError, SettingsError
 
 if TYPE_CHECKING:
     from safesteer_edge.chat_session import ChatSession
-    from safesteer_edge.guard.events import Event, Step, TurnEnded
+    from safesteer_edge.guard.events import Event, MediaPrepared, Step, TurnEnded
     from safesteer_edge.isolation.isolated_session import IsolatedSession
     from safesteer_edge.session import Session
     from safesteer_edge.settings import SessionSettings
@@ -82,12 +82,12 @@ def run(options: argparse.Namespace) -> int:
             answer_prefix=options.answer_prefix,
         )
         undo.enter_context(_interrupt_cancels(session))
-        first = next(events)  # what cannot be asked ends here, in one line
+        media, first = _until_prefill(events)  # what cannot be asked ends here, in one line
         if not options.quiet:
-            _narrate_start(session)
+            _narrate_start(session, media)
         turn = _stream(chain([first], events), options, trace)
         if options.json:
-            print(json.dumps(_to_json(session, turn)))
+            print(json.dumps(_to_json(session, turn, media)))
         if not options.quiet:
             _narrate_end(turn)
     if turn.finish_reason == "cancelled":
@@ -110,6 +110,16 @@ def _open(settings: SessionSettings, *, is_isolated: bool) -> Session | Isolated
     from safesteer_edge.session import open_session
 
     return open_session(settings)
+
+
+def _until_prefill(events: Iterator[Event]) -> tuple[list[MediaPrepared], Event]:
+    """What became of the media, which is told first, and the event after it."""
+    from safesteer_edge.guard.events import MediaPrepared
+
+    media: list[MediaPrepared] = []
+    while isinstance(event := next(events), MediaPrepared):
+        media.append(event)
+    return media, event
 
 
 def _stream(
@@ -176,7 +186,7 @@ def _step_to_json(step: Step) -> dict[str, Any]:
     return row
 
 
-def _to_json(session: ChatSession, turn: TurnEnded) -> dict[str, Any]:
+def _to_json(session: ChatSession, turn: TurnEnded, media: list[MediaPrepared]) -> dict[str, Any]:
     info, usage, timings = session.info, turn.usage, turn.timings
     return {
         "text": turn.text,
@@ -188,6 +198,7 @@ def _to_json(session: ChatSession, turn: TurnEnded) -> dict[str, Any]:
             "quantization": info.quantization,
         },
         "guard": asdict(turn.guard),
+        "media": [asdict(event) for event in media],
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
             "media_tokens": usage.media_tokens,
@@ -203,8 +214,9 @@ def _to_json(session: ChatSession, turn: TurnEnded) -> dict[str, Any]:
     }
 
 
-def _narrate_start(session: ChatSession) -> None:
+def _narrate_start(session: ChatSession, media: list[MediaPrepared]) -> None:
     from safesteer_edge.chat.display_text import strip_control_characters
+    from safesteer_edge.media_line import media_line
 
     info = session.info
     name = strip_control_characters(info.model_name)
@@ -215,6 +227,8 @@ def _narrate_start(session: ChatSession) -> None:
     )
     for warning in info.warnings:
         print(f"[warning: {strip_control_characters(warning)}]", file=sys.stderr)
+    for event in media:
+        print(f"[{media_line(event)}]", file=sys.stderr)
 
 
 def _narrate_end(turn: TurnEnded) -> None:

@@ -16,6 +16,7 @@ from safesteer_edge.engine.native import forget_native_errors, lib, native_error
 from safesteer_edge.errors import EngineError, PromptTooLongError
 
 MAIN_SEQUENCE = 0
+DEFAULT_N_BATCH = 512
 _NO_KV_SLOT = 1  # llama_decode: could not find a KV slot for the batch
 _N_CTX_STEP = 256  # llama.cpp rounds n_ctx up to a multiple of it
 
@@ -31,7 +32,7 @@ class ContextSettings:
     n_ctx: int
     n_candidates: int
     n_threads: int
-    n_batch: int = 512
+    n_batch: int = DEFAULT_N_BATCH
     kv_type: int = 1
 
 

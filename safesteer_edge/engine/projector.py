@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import time
 import weakref
-from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.engine.context import MAIN_SEQUENCE, NativeContext
+from safesteer_edge.engine.media_cache import MediaCache
 from safesteer_edge.engine.model import NativeModel
 from safesteer_edge.engine.native import forget_native_errors, lib, mtmd_cpp, native_error_cause
 from safesteer_edge.engine.native_chunk import NativeChunk
@@ -19,16 +23,38 @@ from safesteer_edge.engine.prompt_items import MediaRun, PromptItem, TokenRun
 from safesteer_edge.errors import EngineError, MediaError, ModelFileError
 
 _CACHE_BYTES = 256 * 1024 * 1024
+_Visited = TypeVar("_Visited")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedMedia:
+    """What a projector made of an image or a sound.
+
+    items: for the prompt, begin and end tokens of the model included. n_tokens: of the media alone.
+    encode_s: 0 where the items were in the cache.
+    """
+
+    items: tuple[PromptItem, ...]
+    n_tokens: int
+    encode_s: float
+    from_cache: bool
 
 
 class Projector:
     """Owns the mtmd context. Close it before the model it was made for."""
 
     def __init__(
-        self, path: Path, model: NativeModel, *, n_threads: int, use_gpu: bool = False
+        self,
+        path: Path,
+        model: NativeModel,
+        *,
+        n_threads: int,
+        use_gpu: bool = False,
+        cache_bytes: int = _CACHE_BYTES,
     ) -> None:
         """Load the projector. Run the pre-check (`formats.model_file`) first.
 
+        cache_bytes: of embeddings that are kept for the next prompt with the same media.
         Raises ModelFileError if mtmd refuses it.
         """
         forget_native_errors()
@@ -53,16 +79,16 @@ class Projector:
         self.audio_sample_rate: int = (
             mtmd_cpp.mtmd_get_audio_sample_rate(mtmd_handle) if self.hears else 0
         )
-        self._items_by_content: OrderedDict[str, tuple[PromptItem, ...]] = OrderedDict()
+        self._cache = MediaCache(cache_bytes)
 
     def close(self) -> None:
         """Free cached chunks and the native context. Idempotent."""
-        self._items_by_content.clear()
+        self._cache.clear()
         self._mtmd_handle = None
         self._finalizer()
 
-    def encode_image(self, rgb: NDArray[np.uint8], *, sha256: str) -> tuple[PromptItem, ...]:
-        """The prompt items of one image, begin and end tokens of the model included.
+    def encode_image(self, rgb: NDArray[np.uint8], *, sha256: str) -> EncodedMedia:
+        """Encode one image.
 
         rgb: uint8 (height, width, 3). sha256: of the pixels, the cache's key.
         Costs a pass of the vision tower unless cached. Raises MediaError if it cannot be used.
@@ -78,8 +104,25 @@ class Projector:
             sha256,
         )
 
-    def encode_audio(self, samples: NDArray[np.float32], *, sha256: str) -> tuple[PromptItem, ...]:
-        """The prompt items of one sound: float32 (n,), mono at `audio_sample_rate`."""
+    def largest_indivisible_chunk(self, sizes: Sequence[tuple[int, int]]) -> int:
+        """Tokens of the largest image chunk that must go into one batch; 0 if all can be cut.
+
+        sizes: widths and heights of pictures to try. Some projectors decode an image non-causally,
+        and llama.cpp ends the process where such an image is cut in two. Nothing is encoded.
+        """
+        if not self.sees or not mtmd_cpp.mtmd_decode_use_non_causal(self._live(), None):
+            return 0
+        counts: list[int] = []
+        for width, height in sizes:
+            counts += self._with_chunks(
+                # No pixels: mtmd counts the tokens and prepares nothing.
+                functools.partial(mtmd_cpp.mtmd_bitmap_init, width, height, None),
+                lambda _index, handle: int(mtmd_cpp.mtmd_input_chunk_get_n_tokens(handle)),
+            )
+        return max(counts)
+
+    def encode_audio(self, samples: NDArray[np.float32], *, sha256: str) -> EncodedMedia:
+        """Encode one sound: float32 (n,), mono at `audio_sample_rate`."""
         if not self.hears:
             raise MediaError(f"projector {str(self.path)!r} does not hear; remove the audio")
         mono = np.ascontiguousarray(samples, dtype=np.float32)
@@ -116,24 +159,30 @@ class Projector:
         if status != 0:
             raise EngineError(f"llama.cpp failed to decode a media chunk (status {status})")
 
-    def _encode(self, make_bitmap: Any, sha256: str) -> tuple[PromptItem, ...]:
-        cached = self._items_by_content.get(sha256)
-        if cached is not None:
-            self._items_by_content.move_to_end(sha256)
-            return cached
+    def _encode(self, make_bitmap: Callable[[], Any], sha256: str) -> EncodedMedia:
+        self._live()
+        started_s = time.perf_counter()
+        items = self._cache.get(sha256)
+        from_cache = items is not None
+        if items is None:
+            items = tuple(
+                self._with_chunks(
+                    make_bitmap,
+                    lambda index, chunk_handle: self._to_item(chunk_handle, f"{sha256}#{index}"),
+                )
+            )
+            self._cache.put(sha256, items)
+        n_tokens = sum(item.n_tokens for item in items if isinstance(item, MediaRun))
+        encode_s = 0.0 if from_cache else time.perf_counter() - started_s
+        return EncodedMedia(items, n_tokens, encode_s, from_cache)
+
+    def _with_chunks(
+        self, make_bitmap: Callable[[], Any], visit: Callable[[int, Any], _Visited]
+    ) -> list[_Visited]:
+        """Let mtmd cut a bitmap into chunks, and visit each while it lives."""
         bitmap_handle = make_bitmap()
         if not bitmap_handle:
             raise MediaError("mtmd could not take the media; free some memory")
-        try:
-            items = self._encode_bitmap(bitmap_handle, sha256)
-        finally:
-            mtmd_cpp.mtmd_bitmap_free(bitmap_handle)
-        self._items_by_content[sha256] = items
-        while len(self._items_by_content) > 1 and self._cached_bytes() > _CACHE_BYTES:
-            self._items_by_content.popitem(last=False)
-        return items
-
-    def _encode_bitmap(self, bitmap_handle: Any, sha256: str) -> tuple[PromptItem, ...]:
         chunks_handle = mtmd_cpp.mtmd_input_chunks_init()
         try:
             part = mtmd_cpp.mtmd_input_part(text=None, bitmap=bitmap_handle)
@@ -144,12 +193,13 @@ class Projector:
                 reason = native_error_cause() or f"status {status}"
                 raise MediaError(f"the projector cannot use this file ({reason})")
             n_chunks = mtmd_cpp.mtmd_input_chunks_size(chunks_handle)
-            return tuple(
-                self._to_item(mtmd_cpp.mtmd_input_chunks_get(chunks_handle, i), f"{sha256}#{i}")
-                for i in range(n_chunks)
-            )
+            return [
+                visit(index, mtmd_cpp.mtmd_input_chunks_get(chunks_handle, index))
+                for index in range(n_chunks)
+            ]
         finally:
             mtmd_cpp.mtmd_input_chunks_free(chunks_handle)
+            mtmd_cpp.mtmd_bitmap_free(bitmap_handle)
 
     def _to_item(self, chunk_handle: Any, key: str) -> PromptItem:
         kind = mtmd_cpp.mtmd_input_chunk_get_type(chunk_handle)
@@ -166,14 +216,6 @@ class Projector:
         if not np.isfinite(embeddings).all():
             raise MediaError("the projector gave non-finite embeddings; its file may be damaged")
         return MediaRun(key, chunk.n_tokens, chunk.n_positions, embeddings, chunk)
-
-    def _cached_bytes(self) -> int:
-        return sum(
-            item.embeddings.nbytes
-            for items in self._items_by_content.values()
-            for item in items
-            if isinstance(item, MediaRun)
-        )
 
     def _live(self) -> Any:
         if self._mtmd_handle is None:

@@ -90,6 +90,7 @@ class ProjectorInfo:
 
     projector_types: of the vision encoder, then of the audio encoder, as far as there are any.
     projection_dim: n_embd of the language model it feeds; None where that cannot be told.
+    square_side: pictures must come as squares of this side, in pixels; None: in any shape.
     """
 
     path: Path
@@ -97,6 +98,7 @@ class ProjectorInfo:
     has_vision: bool
     has_audio: bool
     projection_dim: int | None
+    square_side: int | None
     size_bytes: int
     tensor_table_sha256: str
 
@@ -131,9 +133,21 @@ def check_projector(path: Path) -> ProjectorInfo:
         has_vision="vision" in modalities,
         has_audio="audio" in modalities,
         projection_dim=next((width for width in widths if width is not None), None),
+        square_side=_square_side(file, types[0]) if "vision" in modalities else None,
         size_bytes=file.size_bytes,
         tensor_table_sha256=file.tensor_table_sha256(),
     )
+
+
+def _square_side(file: GgufFile, projector_type: str) -> int | None:
+    """The side of the one tile that this kind takes.
+
+    llama.cpp's preprocessing gives a larger picture two tiles, whatever the limit of one says, and
+    stretches both to squares (mtmd-image.cpp, mtmd_image_preprocessor_llava_uhd).
+    """
+    is_one_tile = file.integer("clip.vision.preproc_max_tiles") == 1
+    is_square = projector_type == "internvl" and is_one_tile
+    return file.integer("clip.vision.image_size") if is_square else None
 
 
 def _check_types(file: GgufFile) -> None:

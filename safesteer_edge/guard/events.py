@@ -22,10 +22,32 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class MediaPrepared:
+    """A picture or sound of the question became tokens; comes before `PrefillDone`, in order.
+
+    name: the file's, without control characters. width, height, original_width, original_height:
+    of a picture as the model sees it and as the file has it, upright; 0 for sound. seconds: of
+    sound; 0 for a picture. encode_s: of the projector; 0 where the tokens were still in its cache.
+    """
+
+    kind: Literal["image", "audio"]
+    name: str
+    original_width: int
+    original_height: int
+    width: int
+    height: int
+    seconds: float
+    n_tokens: int
+    encode_s: float
+    from_cache: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PrefillDone:
     """The prompt is in the context.
 
-    n_reused_tokens of the prompt's tokens were still there from the turn before.
+    n_reused_tokens of the prompt's tokens were still there from the turn before. n_media_encoded:
+    pictures and sounds of the whole conversation that the projector had to encode for this prompt.
     prompt_score: harmful score of the last prompt position, None without a probe.
     """
 
@@ -35,6 +57,7 @@ class PrefillDone:
     prefill_s: float
     vector_active: bool
     prompt_score: float | None
+    n_media_encoded: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +157,10 @@ class TurnEnded:
     refusal: Refused | None = None
 
 
-Event = PrefillDone | Step | TextDelta | Refused | TurnEnded
+Event = MediaPrepared | PrefillDone | Step | TextDelta | Refused | TurnEnded
 
 _KINDS: dict[type[Any], str] = {
+    MediaPrepared: "media_prepared",
     PrefillDone: "prefill_done",
     Step: "step",
     TextDelta: "text_delta",

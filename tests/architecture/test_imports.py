@@ -63,6 +63,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "httpx2": ("library.hub",),
     "filelock": ("library.index", "library.partial_file"),
     "PIL": ("media",),
+    "miniaudio": ("media.sound_decoding",),
     "textual": ("tui",),
     "jinja2": ("chat.template_worker", "chat.template_sandbox"),
 }
@@ -70,7 +71,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
 # fmt: off
 NOT_AT_START = (
     "numpy", "llama_cpp", "onnxruntime", "PIL", "jinja2", "sklearn", "onnx", "textual",
-    "huggingface_hub", "httpx2", "filelock",
+    "huggingface_hub", "httpx2", "filelock", "miniaudio",
 )
 # fmt: on
 

@@ -21,7 +21,7 @@ from tests.guarded_tiny import ALARMED, PATIENT_POLICY, QUIET, REFUSAL_TEXT, WAV
 from tests.session.turns import texts
 
 KEYS = {
-    "": {"text", "finish_reason", "model", "guard", "usage", "timings"},
+    "": {"text", "finish_reason", "model", "guard", "media", "usage", "timings"},
     "model": {"name", "path", "architecture", "quantization"},
     "guard": {
         *("mode", "rerank", "bundle", "interventions", "evaluated_candidates", "max_score"),
@@ -226,12 +226,24 @@ def test_options_reach_the_session(ask: Ask, guarded_tiny: GuardedTiny):
 def test_a_picture_is_asked_about(ask: Ask, guarded_tiny: GuardedTiny, tmp_path: Path):
     from PIL import Image
 
-    Image.new("RGB", (56, 56), "teal").save(tmp_path / "a.png")
+    picture = tmp_path / "a\x1b[2Jb\n.png"
+    Image.new("RGB", (560, 280), "teal").save(picture)
     bundle = guarded_tiny.bundle(QUIET, has_vector=True)
-    arguments = ("--mmproj", str(guarded_tiny.projector), "--image", str(tmp_path / "a.png"))
-    value = json.loads(ask("What is this?", *arguments, "--json", bundle=bundle).out)
+    arguments = (
+        "--mmproj",
+        str(guarded_tiny.projector),
+        "--image",
+        str(picture),
+    )
+    ran = ask("What is this?", *arguments, "--json", bundle=bundle)
+    value = json.loads(ran.out)
     assert value["usage"]["media_tokens"] == 4
     assert value["guard"]["vector_active"] is True
+    (medium,) = value["media"]
+    assert (medium["name"], medium["n_tokens"], medium["from_cache"]) == ("ab .png", 4, False)
+    assert (medium["original_width"], medium["original_height"]) == (560, 280)
+    assert (medium["width"], medium["height"]) == (56, 56)
+    assert f"[ab .png 560×280 → 56×56, 4 tokens, {medium['encode_s']:.2f} s]\n" in ran.err
 
 
 def test_a_model_without_a_guard_says_so_every_time(ask: Ask):

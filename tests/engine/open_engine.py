@@ -95,13 +95,14 @@ def open_engine(
     n_batch: int = 512,
     kv_type: int = lib.GGML_TYPE_F32,
     mmproj: Path | None = None,
+    cache_bytes: int = 1 << 28,
 ) -> Iterator[OpenEngine]:
     """An engine on one thread. layers: none means no hidden states."""
     with ExitStack() as owned:
         model = owned.enter_context(NativeModel(path))
         projector = None
         if mmproj is not None:
-            projector = Projector(mmproj, model, n_threads=1)
+            projector = Projector(mmproj, model, n_threads=1, cache_bytes=cache_bytes)
             owned.callback(projector.close)
         architecture = model.metadata_text("general.architecture")
         assert architecture is not None

@@ -13,7 +13,6 @@ from gguf import GGUFReader
 from llama_cpp import mtmd_cpp
 from numpy.typing import NDArray
 
-from safesteer_edge.engine import projector as projector_module
 from safesteer_edge.engine.model import NativeModel
 from safesteer_edge.engine.projector import Projector
 from safesteer_edge.engine.prompt_items import MediaRun, PromptItem, TokenRun
@@ -43,7 +42,7 @@ def picture(seed: int, height: int = 56, width: int = 56) -> Pixels:
 def encode(opened: OpenEngine, pixels: Pixels) -> tuple[PromptItem, ...]:
     assert opened.projector is not None
     sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
-    return opened.projector.encode_image(pixels, sha256=sha256)
+    return opened.projector.encode_image(pixels, sha256=sha256).items
 
 
 def prompt_with(opened: OpenEngine, *pictures: Pixels) -> list[PromptItem]:
@@ -151,10 +150,10 @@ def test_the_same_pixels_are_encoded_once(
 
 
 def test_the_image_used_longest_ago_is_encoded_again_when_the_cache_is_full(
-    tiny_llama_path: Path, tiny_projector_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama_path: Path, tiny_projector_path: Path
 ) -> None:
-    monkeypatch.setattr(projector_module, "_CACHE_BYTES", 2 * 4 * N_EMBD * 4)  # two images
-    with open_engine(tiny_llama_path, mmproj=tiny_projector_path) as opened:
+    two_images = 2 * 4 * N_EMBD * 4
+    with open_engine(tiny_llama_path, mmproj=tiny_projector_path, cache_bytes=two_images) as opened:
         a, b = encode(opened, picture(0)), encode(opened, picture(1))
         assert encode(opened, picture(0)) is a
         encode(opened, picture(2))

@@ -123,7 +123,7 @@ def test_an_engine_that_answered_about_images_leaves_nothing_behind(
     with open_engine(tiny_llama_path, mmproj=tiny_projector_path, layers=(1,)) as opened:
         assert opened.projector is not None
         pixels = np.zeros((30, 100, 3), dtype=np.uint8)
-        image = opened.projector.encode_image(pixels, sha256="0" * 64)
+        image = opened.projector.encode_image(pixels, sha256="0" * 64).items
         opened.prefill([*image, TokenRun(tuple(PROMPT))])
         opened.feed([50])
         opened.engine.evaluate_candidates([60, 70])
@@ -260,7 +260,7 @@ def test_opening_answering_and_closing_again_and_again_keeps_the_memory_flat(
         pixels = np.random.default_rng(seed).integers(0, 256, (56, 56, 3), dtype=np.uint8)
         with open_engine(tiny_llama_path, mmproj=tiny_projector_path, layers=(1,)) as opened:
             assert opened.projector is not None
-            image = opened.projector.encode_image(pixels, sha256=f"{seed:064x}")
+            image = opened.projector.encode_image(pixels, sha256=f"{seed:064x}").items
             opened.prefill([*image, TokenRun(tuple(PROMPT))])
             for token_id in range(20, 40):
                 opened.engine.evaluate(token_id)

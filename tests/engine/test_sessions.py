@@ -67,7 +67,7 @@ def pictures(tmp_path: Path) -> list[Path]:
 
 def ask(session: Session, text: str, *images: Path) -> tuple[PrefillDone, TurnEnded]:
     events = list(session.ask(text, images=images))
-    first, last = events[0], events[-1]
+    first, last = events[len(images)], events[-1]
     assert isinstance(first, PrefillDone)
     assert isinstance(last, TurnEnded)
     return first, last

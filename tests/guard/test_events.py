@@ -12,6 +12,7 @@ from safesteer_edge.guard.events import (
     Candidate,
     Event,
     GuardSummary,
+    MediaPrepared,
     PrefillDone,
     Refused,
     Step,
@@ -32,6 +33,7 @@ _guards = st.builds(GuardSummary, max_score=_maybe, mean_score=_maybe, risk=_may
 _timings = st.builds(Timings, _numbers, _numbers, _numbers, _numbers, _numbers)
 # What is not given is drawn from its annotation.
 _EVENTS: dict[type[Any], st.SearchStrategy[Event]] = {
+    MediaPrepared: st.builds(MediaPrepared, seconds=_numbers, encode_s=_numbers),
     PrefillDone: st.builds(PrefillDone, prefill_s=_numbers, prompt_score=_maybe),
     Step: st.builds(
         Step,

@@ -10,6 +10,7 @@ from typing import Any
 
 from safesteer_edge.guard.events import (
     Event,
+    MediaPrepared,
     PrefillDone,
     Refused,
     Step,
@@ -22,9 +23,10 @@ from tests.guarded_tiny import GuardedTiny
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """events: all of them, in order. shown: what a person read, piece by piece."""
+    """events: all of them, in order. media: what became of each. shown: what a person read."""
 
     events: tuple[Event, ...]
+    media: tuple[MediaPrepared, ...]
     prefill: PrefillDone
     ended: TurnEnded
     steps: tuple[Step, ...]
@@ -42,7 +44,9 @@ class Turn:
 def ask(session: Session, text: str, **options: Any) -> Turn:
     """Ask, and check what is true of every turn."""
     events = tuple(session.ask(text, **options))
-    prefill, *middle, ended = events
+    media = tuple(event for event in events if isinstance(event, MediaPrepared))
+    assert events[: len(media)] == media  # they come first
+    prefill, *middle, ended = events[len(media) :]
     assert isinstance(prefill, PrefillDone)
     assert isinstance(ended, TurnEnded)
     assert all(isinstance(event, Step | TextDelta | Refused) for event in middle)
@@ -51,7 +55,7 @@ def ask(session: Session, text: str, **options: Any) -> Turn:
     steps = tuple(event for event in middle if isinstance(event, Step))
     assert [step.step for step in steps] == list(range(1, len(steps) + 1))
     assert ended.usage.completion_tokens == len(steps)
-    return Turn(events, prefill, ended, steps, shown)
+    return Turn(events, media, prefill, ended, steps, shown)
 
 
 @contextmanager

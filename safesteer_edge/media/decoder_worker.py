@@ -1,0 +1,101 @@
+"""The child process that decodes media files. Run as a file, never imported.
+
+argv[1] is a JSON object: kind ("image" or "sound": what it imports), import_paths, memory_bytes.
+It says {"n_bytes": 0} when ready. A request on stdin is a line of JSON with n_bytes, and that many
+bytes of a file; an answer on stdout is a line of JSON with n_bytes, and that many bytes of pixels
+or samples, or {"error": …, "n_bytes": 0}. It ends when stdin does. It opens no file: the parent
+reads them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+Answer = tuple[dict[str, Any], bytes]
+
+
+def _image_decoder() -> Callable[[dict[str, Any], bytes], Answer]:
+    from safesteer_edge.media.image_decoding import decode_image, load_decoders
+    from safesteer_edge.media.image_fit import ImageFit
+
+    load_decoders()
+
+    def decode(request: dict[str, Any], data: bytes) -> Answer:
+        fit = ImageFit(request["square_side"], request["max_pixels"])
+        picture = decode_image(data, name=request["name"], fit=fit)
+        header = {
+            "original_size": [picture.width, picture.height],
+            "size": list(picture.image.size),
+        }
+        return header, picture.image.tobytes()
+
+    return decode
+
+
+def _sound_decoder() -> Callable[[dict[str, Any], bytes], Answer]:
+    from safesteer_edge.media.sound_decoding import decode_sound
+
+    def decode(request: dict[str, Any], data: bytes) -> Answer:
+        samples = decode_sound(data, name=request["name"], sample_rate=request["sample_rate"])
+        return {}, samples.tobytes()
+
+    return decode
+
+
+def _limit_resources(memory_bytes: int) -> None:
+    """No more memory than that, no file or socket, no process: where the system has such limits."""
+    if resource is None:
+        return
+    limits = {
+        "RLIMIT_AS": memory_bytes,
+        "RLIMIT_NOFILE": 0,
+        "RLIMIT_FSIZE": 0,
+        "RLIMIT_NPROC": 0,
+        "RLIMIT_CORE": 0,
+    }
+    for name, value in limits.items():
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            resource.setrlimit(getattr(resource, name), (value, value))
+
+
+def _say(header: dict[str, Any], payload: bytes = b"") -> None:
+    line = json.dumps({**header, "n_bytes": len(payload)}).encode("ascii")
+    sys.stdout.buffer.write(line + b"\n")
+    sys.stdout.buffer.write(payload)
+    sys.stdout.buffer.flush()
+
+
+def main() -> None:
+    """Serve requests until stdin ends."""
+    from safesteer_edge.errors import MediaError
+
+    decode = _image_decoder() if sys.argv[2] == "image" else _sound_decoder()
+    _limit_resources(json.loads(sys.argv[1])["memory_bytes"])
+    _say({})
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        data = sys.stdin.buffer.read(request["n_bytes"])
+        try:
+            header, payload = decode(request, data)
+        except MediaError as error:
+            header, payload = {"error": str(error)}, b""
+        except MemoryError:
+            header, payload = {"error": f"{request['name']} needs too much memory to decode"}, b""
+        _say(header, payload)
+        del data, payload  # before the next one is read
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    sys.path += json.loads(sys.argv[1])["import_paths"]
+    main()

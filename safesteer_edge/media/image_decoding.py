@@ -1,0 +1,159 @@
+"""Bytes of an image file to RGB pixels, by Pillow, under limits.
+
+Runs in the decoding process (`decoder_worker`), which can be ended when a file takes too long:
+no clock here could interrupt Pillow's C code. Copies of a full-size picture are what costs memory,
+so it is scaled down as early as its format allows. Source of the modes: Pillow's concepts page.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from dataclasses import dataclass
+from io import BytesIO
+
+# Named, not left to Image.init(): it would load some forty more, and no file can be read once the
+# decoding process has shut itself off. MPO: what some phones call a JPEG.
+from PIL import (
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    Image,
+    ImageMode,  # noqa: F401
+    ImagePalette,  # noqa: F401
+    JpegImagePlugin,
+    MpoImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
+
+from safesteer_edge.errors import MediaError
+from safesteer_edge.media.image_fit import MAX_ASPECT_RATIO, ImageFit
+from safesteer_edge.media.letterbox import letterbox_image
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_PIXELS = 50_000_000
+# libwebp keeps three canvases of four bytes a pixel beside Pillow's own.
+MAX_WEBP_PIXELS = 32_000_000
+MIN_SIDE = 2
+
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TO_8_BITS = [value >> 8 for value in range(1 << 16)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """image: RGB, upright, as a projector gets it. width, height: of the file, upright."""
+
+    image: Image.Image
+    width: int
+    height: int
+
+
+def load_decoders() -> None:
+    """Read the last of what decoding needs from the disk."""
+    Image.preinit()
+
+
+def decode_image(data: bytes, *, name: str, fit: ImageFit) -> Picture:
+    """Decode a picture: first frame, turned upright, transparency on white, metadata dropped.
+
+    name: for messages. Raises MediaError if it is too large, too oblong, damaged or no picture.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damaged metadata is dropped, not talked about
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(BytesIO(data), formats=FORMATS) as opened:
+                return _decode(opened, name, fit)
+    except MediaError:
+        raise
+    except UnidentifiedImageError as error:
+        raise MediaError(
+            f"cannot use {name} as an image: it is none of {', '.join(FORMATS)}; convert it"
+        ) from error
+    except MemoryError as error:
+        raise MediaError(
+            f"image {name} needs too much memory to decode; shrink it first"
+        ) from error
+    except Exception as error:  # damaged files end in struct.error, KeyError, … inside Pillow
+        raise MediaError(f"cannot decode image {name}: {error}; it may be damaged") from error
+
+
+def _decode(opened: Image.Image, name: str, fit: ImageFit) -> Picture:
+    width, height = opened.size
+    _check_size(width, height, name, opened.format)
+    size = fit.scaled_size(width, height)
+    if isinstance(opened, JpegImagePlugin.JpegImageFile):
+        # The decoder itself can leave out detail: an eighth of the work for a phone's picture.
+        opened.draft(None, (3 * size[0], 3 * size[1]))
+    opened.load()
+    image = _on_white(_scaled(_plain(opened), size))
+    orientation = _orientation(opened)
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+        if orientation >= 5:
+            width, height = height, width
+    if fit.square_side is not None:
+        image = letterbox_image(image, fit.square_side)
+    return Picture(image, width, height)
+
+
+def _check_size(width: int, height: int, name: str, format_name: str | None) -> None:
+    if min(width, height) < MIN_SIDE:
+        raise MediaError(f"image {name} is {width}×{height}; each side needs {MIN_SIDE} pixels")
+    limit = MAX_WEBP_PIXELS if format_name == "WEBP" else MAX_PIXELS
+    if width * height > limit:
+        raise MediaError(
+            f"image {name} is {width}×{height}; the limit is {limit} pixels; shrink it first"
+        )
+    if max(width, height) / min(width, height) > MAX_ASPECT_RATIO:
+        raise MediaError(
+            f"image {name} is {width}×{height}; one side may be at most "
+            f"{MAX_ASPECT_RATIO:g} times the other; crop it first"
+        )
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1 where there is none that can be read."""
+    with contextlib.suppress(Exception):  # whatever a damaged block provokes in its parser
+        return int(image.getexif().get(_ORIENTATION, 1))
+    return 1
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """The same in 8 bits: L, LA, RGB or RGBA, which can be scaled."""
+    mode = image.mode
+    if mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255: all white
+        return (image if mode == "I" else image.convert("I")).point(_TO_8_BITS, "L")
+    if mode == "F":
+        raise ValueError("its pixels are floating-point numbers; convert it to 8 bits")
+    if "transparency" in image.info or mode in ("PA", "RGBa", "La"):
+        return image.convert("RGBA")
+    if mode in ("L", "LA", "RGB", "RGBA"):
+        return image
+    return image.convert("L" if mode == "1" else "RGB")
+
+
+def _scaled(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    if image.size == size:
+        return image
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode not in ("RGBA", "LA"):
+        return image.convert("RGB")
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    white.paste(image.convert("RGB"), mask=image.getchannel("A"))
+    return white
