@@ -167,9 +167,8 @@ def _exchange(
         answer = _read_answer(stdout, max_bytes)
         answers.put(answer)
         while answer is not None and (request := requests.get()) is not None:
-            for part in request:
-                stdin.write(part)
-            del request, part
+            stdin.write(request[0])
+            stdin.write(request[1])
             stdin.flush()
             answer = _read_answer(stdout, max_bytes)
             answers.put(answer)

@@ -68,7 +68,7 @@ def _encode(opened: OpenEngine, pixels: NDArray[np.uint8]) -> tuple[PromptItem, 
     assert opened.projector is not None
     return opened.projector.encode_image(
         pixels, sha256=hashlib.sha256(pixels.tobytes()).hexdigest()
-    )
+    ).items
 
 
 def _reference_logits(

@@ -113,7 +113,7 @@ def _put_at(fresh: Session, session: Session) -> None:
 
 def _ask(session: Session, question: str, images: tuple = ()) -> _Turn:
     events = list(session.ask(question, images=images))
-    first, last = events[0], events[-1]
+    first, last = events[len(images)], events[-1]
     assert isinstance(first, PrefillDone)
     assert isinstance(last, TurnEnded)
     return _Turn(first, [event for event in events if isinstance(event, Step)], last)

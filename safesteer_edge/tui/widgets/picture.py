@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from safesteer_edge.media.images import DecodedImage
 
 MAX_COLUMNS, MAX_ROWS = 36, 10
+_MAX_PIXELS = 1_000_000  # more than any view of it shows
 
 
 class Picture(Container):
@@ -61,10 +62,13 @@ class Picture(Container):
     @work(thread=True)
     def _load(self) -> None:
         # Deferred: Pillow and NumPy, which the first frame must not wait for.
-        from safesteer_edge.media.images import load_image
+        from safesteer_edge.media.decoder import MediaDecoder
+        from safesteer_edge.media.image_fit import ImageFit
 
         try:
-            self.post_message(self._Loaded(load_image(self._path)))
+            # In a process of its own: a file may hang or crash its decoder.
+            with MediaDecoder(ImageFit(max_pixels=_MAX_PIXELS)) as decoder:
+                self.post_message(self._Loaded(decoder.load_image(self._path)))
         except MediaError as error:
             self.post_message(self._Loaded(str(error)))
 
