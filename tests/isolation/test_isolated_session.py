@@ -13,7 +13,7 @@ from PIL import Image
 
 from safesteer_edge.chat_session import ChatMessage, ChatSession
 from safesteer_edge.errors import EngineError, MediaError, ModelFileError, SafeSteerError
-from safesteer_edge.guard.events import Event, PrefillDone, Step, TurnEnded
+from safesteer_edge.guard.events import Event, MediaPrepared, PrefillDone, Step, TurnEnded
 from safesteer_edge.isolation.isolated_session import IsolatedSession, open_isolated_session
 from tests.guarded_tiny import DRAWN, PATIENT_POLICY, WAVERING, GuardedTiny
 from tests.session.turns import opened
@@ -25,6 +25,8 @@ def untimed(events: list[Event]) -> list[Event]:
     for event in events:
         if isinstance(event, PrefillDone):
             timeless.append(replace(event, prefill_s=0.0))
+        elif isinstance(event, MediaPrepared):
+            timeless.append(replace(event, encode_s=0.0))
         elif isinstance(event, TurnEnded):
             timings = replace(
                 event.timings, prefill_s=0, ttft_s=0, decode_s=0, probe_s=0, tokens_per_second=0
