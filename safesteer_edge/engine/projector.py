@@ -117,7 +117,7 @@ class Projector:
             counts += self._with_chunks(
                 # No pixels: mtmd counts the tokens and prepares nothing.
                 functools.partial(mtmd_cpp.mtmd_bitmap_init, width, height, None),
-                lambda _index, handle: int(mtmd_cpp.mtmd_input_chunk_get_n_tokens(handle)),
+                lambda _index, chunk_handle: _n_media_tokens(chunk_handle),
             )
         return max(counts)
 
@@ -221,3 +221,11 @@ class Projector:
         if self._mtmd_handle is None:
             raise EngineError("the projector is closed; open a new session")
         return self._mtmd_handle
+
+
+def _n_media_tokens(chunk_handle: Any) -> int:
+    """Tokens of a chunk; 0 for the text around an image."""
+    kind = mtmd_cpp.mtmd_input_chunk_get_type(chunk_handle)
+    if kind == mtmd_cpp.MTMD_INPUT_CHUNK_TYPE_TEXT:
+        return 0
+    return int(mtmd_cpp.mtmd_input_chunk_get_n_tokens(chunk_handle))
