@@ -15,7 +15,7 @@ from safesteer_edge.chats.file_lock import wait_for_lock
 from safesteer_edge.chats.records import StoredMedia
 from safesteer_edge.errors import ChatStoreError
 from safesteer_edge.formats.atomic_write import atomic_write
-from safesteer_edge.media.media_file import check_media_file
+from safesteer_edge.media.media_file import read_media_file
 
 _MAX_BYTES: Final = {"image": 20 << 20, "audio": 128 << 20}
 _SUFFIX: Final = re.compile(r"\.[a-z0-9]{1,5}")
@@ -36,9 +36,9 @@ class MediaFiles:
 
     def add(self, path: Path, kind: MediaKind) -> StoredMedia:
         """Copy a file in, unless it is there. Raises MediaError, ChatStoreError."""
-        check_media_file(path, "image" if kind == "image" else "sound", max_bytes=_MAX_BYTES[kind])
+        what = "image" if kind == "image" else "sound"
+        data = read_media_file(path, what, max_bytes=_MAX_BYTES[kind])
         try:
-            data = path.read_bytes()
             sha256 = hashlib.sha256(data).hexdigest()
             suffix = path.suffix.lower()
             name = sha256 + (suffix if _SUFFIX.fullmatch(suffix) else "")
