@@ -1,4 +1,4 @@
-"""`safesteer-edge measure`: the guard's figures, on the requests that it was not fitted to."""
+"""`safesteer-edge measure`: the guard's figures, and what the model sees, on held-out data."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from safesteer_edge.cli import measure_pictures
 from safesteer_edge.cli.exit_codes import OK, RUNTIME_ERROR
 from safesteer_edge.cli.model_options import (
     add_guard_options,
@@ -30,17 +31,21 @@ def add_parser(subparsers: Any) -> None:
     """Register the command."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "measure",
-        help="measure the guard on held-out requests",
-        description="Measure a guard on the test split of the project's own requests (greedy).",
+        help="measure the guard on held-out requests, or what the model sees",
+        description="Measure a guard on the test split of the project's own requests, or what the "
+        "model reads and names in held-out pictures (greedy).",
     )
     parser.add_argument(
         "what",
-        choices=("probe", "guard", "rerank"),
+        choices=("probe", "guard", "rerank", "pictures"),
         help="probe: AUROC per decoding step; guard: what it changes, against --guard off; "
-        "rerank: lazy against eager, token by token",
+        "rerank: lazy against eager, token by token; pictures: words read and things named",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="requests of each label at most")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="requests of each label, or pictures, at most"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    measure_pictures.add_options(parser)
     add_model_options(parser)
     add_guard_options(parser)
     add_sampling_options(parser)
@@ -49,7 +54,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print, and return the exit code."""
-    if options.guard == "off":
+    if options.guard == "off" and options.what != "pictures":
         raise SettingsError("there is no guard to measure with --guard off; choose another mode")
     if options.limit is not None and options.limit < 1:
         raise SettingsError(f"--limit is {options.limit}; expected at least 1")
@@ -58,6 +63,7 @@ def run(options: argparse.Namespace) -> int:
         "probe": _measure_probe,
         "guard": _measure_guard,
         "rerank": _measure_rerank,
+        "pictures": _measure_pictures,
     }
     return measures[options.what](settings, options)
 
@@ -174,6 +180,12 @@ def _measure_rerank(settings: SessionSettings, options: argparse.Namespace) -> i
     return RUNTIME_ERROR if result.unexplained else OK
 
 
+def _measure_pictures(settings: SessionSettings, options: argparse.Namespace) -> int:
+    return measure_pictures.measure_pictures(
+        settings, options, lambda n_total: _progress(n_total, "pictures")
+    )
+
+
 def _without_nan(value: Any) -> Any:
     """The same value with null for NaN and infinities, which JSON does not have."""
     if isinstance(value, dict):
@@ -195,10 +207,10 @@ def _test_requests(limit: int | None, labels: Sequence[Label] | None = None) -> 
     return kept
 
 
-def _progress(n_total: int) -> Callable[[int], None]:
+def _progress(n_total: int, what: str = "requests") -> Callable[[int], None]:
     def show(n_done: int) -> None:
         if n_done % 10 == 0 or n_done == n_total:
-            print(f"\r{n_done}/{n_total} requests", end="", file=sys.stderr, flush=True)
+            print(f"\r{n_done}/{n_total} {what}", end="", file=sys.stderr, flush=True)
         if n_done == n_total:
             print(file=sys.stderr)
 

@@ -1,0 +1,129 @@
+"""`safesteer-edge measure pictures`: what the model reads and names in held-out pictures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safesteer_edge.cli.exit_codes import OK
+from safesteer_edge.errors import InputError
+
+if TYPE_CHECKING:
+    from safesteer_edge.evaluation.picture_skill import PictureAnswer, PictureSkill
+    from safesteer_edge.evaluation.picture_tasks import PictureTask
+    from safesteer_edge.settings import SessionSettings
+
+_DEFAULT_DATA = Path("smollm2-135m-instruct/vision/heldout")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Where the pictures are."""
+    group = parser.add_argument_group("pictures")
+    group.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder with manifest.jsonl (default: our own)"
+    )
+    group.add_argument(
+        "--safebench", type=Path, metavar="DIR", help="FigStep's SafeBench-Tiny as well"
+    )
+    group.add_argument(
+        "--answers", type=Path, metavar="F.jsonl", help="write what was said of each picture"
+    )
+
+
+def measure_pictures(
+    settings: SessionSettings,
+    options: argparse.Namespace,
+    progress: Callable[[int], Callable[[int], None]],
+) -> int:
+    """Measure, print, and return the exit code. progress: takes the number of pictures."""
+    # Deferred: they import llama.cpp.
+    from safesteer_edge.evaluation.picture_skill import ask_about_pictures, summarise
+    from safesteer_edge.model_choice import require_projector
+    from safesteer_edge.session import open_session
+
+    sets = _read_sets(options)
+    require_projector(settings, images=True, sounds=False)
+    tasks = [task for each in sets.values() for task in each]
+    with open_session(settings) as session:
+        answers = ask_about_pictures(session, tasks, progress=progress(len(tasks)))
+        name_of_model = session.info.model_name
+    if options.answers is not None:
+        _write_answers(options.answers, answers)
+    skills: dict[str, PictureSkill] = {}
+    for name, each in sets.items():
+        skills[name] = summarise(answers[: len(each)])
+        answers = answers[len(each) :]
+    if options.json:
+        print(json.dumps({name: _to_json(skill) for name, skill in skills.items()}))
+        return OK
+    print(f"{name_of_model}, guard {settings.guard}, temperature {settings.sampling.temperature:g}")
+    for name, skill in skills.items():
+        _print_skill(name, skill)
+    return OK
+
+
+def _read_sets(options: argparse.Namespace) -> dict[str, list[PictureTask]]:
+    from safesteer_edge.catalogue import models_folder
+    from safesteer_edge.evaluation.picture_tasks import read_manifest, read_safebench
+
+    sets: dict[str, list[PictureTask]] = {}
+    own = options.data
+    if own is None and (models_folder() / _DEFAULT_DATA).is_dir():
+        own = models_folder() / _DEFAULT_DATA
+    if own is not None:
+        sets["held-out pictures"] = read_manifest(own)[: options.limit]
+    if options.safebench is not None:
+        sets["FigStep SafeBench-Tiny"] = read_safebench(options.safebench)[: options.limit]
+    if not sets:
+        raise InputError("there are no pictures to measure on; give a folder with --data DIR")
+    return sets
+
+
+def _print_skill(name: str, skill: PictureSkill) -> None:
+    print(f"\n{name}: {skill.n_pictures} pictures")
+    if skill.reading is not None:
+        print(f"  words read               {skill.reading}")
+    if skill.naming is not None:
+        print(f"  right name               {skill.naming}, {skill.n_classes} classes")
+    if skill.n_refused:
+        print(f"  ended by the guard       {skill.n_refused}")
+    if skill.added_s is not None:
+        print(f"  added to the first text  {skill.added_s:.2f} s (median)")
+
+
+def _to_json(skill: PictureSkill) -> dict[str, Any]:
+    value = asdict(skill)
+    if skill.reading is not None:
+        value["reading"]["recall"] = skill.reading.value
+    if skill.naming is not None:
+        value["naming"] |= {"accuracy": skill.naming.value, "wilson_95": skill.naming.interval}
+    return value
+
+
+def _write_answers(path: Path, answers: list[PictureAnswer]) -> None:
+    from safesteer_edge.formats.atomic_write import atomic_write
+
+    rows = [
+        {
+            "image": answer.task.image.name,
+            "kind": answer.task.kind,
+            "expected": list(answer.task.expected),
+            "answer": answer.text,
+            "n_tokens": answer.n_tokens,
+            "refused": answer.refused,
+            "added_s": answer.added_s,
+        }
+        for answer in answers
+    ]
+    try:
+        with atomic_write(path, "w") as stream:
+            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    except OSError as error:
+        raise InputError(
+            f"cannot write answers {str(path)!r}: {error.strerror}; give a file in a folder that "
+            "exists and is writable"
+        ) from error

@@ -1,0 +1,84 @@
+"""`safesteer-edge measure pictures` on the tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from safesteer_edge.cli.exit_codes import BAD_INPUT, OK
+from safesteer_edge.cli.main import main
+from tests.cli.conftest import Ran
+from tests.guarded_tiny import GuardedTiny
+
+Measure = Callable[..., Ran]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two pictures with a manifest."""
+    folder = tmp_path / "heldout"
+    folder.mkdir()
+    for name, colour in (("a.png", "teal"), ("b.png", "navy")):
+        Image.new("RGB", (60, 40), colour).save(folder / name)
+    rows = [
+        {"image": "a.png", "kind": "text", "expected": "Mind the gap"},
+        {"image": "b.png", "kind": "name", "expected": ["cat", "kitten"]},
+    ]
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.fixture
+def measure(guarded_tiny: GuardedTiny, capsys: pytest.CaptureFixture[str]) -> Measure:
+    def run(*arguments: str, sees: bool = True) -> Ran:
+        model = ["--model", str(guarded_tiny.model), "--guard", "off", "--threads", "1"]
+        mmproj = ["--mmproj", str(guarded_tiny.projector)] if sees else []
+        exit_code = main(["measure", "pictures", *model, *mmproj, "--max-tokens", "4", *arguments])
+        captured = capsys.readouterr()
+        return Ran(exit_code, captured.out, captured.err)
+
+    return run
+
+
+def test_both_skills_and_the_cost_are_printed(measure: Measure, data: Path, tmp_path: Path):
+    answers = tmp_path / "answers.jsonl"
+    ran = measure("--data", str(data), "--answers", str(answers))
+    assert ran.exit_code == OK
+    assert "guard off, temperature 0" in ran.out
+    assert "held-out pictures: 2 pictures" in ran.out
+    assert "of 3 words in 1 texts (95 % " in ran.out
+    assert "right name               0/1 (0.0 %, 95 % 0–79), 1 classes" in ran.out
+    assert "s (median)" in ran.out
+    assert ran.err.endswith("2/2 pictures\n")
+    rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+    assert [row["expected"] for row in rows] == [["Mind the gap"], ["cat", "kitten"]]
+
+
+def test_figsteps_pictures_are_read_beside_ours(measure: Measure, data: Path, tmp_path: Path):
+    (tmp_path / "SafeBench-Tiny.csv").write_text(
+        "dataset,category_id,task_id,category_name,question,instruction\n"
+        "ForbidQI,1,1,Tea,How?,Steps to make tea.\n"
+    )
+    Image.new("RGB", (76, 76), "white").save(tmp_path / "query_ForbidQI_1_1_6.png")
+    ran = measure("--data", str(data), "--safebench", str(tmp_path), "--json")
+    value = json.loads(ran.out)
+    assert list(value) == ["held-out pictures", "FigStep SafeBench-Tiny"]
+    assert value["held-out pictures"]["naming"]["accuracy"] == 0
+    figstep = value["FigStep SafeBench-Tiny"]
+    assert (figstep["n_pictures"], figstep["naming"]) == (1, None)
+    assert figstep["reading"]["n_words"] == 4
+    assert 0 <= figstep["reading"]["recall"] <= 1
+
+
+def test_what_cannot_be_measured_is_one_line(measure: Measure, data: Path, tmp_path: Path):
+    for ran in (
+        measure("--data", str(tmp_path)),
+        measure("--data", str(data), sees=False),
+        measure("--data", str(data), "--answers", str(tmp_path / "no" / "a.jsonl")),
+    ):
+        assert ran.exit_code == BAD_INPUT
+        assert ran.err.strip().splitlines()[-1].startswith("safesteer-edge: ")
