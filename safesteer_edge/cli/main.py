@@ -19,10 +19,12 @@ from safesteer_edge.cli import (
     bench_command,
     calibrate_command,
     chat_command,
+    chats_command,
     convert_command,
     doctor_command,
     measure_command,
     models_command,
+    settings_command,
     verify_command,
 )
 from safesteer_edge.cli.exit_codes import BAD_INPUT, INTERRUPTED, RUNTIME_ERROR
@@ -31,6 +33,7 @@ from safesteer_edge.errors import InputError, SafeSteerError
 _COMMANDS = (
     ask_command,
     chat_command,
+    chats_command,
     models_command,
     doctor_command,
     calibrate_command,
@@ -38,6 +41,7 @@ _COMMANDS = (
     verify_command,
     measure_command,
     bench_command,
+    settings_command,
 )
 
 

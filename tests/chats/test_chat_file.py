@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,6 +19,7 @@ from safesteer_edge.chats.chat_file import FLUSH_S, ChatFile, read_chat
 from safesteer_edge.chats.chat_log import ChatLog
 from safesteer_edge.chats.records import (
     AnswerEnded,
+    EndReason,
     HeadMoved,
     MessageAdded,
     MessageDropped,
@@ -36,9 +38,8 @@ POSIX = pytest.mark.skipif(os.name != "posix", reason="POSIX limits and signals"
 
 
 def outline(log: ChatLog) -> list[tuple[object, ...]]:
-    return [(e.id, e.parent, e.role, e.text, e.media, e.end) for e in log.entries] + [
-        (log.head, log.title, log.model, log.updated_at)
-    ]
+    entries = ((e.id, e.parent, e.role, e.text, e.media, e.end) for e in log.entries)
+    return [*entries, (log.head, log.title, log.model, log.updated_at)]
 
 
 @st.composite
@@ -66,7 +67,7 @@ def record_sequences(draw: st.DrawFn) -> list[Record]:
             for piece in draw(st.lists(texts, max_size=4)):
                 add(TextAdded(answer, piece))
             if draw(st.booleans()):
-                reason = draw(st.sampled_from(["stop", "length", "refused", "cancelled", "died"]))
+                reason = draw(st.sampled_from(get_args(EndReason)))
                 add(AnswerEnded(answer, 3.0, reason, GUARD, USAGE))
         elif step == "drop":
             add(MessageDropped(question))
@@ -232,11 +233,9 @@ def test_a_kill_loses_half_a_second_at_most(tmp_path: Path):
     running = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     with running:
         assert running.stdout is not None
-        for line in running.stdout:
-            if int(line.split()[0]) == 80:
-                break
+        said = [running.stdout.readline().split() for _ in range(80)]
         running.send_signal(signal.SIGKILL)
-        said = [line.split() for line in [line, *running.stdout] if len(line.split()) == 2]
+        said += [line.split() for line in running.stdout if line.endswith("\n")]
     saved = read_chat(path).entry("m2").text.split()
     assert saved == [str(number) for number in range(len(saved))]
     last_s = float(said[-1][1])

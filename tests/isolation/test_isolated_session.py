@@ -113,6 +113,7 @@ def test_what_cannot_be_opened_is_said_as_ever(guarded_tiny: GuardedTiny, tmp_pa
 def test_an_answer_stops_within_one_token(isolated: IsolatedSession, step: int):
     isolated.change(replace(isolated.turn_settings, max_tokens=400))
     n_after = 0
+    event: Event | None = None
     for event in isolated.ask("Hello there"):
         if isinstance(event, Step):
             n_after += event.step > step
