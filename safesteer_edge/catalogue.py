@@ -170,7 +170,7 @@ def _to_model(row: CatalogueRow, folder: Path, record: InstalledModel | None) ->
         projector=row.projector,
         parameters_b=row.parameters_b,
         context=row.context,
-        takes=row.takes,
+        takes=row.takes if row.repository or mmproj is None or mmproj.is_file() else (),
     )
     return _with_record(model, record) if record is not None else model
 

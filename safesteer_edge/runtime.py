@@ -23,7 +23,6 @@ from safesteer_edge.engine.context import DEFAULT_N_BATCH, ContextSettings, Nati
 from safesteer_edge.engine.hidden_states import EvalCallbackRoute, HiddenStateRoute, choose_route
 from safesteer_edge.engine.llama_engine import LlamaEngine
 from safesteer_edge.engine.model import NativeModel
-from safesteer_edge.engine.native import native_facts
 from safesteer_edge.engine.projector import Projector
 from safesteer_edge.engine.prompt_items import TokenRun
 from safesteer_edge.engine.sampler import SamplerChain
@@ -32,15 +31,16 @@ from safesteer_edge.formats.model_file import ModelInfo, check_language_model
 from safesteer_edge.guard.sampling import SamplingSettings
 from safesteer_edge.media.decoder import MediaDecoder
 from safesteer_edge.media.image_fit import ImageFit
+from safesteer_edge.memory.kv_type import GGML_TYPE_OF_KV, KvType
+from safesteer_edge.memory.plan import MemoryPlan, in_mib
 from safesteer_edge.model_choice import (
     ModelChoice,
     check_projector_fits,
     choose_model,
     no_bundle_text,
 )
-from safesteer_edge.settings import BUILTIN_TEMPLATE_PREFIX, DEFAULT_N_CTX, SessionSettings
-
-_ALL_LAYERS = 999
+from safesteer_edge.session_memory import plan_session
+from safesteer_edge.settings import BUILTIN_TEMPLATE_PREFIX, SessionSettings
 
 
 @dataclass(slots=True)
@@ -58,6 +58,7 @@ class Runtime:
     context: NativeContext
     bundle: GuardBundle | None
     route: HiddenStateRoute | None
+    plan: MemoryPlan
     warnings: tuple[str, ...]
     load_s: float
     _undo: ExitStack
@@ -90,8 +91,9 @@ def open_runtime(settings: SessionSettings, *, layers: Sequence[int] | None = No
         bundle = _open_bundle(settings, choice, info)
         if bundle is not None:
             undo.callback(bundle.close)
+        plan = plan_session(settings, choice, info, mmproj, has_guard=bundle is not None)
         # 3. Native objects, each owned as soon as it is there.
-        model = undo.enter_context(NativeModel(choice.path, n_gpu_layers=_gpu_layers(settings)))
+        model = undo.enter_context(NativeModel(choice.path, n_gpu_layers=plan.n_gpu_layers))
         template = undo.enter_context(_open_template(settings, info, model))
         template.start()  # its process starts while the rest loads
         n_threads = settings.n_threads or _n_usable_cores()
@@ -104,10 +106,11 @@ def open_runtime(settings: SessionSettings, *, layers: Sequence[int] | None = No
         context = NativeContext(
             model,
             ContextSettings(
-                n_ctx=min(settings.n_ctx or DEFAULT_N_CTX, model.n_ctx_train or DEFAULT_N_CTX),
-                n_candidates=settings.sampling.top_k if bundle is not None else 1,
+                n_ctx=plan.settings.n_ctx,
+                n_candidates=plan.settings.n_sequences - 1,
                 n_threads=n_threads,
                 n_batch=_batch_size(projector, fit),
+                kv_type=GGML_TYPE_OF_KV[settings.kv_type],
             ),
             eval_callback=route.callback if isinstance(route, EvalCallbackRoute) else None,
         )
@@ -115,7 +118,7 @@ def open_runtime(settings: SessionSettings, *, layers: Sequence[int] | None = No
         engine = LlamaEngine(context, route, projector=projector)
         # 4. The guard's self-test on this very engine.
         if bundle is not None:
-            with _naming(bundle.folder):
+            with _naming(bundle.folder, settings.kv_type):
                 check_engine_canaries(bundle, lambda ids: last_state_of(engine, model, ids))
         return Runtime(
             choice=choice,
@@ -129,7 +132,8 @@ def open_runtime(settings: SessionSettings, *, layers: Sequence[int] | None = No
             context=context,
             bundle=bundle,
             route=route,
-            warnings=_warnings(bundle, has_projector=mmproj is not None),
+            plan=plan,
+            warnings=_warnings(bundle, plan, has_projector=mmproj is not None),
             load_s=time.perf_counter() - started_s,
             _undo=undo.pop_all(),
         )
@@ -164,14 +168,18 @@ def _open_bundle(
 
 
 @contextmanager
-def _naming(folder: Path) -> Iterator[None]:
-    """Let an error say which bundle it is about, where it does not name a file of it."""
+def _naming(folder: Path, kv_type: KvType = "f16") -> Iterator[None]:
+    """Let an error say which bundle it is about, where it does not name a file of it.
+
+    kv_type: of the cache that the states were computed with; a coarse one can spoil them.
+    """
     try:
         yield
     except BundleError as error:
         if str(folder) in str(error):
             raise
-        raise BundleError(f"cannot use guard bundle {str(folder)!r}: {error}") from error
+        cache = f"; the cache is {kv_type}: try --kv-type f16 first" if kv_type != "f16" else ""
+        raise BundleError(f"cannot use guard bundle {str(folder)!r}: {error}{cache}") from error
 
 
 def _open_template(settings: SessionSettings, info: ModelInfo, model: NativeModel) -> ChatTemplate:
@@ -207,22 +215,23 @@ def _batch_size(projector: Projector | None, fit: ImageFit) -> int:
     return max(DEFAULT_N_BATCH, needed)
 
 
-def _gpu_layers(settings: SessionSettings) -> int:
-    if settings.n_gpu_layers is not None:
-        return settings.n_gpu_layers
-    return _ALL_LAYERS if native_facts().supports_gpu_offload else 0
-
-
 def _n_usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return max(1, len(os.sched_getaffinity(0)))
     return max(1, os.cpu_count() or 1)
 
 
-def _warnings(bundle: GuardBundle | None, *, has_projector: bool) -> tuple[str, ...]:
-    if bundle is None or not has_projector or bundle.control_vector is not None:
-        return bundle.warnings if bundle is not None else ()
-    return (
-        *bundle.warnings,
-        "the bundle has no alignment vector: prompts with media are guarded by the probe alone",
-    )
+def _warnings(
+    bundle: GuardBundle | None, plan: MemoryPlan, *, has_projector: bool
+) -> tuple[str, ...]:
+    warnings = bundle.warnings if bundle is not None else ()
+    if bundle is not None and has_projector and bundle.control_vector is None:
+        warnings += (
+            "the bundle has no alignment vector: prompts with media are guarded by the probe alone",
+        )
+    if plan.is_tight:
+        warnings += (
+            f"memory is tight: about {in_mib(plan.cpu_bytes)} of {in_mib(plan.machine.free_bytes)} "
+            f"{plan.machine.what}; a smaller --ctx or --kv-type q8_0 takes less",
+        )
+    return warnings

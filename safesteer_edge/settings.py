@@ -9,6 +9,7 @@ from typing import Literal
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.guard.policy import GUARD_MODES, RERANK_NAMES, GuardMode, RerankName
 from safesteer_edge.guard.sampling import SamplingSettings
+from safesteer_edge.memory.kv_type import KV_TYPES, KvType
 
 ProbeDevice = Literal["auto", "cpu", "cuda"]
 DEFAULT_N_CTX = 4096
@@ -26,7 +27,8 @@ class SessionSettings:
         and changes nothing, `off` runs without a guard and must be asked for by name.
     strength, threshold: λ larger, or τ smaller, than the bundle's; None: the bundle's.
     n_ctx: context in tokens; None: 4096, or the model's own if that is smaller.
-    n_gpu_layers: None: all where this llama.cpp can offload, else 0.
+    kv_type: number format of the KV cache: q8_0 takes half of f16's memory, q4_0 a quarter.
+    n_gpu_layers: None: as many as fit into the free memory of the GPUs; 0 without one.
     chat_template: `builtin:NAME`; None: the model's own.
     allow_negative_scale: accept a bundle whose vector is applied against its direction.
     """
@@ -41,6 +43,7 @@ class SessionSettings:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     max_tokens: int = 256
     n_ctx: int | None = None
+    kv_type: KvType = "f16"
     n_gpu_layers: int | None = None
     n_threads: int | None = None
     probe_device: ProbeDevice = "auto"
@@ -52,6 +55,8 @@ class SessionSettings:
             raise SettingsError(f"guard is {self.guard!r}; expected one of {GUARD_MODES}")
         if self.rerank not in RERANK_NAMES:
             raise SettingsError(f"rerank is {self.rerank!r}; expected one of {RERANK_NAMES}")
+        if self.kv_type not in KV_TYPES:
+            raise SettingsError(f"kv_type is {self.kv_type!r}; expected one of {KV_TYPES}")
         _check_at_least("max_tokens", self.max_tokens, 1)
         _check_at_least("n_ctx", self.n_ctx, 64)
         _check_at_least("n_gpu_layers", self.n_gpu_layers, 0)

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from safesteer_edge.guard.policy import GUARD_MODES, RERANK_NAMES
 from safesteer_edge.guard.sampling import SamplingSettings
+from safesteer_edge.memory.kv_type import KV_TYPES
 from safesteer_edge.settings import SessionSettings
 
 _DEFAULTS = SamplingSettings()
@@ -21,6 +22,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_model_choice(group)
     group.add_argument("--mmproj", type=Path, metavar="F", help="the model's projector file")
     add_machine_options(group)
+    group.add_argument(
+        "--kv-type",
+        choices=KV_TYPES,
+        default="f16",
+        help="number format of the KV cache (default: f16; q8_0 takes half of it, q4_0 a quarter)",
+    )
     group.add_argument(
         "--chat-template", metavar="builtin:NAME", help="instead of the model's own template"
     )
@@ -37,7 +44,9 @@ def add_model_choice(group: OptionGroup) -> None:
 def add_machine_options(group: OptionGroup) -> None:
     """How much of the machine a model gets."""
     group.add_argument("--ctx", type=int, metavar="N", help="context in tokens (default: 4096)")
-    group.add_argument("--gpu-layers", type=int, metavar="N", help="layers on the GPU")
+    group.add_argument(
+        "--gpu-layers", type=int, metavar="N", help="layers on the GPU (default: what fits)"
+    )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
 
 
@@ -95,6 +104,7 @@ def session_settings(options: argparse.Namespace) -> SessionSettings:
         ),
         max_tokens=options.max_tokens,
         n_ctx=options.ctx,
+        kv_type=options.kv_type,
         n_gpu_layers=options.gpu_layers,
         n_threads=options.threads,
         chat_template=options.chat_template,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from safesteer_edge.cli import models_list, models_manage, models_pull
+from safesteer_edge.cli import models_fit, models_list, models_manage, models_pull
 
 
 def add_parser(subparsers: Any) -> None:
@@ -16,5 +16,5 @@ def add_parser(subparsers: Any) -> None:
         description="Which models there are; get them, add them, check them, remove them.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (models_list, models_pull, models_manage):
+    for module in (models_list, models_pull, models_manage, models_fit):
         module.add_parsers(commands)

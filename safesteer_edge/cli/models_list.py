@@ -12,10 +12,16 @@ from safesteer_edge.cli.exit_codes import OK
 
 if TYPE_CHECKING:
     from safesteer_edge.catalogue import CatalogueModel
+    from safesteer_edge.memory.plan import Machine
 
 _MIB = 1 << 20
-_HEADINGS = ("NAME", "QUANT", "SIZE", "TAKES", "GUARD", "")
-_PULL_HEADINGS = ("NAME", "QUANT", "TAKES", "GUARD")
+_GIB = 1 << 30
+_HEADINGS = ("NAME", "QUANT", "SIZE", "FITS", "TAKES", "GUARD", "")
+_PULL_HEADINGS = ("NAME", "QUANT", "NEEDS", "FITS", "TAKES", "GUARD")
+_FITS_HELP = (
+    "FITS: gpu, all of it; part, some layers on a GPU; yes, in memory; tight; no. NEEDS is a guess."
+)
+_USUAL_N_CTX = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +30,9 @@ class ListedModel:
 
     path, quantization, size_bytes: None while it is not installed; the last two also if the file
     is damaged, and problem says how. install: the command that installs it, '' where none does.
-    takes: 'images', 'sound'. bundle: its guard bundle's folder, None if it has none.
+    takes: 'images', 'sound'. needs_bytes: memory for a context of 4096 tokens, a guess from the
+    name for what is not here. fits: on this machine, see `memory.guess`. bundle: its guard
+    bundle's folder, None if it has none.
     """
 
     name: str
@@ -41,6 +49,8 @@ class ListedModel:
     mmproj: str | None
     quantization: str | None
     size_bytes: int | None
+    needs_bytes: int | None
+    fits: str
     bundle: str | None
     problem: str | None = None
 
@@ -85,11 +95,25 @@ def listed_models() -> list[ListedModel]:
     """The catalogue with what the installed files say. Takes 0.1 s for each that is installed."""
     from safesteer_edge.catalogue import load_catalogue
 
-    entries = load_catalogue()
-    return [listed_model(entry, is_default=entry is entries[0]) for entry in entries]
+    entries, machine = load_catalogue(), this_machine()
+    return [listed_model(entry, machine, is_default=entry is entries[0]) for entry in entries]
 
 
-def listed_model(entry: CatalogueModel, *, is_default: bool) -> ListedModel:
+def this_machine() -> Machine:
+    """What is free here; without GPUs where llama.cpp cannot be asked."""
+    from safesteer_edge.memory.free_memory import free_memory
+    from safesteer_edge.memory.plan import Machine
+
+    try:
+        from safesteer_edge.engine.devices import gpu_memory
+
+        gpus = gpu_memory()
+    except (ImportError, OSError, RuntimeError, AttributeError):  # `doctor` says what is wrong
+        gpus = ()
+    return Machine(*free_memory(), gpus)
+
+
+def listed_model(entry: CatalogueModel, machine: Machine, *, is_default: bool) -> ListedModel:
     """One entry with what its installed file says."""
     from safesteer_edge.errors import ModelFileError
     from safesteer_edge.formats.model_file import check_language_model
@@ -101,6 +125,7 @@ def listed_model(entry: CatalogueModel, *, is_default: bool) -> ListedModel:
             quantization, size_bytes = info.quantization, info.size_bytes
         except ModelFileError as error:
             problem = " ".join(str(error).split())
+    needs_bytes, fits = _fit(entry, machine, has_problem=problem is not None)
     return ListedModel(
         name=entry.name,
         title=entry.title,
@@ -116,9 +141,29 @@ def listed_model(entry: CatalogueModel, *, is_default: bool) -> ListedModel:
         mmproj=str(entry.mmproj) if entry.mmproj else None,
         quantization=quantization or (entry.quantization if not entry.path else None) or None,
         size_bytes=size_bytes,
+        needs_bytes=needs_bytes,
+        fits=fits,
         bundle=str(entry.bundle) if entry.bundle else None,
         problem=problem,
     )
+
+
+def _fit(entry: CatalogueModel, machine: Machine, *, has_problem: bool) -> tuple[int | None, str]:
+    from safesteer_edge.memory.guess import guessed_fit, guessed_need, planned_fit
+    from safesteer_edge.memory.model_shape import read_model_shape
+    from safesteer_edge.memory.need import MemorySettings
+
+    if has_problem:
+        return None, "?"
+    if entry.path is None:
+        needs_bytes = guessed_need(entry.parameters_b, entry.quantization)
+        return needs_bytes, guessed_fit(needs_bytes, machine)
+    shape = read_model_shape(entry.path)
+    settings = MemorySettings(
+        n_ctx=min(_USUAL_N_CTX, shape.n_ctx_train), has_guard=entry.bundle is not None
+    )
+    projector_bytes = entry.mmproj.stat().st_size if entry.mmproj else 0
+    return planned_fit(shape, settings, machine, projector_bytes)
 
 
 def _install_command(entry: CatalogueModel) -> str:
@@ -140,6 +185,7 @@ def _tables(models: list[ListedModel]) -> list[str]:
     if rest:
         table += ["", "More, with 'safesteer-edge models pull NAME':"]
         table += _columns([_PULL_HEADINGS, *(_row_to_pull(model) for model in rest)])
+        table += ["", _FITS_HELP]
     return table
 
 
@@ -157,6 +203,7 @@ def _row(model: ListedModel) -> tuple[str, ...]:
         model.name,
         model.quantization or "-",
         size,
+        model.fits,
         _takes(model),
         "yes" if model.bundle else "no",
         "default" if model.is_default else "",
@@ -167,6 +214,8 @@ def _row_to_pull(model: ListedModel) -> tuple[str, ...]:
     return (
         model.name,
         model.quantization or "-",
+        f"{model.needs_bytes / _GIB:.1f} GiB" if model.needs_bytes else "-",
+        model.fits,
         _takes(model),
         "yes" if model.bundle else "no",
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safesteer_edge.cli.exit_codes import OK
-from safesteer_edge.cli.models_list import listed_model
+from safesteer_edge.cli.models_list import ListedModel, listed_model, this_machine
 from safesteer_edge.cli.models_pull import record_as_json
 
 _MIB = 1 << 20
@@ -55,7 +55,7 @@ def run_info(options: argparse.Namespace) -> int:
     entry = find_model(options.name)
     if entry.path is not None:
         installed_path(entry)  # a file that has changed is no news to be printed as a fact
-    listed = listed_model(entry, is_default=entry.name == default_model().name)
+    listed = listed_model(entry, this_machine(), is_default=entry.name == default_model().name)
     record = read_index().find(entry.name)
     files = record_as_json(record)["files"] if record else []
     if options.json:
@@ -70,6 +70,7 @@ def run_info(options: argparse.Namespace) -> int:
         ("takes", ", ".join(("text", *listed.takes))),
         ("quantization", listed.quantization or "-"),
         ("repository", listed.repository or "-"),
+        ("memory", _memory(listed)),
         ("guard bundle", listed.bundle or "none: make one with 'safesteer-edge calibrate'"),
         ("file", listed.problem or listed.path or f"not installed; run: {listed.install}"),
         ("projector", listed.mmproj or "-"),
@@ -80,6 +81,15 @@ def run_info(options: argparse.Namespace) -> int:
     for key, value in rows:
         print(f"{key + ':':<14} {value}")
     return OK
+
+
+def _memory(listed: ListedModel) -> str:
+    from safesteer_edge.memory.plan import in_mib
+
+    if listed.needs_bytes is None:
+        return "does not fit here" if listed.fits == "no" else "not known before it is here"
+    about = "about " if listed.is_installed else "by a guess "
+    return f"{about}{in_mib(listed.needs_bytes)}; fits here: {listed.fits}; see 'models fit'"
 
 
 def run_add(options: argparse.Namespace) -> int:

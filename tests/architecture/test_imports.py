@@ -30,7 +30,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "bundle": ("errors", "formats", "guard"),
     "engine": ("errors", "formats", "guard.engine_protocol", "guard.sampling"),
     "media": ("errors",),
-    "settings": ("errors", "guard.policy", "guard.sampling"),
+    "memory": ("errors", "formats"),
+    "settings": ("errors", "guard.policy", "guard.sampling", "memory.kv_type"),
 }
 # What a package must not import, where the list above would be too tight.
 FORBIDDEN: dict[str, tuple[str, ...]] = {

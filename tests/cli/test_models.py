@@ -52,13 +52,13 @@ def run(*arguments: str) -> int:
 def test_the_table_shows_each_model_with_its_place_below(entries, capsys):
     assert run("list") == OK
     headings, first, place, damaged, problem, absent, command = capsys.readouterr().out.splitlines()
-    assert headings.split() == ["NAME", "QUANT", "SIZE", "TAKES", "GUARD"]
+    assert headings.split() == ["NAME", "QUANT", "SIZE", "FITS", "TAKES", "GUARD"]
     assert first.split()[0] == "tiny-instruct"
     assert first.split()[-2:] == ["yes", "default"]
     assert place == f"  {entries[0].path}"
-    assert damaged.split() == ["tiny-damaged", "-", "-", "text", "no"]
+    assert damaged.split() == ["tiny-damaged", "-", "-", "?", "text", "no"]
     assert problem.startswith("  damaged: ")
-    assert absent.split() == ["tiny-absent-with-a-long-name", "-", "-", "text", "no"]
+    assert absent.split() == ["tiny-absent-with-a-long-name", "-", "-", "?", "text", "no"]
     assert command.startswith("  not installed; run: ")
     assert command.endswith(" -m pip install tiny-package")
 
@@ -90,9 +90,12 @@ def test_json_tells_the_same_to_programs(entries, capsys):
         "mmproj": None,
         "quantization": first["quantization"],
         "size_bytes": path.stat().st_size,
+        "needs_bytes": first["needs_bytes"],
+        "fits": "yes",
         "bundle": str(entries[0].bundle),
         "problem": None,
     }
+    assert first["needs_bytes"] > path.stat().st_size
     assert damaged["is_installed"]
     assert "bad.gguf" in damaged["problem"]
     assert (absent["is_installed"], absent["path"], absent["size_bytes"]) == (False, None, None)
