@@ -1,7 +1,7 @@
 """What a model's file says about the memory that it needs. Reads the header alone.
 
-Sources: llama_model::load_tensors, llama_kv_cache and llama_hparams (n_embd_k_gqa, n_embd_r,
-n_embd_s) in llama.cpp's src/.
+Sources: llama_model::load_tensors, llama_kv_cache and llama_hparams::n_embd_k_gqa in llama.cpp's
+src/.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from safesteer_edge.formats.gguf_file import GgufArray, GgufFile, read_gguf
+from safesteer_edge.formats.gguf_file import GgufFile, read_gguf
+from safesteer_edge.memory.recurrent_layers import per_layer, split_layers
 
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 _INPUT = "token_embd."
@@ -20,7 +21,7 @@ _INPUT = "token_embd."
 class LayerShape:
     """One block. weight_bytes: of its tensors. kv_width: numbers in the cache a token, K and V.
 
-    state_width: numbers of its recurrent state, a sequence; then it caches nothing per token.
+    state_width: numbers of its recurrent state, a sequence; most such layers cache nothing.
     """
 
     weight_bytes: int
@@ -78,20 +79,22 @@ def read_model_shape(path: Path) -> ModelShape:
         else:
             output_bytes += tensor.size_bytes
     embedding = file.tensor("token_embd.weight")
-    heads = _per_layer(file, f"{prefix}.attention.head_count", n_layer)
-    kv_heads = _per_layer(file, f"{prefix}.attention.head_count_kv", n_layer) or heads
+    heads = per_layer(file, f"{prefix}.attention.head_count", n_layer)
+    kv_heads = per_layer(file, f"{prefix}.attention.head_count_kv", n_layer) or heads
     key_width = _key_width(file, prefix, n_embd, heads)
     value_width = file.integer(f"{prefix}.attention.value_length") or key_width
     widths = [n * (key_width + value_width) for n in kv_heads or [0] * n_layer]
     widths = _with_latent_attention(file, prefix, widths)
-    n_shared = file.integer(f"{prefix}.attention.shared_kv_layers", 0) or 0
-    n_own = n_layer - min(n_shared, n_layer)  # the last layers may use the cache of earlier ones
-    state_width = _state_width(file, prefix, n_embd)
+    # The last blocks may guess tokens ahead: they are loaded, but play no part in decoding.
+    n_used = n_layer - min(n_layer, file.integer(f"{prefix}.nextn_predict_layers", 0) or 0)
+    # And the last of the others may use the cache of earlier ones.
+    n_own = n_used - min(n_used, file.integer(f"{prefix}.attention.shared_kv_layers", 0) or 0)
+    split = split_layers(file, prefix, widths, n_embd)
     return ModelShape(
         name=path.name,
         layers=tuple(
-            LayerShape(weight, width if index < n_own else 0, 0 if width else state_width)
-            for index, (weight, width) in enumerate(zip(weights, widths, strict=True))
+            LayerShape(weight, width if index < n_own else 0, state if index < n_used else 0)
+            for index, (weight, (width, state)) in enumerate(zip(weights, split, strict=True))
         ),
         input_bytes=input_bytes,
         output_bytes=output_bytes,
@@ -123,33 +126,8 @@ def _with_latent_attention(file: GgufFile, prefix: str, widths: list[int]) -> li
     return [min(width, narrow) for width in widths]
 
 
-def _state_width(file: GgufFile, prefix: str, n_embd: int) -> int:
-    """Numbers of recurrent state of a layer and sequence: the convolution's and the scan's."""
-
-    def value(key: str) -> int:
-        return file.integer(f"{prefix}.{key}", 0) or 0
-
-    if head := value("wkv.head_size"):
-        return n_embd * (value("token_shift_count") or 2) + n_embd * head
-    if cached := value("shortconv.l_cache"):
-        return n_embd * (cached - 1)
-    inner, state = value("ssm.inner_size"), value("ssm.state_size")
-    convolution = max(0, value("ssm.conv_kernel") - 1)
-    return convolution * (inner + 2 * value("ssm.group_count") * state) + inner * state
-
-
 def _widest_feed_forward(file: GgufFile, prefix: str, n_layer: int) -> int:
-    dense = max(_per_layer(file, f"{prefix}.feed_forward_length", n_layer), default=0)
-    n_used = max(_per_layer(file, f"{prefix}.expert_used_count", n_layer), default=0)
+    dense = max(per_layer(file, f"{prefix}.feed_forward_length", n_layer), default=0)
+    n_used = max(per_layer(file, f"{prefix}.expert_used_count", n_layer), default=0)
     expert = file.integer(f"{prefix}.expert_feed_forward_length", 0) or (dense if n_used else 0)
     return max(dense, n_used * expert)
-
-
-def _per_layer(file: GgufFile, key: str, n_layer: int) -> list[int]:
-    """A value that may be given once or per layer, for each layer; [] if it is missing."""
-    value = file.metadata.get(key)
-    if isinstance(value, GgufArray):
-        values = [int(each) for each in file.numbers(key).tolist()]
-        return values[:n_layer] + [0] * (n_layer - len(values))
-    number = file.integer(key)
-    return [] if number is None else [number] * n_layer

@@ -10,6 +10,7 @@ from safesteer_edge.chat_session import TurnSettings
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.guard.policy import RerankName
 from safesteer_edge.guard.sampling import SamplingSettings
+from safesteer_edge.memory.kv_type import KvType
 from safesteer_edge.settings import SessionSettings
 
 _SAMPLING = SamplingSettings()
@@ -41,9 +42,12 @@ class ModelSection:
     context: int | None = field(
         default=None, metadata=_means("tokens of context; unset: 4096, or the model's own")
     )
+    kv_type: KvType = field(
+        default="f16", metadata=_means("format of the KV cache: f16, q8_0 (half), q4_0 (a quarter)")
+    )
     threads: int | None = field(default=None, metadata=_means("CPU threads; unset: all cores"))
     gpu_layers: int | None = field(
-        default=None, metadata=_means("layers on the GPU; unset: all where there is one")
+        default=None, metadata=_means("layers on the GPU; unset: as many as fit")
     )
 
 
@@ -159,6 +163,7 @@ class UserSettings:
             ),
             max_tokens=sampling.max_tokens,
             n_ctx=model.context,
+            kv_type=model.kv_type,
             n_gpu_layers=model.gpu_layers,
             n_threads=model.threads,
         )
