@@ -34,13 +34,15 @@ _CALIBRATION_BYTES = 94 << 20
 class ModelChoice:
     """A model file to run. name: the catalogue's, or the file's. bundle, mmproj: the catalogue's.
 
-    mmproj: the projector; None where there is none, or it is not there.
+    mmproj: the projector; None where there is none, or it is not there. projector: the name of its
+    file on the hub that the catalogue knows, to be pulled; '' where there is none.
     """
 
     name: str
     path: Path
     bundle: Path | None
     mmproj: Path | None = None
+    projector: str = ""
 
 
 def choose_model(name_or_path: str | None) -> ModelChoice:
@@ -98,9 +100,8 @@ def require_projector(settings: SessionSettings, *, images: bool, sounds: bool) 
     mmproj = settings.mmproj or choice.mmproj
     if mmproj is None:
         raise MediaError(
-            f"model {choice.name!r} cannot take {'images' if images else 'sound'}: its projector "
-            "(mmproj-….gguf) is missing; get it from where the model is from and pass it with "
-            "--mmproj FILE, or choose a model that has one with --model"
+            f"model {choice.name!r} cannot take {'images' if images else 'sound'}: "
+            f"{_missing_projector(choice)}"
         )
     info = check_projector_fits(mmproj, check_language_model(choice.path))
     for wanted, has, kind in ((images, info.has_vision, "see"), (sounds, info.has_audio, "hear")):
@@ -111,8 +112,33 @@ def require_projector(settings: SessionSettings, *, images: bool, sounds: bool) 
             )
 
 
+def _missing_projector(choice: ModelChoice) -> str:
+    """Which file is missing, and where to get it."""
+    if choice.projector:
+        return (
+            f"its projector {choice.projector!r} is missing; run: "
+            f"safesteer-edge models pull {choice.name}"
+        )
+    beside = sorted(choice.path.parent.glob("*mmproj*.gguf"))
+    where = (
+        f"{shlex.quote(str(beside[0]))} lies beside it: pass it with --mmproj if it is this model's"
+        if beside
+        else "get it from where the model is from and pass it with --mmproj FILE"
+    )
+    return (
+        f"its projector (mmproj-….gguf) is missing; {where}, or choose a model that has one "
+        "with --model"
+    )
+
+
 def _from_catalogue(entry: CatalogueModel) -> ModelChoice:
-    return ModelChoice(entry.name, installed_path(entry), entry.bundle, installed_projector(entry))
+    return ModelChoice(
+        entry.name,
+        installed_path(entry),
+        entry.bundle,
+        installed_projector(entry),
+        entry.projector if entry.repository else "",
+    )
 
 
 def _looks_like_path(name_or_path: str) -> bool:

@@ -25,6 +25,7 @@ from tests.formats.edited_gguf import (
     u32,
 )
 from tests.tiny_models import write_tiny_llama, write_tiny_projector
+from tests.tiny_models.hearing_projector import write_tiny_hearing_projector
 
 
 @pytest.fixture
@@ -46,6 +47,19 @@ def test_the_facts_of_a_projector_are_returned(tmp_path: Path):
     assert (info.has_vision, info.has_audio, info.projection_dim) == (True, False, 96)
     assert info.size_bytes == path.stat().st_size
     assert info.tensor_table_sha256 == read_gguf(path).tensor_table_sha256()
+
+
+@pytest.mark.parametrize(("max_tiles", "square_side"), [(1, 56), (12, None)])
+def test_a_projector_of_one_tile_wants_squares(
+    projector: Path, max_tiles: int, square_side: int | None
+):
+    path = edit_gguf(projector, values={"clip.vision.preproc_max_tiles": u32(max_tiles)})
+    assert check_projector(path).square_side == square_side
+
+
+def test_a_projector_that_only_hears_wants_no_squares(tmp_path: Path):
+    info = check_projector(write_tiny_hearing_projector(tmp_path / "mmproj.gguf"))
+    assert (info.has_vision, info.has_audio, info.square_side) == (False, True, None)
 
 
 def test_a_language_model_is_not_a_projector(tmp_path: Path):

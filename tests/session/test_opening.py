@@ -194,8 +194,12 @@ def test_a_missing_projector_is_named_before_anything_is_loaded(
     require_projector(settings, images=False, sounds=False)
     with pytest.raises(MediaError, match=r"'tiny' cannot take images: its projector.*--mmproj"):
         require_projector(settings, images=True, sounds=False)
-    with pytest.raises(MediaError, match="cannot take sound"):
+    with pytest.raises(MediaError, match=r"cannot take sound.*mmproj-64\.gguf lies beside it"):
         require_projector(settings, images=False, sounds=True)
+    pulled = replace(entry, repository="maker/tiny-GGUF", projector="mmproj-tiny.gguf")
+    monkeypatch.setattr(model_choice_module, "find_model", lambda _name: pulled)
+    with pytest.raises(MediaError, match=r"'mmproj-tiny\.gguf' is missing; .*models pull tiny"):
+        require_projector(settings, images=True, sounds=False)
 
 
 def test_another_file_is_known_by_its_own_name(tmp_path: Path):
