@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from safesteer_edge.errors import DownloadError, HubError, ModelFileError
 from safesteer_edge.formats.model_file import ModelInfo
+from safesteer_edge.library.had_file import HadFile, find_here, has_checksum, sha256_of
 from safesteer_edge.library.hub import (
     RemoteFile,
     ask_about,
@@ -34,15 +34,13 @@ from safesteer_edge.library.install import (
     check_pair,
     delete_unused,
     files_replaced,
-    link_in,
     modalities,
     move_in,
     place_for,
 )
-from safesteer_edge.library.other_stores import candidate_copies
 from safesteer_edge.library.partial_file import PartialFile
 from safesteer_edge.library.pull_request import PullRequest, choose_files, parse_pull
-from safesteer_edge.library.stored_file import StoredFile, hash_file, looks_unchanged, record_file
+from safesteer_edge.library.stored_file import StoredFile, record_file
 
 _ROOM_LEFT_BYTES = 64 << 20
 _MIB = 1 << 20
@@ -62,20 +60,6 @@ class PullReport:
     advance: Callable[[int], None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Had:
-    """A file that is here with the right content. is_new: its name in the library is to come.
-
-    path: where it is now. is_owned: it lies, or will lie, in the library's folder.
-    """
-
-    remote: RemoteFile
-    path: Path
-    is_owned: bool
-    sha256: str
-    is_new: bool = False
-
-
 def pull(spec: str, report: PullReport, *, with_projector: bool = True) -> InstalledModel:
     """Install the model that NAME[:QUANT] or hf:OWNER/NAME[:QUANT|FILE] means.
 
@@ -84,7 +68,7 @@ def pull(spec: str, report: PullReport, *, with_projector: bool = True) -> Insta
     """
     request = parse_pull(spec)
     library_folder(create=True)
-    with hub_session(report.narrate):
+    with _disk_errors(), hub_session(report.narrate):
         listing = list_repository(request.repository, request.revision)
         chosen = choose_files(request, listing, with_projector=with_projector)
         if chosen.projector is None and with_projector and request.entry and request.entry.takes:
@@ -97,11 +81,23 @@ def pull(spec: str, report: PullReport, *, with_projector: bool = True) -> Insta
             return _install(request, had, report)
 
 
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """A full or failing disk, in one line; what belongs to the hub has its own."""
+    try:
+        yield
+    except OSError as error:
+        raise DownloadError(
+            f"cannot write to {str(library_folder())!r}: {error.strerror or error}; make room, "
+            "then run it again: what has come is kept"
+        ) from error
+
+
 def _get_all(
     request: PullRequest, remotes: list[RemoteFile], report: PullReport, locks: ExitStack
-) -> list[_Had]:
+) -> list[HadFile]:
     """Every file, from this machine or the hub, with its hash checked."""
-    copies = [_find_here(request.name, remote, report) for remote in remotes]
+    copies = [find_here(request.name, remote, report.narrate) for remote in remotes]
     missing = [remote for remote, copy in zip(remotes, copies, strict=True) if copy is None]
     partials = {remote: _partial(remote) for remote in missing}
     for partial in partials.values():
@@ -117,58 +113,6 @@ def _get_all(
 
 def _partial(remote: RemoteFile) -> PartialFile:
     return PartialFile(library_folder() / ".partial" / f"{remote.checksum}.part")
-
-
-def _find_here(name: str, remote: RemoteFile, report: PullReport) -> _Had | None:
-    """A copy of the file on this machine: the library's own, or another program's."""
-    place = place_for(name, remote.checksum, remote.name)
-    for model in read_index().models:
-        for file in model.files:
-            if file.sha256 == remote.checksum and _is_unchanged(file):
-                return _linked(name, remote, file.path, file.sha256, is_owned=file.is_owned)
-    if place.is_file() and _has_checksum(place, remote):
-        return _Had(remote, place, is_owned=True, sha256=_sha256_of(place, remote))
-    for path in candidate_copies(remote.checksum, remote.size_bytes):
-        try:
-            is_same = _has_checksum(path, remote)
-        except OSError:  # another user's file
-            continue
-        if is_same:
-            report.narrate(f"{remote.name}: already on this machine, {path}")
-            return _linked(name, remote, path, _sha256_of(path, remote), is_owned=False)
-    return None
-
-
-def _linked(name: str, remote: RemoteFile, path: Path, sha256: str, *, is_owned: bool) -> _Had:
-    """A second name in the library for a file that is here; or the file where it is."""
-    place = place_for(name, remote.checksum, remote.name)
-    if path == place:
-        return _Had(remote, path, is_owned=True, sha256=sha256)
-    if link_in(path, place):
-        return _Had(remote, place, is_owned=True, sha256=sha256)
-    return _Had(remote, path, is_owned=is_owned, sha256=sha256)
-
-
-def _is_unchanged(file: StoredFile) -> bool:
-    try:
-        return looks_unchanged(file)
-    except OSError:
-        return False
-
-
-def _has_checksum(path: Path, remote: RemoteFile) -> bool:
-    if path.stat().st_size != remote.size_bytes:
-        return False
-    if len(remote.checksum) == _SHA256_DIGITS:
-        return hash_file(path) == remote.checksum
-    # A file that the hub keeps in git itself: git's own hash of a blob.
-    prefix = f"blob {remote.size_bytes}\0".encode()
-    return hash_file(path, prefix=prefix, algorithm="sha1") == remote.checksum
-
-
-def _sha256_of(path: Path, remote: RemoteFile) -> str:
-    is_known = len(remote.checksum) == _SHA256_DIGITS
-    return remote.checksum if is_known else hash_file(path)
 
 
 def _check_pins(request: PullRequest, remote: RemoteFile) -> None:
@@ -215,26 +159,26 @@ def _download_all(partials: dict[RemoteFile, PartialFile], report: PullReport) -
             for remote, partial in partials.items()
         ]
         try:
-            for task in tasks:
-                task.result()
-        except BaseException:  # an interrupt as well: the pool waits for its threads
+            done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
+        finally:  # after an interrupt as well: leaving the pool waits for its threads
             stop.set()
-            raise
+    for task in done:  # one that failed by itself; the others were only stopped
+        task.result()
 
 
-def _verified(remote: RemoteFile, partial: PartialFile, report: PullReport) -> _Had:
+def _verified(remote: RemoteFile, partial: PartialFile, report: PullReport) -> HadFile:
     report.narrate(f"{remote.name}: checking its hash")
-    if not _has_checksum(partial.path, remote):
+    if not has_checksum(partial.path, remote):
         partial.path.unlink()
         raise HubError(
             f"what the hub sent as '{remote.repository}/{remote.name}' does not have the hash that "
             "it says; nothing was installed, and it was deleted: try again, or another mirror"
         )
-    sha256 = _sha256_of(partial.path, remote)
-    return _Had(remote, partial.path, is_owned=True, sha256=sha256, is_new=True)
+    sha256 = sha256_of(partial.path, remote)
+    return HadFile(remote, partial.path, is_owned=True, sha256=sha256, is_new=True)
 
 
-def _install(request: PullRequest, had: list[_Had], report: PullReport) -> InstalledModel:
+def _install(request: PullRequest, had: list[HadFile], report: PullReport) -> InstalledModel:
     """Check the headers, give new files their names, and write the index."""
     model, projector = had[0], had[1] if len(had) > 1 else None
     try:
@@ -261,17 +205,11 @@ def _install(request: PullRequest, had: list[_Had], report: PullReport) -> Insta
     return record
 
 
-def _in_place(name: str, had: _Had) -> StoredFile:
+def _in_place(name: str, had: HadFile) -> StoredFile:
     path = had.path
     if had.is_new:
         path = place_for(name, had.remote.checksum, had.remote.name)
-        try:
-            move_in(had.path, path)
-        except OSError as error:
-            raise DownloadError(
-                f"cannot give the download its name {str(path)!r}: {error.strerror or error}; "
-                "mend that, then run it again: what has come is kept"
-            ) from error
+        move_in(had.path, path)
     return record_file(
         path,
         is_owned=had.is_owned,
@@ -282,7 +220,7 @@ def _in_place(name: str, had: _Had) -> StoredFile:
     )
 
 
-def _renamed(error: ModelFileError, had: list[_Had]) -> HubError:
+def _renamed(error: ModelFileError, had: list[HadFile]) -> HubError:
     """The error with the repository's names in the place of our temporary ones."""
     text = str(error)
     for each in had:

@@ -149,6 +149,7 @@ def test_an_error_of_one_file_stops_the_other(stocked: Hub, pulled: Pull):
     stocked.answers[f"/{stocked_digest(stocked, PROJECTOR)}"] = Answer(403, {})
     with pytest.raises(HubError, match="status 403"):
         pulled()
+    assert stocked.n_bytes_sent < len(stocked.files[REPOSITORY][MODEL]) // 2
     assert read_index().models == ()
     assert visible_files() == []
 
@@ -162,6 +163,21 @@ def test_too_little_room_is_found_before_anything_is_asked_for(
     with pytest.raises(DownloadError, match=r"has room for 1 MiB"):
         pulled()
     assert stocked.n_bytes_sent == 0
+
+
+def test_a_disk_that_becomes_full_is_one_line_and_what_came_is_kept(
+    stocked: Hub, pulled: Pull, tiny_llama_path: Path
+):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))  # no file may be larger
+    try:
+        with pytest.raises(DownloadError, match=r"cannot write to .*make room"):
+            pulled(with_projector=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert 0 < partial_files()[0].stat().st_size <= 300_000
+    assert pulled(with_projector=False).model.path.read_bytes() == tiny_llama_path.read_bytes()
 
 
 # -- lies -----------------------------------------------------------------------------------------

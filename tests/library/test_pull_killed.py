@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,27 @@ def test_a_pull_that_is_killed_twenty_times_ends_with_the_right_bytes(
     assert list((library_folder() / ".partial").glob("*.part")) == []
 
 
-def wait_until(holds) -> None:
+def test_an_interrupt_ends_a_pull_with_one_line_and_keeps_what_came(
+    hub: Hub, tiny_llama_path: Path
+):
+    hub.put(REPOSITORY, MODEL, tiny_llama_path.read_bytes())
+    hub.chunk_wait_s = 0.02
+    process = subprocess.Popen(
+        [sys.executable, "-m", "safesteer_edge", "models", "pull", f"hf:{REPOSITORY}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until(lambda: hub.n_bytes_sent >= 100_000)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, out, err) == (130, "", "safesteer-edge: interrupted\n")
+    (partial,) = (library_folder() / ".partial").glob("*.part")
+    assert partial.stat().st_size > 0
+    assert read_index().models == ()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
     deadline_s = time.monotonic() + TIMEOUT_S
     while not holds():
         assert time.monotonic() < deadline_s, "the pull sent no more bytes"
