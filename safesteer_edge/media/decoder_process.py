@@ -70,14 +70,12 @@ class DecoderProcess:
         Raises MediaError that says what is wrong with it, or that it broke a limit; the process may
         be dead then (`is_alive`).
         """
-        name = request["name"]
         try:
             if not self._is_ready:
-                self._receive(self._limits.start_s, f"the {self._kind} decoder, to start")
-                self._is_ready = True
+                self._wait_for_start()
             line = json.dumps({**request, "n_bytes": len(data)}).encode("ascii") + b"\n"
             self._requests.put((line, data))
-            answer = self._receive(self._limits.decode_s, f"{self._kind} {name}, to decode")
+            answer = self._wait_for_answer(f"{self._kind} {request['name']}")
         except BaseException:  # Ctrl-C too: a late answer would pass for the next file's
             self._kill()
             raise
@@ -108,18 +106,29 @@ class DecoderProcess:
         self._end()
         self._process.wait()
 
-    def _receive(self, limit_s: float, what: str) -> DecoderAnswer:
+    def _wait_for_start(self) -> None:
         try:
-            answer = self._answers.get(timeout=limit_s)
+            self._is_ready = self._answers.get(timeout=self._limits.start_s) is not None
+        except queue.Empty:
+            self._is_ready = False
+        if not self._is_ready:
+            raise MediaError(
+                f"the process that decodes {self._kind}s does not start; reinstall safesteer-edge"
+            )
+
+    def _wait_for_answer(self, file: str) -> DecoderAnswer:
+        limits = self._limits
+        try:
+            answer = self._answers.get(timeout=limits.decode_s)
         except queue.Empty:
             raise MediaError(
-                f"{what}, takes more than {limit_s:g} s; make it smaller, or save it in another "
-                "format"
+                f"{file} takes more than {limits.decode_s:g} s to decode; make it smaller, or save "
+                "it in another format"
             ) from None
         if answer is None:
             raise MediaError(
-                f"{what}, ended the process that decodes: it is damaged or needs more than "
-                f"{self._limits.memory_bytes >> 20} MiB; save it in another format"
+                f"{file} ended the process that decoded it: it is damaged, or needs more than "
+                f"{limits.memory_bytes >> 20} MiB; save it in another format"
             )
         return answer
 

@@ -7,6 +7,7 @@ import signal
 import struct
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,10 +119,24 @@ def test_a_file_that_takes_too_long_is_given_up():
     data = png_bytes(2, 2, bit_depth=8, color_type=RGB, pixels=(b"\0" + b"\xff" * 6) * 2)
     process.decode(request, data)
     os.kill(process.process_id, signal.SIGSTOP)
-    with pytest.raises(MediaError, match=r"image 'a\.png', to decode, takes more than 0\.5 s"):
+    with pytest.raises(MediaError, match=r"image 'a\.png' takes more than 0\.5 s to decode"):
         process.decode(request, data)
     assert not process.is_alive
     process.close()
+
+
+def test_a_jpeg_of_a_quarter_million_scans_is_given_up(tmp_path: Path):
+    """Each passes over the whole picture: minutes of work in 20 MB, and no damage to be found."""
+    path = tmp_path / "scans.jpg"
+    Image.new("L", (4_000, 4_000), 128).save(path, progressive=True, quality=50)
+    data = path.read_bytes()
+    scan = data[data.rfind(b"\xff\xda") : -2]
+    path.write_bytes(data[:-2] + scan * ((19 << 20) // len(scan)) + data[-2:])
+    with MediaDecoder(ImageFit(SIDE), image_limits=DecoderLimits(decode_s=1.0)) as decoder:
+        with pytest.raises(MediaError, match=r"scans\.jpg' takes more than 1 s to decode"):
+            decoder.load_image(path)
+        path.write_bytes(data)
+        assert decoder.load_image(path).original_width == 4_000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to RLIMIT_AS")
@@ -137,7 +152,7 @@ def test_a_file_that_needs_too_much_memory_is_refused(tmp_path: Path):
 def test_the_largest_picture_stays_far_below_a_gibibyte(tmp_path: Path):
     path = tmp_path / "a.png"
     Image.new("RGBA", (7_000, 7_000)).save(path, compress_level=1)
-    process = DecoderProcess("image", IMAGE_LIMITS)
+    process = DecoderProcess("image", replace(IMAGE_LIMITS, decode_s=60))  # the machine may be busy
     request = {"name": "a", "square_side": None, "max_pixels": ImageFit().max_pixels}
     process.decode(request, path.read_bytes())
     status = Path(f"/proc/{process.process_id}/status").read_text()
@@ -157,7 +172,7 @@ def test_a_decoder_that_dies_costs_one_file_at_most(tmp_path: Path, when: str):
         os.kill(process.process_id, signal.SIGSEGV)
     else:
         del request["max_pixels"]  # an error of ours in the child, which ends it
-    with pytest.raises(MediaError, match=r"image 'a\.png', to decode, ended the process"):
+    with pytest.raises(MediaError, match=r"image 'a\.png' ended the process"):
         process.decode(request, quick.read_bytes())
     assert not process.is_alive
     process.close()
