@@ -10,7 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from safesteer_edge.errors import InputError, SafeSteerError
+    from safesteer_edge.chat_session import ChatMessage, TurnSettings
+    from safesteer_edge.chats.chat_store import ChatStore
+    from safesteer_edge.errors import EngineDiedError, InputError, SafeSteerError
     from safesteer_edge.guard.events import (
         Event,
         MediaPrepared,
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
         event_to_json,
     )
     from safesteer_edge.guard.sampling import SamplingSettings
+    from safesteer_edge.isolation.isolated_session import IsolatedSession, open_isolated_session
+    from safesteer_edge.recorded_chat import RecordedChat
     from safesteer_edge.session import Session, open_session
     from safesteer_edge.session_info import SessionInfo
     from safesteer_edge.settings import SessionSettings
@@ -30,10 +34,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChatMessage",
+    "ChatStore",
+    "EngineDiedError",
     "Event",
     "InputError",
+    "IsolatedSession",
     "MediaPrepared",
     "PrefillDone",
+    "RecordedChat",
     "Refused",
     "SafeSteerError",
     "SamplingSettings",
@@ -43,14 +52,18 @@ __all__ = [
     "Step",
     "TextDelta",
     "TurnEnded",
+    "TurnSettings",
     "__version__",
     "event_from_json",
     "event_to_json",
+    "open_isolated_session",
     "open_session",
 ]
 
 _MODULES = {
-    "safesteer_edge.errors": ("InputError", "SafeSteerError"),
+    "safesteer_edge.chat_session": ("ChatMessage", "TurnSettings"),
+    "safesteer_edge.chats.chat_store": ("ChatStore",),
+    "safesteer_edge.errors": ("EngineDiedError", "InputError", "SafeSteerError"),
     "safesteer_edge.guard.events": (
         "Event",
         "MediaPrepared",
@@ -63,6 +76,8 @@ _MODULES = {
         "event_to_json",
     ),
     "safesteer_edge.guard.sampling": ("SamplingSettings",),
+    "safesteer_edge.isolation.isolated_session": ("IsolatedSession", "open_isolated_session"),
+    "safesteer_edge.recorded_chat": ("RecordedChat",),
     "safesteer_edge.session": ("Session", "open_session"),
     "safesteer_edge.session_info": ("SessionInfo",),
     "safesteer_edge.settings": ("SessionSettings",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from safesteer_edge.cli.model_options import add_machine_options, add_model_choi
 from safesteer_edge.errors import SettingsError
 
 if TYPE_CHECKING:
-    from safesteer_edge.evaluation.bench import BenchResult
+    from safesteer_edge.evaluation.bench import BenchResult, BenchSettings
 
 _STDOUT = "-"
 _DEFAULTS = {"prompts": 8, "max_tokens": 64, "repeats": 5, "temperature": 0.0}
@@ -31,6 +32,11 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--json", metavar="F|-", help="write everything as JSON to F; - prints it instead of text"
+    )
+    parser.add_argument(
+        "--isolate",
+        action="store_true",
+        help="measure instead what the engine costs in a process of its own",
     )
     model = parser.add_argument_group("model")
     add_model_choice(model)
@@ -69,6 +75,8 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.json not in (None, _STDOUT):
         _check_writable(Path(options.json))  # before minutes of work, not after
+    if options.isolate:
+        return _run_isolation(settings, options.json)
     try:
         result: BenchResult = run_bench(settings, narrate=_narrate)
     finally:
@@ -80,6 +88,23 @@ def run(options: argparse.Namespace) -> int:
             return OK
         _write(Path(options.json), text)
     print(bench_to_text(result), end="")
+    return OK
+
+
+def _run_isolation(settings: BenchSettings, json_path: str | None) -> int:
+    from safesteer_edge.evaluation.isolation_cost import cost_to_text, measure_isolation
+
+    try:
+        ratios = measure_isolation(settings, narrate=_narrate)
+    finally:
+        _end_narration()
+    text = json.dumps({"ratios": [asdict(ratio) for ratio in ratios]})
+    if json_path == _STDOUT:
+        print(text)
+        return OK
+    if json_path is not None:
+        _write(Path(json_path), text)
+    print(cost_to_text(ratios), end="")
     return OK
 
 

@@ -111,7 +111,7 @@ def run_bench(
     prompts = choose_prompts(settings.n_prompts)
     choice = choose_model(settings.model)
     info = check_language_model(choice.path)
-    setup = _setup(settings, choice, info)
+    setup = bench_setup(settings, choice, info)
     peak_memory: dict[VariantName, int | None] = {}
     for name in VARIANTS:  # first: a child that is forked off a large process starts out large
         narrate(f"memory of {name}")
@@ -195,7 +195,8 @@ def _answer_once(name: VariantName, setup: VariantSetup, prompt: BenchPrompt) ->
         variant.close()
 
 
-def _setup(settings: BenchSettings, choice: ModelChoice, info: ModelInfo) -> VariantSetup:
+def bench_setup(settings: BenchSettings, choice: ModelChoice, info: ModelInfo) -> VariantSetup:
+    """What all variants get, resolved."""
     return VariantSetup(
         model=str(choice.path),
         bundle=settings.bundle or choice.bundle,

@@ -11,13 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
+from safesteer_edge.chat_session import ChatSession
 from safesteer_edge.engine.reference import ReferenceChat, ReferenceSettings
 from safesteer_edge.guard.events import PrefillDone, Refused, Step, TextDelta, TurnEnded
 from safesteer_edge.guard.sampling import SamplingSettings
-from safesteer_edge.session import Session, open_session
+from safesteer_edge.isolation.isolated_session import open_isolated_session
+from safesteer_edge.session import open_session
 from safesteer_edge.settings import SessionSettings
 
-VariantName = Literal["off", "lazy", "eager", "llama-cpp-python", "llama-cpp-python-flash"]
+VariantName = Literal[
+    "off", "lazy", "eager", "llama-cpp-python", "llama-cpp-python-flash", "isolated"
+]
 PromptKind = Literal["benign", "harmful"]
 
 # llama-cpp-python as it is by default, and with flash attention, which llama.cpp itself (and so
@@ -122,11 +126,14 @@ def open_variant(name: VariantName, setup: VariantSetup) -> Variant:
 
 
 class _SessionVariant:
-    """A session of ours."""
+    """A session of ours; `isolated` is `lazy` with the engine in a process of its own."""
 
-    def __init__(self, name: Literal["off", "lazy", "eager"], setup: VariantSetup) -> None:
-        self._name: Literal["off", "lazy", "eager"] = name
-        self._session: Session = open_session(
+    def __init__(
+        self, name: Literal["off", "lazy", "eager", "isolated"], setup: VariantSetup
+    ) -> None:
+        self._name: Literal["off", "lazy", "eager", "isolated"] = name
+        open_it = open_isolated_session if name == "isolated" else open_session
+        self._session: ChatSession = open_it(
             SessionSettings(
                 model=setup.model,
                 bundle=setup.bundle,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from safesteer_edge.guard.policy import GuardMode, RerankName
@@ -168,10 +168,18 @@ _KINDS: dict[type[Any], str] = {
     TurnEnded: "turn_ended",
 }
 
+_CONSTRUCTORS = {name: made for made, name in _KINDS.items()}
+_STEP_FIELDS = tuple(field.name for field in fields(Step))
+
 
 def event_to_json(event: Event) -> dict[str, Any]:
     """The event as JSON-ready values, with its kind under `event`."""
-    return {"event": _KINDS[type(event)], **asdict(event)}
+    kind = _KINDS[type(event)]
+    if isinstance(event, Step):  # one a token: `asdict` would take as long as all else of the pipe
+        values = {name: getattr(event, name) for name in _STEP_FIELDS}
+        values["candidates"] = tuple(asdict(candidate) for candidate in event.candidates)
+        return {"event": kind, **values}
+    return {"event": kind, **asdict(event)}
 
 
 def event_from_json(data: dict[str, Any]) -> Event:
@@ -185,5 +193,4 @@ def event_from_json(data: dict[str, Any]) -> Event:
         values["usage"] = Usage(**values["usage"])
         values["timings"] = Timings(**values["timings"])
         values["refusal"] = Refused(**values["refusal"]) if values["refusal"] else None
-    constructors = {name: made for made, name in _KINDS.items()}
-    return constructors[kind](**values)
+    return _CONSTRUCTORS[kind](**values)

@@ -41,6 +41,20 @@ def test_the_report_is_printed_and_the_json_written(
     assert len(value["answers"]) == 10
 
 
+def test_a_process_of_its_own_is_compared_with_this_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    tiny = make_guarded_tiny(tmp_path)
+    model = ("--model", str(tiny.model), "--bundle", str(tiny.bundle()), "--ctx", "1024")
+    assert run(*SHORT, *model, "--isolate") == OK
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0].strip() for line in printed[1:]] == ["benign", "harmful"]
+    assert run(*SHORT, *model, "--isolate", "--json", "-") == OK
+    ratios = json.loads(capsys.readouterr().out)["ratios"]
+    assert {(row["variant"], row["other"]) for row in ratios} == {("isolated", "lazy")}
+    assert all(row["speed"]["median"] > 0 for row in ratios)
+
+
 @pytest.mark.default_model
 def test_the_default_model_is_benched_with_its_own_guard(capsys: pytest.CaptureFixture[str]):
     assert run(*SHORT, "--json", "-") == OK
