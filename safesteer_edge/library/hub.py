@@ -1,4 +1,4 @@
-"""A model hub, asked through huggingface_hub: the only file that imports it.
+"""A model hub, asked through huggingface_hub.
 
 Its own `hf_hub_download` cannot go on after a process was killed (since version 1 it writes to a
 file named at random and deletes it on failure), and it takes what it gets without checking a hash.
@@ -11,21 +11,28 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from safesteer_edge.errors import DownloadError, HubError, SafeSteerError, SettingsError
+from safesteer_edge.errors import DownloadError, HubError
+from safesteer_edge.library import hub_errors
+from safesteer_edge.library.hub_errors import (
+    asked_to_wait,
+    explained,
+    patiently,
+    wait,
+    waiting_text,
+)
 from safesteer_edge.library.partial_file import PartialFile, PartialSink, TooManyBytesError
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GIT_OID = re.compile(r"[0-9a-f]{40}")
 _N_RETRIES = 5  # in a row, without a byte between them
-_RETRY_WAIT_S = 1.0
-_MAX_WAIT_S = 600
-_PASSING = (408, 429, 500, 502, 503, 504)  # statuses that pass by themselves
 _WHOLE = 200  # the HTTP status of an answer that begins at the first byte
 _MAX_SIZE_BYTES = 1 << 43
 _LOG = "huggingface_hub"
@@ -61,11 +68,11 @@ class RemoteFile:
 
 
 @contextmanager
-def hub_session(narrate: Callable[[str], None]) -> Iterator[None]:
-    """Around a whole pull: the library's log is kept off stderr; that it waits is told."""
+def quiet_library() -> Iterator[None]:
+    """Around a whole pull: the library's log is kept off stderr, but with --verbose."""
     logger = logging.getLogger(_LOG)
     handlers, propagate, level = logger.handlers[:], logger.propagate, logger.level
-    logger.handlers[:] = [_WaitHandler(narrate), *_root_handlers_when_verbose()]
+    logger.handlers[:] = [logging.NullHandler(), *_root_handlers_when_verbose()]
     logger.propagate = False
     logger.setLevel(logging.WARNING)
     try:
@@ -75,12 +82,16 @@ def hub_session(narrate: Callable[[str], None]) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def list_repository(repository: str, revision: str | None = None) -> Listing:
+def list_repository(
+    repository: str, revision: str | None, narrate: Callable[[str], None]
+) -> Listing:
     """What a repository holds. One request. Raises HubError, DownloadError, SettingsError."""
     from huggingface_hub import HfApi
 
-    with _hub_errors(repository):
-        info = HfApi().model_info(repository, revision=revision, files_metadata=True)
+    def ask() -> ModelInfo:
+        return HfApi().model_info(repository, revision=revision, files_metadata=True)
+
+    info = patiently(ask, repository, narrate)
     if not info.sha or not _GIT_OID.fullmatch(info.sha):
         raise HubError(
             f"the hub names no commit of {repository!r} (it says {info.sha!r}); check HF_ENDPOINT"
@@ -94,7 +105,7 @@ def list_repository(repository: str, revision: str | None = None) -> Listing:
     return Listing(repository, info.sha, tuple(files))
 
 
-def ask_about(listing: Listing, file: HubFile) -> RemoteFile:
+def ask_about(listing: Listing, file: HubFile, narrate: Callable[[str], None]) -> RemoteFile:
     """Size and checksum of a file, asked at its own address. One request.
 
     Raises HubError where listing and file disagree, or where the hub gives no size or checksum.
@@ -102,9 +113,9 @@ def ask_about(listing: Listing, file: HubFile) -> RemoteFile:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     where = f"{listing.repository}/{file.name}"
-    with _hub_errors(where):
-        url = hf_hub_url(listing.repository, file.name, revision=listing.revision)
-        found = get_hf_file_metadata(url, token=None, retry_on_errors=True)
+    url = hf_hub_url(listing.repository, file.name, revision=listing.revision)
+    # Not its own retries: it would wait for as long as the hub says, be it a day.
+    found = patiently(lambda: get_hf_file_metadata(url, token=None), where, narrate)
     checksum = file.checksum or found.etag
     size = found.size if file.size_bytes is None else file.size_bytes
     if found.size is not None and size != found.size:
@@ -136,9 +147,9 @@ def download(
 
     where = f"{file.repository}/{file.name}"
     n_left = _N_RETRIES
-    with partial.open(file.size_bytes, report) as sink, _hub_errors(where):
+    with partial.open(file.size_bytes, report) as sink, explained(where):
         while (start := sink.tell()) < file.size_bytes:
-            wait_s = _RETRY_WAIT_S
+            wait_s = hub_errors.RETRY_WAIT_S
             try:
                 _receive(file, sink)
                 if (n_came := sink.tell()) != file.size_bytes:  # an answer that ended as if whole
@@ -149,14 +160,9 @@ def download(
                 sink.discard()
                 raise _lie(where, f"{file.size_bytes} bytes, and sends more") from error
             except HfHubHTTPError as error:
-                asked_s = _asked_to_wait(error.response)
-                if error.response.status_code not in _PASSING or asked_s > _MAX_WAIT_S:
-                    raise
-                n_left, wait_s = n_left - 1, asked_s + _RETRY_WAIT_S
+                n_left, wait_s = n_left - 1, asked_to_wait(error)
                 if n_left >= 0:
-                    narrate(
-                        f"the hub asks to wait (status {error.response.status_code}): {asked_s} s"
-                    )
+                    narrate(waiting_text(error, wait_s))
             except httpx2.TransportError:
                 n_left = _N_RETRIES if sink.tell() > start else n_left - 1
             if n_left < 0:
@@ -164,7 +170,7 @@ def download(
                     f"the download of {where!r} breaks off again and again; run it again later: "
                     "what has come is kept"
                 )
-            _wait(wait_s, report)
+            wait(wait_s, report)
 
 
 def _receive(file: RemoteFile, sink: PartialSink) -> None:
@@ -197,20 +203,6 @@ def _receive(file: RemoteFile, sink: PartialSink) -> None:
             sink.write(piece)
 
 
-def _asked_to_wait(response: Any) -> int:
-    """Seconds of a Retry-After header; 0 if there is none, or if it is a date."""
-    asked: str = response.headers.get("Retry-After", "")
-    return int(asked) if asked.isascii() and asked.isdigit() else 0
-
-
-def _wait(seconds: float, report: Callable[[int], None]) -> None:
-    """Wait, but not for longer than until `report` says by an error that it is over."""
-    ends_s = time.monotonic() + seconds
-    while (left_s := ends_s - time.monotonic()) > 0:
-        report(0)
-        time.sleep(min(left_s, 0.2))
-
-
 def _is_checksum(text: str) -> bool:
     return bool(_SHA256.fullmatch(text) or _GIT_OID.fullmatch(text))
 
@@ -222,78 +214,6 @@ def _lie(where: str, what: str) -> HubError:
     )
 
 
-@contextmanager
-def _hub_errors(where: str) -> Iterator[None]:
-    """Turn what the library raises into one line of ours."""
-    import httpx2
-    from huggingface_hub import errors, get_token
-
-    try:
-        yield
-    except SafeSteerError:
-        raise
-    except errors.OfflineModeIsEnabled as error:
-        raise SettingsError(
-            f"cannot ask the hub for {where!r}: HF_HUB_OFFLINE is set; unset it, or add a file "
-            "that you have: safesteer-edge models add NAME F.gguf"
-        ) from error
-    except errors.HFValidationError as error:
-        raise SettingsError(f"{where!r} is not a repository; expected OWNER/NAME") from error
-    except errors.HfHubHTTPError as error:
-        raise _http_error(error, where, has_token=get_token() is not None) from error
-    except httpx2.TransportError as error:
-        raise DownloadError(
-            f"cannot get {where!r}: {type(error).__name__}: {error}; check the connection and "
-            "HF_ENDPOINT, then run it again: what has come is kept"
-        ) from error
-    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, TypeError, KeyError) as error:
-        raise HubError(
-            f"cannot understand the hub's answer about {where!r} ({type(error).__name__}); "
-            "check HF_ENDPOINT"
-        ) from error
-
-
-def _http_error(error: Any, where: str, *, has_token: bool) -> SafeSteerError:
-    """The error for an HTTP status: 4xx is for the user to mend, but for rate limits."""
-    from huggingface_hub import errors
-
-    status: int = error.response.status_code
-    if isinstance(error, errors.GatedRepoError) or status == 403:
-        return HubError(
-            f"the hub does not give {where!r} to us (status {status}): accept its licence on the "
-            "hub, then use a token of that account: HF_TOKEN=…, or 'hf auth login'"
-        )
-    if status == 401:
-        problem = "the token is not valid for it" if has_token else "it is private, or not there"
-        return HubError(
-            f"the hub does not give {where!r} to us (status 401: {problem}); check the name, then "
-            "give a token: HF_TOKEN=…, or 'hf auth login'"
-        )
-    if status == 404:
-        return HubError(f"the hub has no {where!r} (status 404); check the name")
-    if status == 429:
-        return DownloadError(
-            f"the hub allows no more requests now (status 429 at {where!r}); wait, or give a token "
-            "(HF_TOKEN=…), then run it again: what has come is kept"
-        )
-    return DownloadError(
-        f"the hub fails at {where!r} (status {status}); run it again later: what has come is kept"
-    )
-
-
 def _root_handlers_when_verbose() -> list[logging.Handler]:
     root = logging.getLogger()
     return root.handlers[:] if root.isEnabledFor(logging.DEBUG) else []
-
-
-class _WaitHandler(logging.Handler):
-    """Tells that the library waits, and nothing else."""
-
-    def __init__(self, narrate: Callable[[str], None]) -> None:
-        super().__init__(logging.WARNING)
-        self._narrate = narrate
-
-    def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        if message.startswith("Rate limited"):
-            self._narrate(message.splitlines()[0][:160])

@@ -21,8 +21,8 @@ from safesteer_edge.library.hub import (
     RemoteFile,
     ask_about,
     download,
-    hub_session,
     list_repository,
+    quiet_library,
 )
 from safesteer_edge.library.index import (
     InstalledModel,
@@ -68,13 +68,13 @@ def pull(spec: str, report: PullReport, *, with_projector: bool = True) -> Insta
     """
     request = parse_pull(spec)
     library_folder(create=True)
-    with _disk_errors(), hub_session(report.narrate):
-        listing = list_repository(request.repository, request.revision)
+    with _disk_errors(), quiet_library():
+        listing = list_repository(request.repository, request.revision, report.narrate)
         chosen = choose_files(request, listing, with_projector=with_projector)
         if chosen.projector is None and with_projector and request.entry and request.entry.takes:
             report.narrate("the repository has no projector: the model takes text alone")
         wanted = [chosen.model] if chosen.projector is None else [chosen.model, chosen.projector]
-        remotes = [ask_about(listing, file) for file in wanted]
+        remotes = [ask_about(listing, file, report.narrate) for file in wanted]
         _check_pins(request, remotes[0])
         with ExitStack() as locks:
             had = _get_all(request, remotes, report, locks)

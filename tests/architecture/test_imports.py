@@ -60,8 +60,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
     # `doctor` asks onnxruntime about itself in a child process, without the package.
     "onnxruntime": ("guard.probe", "diagnosis.child_tasks"),
     "platformdirs": ("folders",),
-    "huggingface_hub": ("library.hub",),
-    "httpx2": ("library.hub",),
+    "huggingface_hub": ("library.hub", "library.hub_errors"),
+    "httpx2": ("library.hub", "library.hub_errors"),
     "filelock": ("library.index", "library.partial_file"),
     "PIL": ("media",),
     "miniaudio": ("media.sound_decoding",),

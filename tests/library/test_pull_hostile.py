@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.errors import DownloadError, HubError, InputError, SafeSteerError
-from safesteer_edge.library import hub as hub_module
+from safesteer_edge.library import hub_errors
 from safesteer_edge.library.index import library_folder, read_index
 from tests.library.conftest import MODEL, PROJECTOR, REPOSITORY, Pull, Told
 from tests.library.hub_server import Answer, Hub
@@ -57,14 +57,20 @@ def test_a_token_that_is_not_valid_is_told_apart_from_none(
         pulled()
 
 
-def test_a_rate_limit_is_waited_for_as_the_hub_asks(stocked: Hub, pulled: Pull, told: Told):
-    stocked.answers[f"/{stocked_digest(stocked)}"] = Answer(429, {"Retry-After": "0"}, n_times=1)
+@pytest.mark.parametrize("where", ["/api/models", "/resolve/", None])
+def test_a_rate_limit_is_waited_for_as_the_hub_asks(
+    stocked: Hub, pulled: Pull, told: Told, where: str | None
+):
+    part = where or f"/{stocked_digest(stocked)}"
+    stocked.answers[part] = Answer(429, {"Retry-After": "0"}, n_times=1)
     pulled()
-    assert "the hub asks to wait (status 429): 0 s" in told.lines
+    assert "the hub answers with status 429: waiting 0 s" in told.lines
 
 
-def test_a_rate_limit_of_hours_is_not_waited_for(stocked: Hub, pulled: Pull):
-    stocked.answers[f"/{stocked_digest(stocked)}"] = Answer(429, {"Retry-After": "86400"})
+@pytest.mark.parametrize("where", ["/api/models", "/resolve/", None])
+def test_a_rate_limit_of_hours_is_not_waited_for(stocked: Hub, pulled: Pull, where: str | None):
+    part = where or f"/{stocked_digest(stocked)}"
+    stocked.answers[part] = Answer(429, {"Retry-After": "86400"})
     with pytest.raises(DownloadError, match="allows no more requests now"):
         pulled()
 
@@ -86,7 +92,7 @@ def test_a_hub_that_is_not_there_says_so(stocked: Hub, pulled: Pull, monkeypatch
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "_RETRY_WAIT_S", 0.01)
+    monkeypatch.setattr(hub_errors, "RETRY_WAIT_S", 0.01)
 
 
 def test_a_line_that_breaks_at_once_again_and_again_is_given_up(stocked: Hub, pulled: Pull):
