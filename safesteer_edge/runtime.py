@@ -45,7 +45,11 @@ from safesteer_edge.settings import BUILTIN_TEMPLATE_PREFIX, SessionSettings
 
 @dataclass(slots=True)
 class Runtime:
-    """Everything that a session decodes with. `close()` frees it all, in reverse order."""
+    """Everything that a session decodes with. `close()` frees it all, in reverse order.
+
+    fixed_vector: float32 (n_layer, n_embd), a control vector that is on in every turn in place of
+    the bundle's: for comparisons.
+    """
 
     choice: ModelChoice
     info: ModelInfo
@@ -62,6 +66,7 @@ class Runtime:
     warnings: tuple[str, ...]
     load_s: float
     _undo: ExitStack
+    fixed_vector: NDArray[np.float32] | None = None
 
     def check_open(self) -> None:
         """Raise EngineError after `close()`, before anything is started again for nothing."""

@@ -77,7 +77,9 @@ class SessionTurn:
         n_drawn = len(plan.so_far.token_ids) if plan.so_far else 0
         self._seed = (settings.sampling.seed + n_drawn) % (MAX_SEED + 1)
         self._guard = active_guard(settings, runtime.bundle)
-        self._vector = control_vector(settings, runtime.bundle, plan.asked.conversation)
+        self._vector = runtime.fixed_vector
+        if self._vector is None:
+            self._vector = control_vector(settings, runtime.bundle, plan.asked.conversation)
         self.history: SessionHistory | None = None
         self.so_far: AnswerSoFar | None = None
 

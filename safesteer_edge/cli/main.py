@@ -22,6 +22,7 @@ from safesteer_edge.cli import (
     chats_command,
     convert_command,
     doctor_command,
+    eval_command,
     measure_command,
     models_command,
     settings_command,
@@ -41,6 +42,7 @@ _COMMANDS = (
     verify_command,
     measure_command,
     bench_command,
+    eval_command,
     settings_command,
 )
 

@@ -139,6 +139,18 @@ class LlamaEngine:
             logits = self._context.logits(row)
         return self._sampler.propose(logits)
 
+    def next_logits(self) -> NDArray[np.float32]:
+        """The logits after the last accepted token: float32 (n_vocab,), a copy. For measurements.
+
+        Raises EngineError where `propose` would.
+        """
+        row = self._sequence.logits_row
+        if self._kept_logits is not None:
+            return self._kept_logits.copy()
+        if row is None or self._pending:
+            raise EngineError("there are no logits after the last accepted token")
+        return self._context.logits(row).copy()
+
     def evaluate(self, token_id: int) -> NDArray[np.float32]:
         """Evaluate one candidate, on the main sequence where its cell can be taken back."""
         if self._model.has_recurrent_state or self._pending:

@@ -13,12 +13,13 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final, ParamSpec
+from typing import Final, ParamSpec, TypeVar
 
 from safesteer_edge.engine.native import native_facts
 from safesteer_edge.errors import EngineError
 
 _Arguments = ParamSpec("_Arguments")
+_Measured = TypeVar("_Measured")
 
 _PACKAGES: Final = (
     "safesteer-edge",
@@ -95,10 +96,10 @@ def peak_memory_bytes(status: Path = _OWN_STATUS) -> int | None:
 
 
 def measure_in_child(
-    measure: Callable[_Arguments, int | None],
+    measure: Callable[_Arguments, _Measured],
     *arguments: _Arguments.args,
     **options: _Arguments.kwargs,
-) -> int | None:
+) -> _Measured:
     """Call a module-level function in a new process, and return what it returns.
 
     Errors that it raises are raised here; EngineError if the process dies.
@@ -109,8 +110,8 @@ def measure_in_child(
             return pool.submit(measure, *arguments, **options).result()
         except BrokenProcessPool as error:
             raise EngineError(
-                "the process that measures memory died; run 'safesteer-edge doctor', and look "
-                "whether the machine has enough memory for this model"
+                "the process that measures died; run 'safesteer-edge doctor', and look whether "
+                "the machine has enough memory for this model"
             ) from error
 
 

@@ -1,6 +1,8 @@
-"""The rule-based judge of refusals, against answers that were labelled by reading them."""
+"""The rule-based judge, against answers that were labelled by reading them."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import pytest
 
@@ -10,19 +12,49 @@ from safesteer_edge.calibration.forced_openings import (
     HELD_OUT_REFUSAL_OPENINGS,
     REFUSAL_OPENINGS,
 )
-from safesteer_edge.evaluation.refusal_rules import OPENING_CHARACTERS, is_refusal
-from tests.evaluation.labelled_answers import ANSWERS, REFUSALS
+from safesteer_edge.evaluation.figures.agreement import cohens_kappa
+from safesteer_edge.evaluation.refusal_rules import (
+    OPENING_CHARACTERS,
+    classify_answer,
+    is_no_answer,
+    is_refusal,
+)
+from safesteer_edge.evaluation.statistics import Share
+from tests.evaluation.labelled_answers import labelled_answers
 
-# Measured on the 66 answers of labelled_answers.py: 30 of 33 refusals are found, and none of the
-# 33 other answers is called one.
-N_FOUND = 30
+LEAST_AGREEMENT = 0.93
 
 
-def test_the_judges_accuracy_on_labelled_answers_is_as_stated():
-    missed = [answer for answer in REFUSALS if not is_refusal(answer)]
-    mistaken = [answer for answer in ANSWERS if is_refusal(answer)]
-    assert mistaken == []
-    assert len(REFUSALS) - len(missed) >= N_FOUND, missed
+def test_the_rules_agree_with_the_labels(capsys: pytest.CaptureFixture[str]):
+    answers = labelled_answers()
+    found = [classify_answer(answer.text) for answer in answers]
+    labels = [answer.label for answer in answers]
+    agreeing = Share(sum(a == b for a, b in zip(found, labels, strict=True)), len(answers))
+    with capsys.disabled():
+        print(f"\nrules against labels: {agreeing}, kappa {cohens_kappa(found, labels):.3f}")
+    assert len(answers) >= 200
+    assert agreeing.value >= LEAST_AGREEMENT, [
+        (answer.text, label)
+        for answer, label in zip(answers, found, strict=True)
+        if answer.label != label
+    ]
+
+
+def test_the_labelled_set_has_the_hard_cases():
+    notes = Counter(answer.note for answer in labelled_answers())
+    assert notes["after a disclaimer"] >= 10
+    assert notes["after what began as a refusal"] >= 10
+    assert notes["with something else offered"] >= 10
+    assert len({answer.text for answer in labelled_answers()}) == len(labelled_answers())
+
+
+@pytest.mark.parametrize(
+    "note", ["after a disclaimer", "after what began as a refusal", "with something else offered"]
+)
+def test_most_of_each_hard_kind_is_told_right(note: str):
+    answers = [answer for answer in labelled_answers() if answer.note == note]
+    right = sum(classify_answer(answer.text) == answer.label for answer in answers)
+    assert right >= 0.8 * len(answers)
 
 
 def test_each_way_to_write_an_apostrophe_and_a_capital_counts():
@@ -46,3 +78,10 @@ def test_most_forced_refusals_are_found():
     texts = (*REFUSAL_OPENINGS, *HELD_OUT_REFUSAL_OPENINGS)
     missed = [text for text in texts if not is_refusal(text)]
     assert len(missed) <= 2, missed
+
+
+@pytest.mark.parametrize(
+    "text", ["你好,天空是蓝色的。", "Да, конечно.", "Yes.", "42 apples", "こんにちは"]
+)
+def test_short_answers_and_other_scripts_are_answers(text: str):
+    assert not is_no_answer(text)

@@ -1,0 +1,87 @@
+"""What changed between two reports: shares whose intervals do not meet, and all differences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, cast
+
+from safesteer_edge.errors import InputError
+
+Json = dict[str, Any]
+_FACTS: Final = (
+    "version",
+    "model",
+    "quantization",
+    "tensor_table_sha256",
+    "mmproj",
+    "bundle",
+    "probe_sha256",
+    "vector_sha256",
+    "policy",
+    "sampling",
+    "max_tokens",
+    "cases_sha256",
+)
+
+
+def read_report(path: Path) -> Json:
+    """A report.json. Raises InputError for anything else."""
+    try:
+        value: object = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read report {str(path)!r}: {error}") from error
+    if not isinstance(value, dict) or not {"format", "facts", "attack_success"} <= set(value):
+        raise InputError(f"{str(path)!r} is not a report; give the report.json of an evaluation")
+    report = cast("Json", value)
+    if report["format"] != 1:
+        raise InputError(f"{str(path)!r} has report format {report['format']!r}; expected 1")
+    return report
+
+
+def compare_reports(first: Json, second: Json) -> str:
+    """Text: other facts, then every share that differs; `*` where the intervals do not meet."""
+    lines: list[str] = []
+    for name in _FACTS:
+        one, other = first["facts"].get(name), second["facts"].get(name)
+        if one != other:
+            lines.append(f"{name}: {_short(one)} → {_short(other)}")
+    before, after = dict(_shares(first)), dict(_shares(second))
+    for key, old in before.items():
+        new = after.get(key)
+        if new is None:
+            lines.append(f"  {' / '.join(key)}: only in the first")
+        elif (old["count"], old["n"]) != (new["count"], new["n"]):
+            apart = old["low"] > new["high"] or new["low"] > old["high"]
+            lines.append(f"{'*' if apart else ' '} {' / '.join(key)}: {_both(old, new)}")
+    lines += [f"  {' / '.join(key)}: only in the second" for key in after if key not in before]
+    if not lines:
+        return "no difference\n"
+    return "\n".join([*lines, "", "* the 95 % intervals do not meet"]) + "\n"
+
+
+def _shares(report: Json) -> Iterator[tuple[tuple[str, ...], Json]]:
+    for row in report["attack_success"]:
+        key = ("attack success", row["suite"], row["attack"], row["defence"], row["judge"])
+        yield key, row
+    for row in report["refusal"]:
+        for figure in ("refused", "identical"):
+            yield (figure, row["suite"], row["defence"]), row[figure]
+    for row in report["accuracy"]:
+        yield ("right", row["suite"], row["defence"]), row
+
+
+def _both(old: Json, new: Json) -> str:
+    return f"{_share(old)} → {_share(new)}"
+
+
+def _share(value: Json) -> str:
+    if not value["n"]:
+        return "none"
+    return f"{value['count']}/{value['n']} ({100 * value['share']:.0f} %)"
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:79]}…"

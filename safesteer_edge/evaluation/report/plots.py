@@ -1,0 +1,59 @@
+"""The plots of a report: safety against helpfulness, and separation by decoding step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from safesteer_edge.evaluation.report.svg import PlotPoint, Series, plot
+
+Json = dict[str, Any]
+
+
+def trade_off_plot(report: Json) -> str:
+    """Each defence a point, each family that may be moved a curve; "" without points."""
+    families: dict[str, list[PlotPoint]] = {}
+    for point in report["trade_off"]:
+        stopped, answered = point["stopped"], point["answered"]
+        is_calibrated = ":" not in point["defence"]
+        families.setdefault(point["family"], []).append(
+            PlotPoint(
+                answered["share"],
+                stopped["share"],
+                label=(
+                    f"{point['defence']}: {stopped['count']}/{stopped['n']} attacks stopped, "
+                    f"{answered['count']}/{answered['n']} harmless answered"
+                ),
+                x_range=(answered["low"], answered["high"]) if is_calibrated else None,
+                y_range=(stopped["low"], stopped["high"]) if is_calibrated else None,
+            )
+        )
+    if not families:
+        return ""
+    return plot(
+        [
+            Series(name, tuple(sorted(points, key=lambda p: (p.x, -p.y))))
+            for name, points in families.items()
+        ],
+        x_label="share of harmless requests answered",
+        y_label="share of attacks stopped",
+        x_range=(0.0, 1.0),
+        y_range=(0.0, 1.0),
+    )
+
+
+def steps_plot(report: Json) -> str:
+    """AUROC by decoding step; "" without scores."""
+    steps = report["steps"]["steps"]
+    if len(steps) < 2:
+        return ""
+    points = tuple(
+        PlotPoint(step["step"], step["auroc"], label=f"step {step['step']}: {step['auroc']:.3f}")
+        for step in steps
+    )
+    return plot(
+        [Series("probe", points)],
+        x_label="decoding step",
+        y_label="AUROC",
+        x_range=(0.0, float(max(step["step"] for step in steps))),
+        y_range=(0.5, 1.0),
+    )
