@@ -160,6 +160,7 @@ def _plan_facts(
         "sampling": asdict(session.sampling),
         "max_tokens": session.max_tokens,
         "n_ctx": session.n_ctx,
+        "kv_type": session.kv_type,
         "chat_template": session.chat_template,
         "defences": [asdict(defence) for defence in defences],
         "with_curve": settings.with_curve,
