@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import ClassVar
 
-from textual.app import App
+from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.screen import Screen
 
 from safesteer_edge.chat_session import TurnSettings
+from safesteer_edge.chats.chat_store import ChatStore
+from safesteer_edge.errors import SafeSteerError
 from safesteer_edge.settings import SessionSettings
 from safesteer_edge.tui.chat_state import ChatState
+from safesteer_edge.tui.commands.setting import applied, theme_named
 from safesteer_edge.tui.engine_thread import EngineThread, SessionOpener, Told
-from safesteer_edge.tui.messages import EngineTold
+from safesteer_edge.tui.messages import EngineTold, SettingChanged
+from safesteer_edge.tui.model_rows import known_models
 from safesteer_edge.tui.screens.chat_screen import ChatScreen
-from safesteer_edge.tui.themes import DARK, LIGHT, THEMES
+from safesteer_edge.tui.screens.first_run_screen import FirstRunScreen
+from safesteer_edge.tui.screens.models_screen import ModelLister
+from safesteer_edge.tui.slash_commands import COMMANDS
+from safesteer_edge.tui.themes import THEMES
+from safesteer_edge.tui.widgets.bars import StatusBar
+from safesteer_edge.user_settings.schema import UserSettings
 
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
     """What the application starts with.
 
-    opener: makes a session of settings; called on the engine's thread.
+    opener: makes a session of settings; called on the engine's thread. store: None saves nothing.
     native_picture: makes a widget of a decoded image by the terminal's own graphics; None: half
         blocks.
     """
 
     settings: SessionSettings
     opener: SessionOpener
+    store: ChatStore | None = None
     show_images: bool = True
-    theme: str = "dark"
+    theme: str = "auto"
+    user_settings: UserSettings = field(default_factory=UserSettings)
+    save_settings: Callable[[UserSettings], object] = lambda _: None
     native_picture: Callable[..., object] | None = None
+    model_lister: ModelLister = known_models
+    is_first_run: bool = False
 
 
 class ChatApp(App[None]):
@@ -41,7 +57,8 @@ class ChatApp(App[None]):
     ENABLE_COMMAND_PALETTE = True
     COMMAND_PALETTE_DISPLAY = "Ctrl+P"
     CSS = """
-    Toast { background: $panel; padding: 0 1; }
+    ToastRack { dock: top; align: right top; margin: 2 0 0 0; }
+    Toast { background: $panel; padding: 0 1; margin: 0 1 1 0; }
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -53,29 +70,71 @@ class ChatApp(App[None]):
         super().__init__()
         self.options = options
         self.native_picture = options.native_picture
-        self.engine = EngineThread(options.opener, self._tell)
+        self.engine = EngineThread(options.opener, options.store, self._tell)
         self.state = ChatState(TurnSettings.of(options.settings))
-        self.chat = ChatScreen(self.engine, self.state, show_images=options.show_images)
+        self.chat = ChatScreen(
+            self.engine,
+            self.state,
+            options.settings,
+            show_images=options.show_images,
+            model_lister=options.model_lister,
+            store=options.store,
+            user_settings=options.user_settings,
+        )
         for theme in THEMES:
             self.register_theme(theme)
 
     def on_mount(self) -> None:
         """Show the chat, then begin to load."""
-        self.theme = LIGHT.name if self.options.theme == "light" else DARK.name
-        self.push_screen(self.chat)
+        self.theme = theme_named(self.options.theme)
+        self._use_keys(self.options.user_settings)
         self.engine.start()
-        self.engine.open(self.options.settings)
+        self.push_screen(self.chat)
+        if self.options.is_first_run:
+            self.push_screen(FirstRunScreen())
 
     async def on_engine_told(self, message: EngineTold) -> None:
         """The engine's thread says something: the chat shows it, whatever lies over it."""
-        await self.chat.told(message.told)
+        if self.chat.query(StatusBar):  # else the application is closing
+            await self.chat.told(message.told)
+
+    def on_setting_changed(self, message: SettingChanged) -> None:
+        """Save it, and let what runs have it."""
+        key, settings = message.key, message.settings
+        self.chat.user_settings = settings
+        try:
+            self.options.save_settings(settings)
+        except SafeSteerError as error:
+            self.notify(str(error), severity="error", markup=False)
+        self.state.settings = applied(self.state.settings, key, settings)
+        if key == "look.theme":
+            self.theme = theme_named(settings.look.theme)
+        elif key.startswith("keys."):
+            self._use_keys(settings)
+        elif key.startswith("model."):
+            self.notify("the model settings apply from the next start on", markup=False)
+        self.chat.show_bars()
+
+    def _use_keys(self, settings: UserSettings) -> None:
+        keys = asdict(settings.keys)
+        self.set_keymap({f"chat.{name}": key for name, key in keys.items()})
 
     def action_interrupt(self) -> None:
         """Ctrl+C: stop the answer; with none, say how to leave."""
-        if self.chat.runner.record is not None:
+        if self.chat.runner.turn is not None:
             self.engine.cancel()
         else:
             self.notify("Ctrl+Q leaves", markup=False)
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """The menu (Ctrl+P): every slash command; those that need more go into the input."""
+        if screen is not self.chat:
+            return
+        for command in COMMANDS:
+            keys = f" · {command.keys}" if command.keys else ""
+            title = f"{command.name[:1].upper()}{command.name[1:]}"
+            run = partial(self.chat.choose_command, command.name)
+            yield SystemCommand(title, f"{command.help}{keys}", run)
 
     def on_unmount(self) -> None:
         """Free the model."""

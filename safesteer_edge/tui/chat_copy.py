@@ -6,20 +6,20 @@ import re
 from collections.abc import Sequence
 
 from safesteer_edge.errors import InputError
-from safesteer_edge.tui.turn_record import TurnRecord
+from safesteer_edge.tui.shown_turn import ShownTurn
 
 _FENCE = re.compile(r"^(`{3,}|~{3,})[^\n]*\n(.*?)^\1[`~]*[ \t]*$", re.MULTILINE | re.DOTALL)
 
 
-def text_to_copy(records: Sequence[TurnRecord], argument: str) -> tuple[str, str]:
+def text_to_copy(turns: Sequence[ShownTurn], argument: str) -> tuple[str, str]:
     """The text, and what it is in words. Raises InputError if there is no such text."""
-    answered = [record for record in records if record.text]
+    answered = [turn for turn in turns if turn.text]
     if not answered:
         raise InputError("there is no answer to copy yet")
     if argument in ("", "last"):
         return answered[-1].text, "the last answer"
     if argument == "all":
-        parts = [f"> {record.question}\n\n{record.text}" for record in answered]
+        parts = [f"> {turn.question}\n\n{turn.text}" for turn in answered]
         return "\n\n".join(parts), "the whole chat"
     words = argument.split()
     if words[0] == "code" and len(words) <= 2:
@@ -32,7 +32,7 @@ def code_blocks(text: str) -> list[str]:
     return [found.group(2).rstrip("\n") for found in _FENCE.finditer(text + "\n")]
 
 
-def _code(answered: Sequence[TurnRecord], number: str) -> tuple[str, str]:
+def _code(answered: Sequence[ShownTurn], number: str) -> tuple[str, str]:
     blocks = next((found for r in reversed(answered) if (found := code_blocks(r.text))), [])
     if not blocks:
         raise InputError("there is no code block in this chat")

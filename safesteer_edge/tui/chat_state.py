@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safesteer_edge.chat_session import ChatMessage, ChatSession, TurnSettings
+from safesteer_edge.chat_session import ChatMessage, TurnSettings
+from safesteer_edge.chats.chat_log import ChatEntry
 from safesteer_edge.errors import InputError
 from safesteer_edge.guard.events import Event
+from safesteer_edge.recorded_chat import RecordedChat
 from safesteer_edge.session_info import SessionInfo
-from safesteer_edge.tui.turn_record import TurnRecord, restored_messages
+from safesteer_edge.tui.shown_turn import ShownTurn, messages_of
 
 NEW_CHAT_TITLE = "New chat"
 _MAX_TITLE = 48
@@ -20,43 +22,57 @@ _MAX_TITLE = 48
 class ChatState:
     """info: what is loaded, None while nothing is. attachments: files for the next message.
 
-    edited: the turn that the next message replaces, with all that came after it.
+    edited: the turn that the next message replaces, with all that came after it. chat_id: of its
+    file, None before its first question was answered.
     """
 
     settings: TurnSettings
-    records: list[TurnRecord] = field(default_factory=list)
+    turns: list[ShownTurn] = field(default_factory=list)
     system: str | None = None
     title: str = ""
     attachments: list[Path] = field(default_factory=list)
-    edited: TurnRecord | None = None
+    edited: ShownTurn | None = None
     info: SessionInfo | None = None
+    chat_id: str | None = None
 
     @property
     def shown_title(self) -> str:
         """The title, or one made of the first question."""
         if self.title:
             return self.title
-        return title_of(self.records[0].question) if self.records else NEW_CHAT_TITLE
+        return title_of(self.turns[0].question) if self.turns else NEW_CHAT_TITLE
 
-    @property
-    def running(self) -> TurnRecord | None:
-        """The turn that is being answered."""
-        last = self.records[-1] if self.records else None
-        return last if last is not None and not last.is_over else None
-
-    def messages_before(self, record: TurnRecord) -> list[ChatMessage]:
+    def messages_before(self, turn: ShownTurn) -> list[ChatMessage]:
         """The conversation that a turn is asked in."""
-        return restored_messages(self.system, self.records[: self.records.index(record)])
+        return messages_of(self.system, self.turns[: self.turns.index(turn)])
 
-    def numbered(self, text: str) -> TurnRecord:
+    def numbered(self, text: str) -> ShownTurn:
         """The turn of that number, counted from 1; the last one if the text is empty."""
-        if not self.records:
+        if not self.turns:
             raise InputError("there is no question yet; ask one first")
         if not text:
-            return self.records[-1]
-        if not text.isdecimal() or not 1 <= int(text) <= len(self.records):
-            raise InputError(f"question {text!r}; expected a number from 1 to {len(self.records)}")
-        return self.records[int(text) - 1]
+            return self.turns[-1]
+        if not text.isdecimal() or not 1 <= int(text) <= len(self.turns):
+            raise InputError(f"question {text!r}; expected a number from 1 to {len(self.turns)}")
+        return self.turns[int(text) - 1]
+
+    def recorded_from(self, turn: ShownTurn) -> str | None:
+        """The id of the first question from this turn on that the chat's file has, if any.
+
+        What stands in its place is asked by editing it: one that failed left no trace.
+        """
+        later = self.turns[self.turns.index(turn) :]
+        return next((each.question_id for each in later if each.question_id is not None), None)
+
+    def take_ids(self, turn: ShownTurn, branch: Sequence[ChatEntry]) -> None:
+        """Note where the chat's file has a turn that has just ended."""
+        turn.question_id = turn.answer_id = None
+        if len(branch) < 2 or branch[-1].role != "assistant":
+            return
+        question, answer = branch[-2:]
+        is_taken = any(answer.id == each.answer_id for each in self.turns if each is not turn)
+        if not is_taken and question.text == turn.question:
+            turn.question_id, turn.answer_id = question.id, answer.id
 
 
 def title_of(question: str) -> str:
@@ -68,42 +84,58 @@ def title_of(question: str) -> str:
     return first[:_MAX_TITLE].rsplit(" ", 1)[0] + "…"
 
 
-def ask_turn(
-    session: ChatSession,
-    record: TurnRecord,
-    before: list[ChatMessage],
+def ask(
+    chat: RecordedChat,
+    turn: ShownTurn,
     settings: TurnSettings,
+    *,
+    system: str | None,
+    in_place_of: str | None,
 ) -> Iterator[Event]:
-    """Bring the session to where a turn is asked, and ask it. On the engine's thread."""
-    system = _prepared(session, before, settings)
-    return session.ask(record.question, images=record.images, sounds=record.sounds, system=system)
+    """Ask a question, at the end or in the place of one. On the engine's thread."""
+    _use(chat, settings)
+    if in_place_of is not None:
+        return chat.edit(in_place_of, turn.question, images=turn.images, sounds=turn.sounds)
+    is_first = chat.log is None or not chat.log.branch()
+    return chat.ask(
+        turn.question,
+        images=turn.images,
+        sounds=turn.sounds,
+        system=system if is_first else None,
+    )
 
 
-def continue_turn(
-    session: ChatSession, messages: list[ChatMessage], settings: TurnSettings
+def go_on(chat: RecordedChat, settings: TurnSettings) -> Iterator[Event]:
+    """Go on with the last answer. On the engine's thread."""
+    _use(chat, settings)
+    return chat.continue_answer()
+
+
+def ask_aside(
+    chat: RecordedChat, turn: ShownTurn, before: list[ChatMessage], settings: TurnSettings
 ) -> Iterator[Event]:
-    """Go on with the last answer of these messages. On the engine's thread."""
-    _prepared(session, messages, settings)
-    return session.continue_answer()
-
-
-def _prepared(
-    session: ChatSession, messages: list[ChatMessage], settings: TurnSettings
-) -> str | None:
-    """Returns the system prompt to ask with: a session takes it with its first question."""
-    if session.turn_settings != settings:
-        session.change(settings)
+    """Ask a question beside the chat, which stays as it was. On the engine's thread."""
+    session = chat.session
+    messages, usual = session.messages, session.turn_settings
     system = None
-    if len(messages) == 1 and messages[0].role == "system":
-        system = messages[0].text
-        messages = []
-    if [_essence(m) for m in session.messages] != [_essence(m) for m in messages]:
-        if messages:
-            session.restore(messages)
-        else:
-            session.reset()
-    return system
+    if len(before) == 1:  # a system prompt alone begins with the question
+        system, before = before[0].text, []
+    try:
+        session.change(settings)
+        _restore(chat, before)
+        yield from session.ask(turn.question, images=turn.images, sounds=turn.sounds, system=system)
+    finally:
+        session.change(usual)
+        _restore(chat, list(messages))
 
 
-def _essence(message: ChatMessage) -> tuple[object, ...]:
-    return (message.role, message.text, message.images, message.sounds)
+def _use(chat: RecordedChat, settings: TurnSettings) -> None:
+    if chat.session.turn_settings != settings:
+        chat.session.change(settings)
+
+
+def _restore(chat: RecordedChat, messages: list[ChatMessage]) -> None:
+    if messages:
+        chat.session.restore(messages)
+    else:
+        chat.session.reset()

@@ -1,4 +1,4 @@
-"""The one thread that talks to the session: it opens models and runs turns, and says what happens.
+"""The one thread that talks to the model and to the chat's file, and says what happens.
 
 It knows nothing of Textual: `tell` may be called from this thread with a `Told`, and what a turn
 brings waits in a mailbox that the interface empties at its own pace, so that a fast model never
@@ -11,24 +11,31 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 from safesteer_edge.chat_session import ChatSession
+from safesteer_edge.chats.chat_log import ChatEntry
+from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.errors import EngineError, SafeSteerError
 from safesteer_edge.guard.events import Event
+from safesteer_edge.recorded_chat import RecordedChat
 from safesteer_edge.session_info import SessionInfo
 from safesteer_edge.settings import SessionSettings
 
 SessionOpener = Callable[[SessionSettings], ChatSession]
-TurnStarter = Callable[[ChatSession], Iterator[Event]]
+TurnStarter = Callable[[RecordedChat], Iterator[Event]]
+_Result = TypeVar("_Result")
 _CLOSE_TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class ModelOpened:
-    """A model is loaded. info: what runs."""
+    """A model is loaded. chat_left: why the chat cannot go on with it, if so."""
 
     info: SessionInfo
+    chat_left: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +46,43 @@ class ModelFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class NotSaved:
+    """The chat could not be saved. problem: one line; it goes on in memory."""
+
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class TurnDone:
     """A turn is over; its events are all in the mailbox.
 
-    error: one line, if it broke; info: what runs now, which a restart may have changed.
+    error: one line, if it broke. info: what runs now, which a restart may have changed. branch:
+    the chat as its file has it.
     """
 
     turn: int
     error: str | None
     info: SessionInfo | None
+    branch: tuple[ChatEntry, ...] = ()
+    chat_id: str | None = None
 
 
-Told = ModelOpened | ModelFailed | TurnDone
+Told = ModelOpened | ModelFailed | NotSaved | TurnDone
 
 
 class EngineThread:
     """Start it, give it work, close it. All methods return at once, `close` within seconds."""
 
-    def __init__(self, opener: SessionOpener, tell: Callable[[Told], None]) -> None:
+    def __init__(
+        self, opener: SessionOpener, store: ChatStore | None, tell: Callable[[Told], None]
+    ) -> None:
+        """store: None saves nothing."""
         self._opener = opener
+        self._store = store
         self._tell = tell
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._session: ChatSession | None = None
+        self._chat: RecordedChat | None = None
         self._lock = threading.Lock()
         self._events: list[Event] = []
         self._is_cancelled = False
@@ -72,13 +94,26 @@ class EngineThread:
         self._thread.start()
 
     def open(self, settings: SessionSettings) -> None:
-        """Free the present model, then load another one."""
+        """Free the present model, then load another one; the chat goes on with it."""
         self._jobs.put(lambda: self._open(settings))
 
     def run_turn(self, turn: int, starter: TurnStarter) -> None:
         """Run a turn. turn: a number that comes back with its end."""
         self._is_cancelled = False
         self._jobs.put(lambda: self._run_turn(turn, starter))
+
+    def call(self, work: Callable[[RecordedChat], _Result]) -> Future[_Result]:
+        """Do something with the chat when it is its turn."""
+        future: Future[_Result] = Future()
+
+        def job() -> None:
+            try:
+                future.set_result(work(self._need_chat()))
+            except BaseException as error:  # whoever waits for it raises it
+                future.set_exception(error)
+
+        self._jobs.put(job)
+        return future
 
     def take_events(self) -> list[Event]:
         """Empty the mailbox."""
@@ -94,7 +129,7 @@ class EngineThread:
             session.cancel()
 
     def close(self) -> None:
-        """Stop what runs, free the model, end the thread."""
+        """Stop what runs, write what waits, free the model, end the thread."""
         self._is_closing = True
         self.cancel()
         self._jobs.put(None)
@@ -107,15 +142,33 @@ class EngineThread:
         while (job := self._jobs.get()) is not None:
             if not self._is_closing:
                 job()
+        if self._chat is not None:
+            self._chat.close()
         self._free()
 
     def _open(self, settings: SessionSettings) -> None:
         self._free()
         try:
             self._session = self._opener(settings)
-            self._tell(ModelOpened(self._session.info))
+            self._tell(ModelOpened(self._session.info, self._enter(self._session)))
         except Exception as error:  # whatever it is, the person must read it and the app go on
+            self._free()
             self._tell(ModelFailed(one_line(error)))
+
+    def _enter(self, session: ChatSession) -> str | None:
+        """Let the chat go on with a session; returns why it cannot, and begins another then."""
+        chat, why_not = self._chat, None
+        if chat is not None:
+            try:
+                chat.change_session(session)
+                return None
+            except SafeSteerError as error:
+                why_not = one_line(error)
+                chat.close()
+        self._chat = RecordedChat(
+            session, self._store, on_problem=lambda problem: self._tell(NotSaved(problem))
+        )
+        return why_not
 
     def _run_turn(self, turn: int, starter: TurnStarter) -> None:
         error_text: str | None = None
@@ -123,23 +176,29 @@ class EngineThread:
             self._collect(starter)
         except Exception as error:  # as above
             error_text = one_line(error)
-        info = None
+        info, branch, chat_id = None, (), None
         try:
             info = self._session.info if self._session else None
+            log = self._chat.log if self._chat else None
+            if log is not None:
+                branch, chat_id = log.branch(), log.header.id
         except SafeSteerError as error:
             error_text = error_text or one_line(error)
-        self._tell(TurnDone(turn, error_text, info))
+        self._tell(TurnDone(turn, error_text, info, branch, chat_id))
 
     def _collect(self, starter: TurnStarter) -> None:
-        session = self._session
-        if session is None:
-            raise EngineError("no model is loaded; choose one on the models screen (F3)")
-        events = starter(session)
+        chat = self._need_chat()
+        events = starter(chat)
         if self._is_cancelled:  # Escape came while the question waited for its turn
-            session.cancel()
+            chat.session.cancel()
         for event in events:
             with self._lock:
                 self._events.append(event)
+
+    def _need_chat(self) -> RecordedChat:
+        if self._session is None or self._chat is None:
+            raise EngineError("no model is loaded; choose one (F3)")
+        return self._chat
 
     def _free(self) -> None:
         session, self._session = self._session, None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from safesteer_edge.guard.policy import GuardMode
-from safesteer_edge.tui.turn_record import TurnRecord
+from safesteer_edge.tui.shown_turn import ShownTurn
 
 MODE_LABELS: dict[GuardMode, str] = {
     "steer": "guard: steer",
@@ -14,7 +14,7 @@ MODE_LABELS: dict[GuardMode, str] = {
 MODE_MEANINGS: dict[GuardMode, str] = {
     "steer": "harmful turns are steered away from, and refused when that fails",
     "refuse": "nothing is steered; an answer that turns harmful is refused",
-    "monitor": "the guard watches and changes nothing: answers are the model's own",
+    "monitor": "the guard only watches; answers are the model's own",
     "off": "no guard: answers are the model's own, unchecked",
 }
 
@@ -36,20 +36,24 @@ def passages(count: int) -> str:
     return f"{count} word was steered" if count == 1 else f"{count} words were steered"
 
 
-def refusal_advice(record: TurnRecord) -> str:
+def refusal_advice(turn: ShownTurn) -> str:
     """What a person can do after a refusal."""
-    if record.refusal is not None and record.refusal.reason == "guard_failed":
+    if turn.refusal is not None and turn.refusal.reason == "guard_failed":
         return "The guard itself failed, so nothing was shown. Regenerate, or see 'doctor'."
     return "Ask in other words, or see what the guard saw."
 
 
-def turn_notes(record: TurnRecord) -> list[str]:
+def turn_notes(turn: ShownTurn) -> list[str]:
     """Sentences on how a turn went, beyond its text."""
     notes = []
-    if record.n_interventions and record.refusal is None:
-        notes.append(passages(record.n_interventions) + " by the guard")
-    if record.was_stopped:
-        notes.append("stopped by you" if record.text else "stopped before the answer began")
-    if record.was_cut:
-        notes.append("cut at the token limit")
+    if turn.n_interventions and turn.refusal is None:
+        notes.append(passages(turn.n_interventions) + " by the guard")
+    if turn.was_stopped:
+        notes.append("stopped by you" if turn.text else "stopped before the answer began")
+    if turn.end == "length":
+        notes.append("cut at the token limit: /continue goes on")
+    if turn.end == "died" and turn.error is None:
+        notes.append(
+            "cut off when the program ended: /continue goes on" if turn.text else "never answered"
+        )
     return notes

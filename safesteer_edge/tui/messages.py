@@ -10,7 +10,8 @@ from textual.message import Message
 
 if TYPE_CHECKING:
     from safesteer_edge.tui.engine_thread import Told
-    from safesteer_edge.tui.turn_record import TurnRecord
+    from safesteer_edge.tui.shown_turn import ShownTurn
+    from safesteer_edge.user_settings.schema import UserSettings
 
 
 @dataclass
@@ -51,4 +52,12 @@ class TurnAction(Message):
     """The person wants something done with a turn. action: a slash command's name."""
 
     action: str
-    record: TurnRecord
+    turn: ShownTurn
+
+
+@dataclass
+class SettingChanged(Message):
+    """A setting of the file has a new value. key: `section.name`."""
+
+    key: str
+    settings: UserSettings

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from safesteer_edge.errors import InputError
-from safesteer_edge.tui.typed_paths import names_existing_path
+from safesteer_edge.tui.typed_paths import names_existing_path, split_media_paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class SlashCommand:
 COMMANDS: tuple[SlashCommand, ...] = (
     SlashCommand("help", "", "keys and commands", "F1"),
     SlashCommand("new", "", "begin a new chat", "Ctrl+N"),
-    SlashCommand("chats", "[WORDS]", "find, resume, rename, export or delete a chat", "F2"),
+    SlashCommand("chats", "[WORDS]", "find, resume, rename, export, delete", "F2"),
     SlashCommand("models", "", "choose the model", "F3", plain=False),
     SlashCommand("model", "NAME|FILE", "switch to another model"),
     SlashCommand("settings", "", "sampling, guard strength, theme", "F4", plain=False),
@@ -56,7 +56,7 @@ COMMANDS: tuple[SlashCommand, ...] = (
     SlashCommand("theme", "[dark|light]", "dark or light", plain=False),
     SlashCommand("quit", "", "leave", "Ctrl+Q"),
 )
-_BY_NAME = {command.name: command for command in COMMANDS}
+COMMANDS_BY_NAME = {command.name: command for command in COMMANDS}
 
 
 def parse_command(text: str) -> tuple[SlashCommand, str] | None:
@@ -68,11 +68,11 @@ def parse_command(text: str) -> tuple[SlashCommand, str] | None:
     if not line.startswith("/") or line.startswith("//") or "\n" in line:
         return None
     name, _, argument = line[1:].partition(" ")
-    if name in _BY_NAME:
-        return _BY_NAME[name], argument.strip()
-    if names_existing_path(line):
+    if name in COMMANDS_BY_NAME:
+        return COMMANDS_BY_NAME[name], argument.strip()
+    if names_existing_path(line) or split_media_paths(line)[1]:
         return None
-    near = get_close_matches(name, _BY_NAME, n=1)
+    near = get_close_matches(name, COMMANDS_BY_NAME, n=1)
     hint = f"did you mean /{near[0]}? " if near else ""
     raise InputError(f"unknown command {'/' + name!r}; {hint}/help lists them")
 

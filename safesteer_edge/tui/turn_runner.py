@@ -6,10 +6,11 @@ import time
 from typing import TYPE_CHECKING
 
 from safesteer_edge.guard.events import PrefillDone
-from safesteer_edge.tui.chat_state import ChatState, ask_turn, continue_turn
+from safesteer_edge.tui.chat_state import ChatState, ask, go_on
 from safesteer_edge.tui.engine_thread import EngineThread, TurnDone
-from safesteer_edge.tui.turn_record import TurnRecord, restored_messages
-from safesteer_edge.tui.widgets.bars import StatusBar, live_figures, turn_figures
+from safesteer_edge.tui.figures import live_figures, turn_figures
+from safesteer_edge.tui.shown_turn import ShownTurn
+from safesteer_edge.tui.widgets.bars import StatusBar
 from safesteer_edge.tui.widgets.inspector import Inspector
 from safesteer_edge.tui.widgets.risk_line import RiskLine
 from safesteer_edge.tui.widgets.transcript import Transcript
@@ -32,96 +33,107 @@ class TurnRunner:
         self._engine = engine
         self._state = state
         self._number = 0
-        self._record: TurnRecord | None = None
+        self._turn: ShownTurn | None = None
         self._view: TurnView | None = None
         self._timer: Timer | None = None
         self._decode_started_s = 0.0
 
     @property
-    def record(self) -> TurnRecord | None:
+    def turn(self) -> ShownTurn | None:
         """The turn that runs or waits for the model; None: none does."""
-        return self._record
+        return self._turn
 
-    async def ask(self, record: TurnRecord) -> None:
-        """Add a turn to the chat and ask it."""
+    async def ask(self, turn: ShownTurn, *, in_place_of: str | None) -> None:
+        """Add a turn to the chat and ask it. in_place_of: a question in the chat's file."""
         state = self._state
-        state.records.append(record)
-        before, settings = state.messages_before(record), state.settings
-        view = await self._screen.query_one(Transcript).add(record)
-        self._begin(record, view)
+        state.turns.append(turn)
+        settings, system = state.settings, state.system
+        view = await self._screen.query_one(Transcript).add(turn)
+        self._begin(turn, view)
         self._engine.run_turn(
-            self._number, lambda session: ask_turn(session, record, before, settings)
+            self._number,
+            lambda chat: ask(chat, turn, settings, system=system, in_place_of=in_place_of),
         )
 
-    def go_on(self, record: TurnRecord) -> None:
+    def go_on(self, turn: ShownTurn) -> None:
         """Continue the last answer."""
-        state = self._state
-        messages, settings = restored_messages(state.system, state.records), state.settings
-        record.continued()
-        self._begin(record, self._screen.query_one(Transcript).view_of(record))
-        self._engine.run_turn(
-            self._number, lambda session: continue_turn(session, messages, settings)
-        )
+        settings = self._state.settings
+        turn.continued()
+        view = self._screen.query_one(Transcript).view_of(turn)
+        self._begin(turn, view)
+        if view is not None:
+            view.show_outcome()
+        self._engine.run_turn(self._number, lambda chat: go_on(chat, settings))
 
-    async def done(self, told: TurnDone) -> TurnRecord | None:
+    async def done(self, told: TurnDone) -> ShownTurn | None:
         """Show the end of a turn; returns it, None if it is one of a chat that was left."""
-        if told.turn != self._number or self._record is None:
+        if told.turn != self._number or self._turn is None:
             self._engine.take_events()
             return None
         self.show_events()
-        record, view = self._record, self._view
+        turn, view = self._turn, self._view
         self._forget()
-        record.error = told.error
+        turn.error = told.error
+        if told.error is not None:
+            turn.end = "died"
+        self._state.take_ids(turn, told.branch)
+        self._state.chat_id = told.chat_id
         if view is not None:
             await view.settled()
             view.show_outcome()
-        return record
+        return turn
 
     def leave(self) -> None:
         """Stop what runs; its end is not shown any more."""
-        if self._record is not None:
+        if self._turn is not None:
             self._engine.cancel()
             self._number += 1
             self._forget()
 
     def show_events(self) -> None:
         """Show what came since the last frame."""
-        record, screen = self._record, self._screen
-        if record is None:
+        turn, screen = self._turn, self._screen
+        if turn is None:
             return
         events = self._engine.take_events()
         if not events:
             return
         if any(isinstance(event, PrefillDone) for event in events):
             self._decode_started_s = time.perf_counter()
-        text = "".join([record.feed(event) for event in events])
+        n_media = len(turn.media)
+        text = "".join([turn.feed(event) for event in events])
         if self._view is not None and text:
             self._view.show_waiting("")
             self._view.write(text)
-        screen.query_one(RiskLine).show(record, self._risk_limit())
+        if self._view is not None and len(turn.media) > n_media:
+            self._view.show_media()
+        screen.query_one(RiskLine).show(turn, self._risk_limit())
         elapsed_s = time.perf_counter() - self._decode_started_s
-        figures = live_figures(record, elapsed_s, self._n_ctx())
+        figures = live_figures(turn, elapsed_s, self._n_ctx())
         screen.query_one(StatusBar).show_figures(figures)
-        screen.query_one(Inspector).show_live(record)
+        screen.query_one(Inspector).show_live(turn)
 
-    def _begin(self, record: TurnRecord, view: TurnView | None) -> None:
+    def final_figures(self, turn: ShownTurn) -> str:
+        """The figures of a turn that is over."""
+        return turn_figures(turn, self._n_ctx())
+
+    def _begin(self, turn: ShownTurn, view: TurnView | None) -> None:
         self._number += 1
-        self._record, self._view = record, view
+        self._turn, self._view = turn, view
         self._timer = self._screen.set_interval(FRAME_S, self.show_events)
         screen = self._screen
-        has_model = self._state.info is not None
-        screen.query_one(StatusBar).show_state("● answering" if has_model else "○ loading")
         screen.query_one(StatusBar).show_figures("")
-        if has_model:
-            screen.query_one(RiskLine).show(record, self._risk_limit())
+        if self._state.info is not None:
+            screen.query_one(StatusBar).show_state("● answering")
+            screen.query_one(RiskLine).show(turn, self._risk_limit())
         elif view is not None:
-            view.show_waiting("waiting for the model to load …   Esc stops")
+            view.show_waiting("waiting for the model …   Esc takes the question back")
         screen.query_one(Transcript).follow()
 
     def _forget(self) -> None:
         if self._timer is not None:
             self._timer.stop()
-        self._record = self._view = self._timer = None
+        self._turn = self._view = self._timer = None
         self._screen.query_one(RiskLine).hide()
 
     def _n_ctx(self) -> int | None:
@@ -130,7 +142,3 @@ class TurnRunner:
     def _risk_limit(self) -> float | None:
         info = self._state.info
         return info.policy.risk_limit if info and info.policy else None
-
-    def final_figures(self, record: TurnRecord) -> str:
-        """The figures of a turn that is over."""
-        return turn_figures(record, self._n_ctx())

@@ -41,7 +41,7 @@ class Driver:
 
     async def sees(self, text: str) -> None:
         """Wait until the screen shows a text."""
-        await self.until(lambda: text in self.screen_text(), f"the screen to show {text!r}")
+        await self.until(lambda: self._shows(text), f"the screen to show {text!r}")
 
     async def sees_no(self, text: str) -> None:
         """Wait until the screen shows it no longer."""
@@ -60,10 +60,15 @@ class Driver:
     async def ready(self) -> None:
         """Wait until no answer is being written."""
         await self.until(
-            lambda: self.app.chat.runner.record is None and self.app.state.info is not None,
+            lambda: self.app.chat.runner.turn is None and self.app.state.info is not None,
             "the answer to end",
         )
         await self.pilot.pause()
+
+    def _shows(self, text: str) -> bool:
+        seen = self.screen_text()
+        said = [notification.message for notification in self.app._notifications]
+        return text in seen or any(text in message for message in said)
 
     def screen_text(self) -> str:
         """What stands on the screen."""

@@ -145,6 +145,7 @@ class ScriptedSession:
         images: Sequence[Path] = (),
         sounds: Sequence[Path] = (),
         system: str | None = None,
+        answer_prefix: str = "",
     ) -> Generator[Event, None, None]:
         """Answer as the script says."""
         self._cancelled.clear()

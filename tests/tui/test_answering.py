@@ -20,7 +20,7 @@ def test_an_answer_is_shown_as_markdown():
             await driver.sees("Here is bold text.")
             await driver.sees("• second")
             await driver.ready()
-            assert driver.app.state.records[0].text == "Here is **bold** text.\n\n- first\n- second"
+            assert driver.app.state.turns[0].text == "Here is **bold** text.\n\n- first\n- second"
 
     driven(test())
 
@@ -31,7 +31,7 @@ def test_one_can_ask_while_the_model_is_loading():
         async with opened(model) as driver:
             await driver.sees("no model yet")
             await driver.send("hello")
-            await driver.sees("waiting for the model to load")
+            await driver.sees("waiting for the model")
             assert model.load_gate is not None
             model.load_gate.set()
             await driver.sees("You said: hello")
@@ -47,7 +47,7 @@ def test_escape_stops_an_answer_and_keeps_what_was_said():
             await driver.sees("one two three")
             await driver.press("escape")
             await driver.sees("stopped by you")
-            assert driver.app.state.records[0].text == "one two three"
+            assert driver.app.state.turns[0].text == "one two three"
             await driver.send("hello")
             await driver.sees("You said: hello")
             texts = [message.text for message in model.session.messages]
@@ -68,7 +68,7 @@ def test_a_stopped_answer_can_be_continued():
             await driver.send("/continue")
             await driver.sees(LONG)
             await driver.ready()
-            assert driver.app.state.records[0].text == LONG
+            assert driver.app.state.turns[0].text == LONG
             await driver.sees_no("stopped by you")
 
     driven(test())
@@ -98,7 +98,7 @@ def test_a_refused_turn_says_why_and_what_to_do():
             await driver.sees("The answer stayed harmful whatever words were chosen.")
             await driver.pilot.click("TurnView Button")
             await driver.sees("Edit the question")
-            assert driver.app.state.edited is driver.app.state.records[0]
+            assert driver.app.state.edited is driver.app.state.turns[0]
 
     driven(test())
 

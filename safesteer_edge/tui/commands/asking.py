@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safesteer_edge.errors import InputError
-from safesteer_edge.tui.turn_record import TurnRecord
+from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.typed_paths import is_sound
 from safesteer_edge.tui.widgets.composer import Composer
 from safesteer_edge.tui.widgets.transcript import Transcript
@@ -23,34 +22,36 @@ async def send(screen: ChatScreen, text: str) -> None:
     sounds = tuple(path for path in state.attachments if is_sound(path))
     state.attachments.clear()
     await screen.attach([])
-    if state.edited is not None:
-        await _cut_from(screen, state.edited)
-        state.edited = None
-    await _ask(screen, text, images, sounds)
+    edited, state.edited = state.edited, None
+    in_place_of = None
+    if edited is not None:
+        in_place_of = await _cut_from(screen, edited)
+    await _ask(screen, ShownTurn(text, images, sounds), in_place_of)
 
 
 async def regenerate(screen: ChatScreen, argument: str) -> None:
-    """Answer a question anew, with the next seed; what followed it goes."""
+    """Answer a question anew, with the next seed; what followed it stays in the file alone."""
     state = screen.state
-    record = state.numbered(argument)
-    _check_idle(screen)
+    turn = state.numbered(argument)
+    check_idle(screen)
     sampling = state.settings.sampling
     state.settings = replace(
         state.settings, sampling=replace(sampling, seed=(sampling.seed + 1) % (2**32 - 1))
     )
-    await _cut_from(screen, record)
-    await _ask(screen, record.question, record.images, record.sounds)
+    in_place_of = await _cut_from(screen, turn)
+    again = ShownTurn(turn.question, turn.images, turn.sounds, turn.media_names)
+    await _ask(screen, again, in_place_of)
 
 
 async def edit(screen: ChatScreen, argument: str) -> None:
     """Put a question back into the input; sending it replaces all that came after."""
     state = screen.state
-    record = state.numbered(argument)
-    _check_idle(screen)
-    state.edited = record
-    state.attachments[:] = [*record.images, *record.sounds]
+    turn = state.numbered(argument)
+    check_idle(screen)
+    state.edited = turn
+    state.attachments[:] = [*turn.images, *turn.sounds]
     await screen.attach([])
-    screen.query_one(Composer).replace_text(record.question)
+    screen.query_one(Composer).replace_text(turn.question)
     screen.show_bars()
     screen.action_focus_composer()
 
@@ -66,33 +67,30 @@ async def leave_edit(screen: ChatScreen) -> None:
 
 async def continue_answer(screen: ChatScreen, _argument: str) -> None:
     """Go on with the last answer."""
-    record = screen.state.numbered("")
-    _check_idle(screen)
-    if not record.can_continue:
+    turn = screen.state.numbered("")
+    check_idle(screen)
+    if not turn.can_continue:
         raise InputError("the last answer is complete; there is nothing to go on with")
-    view = screen.query_one(Transcript).view_of(record)
-    if view is not None:
-        view.show_outcome()
-    screen.runner.go_on(record)
+    screen.runner.go_on(turn)
 
 
-async def _ask(
-    screen: ChatScreen, text: str, images: tuple[Path, ...], sounds: tuple[Path, ...]
-) -> None:
-    state = screen.state
-    model = state.info.model_name if state.info else ""
-    record = TurnRecord(text, images, sounds, guard=state.settings.guard, model=model)
-    await screen.runner.ask(record)
-    screen.turn_started(record)
-
-
-async def _cut_from(screen: ChatScreen, record: TurnRecord) -> None:
-    records = screen.state.records
-    del records[records.index(record) :]
-    screen.cut_to(len(records))
-    await screen.query_one(Transcript).show_chat(records)
-
-
-def _check_idle(screen: ChatScreen) -> None:
-    if screen.runner.record is not None:
+def check_idle(screen: ChatScreen) -> None:
+    """Raise InputError while an answer is being written."""
+    if screen.runner.turn is not None:
         raise InputError("an answer is being written; Esc stops it first")
+
+
+async def _ask(screen: ChatScreen, turn: ShownTurn, in_place_of: str | None) -> None:
+    turn.guard = screen.state.settings.guard
+    turn.media_names = turn.media_names or tuple(p.name for p in (*turn.images, *turn.sounds))
+    await screen.runner.ask(turn, in_place_of=in_place_of)
+    screen.show_bars()
+
+
+async def _cut_from(screen: ChatScreen, turn: ShownTurn) -> str | None:
+    """Take a turn and what follows it off the screen; returns what stands there in the file."""
+    state = screen.state
+    recorded = state.recorded_from(turn)
+    del state.turns[state.turns.index(turn) :]
+    await screen.query_one(Transcript).show_chat(state.turns)
+    return recorded

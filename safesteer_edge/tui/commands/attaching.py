@@ -48,7 +48,7 @@ def check_attachment(screen: ChatScreen, path: Path) -> None:
         raise MediaError(f"cannot attach {name}: there is no such file; check the path")
     if not is_media(path):
         raise MediaError(
-            f"cannot attach {name}: neither picture (PNG, JPEG, WebP, GIF, BMP) nor sound "
+            f"cannot attach {name}: neither picture (PNG, JPEG, WebP, GIF, BMP, TIFF) nor sound "
             "(WAV, FLAC, MP3); convert it first"
         )
     info = screen.state.info

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from safesteer_edge.tui.commands import asking, attaching, guarding, looking
+from safesteer_edge.tui.commands import (
+    asking,
+    attaching,
+    chats,
+    exporting,
+    guarding,
+    looking,
+    modelling,
+    setting,
+)
+from safesteer_edge.tui.turn_commands import TURN_COMMANDS
 
 if TYPE_CHECKING:
     from safesteer_edge.tui.screens.chat_screen import ChatScreen
@@ -20,12 +30,17 @@ HANDLERS: dict[str, Callable[[ChatScreen, str], Awaitable[None]]] = {
     "regenerate": asking.regenerate,
     "edit": asking.edit,
     "continue": asking.continue_answer,
-    "guard": guarding.guard,
-    "strength": guarding.strength,
-    "threshold": guarding.threshold,
-    "temperature": guarding.temperature,
-    "seed": guarding.seed,
+    **{name: guarding.turn_command(name) for name in TURN_COMMANDS},
     "system": guarding.system,
+    "new": chats.new,
+    "chats": chats.chats,
+    "fork": chats.fork,
+    "rename": chats.rename,
+    "export": exporting.export,
+    "settings": setting.settings,
+    "models": modelling.models,
+    "model": modelling.model,
+    "compare": modelling.compare,
     "attach": attaching.attach,
     "detach": attaching.detach,
 }

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safesteer_edge.errors import InputError, SettingsError
-from safesteer_edge.formats.atomic_write import atomic_write
+from safesteer_edge.errors import InputError
 from safesteer_edge.tui.chat_copy import text_to_copy
+from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.themes import DARK, LIGHT
-from safesteer_edge.tui.turn_record import TurnRecord
+from safesteer_edge.tui.trace_file import write_trace
 from safesteer_edge.tui.widgets.inspector import Inspector
 
 if TYPE_CHECKING:
@@ -27,20 +24,20 @@ async def help_(screen: ChatScreen, _argument: str) -> None:
 
 async def inspect(screen: ChatScreen, _argument: str) -> None:
     """Open the inspector at the last answer, or close it."""
-    records = screen.state.records
+    turns = screen.state.turns
     if screen.query_one(Inspector).is_shown:
         close_inspector(screen)
     else:
-        show_in_inspector(screen, records[-1] if records else None)
+        show_in_inspector(screen, turns[-1] if turns else None)
 
 
-def show_in_inspector(screen: ChatScreen, record: TurnRecord | None) -> None:
+def show_in_inspector(screen: ChatScreen, turn: ShownTurn | None) -> None:
     """Show a turn in the inspector."""
     inspector = screen.query_one(Inspector)
     inspector.set_class(True, "-shown")
     screen.set_class(True, "-inspecting")
     info = screen.state.info
-    inspector.show_turn(record, info.policy if info else None)
+    inspector.show_turn(turn, info.policy if info else None)
     inspector.scroll_home(animate=False)
 
 
@@ -52,25 +49,15 @@ def close_inspector(screen: ChatScreen) -> None:
 
 async def copy(screen: ChatScreen, argument: str) -> None:
     """Copy by OSC 52, which reaches the clipboard over SSH as well."""
-    text, what = text_to_copy(screen.state.records, argument)
+    text, what = text_to_copy(screen.state.turns, argument)
     screen.app.copy_to_clipboard(text)
     screen.say(f"copied {what}")
 
 
 async def trace(screen: ChatScreen, argument: str) -> None:
     """Write every step of the last answer, one JSON object a line."""
-    record = screen.state.numbered("")
-    if not record.steps:
-        raise InputError("the last answer has no steps here; regenerate it to have them")
-    path = Path(argument or "safesteer-trace.jsonl").expanduser()
-    lines = [json.dumps(asdict(step), ensure_ascii=False) + "\n" for step in record.steps]
-    try:
-        atomic_write(path, "".join(lines).encode())
-    except OSError as error:
-        raise SettingsError(
-            f"cannot write {str(path)!r}: {error.strerror}; give a file in a writable folder"
-        ) from error
-    screen.say(f"wrote {len(lines)} steps to {path}")
+    path, n_steps = write_trace(screen.state.numbered(""), argument)
+    screen.say(f"wrote {n_steps} steps to {path}")
 
 
 async def theme(screen: ChatScreen, argument: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,15 +13,26 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.screen import Screen
+from textual.timer import Timer
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from safesteer_edge.chat.display_text import strip_control_characters
+from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.errors import SafeSteerError
+from safesteer_edge.recorded_chat import RecordedChat
+from safesteer_edge.settings import SessionSettings
 from safesteer_edge.tui.chat_state import ChatState
 from safesteer_edge.tui.commands import asking, attaching, looking
 from safesteer_edge.tui.commands.handlers import HANDLERS
-from safesteer_edge.tui.engine_thread import EngineThread, ModelFailed, ModelOpened, Told
+from safesteer_edge.tui.engine_thread import (
+    EngineThread,
+    ModelFailed,
+    ModelOpened,
+    NotSaved,
+    Told,
+    TurnDone,
+)
 from safesteer_edge.tui.guard_words import MODE_MEANINGS
 from safesteer_edge.tui.messages import (
     CompletionsWanted,
@@ -27,8 +41,14 @@ from safesteer_edge.tui.messages import (
     Submitted,
     TurnAction,
 )
-from safesteer_edge.tui.slash_commands import matching_commands, parse_command
-from safesteer_edge.tui.turn_record import TurnRecord
+from safesteer_edge.tui.screens.compare_screen import COMPARISON_TURNS, CompareScreen
+from safesteer_edge.tui.screens.models_screen import ModelLister
+from safesteer_edge.tui.shown_turn import ShownTurn
+from safesteer_edge.tui.slash_commands import (
+    COMMANDS_BY_NAME,
+    matching_commands,
+    parse_command,
+)
 from safesteer_edge.tui.turn_runner import TurnRunner
 from safesteer_edge.tui.typed_paths import split_media_paths
 from safesteer_edge.tui.widgets.attachment_bar import AttachmentBar, AttachmentRemoved
@@ -38,7 +58,9 @@ from safesteer_edge.tui.widgets.inspector import Inspector
 from safesteer_edge.tui.widgets.risk_line import RiskLine
 from safesteer_edge.tui.widgets.transcript import Transcript
 from safesteer_edge.tui.widgets.welcome import Welcome
+from safesteer_edge.user_settings.schema import UserSettings
 
+_NUMBERED = ("edit", "regenerate", "fork")  # commands that take a turn's number
 _INPUT_HINTS = "Enter sends · Ctrl+J new line · Ctrl+O picture · / commands"
 _EDIT_HINTS = "Enter sends it again, in place of what followed · Esc leaves it as it was"
 
@@ -50,7 +72,7 @@ class ChatScreen(Screen[None]):
     AUTO_FOCUS = "Composer"
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "interrupt", "Stop", show=False),
+        Binding("escape", "interrupt", "Stop", show=False, id="chat.interrupt"),
         *(
             Binding(key, f"command('{name}')", label, priority=True, id=f"chat.{name}")
             for key, name, label in (
@@ -74,6 +96,7 @@ class ChatScreen(Screen[None]):
         & #completions {
             display: none; height: auto; max-height: 8; margin: 0 1; padding: 0;
             border: round $border; background: $surface;
+            text-wrap: nowrap; text-overflow: ellipsis;
             &.-shown { display: block; }
         }
         & #problem {
@@ -86,8 +109,24 @@ class ChatScreen(Screen[None]):
     }
     """
 
-    def __init__(self, engine: EngineThread, state: ChatState, *, show_images: bool) -> None:
+    def __init__(
+        self,
+        engine: EngineThread,
+        state: ChatState,
+        settings: SessionSettings,
+        *,
+        show_images: bool,
+        model_lister: ModelLister,
+        store: ChatStore | None,
+        user_settings: UserSettings,
+    ) -> None:
+        """settings: of the model that is loaded, or will be. store: None saves nothing."""
         super().__init__()
+        self.session_settings = settings
+        self.model_lister = model_lister
+        self.store = store
+        self.user_settings = user_settings
+        self._loading: Timer | None = None
         self.state = state
         self.engine = engine
         self.runner = TurnRunner(self, engine, state)
@@ -111,30 +150,47 @@ class ChatScreen(Screen[None]):
 
     async def on_mount(self) -> None:
         """Show the chat that there is."""
-        self.query_one(StatusBar).show_state("○ loading the model")
         await self.show_chat()
+        self.load(self.session_settings, self.session_settings.model or "the model")
 
     # -- what the engine says ---------------------------------------------------------------------
 
     async def told(self, told: Told) -> None:
         """The engine's thread says something."""
         status = self.query_one(StatusBar)
+        if isinstance(told, TurnDone) and told.turn in COMPARISON_TURNS:
+            if isinstance(self.app.screen, CompareScreen):
+                await self.app.screen.told(told)
+            return
+        if isinstance(told, ModelOpened | ModelFailed) and self._loading is not None:
+            self._loading.stop()
         if isinstance(told, ModelOpened):
             self.state.info = told.info
             self._show_problem("")
-            status.show_state("● answering" if self.runner.record else "● ready")
+            status.show_state("● answering" if self.runner.turn else "● ready")
             self.show_bars()
+            if told.chat_left is not None:
+                self._leave_chat(told.chat_left)
+        elif isinstance(told, NotSaved):
+            self.complain(f"this chat is not saved: {told.problem}")
         elif isinstance(told, ModelFailed):
             self.state.info = None
             status.show_state("✗ no model", failed=True)
             self.show_bars()
             self._show_problem(told.error)
         else:
-            record = await self.runner.done(told)
+            turn = await self.runner.done(told)
             if told.info is not None:
                 self.state.info = told.info
-            if record is not None:
-                self._turn_ended(record)
+            if turn is not None:
+                self._turn_ended(turn)
+
+    def _leave_chat(self, why_not: str) -> None:
+        """The model cannot go on with the chat, which is kept: another begins."""
+        self.state.turns.clear()
+        self.state.title, self.state.chat_id = "", None
+        self.run_worker(self.show_chat())
+        self.complain(f"a new chat begins, since this model cannot go on with the last: {why_not}")
 
     def _show_problem(self, text: str) -> None:
         """Why there is no model, until there is one; empty: there is one."""
@@ -144,14 +200,13 @@ class ChatScreen(Screen[None]):
         problem.border_subtitle = "F3 chooses another"
         problem.display = bool(text)
 
-    def _turn_ended(self, record: TurnRecord) -> None:
+    def _turn_ended(self, turn: ShownTurn) -> None:
         status = self.query_one(StatusBar)
         status.show_state("● ready" if self.state.info else "✗ no model")
-        status.show_figures(self.runner.final_figures(record))
+        status.show_figures(self.runner.final_figures(turn))
         if self.query_one(Inspector).is_shown:
-            looking.show_in_inspector(self, record)
+            looking.show_in_inspector(self, turn)
         self.show_bars()
-        self.chat_changed()
 
     # -- what the person does ---------------------------------------------------------------------
 
@@ -166,9 +221,13 @@ class ChatScreen(Screen[None]):
         composer = self.query_one(Composer)
         command = parse_command(typed)
         if command is not None:
-            composer.remember(typed.strip())
             composer.text = ""
-            await HANDLERS[command[0].name](self, command[1])
+            try:
+                await HANDLERS[command[0].name](self, command[1])
+            except SafeSteerError:
+                composer.replace_text(typed)  # to be mended
+                raise
+            composer.remember(typed.strip())
             return
         text, paths = split_media_paths(typed)
         await self.attach(paths)
@@ -177,7 +236,7 @@ class ChatScreen(Screen[None]):
             return
         if not text.strip() and not self.state.attachments:
             return
-        if self.runner.record is not None:
+        if self.runner.turn is not None:
             self.complain("an answer is being written; Esc stops it, then send this")
             return
         composer.remember(typed)
@@ -187,19 +246,19 @@ class ChatScreen(Screen[None]):
     async def on_turn_action(self, message: TurnAction) -> None:
         """A key on a turn."""
         try:
-            await self._act_on(message.record, message.action)
+            await self._act_on(message.turn, message.action)
         except SafeSteerError as error:
             self.complain(str(error))
 
-    async def _act_on(self, record: TurnRecord, action: str) -> None:
-        number = str(self.state.records.index(record) + 1)
+    async def _act_on(self, turn: ShownTurn, action: str) -> None:
+        number = str(self.state.turns.index(turn) + 1)
         if action == "inspect":
-            looking.show_in_inspector(self, record)
+            looking.show_in_inspector(self, turn)
         elif action == "copy":
-            self.app.copy_to_clipboard(record.text)
+            self.app.copy_to_clipboard(turn.text)
             self.say("copied the answer")
         else:
-            await HANDLERS[action](self, "" if action in ("continue", "new") else number)
+            await HANDLERS[action](self, number if action in _NUMBERED else "")
 
     async def action_command(self, name: str) -> None:
         """A key that stands for a slash command."""
@@ -208,9 +267,18 @@ class ChatScreen(Screen[None]):
         except SafeSteerError as error:
             self.complain(str(error))
 
+    async def choose_command(self, name: str) -> None:
+        """A command chosen in the menu: done, or put into the input if it needs an argument."""
+        argument = COMMANDS_BY_NAME[name].argument
+        if argument and not argument.startswith("["):
+            self.query_one(Composer).replace_text(f"/{name} ")
+            self.action_focus_composer()
+        else:
+            await self.action_command(name)
+
     async def action_interrupt(self) -> None:
         """Escape: stop the answer, else leave what is open."""
-        if self.runner.record is not None:
+        if self.runner.turn is not None:
             self.engine.cancel()
             self.query_one(StatusBar).show_state("■ stopping")
         elif self.state.edited is not None:
@@ -243,7 +311,7 @@ class ChatScreen(Screen[None]):
         completions.clear_options()
         completions.add_options(
             [
-                Option(Content(f"{c.usage:<34.34} ") + Content.styled(c.help, "$foreground 60%"))
+                Option(Content(f"{c.usage:<30.30} ") + Content.styled(c.help, "$foreground 60%"))
                 for c in commands
             ]
         )
@@ -256,6 +324,24 @@ class ChatScreen(Screen[None]):
         composer.focus()
 
     # -- what others ask of the screen ------------------------------------------------------------
+
+    def load(self, settings: SessionSettings, name: str) -> None:
+        """Free the model that is loaded, and load this one; the seconds that it takes are shown."""
+        self.session_settings = settings
+        self.state.info = None
+        self.show_bars()
+        started_s = time.monotonic()
+        status = self.query_one(StatusBar)
+
+        def show() -> None:
+            waited_s = time.monotonic() - started_s
+            status.show_state(f"○ loading {name}" + (f", {waited_s:.0f} s" if waited_s > 1 else ""))
+
+        show()
+        if self._loading is not None:
+            self._loading.stop()
+        self._loading = self.set_interval(0.5, show)
+        self.engine.open(settings)
 
     async def attach(self, paths: list[Path]) -> None:
         """Add files to the next message."""
@@ -279,7 +365,7 @@ class ChatScreen(Screen[None]):
 
     async def show_chat(self) -> None:
         """Show the chat that the state holds, from its end."""
-        await self.query_one(Transcript).show_chat(self.state.records)
+        await self.query_one(Transcript).show_chat(self.state.turns)
         await self.query_one(AttachmentBar).show(self.state.attachments)
         self.query_one(StatusBar).show_figures("")
         self.show_bars()
@@ -300,15 +386,20 @@ class ChatScreen(Screen[None]):
         composer.border_title = "Edit the question" if is_editing else title or None
         composer.border_subtitle = _EDIT_HINTS if is_editing else _INPUT_HINTS
 
-    def turn_started(self, record: TurnRecord) -> None:
-        """A question was asked."""
-        self.show_bars()
+    def do_with_chat(self, work: Callable[[RecordedChat], None]) -> None:
+        """Let the engine's thread do something; if it fails, say so."""
 
-    def cut_to(self, n_turns: int) -> None:
-        """Turns from this one on are gone."""
+        async def wait() -> None:
+            try:
+                await asyncio.wrap_future(self.engine.call(work))
+            except SafeSteerError as error:
+                self.complain(str(error))
 
-    def chat_changed(self) -> None:
-        """Something that is kept with the chat is different now."""
+        self.run_worker(wait())
+
+    async def rename_current(self, title: str) -> None:
+        """Give the chat that is open a title. Raises SafeSteerError."""
+        await HANDLERS["rename"](self, title)
 
     def complain(self, text: str) -> None:
         """Say what does not work, and what to do."""

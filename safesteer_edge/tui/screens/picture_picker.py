@@ -20,6 +20,10 @@ from safesteer_edge.tui.widgets.picture import Picture
 class _MediaTree(DirectoryTree):
     """Folders, and files that a message can carry; hidden ones are left out."""
 
+    ICON_NODE = "▸ "
+    ICON_NODE_EXPANDED = "▾ "
+    ICON_FILE = "▣ "
+
     def filter_paths(self, paths: Iterable[Path]) -> Iterable[Path]:
         return [p for p in paths if not p.name.startswith(".") and (p.is_dir() or is_media(p))]
 

@@ -50,7 +50,7 @@ class AttachmentBar(Horizontal):
         self.set_class(bool(paths), "-shown")
         await self.remove_children()
         chips = [
-            _Chip(i, f"{'♪' if is_sound(path) else '▣'} {_short(path)} ✕")
+            _Chip(i, f"{'♪' if is_sound(path) else '▣'} {_short(path)} ×")
             for i, path in enumerate(paths)
         ]
         await self.mount_all([*chips, Static(Content("Backspace removes"), classes="hint")])

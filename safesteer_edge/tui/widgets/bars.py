@@ -10,7 +10,6 @@ from textual.widgets import Static
 from safesteer_edge.chat.display_text import strip_control_characters
 from safesteer_edge.guard.policy import GuardMode
 from safesteer_edge.tui.guard_words import MODE_LABELS
-from safesteer_edge.tui.turn_record import TurnRecord
 
 
 class TopBar(Horizontal):
@@ -19,8 +18,14 @@ class TopBar(Horizontal):
     DEFAULT_CSS = """
     TopBar {
         height: 1; background: $surface; padding: 0 1;
-        & #chat-title { width: 1fr; color: $foreground; text-style: bold; }
-        & #model-name { width: auto; max-width: 60%; color: $foreground 75%; padding: 0 2; }
+        & #chat-title {
+            width: 1fr; color: $foreground; text-style: bold;
+            text-wrap: nowrap; text-overflow: ellipsis;
+        }
+        & #model-name {
+            width: auto; max-width: 50%; color: $foreground 75%; padding: 0 2;
+            text-wrap: nowrap; text-overflow: ellipsis;
+        }
         & #guard-mode { width: auto; color: $primary; text-style: bold; }
         &.-monitor #guard-mode { background: $warning; color: $background; padding: 0 1; }
         &.-off #guard-mode { background: $error; color: $background; padding: 0 1; }
@@ -49,7 +54,10 @@ class StatusBar(Horizontal):
     StatusBar {
         height: 1; background: $surface; padding: 0 1; color: $foreground 75%;
         & #state { width: auto; padding: 0 2 0 0; }
-        & #figures { width: 1fr; color: $foreground 60%; }
+        & #figures {
+            width: 1fr; color: $foreground 60%; margin: 0 2 0 0;
+            text-wrap: nowrap; text-overflow: ellipsis;
+        }
         & #help-keys { width: auto; color: $foreground 60%; }
         &.-failed #state { color: $text-error; text-style: bold; }
     }
@@ -69,32 +77,3 @@ class StatusBar(Horizontal):
     def show_figures(self, text: str) -> None:
         """Show figures; empty: none."""
         self.query_one("#figures", Static).update(Content(text))
-
-
-def turn_figures(record: TurnRecord, n_ctx: int | None) -> str:
-    """Speed, time to the first text and context of a turn that is over."""
-    ended = record.ended
-    if ended is None:
-        return ""
-    parts = [f"{ended.timings.tokens_per_second:.1f} tokens/s"]
-    if record.text:
-        parts.append(f"first text {ended.timings.ttft_s:.2f} s")
-    if n_ctx:
-        parts.append(context_used(ended.usage.prompt_tokens + ended.usage.completion_tokens, n_ctx))
-    return " · ".join(parts)
-
-
-def live_figures(record: TurnRecord, decode_s: float, n_ctx: int | None) -> str:
-    """The same while it streams."""
-    n_steps = len(record.steps)
-    if not n_steps or decode_s <= 0:
-        return ""
-    parts = [f"{n_steps / decode_s:.1f} tokens/s"]
-    if n_ctx and record.prefill is not None:
-        parts.append(context_used(record.prefill.n_prompt_tokens + n_steps, n_ctx))
-    return " · ".join(parts)
-
-
-def context_used(n_tokens: int, n_ctx: int) -> str:
-    """How full the context is."""
-    return f"context {100 * n_tokens / n_ctx:.0f} % of {n_ctx}"

@@ -11,8 +11,8 @@ from safesteer_edge.chat.display_text import strip_control_characters
 from safesteer_edge.guard.events import Candidate, Step
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.tui.guard_words import MODE_MEANINGS
+from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.sparkline import sparkline
-from safesteer_edge.tui.turn_record import TurnRecord
 
 _MAX_HEAT_STEPS = 600
 _MAX_INTERVENTIONS = 50
@@ -35,7 +35,7 @@ class Inspector(VerticalScroll):
 
     def __init__(self) -> None:
         super().__init__(id="inspector")
-        self._record: TurnRecord | None = None
+        self._turn: ShownTurn | None = None
         self._policy: GuardPolicy | None = None
 
     def compose(self) -> ComposeResult:
@@ -55,41 +55,41 @@ class Inspector(VerticalScroll):
         return self.has_class("-shown")
 
     @property
-    def record(self) -> TurnRecord | None:
+    def turn(self) -> ShownTurn | None:
         """The turn that it shows."""
-        return self._record
+        return self._turn
 
-    def show_turn(self, record: TurnRecord | None, policy: GuardPolicy | None) -> None:
+    def show_turn(self, turn: ShownTurn | None, policy: GuardPolicy | None) -> None:
         """Show a turn, whole."""
-        self._record, self._policy = record, policy
+        self._turn, self._policy = turn, policy
         self._update(("verdict", "scores", "steered", "heat"))
 
-    def show_live(self, record: TurnRecord) -> None:
+    def show_live(self, turn: ShownTurn) -> None:
         """Keep up with a turn that streams; cheap while the panel is hidden."""
         if self.is_shown:
-            self._record = record
+            self._turn = turn
             self._update(("verdict", "scores", "steered"))
 
     def _update(self, names: tuple[str, ...]) -> None:
-        record = self._record
+        turn = self._turn
         for name in names:
-            text = Content("ask something first") if record is None else self._section(name, record)
+            text = Content("ask something first") if turn is None else self._section(name, turn)
             self.query_one(f"#{name}", Static).update(text)
-            shown = bool(text.plain) and (record is not None or name == "verdict")
+            shown = bool(text.plain) and (turn is not None or name == "verdict")
             self.query_one(f"#{name}", Static).display = shown
             self.query_one(f"#{name}-heading", Static).display = shown
 
-    def _section(self, name: str, record: TurnRecord) -> Content:
+    def _section(self, name: str, turn: ShownTurn) -> Content:
         if name == "verdict":
-            return verdict(record)
+            return verdict(turn)
         if name == "scores":
-            return self._scores(record)
+            return self._scores(turn)
         if name == "steered":
-            return interventions(record)
-        return heat(record.steps, self._policy)
+            return interventions(turn)
+        return heat(turn.steps, self._policy)
 
-    def _scores(self, record: TurnRecord) -> Content:
-        scores = record.scores
+    def _scores(self, turn: ShownTurn) -> Content:
+        scores = turn.scores
         if not scores:
             return Content("")
         width = max(8, (self.size.width or 44) - 4)
@@ -101,34 +101,34 @@ class Inspector(VerticalScroll):
             lines.append(
                 Content(f"steers above {policy.threshold:.2f}, hard {policy.hard_threshold:.2f}")
             )
-        if record.prefill is not None and record.prefill.prompt_score is not None:
-            lines.append(Content(f"the prompt itself {record.prefill.prompt_score:.2f}"))
+        if turn.prefill is not None and turn.prefill.prompt_score is not None:
+            lines.append(Content(f"the prompt itself {turn.prefill.prompt_score:.2f}"))
         return Content("\n").join(lines)
 
 
-def verdict(record: TurnRecord) -> Content:
+def verdict(turn: ShownTurn) -> Content:
     """What the guard did, in lines."""
-    mode = record.guard
+    mode = turn.guard
     lines = [f"mode     {mode}: {MODE_MEANINGS[mode]}"]
     if mode != "off":
-        steps = len(record.steps)
-        lines.append(f"steps    {steps}, {record.n_interventions} steered")
-        if record.risk is not None:
-            lines.append(f"risk     {record.risk:.2f} at the end")
-        if record.prefill is not None:
-            state = "on: there are pictures or sounds" if record.prefill.vector_active else "off"
+        steps = len(turn.steps)
+        lines.append(f"steps    {steps}, {turn.n_interventions} steered")
+        if turn.risk is not None:
+            lines.append(f"risk     {turn.risk:.2f} at the end")
+        if turn.prefill is not None:
+            state = "on: there are pictures or sounds" if turn.prefill.vector_active else "off"
             lines.append(f"vector   {state}")
-    if record.refusal is not None:
-        lines.append(f"refused  at step {record.refusal.step}: {record.refusal.detail}")
-    if not record.steps and record.is_over:
+    if turn.refusal is not None:
+        lines.append(f"refused  at step {turn.refusal.step}: {turn.refusal.detail}")
+    if not turn.steps and turn.is_over:
         lines.append("steps are not kept with saved chats; regenerate to see them")
     return Content(strip_control_characters("\n".join(lines)))
 
 
-def interventions(record: TurnRecord) -> Content:
+def interventions(turn: ShownTurn) -> Content:
     """The steps at which the guard chose another word: what for what, and the scores."""
-    parts = [_intervention(step) for step in record.interventions[:_MAX_INTERVENTIONS]]
-    n_left = len(record.interventions) - len(parts)
+    parts = [_intervention(step) for step in turn.interventions[:_MAX_INTERVENTIONS]]
+    n_left = len(turn.interventions) - len(parts)
     if n_left:
         parts.append(Content(f"and {n_left} more; /trace writes all of them"))
     return Content("\n").join(parts)

@@ -34,8 +34,8 @@ class Picture(Container):
     """Loads the picture on a thread, then shows it; says so if it cannot."""
 
     DEFAULT_CSS = """
-    Picture { height: auto; width: auto; padding: 0 1; margin: 0 0 1 0;
-              & .problem { color: $text-error; height: auto; } }
+    Picture { height: auto; width: 1fr; padding: 0 1; margin: 0 0 1 0;
+              & .problem { color: $text-error; height: auto; width: 1fr; } }
     """
 
     @dataclass

@@ -6,8 +6,8 @@ from textual.content import Content
 from textual.widgets import Static
 
 from safesteer_edge.tui.guard_words import passages, risk_word
+from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.sparkline import sparkline
-from safesteer_edge.tui.turn_record import TurnRecord
 
 
 class RiskLine(Static):
@@ -18,23 +18,23 @@ class RiskLine(Static):
                &.-shown { display: block; } }
     """
 
-    def show(self, record: TurnRecord, limit: float | None) -> None:
+    def show(self, turn: ShownTurn, limit: float | None) -> None:
         """Show where the turn stands. limit: the risk that ends a turn."""
         self.set_class(True, "-shown")
-        self.update(self._line(record, limit))
+        self.update(self._line(turn, limit))
 
     def hide(self) -> None:
         """Nothing streams any more."""
         self.set_class(False, "-shown")
 
-    def _line(self, record: TurnRecord, limit: float | None) -> Content:
-        if record.prefill is None:
+    def _line(self, turn: ShownTurn, limit: float | None) -> Content:
+        if turn.prefill is None:
             return Content("reading the prompt …   Esc stops")
-        scores = record.scores[-24:]
+        scores = turn.scores[-24:]
         if not scores:
-            words = "answering, unguarded" if record.guard == "off" else "the guard is looking"
+            words = "answering, unguarded" if turn.guard == "off" else "the guard is looking"
             return Content(f"{words} …   Esc stops")
-        risk = record.risk or 0.0
+        risk = turn.risk or 0.0
         word = risk_word(risk, limit)
         style = {"raised": "$text-warning", "near the limit": "bold $text-error"}.get(word, "")
         parts = [
@@ -43,8 +43,8 @@ class RiskLine(Static):
         ]
         if limit is not None:
             parts.append(Content(f" (limit {limit:.2f})"))
-        if record.n_interventions:
-            parts.append(Content.styled(f"  ◆ {passages(record.n_interventions)}", "$text-warning"))
-        elif record.text == "" and record.guard in ("steer", "refuse"):
+        if turn.n_interventions:
+            parts.append(Content.styled(f"  ◆ {passages(turn.n_interventions)}", "$text-warning"))
+        elif turn.text == "" and turn.guard in ("steer", "refuse"):
             parts.append(Content("  weighing before showing"))
         return Content("").join(parts)

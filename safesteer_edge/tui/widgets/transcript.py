@@ -11,7 +11,7 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
-from safesteer_edge.tui.turn_record import TurnRecord
+from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.widgets.turn_view import TurnView
 
 # A turn's Markdown is some ten widgets. Layout stays below a frame with this many turns.
@@ -57,39 +57,39 @@ class Transcript(VerticalScroll, can_focus=False):
 
     def __init__(self, *, show_images: bool, empty: Widget) -> None:
         super().__init__(id="transcript")
-        self._records: list[TurnRecord] = []
+        self._turns: list[ShownTurn] = []
         self._n_hidden = 0
         self._show_images = show_images
         self._empty = empty
-        self._turns = Vertical(id="turns")
+        self._list = Vertical(id="turns")
 
     def compose(self) -> ComposeResult:
         """What stands there while there is no turn, and the turns."""
         yield self._empty
-        yield self._turns
+        yield self._list
 
     @property
-    def records(self) -> Sequence[TurnRecord]:
+    def turns(self) -> Sequence[ShownTurn]:
         """All turns, shown or not."""
-        return self._records
+        return self._turns
 
-    async def show_chat(self, records: Sequence[TurnRecord]) -> None:
+    async def show_chat(self, turns: Sequence[ShownTurn]) -> None:
         """Show a chat from its end."""
-        self._records = list(records)
-        self._n_hidden = max(0, len(self._records) - N_SHOWN_AT_FIRST)
-        shown = [self._view(record) for record in self._records[self._n_hidden :]]
+        self._turns = list(turns)
+        self._n_hidden = max(0, len(self._turns) - N_SHOWN_AT_FIRST)
+        shown = [self._view(turn) for turn in self._turns[self._n_hidden :]]
         with self.app.batch_update():
-            await self._turns.remove_children()
-            self._show_empty(not self._records)
-            await self._turns.mount_all([self._earlier(), *shown] if self._n_hidden else shown)
+            await self._list.remove_children()
+            self._show_empty(not self._turns)
+            await self._list.mount_all([self._earlier(), *shown] if self._n_hidden else shown)
         self.follow()
 
-    async def add(self, record: TurnRecord) -> TurnView:
+    async def add(self, turn: ShownTurn) -> TurnView:
         """Add a turn at the end; very old ones leave the screen."""
         self._show_empty(False)
-        self._records.append(record)
-        view = self._view(record)
-        await self._turns.mount(view)
+        self._turns.append(turn)
+        view = self._view(turn)
+        await self._list.mount(view)
         await self._drop_old()
         self.follow()
         return view
@@ -99,18 +99,18 @@ class Transcript(VerticalScroll, can_focus=False):
         if not self._n_hidden:
             return
         low = max(0, self._n_hidden - N_MORE)
-        more = [self._view(record) for record in self._records[low : self._n_hidden]]
+        more = [self._view(turn) for turn in self._turns[low : self._n_hidden]]
         height_before = self.virtual_size.height
         first = self.query(TurnView).first()
         with self.app.batch_update():
-            await self._turns.mount_all(more, before=first)
+            await self._list.mount_all(more, before=first)
             self._n_hidden = low
             self._update_earlier()
         self.call_after_refresh(self._keep_place, height_before)
 
-    def view_of(self, record: TurnRecord) -> TurnView | None:
+    def view_of(self, turn: ShownTurn) -> TurnView | None:
         """The view of a turn, None while it is not on the screen."""
-        return next((view for view in self.query(TurnView) if view.record is record), None)
+        return next((view for view in self.query(TurnView) if view.turn is turn), None)
 
     def follow(self) -> None:
         """Keep the end in view."""
@@ -118,7 +118,7 @@ class Transcript(VerticalScroll, can_focus=False):
 
     def _show_empty(self, is_empty: bool) -> None:
         self._empty.display = is_empty
-        self._turns.display = not is_empty
+        self._list.display = not is_empty
 
     def _keep_place(self, height_before: int) -> None:
         grown = self.virtual_size.height - height_before
@@ -133,11 +133,11 @@ class Transcript(VerticalScroll, can_focus=False):
             await view.remove()
         self._n_hidden += n_over
         if not self.query(_Earlier):
-            await self._turns.mount(self._earlier(), before=0)
+            await self._list.mount(self._earlier(), before=0)
         self._update_earlier()
 
-    def _view(self, record: TurnRecord) -> TurnView:
-        return TurnView(record, show_images=self._show_images)
+    def _view(self, turn: ShownTurn) -> TurnView:
+        return TurnView(turn, show_images=self._show_images)
 
     def _earlier(self) -> _Earlier:
         return _Earlier(self._earlier_text())

@@ -13,9 +13,9 @@ from textual.widgets import Button, Static
 from safesteer_edge.chat.display_text import strip_control_characters
 from safesteer_edge.tui.guard_words import refusal_advice, turn_notes
 from safesteer_edge.tui.messages import TurnAction
-from safesteer_edge.tui.turn_record import TurnRecord
+from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.widgets.answer_markdown import AnswerMarkdown
-from safesteer_edge.tui.widgets.attached_media import media_line, media_views
+from safesteer_edge.tui.widgets.attached_media import media_lines, media_views
 
 _REFUSAL_ACTIONS = (
     ("Edit the question", "edit"),
@@ -78,23 +78,23 @@ class TurnView(Vertical, can_focus=True):
     }
     """
 
-    def __init__(self, record: TurnRecord, *, show_images: bool) -> None:
+    def __init__(self, turn: ShownTurn, *, show_images: bool) -> None:
         super().__init__()
-        self.record = record
+        self.turn = turn
         self._show_images = show_images
-        self._answer = AnswerMarkdown(record.shown)
+        self._answer = AnswerMarkdown(turn.shown)
 
     def compose(self) -> ComposeResult:
         """Question, pictures, answer, notes, keys."""
-        record = self.record
-        question = strip_control_characters(record.question)
+        turn = self.turn
+        question = strip_control_characters(turn.question)
         if question:
             yield Static(Content(question), classes="question")
-        files = (*record.images, *record.sounds)
+        files = (*turn.images, *turn.sounds)
         if files:
-            yield Static(media_line(files), classes="media-line")
+            yield Static(media_lines(turn), classes="media-line")
             if self._show_images:
-                yield from media_views(record.images)
+                yield from media_views(turn.images)
         yield self._answer
         yield Static("", classes="waiting")
         yield Vertical(classes="outcome")
@@ -109,6 +109,11 @@ class TurnView(Vertical, can_focus=True):
         """Add to the answer."""
         self._answer.write(text)
 
+    def show_media(self) -> None:
+        """Say what became of the pictures and sounds."""
+        for line in self.query(".media-line").results(Static):
+            line.update(media_lines(self.turn))
+
     async def settled(self) -> None:
         """Wait until the answer shows all that was written."""
         await self._answer.settled()
@@ -121,26 +126,24 @@ class TurnView(Vertical, can_focus=True):
 
     def show_outcome(self) -> None:
         """Show what there is to say about the turn's end."""
-        record = self.record
-        if record.is_over:
+        turn = self.turn
+        if turn.is_over:
             self.show_waiting("")
         outcome = self.query_one(".outcome")
         outcome.remove_children()
-        notes = turn_notes(record) if record.is_over else []
+        notes = turn_notes(turn) if turn.is_over else []
         if notes:
-            steered = record.n_interventions > 0
+            steered = turn.n_interventions > 0
             sign = "◆ " if steered else ""
-            hint = "  ·  F5 shows which" if steered and record.steps else ""
+            hint = "  ·  F5 shows which" if steered and turn.steps else ""
             note = Static(Content(sign + "  ·  ".join(notes) + hint), classes="note")
             note.set_class(steered, "-steered")
             outcome.mount(note)
-        if record.refusal is not None:
+        if turn.refusal is not None:
             outcome.mount(self._refusal_banner())
-        if record.error is not None:
-            banner = Static(
-                Content(strip_control_characters(record.error)), classes="banner -error"
-            )
-            banner.border_title = "The answer broke off" if record.text else "Not answered"
+        if turn.error is not None:
+            banner = Static(Content(strip_control_characters(turn.error)), classes="banner -error")
+            banner.border_title = "The answer broke off" if turn.text else "Not answered"
             outcome.mount(banner)
         self.query_one(".turn-keys", Static).update(Content(self._keys()))
 
@@ -152,13 +155,13 @@ class TurnView(Vertical, can_focus=True):
 
     def action_turn(self, action: str) -> None:
         """Ask the screen to do something with this turn."""
-        self.post_message(TurnAction(action, self.record))
+        self.post_message(TurnAction(action, self.turn))
 
     def _refusal_banner(self) -> Vertical:
-        refusal = self.record.refusal
+        refusal = self.turn.refusal
         assert refusal is not None
         detail = strip_control_characters(refusal.detail)
-        text = f"{detail[:1].upper()}{detail[1:]}. {refusal_advice(self.record)}"
+        text = f"{detail[:1].upper()}{detail[1:]}. {refusal_advice(self.turn)}"
         banner = Vertical(
             Static(Content(text)),
             Horizontal(
@@ -172,6 +175,6 @@ class TurnView(Vertical, can_focus=True):
 
     def _keys(self) -> str:
         keys = ["e edit", "r regenerate", "f fork", "c copy", "i why"]
-        if self.record.can_continue:
+        if self.turn.can_continue:
             keys.insert(2, "n continue")
         return "  ·  ".join(keys)

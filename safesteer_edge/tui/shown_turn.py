@@ -2,39 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from safesteer_edge.chat.display_text import ControlCharacterFilter
 from safesteer_edge.chat_session import ChatMessage
-from safesteer_edge.guard.events import Event, PrefillDone, Refused, Step, TextDelta, TurnEnded
+from safesteer_edge.chats.chat_log import ChatEntry
+from safesteer_edge.chats.records import EndReason, StoredMedia
+from safesteer_edge.guard.events import (
+    Event,
+    MediaPrepared,
+    PrefillDone,
+    Refused,
+    Step,
+    TextDelta,
+    Timings,
+    TurnEnded,
+    Usage,
+)
+from safesteer_edge.guard.policy import GuardMode
 from safesteer_edge.tui.marks import Span, marked, without_marks
 
 
 @dataclass(slots=True)
-class TurnRecord:
+class ShownTurn:
     """A turn. Feed it events; read what there is to show.
 
     text: settled text of the answer as the model wrote it. shown: the same, made safe for a
-    terminal, steered passages marked. error: one line, if the turn broke. n_interventions: kept
-    apart from the steps, which a chat read from disk does not have.
+    terminal, steered passages marked. error: one line, if the turn broke. end: None while it is
+    told; 'died' if the program or the engine ended with it. n_interventions: kept apart from the
+    steps, which a chat read from disk does not have. media: what became of them. question_id,
+    answer_id: in the chat's file.
     """
 
     question: str
     images: tuple[Path, ...] = ()
     sounds: tuple[Path, ...] = ()
+    media_names: tuple[str, ...] = ()
+    guard: GuardMode = "steer"
+    media: list[MediaPrepared] = field(default_factory=list)
     text: str = ""
     shown: str = ""
     steps: list[Step] = field(default_factory=list)
     prefill: PrefillDone | None = None
     refusal: Refused | None = None
-    ended: TurnEnded | None = None
+    end: EndReason | None = None
     error: str | None = None
+    usage: Usage | None = None
+    timings: Timings | None = None
     n_interventions: int = 0
     risk: float | None = None
-    model: str = ""
-    guard: str = "steer"
+    question_id: str | None = None
+    answer_id: str | None = None
     _filter: ControlCharacterFilter = field(default_factory=ControlCharacterFilter)
     _n_step_characters: int = 0
     _steered: list[Span] = field(default_factory=list)
@@ -43,6 +63,8 @@ class TurnRecord:
         """Take an event; returns what it adds to the text that is shown."""
         if isinstance(event, Step):
             self._count(event)
+        elif isinstance(event, MediaPrepared):
+            self.media.append(event)
         elif isinstance(event, PrefillDone):
             self.prefill = event
         elif isinstance(event, TextDelta):
@@ -51,8 +73,7 @@ class TurnRecord:
             self.refusal = event
             return self._grow(event.text)
         else:
-            self.ended = event
-            self.risk = event.guard.risk
+            self._end(event)
         return ""
 
     @property
@@ -68,32 +89,27 @@ class TurnRecord:
     @property
     def is_over(self) -> bool:
         """True once nothing more will come."""
-        return self.ended is not None or self.error is not None
+        return self.end is not None or self.error is not None
 
     @property
     def was_stopped(self) -> bool:
         """True if the person stopped the answer."""
-        return self.ended is not None and self.ended.finish_reason == "cancelled"
-
-    @property
-    def was_cut(self) -> bool:
-        """True if the answer ended at the token limit."""
-        return self.ended is not None and self.ended.finish_reason == "length"
+        return self.end == "cancelled"
 
     @property
     def can_continue(self) -> bool:
         """True if there is an unfinished answer to go on with."""
-        unfinished = self.was_stopped or self.was_cut or self.error is not None
-        return bool(self.text) and unfinished and self.refusal is None
+        is_unfinished = self.end in ("cancelled", "length", "died")
+        return bool(self.text) and is_unfinished and self.refusal is None
 
     @property
     def is_in_conversation(self) -> bool:
-        """True if the model is to remember it: an answer began."""
-        return bool(self.text) or (self.ended is not None and not self.was_stopped)
+        """True if the model remembers it: an answer began."""
+        return bool(self.text) or self.end in ("stop", "length", "refused")
 
     def continued(self) -> None:
         """Get ready for the events of `continue_answer`, which add to the answer."""
-        self.ended = self.error = None
+        self.end = self.error = None
         self._n_step_characters = len(self.text)  # what was not let through stays unsaid
 
     def to_messages(self) -> tuple[ChatMessage, ChatMessage]:
@@ -113,6 +129,11 @@ class TurnRecord:
         if step.risk is not None:
             self.risk = step.risk
 
+    def _end(self, event: TurnEnded) -> None:
+        self.end = event.finish_reason
+        self.risk = event.guard.risk
+        self.usage, self.timings = event.usage, event.timings
+
     def _grow(self, text: str) -> str:
         start = len(self.text)
         self.text += text
@@ -126,10 +147,51 @@ class TurnRecord:
         return added
 
 
-def restored_messages(system: str | None, records: Sequence[TurnRecord]) -> list[ChatMessage]:
+def turns_of_branch(
+    branch: Sequence[ChatEntry], media_path: Callable[[StoredMedia], Path]
+) -> tuple[str | None, list[ShownTurn]]:
+    """The system prompt and the turns that a chat's file tells."""
+    system: str | None = None
+    turns: list[ShownTurn] = []
+    for entry in branch:
+        if entry.role == "system":
+            system = entry.text
+        elif entry.role == "user":
+            turns.append(_asked(entry, media_path))
+        elif turns:
+            _answer(turns[-1], entry)
+    return system, turns
+
+
+def messages_of(system: str | None, turns: Sequence[ShownTurn]) -> list[ChatMessage]:
     """The conversation that these turns make, for `ChatSession.restore`."""
-    messages = [ChatMessage("system", system)] if system else []
-    for record in records:
-        if record.is_in_conversation:
-            messages += record.to_messages()
+    messages = [ChatMessage("system", system)] if system and turns else []
+    for turn in turns:
+        if turn.is_in_conversation:
+            messages += turn.to_messages()
     return messages
+
+
+def _asked(entry: ChatEntry, media_path: Callable[[StoredMedia], Path]) -> ShownTurn:
+    return ShownTurn(
+        entry.text,
+        tuple(media_path(item) for item in entry.media if item.kind == "image"),
+        tuple(media_path(item) for item in entry.media if item.kind == "audio"),
+        tuple(item.name for item in entry.media),
+        end="died",
+        question_id=entry.id,
+    )
+
+
+def _answer(turn: ShownTurn, entry: ChatEntry) -> None:
+    turn.answer_id = entry.id
+    turn.text = entry.text
+    turn.shown = ControlCharacterFilter().feed(without_marks(entry.text))
+    end = entry.end
+    if end is None:
+        return
+    turn.end, turn.refusal, turn.usage = end.reason, end.refusal, end.usage
+    if end.guard is not None:
+        turn.guard = end.guard.mode
+        turn.n_interventions = end.guard.interventions
+        turn.risk = end.guard.risk

@@ -1,0 +1,213 @@
+"""How quick the chat is on this machine: `python -m safesteer_edge.tui.latency`.
+
+It drives the real application on the embedded model in a pseudo-terminal, and prints when the
+input was usable, how long a key takes to appear while an answer streams, and what the application
+costs the decoding, against the same engine with nothing drawn. POSIX only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from fcntl import ioctl
+from statistics import median, quantiles
+from termios import TIOCSWINSZ
+
+_QUESTION = "Write a long story about a lighthouse keeper and the sea."
+_N_TOKENS = 192
+_OPTIONS = ("--temperature", "0", "--max-tokens", str(_N_TOKENS))
+_FIGURES = re.compile(rb"([\d.]+) tokens/s \xc2\xb7 first text")
+# Letters that no answer has: each key has its own, so that its echo can be told from the answer.
+_FIRST_LETTER = 0x0180
+_KEY_PAUSE_S = 0.12
+_PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """start_s: until a key shows, the model not loaded yet. key_ms: while an answer streams."""
+
+    start_s: float
+    key_ms_median: float
+    key_ms_p95: float
+    n_keys: int
+    app_tokens_per_second: float
+    engine_tokens_per_second: float
+
+    @property
+    def overhead_percent(self) -> float:
+        """What the application takes of the decoding speed."""
+        return 100 * (1 - self.app_tokens_per_second / self.engine_tokens_per_second)
+
+
+class _Terminal:
+    """The application in a pseudo-terminal."""
+
+    def __init__(self, folder: str, *, columns: int = 120, rows: int = 40) -> None:
+        self._main, side = pty.openpty()
+        ioctl(side, TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        folders = {f"XDG_{kind}_HOME": folder for kind in ("DATA", "CONFIG", "CACHE")}
+        self.started_s = time.perf_counter()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "safesteer_edge", "chat", *_OPTIONS],
+            stdin=side,
+            stdout=side,
+            stderr=side,
+            env={**os.environ, **folders, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
+            start_new_session=True,
+        )
+        os.close(side)
+        self.output = b""
+
+    def type(self, text: str) -> None:
+        os.write(self._main, text.encode())
+
+    def wait_for(self, *wanted: bytes) -> float:
+        """Seconds until all of these were drawn since the last call."""
+        started_s = time.perf_counter()
+        self.output = b""
+        while not all(each in self.output for each in wanted):
+            left_s = started_s + _PATIENCE_S - time.perf_counter()
+            if left_s <= 0 or not self._read(left_s):
+                raise TimeoutError(f"the chat did not draw {wanted!r}: {self.output[-500:]!r}")
+        return time.perf_counter() - started_s
+
+    def drain(self, seconds: float) -> None:
+        """Read what comes for a while."""
+        until_s = time.perf_counter() + seconds
+        while (left_s := until_s - time.perf_counter()) > 0:
+            self._read(left_s)
+
+    def close(self) -> None:
+        self.type("\x11")  # Ctrl+Q
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        os.close(self._main)
+
+    def _read(self, timeout_s: float) -> bool:
+        ready, _, _ = select.select([self._main], [], [], timeout_s)
+        if ready:
+            self.output += os.read(self._main, 1 << 16)
+        return bool(ready)
+
+
+def measure(n_rounds: int) -> Latency:
+    """Measure, rounds of application and bare engine in turn. Takes half a minute a round."""
+    starts: list[float] = []
+    keys: list[float] = []
+    app_speeds: list[float] = []
+    engine_speeds: list[float] = []
+    for _ in range(n_rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            terminal = _Terminal(folder)
+            try:
+                starts.append(_time_start(terminal))
+                app_speeds.append(_app_speed(terminal))
+                keys += _time_keys(terminal)
+            finally:
+                terminal.close()
+        engine_speeds.append(_engine_speed())
+    return Latency(
+        start_s=median(starts),
+        key_ms_median=1000 * median(keys),
+        key_ms_p95=1000 * quantiles(keys, n=20)[-1],
+        n_keys=len(keys),
+        app_tokens_per_second=median(app_speeds),
+        engine_tokens_per_second=median(engine_speeds),
+    )
+
+
+def _time_start(terminal: _Terminal) -> float:
+    terminal.wait_for(b"new line")
+    if b"Start chatting" in terminal.output or _is_first_run(terminal):
+        terminal.type("\x1b")
+        terminal.drain(0.3)
+    letter = chr(_FIRST_LETTER)
+    terminal.type(letter)
+    terminal.wait_for(letter.encode())
+    started_s = time.perf_counter() - terminal.started_s
+    terminal.type("\x7f")
+    return started_s
+
+
+def _is_first_run(terminal: _Terminal) -> bool:
+    terminal.drain(0.1)
+    return b"Start chatting" in terminal.output
+
+
+def _time_keys(terminal: _Terminal) -> list[float]:
+    """Ask again, and type while the answer streams."""
+    terminal.type(_QUESTION + "\r")
+    terminal.wait_for("▁".encode())
+    keys: list[float] = []
+    for index in range(1, 21):
+        letter = chr(_FIRST_LETTER + index)
+        terminal.type(letter)
+        keys.append(terminal.wait_for(letter.encode()))
+        terminal.drain(_KEY_PAUSE_S)
+        if _FIGURES.search(terminal.output):
+            break
+    return keys
+
+
+def _app_speed(terminal: _Terminal) -> float:
+    """Speed of an answer that nobody types into."""
+    terminal.wait_for(b"ready")  # the model is loaded
+    terminal.type(_QUESTION + "\r")
+    terminal.wait_for(b"first text")
+    return float(_FIGURES.findall(terminal.output)[-1])
+
+
+def _engine_speed() -> float:
+    """The same question to the same engine, with nothing drawn."""
+    from safesteer_edge.guard.events import TurnEnded
+    from safesteer_edge.guard.sampling import SamplingSettings
+    from safesteer_edge.isolation.isolated_session import open_isolated_session
+    from safesteer_edge.settings import SessionSettings
+
+    settings = SessionSettings(sampling=SamplingSettings(temperature=0), max_tokens=_N_TOKENS)
+    speed = 0.0
+    with open_isolated_session(settings) as session:
+        for event in session.ask(_QUESTION):
+            if isinstance(event, TurnEnded):
+                speed = event.timings.tokens_per_second
+    return speed
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m safesteer_edge.tui.latency")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args()
+    found = measure(options.rounds)
+    if options.json:
+        print(json.dumps({**asdict(found), "overhead_percent": found.overhead_percent}))
+        return
+    print(f"usable input after        {found.start_s:.2f} s (the model loads behind it)")
+    print(
+        f"a key while it streams    {found.key_ms_median:.0f} ms median, "
+        f"{found.key_ms_p95:.0f} ms p95 ({found.n_keys} keys)"
+    )
+    print(
+        f"decoding                  {found.app_tokens_per_second:.1f} tokens/s, bare engine "
+        f"{found.engine_tokens_per_second:.1f}: {found.overhead_percent:.1f} % less"
+    )
+
+
+if __name__ == "__main__":
+    main()

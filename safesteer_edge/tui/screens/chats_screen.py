@@ -1,0 +1,271 @@
+"""All chats: search them, go on with one, rename, export, delete."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual import work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.message import Message
+from textual.screen import ModalScreen
+from textual.widgets import Button, Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from safesteer_edge.chat.display_text import strip_control_characters
+from safesteer_edge.chats.chat_store import ChatStore, ChatSummary
+from safesteer_edge.errors import SafeSteerError
+from safesteer_edge.tui.commands.exporting import export_stored, parse_target
+from safesteer_edge.tui.screens.question import ChoiceScreen, LineScreen
+
+_DAY_S = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A chat of the list. snippet: where the searched words stand in it."""
+
+    chat: ChatSummary
+    snippet: str = ""
+
+
+class ChatsScreen(ModalScreen[str | None]):
+    """Ends with the id of the chat to go on with, or None."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,f2", "dismiss(None)", "Close"),
+        Binding("down", "to_list", show=False),
+        Binding("ctrl+t", "rename", "Rename"),
+        Binding("ctrl+e", "export", "Export", priority=True),
+        Binding("ctrl+d,delete", "delete", "Delete", priority=True),
+    ]
+
+    DEFAULT_CSS = """
+    ChatsScreen {
+        align: center middle; background: $background 60%;
+        & #chats {
+            width: 100; max-width: 96%; height: 90%; max-height: 34;
+            border: round $primary; background: $surface; padding: 0 1;
+        }
+        & Input { border: round $border; height: 3; background: $surface;
+                  &:focus { border: round $primary; } }
+        & OptionList {
+            height: 1fr; background: $surface; border: none; padding: 0;
+            text-wrap: nowrap; text-overflow: ellipsis; scrollbar-size-vertical: 1;
+            &:focus { border: none; }
+        }
+        & #nothing { height: 1fr; content-align: center middle; color: $foreground 60%; }
+        & Horizontal { height: 1; margin: 1 0 0 0; }
+        & Button { margin: 0 2 0 0; min-width: 6; padding: 0 1; }
+    }
+    """
+
+    @dataclass
+    class _Listed(Message):
+        """words: that were searched. found: what there is; or why there is no list."""
+
+        words: str
+        found: Sequence[_Found] | str
+
+    def __init__(
+        self,
+        store: ChatStore,
+        current: str | None,
+        words: str,
+        rename_current: Callable[[str], Awaitable[None]],
+    ) -> None:
+        """current: the chat that is open. words: to search for at once."""
+        super().__init__()
+        self._store = store
+        self._current = current
+        self._words = words
+        self._rename_current = rename_current
+        self._found: Sequence[_Found] = ()
+
+    def compose(self) -> ComposeResult:
+        """Search, list, actions."""
+        with Vertical(id="chats") as box:
+            box.border_title = "Chats"
+            box.border_subtitle = "Enter goes on with it · Esc closes"
+            yield Input(self._words, placeholder="search titles and messages", id="search")
+            yield OptionList(id="found")
+            yield Static("", id="nothing")
+            with Horizontal():
+                yield Button("Open  Enter", id="open", compact=True)
+                yield Button("Rename  Ctrl+T", id="rename", compact=True)
+                yield Button("Export  Ctrl+E", id="export", compact=True)
+                yield Button("Delete  Ctrl+D", id="delete", compact=True)
+
+    def on_mount(self) -> None:
+        """Begin to look."""
+        self.query_one("#nothing").display = False
+        self.query_one(Input).focus()
+        self._look(self._words)
+
+    @work(thread=True, exclusive=True)
+    def _look(self, words: str) -> None:
+        try:
+            self.post_message(self._Listed(words, _found(self._store, words)))
+        except SafeSteerError as error:
+            self.post_message(self._Listed(words, str(error)))
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Search as it is typed."""
+        self._words = event.value
+        self._look(event.value)
+
+    def on_chats_screen__listed(self, message: _Listed) -> None:
+        """Show what was found for what is in the input now."""
+        if message.words != self._words:
+            return
+        options, nothing = self.query_one(OptionList), self.query_one("#nothing", Static)
+        options.clear_options()
+        self._found = () if isinstance(message.found, str) else message.found
+        options.display = bool(self._found)
+        nothing.display = not self._found
+        if isinstance(message.found, str):
+            nothing.update(Content(message.found))
+        elif not self._found:
+            empty = "no chat has these words" if message.words else "no chats yet"
+            nothing.update(Content(empty))
+        options.add_options([Option(self._line(each)) for each in self._found])
+        options.highlighted = 0 if self._found else None
+
+    def on_input_submitted(self) -> None:
+        """Enter in the search: the first one."""
+        self._open()
+
+    def on_option_list_option_selected(self) -> None:
+        """Enter or a click on a chat."""
+        self._open()
+
+    async def on_button_pressed(self, event: Button.Pressed) -> None:
+        """The same by mouse."""
+        if event.button.id == "open":
+            self._open()
+        else:
+            await self.run_action(str(event.button.id))
+
+    def action_to_list(self) -> None:
+        """From the search down to the list."""
+        if isinstance(self.focused, Input):
+            self.query_one(OptionList).focus()
+
+    def action_rename(self) -> None:
+        """Ask for a title."""
+        chosen = self._chosen()
+        if chosen is None or chosen.problem is not None:
+            return
+
+        def named(title: str | None) -> None:
+            if title is not None:
+                self.run_worker(self._rename(chosen.id, title))
+
+        self.app.push_screen(LineScreen("Rename", "A new title:", chosen.title), named)
+
+    def action_export(self) -> None:
+        """Ask for a format, then write the file into the folder that the program runs in."""
+        chosen = self._chosen()
+        if chosen is None or chosen.problem is not None:
+            return
+
+        def selected(kind: str | None) -> None:
+            if kind is not None:
+                to, _ = parse_target(kind)
+                self._done(lambda: f"wrote {export_stored(self._store, chosen.id, to)}")
+
+        choices = (("md", "Markdown"), ("html", "HTML"), ("json", "JSON"))
+        text = f"‘{chosen.title}’ is written to a file in this folder, as:"
+        self.app.push_screen(ChoiceScreen("Export", text, choices), selected)
+
+    def action_delete(self) -> None:
+        """Ask, then delete."""
+        chosen = self._chosen()
+        if chosen is None:
+            return
+        if chosen.id == self._current:
+            self.notify("this chat is open; begin a new one first (Ctrl+N)", markup=False)
+            return
+
+        def answered(choice: str | None) -> None:
+            if choice == "delete":
+                self._done(lambda: self._delete(chosen))
+
+        text = f"Delete ‘{chosen.title}’, {chosen.n_messages} messages? It cannot be undone."
+        choices = (("keep", "Keep it"), ("delete", "Delete"))
+        self.app.push_screen(ChoiceScreen("Delete", text, choices), answered)
+
+    async def _rename(self, chat_id: str, title: str) -> None:
+        try:
+            if chat_id == self._current:
+                await self._rename_current(title)
+            else:
+                self._store.rename(chat_id, title)
+        except SafeSteerError as error:
+            self.notify(str(error), severity="error", markup=False)
+        self._look(self._words)
+
+    def _delete(self, chat: ChatSummary) -> str:
+        self._store.delete(chat.id)
+        return f"deleted ‘{chat.title}’"
+
+    def _done(self, action: Callable[[], str]) -> None:
+        try:
+            self.notify(action(), markup=False)
+        except SafeSteerError as error:
+            self.notify(str(error), severity="error", markup=False)
+        self._look(self._words)
+
+    def _open(self) -> None:
+        chosen = self._chosen()
+        if chosen is None:
+            return
+        if chosen.problem is not None:
+            self.notify(chosen.problem, severity="error", markup=False)
+        else:
+            self.dismiss(chosen.id if chosen.id != self._current else None)
+
+    def _chosen(self) -> ChatSummary | None:
+        index = self.query_one(OptionList).highlighted
+        return self._found[index].chat if index is not None and self._found else None
+
+    def _line(self, found: _Found) -> Content:
+        chat = found.chat
+        sign = "●" if chat.id == self._current else "✗" if chat.problem else " "
+        title = strip_control_characters(chat.title)
+        about = strip_control_characters(found.snippet or chat.model or "")
+        line = f"{sign} {when(chat.updated_at, time.time()):<10} {title:<34.34} "
+        return Content(line) + Content.styled(
+            f"{(chat.n_messages + 1) // 2:>3} Q  {about}", "$foreground 60%"
+        )
+
+
+def when(at: float, now: float) -> str:
+    """A time of the past as people say it."""
+    day, today = time.localtime(at), time.localtime(now)
+    if day[:3] == today[:3]:
+        return time.strftime("%H:%M", day)
+    if day[:3] == time.localtime(now - _DAY_S)[:3]:
+        return "yesterday"
+    return time.strftime("%d %b" if day[0] == today[0] else "%Y-%m-%d", day)
+
+
+def _found(store: ChatStore, words: str) -> list[_Found]:
+    """Chats whose title or messages have all words; the latest first."""
+    summaries = store.list()
+    if not words.strip():
+        return [_Found(chat) for chat in summaries]
+    snippets: dict[str, str] = {}
+    for hit in store.search(words):
+        snippets.setdefault(hit.chat.id, hit.snippet)
+    wanted = words.casefold().split()
+    return [
+        _Found(chat, snippets.get(chat.id, ""))
+        for chat in summaries
+        if chat.id in snippets or all(word in chat.title.casefold() for word in wanted)
+    ]

@@ -1,0 +1,160 @@
+"""One question answered twice, with the same seed: without the guard, and with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, VerticalScroll
+from textual.content import Content
+from textual.screen import Screen
+from textual.timer import Timer
+from textual.widgets import Static
+
+from safesteer_edge.chat.display_text import strip_control_characters
+from safesteer_edge.chat_session import ChatMessage, TurnSettings
+from safesteer_edge.guard.policy import GuardMode
+from safesteer_edge.tui.chat_state import ask_aside
+from safesteer_edge.tui.engine_thread import EngineThread, TurnDone
+from safesteer_edge.tui.guard_words import turn_notes
+from safesteer_edge.tui.shown_turn import ShownTurn
+from safesteer_edge.tui.sparkline import sparkline
+from safesteer_edge.tui.turn_runner import FRAME_S
+from safesteer_edge.tui.widgets.answer_markdown import AnswerMarkdown
+
+# Turns of the chat count up from 1; these two are its own.
+COMPARISON_TURNS = (-1, -2)
+
+
+class CompareScreen(Screen[None]):
+    """Left without, right with. Nothing of it joins the chat."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,f6", "leave", "Back to the chat"),
+        Binding("down", "scroll_both(1)", show=False),
+        Binding("up", "scroll_both(-1)", show=False),
+        Binding("pagedown", "scroll_both(10)", show=False),
+        Binding("pageup", "scroll_both(-10)", show=False),
+    ]
+
+    DEFAULT_CSS = """
+    CompareScreen {
+        background: $background;
+        & .title { height: auto; background: $surface; padding: 0 1; text-style: bold; }
+        & .asked { height: auto; padding: 1 2 0 2; }
+        & Horizontal { height: 1fr; }
+        & VerticalScroll { width: 1fr; padding: 0 1; scrollbar-size-vertical: 1; }
+        & #left { border: double $error; border-title-color: $text-error; }
+        & #right { border: round $primary; border-title-color: $primary; }
+        & .figures { height: auto; color: $foreground 70%; padding: 0 0 1 0; }
+        & .keys { height: 1; background: $surface; color: $foreground 60%; padding: 0 1; }
+    }
+    """
+
+    def __init__(
+        self,
+        engine: EngineThread,
+        turn: ShownTurn,
+        before: list[ChatMessage],
+        settings: TurnSettings,
+    ) -> None:
+        """turn: the question. before: the conversation that it is asked in."""
+        super().__init__()
+        self._engine = engine
+        self._before = before
+        guarded: GuardMode = "steer" if settings.guard in ("off", "monitor") else settings.guard
+        self._settings = (
+            replace(settings, guard="off", strength=None, threshold=None),
+            replace(settings, guard=guarded),
+        )
+        self._turns = tuple(
+            ShownTurn(turn.question, turn.images, turn.sounds, guard=each.guard)
+            for each in self._settings
+        )
+        self._turn = 0
+        self._timer: Timer | None = None
+
+    def compose(self) -> ComposeResult:
+        """The question, and two columns."""
+        yield Static(Content("Side by side · same question, same seed"), classes="title")
+        asked = strip_control_characters(self._turns[0].question)
+        yield Static(Content(asked), classes="asked")
+        with Horizontal():
+            for name, title in (
+                ("left", "GUARD OFF: unchecked"),
+                ("right", f"guard: {self._settings[1].guard}"),
+            ):
+                with VerticalScroll(id=name) as column:
+                    column.border_title = title
+                    yield Static(Content("waiting …"), classes="figures")
+                    yield AnswerMarkdown()
+        yield Static(Content("Esc stops and goes back · ↑↓ scroll both"), classes="keys")
+
+    def on_mount(self) -> None:
+        """Ask for the first one."""
+        self._timer = self.set_interval(FRAME_S, self._show_events)
+        self._ask()
+
+    async def told(self, done: TurnDone) -> None:
+        """One of the two is over."""
+        if done.turn != COMPARISON_TURNS[self._turn]:
+            return
+        self._show_events()
+        turn = self._turns[self._turn]
+        turn.error = done.error
+        self._show_figures(turn)
+        if self._turn == 0 and not turn.was_stopped:
+            self._turn = 1
+            self._ask()
+        elif self._timer is not None:
+            self._timer.stop()
+
+    def action_leave(self) -> None:
+        """Stop what runs, and go back."""
+        if not self._turns[self._turn].is_over:
+            self._engine.cancel()
+        self.dismiss()
+
+    def action_scroll_both(self, lines: int) -> None:
+        """Scroll both columns."""
+        for column in self.query(VerticalScroll):
+            column.scroll_relative(y=lines, animate=False)
+
+    def _ask(self) -> None:
+        turn, settings, before = (
+            self._turns[self._turn],
+            self._settings[self._turn],
+            self._before,
+        )
+        self._column().query_one(".figures", Static).update(Content("answering …"))
+        self._engine.run_turn(
+            COMPARISON_TURNS[self._turn],
+            lambda chat: ask_aside(chat, turn, before, settings),
+        )
+
+    def _show_events(self) -> None:
+        turn = self._turns[self._turn]
+        events = self._engine.take_events()
+        if turn.is_over or not events:
+            return
+        text = "".join([turn.feed(event) for event in events])
+        self._column().query_one(AnswerMarkdown).write(text)
+        self._show_figures(turn)
+
+    def _show_figures(self, turn: ShownTurn) -> None:
+        parts = [f"{len(turn.steps)} tokens"]
+        if turn.scores:
+            parts.append(f"risk {turn.risk or 0:.2f} {sparkline(turn.scores, 16)}")
+        if turn.refusal is not None:
+            parts.append("■ refused by the guard")
+        if turn.error is not None:
+            parts.append(strip_control_characters(turn.error))
+        if turn.is_over:
+            parts += turn_notes(turn)
+        text = Content(" · ".join(parts))
+        self._column().query_one(".figures", Static).update(text)
+
+    def _column(self) -> VerticalScroll:
+        return self.query_one("#left" if self._turn == 0 else "#right", VerticalScroll)

@@ -1,0 +1,99 @@
+"""Choosing a model: what the list says, and what switching does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safesteer_edge.tui.model_rows import ModelRow
+from tests.tui.app_driver import driven, opened
+from tests.tui.scripted_session import ScriptedModel
+
+GUARDED = ModelRow(
+    "smollm2-135m-instruct", "SmolLM2", "Q4_1", 98 << 20, True, "text", "MIT", Path("/a.gguf"), ""
+)
+OTHER = ModelRow("other", "Another", "Q8_0", 2 << 30, True, "text", "MIT", Path("/b.gguf"), "")
+BARE = ModelRow("bare", "Bare One", "Q4_K_M", 3 << 30, False, "text", "MIT", Path("/c.gguf"), "")
+ABSENT = ModelRow("absent", "Absent", "", None, True, "text", "MIT", None, "pull absent")
+ROWS = [GUARDED, OTHER, BARE, ABSENT]
+
+
+def test_switching_keeps_the_chat_and_frees_the_old_model():
+    async def test():
+        model = ScriptedModel()
+        async with opened(model, model_lister=lambda: ROWS) as driver:
+            await driver.send("one")
+            await driver.ready()
+            await driver.press("f3")
+            await driver.sees("2.0 GiB")
+            await driver.press("down", "enter")
+            await driver.sees("other Q4_1")
+            await driver.send("two")
+            await driver.sees("You said: two")
+            await driver.ready()
+            first, second = model.opened
+            assert first.is_closed
+            assert not second.is_closed
+            assert [m.text for m in second.messages] == [
+                "one",
+                "You said: one",
+                "two",
+                "You said: two",
+            ]
+
+    driven(test())
+
+
+def test_a_model_without_a_guard_asks_first():
+    async def test():
+        model = ScriptedModel()
+        async with opened(model, model_lister=lambda: ROWS) as driver:
+            await driver.sees("ready")
+            await driver.press("f3")
+            await driver.sees("no guard")
+            await driver.press("down", "down", "enter")
+            await driver.sees("No guard was made for bare")
+            await driver.press("enter")
+            await driver.sees("safesteer-edge calibrate bare")
+            assert len(model.opened) == 1
+            await driver.send("/model bare")
+            await driver.sees("No guard was made for bare")
+            await driver.press("right", "enter")
+            await driver.sees("GUARD OFF")
+            await driver.until(lambda: len(model.opened) == 2, "the model to load")
+            assert model.session.info.bundle is None
+            await driver.send("/guard steer")
+            await driver.sees("is loaded without a guard bundle")
+            await driver.send("/model other")
+            await driver.sees("guard: steer")
+
+    driven(test())
+
+
+def test_what_is_not_installed_says_how_to_install_it():
+    async def test():
+        async with opened(model_lister=lambda: ROWS) as driver:
+            await driver.sees("ready")
+            await driver.press("f3")
+            await driver.sees("not installed")
+            await driver.press("up", "enter")
+            await driver.sees("not installed; run: pull absent")
+
+    driven(test())
+
+
+def test_one_question_is_answered_with_and_without_the_guard():
+    async def test():
+        model = ScriptedModel()
+        async with opened(model) as driver:
+            await driver.send("one")
+            await driver.ready()
+            await driver.press("f6")
+            await driver.sees("GUARD OFF: unchecked")
+            await driver.until(lambda: driver.screen_text().count("You said: one") == 2, "both")
+            await driver.press("escape")
+            await driver.send("two")
+            await driver.ready()
+            assert [m.text for m in model.session.messages][::2] == ["one", "two"]
+            assert model.session.turn_settings.guard == "steer"
+
+    driven(test())

@@ -1,0 +1,154 @@
+"""Pictures: attached in every way, seen, taken off, and refused with a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from textual.events import Paste
+
+from safesteer_edge.tui.widgets.composer import Composer
+from safesteer_edge.tui.widgets.picture import HalfBlocks
+from tests.media.png_bytes import RGB, png_bytes
+from tests.tui.app_driver import Driver, driven, opened
+from tests.tui.scripted_session import Script, ScriptedModel, Word
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    folder = tmp_path / "my pictures"
+    folder.mkdir()
+    path = folder / "a cat.png"
+    path.write_bytes(picture_of(64, 48))
+    return path
+
+
+def picture_of(width: int, height: int) -> bytes:
+    rows = (b"\0" + bytes([200, 120, 40]) * width) * height
+    return png_bytes(width, height, bit_depth=8, color_type=RGB, pixels=rows)
+
+
+def asked_with(driver: Driver, model: ScriptedModel) -> tuple[Path, ...]:
+    return model.session.messages[-2].images
+
+
+async def paste(driver: Driver, text: str) -> None:
+    composer = driver.app.chat.query_one(Composer)
+    composer.post_message(Paste(text))
+    await driver.pilot.pause()
+
+
+def test_a_picture_is_chosen_asked_about_and_shown(picture: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(picture.parent)
+
+    async def test():
+        model = ScriptedModel()
+        async with opened(model) as driver:
+            await driver.sees("ready")
+            await driver.press("ctrl+o")
+            await driver.sees("a cat.png")
+            await driver.press("down")
+            await driver.until(lambda: bool(driver.app.screen.query(HalfBlocks)), "the preview")
+            await driver.press("enter")
+            await driver.sees("▣ a cat.png ×")
+            await driver.send("What is this?")
+            await driver.sees("You said: What is this?")
+            await driver.until(lambda: bool(driver.app.chat.query(HalfBlocks)), "the picture")
+            await driver.ready()
+            assert asked_with(driver, model) == (picture,)
+            await driver.sees("▣ a cat.png")
+
+    driven(test())
+
+
+@pytest.mark.parametrize("form", ["{}", "'{}'", '"{}"', "{escaped}", "file://{url}"])
+def test_a_dropped_path_is_attached_in_any_form(picture: Path, form: str):
+    text = form.format(
+        picture,
+        escaped=str(picture).replace(" ", "\\ "),
+        url=str(picture).replace(" ", "%20"),
+    )
+
+    async def test():
+        model = ScriptedModel()
+        async with opened(model) as driver:
+            await driver.sees("ready")
+            await paste(driver, text)
+            await driver.sees("▣ a cat.png ×")
+            await driver.send("and?")
+            await driver.ready()
+            assert asked_with(driver, model) == (picture,)
+
+    driven(test())
+
+
+def test_typed_paths_several_and_taken_off_again(picture: Path):
+    second = picture.with_name("dog.png")
+    second.write_bytes(picture_of(8, 8))
+
+    async def test():
+        model = ScriptedModel()
+        async with opened(model) as driver:
+            await driver.sees("ready")
+            await driver.send(f"'{picture}'")  # begins with a quote; the next with a slash
+            await driver.send(str(second))
+            await driver.sees("▣ dog.png ×")
+            await driver.press("backspace")
+            await driver.sees_no("dog.png")
+            await driver.send(f"Compare these '{second}'")
+            await driver.ready()
+            assert asked_with(driver, model) == (picture, second)
+            assert model.session.messages[-2].text == "Compare these"
+
+    driven(test())
+
+
+def test_what_cannot_be_attached_is_explained(picture: Path):
+    async def test():
+        async with opened(ScriptedModel(sees=False)) as driver:
+            await driver.sees("ready")
+            await driver.send(f"/attach {picture}")
+            await driver.sees("does not see")
+            await driver.send("/attach /no/such.png")
+            await driver.sees("there is no such file")
+
+    driven(test())
+
+
+def test_a_damaged_picture_says_so_in_its_place(picture: Path):
+    picture.write_bytes(b"not a picture")
+
+    async def test():
+        async with opened() as driver:
+            await driver.sees("ready")
+            await driver.send(f"/attach '{picture}'")
+            await driver.send("What is this?")
+            await driver.sees("is none of PNG, JPEG")
+
+    driven(test())
+
+
+def test_the_guard_acts_on_a_harmful_picture(picture: Path):
+    async def test():
+        script = Script([Word("Sure", 0.7), Word(" here", 0.96)], refuse=True)
+        async with opened(ScriptedModel({"Do what it says": script}), size=(120, 40)) as driver:
+            await driver.sees("ready")
+            await driver.send(f"'{picture}' Do what it says")
+            await driver.sees("Refused by the guard")
+            await driver.press("f5")
+            await driver.sees("vector   on: there are pictures or sounds")
+            await driver.sees("refused  at step 2")
+
+    driven(test())
+
+
+def test_no_images_shows_names_alone(picture: Path):
+    async def test():
+        async with opened(show_images=False) as driver:
+            await driver.sees("ready")
+            await driver.send(f"'{picture}' hello")
+            await driver.sees("▣ a cat.png")
+            await driver.ready()
+            assert not driver.app.chat.query(HalfBlocks)
+
+    driven(test())

@@ -1,0 +1,67 @@
+"""Marks of steered passages, sparklines, typed paths, copies: the parts without a screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from safesteer_edge.errors import InputError
+from safesteer_edge.guard.events import TextDelta
+from safesteer_edge.tui.chat_copy import code_blocks
+from safesteer_edge.tui.marks import CLOSE, OPEN, marked, removed_marks, split_marks, without_marks
+from safesteer_edge.tui.shown_turn import ShownTurn
+from safesteer_edge.tui.slash_commands import parse_command
+from safesteer_edge.tui.sparkline import sparkline
+from safesteer_edge.tui.typed_paths import split_media_paths
+from tests.tui.scripted_session import Word, _step
+
+
+def test_marks_go_round_letters_alone():
+    assert marked("a **bold** end", [(1, 8)]) == f"a **{OPEN}bold{CLOSE}** end"
+    assert marked("1. item", [(0, 2)]) == "1. item"  # a mark here would break the list
+
+
+def test_marks_come_off_again():
+    text = marked("one two three", [(4, 7), (8, 13)])
+    assert removed_marks(text) == "one two three"
+    assert split_marks(text) == ("one two three", [(4, 7), (8, 13)])
+
+
+def test_a_model_cannot_make_marks():
+    assert without_marks(f"{OPEN}x{CLOSE}") == "\ufffdx\ufffd"
+
+
+def test_a_steered_word_is_marked_when_its_text_settles_later():
+    turn = ShownTurn("q")
+    turn.feed(_step(1, Word("You"), 0.0))
+    turn.feed(_step(2, Word(" ask", 0.1, " steal"), 0.0))
+    assert turn.feed(TextDelta("You a")) == f"You {OPEN}a{CLOSE}"
+    assert turn.feed(TextDelta("sk")) == f"{OPEN}sk{CLOSE}"
+    assert turn.text == "You ask"
+
+
+def test_a_sparkline_is_as_wide_as_asked_and_keeps_the_peaks():
+    assert sparkline([0.0, 0.5, 1.0], 10) == "▁▅█"
+    assert len(sparkline([0.0] * 100, 10)) == 10
+    assert "█" in sparkline([0.0] * 50 + [1.0] + [0.0] * 49, 10)
+
+
+def test_an_existing_path_is_no_command_and_a_missing_one_is_explained(tmp_path: Path):
+    assert parse_command(f"{tmp_path} what is there?") is None
+    assert parse_command("//comment") is None
+    assert parse_command("not a command") is None
+    with pytest.raises(InputError, match=r"did you mean /help"):
+        parse_command("/halp")
+
+
+def test_paths_with_bare_spaces_and_texts_that_only_look_like_paths(tmp_path: Path):
+    path = tmp_path / "two words.png"
+    path.touch()
+    assert split_media_paths(f" {path} ") == ("", [path])
+    assert split_media_paths("see a.png") == ("see a.png", [])
+    assert split_media_paths("x" * 30_000) == ("x" * 30_000, [])
+
+
+def test_code_blocks_of_any_fence():
+    assert code_blocks("~~~\na\n~~~\ntext\n````md\n```\nb\n```\n````") == ["a", "```\nb\n```"]
