@@ -274,7 +274,8 @@ def test_another_model_takes_the_chat_over(
 def test_an_engine_that_dies_leaves_a_marked_answer_and_the_chat_goes_on(
     guarded_tiny: GuardedTiny, store: ChatStore
 ):
-    settings = guarded_tiny.settings(guarded_tiny.bundle(QUIET), max_tokens=200)
+    # More than the pipe holds, so that the engine cannot be done when it is killed.
+    settings = guarded_tiny.settings(guarded_tiny.bundle(QUIET), n_ctx=2048, max_tokens=1600)
     with open_isolated_session(settings) as session:
         chat = RecordedChat(session, store)
         with pytest.raises(EngineDiedError):

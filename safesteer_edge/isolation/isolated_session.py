@@ -153,27 +153,19 @@ class IsolatedSession:
         if self._cancelled_turn == turn:  # before its first event: it stays cancelled
             process.send_now({"do": "cancel", "turn": turn})
         try:
-            while self._active_turn == turn:
-                reply = process.receive()
-                if "event" in reply:
-                    event = event_from_json(reply)
-                    if isinstance(event, TextDelta | Refused):
-                        said += event.text
-                    elif isinstance(event, TurnEnded):
-                        # What was cancelled while its prompt was read has not joined.
-                        if event.usage.prompt_tokens:
-                            answer = ChatMessage("assistant", event.text, risk=event.guard.risk)
-                            self._messages = (*begun, answer)
-                        self._hear_the_end(process)
-                    yield event
-                    continue
-                self._active_turn = 0
-                if "error" in reply:
-                    raise error_from_json(reply["error"])
-        except EngineDiedError:
+            while self._active_turn == turn and (event := self._next_event(process)) is not None:
+                if isinstance(event, TextDelta | Refused):
+                    said += event.text
+                elif isinstance(event, TurnEnded):
+                    if event.usage.prompt_tokens:  # else it was stopped before, and has not joined
+                        answer = ChatMessage("assistant", event.text, risk=event.guard.risk)
+                        self._messages = (*begun, answer)
+                    self._hear_the_end(process)
+                yield event
+        except EngineDiedError as error:
             if said:  # what people read stays, with a risk that nobody knows
                 self._messages = (*begun, ChatMessage("assistant", said))
-            raise
+            raise (_closed() if self._is_closed else error) from None
         except GeneratorExit:
             self._abandon(turn)
             raise
@@ -183,6 +175,15 @@ class IsolatedSession:
         finally:
             if self._active_turn == turn:
                 self._active_turn = 0
+
+    def _next_event(self, process: EngineProcess) -> Event | None:
+        """The next event of the turn; None: there are no more. Raises the turn's error."""
+        reply = process.receive()
+        if "event" in reply:
+            return event_from_json(reply)
+        self._active_turn = 0
+        _checked(reply)
+        return None
 
     def _hear_the_end(self, process: EngineProcess) -> None:
         """Read what follows a turn's last event; the turn is whole, whatever happens now."""
@@ -215,13 +216,13 @@ class IsolatedSession:
     def _ready(self) -> EngineProcess:
         """The engine, started again with the same conversation if it died."""
         if self._is_closed:
-            raise EngineError("the session is closed; open a new one")
+            raise _closed()
         if self._active_turn:
             self._abandon(self._active_turn)
         if self._process is None or not self._process.is_alive:
             self._info = self._start()
         if self._process is None:
-            raise EngineError("the session was closed while the engine started; open a new one")
+            raise _closed()
         return self._process
 
     def _start(self) -> SessionInfo:
@@ -255,6 +256,10 @@ def open_isolated_session(settings: SessionSettings | None = None) -> IsolatedSe
 
 def _restoring(messages: Sequence[ChatMessage]) -> dict[str, Any]:
     return {"do": "restore", "messages": [to_json(message) for message in messages]}
+
+
+def _closed() -> EngineError:
+    return EngineError("the session is closed; open a new one")
 
 
 def _checked(reply: dict[str, Any]) -> dict[str, Any]:

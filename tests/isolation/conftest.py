@@ -39,7 +39,8 @@ def opened_isolated(guarded_tiny: GuardedTiny) -> Iterator[Open]:
     sessions: list[IsolatedSession] = []
 
     def open_one(bundle: Path | None, **changes: Any) -> IsolatedSession:
-        sessions.append(open_isolated_session(guarded_tiny.settings(bundle, **changes)))
+        settings = guarded_tiny.settings(bundle, **{"n_ctx": 2048, **changes})
+        sessions.append(open_isolated_session(settings))
         return sessions[-1]
 
     yield open_one
