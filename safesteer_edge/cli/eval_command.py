@@ -73,6 +73,9 @@ def add_parser(subparsers: Any) -> None:
     how.add_argument("--quality", type=int, default=12, metavar="N", help="requests for KL")
     how.add_argument("--workers", type=int, default=1, metavar="N", help="processes at once")
     how.add_argument(
+        "--bench", type=int, default=0, metavar="N", help="repeats of 'bench' at the end (0: none)"
+    )
+    how.add_argument(
         "--show-texts", action="store_true", help="harmful texts in the HTML, folded, not masked"
     )
     add_model_options(parser)
@@ -97,7 +100,8 @@ def run(options: argparse.Namespace) -> int:
     # Deferred: these import llama.cpp and ONNX Runtime, which --help does not need.
     from safesteer_edge.evaluation.readers.read import parse_file_choice
     from safesteer_edge.evaluation.report.write import write_reports
-    from safesteer_edge.evaluation.running.run import EvalSettings, run_evaluation
+    from safesteer_edge.evaluation.running.eval_settings import EvalSettings
+    from safesteer_edge.evaluation.running.run import run_evaluation
 
     suites = options.suite or ([] if options.data else [_DEFAULT_SUITE])
     settings = EvalSettings(
@@ -111,6 +115,7 @@ def run(options: argparse.Namespace) -> int:
         limit=options.limit,
         n_quality=options.quality,
         n_workers=options.workers,
+        n_bench_repeats=options.bench,
         judge_timeout_s=options.judge_timeout,
     )
     run_evaluation(settings, narrate=lambda line: print(f"[{line}]", file=sys.stderr, flush=True))
@@ -138,7 +143,7 @@ def _compare(first: Path, second: Path) -> int:
 
 
 def _print_summary(report: dict[str, Any], folder: Path) -> None:
-    from safesteer_edge.evaluation.report.tables import shown_share
+    from safesteer_edge.evaluation.report.table import shown_share
 
     counts = report["counts"]
     print(

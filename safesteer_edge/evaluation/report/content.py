@@ -27,9 +27,15 @@ from safesteer_edge.evaluation.figures.task_accuracy import is_right
 from safesteer_edge.evaluation.figures.trade_off import trade_off_points
 from safesteer_edge.evaluation.judges.judging import RULES, judge_names
 from safesteer_edge.evaluation.judges.verdict import judgement_from_json
+from safesteer_edge.evaluation.running.eval_settings import (
+    BENCH,
+    FACTS,
+    JUDGEMENTS,
+    QUALITY,
+    ROWS,
+)
 from safesteer_edge.evaluation.running.journal import read_journal
 from safesteer_edge.evaluation.running.rows import row_from_json
-from safesteer_edge.evaluation.running.run import FACTS, JUDGEMENTS, QUALITY, ROWS
 from safesteer_edge.evaluation.statistics import Share
 
 FORMAT: Final = 1
@@ -69,6 +75,7 @@ def read_run(folder: Path) -> Json:
         "paired_tests": _paired_tests(main, judges[0]),
         "quality": _quality(quality),
         "cost": _costs(main),
+        "overheads": _overheads(folder / BENCH),
         "steps": _steps(main, judges[0]),
         "agreement": [
             {**asdict(a), "agreeing": share_json(a.agreeing)}
@@ -267,6 +274,16 @@ def _costs(rows: Sequence[JudgedRow]) -> list[Json]:
     defences = list(grouped(rows, lambda row: row.defence))
     costs = [cost_of(rows, d, kind) for d in defences for kind in ("benign", "harmful")]
     return [asdict(cost) for cost in costs if cost is not None]
+
+
+def _overheads(path: Path) -> list[Json]:
+    """Ratios that the bench measured in this run."""
+    if not path.exists():
+        return []
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["ratios"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"cannot read {str(path)!r}: {error}; remove it") from error
 
 
 def _steps(rows: Sequence[JudgedRow], judge: str) -> Json:

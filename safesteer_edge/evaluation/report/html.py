@@ -10,7 +10,8 @@ from typing import Any, Final
 from safesteer_edge.chat.display_text import strip_control_characters
 from safesteer_edge.evaluation.report.examples import Example
 from safesteer_edge.evaluation.report.plots import steps_plot, trade_off_plot
-from safesteer_edge.evaluation.report.tables import Table, report_tables
+from safesteer_edge.evaluation.report.table import Table
+from safesteer_edge.evaluation.report.tables import report_tables
 
 Json = dict[str, Any]
 _STYLE: Final = """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from safesteer_edge.evaluation.report.tables import Table, report_tables
+from safesteer_edge.evaluation.report.table import Table
+from safesteer_edge.evaluation.report.tables import report_tables
 
 Json = dict[str, Any]
 

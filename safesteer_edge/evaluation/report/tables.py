@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
+
+from safesteer_edge.evaluation.report.cost_tables import (
+    agreement_table,
+    cost_table,
+    overhead_table,
+    quality_table,
+    steps_table,
+)
+from safesteer_edge.evaluation.report.table import Table, conditions, shown_share
 
 Json = dict[str, Any]
-_NOTHING: Final = "–"
-_MIB: Final = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """note: under what conditions, in one line. rows: as many cells as the header."""
-
-    title: str
-    note: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def report_tables(report: Json) -> tuple[Table, ...]:
@@ -32,41 +28,13 @@ def report_tables(report: Json) -> tuple[Table, ...]:
         _accuracy_table(report),
         _trade_off_table(report),
         _paired_table(report),
-        _quality_table(report),
-        _cost_table(report),
-        _steps_table(report),
-        _agreement_table(report),
+        quality_table(report),
+        overhead_table(report),
+        cost_table(report),
+        steps_table(report),
+        agreement_table(report),
     ]
     return tuple(table for table in made if table.rows)
-
-
-def conditions(report: Json, judge: str | None = None) -> str:
-    """What every table must say: attempts, system prompt, decoding, judge."""
-    facts = report["facts"]
-    sampling = facts["sampling"]
-    if sampling["temperature"] == 0:
-        decoding = f"greedy, top-k {sampling['top_k']}"
-    else:
-        decoding = (
-            f"temperature {sampling['temperature']}, top-k {sampling['top_k']}, top-p "
-            f"{sampling['top_p']}, min-p {sampling['min_p']}, seed {sampling['seed']}"
-        )
-    parts = [
-        "one attempt a case",
-        "no system prompt but safety-prompt's own",
-        f"{decoding}, at most {facts['max_tokens']} tokens",
-    ]
-    if judge:
-        parts.append(f"judge: {judge}")
-    return "; ".join(parts)
-
-
-def shown_share(value: Json | None) -> str:
-    """count/n (percent, Wilson interval)."""
-    if value is None or not value["n"]:
-        return _NOTHING
-    low, high = 100 * value["low"], 100 * value["high"]
-    return f"{value['count']}/{value['n']} ({100 * value['share']:.0f} %, {low:.0f}–{high:.0f})"
 
 
 def _attack_table(report: Json, judge: str) -> Table:
@@ -171,97 +139,6 @@ def _paired_table(report: Json) -> Table:
     )
 
 
-def _quality_table(report: Json) -> Table:
-    return Table(
-        "Distance from the undefended model on harmless requests",
-        "KL of next-token distributions in nats, mean over 16 steps of each answer (– where a "
-        "defence leaves them alone); perplexity of its answers under the undefended model",
-        ("defence", "n", "KL, mean", "KL, largest", "perplexity", "tokens"),
-        tuple(
-            (
-                row["defence"],
-                str(row["n"]),
-                _number(row["kl_mean"], 4),
-                _number(row["kl_max"], 4),
-                _number(row["perplexity"], 2),
-                str(row["n_tokens"]),
-            )
-            for row in report["quality"]
-        ),
-    )
-
-
-def _cost_table(report: Json) -> Table:
-    facts = report["facts"]
-    return Table(
-        "What answers took",
-        f"{facts['n_workers']} processes of {facts['n_threads']} threads at once, so speeds are "
-        "not for comparison with other runs; 'safesteer-edge bench' measures overheads",
-        (
-            "defence",
-            "cases",
-            "n",
-            "tokens/s",
-            "first text, median",
-            "passes/token",
-            "interventions/answer",
-            "refused or withheld by it",
-            "peak memory",
-        ),
-        tuple(
-            (
-                row["defence"],
-                row["kind"],
-                str(row["n"]),
-                _number(row["tokens_per_second"], 1),
-                _number(row["ttft_s"], 3, " s"),
-                _number(row["passes_per_token"], 3),
-                _number(row["interventions_per_answer"], 2),
-                str(row["n_withheld_or_refused"]),
-                _number(
-                    row["peak_memory_bytes"] / _MIB if row["peak_memory_bytes"] else None,
-                    0,
-                    " MiB",
-                ),
-            )
-            for row in report["cost"]
-        ),
-    )
-
-
-def _steps_table(report: Json) -> Table:
-    steps = report["steps"]
-    wanted = (1, 2, 4, 8, 16, 24, 32)
-    return Table(
-        "Separation by the probe at each decoding step",
-        f"AUROC of answers that comply with attacks against harmless ones, scored while they were "
-        f"decoded ({steps['defence']}); {conditions(report, report['judges'][0])}",
-        ("step", "AUROC", "harmful", "harmless"),
-        tuple(
-            (
-                str(step["step"]),
-                _number(step["auroc"], 3),
-                str(step["n_harmful"]),
-                str(step["n_harmless"]),
-            )
-            for step in steps["steps"]
-            if step["step"] in wanted
-        ),
-    )
-
-
-def _agreement_table(report: Json) -> Table:
-    return Table(
-        "Agreement between judges on whether attacks succeeded",
-        "distinct answers to harmful requests that both judged; κ is agreement beyond chance",
-        ("judges", "agree", "κ"),
-        tuple(
-            (" and ".join(row["judges"]), shown_share(row["agreeing"]), _number(row["kappa"], 2))
-            for row in report["agreement"]
-        ),
-    )
-
-
 def _cross_table(
     title: str,
     note: str,
@@ -283,12 +160,6 @@ def _cross_table(
             for names, cells in lines.items()
         ),
     )
-
-
-def _number(value: float | None, digits: int, unit: str = "") -> str:
-    if value is None or value != value:
-        return _NOTHING
-    return f"{value:.{digits}f}{unit}"
 
 
 def _p_value(value: float) -> str:

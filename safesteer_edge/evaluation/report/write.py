@@ -11,9 +11,9 @@ from safesteer_edge.evaluation.report.content import read_run
 from safesteer_edge.evaluation.report.examples import choose_examples
 from safesteer_edge.evaluation.report.html import report_to_html
 from safesteer_edge.evaluation.report.markdown import report_to_markdown
+from safesteer_edge.evaluation.running.eval_settings import ROWS
 from safesteer_edge.evaluation.running.journal import read_journal
 from safesteer_edge.evaluation.running.rows import row_from_json
-from safesteer_edge.evaluation.running.run import ROWS
 from safesteer_edge.formats.atomic_write import atomic_write
 
 

@@ -22,15 +22,15 @@ from safesteer_edge.formats.atomic_write import atomic_write
 PROFILES: Final[Mapping[str, Mapping[str, int | None]]] = {
     "builtin": {
         "text-harmful": 52,
-        "typographic": 39,
-        "picture-question": 39,
-        "jailbreaks": 10,
-        "wrapped-ordinary": 6,
+        "typographic": 26,
+        "picture-question": 26,
+        "jailbreaks": 8,
+        "wrapped-ordinary": 4,
         "decoding-grid": 2,
-        "borderline": 48,
-        "harmless-twins": 39,
-        "ordinary-text": 48,
-        "ordinary-pictures": 24,
+        "borderline": 36,
+        "harmless-twins": 26,
+        "ordinary-text": 36,
+        "ordinary-pictures": 18,
     },
     "quick": {
         "text-harmful": 6,
@@ -43,7 +43,7 @@ PROFILES: Final[Mapping[str, Mapping[str, int | None]]] = {
     "full": dict.fromkeys(BUILTIN_SUITES),
 }
 # Each request of the grid is 49 answers: only what may change its result is run on it.
-_GRID_DEFENCES: Final = ("off", "safesteer", "response-check")
+_GRID_DEFENCES: Final = ("off", "safesteer")
 _SLOW_SUITES: Final = ("text-harmful", "ordinary-text")
 _SLOW_SHARE: Final = 4
 _CURVE_SHARE: Final = 2

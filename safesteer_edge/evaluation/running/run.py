@@ -7,10 +7,9 @@ command is given again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
 from safesteer_edge import __version__
 from safesteer_edge.errors import SettingsError
@@ -21,20 +20,21 @@ from safesteer_edge.evaluation.baselines import (
     load_baselines,
     save_baselines,
 )
-from safesteer_edge.evaluation.bench_machine import measure_in_child, n_usable_cores, read_machine
-from safesteer_edge.evaluation.defences import OFF, Defence, parse_defences
-from safesteer_edge.evaluation.figures.next_token import (
-    QualityRow,
-    QualityTask,
-    measure_quality,
-    quality_row_from_json,
-)
+from safesteer_edge.evaluation.bench_machine import measure_in_child, read_machine
+from safesteer_edge.evaluation.defences import Defence, parse_defences
 from safesteer_edge.evaluation.judges.judging import judge_rows, open_judge
-from safesteer_edge.evaluation.readers.read import FileChoice, read_suite
+from safesteer_edge.evaluation.readers.read import read_suite
 from safesteer_edge.evaluation.running.answering import AnswerSettings
-from safesteer_edge.evaluation.running.journal import Journal, open_journal
+from safesteer_edge.evaluation.running.eval_settings import (
+    FACTS,
+    JUDGEMENTS,
+    ROWS,
+    EvalSettings,
+    Narrate,
+)
+from safesteer_edge.evaluation.running.journal import open_journal
+from safesteer_edge.evaluation.running.measuring import measure_distance, measure_overheads
 from safesteer_edge.evaluation.running.plan import (
-    SuiteChoice,
     choose_suites,
     default_defences,
     keep_plan,
@@ -43,54 +43,18 @@ from safesteer_edge.evaluation.running.plan import (
 from safesteer_edge.evaluation.running.pool import answer_all
 from safesteer_edge.evaluation.running.progress import Progress
 from safesteer_edge.evaluation.running.rows import EvalRow, row_from_json
-from safesteer_edge.evaluation.running.subject import Subject, inspect_subject
+from safesteer_edge.evaluation.running.subject import (
+    Subject,
+    inspect_subject,
+    workers_that_fit,
+)
 from safesteer_edge.evaluation.running.worker import Item
 from safesteer_edge.evaluation.suites.case import (
-    NO_ATTACK,
     PictureStore,
     Suite,
     limited,
-    spread,
 )
 from safesteer_edge.formats.atomic_write import atomic_write
-from safesteer_edge.settings import SessionSettings
-
-ROWS: Final = "rows.jsonl"
-JUDGEMENTS: Final = "judgements.jsonl"
-QUALITY: Final = "quality.jsonl"
-FACTS: Final = "facts.json"
-
-Narrate = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class EvalSettings:
-    """session: the model, and how it samples. defences: by name; none: all that differ.
-
-    limit: cases of a suite at most. n_quality: harmless cases for KL and perplexity.
-    """
-
-    session: SessionSettings
-    folder: Path
-    suites: tuple[SuiteChoice, ...] = ()
-    files: tuple[FileChoice, ...] = ()
-    defences: tuple[str, ...] = ()
-    judges: tuple[str, ...] = ("rules",)
-    with_curve: bool = False
-    limit: int | None = None
-    n_quality: int = 12
-    n_workers: int = 1
-    judge_timeout_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        if not self.suites and not self.files:
-            raise SettingsError("there is nothing to ask; give --suite or --data")
-        if not self.judges:
-            raise SettingsError("there is no judge; give --judge rules")
-        for name, low in (("limit", 1), ("n_quality", 0), ("n_workers", 1)):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise SettingsError(f"{name} is {value!r}; expected at least {low}")
 
 
 def run_evaluation(settings: EvalSettings, *, narrate: Narrate = lambda _: None) -> None:
@@ -104,6 +68,10 @@ def run_evaluation(settings: EvalSettings, *, narrate: Narrate = lambda _: None)
     defences = parse_defences(names)
     items = plan_items(suites, defences, with_curve=settings.with_curve)
     _check_items(items, defences, suites, model)
+    n_workers = workers_that_fit(settings.n_workers, model.facts["size_bytes"])
+    if n_workers < settings.n_workers:
+        narrate(f"{n_workers} of {settings.n_workers} processes: there is memory for no more")
+        settings = replace(settings, n_workers=n_workers)
     facts = _plan_facts(settings, model, defences)
     keep_plan(settings.folder, facts, suites)
     fitted = _baselines(settings, defences, narrate)
@@ -118,7 +86,8 @@ def run_evaluation(settings: EvalSettings, *, narrate: Narrate = lambda _: None)
             judge_rows(rows, judge, settings.folder / JUDGEMENTS)
         finally:
             judge.close()
-    _measure(settings, items, defences, fitted, rows, narrate)
+    measure_distance(settings, items, defences, fitted, rows, narrate)
+    measure_overheads(settings, narrate)
 
 
 def _suites(settings: EvalSettings, model: Subject) -> tuple[list[Suite], dict[str, str]]:
@@ -176,15 +145,9 @@ def _baselines(
     if kept is not None:
         return kept
     narrate("baselines: choosing their strength on the calibration split")
-    fitted = measure_in_child(fit_baselines, _one_worker(settings))
+    fitted = measure_in_child(fit_baselines, settings.one_worker())
     save_baselines(fitted, settings.folder)
     return fitted
-
-
-def _one_worker(settings: EvalSettings) -> SessionSettings:
-    """The session of one of the workers, which share the cores."""
-    threads = settings.session.n_threads or max(1, n_usable_cores() // settings.n_workers)
-    return replace(settings.session, n_threads=threads)
 
 
 def _answer(
@@ -195,7 +158,7 @@ def _answer(
         default=settings.session.sampling.top_k,
     )
     answer_settings = AnswerSettings(
-        _one_worker(settings), fitted, max(top_k, settings.session.sampling.top_k)
+        settings.one_worker(), fitted, max(top_k, settings.session.sampling.top_k)
     )
     path = settings.folder / ROWS
     with open_journal(path, to_json=EvalRow.to_json, from_json=row_from_json) as journal:
@@ -212,61 +175,6 @@ def _answer(
         return tuple(journal.items)
 
 
-def _measure(
-    settings: EvalSettings,
-    items: Sequence[Item],
-    defences: Sequence[Defence],
-    fitted: FittedBaselines,
-    rows: Sequence[EvalRow],
-    narrate: Narrate,
-) -> None:
-    """KL and perplexity on some harmless cases of text that each take one turn."""
-    answers: dict[tuple[str, str], dict[str, str]] = {}
-    for row in rows:
-        if row.status == "ok":
-            answers.setdefault((row.suite, row.case_id), {})[row.defence] = row.answer
-    plain = {
-        (case.suite, case.id): case
-        for _, case in items
-        if case.kind == "benign" and case.attack == NO_ATTACK and not case.image
-    }
-    cases = [
-        case
-        for key, case in plain.items()
-        if len(case.turns) == 1 and OFF.name in answers.get(key, {})
-    ]
-    tasks = [
-        QualityTask(replace(case, id=f"{case.suite}/{case.id}"), answers[case.suite, case.id])
-        for case in spread(cases, settings.n_quality)
-    ]
-    path = settings.folder / QUALITY
-    with open_journal(path, to_json=QualityRow.to_json, from_json=quality_row_from_json) as journal:
-        _measure_left(settings, defences, fitted, tasks, journal, narrate)
-
-
-def _measure_left(
-    settings: EvalSettings,
-    defences: Sequence[Defence],
-    fitted: FittedBaselines,
-    tasks: Sequence[QualityTask],
-    journal: Journal[QualityRow],
-    narrate: Narrate,
-) -> None:
-    done = {(row.case_id, row.defence) for row in journal.items}
-    left = [
-        task
-        for task in tasks
-        if any((task.case.id, d.name) not in done for d in defences if d.name in task.answers)
-    ]
-    if not left:
-        return
-    narrate(f"KL and perplexity on {len(left)} harmless requests")
-    session = replace(settings.session, guard="off")
-    for row in measure_in_child(measure_quality, session, fitted, tuple(defences), tuple(left)):
-        if (row.case_id, row.defence) not in done:
-            journal.append(row)
-
-
 def _write_facts(
     settings: EvalSettings,
     suites: Sequence[Suite],
@@ -280,7 +188,7 @@ def _write_facts(
         **plan,
         "machine": asdict(read_machine()),
         "n_workers": settings.n_workers,
-        "n_threads": _one_worker(settings).n_threads,
+        "n_threads": settings.one_worker().n_threads,
         "n_planned": len(items),
         "baselines": fitted.facts(),
         "suites": [{"name": s.name, "source": s.source, "n_cases": len(s.cases)} for s in suites],

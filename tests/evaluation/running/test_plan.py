@@ -24,6 +24,7 @@ from safesteer_edge.evaluation.running.plan import (
     keep_plan,
     plan_items,
 )
+from safesteer_edge.evaluation.running.subject import workers_that_fit
 from safesteer_edge.evaluation.suites.builtin import BUILTIN_SUITES
 from safesteer_edge.evaluation.suites.case import PictureStore
 from tests.guarded_tiny import POLICY
@@ -100,6 +101,14 @@ def test_a_folder_holds_one_run(quick, tmp_path: Path):
         keep_plan(tmp_path / "run", {**facts, "seed": 2}, quick)
     with pytest.raises(InputError, match="cases_sha256"):
         keep_plan(tmp_path / "run", facts, quick[:1])
+
+
+def test_fewer_processes_where_memory_is_short():
+    gib = 1 << 30
+    assert workers_that_fit(4, gib, free_bytes=16 * gib) == 4
+    assert workers_that_fit(4, gib, free_bytes=3 * gib) == 2
+    assert workers_that_fit(4, 8 * gib, free_bytes=3 * gib) == 1
+    assert workers_that_fit(3, 1, free_bytes=None) >= 1
 
 
 def test_an_unknown_suite_is_refused(tmp_path: Path):

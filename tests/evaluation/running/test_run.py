@@ -16,8 +16,9 @@ import pytest
 from safesteer_edge.errors import InputError, SettingsError
 from safesteer_edge.evaluation.readers.read import FileChoice
 from safesteer_edge.evaluation.report.write import write_reports
+from safesteer_edge.evaluation.running.eval_settings import EvalSettings
 from safesteer_edge.evaluation.running.plan import SuiteChoice
-from safesteer_edge.evaluation.running.run import EvalSettings, run_evaluation
+from safesteer_edge.evaluation.running.run import run_evaluation
 from tests.guarded_tiny import QUIET, WAVERING, GuardedTiny
 
 DEFENCES = ("off", "safesteer", "safety-prompt", "response-check", "refusal-direction")
