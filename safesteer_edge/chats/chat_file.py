@@ -17,6 +17,7 @@ from typing import Final
 from safesteer_edge.chats.chat_log import ChatLog
 from safesteer_edge.chats.file_lock import try_lock
 from safesteer_edge.chats.records import (
+    AnswerEnded,
     ChatHeader,
     Record,
     TextAdded,
@@ -112,12 +113,15 @@ class ChatFile:
         return cls(path, descriptor, log)
 
     def add(self, record: Record) -> None:
-        """Add a record and put it on the disk. Raises ChatStoreError, ChatFileError."""
+        """Add a record and write it, with the text that waits. Raises ChatStoreError, ChatFileError."""
         with self._lock:
             self.log.apply(record)
             self._write(self._take_pending() + record_to_line(record))
-            with contextlib.suppress(OSError):  # what a kill needs is done; this is for power cuts
-                os.fsync(self._descriptor)
+            if isinstance(record, AnswerEnded):
+                # A kill loses nothing that is written; this is for power cuts, and takes
+                # milliseconds that a question or a first token should not wait for.
+                with contextlib.suppress(OSError):
+                    os.fsync(self._descriptor)
 
     def add_text(self, record: TextAdded) -> None:
         """Add text of an answer; it is on the disk within FLUSH_S. Raises as `add`."""
