@@ -113,7 +113,7 @@ class ChatFile:
         return cls(path, descriptor, log)
 
     def add(self, record: Record) -> None:
-        """Add a record and write it, with the text that waits. Raises ChatStoreError, ChatFileError."""
+        """Add a record, after the text that waits. Raises ChatStoreError, ChatFileError."""
         with self._lock:
             self.log.apply(record)
             self._write(self._take_pending() + record_to_line(record))
