@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from safesteer_edge.bundle.bundle import GuardBundle, check_engine_canaries, load_bundle
 from safesteer_edge.chat.builtin_templates import builtin_template, default_builtin_name
+from safesteer_edge.chat.reasoning import reasoning_style, thinking_variables
 from safesteer_edge.chat.template import ChatTemplate
 from safesteer_edge.engine.context import DEFAULT_N_BATCH, ContextSettings, NativeContext
 from safesteer_edge.engine.hidden_states import EvalCallbackRoute, HiddenStateRoute, choose_route
@@ -120,7 +121,9 @@ def open_runtime(settings: SessionSettings, *, layers: Sequence[int] | None = No
             eval_callback=route.callback if isinstance(route, EvalCallbackRoute) else None,
         )
         undo.callback(context.close)
-        engine = LlamaEngine(context, route, projector=projector)
+        engine = LlamaEngine(
+            context, route, projector=projector, spoken=_spoken_tokens(template, model)
+        )
         # 4. The guard's self-test on this very engine.
         if bundle is not None:
             with _naming(bundle.folder, settings.kv_type):
@@ -201,7 +204,19 @@ def _open_template(settings: SessionSettings, info: ModelInfo, model: NativeMode
         bos_token=model.token_text(model.bos_token_id),
         eos_token=model.token_text(model.eos_token_id),
         name=info.path.name,
+        variables=thinking_variables(source, settings.thinking, name=info.path.name),
     )
+
+
+def _spoken_tokens(template: ChatTemplate, model: NativeModel) -> list[int]:
+    """Control tokens that the marks of the model's reasoning are made of."""
+    style = reasoning_style(template.source)
+    marks = style.marks if style else ()
+    return [
+        token_id
+        for text, token_id in model.special_tokens.items()
+        if any(text in mark for mark in marks)
+    ]
 
 
 def _open_route(

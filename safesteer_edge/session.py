@@ -175,7 +175,7 @@ class Session:
         started_s = time.perf_counter()
         self._runtime.check_open()
         asked = self._with_question(text, images, sounds, system)
-        given = self._runtime.model.tokenize_plain(answer_prefix) if answer_prefix else ()
+        given = self._answer_tokens(answer_prefix) if answer_prefix else ()
         items, prepared = self._to_items(asked.conversation)
         yield from prepared.last(len(images) + len(sounds))
         plan = TurnPlan(self._history, asked, items, started_s, tuple(given))
@@ -212,8 +212,16 @@ class Session:
         # The exact tokens if this session decoded them, with the scores to be found again.
         token_ids = self.conversation.messages[-1].token_ids
         if token_ids is None:
-            token_ids = tuple(self._runtime.model.tokenize_plain(text))
-        return AnswerSoFar(text, token_ids, scores=None)
+            token_ids = self._answer_tokens(text)
+        pieces = b"".join(self._runtime.engine.piece(token_id) for token_id in token_ids)
+        return AnswerSoFar(pieces.decode("utf-8", "ignore"), token_ids, scores=None)
+
+    def _answer_tokens(self, text: str) -> tuple[int, ...]:
+        """Tokens of words that are the answer's own, behind whatever closes the reasoning."""
+        model = self._runtime.model
+        reasoning_format = self._runtime.template.reasoning_format()
+        opening = reasoning_format.answer_opening if reasoning_format else ""
+        return (*model.tokenize_trusted(opening), *model.tokenize_plain(text))
 
     def _with_question(
         self,

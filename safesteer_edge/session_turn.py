@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from safesteer_edge.chat.conversation import Message
+from safesteer_edge.chat.reasoning import TextPiece
 from safesteer_edge.chat_session import TurnSettings
 from safesteer_edge.engine.llama_engine import PrefillStats
 from safesteer_edge.engine.main_sequence import PrefillCancelledError
@@ -20,6 +21,7 @@ from safesteer_edge.guard.events import (
     Event,
     PrefillDone,
     Refused,
+    Step,
     TextDelta,
     Timings,
     TurnEnded,
@@ -141,15 +143,15 @@ class SessionTurn:
         n_passes_before = engine.n_forward_passes
         decode_started_s = time.perf_counter()
         first_text_s: float | None = None
-        for event in answer.events():
+        for event in self._told_apart(answer.events()):
             if first_text_s is None and isinstance(event, TextDelta | Refused):
                 first_text_s = time.perf_counter()
             yield event
         ended_s = time.perf_counter()
-        self._keep(answer)
+        message = self._keep(answer)
         decode_s = ended_s - decode_started_s
         yield TurnEnded(
-            text=answer.text,
+            text=message.text,
             finish_reason=answer.finish_reason,
             guard=guard_summary(
                 self._settings,
@@ -172,22 +174,57 @@ class SessionTurn:
                 tokens_per_second=answer.n_steps / decode_s if decode_s > 0 else 0.0,
             ),
             refusal=answer.refusal,
+            reasoning=message.reasoning,
         )
 
-    def _keep(self, answer: GuardedAnswer) -> None:
-        message = Message.from_text("assistant", answer.text, token_ids=answer.token_ids)
+    def _told_apart(self, events: Iterator[Step | TextDelta | Refused]) -> Iterator[Event]:
+        """The events, with text that says whether it is reasoning or answer."""
+        reasoning_format = self._runtime.template.reasoning_format()
+        if reasoning_format is None:
+            yield from events
+            return
+        splitter = reasoning_format.splitter()
+        if self._plan.so_far is not None:
+            splitter.feed(self._plan.so_far.text)
+        for event in events:
+            if isinstance(event, TextDelta):
+                yield from _deltas(splitter.feed(event.text))
+                continue
+            if isinstance(event, Refused):
+                yield from _deltas(splitter.finish())
+            yield event
+        yield from _deltas(splitter.finish())
+
+    def _keep(self, answer: GuardedAnswer) -> Message:
+        """Add the answer to the history; its reasoning beside its text, not in it."""
+        refusal_text = answer.refusal.text if answer.refusal else ""
+        reasoning, text = self._split(answer.text.removesuffix(refusal_text))
+        text = text + refusal_text if text else refusal_text.lstrip("\n")
+        message = replace(
+            Message.from_text("assistant", text, token_ids=answer.token_ids), reasoning=reasoning
+        )
         self.history = self._plan.asked.with_message(message, answer.risk)
         if answer.refusal is None:
             scores = answer.scores[: len(answer.token_ids)]  # what was dropped was at the end
             self.so_far = AnswerSoFar(answer.text, answer.token_ids, scores)
+        return message
+
+    def _split(self, text: str) -> tuple[str | None, str]:
+        reasoning_format = self._runtime.template.reasoning_format()
+        return reasoning_format.split(text) if reasoning_format else (None, text)
 
     def _cancelled_early(self) -> TurnEnded:
         """The end of a turn whose prompt was not read to its end."""
         elapsed_s = time.perf_counter() - self._plan.started_s
         return TurnEnded(
-            text=self._plan.so_far.text if self._plan.so_far else "",
+            text=self._split(self._plan.so_far.text)[1] if self._plan.so_far else "",
             finish_reason="cancelled",
             guard=guard_summary(self._settings, self._runtime.bundle, None, vector_active=False),
             usage=Usage(0, 0, 0, 0, 0),
             timings=Timings(elapsed_s, elapsed_s, 0.0, 0.0, 0.0),
         )
+
+
+def _deltas(pieces: Sequence[TextPiece]) -> Iterator[TextDelta]:
+    for piece in pieces:
+        yield TextDelta(piece.text, piece.part, piece.start)

@@ -30,6 +30,7 @@ class SessionSettings:
     kv_type: number format of the KV cache: q8_0 takes half of f16's memory, q4_0 a quarter.
     n_gpu_layers: None: as many as fit into the free memory of the GPUs; 0 without one.
     chat_template: `builtin:NAME`; None: the model's own.
+    thinking: have a model reason before it answers, or not; None: as its template does.
     allow_negative_scale: accept a bundle whose vector is applied against its direction.
     """
 
@@ -48,6 +49,7 @@ class SessionSettings:
     n_threads: int | None = None
     probe_device: ProbeDevice = "auto"
     chat_template: str | None = None
+    thinking: bool | None = None
     allow_negative_scale: bool = False
 
     def __post_init__(self) -> None:

@@ -47,11 +47,14 @@ class Message:
     token_ids: for an assistant message, the exact tokens that the model produced, without the
         end-of-generation token, so that the next turn finds them in the KV cache (tokenising the
         text again may give others). They mean something to that model's vocabulary alone.
+    reasoning: what a thinking model wrote before its answer; None if it did not. It is part of
+        `token_ids` and not of the content: the next prompt leaves it out.
     """
 
     role: Role
     content: tuple[Content, ...]
     token_ids: tuple[int, ...] | None = None
+    reasoning: str | None = None
 
     @classmethod
     def from_text(
@@ -115,6 +118,8 @@ def _message_to_json(message: Message) -> dict[str, Any]:
     value: dict[str, Any] = {"role": message.role, "content": content}
     if message.token_ids is not None:
         value["token_ids"] = list(message.token_ids)
+    if message.reasoning is not None:
+        value["reasoning"] = message.reasoning
     return value
 
 
@@ -127,8 +132,12 @@ def _message_from_json(value: object, index: int) -> Message:
     if not isinstance(content, list):
         raise _mistake(where, "'content' to be a list", content)
     items = tuple(_content_from_json(item, where) for item in cast("list[object]", content))
-    token_ids = cast("Mapping[str, object]", value).get("token_ids")
-    return Message(cast("Role", role), items, _token_ids_from_json(token_ids, where))
+    fields = cast("Mapping[str, object]", value)
+    reasoning = fields.get("reasoning")
+    if reasoning is not None and not isinstance(reasoning, str):
+        raise _mistake(where, "'reasoning' to be a string", reasoning)
+    token_ids = _token_ids_from_json(fields.get("token_ids"), where)
+    return Message(cast("Role", role), items, token_ids, reasoning)
 
 
 def _content_from_json(value: object, where: str) -> Content:

@@ -160,7 +160,7 @@ def _answer_part(template: ChatTemplate, message: Message, index: int) -> Conten
     text = message.text
     if REASONING_END in template.source:
         text = strip_reasoning(text)
-    if message.token_ids is None or text != message.text:
+    if message.token_ids is None or text != message.text or message.reasoning is not None:
         return ContentPart(text, index)
     return TokensPart(message.token_ids, text, index)
 

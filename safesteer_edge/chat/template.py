@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from safesteer_edge.chat.reasoning import ReasoningFormat, reasoning_style
 from safesteer_edge.chat.template_features import TemplateFeatures, probe_features
 from safesteer_edge.chat.template_process import (
     TEMPLATE_ADVICE,
@@ -30,9 +31,16 @@ class ChatTemplate:
     """
 
     def __init__(
-        self, source: str, *, special_tokens: Mapping[str, str], name: str, limits: TemplateLimits
+        self,
+        source: str,
+        *,
+        special_tokens: Mapping[str, str],
+        name: str,
+        limits: TemplateLimits,
+        variables: Mapping[str, Any],
     ) -> None:
         self.name = name
+        self._variables = dict(variables)
         self.source = source
         self.sha256 = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
         self._limits = limits
@@ -54,11 +62,13 @@ class ChatTemplate:
         eos_token: str,
         name: str,
         limits: TemplateLimits | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> ChatTemplate:
         """Make a template from its jinja2 source, running nothing yet.
 
         bos_token, eos_token: their texts, "" where the vocabulary has none.
         name: what messages call it, e.g. the model's file name.
+        variables: of every render, e.g. `enable_thinking`; JSON values.
         Raises TemplateError if the source is longer than the limit.
         """
         limits = limits or TemplateLimits()
@@ -68,7 +78,13 @@ class ChatTemplate:
                 f"{limits.source_chars} allowed; {TEMPLATE_ADVICE}"
             )
         special_tokens = {"bos_token": bos_token, "eos_token": eos_token}
-        return cls(source, special_tokens=special_tokens, name=name, limits=limits)
+        return cls(
+            source,
+            special_tokens=special_tokens,
+            name=name,
+            limits=limits,
+            variables=variables or {},
+        )
 
     def start(self) -> None:
         """Start the child without waiting for it (about 0.1 s), to overlap with other loading."""
@@ -85,7 +101,7 @@ class ChatTemplate:
         """Return the prompt that the template makes of the messages.
 
         messages: as transformers takes them, `{"role": …, "content": …}`.
-        variables: what else the template may ask for, e.g. `enable_thinking`; JSON values.
+        variables: as in `from_source`, for this render, before the others.
         Raises TemplateError if the template refuses the messages, is broken, or breaks a limit.
         """
         result = self.try_render(messages, add_generation_prompt, variables=variables)
@@ -107,7 +123,7 @@ class ChatTemplate:
         request = {
             "messages": messages,
             "add_generation_prompt": add_generation_prompt,
-            "variables": dict(variables or {}),
+            "variables": {**self._variables, **(variables or {})},
         }
         with self._lock:
             return self._running_process().request(request)
@@ -127,6 +143,16 @@ class ChatTemplate:
                 )
             self._features = features
         return self._features
+
+    def reasoning_format(self) -> ReasoningFormat | None:
+        """Return how the model's reasoning is marked, None if the template knows of none.
+
+        Raises TemplateError as `features` does.
+        """
+        style = reasoning_style(self.source)
+        if style is None:
+            return None
+        return ReasoningFormat(style, is_open=style.is_open_after(self.features().opening))
 
     def close(self) -> None:
         """End the child. Safe to call twice; a later render starts a new one."""

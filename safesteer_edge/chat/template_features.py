@@ -28,11 +28,13 @@ class TemplateFeatures:
         that is in neither is not known to the template.
     answer_padding: white space that the template puts in front of an answer in the history, but
         not at the end of the generation prompt (Llama 2: one space).
+    opening: what the generation prompt has behind the last text, up to where an answer begins.
     """
 
     string_roles: frozenset[Role]
     parts_roles: frozenset[Role]
     answer_padding: str
+    opening: str
 
     def takes_role(self, role: Role) -> bool:
         """Whether a message of that role comes out, in one form or the other."""
@@ -78,8 +80,11 @@ def probe_features(render: RenderMessages) -> TemplateFeatures:
                 accepted.add(role)
         if role == "user" and "user" not in string_roles:
             user_content = [{"type": "text", "text": words.word(9)}]
-    padding = _answer_padding(render, words, user_content) if "assistant" in string_roles else ""
-    return TemplateFeatures(frozenset(string_roles), frozenset(parts_roles), padding)
+    opening = _opening(render, words, user_content)
+    padding = ""
+    if "assistant" in string_roles:
+        padding = _answer_padding(render, words, user_content, opening)
+    return TemplateFeatures(frozenset(string_roles), frozenset(parts_roles), padding, opening)
 
 
 def _two_parts(words: Placeholders) -> list[dict[str, str]]:
@@ -105,13 +110,18 @@ def _comes_back(rendered: str | Refusal, words: Placeholders, *, is_parts: bool)
     return found == [0, 1] and not texts[numbers.index(0) + 1].strip()
 
 
-def _answer_padding(render: RenderMessages, words: Placeholders, user_content: Any) -> str:
-    history = render(_test_messages("assistant", words.word(0), user_content), False)
+def _opening(render: RenderMessages, words: Placeholders, user_content: Any) -> str:
     prompt = render([{"role": "user", "content": user_content}], True)
-    if isinstance(history, Refusal) or isinstance(prompt, Refusal):
+    return "" if isinstance(prompt, Refusal) else words.split(prompt)[0][-1]
+
+
+def _answer_padding(
+    render: RenderMessages, words: Placeholders, user_content: Any, opening: str
+) -> str:
+    history = render(_test_messages("assistant", words.word(0), user_content), False)
+    if not opening or isinstance(history, Refusal):
         return ""
     before_answer = words.split(history)[0][1]
-    before_generation = words.split(prompt)[0][-1]
-    padding = before_answer[len(before_generation) :]
-    is_padding = before_answer.startswith(before_generation) and padding.isspace()
+    padding = before_answer[len(opening) :]
+    is_padding = before_answer.startswith(opening) and padding.isspace()
     return padding if is_padding else ""

@@ -128,10 +128,13 @@ def _stream(
     from safesteer_edge.chat.display_text import ControlCharacterFilter
     from safesteer_edge.guard.events import Refused, Step, TextDelta, TurnEnded
 
-    shown = ControlCharacterFilter()
+    shown, thought = ControlCharacterFilter(), ControlCharacterFilter()
     for event in events:
         if isinstance(event, Step) and trace is not None:
             trace.write(json.dumps(_step_to_json(event), ensure_ascii=False) + "\n")
+        elif isinstance(event, TextDelta) and event.part == "reasoning":
+            if not options.quiet:  # the answer alone goes to stdout
+                print(thought.feed(event.text), end="", file=sys.stderr, flush=True)
         elif isinstance(event, TextDelta | Refused) and not options.json:
             print(shown.feed(event.text), end="", flush=True)
         elif isinstance(event, TurnEnded):
@@ -190,6 +193,7 @@ def _to_json(session: ChatSession, turn: TurnEnded, media: list[MediaPrepared]) 
     info, usage, timings = session.info, turn.usage, turn.timings
     return {
         "text": turn.text,
+        "reasoning": turn.reasoning,
         "finish_reason": turn.finish_reason,
         "model": {
             "name": info.model_name,

@@ -31,6 +31,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--chat-template", metavar="builtin:NAME", help="instead of the model's own template"
     )
+    group.add_argument(
+        "--think",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="have a thinking model reason first, or not (default: as its template does)",
+    )
 
 
 def add_model_choice(group: OptionGroup) -> None:
@@ -108,4 +114,5 @@ def session_settings(options: argparse.Namespace) -> SessionSettings:
         n_gpu_layers=options.gpu_layers,
         n_threads=options.threads,
         chat_template=options.chat_template,
+        thinking=options.think,
     )

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.engine.context import NativeContext
+from safesteer_edge.engine.layer_input_calls import layer_input_calls, require_layer_input_calls
 from safesteer_edge.engine.native import lib
 from safesteer_edge.errors import EngineError
 
@@ -53,17 +54,6 @@ LAYER_INPUT_ARCHITECTURES = frozenset(
 _NO_LOGITS_BESIDE_EMBEDDINGS = frozenset({"lfm2", "lfm2moe"})
 
 _FINAL_NORM_NODE = b"result_norm"
-
-_SYMBOLS_SET = (
-    "llama_set_embeddings_layer_inp",
-    "_Z30llama_set_embeddings_layer_inpP13llama_contextjb",
-    "?llama_set_embeddings_layer_inp@@YAXPEAUllama_context@@I_N@Z",
-)
-_SYMBOLS_GET = (
-    "llama_get_embeddings_layer_inp",
-    "_Z30llama_get_embeddings_layer_inpP13llama_contextj",
-    "?llama_get_embeddings_layer_inp@@YAPEAMPEAUllama_context@@I@Z",
-)
 
 
 class HiddenStateRoute(Protocol):
@@ -127,7 +117,7 @@ def usable_routes(architecture: str, n_layer: int, layers: Sequence[int]) -> tup
     if not layers or not (blocks_only or final_only):
         return ()
     names: list[RouteName] = []
-    if inner_blocks and architecture in LAYER_INPUT_ARCHITECTURES and _layer_input_calls():
+    if inner_blocks and architecture in LAYER_INPUT_ARCHITECTURES and layer_input_calls():
         names.append("layer_input")
     if final_only and architecture not in _NO_LOGITS_BESIDE_EMBEDDINGS:
         names.append("final_norm")
@@ -144,7 +134,7 @@ class LayerInputRoute:
         self._context: NativeContext | None = None
 
     def attach(self, context: NativeContext) -> None:
-        set_call, _ = _require(_layer_input_calls())
+        set_call, _ = require_layer_input_calls()
         for layer in self._layers:
             set_call(context.handle, layer + 1, True)
         self._context = context
@@ -157,7 +147,7 @@ class LayerInputRoute:
 
     def read(self, n_rows: int) -> NDArray[np.float32]:
         context = _attached(self._context)
-        _, get_call = _require(_layer_input_calls())
+        _, get_call = require_layer_input_calls()
         n_embd = context.model.n_embd
         handle, n_bytes = context.handle, n_rows * n_embd * 4
         by_layer = np.empty((len(self._layers), n_rows, n_embd), dtype=np.float32)
@@ -295,35 +285,6 @@ def _read_float_rows(tensor: int) -> NDArray[np.float32]:
     flat = np.empty(ggml.ggml_nbytes(tensor) // 4, dtype=np.float32)
     ggml.ggml_backend_tensor_get(tensor, flat.ctypes.data, 0, flat.nbytes)
     return flat.reshape(int(ggml.ggml_nrows(tensor)), -1)
-
-
-@cache
-def _layer_input_calls() -> tuple[Any, Any] | None:
-    """The set and get calls of llama-ext.h, or None where the library does not export them."""
-    library = lib._lib  # pyright: ignore[reportPrivateUsage]  # the loaded libllama
-    set_call, get_call = _find(library, _SYMBOLS_SET), _find(library, _SYMBOLS_GET)
-    if set_call is None or get_call is None:
-        return None
-    set_call.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_bool]
-    set_call.restype = None
-    get_call.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
-    get_call.restype = ctypes.c_void_p
-    return set_call, get_call
-
-
-def _find(library: ctypes.CDLL, names: Sequence[str]) -> Any:
-    for name in names:
-        try:
-            return getattr(library, name)
-        except AttributeError:
-            continue
-    return None
-
-
-def _require(calls: tuple[Any, Any] | None) -> tuple[Any, Any]:
-    if calls is None:
-        raise EngineError("this llama.cpp does not export layer inputs")
-    return calls
 
 
 def _attached(context: NativeContext | None) -> NativeContext:

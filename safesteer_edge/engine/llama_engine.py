@@ -7,7 +7,7 @@ on side sequences that share its cells. Not thread-safe: one thread decodes, any
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,15 +53,18 @@ class LlamaEngine:
         route: HiddenStateRoute | None,
         *,
         projector: Projector | None = None,
+        spoken: Collection[int] = (),
     ) -> None:
         """route: None reads no hidden states: they come back with zero features.
 
+        spoken: control tokens that stand for their text in an answer, as marks of reasoning do.
         The caller owns context and projector and closes them after the engine's last use.
         """
         self._context = context
         self._model: NativeModel = context.model
         self._route = route
         self._sequence = MainSequence(context, route, projector)
+        self._spoken = frozenset(spoken)
         self._pending: dict[int, _Pending] = {}
         self._kept_logits: NDArray[np.float32] | None = None
         self._sampler: SamplerChain | None = None
@@ -256,5 +259,5 @@ class LlamaEngine:
         return self._model.is_end_of_generation(token_id)
 
     def piece(self, token_id: int) -> bytes:
-        """The bytes that a token stands for; nothing for control tokens."""
-        return self._model.piece(token_id)
+        """The bytes that a token stands for; nothing for control tokens that are not `spoken`."""
+        return self._model.piece(token_id, special=token_id in self._spoken)

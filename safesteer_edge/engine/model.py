@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from safesteer_edge.errors import EngineError, ModelFileError
 
 _PIECE_BUFFER_BYTES = 64
 _NO_TOKEN = -1
+# Tokens that open and close turns, though their vocabularies have them as USER_DEFINED, which
+# llama.cpp finds in plain text too: gpt-oss's <|start|>, DeepSeek-R1's <｜User｜>.
+_MARKER = re.compile("<[|｜][^ ]+>|<[^ ]+[|｜]>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +202,7 @@ class NativeModel:
 
     @property
     def special_tokens(self) -> Mapping[str, int]:
-        """Texts of the CONTROL and UNKNOWN tokens, to their ids."""
+        """Texts of the CONTROL and UNKNOWN tokens and of other markers, to their ids."""
         return self._special.ids_by_text
 
     @property
@@ -214,7 +218,8 @@ class NativeModel:
     @cached_property
     def _special(self) -> SpecialTokens:
         vocab = self._live_vocab()
-        wanted = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+        always = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+        wanted = always | lib.LLAMA_TOKEN_ATTR_USER_DEFINED
         ids_by_text: dict[str, int] = {}
         strips_left: set[int] = set()
         strips_right: set[int] = set()
@@ -223,6 +228,8 @@ class NativeModel:
             if not attributes & wanted:
                 continue
             text = lib.llama_vocab_get_text(vocab, token_id).decode("utf-8", "replace")
+            if not attributes & always and not _MARKER.fullmatch(text):
+                continue
             if text:
                 ids_by_text[text] = token_id
             if attributes & lib.LLAMA_TOKEN_ATTR_LSTRIP:

@@ -9,6 +9,7 @@ from safesteer_edge.guard.policy import GuardMode, RerankName
 from safesteer_edge.guard.risk import RefusalReason
 
 FinishReason = Literal["stop", "length", "refused", "cancelled"]
+AnswerPart = Literal["answer", "reasoning"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +86,16 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """Text of the answer that is settled: it will not be taken back."""
+    """Text of the answer that is settled: it will not be taken back.
+
+    part: a thinking model's reasoning is told apart from its answer, and guarded as well.
+    start: where the text stands among all that the steps wrote, the marks of reasoning included,
+    which no delta carries. None: right behind the delta before.
+    """
 
     text: str
+    part: AnswerPart = "answer"
+    start: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +155,11 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class TurnEnded:
-    """The last event of every turn. text: the whole answer as it stands in the conversation."""
+    """The last event of every turn.
+
+    text: the whole answer as it stands in the conversation. reasoning: what a thinking model wrote
+    before it, which the conversation leaves out; None if it did not reason.
+    """
 
     text: str
     finish_reason: FinishReason
@@ -155,6 +167,7 @@ class TurnEnded:
     usage: Usage
     timings: Timings
     refusal: Refused | None = None
+    reasoning: str | None = None
 
 
 Event = MediaPrepared | PrefillDone | Step | TextDelta | Refused | TurnEnded

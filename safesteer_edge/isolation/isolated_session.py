@@ -154,7 +154,7 @@ class IsolatedSession:
             process.send_now({"do": "cancel", "turn": turn})
         try:
             while self._active_turn == turn and (event := self._next_event(process)) is not None:
-                if isinstance(event, TextDelta | Refused):
+                if isinstance(event, TextDelta | Refused) and _is_answer(event):
                     said += event.text
                 elif isinstance(event, TurnEnded):
                     if event.usage.prompt_tokens:  # else it was stopped before, and has not joined
@@ -266,3 +266,7 @@ def _checked(reply: dict[str, Any]) -> dict[str, Any]:
     if "error" in reply:
         raise error_from_json(reply["error"])
     return reply
+
+
+def _is_answer(event: Refused | TextDelta) -> bool:
+    return isinstance(event, Refused) or event.part == "answer"

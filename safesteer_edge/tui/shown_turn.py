@@ -29,9 +29,9 @@ from safesteer_edge.tui.marks import Span, marked, without_marks
 class ShownTurn:
     """A turn. Feed it events; read what there is to show.
 
-    text: settled text of the answer as the model wrote it. shown: the same, made safe for a
-    terminal, steered passages marked. error: one line, if the turn broke. end: None while it is
-    told; 'died' if the program or the engine ended with it. n_interventions: kept apart from the
+    text: settled text of the answer as the model wrote it. reasoning: what a thinking model wrote
+    before it. shown: the text, made safe for a terminal, steered passages marked. error: one line,
+    if the turn broke. end: None while it is told; 'died' if the program or the engine ended with it. n_interventions: kept apart from the
     steps, which a chat read from disk does not have. media: what became of them. question_id,
     answer_id: in the chat's file.
     """
@@ -55,8 +55,10 @@ class ShownTurn:
     risk: float | None = None
     question_id: str | None = None
     answer_id: str | None = None
+    reasoning: str = ""
     _filter: ControlCharacterFilter = field(default_factory=ControlCharacterFilter)
     _n_step_characters: int = 0
+    _n_hidden_characters: int = 0
     _steered: list[Span] = field(default_factory=list)
 
     def feed(self, event: Event) -> str:
@@ -68,6 +70,11 @@ class ShownTurn:
         elif isinstance(event, PrefillDone):
             self.prefill = event
         elif isinstance(event, TextDelta):
+            if event.part == "reasoning":
+                self.reasoning += event.text
+                return ""
+            if event.start is not None:  # marks and reasoning stand before it, unseen
+                self._n_hidden_characters = event.start - len(self.text)
             return self._grow(event.text)
         elif isinstance(event, Refused):
             self.refusal = event
@@ -110,7 +117,8 @@ class ShownTurn:
     def continued(self) -> None:
         """Get ready for the events of `continue_answer`, which add to the answer."""
         self.end = self.error = None
-        self._n_step_characters = len(self.text)  # what was not let through stays unsaid
+        # What was not let through stays unsaid.
+        self._n_step_characters = len(self.text) + self._n_hidden_characters
 
     def to_messages(self) -> tuple[ChatMessage, ChatMessage]:
         """What a session is restored from."""
@@ -135,7 +143,7 @@ class ShownTurn:
         self.usage, self.timings = event.usage, event.timings
 
     def _grow(self, text: str) -> str:
-        start = len(self.text)
+        start = len(self.text) + self._n_hidden_characters
         self.text += text
         spans = [
             (max(0, low - start), min(len(text), high - start))

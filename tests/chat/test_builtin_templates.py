@@ -1,5 +1,11 @@
+"""Built-in templates give what llama.cpp's own C code, or the models' templates, give."""
+
 from __future__ import annotations
 
+import ctypes
+from typing import Any
+
+import llama_cpp
 import pytest
 
 from safesteer_edge.chat.builtin_templates import (
@@ -21,27 +27,69 @@ _CONVERSATION = Conversation(
     )
 )
 
+# What llama.cpp writes for the same conversation (llama_chat_apply_template, without BOS), where it
+# knows the format and agrees with the models' own template.
+_NATIVE_NAMES = {
+    "chatml": "chatml",
+    "command-r": "command-r",
+    "gemma": "gemma",
+    "granite": "granite-4.0",
+    "llama3": "llama3",
+    "llama4": "llama4",
+    "mistral-v7": "mistral-v7-tekken",
+    "phi3": "phi3",
+    "phi4": "phi4",
+    "smolvlm": "smolvlm",
+    "zephyr": "zephyr",
+}
+# What the models' own templates give, where llama.cpp writes it otherwise or not at all.
 _EXPECTED = {
-    "chatml": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU1<|im_end|>\n"
-    "<|im_start|>assistant\nA<|im_end|>\n<|im_start|>user\nU2<|im_end|>\n<|im_start|>assistant\n",
-    "llama3": "<s><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|>"
-    "<|start_header_id|>user<|end_header_id|>\n\nU1<|eot_id|>"
-    "<|start_header_id|>assistant<|end_header_id|>\n\nA<|eot_id|>"
-    "<|start_header_id|>user<|end_header_id|>\n\nU2<|eot_id|>"
-    "<|start_header_id|>assistant<|end_header_id|>\n\n",
-    "gemma": "<s><start_of_turn>user\nS\n\nU1<end_of_turn>\n<start_of_turn>model\nA<end_of_turn>\n"
-    "<start_of_turn>user\nU2<end_of_turn>\n<start_of_turn>model\n",
     "mistral": "<s>[INST] S\n\nU1 [/INST] A</s>[INST] U2 [/INST]",
+    "vicuna": "<s>S USER: U1 ASSISTANT: A</s>USER: U2 ASSISTANT:",
+    "deepseek": "<s>S<｜User｜>U1<｜Assistant｜>A<｜end▁of▁sentence｜><｜User｜>U2<｜Assistant｜>",
+    "deepseek-r1": "<s>S<｜User｜>U1<｜Assistant｜>A<｜end▁of▁sentence｜>"
+    "<｜User｜>U2<｜Assistant｜><think>\n",
+    "gpt-oss": "<|start|>developer<|message|># Instructions\n\nS<|end|>"
+    "<|start|>user<|message|>U1<|end|>"
+    "<|start|>assistant<|channel|>final<|message|>A<|end|>"
+    "<|start|>user<|message|>U2<|end|><|start|>assistant",
 }
 
 
-@pytest.mark.parametrize("name", builtin_template_names())
-def test_a_builtin_template_gives_the_format_of_its_models(name: str) -> None:
+def rendered(name: str, conversation: Conversation, *, eos_token: str = "</s>") -> str:
     source = builtin_template(name)
-    with ChatTemplate.from_source(source, bos_token="<s>", eos_token="</s>", name=name) as template:
-        parts = render_parts(template, _CONVERSATION)
+    with ChatTemplate.from_source(
+        source, bos_token="<s>", eos_token=eos_token, name=name
+    ) as template:
+        parts = render_parts(template, conversation)
     texts = [getattr(part, "text", None) for part in parts]
-    assert "".join(text or "" for text in texts) == _EXPECTED[name]
+    return "".join(text or "" for text in texts)
+
+
+def test_every_builtin_template_is_checked_against_something() -> None:
+    assert set(builtin_template_names()) == set(_NATIVE_NAMES) | set(_EXPECTED)
+
+
+@pytest.mark.parametrize("name", _EXPECTED)
+def test_a_builtin_template_gives_the_format_of_its_models(name: str) -> None:
+    assert rendered(name, _CONVERSATION) == _EXPECTED[name]
+
+
+@pytest.mark.parametrize("n_messages", [2, 4])
+@pytest.mark.parametrize("name", _NATIVE_NAMES)
+def test_a_builtin_template_gives_what_llama_cpp_writes(name: str, n_messages: int) -> None:
+    conversation = Conversation(_CONVERSATION.messages[:n_messages])
+    messages = (llama_cpp.llama_chat_message * n_messages)(
+        *((message.role.encode(), message.text.encode()) for message in conversation)
+    )
+    buffer: Any = ctypes.create_string_buffer(4096)
+    native_name = _NATIVE_NAMES[name].encode()
+    n_bytes = llama_cpp.llama_chat_apply_template(
+        native_name, messages, n_messages, True, buffer, len(buffer)
+    )
+    # Zephyr's native form is StableLM's, which ends turns with that token.
+    ours = rendered(name, conversation, eos_token="</s>" if name != "zephyr" else "<|endoftext|>")
+    assert ours.removeprefix("<s>") == buffer.raw[:n_bytes].decode()
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
@@ -52,5 +100,8 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
 def test_the_default_is_chosen_by_the_control_tokens() -> None:
     assert default_builtin_name({"<|im_start|>", "<s>"}, model_name="a.gguf") == "chatml"
     assert default_builtin_name({"<start_of_turn>"}, model_name="a.gguf") == "gemma"
+    assert default_builtin_name({"<|im_start|>", "<|im_sep|>"}, model_name="a.gguf") == "phi4"
+    phi3 = {"<|user|>", "<|assistant|>", "<|end|>"}
+    assert default_builtin_name(phi3, model_name="a.gguf") == "phi3"
     with pytest.raises(TemplateError, match=r"'a\.gguf' has no chat template"):
         default_builtin_name({"<s>"}, model_name="a.gguf")

@@ -19,9 +19,11 @@ from tests.brittle_bundle import limit_within_answer, write_brittle_bundle
 from tests.cli.conftest import Ask, StartAsk
 from tests.guarded_tiny import ALARMED, PATIENT_POLICY, QUIET, REFUSAL_TEXT, WAVERING, GuardedTiny
 from tests.session.turns import texts
+from tests.tiny_models import write_tiny_llama
+from tests.tiny_models.families import templates
 
 KEYS = {
-    "": {"text", "finish_reason", "model", "guard", "media", "usage", "timings"},
+    "": {"text", "reasoning", "finish_reason", "model", "guard", "media", "usage", "timings"},
     "model": {"name", "path", "architecture", "quantization"},
     "guard": {
         *("mode", "rerank", "bundle", "interventions", "evaluated_candidates", "max_score"),
@@ -318,3 +320,25 @@ def test_an_error_in_the_engines_process_is_told_as_ever(ask: Ask):
     ran = ask("word " * 600, "--isolate")
     assert (ran.exit_code, ran.out) == (BAD_INPUT, "")
     assert ran.err.startswith("safesteer-edge: ") and ran.err.count("\n") == 1
+
+
+def test_reasoning_goes_to_stderr_and_into_the_json(ask: Ask, tmp_path: Path):
+    model = write_tiny_llama(tmp_path / "thinking.gguf", chat_template=templates.QWEN35)
+    ran = ask("Hello there", "--model", str(model))
+    assert ran.out == "\n"
+    assert len(ran.err.splitlines()) >= 2
+    value = json.loads(ask("Hello there", "--model", str(model), "--json", "--quiet").out)
+    assert value["text"] == ""
+    assert value["reasoning"] != ""
+    value = json.loads(
+        ask("Hello there", "--model", str(model), "--json", "--quiet", "--no-think").out
+    )
+    assert value["reasoning"] is None
+    assert value["text"] != ""
+
+
+def test_a_model_whose_template_cannot_turn_thinking_off_is_refused(ask: Ask):
+    ran = ask("Hello there", "--no-think")
+    assert ran.exit_code == BAD_INPUT
+    assert ran.err.count("\n") == 1
+    assert "cannot turn thinking off" in ran.err

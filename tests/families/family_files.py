@@ -15,7 +15,7 @@ from tests.tiny_models.families.family import Family
 from tests.tiny_models.families.projectors import write_projector
 from tests.tiny_models.families.write import write_family
 
-FIRST_TEXT_ID, TEXT_END_ID = 8, 318  # no family has a control token from the one, or ends before
+FIRST_TEXT_ID, TEXT_END_ID = 9, 318  # no family has a control token from the one, or ends before
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,12 @@ def test_every_event_survives_json(kind: type[Any], data: st.DataObject):
 def test_the_kind_stands_under_event():
     kinds = [event_to_json(event)["event"] for event in (TextDelta("a"), EXAMPLE)]
     assert kinds == ["text_delta", "turn_ended"]
-    assert event_to_json(TextDelta("a")) == {"event": "text_delta", "text": "a"}
+    assert event_to_json(TextDelta("a", "reasoning", 7)) == {
+        "event": "text_delta",
+        "text": "a",
+        "part": "reasoning",
+        "start": 7,
+    }
 
 
 @pytest.mark.parametrize(

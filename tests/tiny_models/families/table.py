@@ -96,7 +96,7 @@ _GPT_OSS = Tokenizer(
     "gpt-4o",
     (
         *("<|startoftext|>", "<|return|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>"),
-        *("<img>", "</img>"),
+        *("<|call|>", "<img>", "</img>"),
     ),
     bos="<|startoftext|>",
     eos="<|return|>",
