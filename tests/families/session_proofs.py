@@ -17,8 +17,9 @@ from tests.families.family_files import FamilyFiles
 from tests.families.media_proofs import picture_paths
 
 QUESTIONS = ("What is this?", "Are you sure?", "And what is that?", "How can you be sure?", "Why?")
-# The cache holds F16, and a prompt read in one batch rounds otherwise than one read token by token.
-LOGPROB_TOLERANCE = 0.05
+# The cache holds F16, and a prompt read in one batch rounds otherwise than one read token by token:
+# 0.06 was seen in a mixture of experts, whose router jumps, 0.01 elsewhere. Mistakes make nats.
+LOGPROB_TOLERANCE = 0.2
 
 
 def prove_template(files: FamilyFiles) -> str:
