@@ -31,9 +31,9 @@ class ShownTurn:
 
     text: settled text of the answer as the model wrote it. reasoning: what a thinking model wrote
     before it. shown: the text, made safe for a terminal, steered passages marked. error: one line,
-    if the turn broke. end: None while it is told; 'died' if the program or the engine ended with it. n_interventions: kept apart from the
-    steps, which a chat read from disk does not have. media: what became of them. question_id,
-    answer_id: in the chat's file.
+    if the turn broke. end: None while it is told; 'died' if the program or the engine ended with
+    it. n_interventions: kept apart from the steps, which a chat read from disk does not have.
+    media: what became of them. question_id, answer_id: in the chat's file.
     """
 
     question: str
