@@ -53,7 +53,7 @@ context = NativeContext(model, settings)
 engine = LlamaEngine(context, None, projector=projector)
 sampler = SamplerChain(SamplingSettings(temperature=0), n_vocab=model.n_vocab)
 image = projector.encode_image(np.zeros((30, 100, 3), dtype=np.uint8), sha256="0" * 64)
-engine.prefill([*image, TokenRun((9, 10))], sampler)
+engine.prefill([*image.items, TokenRun((9, 10))], sampler)
 engine.evaluate(11)
 engine.accept(11)
 try:
