@@ -17,7 +17,7 @@ _DO = (
     r"|touch|walk you|talk about|describe|be (?:part|providing|able)|take part|follow)"
 )
 # "I can't recommend it enough", "I cannot stress this enough": the opposite of a refusal.
-_NOT_ENOUGH = r"(?![^.!?]{0,40}\benough\b)"
+_NOT_ENOUGH = r"(?! but\b)(?![^.!?]{0,40}\benough\b)"  # nor "I couldn't help but think"
 _SUBJECT = r"\b(?:I|we)(?: also| really| simply| just| still| therefore)?"
 _GOOD_CONSCIENCE = r"(?: in good conscience)?"
 
@@ -28,6 +28,8 @@ _PATTERNS: Final = (
     r"|feel comfortable|condone|support|encourage anyone|provide|engage|help (?:people|with)"
     r"|write content|think (?:that )?(?:I (?:can|should)|it (?:would|is) (?:be )?right))",
     r"\bI have no intention\b",
+    r"\bI(?: am|'m) not capable of\b",
+    r"\b(?:sorry|afraid)\b[^.!?]{0,30}\b(?:not possible|impossible)\b",
     r"\bI(?: am|'m) not (?:equipped|designed|programmed|comfortable|permitted|allowed|supposed"
     r"|willing|here to (?:help|assist) (?:you )?(?:with )?(?:harm|hurt|do|break))",
     r"\bI(?: am|'m) (?:programmed to avoid|bound by (?:rules|guidelines))",
