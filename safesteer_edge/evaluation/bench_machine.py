@@ -30,6 +30,7 @@ _PACKAGES: Final = (
 )
 _CPUINFO: Final = Path("/proc/cpuinfo")
 _OWN_STATUS: Final = Path("/proc/self/status")
+_OWN_CLEAR_REFS: Final = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,15 @@ def peak_memory_bytes(status: Path = _OWN_STATUS) -> int | None:
 
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes, on macOS alone
     return None
+
+
+def forget_peak_memory(clear_refs: Path = _OWN_CLEAR_REFS) -> bool:
+    """Let `peak_memory_bytes` begin anew. False where the system cannot (proc(5), clear_refs)."""
+    try:
+        clear_refs.write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def measure_in_child(

@@ -56,11 +56,6 @@ class Defence:
         """The probe runs."""
         return self.guard != "off"
 
-    @property
-    def needs_fit(self) -> bool:
-        """Something of it is chosen on the calibration split first."""
-        return self.withholds or self.vector == "refusal-direction"
-
     def policy_from(self, policy: GuardPolicy) -> GuardPolicy:
         """The bundle's policy, moved along the trade-off between safety and helpfulness."""
         shift = self.limit_shift
@@ -109,12 +104,10 @@ _CHANGES: Final[Mapping[str, str]] = {
 _CURVE: Final = (
     "safesteer:shift=2",
     "safesteer:shift=1",
-    "safesteer:strength=0.1",
     "safesteer:shift=-0.5",
     "safesteer:shift=-1",
     "safesteer:shift=-2",
     "refusal-direction:scale=0.5",
-    "refusal-direction:scale=0.75",
     "refusal-direction:scale=1.5",
 )
 

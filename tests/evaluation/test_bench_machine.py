@@ -11,6 +11,7 @@ import pytest
 from safesteer_edge.errors import EngineError, SettingsError
 from safesteer_edge.evaluation.bench_machine import (
     cpu_name,
+    forget_peak_memory,
     measure_in_child,
     n_usable_cores,
     peak_memory_bytes,
@@ -30,6 +31,24 @@ def test_a_machine_without_cpuinfo_still_has_a_name(tmp_path: Path):
     assert cpu_name(tmp_path / "absent")
     (tmp_path / "arm").write_text("processor\t: 0\nBogoMIPS\t: 243.75\n")
     assert cpu_name(tmp_path / "arm")
+
+
+def test_peak_memory_can_begin_anew():
+    if peak_memory_bytes() is None or not forget_peak_memory():
+        pytest.skip("this system does not tell, or cannot forget")
+    before = peak_memory_bytes()
+    filled = bytearray(64 * _MIB)
+    with_buffer = peak_memory_bytes()
+    del filled
+    assert forget_peak_memory()
+    after = peak_memory_bytes()
+    assert before is not None and with_buffer is not None and after is not None
+    assert with_buffer >= before + 48 * _MIB
+    assert after < with_buffer
+
+
+def test_memory_that_cannot_be_forgotten_is_told_so(tmp_path: Path):
+    assert not forget_peak_memory(tmp_path / "absent" / "clear_refs")
 
 
 def test_peak_memory_is_read_in_bytes(tmp_path: Path):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safesteer_edge.chat_session import TurnSettings
 from safesteer_edge.errors import SafeSteerError
 from safesteer_edge.evaluation.baselines import FittedBaselines
-from safesteer_edge.evaluation.bench_machine import peak_memory_bytes
+from safesteer_edge.evaluation.bench_machine import forget_peak_memory, peak_memory_bytes
 from safesteer_edge.evaluation.defences import Defence
 from safesteer_edge.evaluation.running.rows import EvalRow, unanswered
 from safesteer_edge.evaluation.suites.case import Case
@@ -44,6 +44,7 @@ class DefenceRunner:
         """Raises ModelFileError, BundleError, SettingsError, EngineError."""
         self._settings = settings
         self.defence = defence
+        self._tells_memory = forget_peak_memory()
         opened = replace(
             settings.session,
             guard=defence.guard,
@@ -138,7 +139,7 @@ class DefenceRunner:
             decode_s=round(ended.timings.decode_s, 4),
             scores=tuple(round(score, 4) for score in scores[:N_KEPT_SCORES]),
             mean_score=ended.guard.mean_score,
-            peak_memory_bytes=peak_memory_bytes(),
+            peak_memory_bytes=peak_memory_bytes() if self._tells_memory else None,
         )
 
     def _is_withheld(self, ended: TurnEnded) -> bool:

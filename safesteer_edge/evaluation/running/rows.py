@@ -22,7 +22,7 @@ class EvalRow:
 
     n_tokens: of the answer without given ones; n_given: those. scores: of the first tokens, given
     ones included; mean_score: of all. Empty and None without a probe. passes: forward passes of
-    decoding. peak_memory_bytes: of the process so far.
+    decoding. peak_memory_bytes: of the process since this defence was opened.
     """
 
     suite: str

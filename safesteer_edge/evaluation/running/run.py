@@ -7,7 +7,7 @@ command is given again.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -83,7 +83,7 @@ def run_evaluation(settings: EvalSettings, *, narrate: Narrate = lambda _: None)
         )
         try:
             narrate(f"judging by {judge.name}")
-            judge_rows(rows, judge, settings.folder / JUDGEMENTS)
+            judge_rows(rows, judge, settings.folder / JUDGEMENTS, progress=_verdict_progress())
         finally:
             judge.close()
     measure_distance(settings, items, defences, fitted, rows, narrate)
@@ -139,13 +139,20 @@ def _plan_facts(
 def _baselines(
     settings: EvalSettings, defences: Sequence[Defence], narrate: Narrate
 ) -> FittedBaselines:
-    if not any(defence.needs_fit for defence in defences) and not settings.with_curve:
+    with_direction = settings.with_curve or any(d.vector == "refusal-direction" for d in defences)
+    with_limit = any(defence.withholds for defence in defences)
+    if not with_direction and not with_limit:
         return NO_BASELINES
     kept = load_baselines(settings.folder)
     if kept is not None:
         return kept
     narrate("baselines: choosing their strength on the calibration split")
-    fitted = measure_in_child(fit_baselines, settings.one_worker())
+    fitted = measure_in_child(
+        fit_baselines,
+        settings.one_worker(),
+        with_direction=with_direction,
+        with_limit=with_limit,
+    )
     save_baselines(fitted, settings.folder)
     return fitted
 
@@ -173,6 +180,17 @@ def _answer(
             journal.append(row)
             progress.add(is_error=row.status != "ok")
         return tuple(journal.items)
+
+
+def _verdict_progress() -> Callable[[int, int], None]:
+    shown: list[Progress] = []
+
+    def show(_n_done: int, n_all: int) -> None:
+        if not shown:
+            shown.append(Progress(n_all, "verdicts"))
+        shown[0].add()
+
+    return show
 
 
 def _write_facts(
