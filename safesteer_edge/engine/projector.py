@@ -206,7 +206,13 @@ class Projector:
         if kind == mtmd_cpp.MTMD_INPUT_CHUNK_TYPE_TEXT:
             n_tokens = ctypes.c_size_t()
             tokens = mtmd_cpp.mtmd_input_chunk_get_tokens_text(chunk_handle, ctypes.byref(n_tokens))
-            return TokenRun(tuple(tokens[: n_tokens.value]))
+            token_ids = tuple(tokens[: n_tokens.value])
+            if min(token_ids, default=0) < 0:  # mtmd's answer for a mark that it did not find
+                raise MediaError(
+                    f"projector {str(self.path)!r} puts marks around images that the vocabulary of "
+                    f"{self._model.path.name!r} lacks; use the mmproj file that belongs to it"
+                )
+            return TokenRun(token_ids)
         if mtmd_cpp.mtmd_encode_chunk(self._live(), chunk_handle) != 0:
             raise EngineError(f"the projector failed to encode ({native_error_cause()})")
         chunk = NativeChunk(chunk_handle)

@@ -28,6 +28,7 @@ from tests.engine.open_engine import (
 )
 from tests.numpy_llama import NumpyLlama
 from tests.tiny_models import IMG_END_ID, IMG_ID, write_tiny_llama, write_tiny_projector
+from tests.tiny_models.families.projectors import write_projector
 
 Pixels = NDArray[np.uint8]
 
@@ -285,3 +286,13 @@ def test_a_closed_projector_can_be_closed_again_and_not_be_used(
             encode(opened, picture(0))
         with pytest.raises(EngineError, match="projector is closed"):
             opened.prefill(items)
+
+
+def test_a_projector_whose_marks_the_vocabulary_lacks_is_refused_at_its_first_image(
+    tiny_llama_path: Path, tmp_path: Path
+) -> None:
+    mmproj = write_projector(tmp_path / "mmproj.gguf", "idefics3")
+    with open_engine(tiny_llama_path, mmproj=mmproj) as opened:
+        with pytest.raises(MediaError, match="puts marks around images that the vocabulary"):
+            encode(opened, picture(0))
+        opened.prefill(BEFORE)
