@@ -70,7 +70,7 @@ def cost_table(report: Json) -> Table:
     facts = report["facts"]
     return Table(
         "What answers took",
-        f"{facts['n_workers']} processes of {facts['n_threads']} threads at once, so speeds are "
+        f"{facts['n_workers']} × {facts['n_threads']} threads (processes × threads), so speeds are "
         "not for comparison with other runs; 'safesteer-edge bench' measures overheads",
         (
             "defence",

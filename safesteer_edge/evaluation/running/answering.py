@@ -135,12 +135,17 @@ class DefenceRunner:
             n_given=n_given,
             passes=ended.usage.forward_passes,
             interventions=ended.guard.interventions,
-            ttft_s=round(ended.timings.ttft_s, 4),
+            ttft_s=round(self._ttft_s(ended), 4),
             decode_s=round(ended.timings.decode_s, 4),
             scores=tuple(round(score, 4) for score in scores[:N_KEPT_SCORES]),
             mean_score=ended.guard.mean_score,
             peak_memory_bytes=peak_memory_bytes() if self._tells_memory else None,
         )
+
+    def _ttft_s(self, ended: TurnEnded) -> float:
+        """When a person sees the first text: after all of it, where the whole is checked first."""
+        timings = ended.timings
+        return timings.prefill_s + timings.decode_s if self.defence.withholds else timings.ttft_s
 
     def _is_withheld(self, ended: TurnEnded) -> bool:
         mean = ended.guard.mean_score
