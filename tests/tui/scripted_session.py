@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safesteer_edge.chat_session import ChatMessage, TurnSettings
@@ -240,7 +240,8 @@ class ScriptedSession:
     def _steps(self, script: Script, n_said: int) -> Iterator[Step | None]:
         """Steps; None where it was stopped."""
         total, n_counted = 0.0, 0
-        for index, word in enumerate(script.words[n_said:], start=1):
+        words = [_guarded(word, self.turn_settings.guard) for word in script.words[n_said:]]
+        for index, word in enumerate(words, start=1):
             if script.gate is not None and n_said + index > script.n_before_gate:
                 while not script.gate.wait(0.005) and not self._cancelled.is_set():
                     pass
@@ -250,10 +251,20 @@ class ScriptedSession:
                 yield None
                 return
             total, n_counted = total + word.score, n_counted + 1
-            yield _step(index, word, total / n_counted)
+            step = step_of(index, word, total / n_counted)
+            if self.turn_settings.guard == "off":
+                step = replace(step, score=None, risk=None)
+            yield step
 
 
-def _step(index: int, word: Word, risk: float) -> Step:
+def _guarded(word: Word, guard: GuardMode) -> Word:
+    """The word as this mode lets it be: only steering changes any."""
+    if word.instead_of is None or guard == "steer":
+        return word
+    return Word(word.instead_of, word.instead_score)
+
+
+def step_of(index: int, word: Word, risk: float) -> Step:
     token_id = 100 + index
     if word.instead_of is None:
         return Step(index, token_id, word.text, -0.2, word.score, True, risk, (), token_id)

@@ -14,7 +14,7 @@ from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.slash_commands import parse_command
 from safesteer_edge.tui.sparkline import sparkline
 from safesteer_edge.tui.typed_paths import split_media_paths
-from tests.tui.scripted_session import Word, _step
+from tests.tui.scripted_session import Word, step_of
 
 
 def test_marks_go_round_letters_alone():
@@ -34,8 +34,8 @@ def test_a_model_cannot_make_marks():
 
 def test_a_steered_word_is_marked_when_its_text_settles_later():
     turn = ShownTurn("q")
-    turn.feed(_step(1, Word("You"), 0.0))
-    turn.feed(_step(2, Word(" ask", 0.1, " steal"), 0.0))
+    turn.feed(step_of(1, Word("You"), 0.0))
+    turn.feed(step_of(2, Word(" ask", 0.1, " steal"), 0.0))
     assert turn.feed(TextDelta("You a")) == f"You {OPEN}a{CLOSE}"
     assert turn.feed(TextDelta("sk")) == f"{OPEN}sk{CLOSE}"
     assert turn.text == "You ask"

@@ -24,6 +24,7 @@ from safesteer_edge.tui.commands.exporting import export_stored, parse_target
 from safesteer_edge.tui.screens.question import ChoiceScreen, LineScreen
 
 _DAY_S = 86400.0
+_TITLE_WIDTH = 34
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +97,10 @@ class ChatsScreen(ModalScreen[str | None]):
             yield OptionList(id="found")
             yield Static("", id="nothing")
             with Horizontal():
-                yield Button("Open  Enter", id="open", compact=True)
-                yield Button("Rename  Ctrl+T", id="rename", compact=True)
-                yield Button("Export  Ctrl+E", id="export", compact=True)
-                yield Button("Delete  Ctrl+D", id="delete", compact=True)
+                yield Button("Open", id="open", compact=True)
+                yield Button("Rename ^T", id="rename", compact=True)
+                yield Button("Export ^E", id="export", compact=True)
+                yield Button("Delete ^D", id="delete", compact=True)
 
     def on_mount(self) -> None:
         """Begin to look."""
@@ -239,10 +240,14 @@ class ChatsScreen(ModalScreen[str | None]):
         sign = "●" if chat.id == self._current else "✗" if chat.problem else " "
         title = strip_control_characters(chat.title)
         about = strip_control_characters(found.snippet or chat.model or "")
-        line = f"{sign} {when(chat.updated_at, time.time()):<10} {title:<34.34} "
+        line = f"{sign} {when(chat.updated_at, time.time()):<10} {_fitted(title):<34} "
         return Content(line) + Content.styled(
-            f"{(chat.n_messages + 1) // 2:>3} Q  {about}", "$foreground 60%"
+            f"{(chat.n_messages + 1) // 2:>3} asked  {about}", "$foreground 60%"
         )
+
+
+def _fitted(title: str) -> str:
+    return title if len(title) <= _TITLE_WIDTH else f"{title[: _TITLE_WIDTH - 1]}…"
 
 
 def when(at: float, now: float) -> str:

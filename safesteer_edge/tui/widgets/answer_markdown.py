@@ -55,8 +55,7 @@ class AnswerMarkdown(Markdown):
         MarkdownFence { background: $panel; color: $foreground; margin: 0 0 1 0; }
         MarkdownFence > Label { padding: 0 1; }
         MarkdownBulletList, MarkdownOrderedList { padding: 0; margin: 0 0 1 0; }
-        MarkdownListItem { margin: 0; }
-        MarkdownListItem MarkdownBlock { margin: 0; }
+        MarkdownList MarkdownBlock { margin: 0; }
         MarkdownBullet { color: $primary; }
         MarkdownBlockQuote { background: $surface; border-left: outer $secondary; padding: 0 1; }
         MarkdownTableContent { keyline: thin $panel; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import events
@@ -21,6 +22,8 @@ from safesteer_edge.tui.typed_paths import split_media_paths
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# Many terminals send Alt+Enter as Escape and Enter, at once.
+_ALT_S = 0.02
 _NEWLINE_KEYS = frozenset({"shift+enter", "ctrl+j", "alt+enter", "ctrl+enter"})
 
 
@@ -58,6 +61,7 @@ class Composer(TextArea):
         self._history = list(history)
         self._history_index = len(self._history)
         self._draft = ""
+        self._escaped_s = 0.0
 
     def remember(self, text: str) -> None:
         """Add a sent message to the history."""
@@ -71,11 +75,14 @@ class Composer(TextArea):
         self.move_cursor(self.document.end)
 
     async def _on_key(self, event: events.Key) -> None:
-        if event.key == "enter":
+        now_s = time.monotonic()
+        is_alt = event.key == "enter" and now_s - self._escaped_s < _ALT_S
+        self._escaped_s = now_s if event.key == "escape" else 0.0
+        if event.key == "enter" and not is_alt:
             event.stop()
             event.prevent_default()
             self._enter()
-        elif event.key in _NEWLINE_KEYS:
+        elif event.key in _NEWLINE_KEYS or is_alt:
             event.stop()
             event.prevent_default()
             self.insert("\n")

@@ -24,13 +24,12 @@ class Inspector(VerticalScroll):
 
     DEFAULT_CSS = """
     Inspector {
-        display: none; width: 46; border-left: solid $border; padding: 0 1;
+        display: none; width: 46; border-left: solid $border; padding: 1 1 0 1;
         background: $background; scrollbar-size-vertical: 1; scrollbar-color: $panel;
         & Static { height: auto; margin: 0 0 1 0; }
         & .heading { color: $primary; text-style: bold; margin: 0; }
         &.-shown { display: block; }
     }
-    .-narrow Inspector { width: 1fr; border-left: none; }
     """
 
     def __init__(self) -> None:

@@ -37,14 +37,12 @@ class RiskLine(Static):
         risk = turn.risk or 0.0
         word = risk_word(risk, limit)
         style = {"raised": "$text-warning", "near the limit": "bold $text-error"}.get(word, "")
-        parts = [
-            Content(f"risk {sparkline(scores, 24):<24} "),
-            Content.styled(f"{risk:.2f} {word}", style),
-        ]
+        parts = [Content("risk "), Content.styled(f"{risk:.2f} {word}", style)]
         if limit is not None:
             parts.append(Content(f" (limit {limit:.2f})"))
         if turn.n_interventions:
             parts.append(Content.styled(f"  ◆ {passages(turn.n_interventions)}", "$text-warning"))
         elif turn.text == "" and turn.guard in ("steer", "refuse"):
             parts.append(Content("  weighing before showing"))
+        parts.append(Content(f"  {sparkline(scores, 24)}"))
         return Content("").join(parts)

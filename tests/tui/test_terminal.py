@@ -1,0 +1,130 @@
+"""The application in a pseudo-terminal, on the embedded model, as a person has it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from fcntl import ioctl
+from pathlib import Path
+from termios import TIOCSWINSZ
+
+import pyte
+import pytest
+
+pytestmark = [
+    pytest.mark.default_model,
+    pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals"),
+]
+_PATIENCE_S = 90.0
+# One thread: two that wait for each other crawl where other programs want the cores.
+_OPTIONS = ("--temperature", "0", "--threads", "1")
+_SUM = "What is 2+2? Answer with the number alone."
+
+
+class Terminal:
+    """A terminal of 80×24 with the application in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._main, side = pty.openpty()
+        ioctl(side, TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        folders = {f"XDG_{kind}_HOME": str(folder) for kind in ("DATA", "CONFIG", "CACHE")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "safesteer_edge", "chat", *_OPTIONS],
+            stdin=side,
+            stdout=side,
+            stderr=side,
+            env={**os.environ, **folders, "TERM": "xterm-256color"},
+            start_new_session=True,
+        )
+        os.close(side)
+        self._screen = pyte.Screen(80, 24)
+        self._stream = pyte.ByteStream(self._screen)
+
+    def type(self, text: str) -> None:
+        os.write(self._main, text.encode())
+
+    def sees(self, *texts: str) -> None:
+        """Wait until the screen shows all of these."""
+        self.until(lambda: all(text in self.text() for text in texts), f"{texts}")
+
+    def sees_answer_to(self, end: str) -> None:
+        """Wait for the first words under the question that ends like this."""
+        answer = re.compile(re.escape(end) + r"\s+▌\s+▌  \w+")
+        self.until(lambda: bool(answer.search(self.text())), f"an answer to {end!r}")
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + _PATIENCE_S
+        while not condition():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"waited in vain for {what}; the screen:\n{self.text()}")
+            self._read(0.05)
+
+    def text(self) -> str:
+        return "\n".join(self._screen.display)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        os.close(self._main)
+
+    def _read(self, timeout_s: float) -> None:
+        ready, _, _ = select.select([self._main], [], [], timeout_s)
+        if ready:
+            try:
+                self._stream.feed(os.read(self._main, 1 << 16))
+            except OSError:  # the application has left
+                time.sleep(timeout_s)
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    opened = Terminal(tmp_path)
+    yield opened
+    opened.close()
+
+
+def engine_of(process_id: int) -> int:
+    """The process id of the engine of an application."""
+    listed = subprocess.run(
+        ["ps", "-ww", "-o", "pid=", "-o", "args=", "--ppid", str(process_id)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [line for line in listed.stdout.splitlines() if "engine_child" in line]
+    return int(lines[0].split()[0])
+
+
+def test_a_person_chats_stops_an_answer_loses_the_engine_and_leaves(terminal: Terminal):
+    terminal.sees("What this is")
+    terminal.type("\r")
+    terminal.sees("ready")
+    # An answer, and its figures.
+    terminal.type(f"{_SUM}\r")
+    terminal.sees("2 + 2 = 4", "● ready", "tokens/s")
+    # Stopped by Escape, kept and marked; the next one works.
+    terminal.type("Tell me a very long story about a lighthouse.\r")
+    terminal.sees_answer_to("lighthouse.")
+    terminal.type("\x1b")
+    terminal.sees("stopped by you")
+    # The engine is killed in the middle of an answer: a sentence, and the chat goes on.
+    terminal.type("Tell me a very long story about the sea.\r")
+    terminal.sees_answer_to("the sea.")
+    os.kill(engine_of(terminal.process.pid), signal.SIGKILL)
+    terminal.sees("The answer broke off")
+    terminal.type(f"{_SUM}\r")
+    terminal.until(lambda: terminal.text().rstrip().count(_SUM) == 1, "the question")
+    terminal.sees("● ready", "tokens/s")
+    assert "2 + 2" in terminal.text()
+    # Leaving gives the terminal back, at once.
+    terminal.type("\x11")
+    assert terminal.process.wait(20) == 0
