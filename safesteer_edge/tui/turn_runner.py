@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from textual.screen import Screen
     from textual.timer import Timer
 
-# Text is painted this often while an answer streams: smooth to the eye, and rare enough that
-# painting takes little of the cores that decode.
-FRAME_S = 1 / 12
+# While an answer streams, its text is painted this often at most; and so seldom that painting
+# takes no more than this share of a core from the ones that decode, but not more seldom than that.
+FRAME_S = 1 / 15
+_PAINTING_SHARE = 0.04
+_SLOWEST_FRAME_S = 0.3
 
 
 class TurnRunner:
@@ -37,6 +39,7 @@ class TurnRunner:
         self._view: TurnView | None = None
         self._timer: Timer | None = None
         self._decode_started_s = 0.0
+        self._next_frame_s = 0.0
 
     @property
     def turn(self) -> ShownTurn | None:
@@ -90,14 +93,24 @@ class TurnRunner:
             self._number += 1
             self._forget()
 
-    def show_events(self) -> None:
-        """Show what came since the last frame."""
+    def _show_frame(self) -> None:
+        if time.monotonic() >= self._next_frame_s and self.show_events():
+            cpu_s = time.thread_time()
+            self._screen.call_after_refresh(self._plan_next_frame, cpu_s)
+
+    def _plan_next_frame(self, cpu_before_s: float) -> None:
+        cost_s = time.thread_time() - cpu_before_s
+        pause_s = min(_SLOWEST_FRAME_S, cost_s / _PAINTING_SHARE)
+        self._next_frame_s = time.monotonic() + pause_s
+
+    def show_events(self) -> bool:
+        """Show what came since the last frame; False: nothing did."""
         turn, screen = self._turn, self._screen
         if turn is None:
-            return
+            return False
         events = self._engine.take_events()
         if not events:
-            return
+            return False
         if any(isinstance(event, PrefillDone) for event in events):
             self._decode_started_s = time.perf_counter()
         n_media = len(turn.media)
@@ -112,6 +125,7 @@ class TurnRunner:
         figures = live_figures(turn, elapsed_s, self._n_ctx())
         screen.query_one(StatusBar).show_figures(figures)
         screen.query_one(Inspector).show_live(turn)
+        return True
 
     def final_figures(self, turn: ShownTurn) -> str:
         """The figures of a turn that is over."""
@@ -120,7 +134,7 @@ class TurnRunner:
     def _begin(self, turn: ShownTurn, view: TurnView | None) -> None:
         self._number += 1
         self._turn, self._view = turn, view
-        self._timer = self._screen.set_interval(FRAME_S, self.show_events)
+        self._timer = self._screen.set_interval(FRAME_S, self._show_frame)
         screen = self._screen
         screen.query_one(StatusBar).show_figures("")
         if self._state.info is not None:

@@ -76,4 +76,4 @@ class StatusBar(Horizontal):
 
     def show_figures(self, text: str) -> None:
         """Show figures; empty: none."""
-        self.query_one("#figures", Static).update(Content(text))
+        self.query_one("#figures", Static).update(Content(text), layout=False)

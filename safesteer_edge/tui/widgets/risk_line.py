@@ -21,7 +21,7 @@ class RiskLine(Static):
     def show(self, turn: ShownTurn, limit: float | None) -> None:
         """Show where the turn stands. limit: the risk that ends a turn."""
         self.set_class(True, "-shown")
-        self.update(self._line(turn, limit))
+        self.update(self._line(turn, limit), layout=False)
 
     def hide(self) -> None:
         """Nothing streams any more."""
