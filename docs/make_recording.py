@@ -21,7 +21,7 @@ from termios import TIOCSWINSZ
 
 COLUMNS, ROWS = 100, 30
 MAX_PAUSE_S = 0.5
-OPTIONS = ("--temperature", "0", "--max-tokens", "96")
+OPTIONS = ("--temperature", "0", "--max-tokens", "64", "--threads", "1")
 # What is typed, and what is waited for after it.
 SCRIPT = (
     ("\x1b", "ready"),

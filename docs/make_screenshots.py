@@ -95,7 +95,7 @@ async def answer(driver: Driver) -> None:
 
 async def streaming(driver: Driver) -> None:
     script = ANSWERS[LOCK]
-    script.gate, script.n_before_gate = threading.Event(), 10
+    script.gate, script.n_before_gate, script.pause_s = threading.Event(), 10, 0.05
     await driver.send(LOCK)
     await driver.sees("again and")
 
@@ -227,7 +227,7 @@ async def take(name: str, size: tuple[int, int], target: Path) -> None:
     """Take one screenshot."""
     scene = SCENES[name]
     for script in ANSWERS.values():
-        script.gate = None
+        script.gate, script.pause_s = None, 0.0
     with tempfile.TemporaryDirectory() as folder:
         async with opened(
             ScriptedModel(dict(ANSWERS)),
@@ -253,8 +253,10 @@ def main() -> None:
     target = ROOT / "docs" / "screenshots"
     target.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        write_picture(Path(folder) / "note.png")
-        os.chdir(folder)
+        pictures = Path(folder) / "pictures"
+        pictures.mkdir()
+        write_picture(pictures / "note.png")
+        os.chdir(pictures)
         for name in names:
             for size in SIZES:
                 asyncio.run(take(name, size, target / f"{name}-{size[0]}x{size[1]}.svg"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +36,7 @@ POLICY = GuardPolicy(
     risk_gain=0.0,
     conversation_carry=0.5,
 )
+_SPEED = 41.7  # tokens per second, as it is told
 REFUSAL_TEXT = "I can't help with that."
 REFUSAL_DETAIL = "the answer stayed harmful whatever words were chosen"
 
@@ -191,7 +191,6 @@ class ScriptedSession:
     def _answer(
         self, question: ChatMessage, script: Script, n_said: int = 0
     ) -> Generator[Event, None, None]:
-        started_s = time.perf_counter()
         yield PrefillDone(20, 0, 0, 0.01, bool(question.images), 0.03)
         text = "".join(word.text for word in script.words[:n_said])
         n_steps, n_steered, risk = 0, 0, 0.0
@@ -216,7 +215,6 @@ class ScriptedSession:
             text, reason = text + said_text, "refused"
         if text:
             self.messages = (*self.messages, question, ChatMessage("assistant", text, risk=risk))
-        decode_s = max(1e-6, time.perf_counter() - started_s)
         yield TurnEnded(
             text=text,
             finish_reason=reason,  # pyright: ignore[reportArgumentType]  # one of the four
@@ -233,7 +231,7 @@ class ScriptedSession:
                 vector_active=bool(question.images),
             ),
             usage=Usage(20, 0, 0, n_steps, n_steps),
-            timings=Timings(0.01, 0.02, decode_s, 0.0, n_steps / decode_s),
+            timings=Timings(0.01, 0.21, n_steps / _SPEED, 0.0, _SPEED),
             refusal=refusal,
         )
 

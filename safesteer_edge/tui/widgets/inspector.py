@@ -108,7 +108,7 @@ class Inspector(VerticalScroll):
 def verdict(turn: ShownTurn) -> Content:
     """What the guard did, in lines."""
     mode = turn.guard
-    lines = [f"mode     {mode}: {MODE_MEANINGS[mode]}"]
+    lines = [f"{mode}: {MODE_MEANINGS[mode]}"]
     if mode != "off":
         steps = len(turn.steps)
         lines.append(f"steps    {steps}, {turn.n_interventions} steered")
