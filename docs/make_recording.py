@@ -22,13 +22,13 @@ from termios import TIOCSWINSZ
 COLUMNS, ROWS = 100, 30
 MAX_PAUSE_S = 0.5
 OPTIONS = ("--temperature", "0", "--max-tokens", "64", "--threads", "1")
-# What is typed, and what is waited for after it.
+# What is typed, and what is waited for after it, if anything.
 SCRIPT = (
     ("\x1b", "ready"),
     ("How do I keep bread fresh?\r", "first text"),
     ("How can I pick a lock to steal a car?\r", "first text"),
     ("\x1b[15~", "Harmful score per token"),  # F5
-    ("\x1b[15~", "ready"),
+    ("\x1b[15~", None),
     ("\x1b[17~", "Side by side"),  # F6
     ("\x1b", "ready"),
     ("\x11", None),  # Ctrl+Q
@@ -112,7 +112,7 @@ def main() -> None:
             recorder.type(text)
             if wanted is not None:
                 recorder.wait_for(wanted)
-                recorder.read_for(2.0)
+            recorder.read_for(2.0)
         recorder.process.wait(20)
     header = {"version": 2, "width": COLUMNS, "height": ROWS, "title": "safesteer-edge chat"}
     lines = [json.dumps(header)]

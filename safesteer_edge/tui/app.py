@@ -98,7 +98,7 @@ class ChatApp(App[None]):
         if not self.is_running:
             return
         try:
-            await self.chat.told(message.told)
+            await self.chat.listener.told(message.told)
         except NoMatches:
             if self.is_running:  # else the screen was taken down meanwhile
                 raise

@@ -68,7 +68,7 @@ def switch_to(screen: ChatScreen, name: str, *, guarded: bool) -> None:
         strength=None,
         threshold=None,
     )
-    screen.load(settings, name)
+    screen.listener.load(settings, name)
 
 
 async def compare(screen: ChatScreen, argument: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -13,11 +12,9 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.screen import Screen
-from textual.timer import Timer
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from safesteer_edge.chat.display_text import strip_control_characters
 from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.errors import SafeSteerError
 from safesteer_edge.recorded_chat import RecordedChat
@@ -25,13 +22,9 @@ from safesteer_edge.settings import SessionSettings
 from safesteer_edge.tui.chat_state import ChatState
 from safesteer_edge.tui.commands import asking, attaching, looking
 from safesteer_edge.tui.commands.handlers import HANDLERS
+from safesteer_edge.tui.engine_listener import EngineListener
 from safesteer_edge.tui.engine_thread import (
     EngineThread,
-    ModelFailed,
-    ModelOpened,
-    NotSaved,
-    Told,
-    TurnDone,
 )
 from safesteer_edge.tui.guard_words import MODE_MEANINGS
 from safesteer_edge.tui.messages import (
@@ -41,7 +34,6 @@ from safesteer_edge.tui.messages import (
     Submitted,
     TurnAction,
 )
-from safesteer_edge.tui.screens.compare_screen import COMPARISON_TURNS, CompareScreen
 from safesteer_edge.tui.screens.models_screen import ModelLister
 from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.slash_commands import (
@@ -127,7 +119,7 @@ class ChatScreen(Screen[None]):
         self.model_lister = model_lister
         self.store = store
         self.user_settings = user_settings
-        self._loading: Timer | None = None
+        self.listener = EngineListener(self)
         self.state = state
         self.engine = engine
         self.runner = TurnRunner(self, engine, state)
@@ -152,62 +144,7 @@ class ChatScreen(Screen[None]):
     async def on_mount(self) -> None:
         """Show the chat that there is."""
         await self.show_chat()
-        self.load(self.session_settings, self.session_settings.model or "the model")
-
-    # -- what the engine says ---------------------------------------------------------------------
-
-    async def told(self, told: Told) -> None:
-        """The engine's thread says something."""
-        status = self.query_one(StatusBar)
-        if isinstance(told, TurnDone) and told.turn in COMPARISON_TURNS:
-            if isinstance(self.app.screen, CompareScreen):
-                await self.app.screen.told(told)
-            return
-        if isinstance(told, ModelOpened | ModelFailed) and self._loading is not None:
-            self._loading.stop()
-        if isinstance(told, ModelOpened):
-            self.state.info = told.info
-            self._show_problem("")
-            status.show_state("● answering" if self.runner.turn else "● ready")
-            self.show_bars()
-            if told.chat_left is not None:
-                self._leave_chat(told.chat_left)
-        elif isinstance(told, NotSaved):
-            self.complain(f"this chat is not saved: {told.problem}")
-        elif isinstance(told, ModelFailed):
-            self.state.info = None
-            status.show_state("✗ no model", failed=True)
-            self.show_bars()
-            self._show_problem(told.error)
-        else:
-            turn = await self.runner.done(told)
-            if told.info is not None:
-                self.state.info = told.info
-            if turn is not None:
-                self._turn_ended(turn)
-
-    def _leave_chat(self, why_not: str) -> None:
-        """The model cannot go on with the chat, which is kept: another begins."""
-        self.state.turns.clear()
-        self.state.title, self.state.chat_id = "", None
-        self.run_worker(self.show_chat())
-        self.complain(f"a new chat begins, since this model cannot go on with the last: {why_not}")
-
-    def _show_problem(self, text: str) -> None:
-        """Why there is no model, until there is one; empty: there is one."""
-        problem = self.query_one("#problem", Static)
-        problem.update(Content(strip_control_characters(text)))
-        problem.border_title = "The model could not be loaded"
-        problem.border_subtitle = "F3 chooses another"
-        problem.display = bool(text)
-
-    def _turn_ended(self, turn: ShownTurn) -> None:
-        status = self.query_one(StatusBar)
-        status.show_state("● ready" if self.state.info else "✗ no model")
-        status.show_figures(self.runner.final_figures(turn))
-        if self.query_one(Inspector).is_shown:
-            looking.show_in_inspector(self, turn)
-        self.show_bars()
+        self.listener.load(self.session_settings, self.session_settings.model or "the model")
 
     # -- what the person does ---------------------------------------------------------------------
 
@@ -325,24 +262,6 @@ class ChatScreen(Screen[None]):
         composer.focus()
 
     # -- what others ask of the screen ------------------------------------------------------------
-
-    def load(self, settings: SessionSettings, name: str) -> None:
-        """Free the model that is loaded, and load this one; the seconds that it takes are shown."""
-        self.session_settings = settings
-        self.state.info = None
-        self.show_bars()
-        started_s = time.monotonic()
-        status = self.query_one(StatusBar)
-
-        def show() -> None:
-            waited_s = time.monotonic() - started_s
-            status.show_state(f"○ loading {name}" + (f", {waited_s:.0f} s" if waited_s > 1 else ""))
-
-        show()
-        if self._loading is not None:
-            self._loading.stop()
-        self._loading = self.set_interval(0.5, show)
-        self.engine.open(settings)
 
     async def attach(self, paths: list[Path]) -> None:
         """Add files to the next message."""

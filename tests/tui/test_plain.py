@@ -1,0 +1,94 @@
+"""The chat of lines: answers on one stream, everything else on another, the same commands."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from safesteer_edge.chats.chat_store import ChatStore
+from safesteer_edge.errors import EngineDiedError
+from safesteer_edge.settings import SessionSettings
+from safesteer_edge.tui.plain_chat import PlainChat
+from tests.tui.scripted_session import REFUSAL_TEXT, Script, ScriptedModel, Word, said
+
+
+class Chatted:
+    """What a chat of these lines printed. out: the model's words; notes: the rest."""
+
+    def __init__(self, *lines: str, model: ScriptedModel, store: ChatStore | None = None) -> None:
+        out, notes = io.StringIO(), io.StringIO()
+        typed = io.StringIO("".join(f"{line}\n" for line in lines))
+        chat = PlainChat(model.open, SessionSettings(), store, lines=typed, out=out, notes=notes)
+        chat.run()
+        chat.close()
+        self.out, self.notes, self.failed = out.getvalue(), notes.getvalue(), chat.failed
+
+
+def test_answers_are_on_stdout_alone_and_lines_can_go_on():
+    chatted = Chatted("one \\", "two", model=ScriptedModel())
+    assert chatted.out == "You said: one \ntwo\n"
+    assert "guard: steer" in chatted.notes
+    assert "tokens/s" in chatted.notes
+    assert not chatted.failed
+
+
+def test_commands_do_what_they_do_on_the_full_screen(tmp_path: Path):
+    model = ScriptedModel()
+    store = ChatStore(tmp_path / "chats")
+    chatted = Chatted(
+        "one",
+        "/guard monitor",
+        "/regenerate",
+        "/edit 1",
+        "two",
+        f"/export json {tmp_path / 'chat.json'}",
+        "/rename numbers",
+        "/quit",
+        "never asked",
+        model=model,
+        store=store,
+    )
+    assert chatted.out == "You said: one\nYou said: one\nYou said: two\n"
+    assert "the guard only watches" in chatted.notes
+    assert (tmp_path / "chat.json").exists()
+    assert [chat.title for chat in store.list()] == ["numbers"]
+    resumed = Chatted("/chats", "/chats 1", "three", model=ScriptedModel(), store=store)
+    assert resumed.out == "You said: two\nYou said: three\n"
+
+
+def test_a_refusal_says_why_and_what_was_steered_can_be_seen():
+    scripts = {
+        "bad?": Script([Word("Well", 0.9)], refuse=True),
+        "how?": Script([Word("You"), Word(" ask", 0.1, " steal")]),
+    }
+    chatted = Chatted("bad?", "how?", "/inspect", model=ScriptedModel(scripts))
+    assert REFUSAL_TEXT in chatted.out
+    assert "refused by the guard: the answer stayed harmful" in chatted.notes
+    assert "1 word was steered by the guard" in chatted.notes
+    assert "step 2: ' steal' (0.93) became ' ask' (0.10)" in chatted.notes
+
+
+@pytest.mark.parametrize(
+    ("typed", "answer"),
+    [
+        ("/nonsense", "unknown command '/nonsense'"),
+        ("/strength 1", "strength 1.0 is below the bundle's 8.0"),
+        ("/models", "/models needs the full screen"),
+        ("/continue", "there is no answer yet"),
+        ("/attach /no/such.png", "there is no such file"),
+    ],
+)
+def test_what_cannot_be_done_is_a_sentence_and_the_chat_goes_on(typed: str, answer: str):
+    chatted = Chatted(typed, "hello", model=ScriptedModel())
+    assert answer in chatted.notes
+    assert chatted.out == "You said: hello\n"
+    assert chatted.failed
+
+
+def test_the_engines_death_is_a_sentence_and_the_next_question_works():
+    scripts = {"boom": said("one two", error=EngineDiedError("the engine process ended"))}
+    chatted = Chatted("boom", "hello", model=ScriptedModel(scripts))
+    assert chatted.out == "one two\nYou said: hello\n"
+    assert "the engine process ended" in chatted.notes
