@@ -6,7 +6,6 @@ again if a later step fails.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -33,6 +32,7 @@ from safesteer_edge.guard.sampling import SamplingSettings
 from safesteer_edge.media.decoder import MediaDecoder
 from safesteer_edge.media.image_fit import ImageFit
 from safesteer_edge.memory.kv_type import GGML_TYPE_OF_KV, KvType
+from safesteer_edge.memory.need import MemorySettings
 from safesteer_edge.memory.plan import MemoryPlan, in_mib
 from safesteer_edge.model_choice import (
     ModelChoice,
@@ -42,6 +42,7 @@ from safesteer_edge.model_choice import (
 )
 from safesteer_edge.session_memory import plan_session
 from safesteer_edge.settings import BUILTIN_TEMPLATE_PREFIX, SessionSettings
+from safesteer_edge.usable_cores import n_usable_cores
 
 
 @dataclass(slots=True)
@@ -102,24 +103,15 @@ def open_runtime(settings: SessionSettings, *, layers: Sequence[int] | None = No
         model = undo.enter_context(NativeModel(choice.path, n_gpu_layers=plan.n_gpu_layers))
         template = undo.enter_context(_open_template(settings, info, model))
         template.start()  # its process starts while the rest loads
-        n_threads = settings.n_threads or _n_usable_cores()
+        n_threads = settings.n_threads or n_usable_cores()
         projector = None
         if mmproj is not None:
             projector = Projector(mmproj, model, n_threads=n_threads)
             undo.callback(projector.close)
         media_decoder = undo.enter_context(MediaDecoder(fit))  # starts no process yet
         route = _open_route(bundle, info, layers)
-        context = NativeContext(
-            model,
-            ContextSettings(
-                n_ctx=plan.settings.n_ctx,
-                n_candidates=plan.settings.n_sequences - 1,
-                n_threads=n_threads,
-                n_batch=_batch_size(projector, fit),
-                kv_type=GGML_TYPE_OF_KV[settings.kv_type],
-            ),
-            eval_callback=route.callback if isinstance(route, EvalCallbackRoute) else None,
-        )
+        n_batch = _batch_size(projector, fit)
+        context = _open_context(model, route, plan.settings, n_threads=n_threads, n_batch=n_batch)
         undo.callback(context.close)
         engine = LlamaEngine(
             context, route, projector=projector, spoken=_spoken_tokens(template, model)
@@ -165,7 +157,7 @@ def _open_bundle(
         return None
     folder = settings.bundle or choice.bundle
     if folder is None:
-        raise BundleError(no_bundle_text(choice, info, n_cores=_n_usable_cores()))
+        raise BundleError(no_bundle_text(choice, info, n_cores=n_usable_cores()))
     with _naming(folder):
         return load_bundle(
             folder,
@@ -229,16 +221,29 @@ def _open_route(
     return choose_route(info.architecture, info.n_layer, layers)
 
 
+def _open_context(
+    model: NativeModel,
+    route: HiddenStateRoute | None,
+    planned: MemorySettings,
+    *,
+    n_threads: int,
+    n_batch: int,
+) -> NativeContext:
+    settings = ContextSettings(
+        n_ctx=planned.n_ctx,
+        n_candidates=planned.n_sequences - 1,
+        n_threads=n_threads,
+        n_batch=n_batch,
+        kv_type=GGML_TYPE_OF_KV[planned.kv_type],
+    )
+    callback = route.callback if isinstance(route, EvalCallbackRoute) else None
+    return NativeContext(model, settings, eval_callback=callback)
+
+
 def _batch_size(projector: Projector | None, fit: ImageFit) -> int:
     """Tokens of one batch: no picture may be larger that cannot be cut."""
     needed = projector.largest_indivisible_chunk(fit.extreme_sizes()) if projector else 0
     return max(DEFAULT_N_BATCH, needed)
-
-
-def _n_usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return max(1, os.cpu_count() or 1)
 
 
 def _warnings(

@@ -1,28 +1,17 @@
-"""The parent's side of the rendering child: start it, ask it, end it in time.
-
-Works with pipes and one thread, because Windows cannot wait on a pipe with a time limit.
-"""
+"""The process that renders an untrusted chat template, asked for one text after another."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import json
-import os
-import queue
-import subprocess
-import sys
-import threading
 import time
-import weakref
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
+from safesteer_edge.confined_process import ConfinedProcess
 from safesteer_edge.errors import TemplateError
 
-# What an interpreter needs from its surroundings to start; nothing else is passed on.
-_ENVIRONMENT_KEPT = ("SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
 # Ends the message of every template error: what the user can do.
 TEMPLATE_ADVICE = "choose a known-good one with --chat-template builtin:chatml"
 
@@ -55,21 +44,21 @@ class TemplateProcess:
         """
         self._name = name
         self._limits = limits
-        self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._replies: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._is_loaded = False
-        self._process = _start(limits)
         # JSON writes a character as up to two six-byte escapes.
         max_reply = 12 * limits.output_chars + 4096
-        thread = threading.Thread(
-            target=_exchange,
-            args=(self._process, self._requests, self._replies, max_reply),
-            name="chat-template",
-            daemon=True,
-        )
-        thread.start()
-        self._end = weakref.finalize(self, self._requests.put, None)
-        self._requests.put(_encode(load_request))
+        try:
+            self._child = ConfinedProcess(
+                Path(__file__).with_name("template_worker.py"),
+                {"memory_bytes": limits.memory_bytes, "render_s": limits.render_s},
+                packages=("jinja2", "markupsafe"),
+                read_reply=partial(_read_reply, max_bytes=max_reply),
+            )
+        except (OSError, ModuleNotFoundError) as error:
+            raise TemplateError(
+                f"cannot start the process that renders the chat template: {error}"
+            ) from error
+        self._child.send(_encode(load_request))
 
     def request(self, request: dict[str, Any]) -> str | Refusal:
         """Return the rendered text, or the template's refusal.
@@ -80,35 +69,26 @@ class TemplateProcess:
         try:
             if not self._is_loaded:
                 self._load()
-            self._requests.put(_encode(request))
+            self._child.send(_encode(request))
             reply = self._receive(self._limits.render_s, "render")
         except BaseException:  # Ctrl-C too: a late reply would pass for the next request's
-            self._kill()
+            self._child.kill()
             raise
         return self._text_of(reply)
 
     @property
     def is_alive(self) -> bool:
         """Whether the child can be asked again."""
-        return self._process.poll() is None and self._end.alive
+        return self._child.is_alive
 
     @property
     def process_id(self) -> int:
         """The child's."""
-        return self._process.pid
+        return self._child.process_id
 
     def close(self) -> None:
         """Ask the child to end, and kill it if it does not. Safe to call twice."""
-        self._end()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(0.5)
-            return
-        self._kill()
-
-    def _kill(self) -> None:
-        self._process.kill()
-        self._end()
-        self._process.wait()
+        self._child.close()
 
     def _load(self) -> None:
         started = self._receive(self._limits.start_s, "start")
@@ -119,14 +99,14 @@ class TemplateProcess:
     def _receive(self, limit_s: float, doing: str) -> dict[str, Any]:
         started_s = time.monotonic()
         try:
-            line = self._replies.get(timeout=limit_s)
-        except queue.Empty:
+            reply = self._child.receive(limit_s)
+        except TimeoutError:
             raise TemplateError(
                 f"chat template of {self._name!r} took more than {limit_s:g} s to {doing}; "
                 f"{TEMPLATE_ADVICE}"
             ) from None
-        if line.endswith(b"\n"):
-            return cast("dict[str, Any]", json.loads(line))
+        if reply is not None:
+            return reply
         elapsed_s = time.monotonic() - started_s
         raise TemplateError(
             f"chat template of {self._name!r} ended its process after {elapsed_s:.1f} s "
@@ -145,68 +125,11 @@ class TemplateProcess:
         )
 
 
-def _start(limits: TemplateLimits) -> subprocess.Popen[bytes]:
-    options = {
-        "import_paths": _import_paths(),
-        "memory_bytes": limits.memory_bytes,
-        "render_s": limits.render_s,
-    }
-    worker = Path(__file__).with_name("template_worker.py")
-    # -I: no PYTHONPATH, no user site, no current folder; -S: no .pth files are run.
-    command = [sys.executable, "-I", "-S", str(worker), json.dumps(options)]
-    try:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={key: os.environ[key] for key in _ENVIRONMENT_KEPT if key in os.environ},
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-        )
-    except OSError as error:
-        raise TemplateError(
-            f"cannot start {sys.executable!r} to render the chat template: {error}"
-        ) from error
-
-
-def _import_paths() -> list[str]:
-    """Return the folders that hold jinja2, markupsafe and this package, importing nothing."""
-    paths = [str(Path(__file__).resolve().parents[2])]
-    for package in ("jinja2", "markupsafe"):
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise TemplateError(f"{package!r} is not installed; run 'pip install jinja2'")
-        paths.append(str(Path(spec.origin).resolve().parents[1]))
-    return paths
-
-
 def _encode(request: dict[str, Any]) -> bytes:
     return json.dumps(request).encode("ascii") + b"\n"
 
 
-def _exchange(
-    process: subprocess.Popen[bytes],
-    requests: queue.SimpleQueue[bytes | None],
-    replies: queue.SimpleQueue[bytes],
-    max_reply: int,
-) -> None:
-    """Carry requests and replies until told to stop (None) or the child ends. Owns the pipes.
-
-    A reply without a line end is the last: the child ended, or said more than max_reply bytes.
-    """
-    stdin, stdout = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
-    try:
-        line = stdout.readline(max_reply)
-        replies.put(line)
-        while line.endswith(b"\n") and (request := requests.get()) is not None:
-            stdin.write(request)
-            stdin.flush()
-            line = stdout.readline(max_reply)
-            replies.put(line)
-    except OSError:  # the child died while it was written to
-        replies.put(b"")
-    finally:
-        for pipe in (stdin, stdout):
-            with contextlib.suppress(OSError):
-                pipe.close()
-        process.wait()
+def _read_reply(stdout: IO[bytes], max_bytes: int) -> dict[str, Any] | None:
+    """None: the child ended, or said more than that."""
+    line = stdout.readline(max_bytes)
+    return cast("dict[str, Any]", json.loads(line)) if line.endswith(b"\n") else None

@@ -83,25 +83,6 @@ def _warm_up(worker: _Worker) -> None:
         worker.answer({"messages": [], "add_generation_prompt": True, "variables": {}})
 
 
-def _limit_resources(memory_bytes: int) -> None:
-    """Allow no more memory than that, no new file or socket, no file growth, no new process.
-
-    A second fence behind the sandbox, where the system has it (macOS ignores RLIMIT_AS).
-    """
-    if resource is None:
-        return
-    limits = {
-        "RLIMIT_AS": memory_bytes,
-        "RLIMIT_NOFILE": 0,
-        "RLIMIT_FSIZE": 0,
-        "RLIMIT_NPROC": 0,
-        "RLIMIT_CORE": 0,
-    }
-    for name, value in limits.items():
-        with contextlib.suppress(AttributeError, ValueError, OSError):
-            resource.setrlimit(getattr(resource, name), (value, value))
-
-
 def _limit_next_request(render_s: float) -> None:
     """Have the process end by itself some time after the parent should have ended it."""
     if resource is None:
@@ -126,11 +107,12 @@ def main() -> None:
     sys.path += options["import_paths"]
     try:
         import safesteer_edge.chat.template_sandbox  # noqa: F401
+        from safesteer_edge.confined_worker import limit_resources
     except ImportError as error:
         _say(_failure("broken", str(error)))
         return
     _warm_up(_Worker())
-    _limit_resources(options["memory_bytes"])
+    limit_resources(options["memory_bytes"])
     _say({"ready": True})
     worker = _Worker()
     for line in sys.stdin.buffer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +20,7 @@ from safesteer_edge.cli.model_options import (
     session_settings,
 )
 from safesteer_edge.errors import InputError, SettingsError
+from safesteer_edge.interrupt_cancels import interrupt_cancels
 
 if TYPE_CHECKING:
     from safesteer_edge.chat_session import ChatSession
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
             system=options.system,
             answer_prefix=options.answer_prefix,
         )
-        undo.enter_context(_interrupt_cancels(session))
+        undo.enter_context(interrupt_cancels(session))
         media, first = _until_prefill(events)  # what cannot be asked ends here, in one line
         if not options.quiet:
             _narrate_start(session, media)
@@ -165,21 +165,6 @@ def _open_trace(path: Path) -> Iterator[IO[str]]:
         ) from error
     with stream:
         yield stream
-
-
-@contextmanager
-def _interrupt_cancels(session: ChatSession) -> Iterator[None]:
-    """Ctrl-C stops the answer between two tokens; a second one interrupts at once."""
-
-    def on_interrupt(_signal: int, _frame: object) -> None:
-        session.cancel()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    previous = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def _step_to_json(step: Step) -> dict[str, Any]:

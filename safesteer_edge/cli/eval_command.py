@@ -36,7 +36,22 @@ def add_parser(subparsers: Any) -> None:
         metavar=("A.json", "B.json"),
         help="print what changed between two reports, and do nothing else",
     )
-    what = parser.add_argument_group("what to ask")
+    _add_suites(parser.add_argument_group("what to ask"))
+    _add_method(parser.add_argument_group("how"))
+    add_model_options(parser)
+    add_sampling_options(parser)
+    parser.set_defaults(
+        run=run,
+        temperature=0.0,
+        max_tokens=48,
+        guard="steer",
+        rerank="lazy",
+        strength=None,
+        threshold=None,
+    )
+
+
+def _add_suites(what: argparse._ArgumentGroup) -> None:
     what.add_argument(
         "--suite",
         action="append",
@@ -53,7 +68,9 @@ def add_parser(subparsers: Any) -> None:
         "figstep, mm-safetybench, mm-vet, scienceqa, jsonl",
     )
     what.add_argument("--limit", type=int, metavar="N", help="requests of each suite at most")
-    how = parser.add_argument_group("how")
+
+
+def _add_method(how: argparse._ArgumentGroup) -> None:
     how.add_argument(
         "--defence",
         action="append",
@@ -77,17 +94,6 @@ def add_parser(subparsers: Any) -> None:
     )
     how.add_argument(
         "--show-texts", action="store_true", help="harmful texts in the HTML, folded, not masked"
-    )
-    add_model_options(parser)
-    add_sampling_options(parser)
-    parser.set_defaults(
-        run=run,
-        temperature=0.0,
-        max_tokens=48,
-        guard="steer",
-        rerank="lazy",
-        strength=None,
-        threshold=None,
     )
 
 

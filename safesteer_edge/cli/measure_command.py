@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -19,6 +18,7 @@ from safesteer_edge.cli.model_options import (
     session_settings,
 )
 from safesteer_edge.errors import SettingsError
+from safesteer_edge.formats.finite_json import without_nan
 
 if TYPE_CHECKING:
     from safesteer_edge.calibration.requests_data import Label, Request
@@ -87,7 +87,7 @@ def _measure_probe(settings: SessionSettings, options: argparse.Namespace) -> in
     finally:
         runtime.close()
     if options.json:
-        print(json.dumps(_without_nan(asdict(quality))))
+        print(json.dumps(without_nan(asdict(quality))))
     else:
         _print_quality(quality)
     return OK
@@ -129,7 +129,7 @@ def _measure_guard(settings: SessionSettings, options: argparse.Namespace) -> in
         outcomes = compare_with_off(requests, off, guarded, progress=_progress(len(requests)))
     effects = [summarise(outcomes, label) for label in LABELS]
     if options.json:
-        print(json.dumps(_without_nan([_effect_to_json(effect) for effect in effects])))
+        print(json.dumps(without_nan([_effect_to_json(effect) for effect in effects])))
         return OK
     print(f"guard {settings.guard} ({settings.rerank}) against off, {options.max_tokens} tokens")
     for effect in effects:
@@ -166,7 +166,7 @@ def _measure_rerank(settings: SessionSettings, options: argparse.Namespace) -> i
         )
     if options.json:
         value = {**asdict(result), "unexplained": len(result.unexplained)}
-        print(json.dumps(_without_nan(value)))
+        print(json.dumps(without_nan(value)))
     else:
         print(
             f"lazy and eager gave the same tokens for {result.n_identical} of "
@@ -184,15 +184,6 @@ def _measure_pictures(settings: SessionSettings, options: argparse.Namespace) ->
     return measure_pictures.measure_pictures(
         settings, options, lambda n_total: _progress(n_total, "pictures")
     )
-
-
-def _without_nan(value: Any) -> Any:
-    """The same value with null for NaN and infinities, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _test_requests(limit: int | None, labels: Sequence[Label] | None = None) -> list[Request]:

@@ -13,6 +13,7 @@ from safesteer_edge.diagnosis.child_process import ChildFailure
 from safesteer_edge.diagnosis.facts import DriverFacts, LlamaFacts
 from safesteer_edge.diagnosis.packages import build_llama, repair_command
 from safesteer_edge.diagnosis.pip_commands import LLAMA_PACKAGE
+from safesteer_edge.usable_cores import n_usable_cores
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -72,7 +73,7 @@ def check_llama_gpu(
 
 
 def _check_cores(cpu_quota: Path) -> Check:
-    n_usable, n_all = _n_usable_cores(), os.cpu_count() or 1
+    n_usable, n_all = n_usable_cores(), os.cpu_count() or 1
     quota = _quota(cpu_quota)
     if quota is not None and quota < n_usable:
         n_threads = max(1, int(quota))
@@ -83,12 +84,6 @@ def _check_cores(cpu_quota: Path) -> Check:
             f"pass --threads {n_threads}",
         )
     return ok("cpu cores", f"{n_usable} of {n_all} usable")
-
-
-def _n_usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return max(1, os.cpu_count() or 1)
 
 
 def _quota(cpu_quota: Path) -> float | None:

@@ -17,7 +17,6 @@ from safesteer_edge.errors import SettingsError
 from safesteer_edge.evaluation.bench_machine import (
     MachineFacts,
     measure_in_child,
-    n_usable_cores,
     peak_memory_bytes,
     read_machine,
 )
@@ -35,6 +34,7 @@ from safesteer_edge.formats.model_file import ModelInfo, check_language_model
 from safesteer_edge.guard.sampling import SamplingSettings
 from safesteer_edge.model_choice import ModelChoice, choose_model
 from safesteer_edge.settings import DEFAULT_N_CTX
+from safesteer_edge.usable_cores import n_usable_cores
 
 _LABELS: Final[tuple[tuple[PromptKind, Label], ...]] = (
     ("benign", "ordinary"),

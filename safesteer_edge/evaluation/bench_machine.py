@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import platform
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Final, ParamSpec, TypeVar
 
 from safesteer_edge.engine.native import native_facts
 from safesteer_edge.errors import EngineError
+from safesteer_edge.usable_cores import n_usable_cores
 
 _Arguments = ParamSpec("_Arguments")
 _Measured = TypeVar("_Measured")
@@ -56,13 +56,6 @@ def read_machine() -> MachineFacts:
         versions=versions,
         llama_system_info=native_facts().system_info,
     )
-
-
-def n_usable_cores() -> int:
-    """Cores that this process may run on, at least 1."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return max(1, os.cpu_count() or 1)
 
 
 def cpu_name(cpuinfo: Path = _CPUINFO) -> str:

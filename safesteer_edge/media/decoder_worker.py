@@ -9,17 +9,11 @@ reads them.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import sys
 from collections.abc import Callable
 from typing import Any
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
 
 Answer = tuple[dict[str, Any], bytes]
 
@@ -52,22 +46,6 @@ def _sound_decoder() -> Callable[[dict[str, Any], bytes], Answer]:
     return decode
 
 
-def _limit_resources(memory_bytes: int) -> None:
-    """No more memory than that, no file or socket, no process: where the system has such limits."""
-    if resource is None:
-        return
-    limits = {
-        "RLIMIT_AS": memory_bytes,
-        "RLIMIT_NOFILE": 0,
-        "RLIMIT_FSIZE": 0,
-        "RLIMIT_NPROC": 0,
-        "RLIMIT_CORE": 0,
-    }
-    for name, value in limits.items():
-        with contextlib.suppress(AttributeError, ValueError, OSError):
-            resource.setrlimit(getattr(resource, name), (value, value))
-
-
 def _say(header: dict[str, Any], payload: bytes = b"") -> None:
     line = json.dumps({**header, "n_bytes": len(payload)}).encode("ascii")
     sys.stdout.buffer.write(line + b"\n")
@@ -75,12 +53,13 @@ def _say(header: dict[str, Any], payload: bytes = b"") -> None:
     sys.stdout.buffer.flush()
 
 
-def main() -> None:
+def main(options: dict[str, Any]) -> None:
     """Serve requests until stdin ends."""
+    from safesteer_edge.confined_worker import limit_resources
     from safesteer_edge.errors import MediaError
 
-    decode = _image_decoder() if sys.argv[2] == "image" else _sound_decoder()
-    _limit_resources(json.loads(sys.argv[1])["memory_bytes"])
+    decode = _image_decoder() if options["kind"] == "image" else _sound_decoder()
+    limit_resources(options["memory_bytes"])
     _say({})
     for line in sys.stdin.buffer:
         request = json.loads(line)
@@ -97,5 +76,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    sys.path += json.loads(sys.argv[1])["import_paths"]
-    main()
+    given = json.loads(sys.argv[1])
+    sys.path += given["import_paths"]
+    main(given)

@@ -5,10 +5,8 @@ stdout is what the model says, stderr everything else; nothing moves the cursor.
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +15,7 @@ from safesteer_edge.chat_session import ChatSession, TurnSettings
 from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.errors import EngineDiedError, SafeSteerError
 from safesteer_edge.guard.events import Event, Refused, TextDelta
+from safesteer_edge.interrupt_cancels import interrupt_cancels
 from safesteer_edge.recorded_chat import RecordedChat
 from safesteer_edge.settings import SessionSettings
 from safesteer_edge.tui.figures import turn_figures
@@ -166,21 +165,6 @@ class PlainChat:
 
     def _tell_unsaved(self, problem: str) -> None:
         self.note(f"this chat is not saved: {problem}")
-
-
-@contextmanager
-def interrupt_cancels(session: ChatSession) -> Iterator[None]:
-    """Ctrl+C stops the answer between two tokens; a second one interrupts at once."""
-
-    def on_interrupt(_signal: int, _frame: object) -> None:
-        session.cancel()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    previous = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def run_plain_chat(

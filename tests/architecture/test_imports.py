@@ -29,8 +29,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "guard": ("errors", "formats"),
     "bundle": ("errors", "formats", "guard"),
     "engine": ("errors", "formats", "guard.engine_protocol", "guard.sampling"),
-    "media": ("errors",),
+    "media": ("errors", "confined_process", "confined_worker"),
     "memory": ("errors", "formats"),
+    "confined_process": (),
     "settings": ("errors", "guard.policy", "guard.sampling", "memory.kv_type"),
 }
 # What a package must not import, where the list above would be too tight.

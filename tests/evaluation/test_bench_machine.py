@@ -13,10 +13,10 @@ from safesteer_edge.evaluation.bench_machine import (
     cpu_name,
     forget_peak_memory,
     measure_in_child,
-    n_usable_cores,
     peak_memory_bytes,
     read_machine,
 )
+from safesteer_edge.usable_cores import n_usable_cores
 
 _MIB = 1 << 20
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from safesteer_edge.evaluation.running.eval_settings import ROWS
 from safesteer_edge.evaluation.running.journal import read_journal
 from safesteer_edge.evaluation.running.rows import row_from_json
 from safesteer_edge.formats.atomic_write import atomic_write
+from safesteer_edge.formats.finite_json import without_nan
 
 
 def write_reports(folder: Path, *, with_texts: bool = False) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def write_reports(folder: Path, *, with_texts: bool = False) -> dict[str, Any]:
     with_texts: harmful requests and answers stand in the HTML as they are, folded away.
     Raises InputError for a folder that holds no run.
     """
-    report = _without_nan(read_run(folder))
+    report = without_nan(read_run(folder))
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     report["facts"]["cases_sha256"] = plan["cases_sha256"]
     rows = tuple(read_journal(folder / ROWS, row_from_json))
@@ -36,12 +36,3 @@ def write_reports(folder: Path, *, with_texts: bool = False) -> dict[str, Any]:
         with atomic_write(folder / name, "w") as stream:
             stream.write(text)
     return report
-
-
-def _without_nan(value: Any) -> Any:
-    """The same value with null for NaN and infinities, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

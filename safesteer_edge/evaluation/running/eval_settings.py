@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from safesteer_edge.errors import SettingsError
-from safesteer_edge.evaluation.bench_machine import n_usable_cores
 from safesteer_edge.evaluation.readers.read import FileChoice
 from safesteer_edge.evaluation.running.plan import SuiteChoice
 from safesteer_edge.settings import SessionSettings
+from safesteer_edge.usable_cores import n_usable_cores
 
 ROWS: Final = "rows.jsonl"
 JUDGEMENTS: Final = "judgements.jsonl"
