@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +45,13 @@ def guarded_tiny(tmp_path_factory: pytest.TempPathFactory) -> GuardedTiny:
     from tests.guarded_tiny import make_guarded_tiny  # loads llama.cpp, which few tests need
 
     return make_guarded_tiny(tmp_path_factory.mktemp("guarded_tiny"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interrupts_are_heard() -> None:
+    """As in a terminal: what a shell starts in the background ignores them, children included."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

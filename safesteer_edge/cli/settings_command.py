@@ -46,10 +46,11 @@ def run_show(options: argparse.Namespace) -> int:
         (each.key, value_to_text(setting_value(settings, each.key)), each)
         for each in all_settings()
     ]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    key_width = max(len(key) for key, _, _ in rows)
+    value_width = max(len(value) for _, value, _ in rows)
     for key, value, each in rows:
         mark = "*" if setting_value(settings, key) != each.default else " "
-        print(f"{mark} {key.ljust(widths[0])}  {value.ljust(widths[1])}  {each.meaning}")
+        print(f"{mark} {key.ljust(key_width)}  {value.ljust(value_width)}  {each.meaning}")
     return OK
 
 

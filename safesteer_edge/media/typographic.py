@@ -162,7 +162,8 @@ def _check_glyphs(text: str, style: TextStyle) -> None:
 
 def _mask(font: ImageFont.FreeTypeFont, character: str) -> tuple[tuple[int, int], bytes]:
     mask = font.getmask(character)
-    return mask.size, bytes(mask)
+    # Pillow's stub does not say that it is a buffer.
+    return mask.size, bytes(mask)  # pyright: ignore[reportArgumentType]
 
 
 def _font(style: TextStyle, size: int) -> ImageFont.FreeTypeFont:

@@ -105,3 +105,6 @@ def test_the_installed_command_reports_a_healthy_machine():
     report = json.loads(ended.stdout)
     failed = [check for check in report["checks"] if check["status"] == "fail"]
     assert (failed, report["ok"], ended.returncode) == ([], True, OK)
+    findings = {check["name"]: check["finding"] for check in report["checks"]}
+    assert "answered with" in findings["guarded token"]
+    assert "match exact" in findings["guard bundle"]
