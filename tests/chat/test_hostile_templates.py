@@ -11,20 +11,20 @@ from safesteer_edge.chat.template_process import TemplateLimits
 from safesteer_edge.errors import TemplateError
 
 _MESSAGES = [{"role": "user", "content": "hello"}]
-_DEADLINE_S = 0.4
+_DEADLINE_S = 1.0  # of what never ends; whatever ends may take its time on a busy machine
 # A doubling, sixty times over, of a thousand characters.
 _DOUBLING = (
     "{% set ns = namespace(x='x' * 1000) %}{% for i in range(60) %}STEP{% endfor %}{{ ns.x }}"
 )
 
 
-def _template(source: str, **limits: int) -> ChatTemplate:
+def _template(source: str, *, render_s: float = 30.0, **limits: int) -> ChatTemplate:
     return ChatTemplate.from_source(
         source,
         bos_token="",
         eos_token="",
         name="x.gguf",
-        limits=TemplateLimits(render_s=_DEADLINE_S, **limits),
+        limits=TemplateLimits(render_s=render_s, **limits),
     )
 
 
@@ -136,12 +136,12 @@ def test_the_system_limits_the_memory_that_the_checks_do_not_see() -> None:
     ],
 )
 def test_a_template_that_does_not_end_is_ended(source: str) -> None:
-    with _template(source) as template:
+    with _template(source, render_s=_DEADLINE_S) as template:
         template.start()
         started_s = time.monotonic()
-        with pytest.raises(TemplateError, match=r"'x\.gguf' took more than 0\.4 s to render"):
+        with pytest.raises(TemplateError, match=r"'x\.gguf' took more than 1 s to render"):
             template.render(_MESSAGES)
-        assert time.monotonic() - started_s < 20 * _DEADLINE_S  # a busy machine starts slowly
+        assert time.monotonic() - started_s < 30  # a busy machine starts slowly
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_output_without_end_is_cut_off() -> None:
 def test_the_next_render_works_after_the_child_was_killed() -> None:
     source = "{% if messages %}{% for a in range(99999) %}{% for b in range(99999) %}"
     source += "{% endfor %}{% endfor %}{% endif %}fine"
-    with _template(source) as template:
+    with _template(source, render_s=_DEADLINE_S) as template:
         for _ in range(2):
             with pytest.raises(TemplateError, match="took more than"):
                 template.render(_MESSAGES)

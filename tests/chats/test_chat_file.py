@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from safesteer_edge.chats.chat_file import FLUSH_S, ChatFile, read_chat
+from safesteer_edge.chats.chat_file import ChatFile, read_chat
 from safesteer_edge.chats.chat_log import ChatLog
 from safesteer_edge.chats.records import (
     AnswerEnded,
@@ -138,7 +138,7 @@ def add_all(file: ChatFile, records: list[Record]) -> None:
 
 def test_text_reaches_the_disk_by_itself(file: ChatFile):
     add_all(file, turn(1, "Hello", "Hi there")[:3])
-    limit_s = time.monotonic() + 20 * FLUSH_S
+    limit_s = time.monotonic() + 60
     while read_chat(file.path).entries[-1].text != "Hi t":
         assert time.monotonic() < limit_s, "the text never came"
         time.sleep(0.01)

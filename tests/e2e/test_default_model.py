@@ -22,7 +22,7 @@ pytestmark = pytest.mark.default_model
 
 QUESTION = "Why is the sky blue?"
 N_REQUESTS = 8
-SHORT = ("--temperature", "0", "--max-tokens", "24")
+SHORT = ("--temperature", "0", "--max-tokens", "24", "--threads", "1")
 
 
 def test_the_sky_is_explained_under_guard():
@@ -69,7 +69,9 @@ def test_the_installed_command_answers_from_a_pipe():
 def session() -> Iterator[Session]:
     """The default model, guarded, greedy, with short answers."""
     sampling = SamplingSettings(temperature=0.0)
-    with open_session(SessionSettings(sampling=sampling, max_tokens=48)) as opened:
+    # One thread: two would wait for each other, at full power, where others use the machine.
+    settings = SessionSettings(sampling=sampling, max_tokens=48, n_threads=1)
+    with open_session(settings) as opened:
         yield opened
 
 
@@ -107,8 +109,8 @@ def test_a_refused_request_is_seen_as_such_on_the_command_line(session: Session)
     request = next(
         request for request in spread("harmful") if ask(session, request.text).guard.refused
     )
-    arguments = ("--temperature", "0", "--max-tokens", "48", "--json", "--fail-on-refusal")
-    ran = safesteer_edge("ask", request.text, *arguments)
+    arguments = ("--temperature", "0", "--max-tokens", "48", "--threads", "1", "--json")
+    ran = safesteer_edge("ask", request.text, *arguments, "--fail-on-refusal")
     assert ran.exit_code == 4, ran.err
     value = ran.json()
     assert (value["finish_reason"], value["guard"]["refused"]) == ("refused", True)

@@ -63,14 +63,14 @@ def accepted_mutants(
     for index, data in enumerate(damaged(good, n, seed=seed)):
         path = good.with_name(f"{good.stem}-{seed}-{index}.gguf")
         path.write_bytes(data)
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             check(path)
         except error_class:
             path.unlink()
         else:
             accepted.append(path)
-        assert time.perf_counter() - start < MAX_SECONDS, path
+        assert time.process_time() - start < MAX_SECONDS, path
     assert peak_bytes() - before < MAX_GROWTH_BYTES
     return accepted
 

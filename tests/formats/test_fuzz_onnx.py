@@ -46,13 +46,13 @@ def test_onnxruntime_survives_every_damaged_probe_that_is_accepted(
     data = encode_probe(graph, {"layer": "18"})
     accepted: list[Path] = []
     for index, damaged in enumerate(mutants(data, N_MUTANTS, seed=5, header_bytes=len(data))):
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             check_onnx(damaged, name="damaged")
         except ProbeFileError:
             continue
         finally:
-            assert time.perf_counter() - start < MAX_SECONDS
+            assert time.process_time() - start < MAX_SECONDS
         accepted.append(tmp_path / f"{index}.onnx")
         accepted[-1].write_bytes(damaged)
     assert N_MUTANTS // 20 < len(accepted) < N_MUTANTS // 2

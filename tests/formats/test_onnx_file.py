@@ -195,9 +195,9 @@ def test_sizes_are_limited():
 
 
 def test_a_file_of_single_byte_fields_is_given_up_early():
-    start = time.perf_counter()
+    start = time.process_time()
     assert_refused(b"\x42\x00" * (8 << 20), "too many separate values")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(

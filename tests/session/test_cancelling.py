@@ -14,7 +14,7 @@ from tests.session.turns import ask, opened
 def in_another_thread(call) -> None:
     thread = threading.Thread(target=call)
     thread.start()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
 
 
