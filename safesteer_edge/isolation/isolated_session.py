@@ -149,9 +149,10 @@ class IsolatedSession:
         begun = before + asked if asked is not None else before[:-1]
         said = "" if asked is not None else before[-1].text
         self._active_turn = turn
-        process.send({**request, "turn": turn})
-        if self._cancelled_turn == turn:  # before its first event: it stays cancelled
+        if self._cancelled_turn == turn:
+            # It stays cancelled; said first, for a short answer is whole before a later word.
             process.send_now({"do": "cancel", "turn": turn})
+        process.send({**request, "turn": turn})
         try:
             while self._active_turn == turn and (event := self._next_event(process)) is not None:
                 if isinstance(event, TextDelta | Refused) and _is_answer(event):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 from safesteer_edge.chat_session import ChatMessage, ChatSession
 from safesteer_edge.errors import EngineError, MediaError, ModelFileError, SafeSteerError
 from safesteer_edge.guard.events import Event, MediaPrepared, PrefillDone, Step, TurnEnded
+from safesteer_edge.isolation.engine_process import EngineProcess
 from safesteer_edge.isolation.isolated_session import IsolatedSession, open_isolated_session
 from tests.guarded_tiny import DRAWN, PATIENT_POLICY, QUIET, WAVERING, GuardedTiny
 from tests.isolation.conftest import Open
@@ -134,6 +136,24 @@ def test_cancelling_before_the_first_event_is_not_forgotten(isolated: IsolatedSe
     assert isinstance(ended, TurnEnded)
     assert ended.finish_reason == "cancelled"
     assert isolated.messages == () or isolated.messages[-1].text == ""
+
+
+def test_an_early_cancel_is_not_overtaken_by_a_short_answer(
+    isolated: IsolatedSession, monkeypatch: pytest.MonkeyPatch
+):
+    send_now = EngineProcess.send_now
+
+    def send_late(process: EngineProcess, request: dict[str, object]) -> None:
+        time.sleep(1.0)  # as on a busy machine: the engine is done with the answer by now
+        send_now(process, request)
+
+    monkeypatch.setattr(EngineProcess, "send_now", send_late)
+    isolated.change(replace(isolated.turn_settings, max_tokens=1))
+    events = isolated.ask("Hello there")
+    isolated.cancel()
+    *_, ended = events
+    assert isinstance(ended, TurnEnded)
+    assert ended.finish_reason == "cancelled"
 
 
 def test_a_cancel_between_two_turns_does_not_stop_the_next(isolated: IsolatedSession):
