@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,15 @@ from tests.tiny_models import write_tiny_llama, write_tiny_mamba, write_tiny_pro
 
 if TYPE_CHECKING:
     from tests.guarded_tiny import GuardedTiny
+
+
+def pytest_configure() -> None:
+    """Before OpenMP is loaded: threads that wait sleep, here and in all child processes.
+
+    Spinning is faster on an idle machine; on a busy one, two threads of llama.cpp wait for each
+    other at full power, and take four times as long as one.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.default_model import TIMEOUT_S
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -27,7 +29,7 @@ def test_the_python_of_the_docs_prints_an_answer(name: str, tmp_path: Path) -> N
             capture_output=True,
             cwd=tmp_path,
             text=True,
-            timeout=120,
+            timeout=TIMEOUT_S,
             check=False,
         )
         assert run.returncode == 0, run.stderr
