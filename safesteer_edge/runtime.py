@@ -6,6 +6,7 @@ again if a later step fails.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,7 +27,7 @@ from safesteer_edge.engine.model import NativeModel
 from safesteer_edge.engine.projector import Projector
 from safesteer_edge.engine.prompt_items import TokenRun
 from safesteer_edge.engine.sampler import SamplerChain
-from safesteer_edge.errors import BundleError, SettingsError
+from safesteer_edge.errors import BundleError, SettingsError, TemplateError
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model
 from safesteer_edge.guard.sampling import SamplingSettings
 from safesteer_edge.media.decoder import MediaDecoder
@@ -196,8 +197,15 @@ def _open_template(settings: SessionSettings, info: ModelInfo, model: NativeMode
         bos_token=model.token_text(model.bos_token_id),
         eos_token=model.token_text(model.eos_token_id),
         name=info.path.name,
-        variables=thinking_variables(source, settings.thinking, name=info.path.name),
+        variables=_thinking_variables(source, settings, info.path.name),
     )
+
+
+def _thinking_variables(source: str, settings: SessionSettings, name: str) -> dict[str, bool]:
+    if settings.thinking is None and settings.prefers_thinking is not None:
+        with contextlib.suppress(TemplateError):  # a preference, and this template has no switch
+            return thinking_variables(source, settings.prefers_thinking, name=name)
+    return thinking_variables(source, settings.thinking, name=name)
 
 
 def _spoken_tokens(template: ChatTemplate, model: NativeModel) -> list[int]:

@@ -31,6 +31,7 @@ class SessionSettings:
     n_gpu_layers: None: as many as fit into the free memory of the GPUs; 0 without one.
     chat_template: `builtin:NAME`; None: the model's own.
     thinking: have a model reason before it answers, or not; None: as its template does.
+    prefers_thinking: the same, for every model whose template can; others are left as they are.
     allow_negative_scale: accept a bundle whose vector is applied against its direction.
     """
 
@@ -50,6 +51,7 @@ class SessionSettings:
     probe_device: ProbeDevice = "auto"
     chat_template: str | None = None
     thinking: bool | None = None
+    prefers_thinking: bool | None = None
     allow_negative_scale: bool = False
 
     def __post_init__(self) -> None:

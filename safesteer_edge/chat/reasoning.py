@@ -85,6 +85,12 @@ def thinking_variables(
     )
 
 
+def thought_label(reasoning: str) -> str:
+    """Return the line that stands for reasoning which is folded away."""
+    n_words = len(reasoning.split())
+    return f"thought for {n_words:,} word{'' if n_words == 1 else 's'}"
+
+
 @dataclass(frozen=True, slots=True)
 class ReasoningFormat:
     """A style, and whether an answer begins inside its reasoning."""

@@ -11,6 +11,7 @@ import errno
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -158,8 +159,9 @@ class ChatFile:
         """The text that waits, as one record for each run of one answer's pieces."""
         merged: list[TextAdded] = []
         for record in self._pending:
-            if merged and merged[-1].id == record.id:
-                merged[-1] = TextAdded(record.id, merged[-1].text + record.text)
+            last = merged[-1] if merged else None
+            if last is not None and (last.id, last.part) == (record.id, record.part):
+                merged[-1] = replace(last, text=last.text + record.text)
             else:
                 merged.append(record)
         self._pending.clear()

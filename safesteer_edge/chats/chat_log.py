@@ -26,7 +26,11 @@ _MAX_TITLE_CHARACTERS = 60
 
 @dataclass(frozen=True, slots=True)
 class ChatEntry:
-    """One message. end: of an answer; None while it is told, or if it was cut off."""
+    """One message.
+
+    end: of an answer; None while it is told, or if it was cut off. reasoning: what a thinking model
+    wrote before its answer; it is no part of the conversation.
+    """
 
     id: str
     parent: str | None
@@ -35,6 +39,7 @@ class ChatEntry:
     text: str
     media: tuple[StoredMedia, ...] = ()
     end: AnswerEnded | None = None
+    reasoning: str = ""
 
 
 class ChatLog:
@@ -51,7 +56,7 @@ class ChatLog:
         self._title: str | None = None
         self._entries: dict[str, ChatEntry] = {}
         # Texts of answers in pieces: joining them at every piece would be quadratic.
-        self._pieces: dict[str, list[str]] = {}
+        self._pieces: dict[str, list[TextAdded]] = {}
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> ChatLog:
@@ -93,7 +98,12 @@ class ChatLog:
         pieces = self._pieces.get(entry_id)
         if pieces:
             entry = self._entries[entry_id]
-            self._entries[entry_id] = replace(entry, text=entry.text + "".join(pieces))
+            self._entries[entry_id] = replace(
+                entry,
+                text=entry.text + "".join(p.text for p in pieces if p.part == "answer"),
+                reasoning=entry.reasoning
+                + "".join(p.text for p in pieces if p.part == "reasoning"),
+            )
             pieces.clear()
         return self._entries[entry_id]
 
@@ -132,7 +142,7 @@ class ChatLog:
             self._add(record)
         elif isinstance(record, TextAdded):
             self._answer(record.id)
-            self._pieces.setdefault(record.id, []).append(record.text)
+            self._pieces.setdefault(record.id, []).append(record)
         elif isinstance(record, AnswerEnded):
             self._answer(record.id)
             self._entries[record.id] = replace(self.entry(record.id), end=record)

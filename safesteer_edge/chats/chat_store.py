@@ -14,7 +14,7 @@ from typing import Final
 from safesteer_edge.chats.chat_file import ChatFile, read_chat
 from safesteer_edge.chats.chat_log import ChatLog
 from safesteer_edge.chats.media_files import MediaFiles
-from safesteer_edge.chats.records import ChatHeader, MessageAdded, ModelUsed, Titled
+from safesteer_edge.chats.records import ChatHeader, MessageAdded, ModelUsed, TextAdded, Titled
 from safesteer_edge.errors import ChatFileError, ChatStoreError
 from safesteer_edge.folders import user_data_folder
 
@@ -108,6 +108,8 @@ class ChatStore:
                 entry.id, entry.parent, entry.role, entry.at, entry.text, entry.media
             )
             file.add(added)
+            if entry.reasoning:
+                file.add(TextAdded(entry.id, entry.reasoning, "reasoning"))
             if entry.end is not None:
                 file.add(entry.end)
         file.add(Titled(f"{log.title} (copy)"))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from safesteer_edge.chat.display_text import strip_control_characters
+from safesteer_edge.chat.reasoning import thought_label
 from safesteer_edge.chats.chat_log import ChatEntry, ChatLog
 from safesteer_edge.chats.records import StoredMedia
 from safesteer_edge.formats.typed_json import to_json
@@ -42,9 +43,9 @@ _ENDS: Final[Mapping[str, str]] = {
 _STYLE: Final = (
     "body{font:16px/1.55 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem;"
     "color:#1c1c1e;background:#fff}h1{font-size:1.4rem}h2{font-size:1rem;margin:1.6rem 0 .3rem}"
-    ".text{white-space:pre-wrap;overflow-wrap:anywhere}.note{color:#666;font-size:.85rem}"
+    ".text{white-space:pre-wrap;overflow-wrap:anywhere}.note,details{color:#666;font-size:.85rem}"
     "img{max-width:100%;border-radius:4px}.user{border-left:3px solid #888;padding-left:.8rem}"
-    "@media(prefers-color-scheme:dark){body{color:#eee;background:#161618}.note{color:#aaa}}"
+    "@media(prefers-color-scheme:dark){body{color:#eee;background:#161618}.note,details{color:#aaa}}"
 )
 
 
@@ -62,6 +63,8 @@ def _to_markdown(log: ChatLog) -> str:
     for entry in log.branch():
         blocks.append(f"## {_speaker(log, entry)}")
         blocks += [f"*({item.kind}: {_clean(item.name)})*" for item in entry.media]
+        if entry.reasoning:
+            blocks.append(_quoted(f"*{thought_label(entry.reasoning)}*", _clean(entry.reasoning)))
         blocks.append(_clean(entry.text))
         note = _note(entry)
         if note:
@@ -82,6 +85,12 @@ def _to_html(log: ChatLog, media_path: MediaPath) -> str:
     for entry in log.branch():
         parts.append(f'<section class="{entry.role}"><h2>{html.escape(_speaker(log, entry))}</h2>')
         parts += [_medium_to_html(item, media_path) for item in entry.media]
+        if entry.reasoning:
+            thought = html.escape(_clean(entry.reasoning))
+            parts.append(
+                f"<details><summary>{thought_label(entry.reasoning)}</summary>"
+                f'<div class="text">{thought}</div></details>'
+            )
         parts.append(f'<div class="text">{html.escape(_clean(entry.text))}</div>')
         note = _note(entry)
         if note:
@@ -121,12 +130,19 @@ def _to_json(log: ChatLog) -> dict[str, Any]:
                 "role": entry.role,
                 "at": _iso(entry.at),
                 "text": entry.text,
+                **({"reasoning": entry.reasoning} if entry.reasoning else {}),
                 "media": [to_json(item) for item in entry.media],
                 "end": to_json(entry.end),
             }
             for entry in log.branch()
         ],
     }
+
+
+def _quoted(*paragraphs: str) -> str:
+    """Markdown's quote: whatever the lines hold, they stay in it."""
+    lines = "\n\n".join(paragraphs).splitlines()
+    return "\n".join(f"> {line}".rstrip() for line in lines)
 
 
 def _subtitle(log: ChatLog) -> str:

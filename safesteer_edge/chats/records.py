@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeAlias, cast
 from safesteer_edge.chat.conversation import MediaKind, Role
 from safesteer_edge.errors import ChatFileError
 from safesteer_edge.formats.typed_json import TypedJsonError, from_json, to_json
-from safesteer_edge.guard.events import GuardSummary, Refused, Usage
+from safesteer_edge.guard.events import AnswerPart, GuardSummary, Refused, Usage
 
 SCHEMA_VERSION: Final = 1
 EndReason = Literal["stop", "length", "refused", "cancelled", "died"]
@@ -69,10 +69,11 @@ class MessageAdded:
 
 @dataclass(frozen=True, slots=True)
 class TextAdded:
-    """More text of an answer."""
+    """More text of an answer, or of a thinking model's reasoning before it."""
 
     id: str
     text: str
+    part: AnswerPart = "answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,8 @@ _KINDS: Final = {name: kind for kind, name in _NAMES.items()}
 def record_to_line(record: Record) -> bytes:
     """One record as one line of ASCII JSON."""
     value = {"type": _NAMES[type(record)], **to_json(record)}
+    if isinstance(record, TextAdded) and record.part == "answer":
+        del value["part"]  # as ever, so that older programs read chats of most models
     return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"
 
 

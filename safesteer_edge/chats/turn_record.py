@@ -59,7 +59,9 @@ class TurnRecord:
     def _write(self, event: Event) -> None:
         if self._answer_id is None:
             self._answer_id = self._chat.add_message("assistant", self._question_id, "")
-        if isinstance(event, TextDelta | Refused):
+        if isinstance(event, TextDelta) and event.part == "reasoning":
+            self._chat.add(TextAdded(self._answer_id, event.text, "reasoning"))
+        elif isinstance(event, TextDelta | Refused):
             self._says_more = True
             self._chat.add(TextAdded(self._answer_id, event.text))
         elif isinstance(event, TurnEnded):

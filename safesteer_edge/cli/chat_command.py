@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from safesteer_edge.cli.exit_codes import OK, RUNTIME_ERROR
@@ -40,7 +41,12 @@ def add_parser(subparsers: Any) -> None:
     view.add_argument("--no-save", action="store_true", help="keep no chat on the disk")
     # None: not given, so that the settings file decides.
     parser.set_defaults(
-        run=run, guard=None, rerank=None, max_tokens=None, **dict.fromkeys(_SAMPLING)
+        run=run,
+        guard=None,
+        rerank=None,
+        max_tokens=None,
+        kv_type=None,
+        **dict.fromkeys(_SAMPLING),
     )
 
 
@@ -80,6 +86,7 @@ def _with_file(options: argparse.Namespace, base: SessionSettings) -> SessionSet
         "threshold": base.threshold,
         "max_tokens": base.max_tokens,
         "ctx": base.n_ctx,
+        "kv_type": base.kv_type,
         "gpu_layers": base.n_gpu_layers,
         "threads": base.n_threads,
         **{name: getattr(base.sampling, name) for name in _SAMPLING},
@@ -89,4 +96,4 @@ def _with_file(options: argparse.Namespace, base: SessionSettings) -> SessionSet
     for name, value in from_file.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
-    return session_settings(options)
+    return replace(session_settings(options), prefers_thinking=base.prefers_thinking)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from safesteer_edge.chat.display_text import ControlCharacterFilter, strip_control_characters
+from safesteer_edge.chat.reasoning import thought_label
 from safesteer_edge.chat_session import ChatSession, TurnSettings
 from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.errors import EngineDiedError, SafeSteerError
@@ -101,6 +102,13 @@ class PlainChat:
         try:
             with interrupt_cancels(self.session):
                 for event in events:
+                    if isinstance(event, TextDelta) and event.part == "reasoning":
+                        if not turn.reasoning:
+                            self.note("thinking …")
+                        turn.feed(event)
+                        continue
+                    if isinstance(event, TextDelta | Refused) and turn.reasoning and not turn.text:
+                        self.note(f"[{thought_label(turn.reasoning)}; /thoughts shows them]")
                     turn.feed(event)
                     if isinstance(event, TextDelta | Refused):
                         print(shown.feed(event.text), end="", file=self.out, flush=True)

@@ -210,6 +210,10 @@ def _export(chat: PlainChat, argument: str) -> None:
     chat.note(f"wrote {write_export(chat.chat.log, chat.chat.media_path, to, path)}")
 
 
+def _thoughts(chat: PlainChat, _argument: str) -> None:
+    chat.note(_last(chat).reasoning.strip() or "the model did not think before its last answer")
+
+
 def _trace(chat: PlainChat, argument: str) -> None:
     path, n_steps = write_trace(_last(chat), argument)
     chat.note(f"wrote {n_steps} steps to {path}")
@@ -253,4 +257,5 @@ _HANDLERS: dict[str, Callable[[PlainChat, str], None]] = {
     "rename": _rename,
     "export": _export,
     "trace": _trace,
+    "thoughts": _thoughts,
 }

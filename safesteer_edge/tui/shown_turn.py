@@ -59,6 +59,7 @@ class ShownTurn:
     _filter: ControlCharacterFilter = field(default_factory=ControlCharacterFilter)
     _n_step_characters: int = 0
     _n_hidden_characters: int = 0
+    _n_told_characters: int = 0
     _steered: list[Span] = field(default_factory=list)
 
     def feed(self, event: Event) -> str:
@@ -70,6 +71,8 @@ class ShownTurn:
         elif isinstance(event, PrefillDone):
             self.prefill = event
         elif isinstance(event, TextDelta):
+            if event.start is not None:
+                self._n_told_characters = event.start + len(event.text)
             if event.part == "reasoning":
                 self.reasoning += event.text
                 return ""
@@ -107,18 +110,21 @@ class ShownTurn:
     def can_continue(self) -> bool:
         """True if there is an unfinished answer to go on with."""
         is_unfinished = self.end in ("cancelled", "length", "died")
-        return bool(self.text) and is_unfinished and self.refusal is None
+        is_known = bool(self.text) or (bool(self.reasoning) and self.end != "died")
+        return is_known and is_unfinished and self.refusal is None
 
     @property
     def is_in_conversation(self) -> bool:
         """True if the model remembers it: an answer began."""
-        return bool(self.text) or self.end in ("stop", "length", "refused")
+        has_thought = bool(self.reasoning) and self.end == "cancelled"
+        return bool(self.text) or has_thought or self.end in ("stop", "length", "refused")
 
     def continued(self) -> None:
         """Get ready for the events of `continue_answer`, which add to the answer."""
         self.end = self.error = None
         # What was not let through stays unsaid.
-        self._n_step_characters = len(self.text) + self._n_hidden_characters
+        n_answer_characters = len(self.text) + self._n_hidden_characters
+        self._n_step_characters = max(n_answer_characters, self._n_told_characters)
 
     def to_messages(self) -> tuple[ChatMessage, ChatMessage]:
         """What a session is restored from."""
@@ -193,7 +199,7 @@ def _asked(entry: ChatEntry, media_path: Callable[[StoredMedia], Path]) -> Shown
 
 def _answer(turn: ShownTurn, entry: ChatEntry) -> None:
     turn.answer_id = entry.id
-    turn.text = entry.text
+    turn.text, turn.reasoning = entry.text, entry.reasoning
     turn.shown = ControlCharacterFilter().feed(without_marks(entry.text))
     end = entry.end
     if end is None:

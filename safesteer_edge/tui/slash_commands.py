@@ -36,6 +36,7 @@ COMMANDS: tuple[SlashCommand, ...] = (
     SlashCommand("model", "NAME|FILE", "switch to another model"),
     SlashCommand("settings", "", "sampling, guard strength, theme", "F4", plain=False),
     SlashCommand("inspect", "", "what the guard saw and did", "F5"),
+    SlashCommand("thoughts", "", "what a thinking model wrote before its last answer"),
     SlashCommand("compare", "PROMPT", "answer once with the guard and once without", "F6"),
     SlashCommand("guard", "steer|refuse|monitor|off", "how the guard acts"),
     SlashCommand("strength", "X|default", "how hard the guard steers; larger is stricter"),

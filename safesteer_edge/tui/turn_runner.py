@@ -113,11 +113,13 @@ class TurnRunner:
             return False
         if any(isinstance(event, PrefillDone) for event in events):
             self._decode_started_s = time.perf_counter()
-        n_media = len(turn.media)
+        n_media, n_thought = len(turn.media), len(turn.reasoning)
         text = "".join([turn.feed(event) for event in events])
         if self._view is not None and text:
-            self._view.show_waiting("")
             self._view.write(text)
+        if self._view is not None and (text or len(turn.reasoning) > n_thought):
+            self._view.show_waiting("")
+            self._view.show_reasoning()
         if self._view is not None and len(turn.media) > n_media:
             self._view.show_media()
         screen.query_one(RiskLine).show(turn, self._risk_limit())

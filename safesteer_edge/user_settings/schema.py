@@ -45,6 +45,10 @@ class ModelSection:
     kv_type: KvType = field(
         default="f16", metadata=_means("format of the KV cache: f16, q8_0 (half), q4_0 (a quarter)")
     )
+    thinking: bool | None = field(
+        default=None,
+        metadata=_means("have thinking models reason first, or not; unset: as their template does"),
+    )
     threads: int | None = field(default=None, metadata=_means("CPU threads; unset: all cores"))
     gpu_layers: int | None = field(
         default=None, metadata=_means("layers on the GPU; unset: as many as fit")
@@ -164,6 +168,7 @@ class UserSettings:
             max_tokens=sampling.max_tokens,
             n_ctx=model.context,
             kv_type=model.kv_type,
+            prefers_thinking=model.thinking,
             n_gpu_layers=model.gpu_layers,
             n_threads=model.threads,
         )

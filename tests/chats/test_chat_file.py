@@ -38,7 +38,7 @@ POSIX = pytest.mark.skipif(os.name != "posix", reason="POSIX limits and signals"
 
 
 def outline(log: ChatLog) -> list[tuple[object, ...]]:
-    entries = ((e.id, e.parent, e.role, e.text, e.media, e.end) for e in log.entries)
+    entries = ((e.id, e.parent, e.role, e.text, e.reasoning, e.media, e.end) for e in log.entries)
     return [*entries, (log.head, log.title, log.model, log.updated_at)]
 
 
@@ -65,7 +65,7 @@ def record_sequences(draw: st.DrawFn) -> list[Record]:
             answer = log.new_id()
             add(MessageAdded(answer, question, "assistant", 2.0))
             for piece in draw(st.lists(texts, max_size=4)):
-                add(TextAdded(answer, piece))
+                add(TextAdded(answer, piece, draw(st.sampled_from(["answer", "reasoning"]))))
             if draw(st.booleans()):
                 reason = draw(st.sampled_from(get_args(EndReason)))
                 add(AnswerEnded(answer, 3.0, reason, GUARD, USAGE))

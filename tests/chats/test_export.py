@@ -35,6 +35,21 @@ def log() -> ChatLog:
     return log
 
 
+def test_reasoning_is_in_every_export_and_stays_folded_data(log: ChatLog):
+    log.apply(TextAdded("m4", f"first\n</details># {HOSTILE}", "reasoning"))
+
+    def run(to: ExportFormat) -> str:
+        return export_chat(log, to, media_path=lambda _: Path("none"))
+
+    assert "\n> *thought for 6 words*\n>\n> first\n> </details># <script>" in run("markdown")
+    page = Tags(run("html"))
+    assert [tag for tag, _ in page.tags].count("details") == 1
+    assert "script" not in [tag for tag, _ in page.tags]
+    answer = json.loads(run("json"))["messages"][-1]
+    assert answer["reasoning"].startswith("first")
+    assert answer["text"] == HOSTILE
+
+
 @pytest.fixture
 def export(log: ChatLog, tmp_path: Path):
     (tmp_path / ("a" * 64 + ".png")).write_bytes(PNG)

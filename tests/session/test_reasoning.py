@@ -104,6 +104,15 @@ def test_thinking_is_turned_off_through_the_template(tmp_path: Path) -> None:
     assert turn.text != ""
 
 
+def test_a_preference_is_followed_where_the_template_can(tmp_path: Path) -> None:
+    with session_of(tmp_path, "qwen35", prefers_thinking=False) as session:
+        assert ended(list(session.ask("Why?"))).reasoning is None
+    with session_of(tmp_path, "qwen35", prefers_thinking=False, thinking=True) as session:
+        assert ended(list(session.ask("Why?"))).reasoning is not None
+    with session_of(tmp_path, "gemma3", prefers_thinking=False) as session:
+        assert ended(list(session.ask("Why?"))).text
+
+
 def test_a_template_that_cannot_turn_it_off_says_so(tmp_path: Path) -> None:
     with (
         pytest.raises(TemplateError, match="cannot turn thinking off: it knows neither of"),

@@ -56,6 +56,7 @@ class Script:
     """What one question brings. refuse: the guard ends it after its words. error: it breaks there.
 
     pause_s: between two words. gate: if given, the answer waits for it after `n_before_gate` words.
+    thoughts: words of reasoning before them.
     """
 
     words: Sequence[Word]
@@ -64,6 +65,7 @@ class Script:
     pause_s: float = 0.0
     gate: threading.Event | None = None
     n_before_gate: int = 3
+    thoughts: Sequence[str] = ()
 
 
 def said(text: str, **changes: object) -> Script:
@@ -193,6 +195,8 @@ class ScriptedSession:
     ) -> Generator[Event, None, None]:
         yield PrefillDone(20, 0, 0, 0.01, bool(question.images), 0.03)
         text = "".join(word.text for word in script.words[:n_said])
+        for thought in script.thoughts:
+            yield TextDelta(thought, "reasoning")
         n_steps, n_steered, risk = 0, 0, 0.0
         reason = "stop"
         for step in self._steps(script, n_said):

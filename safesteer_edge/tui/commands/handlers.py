@@ -25,6 +25,7 @@ HANDLERS: dict[str, Callable[[ChatScreen, str], Awaitable[None]]] = {
     "inspect": looking.inspect,
     "copy": looking.copy,
     "trace": looking.trace,
+    "thoughts": looking.thoughts,
     "theme": looking.theme,
     "quit": looking.quit_,
     "regenerate": asking.regenerate,

@@ -10,6 +10,7 @@ from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.themes import DARK, LIGHT
 from safesteer_edge.tui.trace_file import write_trace
 from safesteer_edge.tui.widgets.inspector import Inspector
+from safesteer_edge.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
     from safesteer_edge.tui.screens.chat_screen import ChatScreen
@@ -29,6 +30,15 @@ async def inspect(screen: ChatScreen, _argument: str) -> None:
         close_inspector(screen)
     else:
         show_in_inspector(screen, turns[-1] if turns else None)
+
+
+async def thoughts(screen: ChatScreen, _argument: str) -> None:
+    """Open the reasoning of the last answer, or close it."""
+    turn = screen.state.numbered("")
+    view = screen.query_one(Transcript).view_of(turn)
+    if not turn.reasoning or view is None:
+        raise InputError("the model did not think before its last answer")
+    view.action_thoughts()
 
 
 def show_in_inspector(screen: ChatScreen, turn: ShownTurn | None) -> None:

@@ -16,6 +16,7 @@ from safesteer_edge.tui.messages import TurnAction
 from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.widgets.answer_markdown import AnswerMarkdown
 from safesteer_edge.tui.widgets.attached_media import media_lines, media_views
+from safesteer_edge.tui.widgets.reasoning_block import ReasoningBlock
 
 _REFUSAL_ACTIONS = (
     ("Edit the question", "edit"),
@@ -43,6 +44,7 @@ class TurnView(Vertical, can_focus=True):
         Binding("f", "turn('fork')", "Fork"),
         Binding("c", "turn('copy')", "Copy"),
         Binding("i,enter", "turn('inspect')", "Why"),
+        Binding("t", "thoughts", "Thoughts"),
         Binding("up", "screen.focus_previous('TurnView')", show=False),
         Binding("down", "screen.focus_next('TurnView, Composer')", show=False),
         Binding("escape", "screen.focus_composer", show=False),
@@ -82,6 +84,7 @@ class TurnView(Vertical, can_focus=True):
         super().__init__()
         self.turn = turn
         self._show_images = show_images
+        self._reasoning = ReasoningBlock()
         self._answer = AnswerMarkdown(turn.shown)
 
     def compose(self) -> ComposeResult:
@@ -95,6 +98,7 @@ class TurnView(Vertical, can_focus=True):
             yield Static(media_lines(turn), classes="media-line")
             if self._show_images:
                 yield from media_views(turn.images)
+        yield self._reasoning
         yield self._answer
         yield Static("", classes="waiting")
         yield Vertical(classes="outcome")
@@ -108,6 +112,17 @@ class TurnView(Vertical, can_focus=True):
     def write(self, text: str) -> None:
         """Add to the answer."""
         self._answer.write(text)
+
+    def show_reasoning(self) -> None:
+        """Show how far the reasoning has come."""
+        turn = self.turn
+        if turn.reasoning:
+            self._reasoning.show(turn.reasoning, is_over=bool(turn.text) or turn.is_over)
+
+    def action_thoughts(self) -> None:
+        """Open or close the reasoning."""
+        if self.turn.reasoning:
+            self._reasoning.action_toggle()
 
     def show_media(self) -> None:
         """Say what became of the pictures and sounds."""
@@ -127,6 +142,7 @@ class TurnView(Vertical, can_focus=True):
     def show_outcome(self) -> None:
         """Show what there is to say about the turn's end."""
         turn = self.turn
+        self.show_reasoning()
         if turn.is_over:
             self.show_waiting("")
         outcome = self.query_one(".outcome")
@@ -177,4 +193,6 @@ class TurnView(Vertical, can_focus=True):
         keys = ["e edit", "r regenerate", "f fork", "c copy", "i why"]
         if self.turn.can_continue:
             keys.insert(2, "n continue")
+        if self.turn.reasoning:
+            keys.append("t thoughts")
         return "  ·  ".join(keys)
