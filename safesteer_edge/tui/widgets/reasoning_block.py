@@ -22,7 +22,7 @@ class ReasoningBlock(Vertical, can_focus=True):
     """Nothing while there is no reasoning. Enter, a click or its turn's `t` opens it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter,space", "toggle", "Open", show=False),
+        Binding("enter,space", "unfold", "Open", show=False),
         Binding("escape", "screen.focus_composer", show=False),
     ]
 
@@ -59,9 +59,9 @@ class ReasoningBlock(Vertical, can_focus=True):
 
     def on_click(self) -> None:
         """Open or close."""
-        self.action_toggle()
+        self.action_unfold()
 
-    def action_toggle(self) -> None:
+    def action_unfold(self) -> None:
         """Open or close."""
         self.toggle_class("-open")
         self._update()

@@ -122,7 +122,7 @@ class TurnView(Vertical, can_focus=True):
     def action_thoughts(self) -> None:
         """Open or close the reasoning."""
         if self.turn.reasoning:
-            self._reasoning.action_toggle()
+            self._reasoning.action_unfold()
 
     def show_media(self) -> None:
         """Say what became of the pictures and sounds."""
