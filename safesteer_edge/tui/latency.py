@@ -189,13 +189,38 @@ def _engine_speed(n_threads: int | None) -> float:
     return speed
 
 
+def _print_long(n_lines: int, *, as_json: bool) -> None:
+    from safesteer_edge.tui.long_latency import measure_long
+
+    found = measure_long(n_lines)
+    if as_json:
+        print(json.dumps([asdict(each) for each in found]))
+        return
+    for each in found:
+        print(
+            f"{each.what:<44} {each.done_s:6.1f} s; a key waits {each.p95_ms:.0f} ms p95, "
+            f"{each.worst_ms:.0f} ms at worst"
+        )
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m safesteer_edge.tui.latency")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--threads", type=int, metavar="N", help="default: all cores")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--long",
+        type=int,
+        nargs="?",
+        const=10_000,
+        metavar="LINES",
+        help="measure very long answers and chats instead, without a model (default: 10000 lines)",
+    )
     options = parser.parse_args()
+    if options.long:
+        _print_long(options.long, as_json=options.json)
+        return
     found = measure(options.rounds, options.threads)
     if options.json:
         print(json.dumps({**asdict(found), "overhead_percent": found.overhead_percent}))

@@ -126,10 +126,10 @@ def test_long_chats_show_their_end_and_more_when_asked():
             await driver.press("shift+tab")
             transcript = driver.app.chat.query_one("#transcript")
             transcript.scroll_home(animate=False)
-            await driver.sees("48 earlier questions")
+            await driver.sees("54 earlier questions")
             await driver.pilot.click("_Earlier")
-            await driver.sees_no("48 earlier questions")
-            assert len(driver.app.chat.query("TurnView")) == 24
+            await driver.sees_no("54 earlier questions")
+            assert len(driver.app.chat.query("TurnView")) == 12
 
     driven(test())
 

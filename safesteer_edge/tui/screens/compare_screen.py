@@ -22,7 +22,7 @@ from safesteer_edge.tui.guard_words import turn_notes
 from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.sparkline import sparkline
 from safesteer_edge.tui.turn_runner import FRAME_S
-from safesteer_edge.tui.widgets.answer_markdown import AnswerMarkdown
+from safesteer_edge.tui.widgets.long_answer import LongAnswer
 
 # Turns of the chat count up from 1; these two are its own.
 COMPARISON_TURNS = (-1, -2)
@@ -89,7 +89,7 @@ class CompareScreen(Screen[None]):
                 with VerticalScroll(id=name) as column:
                     column.border_title = title
                     yield Static(Content("waiting …"), classes="figures")
-                    yield AnswerMarkdown()
+                    yield LongAnswer()
         yield Static(Content("Esc stops and goes back · ↑↓ scroll both"), classes="keys")
 
     def on_mount(self) -> None:
@@ -140,7 +140,7 @@ class CompareScreen(Screen[None]):
         if turn.is_over or not events:
             return
         text = "".join([turn.feed(event) for event in events])
-        self._column().query_one(AnswerMarkdown).write(text)
+        self._column().query_one(LongAnswer).write(text)
         self._show_figures(turn)
 
     def _show_figures(self, turn: ShownTurn) -> None:

@@ -18,7 +18,7 @@ _KEYS = (
     ("Ctrl+J, Shift+Enter", "new line; a \\ before Enter makes one in any terminal"),
     ("Esc", "stop the answer; leave what is open"),
     ("Up, Down", "at the edge of the input: earlier messages"),
-    ("Tab, Shift+Tab", "to the answers above; e r f c i n t then act on one"),
+    ("Tab, Shift+Tab", "to the answers above; e r f c i n t a then act on one"),
     ("Page Up, wheel", "scroll the chat"),
     ("Ctrl+C", "copy what the mouse selected (Shift selects outside the app)"),
     ("Ctrl+V, drop", "paste text, or the path of a picture"),

@@ -13,6 +13,8 @@ from textual.widgets import markdown as blocks
 from safesteer_edge.tui.marks import removed_marks, split_marks
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from markdown_it.rules_core import StateCore
     from markdown_it.token import Token
 
@@ -65,6 +67,7 @@ class AnswerMarkdown(Markdown):
     def __init__(self, text: str = "") -> None:
         super().__init__(text, parser_factory=make_parser, open_links=False)
         self._waiting: list[str] = []
+        self._anew: tuple[str, Callable[[], None]] | None = None
         self._writer: asyncio.Task[None] | None = None
 
     def write(self, text: str) -> None:
@@ -72,16 +75,30 @@ class AnswerMarkdown(Markdown):
         if not text:
             return
         self._waiting.append(text)
-        if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write_waiting())
+        self._begin_writing()
+
+    def write_anew(self, text: str, *, then: Callable[[], None]) -> None:
+        """Let this take the place of all there is, soon, and `then` do this."""
+        self._anew = (text, then)
+        self._waiting.clear()
+        self._begin_writing()
 
     async def settled(self) -> None:
         """Wait until all that was written is in the document."""
         if self._writer is not None:
             await self._writer
 
+    def _begin_writing(self) -> None:
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write_waiting())
+
     async def _write_waiting(self) -> None:
-        while self._waiting and self.is_attached:
+        while (self._waiting or self._anew is not None) and self.is_attached:
+            if self._anew is not None:
+                (anew, then), self._anew = self._anew, None
+                await self.update(anew)
+                then()
+                continue
             text = "".join(self._waiting)
             self._waiting.clear()
             await self.append(text)

@@ -15,8 +15,8 @@ from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.widgets.turn_view import TurnView
 
 # A turn's Markdown is some ten widgets. Layout stays below a frame with this many turns.
-N_SHOWN_AT_FIRST = 12
-N_MORE = 12
+N_SHOWN_AT_FIRST = 6
+N_MORE = 6
 _MAX_SHOWN = 36
 
 

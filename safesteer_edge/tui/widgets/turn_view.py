@@ -14,8 +14,8 @@ from safesteer_edge.chat.display_text import strip_control_characters
 from safesteer_edge.tui.guard_words import refusal_advice, turn_notes
 from safesteer_edge.tui.messages import TurnAction
 from safesteer_edge.tui.shown_turn import ShownTurn
-from safesteer_edge.tui.widgets.answer_markdown import AnswerMarkdown
 from safesteer_edge.tui.widgets.attached_media import media_lines, media_views
+from safesteer_edge.tui.widgets.long_answer import LongAnswer
 from safesteer_edge.tui.widgets.reasoning_block import ReasoningBlock
 
 _REFUSAL_ACTIONS = (
@@ -45,6 +45,7 @@ class TurnView(Vertical, can_focus=True):
         Binding("c", "turn('copy')", "Copy"),
         Binding("i,enter", "turn('inspect')", "Why"),
         Binding("t", "thoughts", "Thoughts"),
+        Binding("a", "all_lines", "All lines"),
         Binding("up", "screen.focus_previous('TurnView')", show=False),
         Binding("down", "screen.focus_next('TurnView, Composer')", show=False),
         Binding("escape", "screen.focus_composer", show=False),
@@ -85,7 +86,7 @@ class TurnView(Vertical, can_focus=True):
         self.turn = turn
         self._show_images = show_images
         self._reasoning = ReasoningBlock()
-        self._answer = AnswerMarkdown(turn.shown)
+        self._answer = LongAnswer(turn.shown)
 
     def compose(self) -> ComposeResult:
         """Question, pictures, answer, notes, keys."""
@@ -123,6 +124,10 @@ class TurnView(Vertical, can_focus=True):
         """Open or close the reasoning."""
         if self.turn.reasoning:
             self._reasoning.action_unfold()
+
+    def action_all_lines(self) -> None:
+        """Read the whole of a very long answer."""
+        self._answer.read_all()
 
     def show_media(self) -> None:
         """Say what became of the pictures and sounds."""
@@ -195,4 +200,6 @@ class TurnView(Vertical, can_focus=True):
             keys.insert(2, "n continue")
         if self.turn.reasoning:
             keys.append("t thoughts")
+        if self._answer.n_hidden_lines:
+            keys.append("a all lines")
         return "  ·  ".join(keys)
