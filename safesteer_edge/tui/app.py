@@ -19,6 +19,7 @@ from safesteer_edge.settings import SessionSettings
 from safesteer_edge.tui.chat_state import ChatState
 from safesteer_edge.tui.commands.setting import applied, theme_named
 from safesteer_edge.tui.engine_thread import EngineThread, SessionOpener, Told
+from safesteer_edge.tui.key_labels import key_labels
 from safesteer_edge.tui.messages import EngineTold, SettingChanged
 from safesteer_edge.tui.model_rows import known_models
 from safesteer_edge.tui.screens.chat_screen import ChatScreen
@@ -135,8 +136,10 @@ class ChatApp(App[None]):
         """The menu (Ctrl+P): every slash command; those that need more go into the input."""
         if screen is not self.chat:
             return
+        labels = key_labels(self.chat.user_settings.keys)
         for command in COMMANDS:
-            keys = f" · {command.keys}" if command.keys else ""
+            key = labels.get(command.name, command.keys)
+            keys = f" · {key}" if key else ""
             title = f"{command.name[:1].upper()}{command.name[1:]}"
             run = partial(self.chat.choose_command, command.name)
             yield SystemCommand(title, f"{command.help}{keys}", run)

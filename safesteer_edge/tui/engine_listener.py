@@ -11,6 +11,7 @@ from textual.widgets import Static
 from safesteer_edge.chat.display_text import strip_control_characters
 from safesteer_edge.tui.commands import looking
 from safesteer_edge.tui.engine_thread import ModelFailed, ModelOpened, NotSaved, Told, TurnDone
+from safesteer_edge.tui.key_labels import key_label
 from safesteer_edge.tui.screens.compare_screen import COMPARISON_TURNS, CompareScreen
 from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.widgets.bars import StatusBar
@@ -96,7 +97,7 @@ class EngineListener:
         problem = screen.query_one("#problem", Static)
         problem.update(Content(strip_control_characters(text)))
         problem.border_title = "The model could not be loaded"
-        problem.border_subtitle = "F3 chooses another"
+        problem.border_subtitle = f"{key_label(screen.user_settings.keys.models)} chooses another"
         problem.display = bool(text)
 
     def _turn_ended(self, turn: ShownTurn) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from safesteer_edge.tui.widgets.composer import Composer
 from safesteer_edge.user_settings.schema import UserSettings
+from safesteer_edge.user_settings.settings_file import with_setting
 from tests.tui.app_driver import driven, opened
 from tests.tui.scripted_session import ScriptedModel
 
@@ -79,5 +80,20 @@ def test_a_key_can_be_given_to_another_command():
         async with opened(user_settings=settings) as driver:
             await driver.press("f9")
             await driver.sees("new line; a \\ before Enter")
+
+    driven(test())
+
+
+def test_what_names_a_key_names_the_one_of_the_settings():
+    settings = with_setting(UserSettings(), "keys.help", "f8")
+    settings = with_setting(settings, "keys.attach", "ctrl+t,f9")
+
+    async def test():
+        async with opened(user_settings=settings) as driver:
+            await driver.sees("F8  all keys and commands")
+            await driver.sees("F8 help · Ctrl+P menu")
+            await driver.sees("Ctrl+T picture")
+            await driver.press("f8")
+            await driver.sees("keys and commands  [F8]")
 
     driven(test())

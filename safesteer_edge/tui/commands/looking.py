@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from safesteer_edge.errors import InputError
 from safesteer_edge.tui.chat_copy import text_to_copy
+from safesteer_edge.tui.key_labels import key_labels
 from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.themes import DARK, LIGHT
 from safesteer_edge.tui.trace_file import write_trace
@@ -20,7 +21,7 @@ async def help_(screen: ChatScreen, _argument: str) -> None:
     """Show keys and commands."""
     from safesteer_edge.tui.screens.help_screen import HelpScreen
 
-    screen.app.push_screen(HelpScreen())
+    screen.app.push_screen(HelpScreen(key_labels(screen.user_settings.keys)))
 
 
 async def inspect(screen: ChatScreen, _argument: str) -> None:

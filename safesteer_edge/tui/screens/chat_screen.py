@@ -27,6 +27,7 @@ from safesteer_edge.tui.engine_thread import (
     EngineThread,
 )
 from safesteer_edge.tui.guard_words import MODE_MEANINGS
+from safesteer_edge.tui.key_labels import key_labels
 from safesteer_edge.tui.messages import (
     CompletionsWanted,
     LastAttachmentErased,
@@ -53,7 +54,7 @@ from safesteer_edge.tui.widgets.welcome import Welcome
 from safesteer_edge.user_settings.schema import UserSettings
 
 _NUMBERED = ("edit", "regenerate", "fork")  # commands that take a turn's number
-_INPUT_HINTS = "Enter sends · Ctrl+J new line · Ctrl+O picture · / commands"
+_INPUT_HINTS = "Enter sends · Ctrl+J new line · {attach} picture · / commands"
 _EDIT_HINTS = "Enter sends it again, in place of what followed · Esc leaves it as it was"
 
 
@@ -129,7 +130,9 @@ class ChatScreen(Screen[None]):
         """Top to bottom."""
         yield TopBar()
         with Horizontal(id="body"):
-            yield Transcript(show_images=self._show_images, empty=Welcome())
+            yield Transcript(
+                show_images=self._show_images, empty=Welcome(key_labels(self.user_settings.keys))
+            )
             yield Inspector()
         yield Static(id="problem")
         yield RiskLine()
@@ -294,6 +297,7 @@ class ChatScreen(Screen[None]):
     def show_bars(self) -> None:
         """Show title, model, guard; and what the input does."""
         state, guard = self.state, self.state.settings.guard
+        labels = key_labels(self.user_settings.keys)
         info = state.info
         model = f"{info.model_name} {info.quantization}" if info else "no model yet"
         self.query_one(TopBar).show(title=state.shown_title, model=model, guard=guard)
@@ -304,7 +308,11 @@ class ChatScreen(Screen[None]):
         title = {"monitor": "MONITOR ONLY: ", "off": "GUARD OFF: "}.get(guard, "")
         title += MODE_MEANINGS[guard] if title else ""
         composer.border_title = "Edit the question" if is_editing else title or None
-        composer.border_subtitle = _EDIT_HINTS if is_editing else _INPUT_HINTS
+        composer.border_subtitle = (
+            _EDIT_HINTS if is_editing else _INPUT_HINTS.format(attach=labels["attach"])
+        )
+        self.query_one(Welcome).show_keys(labels)
+        self.query_one(StatusBar).show_help_key(labels["help"])
 
     def do_with_chat(self, work: Callable[[RecordedChat], None]) -> None:
         """Let the engine's thread do something; if it fails, say so."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -45,17 +46,28 @@ class HelpScreen(ModalScreen[None]):
     }
     """
 
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        """labels: of the commands' keys."""
+        super().__init__()
+        self._labels = labels
+
     def compose(self) -> ComposeResult:
         """Two lists."""
         with VerticalScroll() as box:
             box.border_title = "Help"
             box.border_subtitle = "Esc closes"
             yield Static(Content("Keys"), classes="heading")
-            yield Static(_rows(_KEYS, 22))
+            yield Static(
+                _rows([(self._labels["interrupt"] if k == "Esc" else k, t) for k, t in _KEYS], 22)
+            )
             yield Static(Content("Commands"), classes="heading")
             yield Static(
                 _rows(
-                    [(c.usage, f"{c.help}{f'  [{c.keys}]' if c.keys else ''}") for c in COMMANDS],
+                    [
+                        (c.usage, f"{c.help}{f'  [{key}]' if key else ''}")
+                        for c in COMMANDS
+                        for key in (self._labels.get(c.name, c.keys),)
+                    ],
                     34,
                 )
             )

@@ -67,7 +67,11 @@ class StatusBar(Horizontal):
         """Three texts."""
         yield Static(id="state")
         yield Static(id="figures")
-        yield Static(Content("F1 help · Ctrl+P menu"), id="help-keys")
+        yield Static(id="help-keys")
+
+    def show_help_key(self, label: str) -> None:
+        """Say which key helps."""
+        self.query_one("#help-keys", Static).update(Content(f"{label} help · Ctrl+P menu"))
 
     def show_state(self, text: str, *, failed: bool = False) -> None:
         """Show what happens now, in a few words."""

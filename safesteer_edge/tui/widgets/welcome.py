@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
@@ -9,11 +11,11 @@ from textual.widgets import Static
 
 _LINES = (
     ("Ask about text or a picture.", "Type below, and press Enter."),
-    ("Ctrl+O", "attach a picture; or drop, paste or type its path"),
-    ("F2", "your chats"),
-    ("F3", "models: this one is small and often wrong"),
-    ("F4", "settings: how strict the guard is, how words are drawn"),
-    ("F1", "all keys and commands"),
+    ("attach", "attach a picture; or drop, paste or type its path"),
+    ("chats", "your chats"),
+    ("models", "models: this one is small and often wrong"),
+    ("settings", "settings: how strict the guard is, how words are drawn"),
+    ("help", "all keys and commands"),
 )
 
 
@@ -29,10 +31,26 @@ class Welcome(Vertical):
     }
     """
 
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        """labels: of the commands' keys."""
+        super().__init__()
+        self._lines = Static(self._text(labels), classes="lines")
+
     def compose(self) -> ComposeResult:
         """Name, then what to do."""
         yield Static(Content("◆ SafeSteer Edge"), classes="name")
+        yield self._lines
+
+    def show_keys(self, labels: Mapping[str, str]) -> None:
+        """Name these keys."""
+        self._lines.update(self._text(labels))
+
+    def _text(self, labels: Mapping[str, str]) -> Content:
         head, *rest = _LINES
         lines = [Content(f"{head[0]} {head[1]}"), Content("")]
-        lines += [Content.styled(f"{key:>7}", "bold") + Content(f"  {text}") for key, text in rest]
-        yield Static(Content("\n").join(lines), classes="lines")
+        width = max(7, *(len(labels[name]) for name, _ in rest))
+        lines += [
+            Content.styled(f"{labels[name]:>{width}}", "bold") + Content(f"  {text}")
+            for name, text in rest
+        ]
+        return Content("\n").join(lines)
