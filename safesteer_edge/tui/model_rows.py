@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safesteer_edge.catalogue import CatalogueModel, load_catalogue
+from safesteer_edge.tui.model_fits import ModelFit, model_fits
 
 _MIB, _GIB = 1 << 20, 1 << 30
+_UNKNOWN_FIT = ModelFit(None, "?")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
     """One model. path: None while it is not installed; problem: why its file cannot be used.
 
-    has_bundle: a guard was made for it. install: the command that brings it.
+    has_bundle: a guard was made for it. install: the command that brings it. fit: with a context
+    of 4096 tokens, a guess for what is not installed.
     """
 
     name: str
@@ -27,24 +30,31 @@ class ModelRow:
     path: Path | None
     install: str
     problem: str | None = None
+    fit: ModelFit = _UNKNOWN_FIT
 
     @property
     def size(self) -> str:
         """The size for people."""
-        if self.size_bytes is None:
-            return ""
-        if self.size_bytes >= _GIB:
-            return f"{self.size_bytes / _GIB:.1f} GiB"
-        return f"{self.size_bytes / _MIB:.0f} MiB"
+        return size_for_people(self.size_bytes)
+
+
+def size_for_people(size_bytes: int | None) -> str:
+    """GiB or MiB; empty if nobody knows."""
+    if size_bytes is None:
+        return ""
+    if size_bytes >= _GIB:
+        return f"{size_bytes / _GIB:.1f} GiB"
+    return f"{size_bytes / _MIB:.0f} MiB"
 
 
 def known_models() -> list[ModelRow]:
-    """The catalogue, what is installed first. Takes 0.1 s for each model that is installed."""
-    rows = [_row(entry) for entry in load_catalogue()]
+    """The catalogue, what is installed first. Takes a second or two."""
+    fits = model_fits()
+    rows = [_row(entry, fits.get(entry.name, _UNKNOWN_FIT)) for entry in load_catalogue()]
     return sorted(rows, key=lambda row: row.path is None)  # stable: the default stays first
 
 
-def _row(entry: CatalogueModel) -> ModelRow:
+def _row(entry: CatalogueModel, fit: ModelFit) -> ModelRow:
     # Deferred: formats that read a whole header, which the first frame does not need.
     from safesteer_edge.errors import ModelFileError
     from safesteer_edge.formats.model_file import check_language_model
@@ -67,6 +77,7 @@ def _row(entry: CatalogueModel) -> ModelRow:
         path=entry.path,
         install=_install_command(entry),
         problem=problem,
+        fit=fit,
     )
 
 

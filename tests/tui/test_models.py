@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from safesteer_edge.tui.model_rows import ModelRow
+from safesteer_edge.tui.model_fits import ModelFit
+from safesteer_edge.tui.model_rows import ModelRow, known_models
 from tests.tui.app_driver import driven, opened
 from tests.tui.scripted_session import ScriptedModel
 
@@ -74,7 +76,7 @@ def test_what_is_not_installed_says_how_to_install_it():
         async with opened(model_lister=lambda: ROWS) as driver:
             await driver.sees("ready")
             await driver.press("f3")
-            await driver.sees("not installed")
+            await driver.sees("to install")
             await driver.press("up", "enter")
             await driver.sees("not installed; run: pull absent")
 
@@ -95,5 +97,22 @@ def test_one_question_is_answered_with_and_without_the_guard():
             await driver.ready()
             assert [m.text for m in model.session.messages][::2] == ["one", "two"]
             assert model.session.turn_settings.guard == "steer"
+
+    driven(test())
+
+
+def test_whether_a_model_fits_is_said_as_models_list_says_it():
+    rows = {row.name: row for row in known_models()}
+    assert rows["smollm2-135m-instruct"].fit.fits in ("gpu", "part", "yes", "tight", "no", "?")
+    assert rows["smollm2-135m-instruct"].fit.needs_bytes
+    large = next(row for row in rows.values() if row.path is None and row.fit.needs_bytes)
+
+    async def test():
+        row = replace(large, fit=ModelFit(3 << 30, "no"))
+        async with opened(model_lister=lambda: [row], size=(80, 24)) as driver:
+            await driver.press("f3")
+            await driver.sees("too big")
+            await driver.sees("no guard  to install")
+            await driver.sees("needs about 3.0 GiB: does not fit into memory")
 
     driven(test())

@@ -18,7 +18,18 @@ from textual.widgets.option_list import Option
 
 from safesteer_edge.chat.display_text import strip_control_characters
 from safesteer_edge.errors import SafeSteerError
-from safesteer_edge.tui.model_rows import ModelRow
+from safesteer_edge.tui.model_rows import ModelRow, size_for_people
+
+_FITS = {
+    "gpu": "all of it fits on the GPU",
+    "part": "some layers fit on the GPU",
+    "yes": "fits into memory",
+    "tight": "fits into memory, tightly",
+    "no": "does not fit into memory",
+    "?": "nobody knows whether it fits",
+}
+
+_SHORT_FITS = {"gpu": "GPU", "part": "GPU+", "yes": "fits", "tight": "tight", "no": "too big"}
 
 ModelLister = Callable[[], Sequence[ModelRow]]
 
@@ -104,7 +115,7 @@ class ModelsScreen(ModalScreen[ModelRow | None]):
             self.dismiss(row)
 
     def _line(self, row: ModelRow) -> Content:
-        sign, state = "·", "not installed"
+        sign, state = "·", "to install"
         if row.problem is not None:
             sign, state = "✗", "damaged"
         elif row.name == self._loaded:
@@ -112,15 +123,24 @@ class ModelsScreen(ModalScreen[ModelRow | None]):
         elif row.path is not None:
             sign, state = "○", "installed"
         guard = "guard" if row.has_bundle else "no guard"
-        text = f"{sign} {row.title:<25.25} {row.quantization:<7} {row.size:>8}  {guard:<8}  {state}"
+        text = (
+            f"{sign} {row.title:<21.21} {row.quantization:<7} {row.size:>8}  "
+            f"{_SHORT_FITS.get(row.fit.fits, '?'):<7}  {guard:<8}  {state}"
+        )
         style = "" if row.path is not None else "$foreground 60%"
         return Content.styled(strip_control_characters(text), style)
+
+
+def _fit_words(row: ModelRow) -> str:
+    needs = size_for_people(row.fit.needs_bytes)
+    about = "about " if row.path is None else ""
+    return f"{f'needs {about}{needs}: ' if needs else ''}{_FITS.get(row.fit.fits, _FITS['?'])}"
 
 
 def _about(row: ModelRow) -> Content:
     guard = "a guard was made for it"
     if not row.has_bundle:
         guard = "no guard was made for it: 'safesteer-edge calibrate' makes one"
-    lines = [f"{row.name} · takes {row.takes} · {row.licence}", guard]
+    lines = [f"{row.name} · takes {row.takes} · {row.licence}", f"{_fit_words(row)}; {guard}"]
     lines.append(row.problem or (str(row.path) if row.path else f"to install: {row.install}"))
     return Content(strip_control_characters("\n".join(lines)))
