@@ -1,0 +1,82 @@
+"""Endless training examples: images with the classes of their cells and characters."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from backbone import N_PATCHES_SIDE
+from fonts import find_fonts
+from icons import Icon, picture
+from image_code import IGNORED, WordCodec, character_grid, name_cells, text_cells
+from sentences import TextSource
+from text_images import render
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """pictures: share of pictures of things. ease: see `text_images.render`. max_words: of texts."""
+
+    pictures: float
+    ease: float
+    max_words: int
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """pixels: uint8 (224, 224, 3). cells: int64 (64,). characters: int64 (256, 2). text: shown."""
+
+    pixels: np.ndarray
+    cells: np.ndarray
+    characters: np.ndarray
+    text: str
+    is_text: bool
+
+
+class Examples(IterableDataset):
+    """Batches of (pixels, cells, characters) without end, from a seed."""
+
+    def __init__(
+        self, codec: WordCodec, icons: list[Icon], mixture: Mixture, *, batch_size: int, seed: int
+    ) -> None:
+        self._codec = codec
+        self._icons = [icon for icon in icons if icon.split == "train"]
+        self._fonts: list[Path] = find_fonts("train")
+        self._mixture = mixture
+        self._batch_size = batch_size
+        self._seed = seed
+        self._texts = TextSource("train")
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        worker = torch.utils.data.get_worker_info()
+        rng = random.Random(self._seed * 1000 + (worker.id if worker else 0))
+        while True:
+            batch = [self.draw(rng) for _ in range(self._batch_size)]
+            yield (
+                torch.from_numpy(np.stack([example.pixels for example in batch])),
+                torch.from_numpy(np.stack([example.cells for example in batch])),
+                torch.from_numpy(np.stack([example.characters for example in batch])),
+            )
+
+    def draw(self, rng: random.Random) -> Example:
+        """One example."""
+        if rng.random() < self._mixture.pictures:
+            icon = rng.choice(self._icons)
+            characters = np.full((N_PATCHES_SIDE**2, 2), IGNORED, np.int64)
+            cells = name_cells(icon.name, self._codec)
+            return Example(picture(icon, rng), cells, characters, icon.name, False)
+        while True:
+            text = self._texts.draw(rng, max_words=self._mixture.max_words)
+            try:
+                image = render(text, rng.choice(self._fonts), rng, ease=self._mixture.ease)
+            except ValueError:  # it fits at no size: another one
+                continue
+            cells = text_cells(image.lines, self._codec)
+            return Example(image.pixels, cells, character_grid(image.lines), text, True)

