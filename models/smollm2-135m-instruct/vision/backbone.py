@@ -151,7 +151,9 @@ def _positions(tensors: dict[str, Tensor]) -> Tensor:
 
 def _copy(target: Tensor, source: Tensor) -> None:
     if target.shape != source.shape:
-        raise ValueError(f"a weight has shape {tuple(source.shape)}, expected {tuple(target.shape)}")
+        raise ValueError(
+            f"a weight has shape {tuple(source.shape)}, expected {tuple(target.shape)}"
+        )
     target.copy_(source)
 
 

@@ -9,20 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import IterableDataset
-
 from backbone import N_PATCHES_SIDE
 from fonts import find_fonts
-from icons import Icon, picture
-from image_code import IGNORED, WordCodec, character_grid, name_cells, text_cells
+from icons import picture
+from image_code import IGNORED, character_grid, name_cells, text_cells
+from prompts import NAMING, READING, Frame, frame
 from sentences import TextSource
 from text_images import render
+from torch import Tensor
+from torch.utils.data import IterableDataset
+from workspace import Work
 
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """pictures: share of pictures of things. ease: see `text_images.render`. max_words: of texts."""
+    """pictures: share of pictures of things. ease: see `text_images.render`; max_words: texts."""
 
     pictures: float
     ease: float
@@ -40,30 +41,47 @@ class Example:
     is_text: bool
 
 
-class Examples(IterableDataset):
-    """Batches of (pixels, cells, characters) without end, from a seed."""
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """pixels: uint8 (n, 224, 224, 3). cells: int64 (n, 64). characters: int64 (n, 256, 2)."""
 
-    def __init__(
-        self, codec: WordCodec, icons: list[Icon], mixture: Mixture, *, batch_size: int, seed: int
-    ) -> None:
-        self._codec = codec
-        self._icons = [icon for icon in icons if icon.split == "train"]
+    pixels: Tensor
+    cells: Tensor
+    characters: Tensor
+    frames: list[Frame]
+
+
+class Examples(IterableDataset):
+    """Batches without end, from a seed."""
+
+    def __init__(self, work: Work, mixture: Mixture, *, batch_size: int, seed: int) -> None:
+        self._codec = work.codec
+        self._tokens = work.tokens
+        self._icons = [icon for icon in work.icons if icon.split == "train"]
         self._fonts: list[Path] = find_fonts("train")
         self._mixture = mixture
         self._batch_size = batch_size
         self._seed = seed
         self._texts = TextSource("train")
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
         rng = random.Random(self._seed * 1000 + (worker.id if worker else 0))
         while True:
             batch = [self.draw(rng) for _ in range(self._batch_size)]
-            yield (
+            yield Batch(
                 torch.from_numpy(np.stack([example.pixels for example in batch])),
                 torch.from_numpy(np.stack([example.cells for example in batch])),
                 torch.from_numpy(np.stack([example.characters for example in batch])),
+                [self._frame(example, rng) for example in batch],
             )
+
+    def _frame(self, example: Example, rng: random.Random) -> Frame:
+        """A question about the image and its right answer."""
+        if example.is_text:
+            return frame(self._tokens, rng.choice(READING), " ".join(example.text.split()))
+        article = "An" if example.text[0] in "aeiou" else "A"
+        return frame(self._tokens, rng.choice(NAMING), f"{article} {example.text}.")
 
     def draw(self, rng: random.Random) -> Example:
         """One example."""

@@ -9,16 +9,11 @@ on from the shipped file where no checkpoint is at hand.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
-from gguf.quants import dequantize
-from torch import Tensor
-
 from backbone import (
     BLOCK_EPSILON,
     IMAGE_MEAN,
@@ -29,6 +24,9 @@ from backbone import (
     WIDTH,
     VisionModel,
 )
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+from gguf.quants import dequantize
+from torch import Tensor
 
 NAME = "SmolLM2-135M-Instruct vision"
 
@@ -69,7 +67,7 @@ def write_projector(path: Path, model: VisionModel, n_images: int) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def load_projector_inplace(model: VisionModel, path: Path) -> int:
@@ -134,8 +132,10 @@ def main() -> None:
     model = VisionModel(options.blocks, options.n_embd)
     model.load_state_dict(state["model"])
     write_projector(options.file, model, state["n_images"])
-    print(f"wrote {options.file}: {options.file.stat().st_size / 2**20:.1f} MiB, "
-          f"trained on {state['n_images']} images")
+    print(
+        f"wrote {options.file}: {options.file.stat().st_size / 2**20:.1f} MiB, "
+        f"trained on {state['n_images']} images"
+    )
 
 
 if __name__ == "__main__":

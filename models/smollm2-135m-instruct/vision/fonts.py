@@ -43,7 +43,11 @@ def _bucket(family: str) -> int:
 
 
 def _is_unfit(path: Path, family: str) -> bool:
-    if any(word in family.lower() for word in _NOT_FOR_TEXT) or "Noto Sans " in family or "Noto Serif " in family:
+    if (
+        any(word in family.lower() for word in _NOT_FOR_TEXT)
+        or "Noto Sans " in family
+        or "Noto Serif " in family
+    ):
         return True  # Noto's other scripts have no Latin letters, or the same ones
     try:
         font = ImageFont.truetype(str(path), 24)

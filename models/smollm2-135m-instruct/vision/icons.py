@@ -17,11 +17,10 @@ from typing import Literal
 
 import numpy as np
 import resvg_py
+from backbone import IMAGE_SIDE
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 from wordfreq import zipf_frequency
-
-from backbone import IMAGE_SIDE
 
 ICON_SETS = (
     "noto", "noto-v1", "fluent-emoji", "fluent-emoji-flat", "twemoji", "emojione", "openmoji",
@@ -53,7 +52,7 @@ class Icon:
 
 
 def load_icons(folder: Path, cache: Path) -> list[Icon]:
-    """All icons with a common name, in order; rasterized into `cache` at the first call (minutes)."""
+    """All icons with a common name, in order; rasterized into `cache` at the first call (30 s)."""
     if not cache.exists():
         rows = [(name, icon_set, _raster(svg)) for name, icon_set, svg in _drawings(folder)]
         partial = cache.with_suffix(".partial")
@@ -104,7 +103,9 @@ _HANDED = frozenset({"left arrow", "right arrow"})
 def _drawings(folder: Path) -> list[tuple[str, str, str]]:
     """(name, set, SVG) of every icon whose name enough sets share."""
     documents = {
-        icon_set: json.loads(next(folder.glob(f"**/iconify-json-{icon_set}/package/icons.json")).read_text())
+        icon_set: json.loads(
+            next(folder.glob(f"**/iconify-json-{icon_set}/package/icons.json")).read_text()
+        )
         for icon_set in ICON_SETS
     }
     metadata = next(folder.glob("**/iconify-json-noto/package/metadata.json"))

@@ -9,12 +9,10 @@ punctuation, which halves what has to be learned about spelling.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
-
 from backbone import IMAGE_SIDE, N_CELLS_SIDE, N_PATCHES_SIDE, PATCH_SIDE
+from numpy.typing import NDArray
 from text_images import Line
 
 BLANK = 0
@@ -29,7 +27,9 @@ class WordCodec:
     """Words to class indices: 0 is blank, class i > 0 stands for `token_ids[i]`."""
 
     def __init__(
-        self, words: Iterable[str], tokenize: Callable[[str], Sequence[int]],
+        self,
+        words: Iterable[str],
+        tokenize: Callable[[str], Sequence[int]],
         piece: Callable[[int], bytes],
     ) -> None:
         """tokenize: plain text to the language model's token ids; piece: a token's bytes."""
@@ -37,11 +37,16 @@ class WordCodec:
         self._piece = piece
         known = sorted({token_id for word in words for token_id in tokenize(" " + word)})
         self.token_ids = [-1, *known]
+        self._pieces_by_word: dict[str, tuple[tuple[int, int], ...]] = {}
         self._classes = {token_id: index for index, token_id in enumerate(self.token_ids)}
 
-    @lru_cache(maxsize=100_000)
     def pieces(self, word: str) -> tuple[tuple[int, int], ...]:
         """(class, index of its first letter) of each token of a word; unknown ones are IGNORED."""
+        if word not in self._pieces_by_word:
+            self._pieces_by_word[word] = self._split(word)
+        return self._pieces_by_word[word]
+
+    def _split(self, word: str) -> tuple[tuple[int, int], ...]:
         offset, result = -1, []
         for token_id in self._tokenize(" " + word):
             result.append((self._classes.get(token_id, IGNORED), max(0, offset)))
@@ -80,7 +85,7 @@ def name_cells(name: str, codec: WordCodec) -> NDArray[np.int64]:
 
 
 def character_grid(lines: Sequence[Line]) -> NDArray[np.int64]:
-    """Characters at two points of each patch: int64 (256, 2), at a quarter and three of its width."""
+    """Characters at two points of each patch, int64 (256, 2): a quarter and three of its width."""
     grid = np.full((N_PATCHES_SIDE, 2 * N_PATCHES_SIDE), BLANK, np.int64)
     points = (np.arange(2 * N_PATCHES_SIDE) + 0.5) * PATCH_SIDE / 2
     for line in lines:
@@ -88,9 +93,7 @@ def character_grid(lines: Sequence[Line]) -> NDArray[np.int64]:
         reach = max(PATCH_SIDE / 2, (line.bottom - line.top) / 2)
         rows = np.abs((np.arange(N_PATCHES_SIDE) + 0.5) * PATCH_SIDE - middle) <= reach
         at = np.searchsorted(np.array(line.starts), points, side="right") - 1
-        codes = [
-            _character(line.text[k]) if 0 <= k < len(line.text) else BLANK for k in at
-        ]
+        codes = [_character(line.text[k]) if 0 <= k < len(line.text) else BLANK for k in at]
         grid[rows] = np.where(np.array(codes) != BLANK, codes, grid[rows])
     return grid.reshape(N_PATCHES_SIDE**2, 2)
 

@@ -1,15 +1,14 @@
-"""What the frozen language model makes of image tokens: the loss of an answer, and its own words."""
+"""What the frozen language model makes of image tokens: an answer's loss, and its own words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
-
 from language_model import LanguageModel
 from prompts import Frame
+from torch import Tensor
+from torch.nn import functional as F
 
 
 def answer_loss(model: LanguageModel, images: Tensor, frames: Sequence[Frame]) -> Tensor:
@@ -17,17 +16,19 @@ def answer_loss(model: LanguageModel, images: Tensor, frames: Sequence[Frame]) -
     embeddings = model.token_embeddings
     rows, targets = [], []
     for image, frame in zip(images, frames, strict=True):
-        text = embeddings[list((*frame.before, *frame.after, *frame.answer))]
+        text = embeddings[[*frame.before, *frame.after, *frame.answer]]
         n_before = len(frame.before)
         rows.append(torch.cat([text[:n_before], image.to(text.dtype), text[n_before:]]))
         n_prompt = n_before + len(image) + len(frame.after)
         targets.append((n_prompt - 1, frame.answer))
     # Padding at the end is never attended to by what comes before it: the attention is causal.
     states = model(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True))
-    wanted = torch.cat([
-        states[index, first : first + len(answer)]
-        for index, (first, answer) in enumerate(targets)
-    ])
+    wanted = torch.cat(
+        [
+            states[index, first : first + len(answer)]
+            for index, (first, answer) in enumerate(targets)
+        ]
+    )
     token_ids = torch.tensor([token_id for _, answer in targets for token_id in answer])
     return F.cross_entropy(model.logits(wanted).float(), token_ids)
 
@@ -39,7 +40,7 @@ def greedy_answers(
     """Token ids that the model answers with, at most so many, without the token that ends it."""
     answers: list[list[int]] = []
     for image, frame in zip(images, frames, strict=True):
-        text = model.token_embeddings[list((*frame.before, *frame.after))]
+        text = model.token_embeddings[[*frame.before, *frame.after]]
         n_before = len(frame.before)
         row = torch.cat([text[:n_before], image.to(text.dtype), text[n_before:]])[None]
         answer: list[int] = []

@@ -38,7 +38,9 @@ class LanguageModel(nn.Module):
         def value(key: str) -> float:
             field = reader.get_field(f"llama.{key}")
             if field is None:
-                raise ValueError(f"{str(path)!r} has no llama.{key}: not a llama-architecture model")
+                raise ValueError(
+                    f"{str(path)!r} has no llama.{key}: not a llama-architecture model"
+                )
             return field.contents()
 
         self.shape = Shape(
@@ -59,8 +61,9 @@ class LanguageModel(nn.Module):
         cosine, sine = self._rotations(embeddings)
         states = embeddings
         for layer in range(self.shape.n_layer):
-            states = states + self._attention(layer, self._norm(states, f"blk_{layer}_attn_norm"),
-                                              cosine, sine)
+            states = states + self._attention(
+                layer, self._norm(states, f"blk_{layer}_attn_norm"), cosine, sine
+            )
             normed = self._norm(states, f"blk_{layer}_ffn_norm")
             gate = F.silu(self._linear(normed, f"blk_{layer}_ffn_gate"))
             inner = gate * self._linear(normed, f"blk_{layer}_ffn_up")

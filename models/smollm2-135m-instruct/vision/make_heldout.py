@@ -15,10 +15,9 @@ import random
 import tempfile
 from pathlib import Path
 
-from PIL import Image
-
 from fonts import find_fonts
 from icons import load_icons, picture
+from PIL import Image
 from sentences import TextSource
 from text_images import render
 
@@ -32,7 +31,9 @@ JPEG_QUALITY = 90
 def main() -> None:
     """Draw them all, the same ones each time."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--icons", type=Path, required=True, help="folder of the unpacked icon sets")
+    parser.add_argument(
+        "--icons", type=Path, required=True, help="folder of the unpacked icon sets"
+    )
     options = parser.parse_args()
     rng = random.Random(20_260_511)
     FOLDER.mkdir(exist_ok=True)

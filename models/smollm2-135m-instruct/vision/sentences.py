@@ -6,9 +6,9 @@ import random
 import re
 from pathlib import Path
 
+from image_code import clean_word
 from wordfreq import top_n_list, word_frequency
 
-from image_code import clean_word
 from safesteer_edge.calibration.requests_data import Split, load_requests
 
 N_COMMON_WORDS = 3000

@@ -8,10 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from backbone import IMAGE_SIDE
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-
-from backbone import IMAGE_SIDE
 
 MIN_LINE_PITCH = 20.0
 """Pixels from line to line at least: closer lines would share a row of image tokens."""
@@ -50,7 +49,11 @@ def render(text: str, font_path: Path, rng: random.Random, *, ease: float = 0.0)
     """
     sizes = range(SMALLEST_SIZE, LARGEST_SIZE + 1)
     spacing, margin = rng.uniform(1.0, 1.4), (rng.uniform(3, 14), rng.uniform(2, 12))
-    layouts = {size: layout for size in sizes if (layout := _layout(text, font_path, size, spacing, margin))}
+    layouts = {
+        size: layout
+        for size in sizes
+        if (layout := _layout(text, font_path, size, spacing, margin))
+    }
     if not layouts:
         raise ValueError(f"{text!r} fits into no image")
     largest = max(layouts)
@@ -118,7 +121,9 @@ def _draw(
         drawn.append(Line(line, starts, y + upper, y + lower))
     pixels = np.asarray(image)
     if rng.random() < 0.3 * (1 - ease):
-        noise = np.random.default_rng(rng.getrandbits(32)).normal(0, rng.uniform(2, 14), pixels.shape)
+        noise = np.random.default_rng(rng.getrandbits(32)).normal(
+            0, rng.uniform(2, 14), pixels.shape
+        )
         pixels = np.clip(pixels + noise, 0, 255).astype(np.uint8)
     return TextImage(pixels, tuple(drawn))
 

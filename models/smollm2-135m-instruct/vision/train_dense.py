@@ -9,22 +9,19 @@ the embedding of the token that begins there. Resumes from its checkpoint; stop 
 from __future__ import annotations
 
 import argparse
-import csv
 import time
-from pathlib import Path
 from typing import Literal
 
 import torch
+from backbone import VisionModel, load_dinov2_inplace
+from dense_loss import MIDDLE_BLOCK, DenseHeads, balanced_loss
+from examples import Batch, Examples, Mixture
+from image_code import BLANK, IGNORED
+from learning_curve import Meters, append_row
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
-
-from backbone import WIDTH, VisionModel, load_dinov2_inplace
-from examples import Examples, Mixture
-from image_code import BLANK, IGNORED, N_CHARACTERS
 from workspace import Work, add_work_options, save_checkpoint
 
-MIDDLE_BLOCK = 4
 BATCH_SIZE = 32
 CURVE_COLUMNS = (
     "images", "lesson", "lr_factor", "characters", "words", "names", "blank_kept",
@@ -34,28 +31,6 @@ WARM_UP_IMAGES = 1_500
 Lesson = Literal["characters", "words", "both"]
 """Words come only once characters are read, so until then the upper half would learn nothing: the
 lower half first (`characters`), the upper half on it (`words`), then all of it (`both`)."""
-
-
-class DenseHeads(nn.Module):
-    """Readers of the middle layer's characters and of the image tokens' words."""
-
-    def __init__(self, word_embeddings: Tensor) -> None:
-        """word_embeddings: float (n_classes, n_embd), frozen; row 0 is the blank's, learned."""
-        super().__init__()
-        self.characters = nn.Linear(WIDTH, 2 * N_CHARACTERS)
-        self.norm = nn.LayerNorm(WIDTH)
-        self.blank = nn.Parameter(word_embeddings[BLANK].clone())
-        self.register_buffer("words", word_embeddings[1:], persistent=False)
-
-    def character_logits(self, patch_states: Tensor) -> Tensor:
-        """(n_batch, 256, 2, N_CHARACTERS)."""
-        logits = self.characters(self.norm(patch_states))
-        return logits.view(*patch_states.shape[:2], 2, N_CHARACTERS)
-
-    def word_logits(self, tokens: Tensor) -> Tensor:
-        """Minus half the squared distance to each word's embedding, up to a constant per token."""
-        targets = torch.cat([self.blank[None], self.words])
-        return tokens @ targets.T - 0.5 * targets.pow(2).sum(-1)
 
 
 def main() -> None:
@@ -80,7 +55,7 @@ def main() -> None:
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
     mixture = Mixture(pictures=options.pictures, ease=options.ease, max_words=options.max_words)
-    examples = Examples(work.codec, work.icons, mixture, batch_size=BATCH_SIZE, seed=n_images + 1)
+    examples = Examples(work, mixture, batch_size=BATCH_SIZE, seed=n_images + 1)
     batches = iter(DataLoader(examples, batch_size=None, num_workers=1, prefetch_factor=8))
     meters, shown_s = Meters(), time.perf_counter()
     while n_images < options.images:
@@ -97,58 +72,49 @@ def main() -> None:
         n_images += BATCH_SIZE
         if meters.n_batches == options.report_batches or n_images >= options.images:
             elapsed_s = time.perf_counter() - shown_s
-            row = {"images": n_images, "lesson": options.lesson, "lr_factor": round(factor, 3), **meters.means(),
-                   "images_per_s": round(meters.n_batches * BATCH_SIZE / elapsed_s, 2)}
-            _append_row(work.folder / "dense_curve.csv", row)
+            row = {
+                "images": n_images,
+                "lesson": options.lesson,
+                "lr_factor": round(factor, 3),
+                **meters.means(),
+                "images_per_s": round(meters.n_batches * BATCH_SIZE / elapsed_s, 2),
+            }
+            append_row(work.folder / "dense_curve.csv", CURVE_COLUMNS, row)
             print(row, flush=True)
             save_checkpoint(
                 work.dense_checkpoint,
-                {"model": model.state_dict(), "heads": heads.state_dict(), "n_images": n_images,
-                 "optimizers": [optimizer.state_dict() for optimizer in optimizers]},
+                {
+                    "model": model.state_dict(),
+                    "heads": heads.state_dict(),
+                    "n_images": n_images,
+                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                },
             )
             meters, shown_s = Meters(), time.perf_counter()
-
-
-class Meters:
-    """Running sums of what a stretch of training shows."""
-
-    def __init__(self) -> None:
-        self.n_batches = 0
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, float] = {}
-
-    def add(self, name: str, total: float, count: float) -> None:
-        """Add `count` observations that sum to `total`."""
-        self._sums[name] = self._sums.get(name, 0.0) + total
-        self._counts[name] = self._counts.get(name, 0.0) + count
-
-    def means(self) -> dict[str, float]:
-        """Mean of each quantity."""
-        return {name: round(self._sums[name] / max(1, self._counts[name]), 4) for name in self._sums}
 
 
 def _loss(
     model: VisionModel,
     heads: DenseHeads,
-    batch: tuple[Tensor, Tensor, Tensor],
+    batch: Batch,
     lesson: Lesson,
     meters: Meters,
 ) -> Tensor:
-    pixels, cells, characters = batch
+    pixels, cells, characters = batch.pixels, batch.cells, batch.characters
     meters.n_batches += 1
     with torch.autocast("cpu", torch.bfloat16):
         # 1. Characters, from the middle of the model.
         with torch.set_grad_enabled(lesson != "words"):
             middle = model.run(model.embed(pixels), 0, MIDDLE_BLOCK)
             character_logits = heads.character_logits(middle[:, :-1])
-            character_loss = _balanced(character_logits.flatten(0, -2), characters.flatten())
+            character_loss = balanced_loss(character_logits.flatten(0, -2), characters.flatten())
         _measure(meters, "characters", character_logits.argmax(-1), characters)
-        meters.add("character_loss", float(character_loss), 1)
+        meters.add("character_loss", float(character_loss.detach()), 1)
         if lesson == "characters":
             return character_loss
         # 2. Words, from its end.
         word_logits = heads.word_logits(model.tokens(middle, MIDDLE_BLOCK))
-        word_loss = _balanced(word_logits.flatten(0, 1), cells.flatten())
+        word_loss = balanced_loss(word_logits.flatten(0, 1), cells.flatten())
     is_text = (characters[:, :, 0] != IGNORED).any(1)
     with torch.no_grad():
         guesses = word_logits.argmax(-1)
@@ -156,16 +122,8 @@ def _loss(
         _measure(meters, "names", guesses[~is_text], cells[~is_text])
         blank = cells == BLANK
         meters.add("blank_kept", float((guesses[blank] == BLANK).sum()), float(blank.sum()))
-        meters.add("word_loss", float(word_loss), 1)
+        meters.add("word_loss", float(word_loss.detach()), 1)
     return word_loss if lesson == "words" else character_loss + word_loss
-
-
-def _balanced(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy in which the many blanks weigh together as much as half of the others."""
-    losses = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
-    blank = targets == BLANK
-    full = ~blank & (targets != IGNORED)
-    return losses[full].sum() / full.sum().clamp(min=1) + 0.5 * losses[blank].sum() / blank.sum().clamp(min=1)
 
 
 def _measure(meters: Meters, name: str, guesses: Tensor, targets: Tensor) -> None:
@@ -178,8 +136,9 @@ def _optimizers(model: VisionModel, heads: DenseHeads, rate: float) -> list[torc
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     taken = {id(p) for p in matrices}
     others = [p for p in (*model.parameters(), *heads.parameters()) if id(p) not in taken]
-    muon = torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, ns_steps=4,
-                            adjust_lr_fn="match_rms_adamw")
+    muon = torch.optim.Muon(
+        matrices, lr=rate, weight_decay=0.01, ns_steps=4, adjust_lr_fn="match_rms_adamw"
+    )
     adamw = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
     for optimizer in (muon, adamw):
         for group in optimizer.param_groups:
@@ -192,15 +151,6 @@ def _learning_rate_factor(n_images: int, n_total: int, cooldown: float) -> float
     up = min(1.0, (n_images + BATCH_SIZE) / WARM_UP_IMAGES)
     down = (n_total - n_images) / max(1.0, cooldown * n_total)
     return max(0.02, min(up, down))
-
-
-def _append_row(path: Path, row: dict[str, float]) -> None:
-    is_new = not path.exists()
-    with path.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, CURVE_COLUMNS)
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def _parse() -> argparse.Namespace:

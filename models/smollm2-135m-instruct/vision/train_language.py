@@ -1,0 +1,103 @@
+"""Stage 2: let the frozen language model say what helps it.
+
+The loss is that of the right answer to a question about the image, through the language model, with
+the dense loss beside it. The upper half of the vision model learns; the lower half stays. Resumes
+from its checkpoint, and begins with stage 1's.
+
+    python train_language.py --work DIR --images 4000
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import torch
+from backbone import VisionModel
+from dense_loss import MIDDLE_BLOCK, DenseHeads, balanced_loss
+from examples import Examples, Mixture
+from language_loss import answer_loss
+from language_model import LanguageModel
+from learning_curve import Meters, append_row
+from torch import nn
+from torch.utils.data import DataLoader
+from workspace import Work, add_work_options, save_checkpoint
+
+BATCH_SIZE = 8
+WARM_UP_IMAGES = 160
+COLUMNS = ("images", "answer_loss", "word_loss", "images_per_s")
+
+
+def main() -> None:
+    """Train, saving a checkpoint and a row of the learning curve every few minutes."""
+    options = _parse()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    work = Work.open(options)
+    language_model = LanguageModel(work.language_model, torch.bfloat16)
+    model = VisionModel(options.blocks, work.n_embd)
+    heads = DenseHeads(work.word_embeddings())
+    resumed = work.language_checkpoint.exists()
+    checkpoint = work.language_checkpoint if resumed else work.dense_checkpoint
+    state = torch.load(checkpoint, weights_only=True)
+    model.load_state_dict(state["model"])
+    heads.load_state_dict(state["heads"])
+    n_done = state.get("n_language_images", 0)
+    learned = [*model.blocks[MIDDLE_BLOCK:].parameters(), *model.norm.parameters(),
+               *model.project1.parameters(), *model.project2.parameters()]  # fmt: skip
+    optimizer = torch.optim.AdamW(learned, lr=options.learning_rate, weight_decay=0.01)
+    if resumed:
+        optimizer.load_state_dict(state["optimizer"])
+    mixture = Mixture(pictures=options.pictures, ease=0.0, max_words=10)
+    examples = Examples(work, mixture, batch_size=BATCH_SIZE, seed=10_000 + n_done)
+    batches = iter(DataLoader(examples, batch_size=None, num_workers=1, prefetch_factor=4))
+    meters, shown_s = Meters(), time.perf_counter()
+    while n_done < options.images:
+        down = (options.images - n_done) / (0.5 * options.images)
+        factor = min(1.0, (n_done + BATCH_SIZE) / WARM_UP_IMAGES, down)
+        for group in optimizer.param_groups:
+            group["lr"] = options.learning_rate * max(0.02, factor)
+        batch = next(batches)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                middle = model.run(model.embed(batch.pixels), 0, MIDDLE_BLOCK)
+            tokens = model.tokens(middle, MIDDLE_BLOCK)
+            word_loss = balanced_loss(
+                heads.word_logits(tokens).flatten(0, 1), batch.cells.flatten()
+            )
+            language_loss = answer_loss(language_model, tokens, batch.frames)
+        (language_loss + options.dense_share * word_loss).backward()
+        nn.utils.clip_grad_norm_(learned, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        n_done += BATCH_SIZE
+        meters.n_batches += 1
+        meters.add("answer_loss", float(language_loss.detach()), 1)
+        meters.add("word_loss", float(word_loss.detach()), 1)
+        if meters.n_batches == options.report_batches or n_done >= options.images:
+            speed = meters.n_batches * BATCH_SIZE / (time.perf_counter() - shown_s)
+            row = {"images": n_done, **meters.means(), "images_per_s": round(speed, 2)}
+            append_row(work.folder / "language_curve.csv", COLUMNS, row)
+            print(row, flush=True)
+            save_checkpoint(
+                work.language_checkpoint,
+                {"model": model.state_dict(), "heads": heads.state_dict(),
+                 "n_images": state["n_images"], "n_language_images": n_done,
+                 "optimizer": optimizer.state_dict()},
+            )  # fmt: skip
+            meters, shown_s = Meters(), time.perf_counter()
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_work_options(parser)
+    parser.add_argument("--images", type=int, default=40_000, help="images in all")
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--dense-share", type=float, default=0.5, help="weight of the dense loss")
+    parser.add_argument("--pictures", type=float, default=0.3, help="share of pictures of things")
+    parser.add_argument("--report-batches", type=int, default=25)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
