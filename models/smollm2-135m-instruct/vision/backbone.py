@@ -99,13 +99,15 @@ class VisionModel(nn.Module):
 
     def tokens(self, states: Tensor, begin: int = 0) -> Tensor:
         """Image tokens from the residual stream before block `begin`."""
-        return self._project(self.run(states, begin, len(self.blocks))[:, :-1])
-
-    def _project(self, patches: Tensor) -> Tensor:
-        n_batch, side = len(patches), N_CELLS_SIDE
-        cells = patches.view(n_batch, side, 2, side, 2, WIDTH).transpose(2, 3)
-        cells = self.norm(cells.reshape(n_batch, side * side, 4 * WIDTH))
+        cells = self.norm(to_cells(self.run(states, begin, len(self.blocks))))
         return self.project2(F.gelu(self.project1(cells), approximate="tanh"))
+
+
+def to_cells(states: Tensor) -> Tensor:
+    """Each cell's four patches side by side: (n_batch, 257, WIDTH) to (n_batch, 64, 4 · WIDTH)."""
+    n_batch, side = len(states), N_CELLS_SIDE
+    cells = states[:, :-1].reshape(n_batch, side, 2, side, 2, WIDTH).transpose(2, 3)
+    return cells.reshape(n_batch, side * side, 4 * WIDTH)
 
 
 def load_dinov2_inplace(model: VisionModel, onnx_path: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import torch
-from backbone import WIDTH
-from image_code import BLANK, IGNORED, N_CHARACTERS
+from backbone import WIDTH, to_cells
+from image_code import BLANK, IGNORED, N_CHARACTERS, N_LETTERS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 MIDDLE_BLOCK = 4
-"""Characters are read after this many blocks, words after all of them."""
+SPELLING_BLOCK = 6
+"""Characters are read after 4 blocks, each word's spelling after 6, words after all of them."""
+SHARPNESS = 4.0
+"""Of the word logits: at 1, even a token that lies exactly right is not certain of its word."""
 
 
 class DenseHeads(nn.Module):
@@ -20,6 +23,8 @@ class DenseHeads(nn.Module):
         super().__init__()
         self.characters = nn.Linear(WIDTH, 2 * N_CHARACTERS)
         self.norm = nn.LayerNorm(WIDTH)
+        self.spelling = nn.Linear(4 * WIDTH, N_LETTERS * N_CHARACTERS)
+        self.spelling_norm = nn.LayerNorm(4 * WIDTH)
         self.blank = nn.Parameter(word_embeddings[BLANK].clone())
         self.register_buffer("words", word_embeddings[1:], persistent=False)
 
@@ -29,9 +34,14 @@ class DenseHeads(nn.Module):
         return logits.view(*patch_states.shape[:2], 2, N_CHARACTERS)
 
     def word_logits(self, tokens: Tensor) -> Tensor:
-        """Minus half the squared distance to each word's embedding, up to a constant per token."""
+        """By the squared distance to each word's embedding, up to a constant per token."""
         targets = torch.cat([self.blank[None], self.words])
-        return tokens @ targets.T - 0.5 * targets.pow(2).sum(-1)
+        return SHARPNESS * (tokens @ targets.T - 0.5 * targets.pow(2).sum(-1))
+
+    def spelling_logits(self, states: Tensor) -> Tensor:
+        """(n_batch, 64, N_LETTERS, N_CHARACTERS): letters of the word that begins in each cell."""
+        logits = self.spelling(self.spelling_norm(to_cells(states)))
+        return logits.view(len(states), -1, N_LETTERS, N_CHARACTERS)
 
 
 def balanced_loss(logits: Tensor, targets: Tensor) -> Tensor:

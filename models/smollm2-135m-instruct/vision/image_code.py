@@ -18,6 +18,8 @@ from text_images import Line
 BLANK = 0
 IGNORED = -100
 N_CHARACTERS = 38  # blank, a–z, 0–9, anything else
+N_LETTERS = 10
+"""Letters of a word that are spelled out; hardly a token is longer."""
 N_CELLS = N_CELLS_SIDE**2
 _CELL_SIDE = IMAGE_SIDE // N_CELLS_SIDE
 _PUNCTUATION = ".,;:!?\"'()[]{}<>“”‘’…-–—*"
@@ -52,6 +54,15 @@ class WordCodec:
             result.append((self._classes.get(token_id, IGNORED), max(0, offset)))
             offset += len(self._piece(token_id).decode("utf-8", "replace"))
         return tuple(result)
+
+    def spellings(self) -> NDArray[np.int64]:
+        """Letters of each class's token, int64 (n_classes, N_LETTERS): BLANK after its end."""
+        table = np.full((len(self.token_ids), N_LETTERS), BLANK, np.int64)
+        for index, token_id in enumerate(self.token_ids[1:], start=1):
+            text = self._piece(token_id).decode("utf-8", "replace").strip()
+            codes = [_character(character) for character in text[:N_LETTERS]]
+            table[index, : len(codes)] = codes
+        return table
 
 
 def clean_word(word: str) -> str:

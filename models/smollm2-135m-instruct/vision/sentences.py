@@ -28,7 +28,7 @@ class TextSource:
         self.words = [word for word in top_n_list("en", 2 * N_COMMON_WORDS) if word.isalpha()]
         self.words = [word for word in self.words if word.isascii()][:N_COMMON_WORDS]
         # Flattened: rare words must be learned too, and common ones come in sentences anyway.
-        self._weights = [word_frequency(word, "en") ** 0.4 for word in self.words]
+        self._weights = [word_frequency(word, "en") ** 0.6 for word in self.words]
 
     @property
     def vocabulary(self) -> set[str]:

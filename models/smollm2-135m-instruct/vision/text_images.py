@@ -47,25 +47,25 @@ def render(text: str, font_path: Path, rng: random.Random, *, ease: float = 0.0)
     ease: 0 = the full range of sizes, colours and backgrounds; 1 = large, dark on light, plain.
     Newlines in `text` are kept. Raises ValueError if it fits at no size.
     """
-    sizes = range(SMALLEST_SIZE, LARGEST_SIZE + 1)
     spacing, margin = rng.uniform(1.0, 1.4), (rng.uniform(3, 14), rng.uniform(2, 12))
-    layouts = {
-        size: layout
-        for size in sizes
-        if (layout := _layout(text, font_path, size, spacing, margin))
-    }
-    if not layouts:
+    # Halving the interval finds nearly the largest size that fits; wrapping makes it no exact law.
+    low, high = SMALLEST_SIZE, LARGEST_SIZE + 1
+    if _layout(text, font_path, low, spacing, margin) is None:
         raise ValueError(f"{text!r} fits into no image")
-    largest = max(layouts)
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = _layout(text, font_path, middle, spacing, margin) is not None
+        low, high = (middle, high) if fits else (low, middle)
     # Short texts fill their image, as people and attackers set them; sometimes they do not.
-    smallest = max(min(layouts), round(largest * (0.85 if ease else 0.55)))
-    size = rng.randint(smallest, largest)
-    while size not in layouts:  # wrapping is not monotonic in size
+    size = rng.randint(max(SMALLEST_SIZE, round(low * (0.85 if ease else 0.55))), low)
+    layout = None
+    while layout is None:
+        layout = _layout(text, font_path, size, spacing, margin)
         size -= 1
-    lines, pitch, height = layouts[size]
+    lines, pitch, height = layout
     spare = IMAGE_SIDE - 2 * margin[1] - height
     top = margin[1] + spare * rng.choice((0.0, 0.0, 0.5, rng.random()))
-    return _draw(lines, _font(font_path, size), (margin[0], top, pitch), rng, ease)
+    return _draw(lines, _font(font_path, size + 1), (margin[0], top, pitch), rng, ease)
 
 
 def _layout(

@@ -10,22 +10,25 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 from typing import Literal
 
 import torch
 from backbone import VisionModel, load_dinov2_inplace
-from dense_loss import MIDDLE_BLOCK, DenseHeads, balanced_loss
+from dense_loss import MIDDLE_BLOCK, SPELLING_BLOCK, DenseHeads, balanced_loss
 from examples import Batch, Examples, Mixture
+from export_gguf import load_projector_inplace
 from image_code import BLANK, IGNORED
 from learning_curve import Meters, append_row
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from workspace import Work, add_work_options, save_checkpoint
 
 BATCH_SIZE = 32
 CURVE_COLUMNS = (
     "images", "lesson", "lr_factor", "characters", "words", "names", "blank_kept",
-    "character_loss", "word_loss", "images_per_s",
+    "letters", "character_loss", "spelling_loss", "word_loss", "images_per_s",
 )  # fmt: skip
 WARM_UP_IMAGES = 1_500
 Lesson = Literal["characters", "words", "both"]
@@ -41,29 +44,32 @@ def main() -> None:
     work = Work.open(options)
     model = VisionModel(options.blocks, work.n_embd)
     heads = DenseHeads(work.word_embeddings())
-    n_images, state = 0, None
+    optimizers = _optimizers(model, heads, options.learning_rate)
+    n_images = 0
     if work.dense_checkpoint.exists():
         state = torch.load(work.dense_checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         heads.load_state_dict(state["heads"])
-        n_images = state["n_images"]
-        print(f"resuming after {n_images} images")
-    else:
-        load_dinov2_inplace(model, options.dinov2)
-    optimizers = _optimizers(model, heads, options.learning_rate)
-    if state is not None:
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+        n_images = state["n_images"]
+        print(f"resuming after {n_images} images")
+    elif options.start is not None:
+        n_images = load_projector_inplace(model, options.start)
+        print(f"starting from {options.start}, trained on {n_images} images")
+    else:
+        load_dinov2_inplace(model, options.dinov2)
     mixture = Mixture(pictures=options.pictures, ease=options.ease, max_words=options.max_words)
     examples = Examples(work, mixture, batch_size=BATCH_SIZE, seed=n_images + 1)
     batches = iter(DataLoader(examples, batch_size=None, num_workers=1, prefetch_factor=8))
+    spellings = torch.from_numpy(work.codec.spellings())
     meters, shown_s = Meters(), time.perf_counter()
     while n_images < options.images:
         factor = _learning_rate_factor(n_images, options.images, options.cooldown)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
-        loss = _loss(model, heads, next(batches), options.lesson, meters)
+        loss = _loss(model, heads, next(batches), spellings, options.lesson, meters)
         loss.backward()
         nn.utils.clip_grad_norm_([*model.parameters(), *heads.parameters()], 1.0)
         for optimizer in optimizers:
@@ -97,6 +103,7 @@ def _loss(
     model: VisionModel,
     heads: DenseHeads,
     batch: Batch,
+    spellings: Tensor,
     lesson: Lesson,
     meters: Meters,
 ) -> Tensor:
@@ -112,18 +119,27 @@ def _loss(
         meters.add("character_loss", float(character_loss.detach()), 1)
         if lesson == "characters":
             return character_loss
-        # 2. Words, from its end.
-        word_logits = heads.word_logits(model.tokens(middle, MIDDLE_BLOCK))
+        # 2. How the word that begins in a cell is spelled.
+        upper = model.run(middle, MIDDLE_BLOCK, SPELLING_BLOCK)
+        is_text = (characters[:, :, 0] != IGNORED).any(1)
+        spelled = (cells > BLANK) & is_text[:, None]
+        spelling_logits = heads.spelling_logits(upper)[spelled]
+        letters = spellings[cells[spelled]]
+        spelling_loss = F.cross_entropy(spelling_logits.flatten(0, 1).float(), letters.flatten())
+        # 3. Words, from its end.
+        word_logits = heads.word_logits(model.tokens(upper, SPELLING_BLOCK))
         word_loss = balanced_loss(word_logits.flatten(0, 1), cells.flatten())
-    is_text = (characters[:, :, 0] != IGNORED).any(1)
     with torch.no_grad():
+        _measure(meters, "letters", spelling_logits.argmax(-1), letters)
         guesses = word_logits.argmax(-1)
         _measure(meters, "words", guesses[is_text], cells[is_text])
         _measure(meters, "names", guesses[~is_text], cells[~is_text])
         blank = cells == BLANK
         meters.add("blank_kept", float((guesses[blank] == BLANK).sum()), float(blank.sum()))
+        meters.add("spelling_loss", float(spelling_loss.detach()), 1)
         meters.add("word_loss", float(word_loss.detach()), 1)
-    return word_loss if lesson == "words" else character_loss + word_loss
+    loss = spelling_loss + word_loss
+    return loss if lesson == "words" else character_loss + loss
 
 
 def _measure(meters: Meters, name: str, guesses: Tensor, targets: Tensor) -> None:
@@ -156,6 +172,7 @@ def _learning_rate_factor(n_images: int, n_total: int, cooldown: float) -> float
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add_work_options(parser)
+    parser.add_argument("--start", type=Path, help="go on from a projector file, not from DINOv2")
     parser.add_argument("--lesson", choices=("characters", "words", "both"), default="both")
     parser.add_argument("--images", type=int, default=400_000, help="images in all")
     parser.add_argument("--cooldown", type=float, default=0.2, help="last share, rate going down")
