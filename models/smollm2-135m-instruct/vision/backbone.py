@@ -8,6 +8,7 @@ joins four patches in the order (top left, top right, bottom left, bottom right)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -77,8 +78,6 @@ class VisionModel(nn.Module):
         self.norm = nn.LayerNorm(4 * WIDTH, eps=PROJECTOR_EPSILON)
         self.project1 = nn.Linear(4 * WIDTH, 2 * n_embd)
         self.project2 = nn.Linear(2 * n_embd, n_embd)
-        self.register_buffer("mean", torch.tensor(IMAGE_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGE_STD).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels: uint8 (n_batch, 224, 224, 3). Image tokens (n_batch, 64, n_embd), row by row."""
@@ -86,8 +85,9 @@ class VisionModel(nn.Module):
 
     def embed(self, pixels: Tensor) -> Tensor:
         """The residual stream before the first block: (n_batch, 257, WIDTH), class token last."""
-        scaled = pixels.permute(0, 3, 1, 2).float() / 255
-        patches = self.patch((scaled - self.mean) / self.std).flatten(2).transpose(1, 2)
+        scaled = pixels.float() / 255
+        normal = (scaled - torch.tensor(IMAGE_MEAN)) / torch.tensor(IMAGE_STD)
+        patches = self.patch(normal.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
         states = torch.cat([patches, self.class_token.expand(len(patches), -1, -1)], 1)
         return states + self.positions
 
@@ -96,6 +96,12 @@ class VisionModel(nn.Module):
         for block in self.blocks[begin:end]:
             states = block(states)
         return states
+
+    def each_block(self) -> Iterator[Block]:
+        """The blocks, as what they are."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block
 
     def tokens(self, states: Tensor, begin: int = 0) -> Tensor:
         """Image tokens from the residual stream before block `begin`."""
@@ -119,7 +125,7 @@ def load_dinov2_inplace(model: VisionModel, onnx_path: Path) -> None:
         _copy(model.patch.bias, tensors[prefix + "patch_embeddings.projection.bias"])
         _copy(model.class_token, tensors[prefix + "cls_token"])
         _copy(model.positions, _positions(tensors))
-        for index, block in enumerate(model.blocks):
+        for index, block in enumerate(model.each_block()):
             layer = f"backbone.encoder.layer.{index}."
             for ours, theirs in (
                 ("norm1", "norm1"),
@@ -132,6 +138,7 @@ def load_dinov2_inplace(model: VisionModel, onnx_path: Path) -> None:
                 ("down", "mlp.fc2"),
             ):
                 target = block.get_submodule(ours)
+                assert isinstance(target, nn.Linear | nn.LayerNorm)
                 _copy(target.weight, tensors[f"{layer}{theirs}.weight"])
                 _copy(target.bias, tensors[f"{layer}{theirs}.bias"])
             _copy(block.scale1, tensors[layer + "layer_scale1.lambda1"])
@@ -151,10 +158,10 @@ def _positions(tensors: dict[str, Tensor]) -> Tensor:
     return torch.cat([small.flatten(2).transpose(1, 2), class_position], 1)
 
 
-def _copy(target: Tensor, source: Tensor) -> None:
-    if target.shape != source.shape:
+def _copy(target: Tensor | None, source: Tensor) -> None:
+    if target is None or target.shape != source.shape:
         raise ValueError(
-            f"a weight has shape {tuple(source.shape)}, expected {tuple(target.shape)}"
+            f"the weight of shape {tuple(source.shape)} does not fit; is this DINOv2-small?"
         )
     target.copy_(source)
 

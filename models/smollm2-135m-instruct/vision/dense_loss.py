@@ -26,7 +26,7 @@ class DenseHeads(nn.Module):
         self.spelling = nn.Linear(4 * WIDTH, N_LETTERS * N_CHARACTERS)
         self.spelling_norm = nn.LayerNorm(4 * WIDTH)
         self.blank = nn.Parameter(word_embeddings[BLANK].clone())
-        self.register_buffer("words", word_embeddings[1:], persistent=False)
+        self._words = word_embeddings[1:]
 
     def character_logits(self, patch_states: Tensor) -> Tensor:
         """(n_batch, 256, 2, N_CHARACTERS)."""
@@ -35,7 +35,7 @@ class DenseHeads(nn.Module):
 
     def word_logits(self, tokens: Tensor) -> Tensor:
         """By the squared distance to each word's embedding, up to a constant per token."""
-        targets = torch.cat([self.blank[None], self.words])
+        targets = torch.cat([self.blank[None], self._words])
         return SHARPNESS * (tokens @ targets.T - 0.5 * targets.pow(2).sum(-1))
 
     def spelling_logits(self, states: Tensor) -> Tensor:

@@ -93,10 +93,11 @@ def load_projector_inplace(model: VisionModel, path: Path) -> int:
 def _tensors(model: VisionModel) -> Iterator[tuple[str, Tensor]]:
     """llama.cpp's name of every weight, with the weight itself."""
     yield "v.patch_embd.weight", model.patch.weight
+    assert model.patch.bias is not None
     yield "v.patch_embd.bias", model.patch.bias
     yield "v.class_embd", model.class_token.view(-1)
     yield "v.position_embd.weight", model.positions[0]
-    for index, block in enumerate(model.blocks):
+    for index, block in enumerate(model.each_block()):
         for theirs, ours in (
             ("ln1", block.norm1),
             ("attn_q", block.query),

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import resvg_py
+import resvg_py  # pyright: ignore[reportMissingImports]  # the recipe's own extra
 from backbone import IMAGE_SIDE
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
-from wordfreq import zipf_frequency
+from wordfreq import (  # pyright: ignore[reportMissingImports]  # the recipe's own extra
+    zipf_frequency,
+)
 
 ICON_SETS = (
     "noto", "noto-v1", "fluent-emoji", "fluent-emoji-flat", "twemoji", "emojione", "openmoji",
@@ -81,7 +83,7 @@ def picture(icon: Icon, rng: random.Random, *, plain: bool = False) -> NDArray[n
     if plain:
         paper = Image.new("RGB", (IMAGE_SIDE, IMAGE_SIDE), (255, 255, 255))
         side = round(0.8 * IMAGE_SIDE)
-        place = ((IMAGE_SIDE - side) // 2,) * 2
+        place = ((IMAGE_SIDE - side) // 2, (IMAGE_SIDE - side) // 2)
     else:
         white = rng.random() < 0.5
         colour = (255, 255, 255) if white else tuple(rng.randint(90, 255) for _ in range(3))

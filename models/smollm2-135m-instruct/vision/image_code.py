@@ -73,10 +73,11 @@ def clean_word(word: str) -> str:
 def text_cells(lines: Sequence[Line], codec: WordCodec) -> NDArray[np.int64]:
     """Class of each cell, int64 (64,), for lines of text."""
     cells = np.full(N_CELLS, BLANK, np.int64)
-    row = -1
     for line in lines:
+        # Where two lines share a row, the lower one takes the cells that are left. A row of its own
+        # further down would ask the model to count lines, which it does not learn (tried).
         middle = (line.top + line.bottom) / 2
-        row = min(max(row + 1, int(middle // _CELL_SIDE)), N_CELLS_SIDE - 1)
+        row = min(max(int(middle // _CELL_SIDE), 0), N_CELLS_SIDE - 1)
         for word, first in _words(line.text):
             for index, offset in codec.pieces(word):
                 # Bytes of a broken-up character count as letters: stay on the line.

@@ -7,7 +7,10 @@ import re
 from pathlib import Path
 
 from image_code import clean_word
-from wordfreq import top_n_list, word_frequency
+from wordfreq import (  # pyright: ignore[reportMissingImports]  # the recipe's own extra
+    top_n_list,
+    word_frequency,
+)
 
 from safesteer_edge.calibration.requests_data import Split, load_requests
 

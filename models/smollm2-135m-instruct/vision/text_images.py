@@ -12,8 +12,8 @@ from backbone import IMAGE_SIDE
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-MIN_LINE_PITCH = 20.0
-"""Pixels from line to line at least: closer lines would share a row of image tokens."""
+MIN_LINE_PITCH = 22.0
+"""Pixels from line to line at least: closer ones share rows of image tokens too often."""
 MAX_LINES = 9
 SMALLEST_SIZE, LARGEST_SIZE = 12, 34
 
@@ -146,7 +146,8 @@ def _paper(rng: random.Random, ease: float) -> tuple[NDArray[np.uint8], tuple[in
     paper = np.broadcast_to(first + (second - first) * ramp, (side, side, 3))
     if rng.random() < 0.5:
         paper = paper.transpose(1, 0, 2)
-    return np.ascontiguousarray(paper).astype(np.uint8), tuple(int(value) for value in ink)
+    red, green, blue = (int(value) for value in ink)
+    return np.ascontiguousarray(paper).astype(np.uint8), (red, green, blue)
 
 
 def _luminance(colour: NDArray[np.int64]) -> float:

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from workspace import Work, add_work_options, save_checkpoint
 
-BATCH_SIZE = 32
+BATCH_SIZE = 10
 CURVE_COLUMNS = (
     "images", "lesson", "lr_factor", "characters", "words", "names", "blank_kept",
     "letters", "character_loss", "spelling_loss", "word_loss", "images_per_s",
@@ -179,7 +179,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--pictures", type=float, default=0.2, help="share of pictures of things")
     parser.add_argument("--ease", type=float, default=0.0, help="1: large dark text on white")
-    parser.add_argument("--max-words", type=int, default=32)
+    parser.add_argument("--max-words", type=int, default=14)
     parser.add_argument("--report-batches", type=int, default=50)
     return parser.parse_args()
 
