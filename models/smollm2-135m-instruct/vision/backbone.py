@@ -103,10 +103,18 @@ class VisionModel(nn.Module):
             assert isinstance(block, Block)
             yield block
 
+    def parameters_from(self, begin: int) -> Iterator[nn.Parameter]:
+        """Everything that acts on the residual stream before block `begin`, and after it."""
+        for part in (*self.blocks[begin:], self.norm, self.project1, self.project2):
+            yield from part.parameters()
+
     def tokens(self, states: Tensor, begin: int = 0) -> Tensor:
         """Image tokens from the residual stream before block `begin`."""
-        cells = self.norm(to_cells(self.run(states, begin, len(self.blocks))))
-        return self.project2(F.gelu(self.project1(cells), approximate="tanh"))
+        return self.project(to_cells(self.run(states, begin, len(self.blocks))))
+
+    def project(self, cells: Tensor) -> Tensor:
+        """Image tokens (…, n_embd) of cells (…, 4 · WIDTH)."""
+        return self.project2(F.gelu(self.project1(self.norm(cells)), approximate="tanh"))
 
 
 def to_cells(states: Tensor) -> Tensor:

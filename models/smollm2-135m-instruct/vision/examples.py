@@ -12,7 +12,7 @@ import torch
 from backbone import N_PATCHES_SIDE
 from fonts import find_fonts
 from icons import picture
-from image_code import IGNORED, character_grid, name_cells, text_cells
+from image_code import IGNORED, character_grid, text_cells, thing_cells
 from prompts import NAMING, READING, Frame, frame
 from sentences import TextSource
 from text_images import render
@@ -88,8 +88,9 @@ class Examples(IterableDataset):
         if rng.random() < self._mixture.pictures:
             icon = rng.choice(self._icons)
             characters = np.full((N_PATCHES_SIDE**2, 2), IGNORED, np.int64)
-            cells = name_cells(icon.name, self._codec)
-            return Example(picture(icon, rng), cells, characters, icon.name, False)
+            pixels = picture(icon, rng)
+            cells = thing_cells(icon.name, pixels, self._codec)
+            return Example(pixels, cells, characters, icon.name, False)
         while True:
             text = self._texts.draw(rng, max_words=self._mixture.max_words)
             try:

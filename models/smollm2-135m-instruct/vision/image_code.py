@@ -2,7 +2,7 @@
 
 The language model is frozen, so an image token is understood if it lies where a text token's
 embedding lies. Each cell of the 8×8 grid either carries the token that begins there or is blank;
-a picture of a thing carries its name in the middle. Words are in lower case and without
+a picture of a thing carries its name wherever it shows it. Words are in lower case and without
 punctuation, which halves what has to be learned about spelling.
 """
 
@@ -22,6 +22,8 @@ N_LETTERS = 10
 """Letters of a word that are spelled out; hardly a token is longer."""
 N_CELLS = N_CELLS_SIDE**2
 _CELL_SIDE = IMAGE_SIDE // N_CELLS_SIDE
+_GROUND_TOLERANCE = 12
+_THING_SHARE = 0.25  # of a cell's pixels
 _PUNCTUATION = ".,;:!?\"'()[]{}<>“”‘’…-–—*"
 
 
@@ -87,13 +89,17 @@ def text_cells(lines: Sequence[Line], codec: WordCodec) -> NDArray[np.int64]:
     return cells
 
 
-def name_cells(name: str, codec: WordCodec) -> NDArray[np.int64]:
-    """Class of each cell, int64 (64,), for a picture of a thing: its name in the middle."""
-    cells = np.full(N_CELLS, BLANK, np.int64)
-    for word in name.split():
-        for index, _ in codec.pieces(word):
-            _put(cells, 3 * N_CELLS_SIDE + 2, index)
-    return cells
+def thing_cells(name: str, pixels: NDArray[np.uint8], codec: WordCodec) -> NDArray[np.int64]:
+    """Class of each cell, int64 (64,), for a thing on a plain ground: its name wherever it is.
+
+    A name of several tokens takes turns from cell to cell. pixels: uint8 (224, 224, 3).
+    """
+    classes = [index for word in name.split() for index, _ in codec.pieces(word)]
+    stands_out = np.abs(pixels.astype(np.int16) - pixels[0, 0]).max(-1) > _GROUND_TOLERANCE
+    square = stands_out.reshape(N_CELLS_SIDE, _CELL_SIDE, N_CELLS_SIDE, _CELL_SIDE)
+    is_thing = square.mean((1, 3)).ravel() > _THING_SHARE
+    turns = np.array(classes)[np.cumsum(is_thing) % len(classes)]
+    return np.where(is_thing, turns, BLANK)
 
 
 def character_grid(lines: Sequence[Line]) -> NDArray[np.int64]:

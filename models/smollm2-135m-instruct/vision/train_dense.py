@@ -53,7 +53,7 @@ def main() -> None:
         model.load_state_dict(state["model"])
         heads.load_state_dict(state["heads"])
         # Another stage's checkpoint brings no optimizers of this one.
-        for optimizer, saved in zip(optimizers, state.get("optimizers", ())):
+        for optimizer, saved in zip(optimizers, state.get("optimizers", ()), strict=False):
             optimizer.load_state_dict(saved)
         n_images = state["n_images"]
         print(f"resuming after {n_images} images")

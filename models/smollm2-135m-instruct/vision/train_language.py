@@ -44,8 +44,7 @@ def main() -> None:
     heads.load_state_dict(state["heads"])
     n_done = state.get("n_language_images", 0)
     first = options.blocks - options.learned_blocks
-    learned = [*(p for block in model.blocks[first:] for p in block.parameters()), *model.norm.parameters(),
-               *model.project1.parameters(), *model.project2.parameters()]  # fmt: skip
+    learned = list(model.parameters_from(first))
     optimizer = torch.optim.AdamW(learned, lr=options.learning_rate, weight_decay=0.01)
     if resumed:
         optimizer.load_state_dict(state["optimizer"])
