@@ -1,9 +1,9 @@
 """Write a trained vision model as llama.cpp's projector file, and read one back.
 
-    python export_gguf.py --work DIR mmproj-smollm2-135m-instruct-f16.gguf
+    python export_gguf.py --work DIR mmproj-smollm2-135m-instruct.gguf
 
-Matrices are stored in F16, the rest in F32. `load_projector_inplace` is the way back: training goes
-on from the shipped file where no checkpoint is at hand.
+Matrices are stored in Q8_0, the rest in F32. `load_projector_inplace` is the way back: training
+goes on from the shipped file where no checkpoint is at hand.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from backbone import (
     BLOCK_EPSILON,
@@ -24,8 +23,8 @@ from backbone import (
     WIDTH,
     VisionModel,
 )
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
-from gguf.quants import dequantize
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType
+from gguf.quants import dequantize, quantize
 from torch import Tensor
 
 NAME = "SmolLM2-135M-Instruct vision"
@@ -38,7 +37,7 @@ def write_projector(path: Path, model: VisionModel, n_images: int) -> None:
     writer.add_type("mmproj")
     writer.add_name(NAME)
     writer.add_license("Apache-2.0")
-    writer.add_file_type(1)  # mostly F16
+    writer.add_file_type(LlamaFileType.MOSTLY_Q8_0)
     writer.add_uint32("safesteer.training.n_images", n_images)
     writer.add_string("clip.projector_type", "internvl")
     writer.add_bool("clip.has_vision_encoder", True)
@@ -61,8 +60,11 @@ def write_projector(path: Path, model: VisionModel, n_images: int) -> None:
     writer.add_array("clip.vision.image_std", list(IMAGE_STD))
     for name, tensor in _tensors(model):
         values = tensor.detach().float().numpy()
-        half = values.ndim == 2 and name != "v.position_embd.weight"
-        writer.add_tensor(name, values.astype(np.float16) if half else values)
+        if values.ndim == 2 and name != "v.position_embd.weight":
+            quantized = quantize(values, GGMLQuantizationType.Q8_0)
+            writer.add_tensor(name, quantized, raw_dtype=GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

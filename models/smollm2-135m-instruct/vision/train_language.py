@@ -92,7 +92,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add_work_options(parser)
     parser.add_argument("--images", type=int, default=40_000, help="images in all")
-    parser.add_argument("--learned-blocks", type=int, default=4, help="upper blocks that learn")
+    parser.add_argument("--learned-blocks", type=int, default=0, help="upper blocks that learn")
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--dense-share", type=float, default=0.5, help="weight of the dense loss")
     parser.add_argument("--pictures", type=float, default=0.3, help="share of pictures of things")
