@@ -134,7 +134,7 @@ def open_runtime(settings: SessionSettings, *, layers: Sequence[int] | None = No
             bundle=bundle,
             route=route,
             plan=plan,
-            warnings=_warnings(bundle, plan, has_projector=mmproj is not None),
+            warnings=_warnings(bundle, plan),
             load_s=time.perf_counter() - started_s,
             _undo=undo.pop_all(),
         )
@@ -254,14 +254,8 @@ def _batch_size(projector: Projector | None, fit: ImageFit) -> int:
     return max(DEFAULT_N_BATCH, needed)
 
 
-def _warnings(
-    bundle: GuardBundle | None, plan: MemoryPlan, *, has_projector: bool
-) -> tuple[str, ...]:
+def _warnings(bundle: GuardBundle | None, plan: MemoryPlan) -> tuple[str, ...]:
     warnings = bundle.warnings if bundle is not None else ()
-    if bundle is not None and has_projector and bundle.control_vector is None:
-        warnings += (
-            "the bundle has no alignment vector: prompts with media are guarded by the probe alone",
-        )
     if plan.is_tight:
         warnings += (
             f"memory is tight: about {in_mib(plan.cpu_bytes)} of {in_mib(plan.machine.free_bytes)} "

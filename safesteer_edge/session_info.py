@@ -19,7 +19,8 @@ class SessionInfo:
     bundle, policy, probe_provider, hidden_state_route: None where no bundle is loaded; policy is
     the bundle's own, which settings can only tighten. n_candidates: the largest top_k with a guard.
     tensor_table_sha256, probe_sha256: what tells model and guard from others, as `guard.json` has
-    them; hashing gigabytes of weights would take longer than loading them.
+    them; hashing gigabytes of weights would take longer than loading them. media_warnings: what to
+    say besides where a question brings pictures or sound.
     """
 
     model_name: str
@@ -41,6 +42,7 @@ class SessionInfo:
     template_sha256: str
     warnings: tuple[str, ...]
     load_s: float
+    media_warnings: tuple[str, ...] = ()
 
 
 def session_info(runtime: Runtime, guard: GuardMode) -> SessionInfo:
@@ -66,6 +68,7 @@ def session_info(runtime: Runtime, guard: GuardMode) -> SessionInfo:
         template_sha256=runtime.template.sha256,
         warnings=(*_guard_warnings(guard), *runtime.warnings),
         load_s=runtime.load_s,
+        media_warnings=_media_warnings(runtime, guard),
     )
 
 
@@ -75,3 +78,12 @@ def _guard_warnings(guard: GuardMode) -> tuple[str, ...]:
     if guard == "monitor":
         return ("the guard only watches (monitor): nothing is steered or refused",)
     return ()
+
+
+def _media_warnings(runtime: Runtime, guard: GuardMode) -> tuple[str, ...]:
+    bundle = runtime.bundle
+    if guard == "off" or bundle is None or bundle.control_vector is not None:
+        return ()
+    return (
+        "the bundle has no alignment vector: prompts with media are guarded by the probe alone",
+    )

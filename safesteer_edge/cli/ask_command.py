@@ -214,7 +214,7 @@ def _narrate_start(session: ChatSession, media: list[MediaPrepared]) -> None:
         f"[{name} {info.quantization}, {guard}, loaded in {info.load_s:.1f} s]",
         file=sys.stderr,
     )
-    for warning in info.warnings:
+    for warning in (*info.warnings, *(info.media_warnings if media else ())):
         print(f"[warning: {strip_control_characters(warning)}]", file=sys.stderr)
     for event in media:
         print(f"[{media_line(event)}]", file=sys.stderr)

@@ -76,9 +76,9 @@ def test_mtmd_embeds_images_as_the_recipe_s_model_does(
                 media = [item for item in encoded.items if isinstance(item, MediaRun)]
                 assert len(media) == 1
                 assert media[0].embeddings.shape == (64, 576)
-                correlation = np.corrcoef(
-                    media[0].embeddings.ravel(), expected[index].ravel()
-                )[0, 1]
+                correlation = np.corrcoef(media[0].embeddings.ravel(), expected[index].ravel())[
+                    0, 1
+                ]
                 assert correlation >= 0.999
         finally:
             projector.close()

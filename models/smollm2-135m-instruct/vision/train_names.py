@@ -54,6 +54,7 @@ def main() -> None:
                 logits = heads.word_logits(model.project(rows[chosen].float()))
             loss = balanced_loss(logits, targets[chosen])
             loss.backward()
+            torch.nn.utils.clip_grad_norm_(learned, 1.0)  # without it, 2e-3 lost an epoch (seen)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
