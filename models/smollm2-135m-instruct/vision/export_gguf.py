@@ -92,6 +92,21 @@ def load_projector_inplace(model: VisionModel, path: Path) -> int:
     return int(field.contents()) if field is not None else 0
 
 
+def read_projector(path: Path) -> VisionModel:
+    """The model that a projector file holds. Raises ValueError if it is none of this recipe's."""
+    reader = GGUFReader(path)
+
+    def number(key: str) -> int:
+        field = reader.get_field(f"clip.vision.{key}")
+        if field is None:
+            raise ValueError(f"{str(path)!r} has no clip.vision.{key}: no projector of this recipe")
+        return int(field.contents())
+
+    model = VisionModel(number("block_count"), number("projection_dim"))
+    load_projector_inplace(model, path)
+    return model
+
+
 def _tensors(model: VisionModel) -> Iterator[tuple[str, Tensor]]:
     """llama.cpp's name of every weight, with the weight itself."""
     yield "v.patch_embd.weight", model.patch.weight
