@@ -64,7 +64,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "huggingface_hub": ("library.hub", "library.hub_errors"),
     "httpx2": ("library.hub", "library.hub_errors"),
     "filelock": ("library.index", "library.partial_file"),
-    "PIL": ("media",),
+    # A recipe draws the images that it trains on.
+    "PIL": ("media", "models.smollm2-135m-instruct.vision"),
     "miniaudio": ("media.sound_decoding",),
     "textual": ("tui",),
     "jinja2": ("chat.template_worker", "chat.template_sandbox"),

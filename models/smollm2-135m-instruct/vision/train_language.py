@@ -44,7 +44,7 @@ def main() -> None:
     heads.load_state_dict(state["heads"])
     n_done = state.get("n_language_images", 0)
     first = options.blocks - options.learned_blocks
-    learned = list(model.parameters_from(first))
+    learned = [model.project2.bias] if options.bias else list(model.parameters_from(first))
     optimizer = torch.optim.AdamW(learned, lr=options.learning_rate, weight_decay=0.01)
     if resumed:
         optimizer.load_state_dict(state["optimizer"])
@@ -93,6 +93,7 @@ def _parse() -> argparse.Namespace:
     add_work_options(parser)
     parser.add_argument("--images", type=int, default=40_000, help="images in all")
     parser.add_argument("--learned-blocks", type=int, default=0, help="upper blocks that learn")
+    parser.add_argument("--bias", action="store_true", help="learn the projector's bias alone")
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--dense-share", type=float, default=0.5, help="weight of the dense loss")
     parser.add_argument("--pictures", type=float, default=0.3, help="share of pictures of things")
