@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from tests.tiny_models import write_tiny_llama, write_tiny_mamba, write_tiny_projector
 
 if TYPE_CHECKING:
     from tests.guarded_tiny import GuardedTiny
+
+
+# Examples are cases, not timings: a busy machine may take its time over one.
+settings.register_profile("any-machine", deadline=None)
+settings.load_profile("any-machine")
 
 
 def pytest_configure() -> None:
