@@ -1,8 +1,8 @@
 """Harvest: hidden states of answers, collected on the decode path of the very file that will run.
 
-For each request the model answers by itself (greedy), after a forced refusal (harmful requests) and
-after a forced compliant opening. States of prefill-shaped batches differ from those of single
-decoding steps, so every token, forced or not, is fed one at a time.
+For each request, as text or carried in media, the model answers by itself (greedy), after a forced
+refusal (harmful requests) and after a forced compliant opening. States of prefill-shaped batches
+differ from those of single decoding steps, so every token, forced or not, is fed one at a time.
 
 Labels are per answer position: harmful request and compliant answer = 1; everything else = 0.
 """
@@ -10,20 +10,21 @@ Labels are per answer position: harmful request and compliant answer = 1; everyt
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from safesteer_edge.calibration.carriers import Carrier, carried_items, carry
 from safesteer_edge.calibration.forced_openings import opening
 from safesteer_edge.calibration.requests_data import Request
 from safesteer_edge.engine.llama_engine import LlamaEngine
+from safesteer_edge.engine.prompt_items import PromptItem
 from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.evaluation.refusal_rules import is_refusal
 from safesteer_edge.guard.sampling import SamplingSettings
-from safesteer_edge.prompting import question_items
 
 if TYPE_CHECKING:
     from safesteer_edge.runtime import Runtime
@@ -33,10 +34,21 @@ AnswerKind = Literal["own", "refusal", "compliance"]
 
 @dataclass(frozen=True, slots=True)
 class HarvestPlan:
-    """n_own_tokens: length of the model's own answers; n_forced_tokens: of forced ones."""
+    """n_own_tokens: length of the model's own answers; n_forced_tokens: of forced ones.
 
-    n_own_tokens: int = 64
+    n_media_own_tokens, n_media_forced_tokens: of those to requests that media carry.
+    """
+
+    n_own_tokens: int = 48
     n_forced_tokens: int = 24
+    n_media_own_tokens: int = 32
+    n_media_forced_tokens: int = 20
+
+    def n_tokens(self, kind: AnswerKind, carrier: Carrier) -> int:
+        """How long an answer of this kind gets, unless it ends by itself."""
+        if carrier == "text":
+            return self.n_own_tokens if kind == "own" else self.n_forced_tokens
+        return self.n_media_own_tokens if kind == "own" else self.n_media_forced_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +57,7 @@ class HarvestedAnswer:
 
     states: float16 (n_tokens + 1, n_features); row 0 is the last prompt position, row t the state
     after answer token t. label: 1 = compliant answer to a harmful request, else 0.
+    carrier: how the request reached the model.
     """
 
     request: Request
@@ -53,6 +66,7 @@ class HarvestedAnswer:
     text: str
     token_ids: tuple[int, ...]
     states: NDArray[np.float16]
+    carrier: Carrier = "text"
 
 
 class Harvester:
@@ -65,25 +79,33 @@ class Harvester:
         self._plan = plan
 
     def harvest(self, requests: Iterable[Request]) -> Iterator[HarvestedAnswer]:
-        """Answers of each request, in order: own, then forced ones where they teach something."""
+        """Answers to each request as text, in order; see `answers`."""
         for request in requests:
-            index = _stable_index(request)
-            yield self._answer(request, "own", "", self._plan.n_own_tokens)
-            held_out = request.split == "test"
-            if request.label == "harmful":
-                text = opening("refusal", index, held_out=held_out)
-                yield self._answer(request, "refusal", text, self._plan.n_forced_tokens)
-            if request.label in ("harmful", "harmless", "borderline"):
-                text = opening("compliance", index, held_out=held_out)
-                yield self._answer(request, "compliance", text, self._plan.n_forced_tokens)
+            yield from self.answers(request)
+
+    def answers(self, request: Request, carrier: Carrier = "text") -> list[HarvestedAnswer]:
+        """Answers to one request: the model's own, then forced ones where they teach something.
+
+        Raises MediaError where the request cannot be carried so.
+        """
+        items = carried_items(carry(request, carrier, self._runtime), self._runtime)
+        return [
+            self._answer(request, carrier, items, kind, text)
+            for kind, text in forced_texts(request).items()
+        ]
 
     def _answer(
-        self, request: Request, kind: AnswerKind, forced_text: str, n_tokens: int
+        self,
+        request: Request,
+        carrier: Carrier,
+        items: Sequence[PromptItem],
+        kind: AnswerKind,
+        forced_text: str,
     ) -> HarvestedAnswer:
         engine, model = self._engine, self._runtime.model
+        n_tokens = self._plan.n_tokens(kind, carrier)
         sampler = SamplerChain(SamplingSettings(temperature=0, top_k=1), n_vocab=model.n_vocab)
         try:
-            items = question_items(request.text, template=self._runtime.template, model=model)
             states = [engine.prefill(items, sampler).last_state]
             token_ids: list[int] = []
             forced = model.tokenize_plain(forced_text) if forced_text else []
@@ -105,7 +127,19 @@ class Harvester:
             text=text,
             token_ids=tuple(token_ids),
             states=np.asarray(states, dtype=np.float16),
+            carrier=carrier,
         )
+
+
+def forced_texts(request: Request) -> dict[AnswerKind, str]:
+    """What each kind of answer to a request begins with; nothing for the model's own."""
+    index, held_out = _stable_index(request), request.split == "test"
+    texts: dict[AnswerKind, str] = {"own": ""}
+    if request.label == "harmful":
+        texts["refusal"] = opening("refusal", index, held_out=held_out)
+    if request.label in ("harmful", "harmless", "borderline"):
+        texts["compliance"] = opening("compliance", index, held_out=held_out)
+    return texts
 
 
 def _stable_index(request: Request) -> int:

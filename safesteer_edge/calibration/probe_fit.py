@@ -7,7 +7,7 @@ folds are cut by request, and a matched pair never straddles a cut.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -93,17 +93,7 @@ def select_layers(
     slots = [list(harvested).index(layer) for layer in wanted]
     n_embd = answers[0].states.shape[1] // len(harvested)
     columns = np.concatenate([np.arange(slot * n_embd, (slot + 1) * n_embd) for slot in slots])
-    return [
-        HarvestedAnswer(
-            request=answer.request,
-            kind=answer.kind,
-            label=answer.label,
-            text=answer.text,
-            token_ids=answer.token_ids,
-            states=answer.states[:, columns],
-        )
-        for answer in answers
-    ]
+    return [replace(answer, states=answer.states[:, columns]) for answer in answers]
 
 
 def _fit_uncalibrated(answers: Sequence[HarvestedAnswer], settings: FitSettings) -> FittedProbe:

@@ -23,7 +23,7 @@ Label = Literal["harmful", "harmless", "borderline", "ordinary"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "calibration", "test")
 LABELS: Final[tuple[Label, ...]] = ("harmful", "harmless", "borderline", "ordinary")
 
-_USER_KEYS: Final = ("text", "label", "split", "id", "group", "language")
+_USER_KEYS: Final = ("text", "label", "split", "id", "group", "language", "image", "audio")
 _PAIR_KEYS: Final = ("id", "scenario", "harmful", "harmless", "split")
 _BORDERLINE_KEYS: Final = ("id", "kind", "text", "split")
 _ORDINARY_KEYS: Final = ("id", "kind", "language", "text", "split")
@@ -36,6 +36,7 @@ class Request:
     """One request. group: its scenario or kind; language: BCP 47, "und" where a file has none.
 
     pair_id joins a harmful request to the harmless one that was written beside it; else None.
+    image: a picture that the text is asked about. audio: a recording of the text.
     """
 
     id: str
@@ -45,6 +46,8 @@ class Request:
     split: Split
     language: str
     pair_id: str | None = None
+    image: Path | None = None
+    audio: Path | None = None
 
 
 def load_requests(
@@ -70,10 +73,11 @@ def load_requests(
 def read_requests(path: Path) -> tuple[Request, ...]:
     """Return the requests of a user's JSONL file, in file order.
 
-    One object per line: {"text", "label"}, and if wanted "split", "id", "group", "language". A row
-    without a split gets `split_of_text`'s; blank lines are skipped. Lines and file are bounded
-    (request_rows.py). Raises RequestDataError naming file, line, problem and remedy; a text that
-    stands in two splits or under two labels, or an id used twice, is such a problem.
+    One object per line: {"text", "label"}, and if wanted "split", "id", "group", "language", and
+    "image" or "audio": a file, by its path from where the JSONL file is. A row without a split gets
+    `split_of_text`'s; blank lines are skipped. Lines and file are bounded (request_rows.py).
+    Raises RequestDataError naming file, line, problem and remedy; a text that stands in two splits
+    or under two labels, an id used twice, or a file that is missing is such a problem.
     """
     source = repr(str(path))
     try:
@@ -84,7 +88,7 @@ def read_requests(path: Path) -> tuple[Request, ...]:
             f"cannot read {source}: {error.strerror or error}; give the path of a readable JSONL"
             " file of requests"
         ) from error
-    requests = tuple(_user_request(row, path.stem) for row in rows)
+    requests = tuple(_user_request(row, path) for row in rows)
     if not requests:
         raise RequestDataError(
             f'cannot use {source}: it holds no requests; write one {{"text": …, "label": …}} a line'
@@ -106,16 +110,34 @@ def split_of_text(text: str) -> Split:
     return "calibration" if percentile < 80 else "test"
 
 
-def _user_request(row: RequestRow, file_stem: str) -> Request:
+def _user_request(row: RequestRow, path: Path) -> Request:
     text = row.text("text")
+    if "image" in row.values and "audio" in row.values:
+        raise row.error("it has an 'image' and an 'audio'", "keep one of them")
     return Request(
-        id=row.text("id", f"{file_stem}-{row.line_number:04d}"),
+        id=row.text("id", f"{path.stem}-{row.line_number:04d}"),
         text=text,
         label=row.choice("label", LABELS),
         group=row.text("group", "user"),
-        split=row.choice("split", SPLITS, split_of_text(text)),
+        split=row.choice("split", SPLITS, split_of_text(_with_image(row, text))),
         language=row.text("language", _UNDETERMINED_LANGUAGE),
+        image=_media_file(row, "image", path.parent),
+        audio=_media_file(row, "audio", path.parent),
     )
+
+
+def _with_image(row: RequestRow, text: str) -> str:
+    """What decides a row's split: "What is this?" is asked about many pictures."""
+    return f"{text} {row.text('image')}" if "image" in row.values else text
+
+
+def _media_file(row: RequestRow, key: str, folder: Path) -> Path | None:
+    if key not in row.values:
+        return None
+    file = folder / row.text(key)
+    if not file.is_file():
+        raise row.error(f"{key!r} names {shortened(str(file))}, which is no file", "correct it")
+    return file
 
 
 def _pair_requests(row: RequestRow) -> tuple[Request, ...]:
@@ -157,13 +179,14 @@ def _package_requests(
 
 def _refuse_contradictions(rows: list[RequestRow], requests: tuple[Request, ...]) -> None:
     line_of_id: dict[str, int] = {}
-    first_of_text: dict[str, tuple[int, Request]] = {}
+    # The same words about another picture are another request.
+    first_of_text: dict[tuple[str, Path | None], tuple[int, Request]] = {}
     for row, request in zip(rows, requests, strict=True):
         id_line = line_of_id.setdefault(request.id, row.line_number)
         if id_line != row.line_number:
             raise row.error(f"id {shortened(request.id)} is that of line {id_line}", "change one")
         first_line, first = first_of_text.setdefault(
-            _normalised(request.text), (row.line_number, request)
+            (_normalised(request.text), request.image), (row.line_number, request)
         )
         if first.label != request.label:
             raise row.error(
