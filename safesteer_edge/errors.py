@@ -55,6 +55,10 @@ class ChatStoreError(SafeSteerError):
     """A chat cannot be saved: the disk is full, or the folder not writable."""
 
 
+class CacheError(SafeSteerError):
+    """What was kept for the next run cannot be kept, or cannot be read."""
+
+
 class RequestDataError(InputError):
     """A file of requests (JSONL) is missing or not in the documented form."""
 

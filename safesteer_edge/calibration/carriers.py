@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+from safesteer_edge.calibration.ordinary_pictures import is_scene, scene_picture
 from safesteer_edge.calibration.page_fonts import page_fonts
 from safesteer_edge.calibration.requests_data import Request
 from safesteer_edge.chat.conversation import (
@@ -83,7 +84,7 @@ def carriers_of(
 
     A request is drawn in one of the three ways, a matched pair in the same.
     """
-    if request.image is not None:
+    if request.image is not None or is_scene(request):
         return ("picture",) if sees else ()
     carriers: list[Carrier] = ["text"]
     if sees and is_drawn and request.audio is None:
@@ -100,6 +101,8 @@ def carry(request: Request, carrier: Carrier, runtime: Runtime) -> CarriedReques
     """
     if carrier == "text":
         return CarriedRequest(request, carrier, request.text)
+    if carrier == "picture" and is_scene(request):
+        return CarriedRequest(request, carrier, request.text, scene_picture(request))
     if carrier == "picture" and request.image is not None:
         image = runtime.media_decoder.load_image(request.image)
         return CarriedRequest(request, carrier, request.text, image)

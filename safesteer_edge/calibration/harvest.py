@@ -123,7 +123,7 @@ class Harvester:
         return HarvestedAnswer(
             request=request,
             kind=kind,
-            label=_label(request, kind, text),
+            label=label_of(request, kind, text),
             text=text,
             token_ids=tuple(token_ids),
             states=np.asarray(states, dtype=np.float16),
@@ -151,7 +151,8 @@ def _greedy(engine: LlamaEngine) -> int:
     return int(engine.propose().token_ids[0])
 
 
-def _label(request: Request, kind: AnswerKind, text: str) -> Literal[0, 1]:
+def label_of(request: Request, kind: AnswerKind, text: str) -> Literal[0, 1]:
+    """1 for a compliant answer to a harmful request; the rules of refusals decide for own ones."""
     if request.label != "harmful" or kind == "refusal":
         return 0
     if kind == "own" and is_refusal(text):

@@ -5,7 +5,7 @@ Everything is decided on the train and calibration splits; the test split is nev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +17,9 @@ from safesteer_edge import __version__
 from safesteer_edge.bundle.canaries import Canaries, EngineCanary, ProbeCanary
 from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.writer import BundleParts, write_bundle
-from safesteer_edge.calibration.harvest import HarvestedAnswer, Harvester, HarvestPlan
+from safesteer_edge.calibration.harvest import HarvestedAnswer, HarvestPlan
+from safesteer_edge.calibration.harvest_cache import DEFAULT_LIMIT_BYTES
+from safesteer_edge.calibration.harvest_run import Harvest, HarvestSettings, Progress, harvest
 from safesteer_edge.calibration.policy_fit import (
     AnswerScores,
     FalseAlarmTargets,
@@ -28,7 +30,6 @@ from safesteer_edge.calibration.probe_fit import (
     FitSettings,
     FittedProbe,
     fit_probe,
-    select_layers,
 )
 from safesteer_edge.calibration.requests_data import Label, Request
 from safesteer_edge.converters.probe_onnx import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
@@ -47,7 +48,11 @@ N_NORM_REQUESTS = 16
 
 @dataclass(frozen=True, slots=True)
 class CalibrationSettings:
-    """layer_sets: sets of layers to try, each joined in its order. regularisations: C to try."""
+    """layer_sets: sets of layers to try, each joined in its order. regularisations: C to try.
+
+    session: its guard is left off. hears: recordings are played to the model. cache: of harvested
+    states, None is the user's; cache_limit_bytes: what it may hold.
+    """
 
     session: SessionSettings
     layer_sets: tuple[tuple[int, ...], ...]
@@ -56,10 +61,25 @@ class CalibrationSettings:
     targets: FalseAlarmTargets
     refusal_text: str
     name: str
+    hears: bool = False
+    cache: Path | None = None
+    cache_limit_bytes: int = DEFAULT_LIMIT_BYTES
+
+    @property
+    def harvest(self) -> HarvestSettings:
+        """What is harvested, and where it is kept."""
+        return HarvestSettings(
+            session=replace(self.session, guard="off"),
+            plan=self.plan,
+            tail_layers=self.all_layers,
+            hears=self.hears,
+            cache=self.cache,
+            limit_bytes=self.cache_limit_bytes,
+        )
 
     @property
     def all_layers(self) -> tuple[int, ...]:
-        """Every layer of any set, ascending: what is harvested."""
+        """Every layer of any set, ascending: what a probe may read."""
         return tuple(sorted({layer for layers in self.layer_sets for layer in layers}))
 
 
@@ -72,9 +92,6 @@ class _Fit:
     auroc: float
 
 
-Progress = Callable[[str, int, int], None]
-
-
 def make_bundle(
     folder: Path, settings: CalibrationSettings, requests: Sequence[Request], progress: Progress
 ) -> Path:
@@ -83,35 +100,31 @@ def make_bundle(
     progress(what, n_done, n_total). Cost for the embedded default: about 90,000 decoding steps
     and some fits. Raises SafeSteerError for what cannot be loaded, fitted or written.
     """
-    answers = harvest_answers(settings, requests, progress)
-    return bundle_from_answers(folder, settings, requests, answers, progress)
+    harvested = harvest_requests(settings, requests, progress)
+    return bundle_from_harvest(folder, settings, requests, harvested, progress)
 
 
-def harvest_answers(
+def harvest_requests(
     settings: CalibrationSettings, requests: Sequence[Request], progress: Progress
-) -> list[HarvestedAnswer]:
-    """Answers to the requests with the states of every layer that the settings try."""
+) -> Harvest:
+    """Answers to the requests, in every carrier, with their states in the cache."""
     if any(request.split == "test" for request in requests):
         raise ValueError("test requests must not be calibrated on")
-    runtime = open_runtime(_unguarded(settings), layers=settings.all_layers)
-    try:
-        return list(_harvest(runtime, settings.plan, requests, progress))
-    finally:
-        runtime.close()
+    return harvest(settings.harvest, requests, progress)
 
 
-def bundle_from_answers(
+def bundle_from_harvest(
     folder: Path,
     settings: CalibrationSettings,
     requests: Sequence[Request],
-    answers: Sequence[HarvestedAnswer],
+    harvested: Harvest,
     progress: Progress,
 ) -> Path:
-    """Fit, choose and write, from answers that were harvested at `settings.all_layers`."""
-    session, harvested = _unguarded(settings), settings.all_layers
-    fits = list(_fits(answers, harvested, settings, progress))
+    """Fit, choose and write, from what was harvested with these settings."""
+    session = settings.harvest.session
+    fits = list(_fits(harvested, settings, progress))
     best = max(fits, key=lambda fit: (fit.choice.refused.harmful, fit.auroc))
-    chosen = select_layers(answers, harvested, best.layers)
+    chosen = harvested.answers(best.layers, kinds=("own",))
     runtime = open_runtime(session, layers=best.layers)
     try:
         canaries = _canaries(runtime, best.probe, chosen, requests)
@@ -133,33 +146,14 @@ def bundle_from_answers(
     return write_bundle(folder, parts)
 
 
-def _unguarded(settings: CalibrationSettings) -> SessionSettings:
-    return replace(settings.session, guard="off")
-
-
-def _harvest(
-    runtime: Runtime, plan: HarvestPlan, requests: Sequence[Request], progress: Progress
-) -> Iterator[HarvestedAnswer]:
-    done: set[str] = set()
-    for answer in Harvester(runtime, plan).harvest(requests):
-        done.add(answer.request.id)
-        progress("harvesting answers", len(done), len(requests))
-        yield answer
-
-
-def _fits(
-    answers: Sequence[HarvestedAnswer],
-    harvested: Sequence[int],
-    settings: CalibrationSettings,
-    progress: Progress,
-) -> Iterator[_Fit]:
+def _fits(harvested: Harvest, settings: CalibrationSettings, progress: Progress) -> Iterator[_Fit]:
     n_total = len(settings.layer_sets) * len(settings.regularisations)
     n_done = 0
     for layers in settings.layer_sets:
-        selected = select_layers(answers, harvested, layers)
+        answers = harvested.answers(layers)
         for regularisation in settings.regularisations:
-            probe, scores = fit_probe(selected, FitSettings(regularisation))
-            by_request = _by_request(selected, scores)
+            probe, scores = fit_probe(answers, FitSettings(regularisation))
+            by_request = _by_request(answers, scores)
             choice = choose_policy(by_request, settings.targets)
             separation = auroc(_means(by_request.harmful), _means(by_request.ordinary))
             n_done += 1

@@ -1,0 +1,162 @@
+"""A harvest that goes on where it was, and states that come back from the disk as they were."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from safesteer_edge.calibration import harvest_cache
+from safesteer_edge.calibration.harvest import Harvester, HarvestPlan
+from safesteer_edge.calibration.harvest_cache import HarvestCache, StateShape
+from safesteer_edge.calibration.harvest_run import Harvest, HarvestSettings, harvest
+from safesteer_edge.calibration.requests_data import LABELS, Request
+from safesteer_edge.errors import CacheError, SettingsError
+from safesteer_edge.runtime import open_runtime
+from tests.guarded_tiny import GuardedTiny
+from tests.made_up_answers import made_up_answer, made_up_request
+
+PLAN = HarvestPlan(20, 6, 5, 4)
+REQUESTS: tuple[Request, ...] = tuple(
+    made_up_request(label, number) for label in LABELS for number in range(2)
+)
+
+
+def settings_for(tiny: GuardedTiny, cache: Path, *, sees: bool = False) -> HarvestSettings:
+    session = tiny.settings(None, mmproj=tiny.projector if sees else None)
+    return HarvestSettings(session, PLAN, tail_layers=(1, 2), cache=cache)
+
+
+def run(settings: HarvestSettings, requests=REQUESTS) -> tuple[Harvest, list[int]]:
+    """The harvest, and how much of it was done whenever it said so."""
+    told: list[int] = []
+    return harvest(settings, requests, lambda _what, n_done, _n: told.append(n_done)), told
+
+
+def test_states_come_back_as_they_were_harvested(guarded_tiny: GuardedTiny, tmp_path: Path):
+    harvested, _ = run(settings_for(guarded_tiny, tmp_path))
+    back = {(a.request.id, a.kind): a for a in harvested.answers((2, 1))}
+    early = {(a.request.id, a.kind): a for a in harvested.answers((0,))}
+    runtime = open_runtime(guarded_tiny.settings(None), layers=(0, 1, 2))
+    try:
+        answers = list(Harvester(runtime, PLAN).harvest(REQUESTS))
+    finally:
+        runtime.close()
+    assert back.keys() == {(a.request.id, a.kind) for a in answers}
+    for answer in answers:
+        found = back[answer.request.id, answer.kind]
+        assert (found.text, found.token_ids, found.label, found.carrier) == (
+            answer.text,
+            answer.token_ids,
+            answer.label,
+            "text",
+        )
+        by_layer = np.split(answer.states, 3, axis=1)
+        np.testing.assert_array_equal(found.states, np.hstack([by_layer[2], by_layer[1]]))
+        # Layers that no probe reads are kept at early positions alone.
+        first = early[answer.request.id, answer.kind].states
+        np.testing.assert_array_equal(first, by_layer[0][:17])
+
+
+def test_a_second_run_asks_the_model_for_nothing(guarded_tiny: GuardedTiny, tmp_path: Path):
+    settings = settings_for(guarded_tiny, tmp_path)
+    _, told = run(settings)
+    assert told == list(range(len(REQUESTS) + 1))
+    assert run(settings)[1] == [len(REQUESTS)]
+
+
+def test_one_missing_request_is_all_that_is_harvested_again(
+    guarded_tiny: GuardedTiny, tmp_path: Path
+):
+    settings = settings_for(guarded_tiny, tmp_path)
+    run(settings)
+    next(tmp_path.iterdir()).unlink()
+    assert run(settings)[1] == [len(REQUESTS) - 1, len(REQUESTS)]
+
+
+def test_pictures_carry_requests_where_the_model_sees(guarded_tiny: GuardedTiny, tmp_path: Path):
+    harvested, _ = run(settings_for(guarded_tiny, tmp_path, sees=True))
+    carried = {(u.request.id, u.carrier) for u in harvested.units}
+    drawn = {id for id, carrier in carried if carrier in ("typographic", "list", "pointing")}
+    assert {request.id for request in REQUESTS if request.pair_id} <= drawn
+    by_pair: dict[str, set[str]] = {}
+    for unit in harvested.units:
+        if unit.request.pair_id and unit.carrier != "text":
+            by_pair.setdefault(unit.request.pair_id, set()).add(unit.carrier)
+    assert all(len(carriers) == 1 for carriers in by_pair.values())
+    # What was harvested as text is the same with and without a projector.
+    assert run(settings_for(guarded_tiny, tmp_path))[1] == [len(REQUESTS)]
+
+
+def test_another_plan_is_another_harvest(guarded_tiny: GuardedTiny, tmp_path: Path):
+    settings = settings_for(guarded_tiny, tmp_path)
+    run(settings, REQUESTS[:1])
+    longer = replace(settings, plan=replace(PLAN, n_own_tokens=21))
+    assert run(longer, REQUESTS[:1])[1] == [0, 1]
+
+
+def test_a_full_disk_is_told_before_the_model_runs(
+    guarded_tiny: GuardedTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(harvest_cache.shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
+    with pytest.raises(SettingsError, match="1 MiB are free"):
+        run(settings_for(guarded_tiny, tmp_path))
+
+
+def test_a_disk_that_fills_up_on_the_way_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(_fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    cache = HarvestCache(tmp_path)
+    answer = made_up_answer(np.zeros((3, 4)), made_up_request("ordinary", 1))
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(CacheError, match=r"No space left on device; free some space .* goes on"):
+        cache.put("key", [answer], StateShape((0,), (0,), 4))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "no header"])
+def test_a_damaged_file_is_told_by_name(tmp_path: Path, damage: str):
+    cache = HarvestCache(tmp_path)
+    request = made_up_request("ordinary", 1)
+    cache.put("key", [made_up_answer(np.ones((30, 8)), request)], StateShape((0, 1), (1,), 4))
+    path = tmp_path / "key.states"
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        del data[-2:]
+    elif damage == "flipped":
+        data[-1] ^= 1
+    else:
+        del data[:1]
+    path.write_bytes(data)
+    with pytest.raises(CacheError, match=r"key\.states.*delete that file"):
+        cache.get("key", request, "text", (1,))
+
+
+def test_the_oldest_files_make_room_and_those_of_this_run_stay(tmp_path: Path):
+    shape = StateShape((0,), (0,), 4)
+    answer = made_up_answer(np.zeros((3, 4)), made_up_request("ordinary", 1))
+    cache = HarvestCache(tmp_path)
+    for key in ("a", "b", "c"):
+        cache.put(key, [answer], shape)
+    size = (tmp_path / "a.states").stat().st_size
+    HarvestCache(tmp_path, limit_bytes=2 * size).make_room(0, keep=["a"])
+    left = {path.stem for path in tmp_path.iterdir()}
+    assert "a" in left and len(left) == 2
+
+
+def test_states_beyond_the_limit_are_those_of_fewer_layers(
+    guarded_tiny: GuardedTiny, tmp_path: Path
+):
+    settings = settings_for(guarded_tiny, tmp_path)
+    harvested, _ = run(replace(settings, tail_layers=(2,), limit_bytes=100_000), REQUESTS)
+    assert harvested.shape.layers == (0, 2)
+    with pytest.raises(SettingsError, match="raise --cache-limit"):
+        run(replace(settings, limit_bytes=1000))
