@@ -49,6 +49,6 @@ def greedy_answers(
             if token_id == end_id:
                 break
             answer.append(token_id)
-            row = torch.cat([row, model.token_embeddings[[[token_id]]]], 1)
+            row = torch.cat([row, model.token_embeddings[torch.tensor([[token_id]])]], 1)
         answers.append(answer)
     return answers

@@ -132,8 +132,9 @@ def _loss(
         letters = spellings[cells[spelled]]
         spelling_loss = F.cross_entropy(spelling_logits.flatten(0, 1).float(), letters.flatten())
         # 3. Words, from its end.
-        word_logits = heads.word_logits(model.tokens(upper, SPELLING_BLOCK))
-        word_loss = balanced_loss(word_logits.flatten(0, 1), cells.flatten())
+        tokens = model.tokens(upper, SPELLING_BLOCK)
+        word_logits = heads.word_logits(tokens.detach())
+        word_loss = heads.word_loss(tokens, cells)
     with torch.no_grad():
         _measure(meters, "letters", spelling_logits.argmax(-1), letters)
         guesses = word_logits.argmax(-1)

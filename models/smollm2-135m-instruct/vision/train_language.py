@@ -14,7 +14,7 @@ import time
 
 import torch
 from backbone import VisionModel
-from dense_loss import DenseHeads, balanced_loss
+from dense_loss import DenseHeads
 from examples import Examples, Mixture
 from language_loss import answer_loss
 from language_model import LanguageModel
@@ -62,9 +62,7 @@ def main() -> None:
             with torch.no_grad():
                 middle = model.run(model.embed(batch.pixels), 0, first)
             tokens = model.tokens(middle, first)
-            word_loss = balanced_loss(
-                heads.word_logits(tokens).flatten(0, 1), batch.cells.flatten()
-            )
+            word_loss = heads.word_loss(tokens, batch.cells)
             language_loss = answer_loss(language_model, tokens, batch.frames)
         (language_loss + options.dense_share * word_loss).backward()
         nn.utils.clip_grad_norm_(learned, 1.0)
