@@ -7,7 +7,6 @@ templates or files. Safety fails closed: whatever keeps the guard from judging e
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from safesteer_edge.guard.probe_protocol import Probe
 from safesteer_edge.guard.reranking import RERANKERS, Choice, choose_as_proposed
 from safesteer_edge.guard.risk import RefusalReason, RunningRisk
 from safesteer_edge.guard.tilt import Tilt
+from safesteer_edge.guard.timed_probe import TimedProbe
 from safesteer_edge.guard.transcript import Transcript
 
 _NO_SCORES = np.empty(0)
@@ -207,7 +207,7 @@ class GuardedAnswer:
         self._engine.accept(token_id)
         if self._guard is None:
             return math.nan
-        timed = _TimedProbe(self._guard.probe)
+        timed = TimedProbe(self._guard.probe)
         score = float(timed.score(state[np.newaxis, :])[0])
         self.probe_s += timed.elapsed_s
         return score
@@ -234,7 +234,7 @@ class GuardedAnswer:
         tilt = Tilt(self._risk.strength, guard.policy.threshold)
         steers = guard.mode == "steer" and not is_given
         rerank = RERANKERS[guard.rerank] if steers else choose_as_proposed
-        timed = _TimedProbe(guard.probe)
+        timed = TimedProbe(guard.probe)
         choice = rerank(self._engine, timed, proposal, tilt, self._rng)
         self.probe_s += timed.elapsed_s
         if not math.isfinite(choice.score):
@@ -300,31 +300,6 @@ class GuardedAnswer:
         self.finish_reason = "refused"
         self.refusal = Refused(reason, detail, refusal_text, self.n_steps, n_taken_back)
         return self.refusal
-
-
-class _TimedProbe:
-    """The probe, with the seconds that its calls took."""
-
-    def __init__(self, probe: Probe) -> None:
-        self._probe = probe
-        self.elapsed_s = 0.0
-
-    @property
-    def n_features(self) -> int:
-        return self._probe.n_features
-
-    def score(self, hidden: np.typing.NDArray[np.float32]) -> np.typing.NDArray[np.float32]:
-        started_s = time.perf_counter()
-        scores = self._probe.score(hidden)
-        self.elapsed_s += time.perf_counter() - started_s
-        # Fail closed here too, whatever the probe's own checks are. NaN fails the comparison.
-        in_range = all(0.0 <= score <= 1.0 for score in scores.ravel().tolist())
-        if scores.shape != (len(hidden),) or not in_range:
-            raise GuardError(
-                f"the probe gave {scores.ravel().tolist()[:8]} for {len(hidden)} states, not one "
-                "score in [0, 1] for each; verify or rebuild its bundle"
-            )
-        return scores
 
 
 def _candidates(
