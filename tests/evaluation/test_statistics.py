@@ -10,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from safesteer_edge.evaluation.statistics import Share, auroc, true_positive_rate
+from safesteer_edge.evaluation.statistics import (
+    Share,
+    auroc,
+    auroc_interval,
+    true_positive_rate,
+)
 
 # Few values, so that ties are common.
 SCORES = st.lists(st.integers(0, 8).map(lambda n: n / 8), min_size=1, max_size=30)
@@ -105,3 +110,32 @@ def test_no_more_negatives_than_allowed_exceed_the_limit(
     own_share = true_positive_rate(values, values, false_positive_rate=rate)
     assert 0 <= share <= 1
     assert own_share <= rate + 1e-9
+
+
+def test_an_aurocs_interval_is_newcombes():
+    # Newcombe 2006 gives no worked table to copy: the bounds solve |A − θ| = z·se(θ).
+    low, high = auroc_interval(0.8, 40, 60)
+    assert low < 0.8 < high
+    for theta in (low, high):
+        half = (40 + 60) / 2 - 1
+        shape = 1 + half * (1 - theta) / (2 - theta) + half * theta / (1 + theta)
+        error = math.sqrt(theta * (1 - theta) * shape / (40 * 60))
+        assert abs(0.8 - theta) == pytest.approx(1.959963984540054 * error, rel=1e-6)
+
+
+def test_an_aurocs_interval_covers_what_it_should():
+    rng = np.random.default_rng(3)
+    true = 0.9214  # of two unit normals 2 apart
+    n_covered = 0
+    for _ in range(300):
+        value = auroc(rng.normal(2, 1, 40), rng.normal(0, 1, 60))
+        low, high = auroc_interval(value, 40, 60)
+        n_covered += low <= true <= high
+    assert n_covered >= 0.92 * 300
+
+
+def test_an_aurocs_interval_holds_at_the_ends():
+    low, high = auroc_interval(1.0, 20, 20)
+    assert 0.8 < low < 0.95
+    assert high == 1.0
+    assert auroc_interval(math.nan, 0, 3) == (0.0, 1.0)

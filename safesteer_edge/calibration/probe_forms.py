@@ -1,0 +1,117 @@
+"""Forms of a Decoding-Probe, fitted by scikit-learn: linear, PCA + linear, and a small MLP.
+
+What is fitted comes back as a probe's graph, so the file that runs is the very thing that was
+measured. Standardisation is robust: states far from the geometric median of all have no say in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safesteer_edge.calibration.robust_centre import typical_rows
+from safesteer_edge.converters.probe_graph import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+    ProbeGraph,
+)
+from safesteer_edge.converters.probe_sklearn import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+    estimator_source,
+)
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+FormKind = Literal["linear", "pca-linear", "mlp"]
+
+_MAX_ITERATIONS: Final = 400
+_MLP_EPOCHS: Final = 30
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeForm:
+    """regularisation: scikit-learn's C, smaller is smoother; an MLP's alpha is its inverse.
+
+    n_components: of a PCA that comes first; 0: none. n_hidden: units of the MLP's one layer.
+    """
+
+    kind: FormKind
+    regularisation: float
+    n_components: int = 0
+    n_hidden: int = 0
+
+    def __str__(self) -> str:
+        parts = {
+            "linear": "linear",
+            "pca-linear": f"PCA {self.n_components} + linear",
+            "mlp": f"PCA {self.n_components} + MLP {self.n_hidden}",
+        }
+        return f"{parts[self.kind]}, C {self.regularisation:g}"
+
+
+def fit_estimator(
+    form: ProbeForm, states: NDArray[np.float32], labels: NDArray[np.int64], seed: int
+) -> Pipeline:
+    """Return a fitted pipeline from raw states to the chance of label 1, not calibrated.
+
+    states: (n, n_features). Both labels weigh the same, however often they occur.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    steps: list[tuple[str, Any]] = [("scale", _fitted_scaler(StandardScaler(), states, seed))]
+    rows = steps[0][1].transform(states)
+    if form.kind != "linear":
+        n_components = min(form.n_components, *rows.shape)
+        pca = PCA(n_components, svd_solver="randomized", random_state=seed).fit(rows)
+        rows = pca.transform(rows)
+        steps.append(("pca", pca))
+    if form.kind == "mlp":
+        # Components shrink fast; a network learns from all of them where they are of one size.
+        spread = StandardScaler().fit(rows)
+        rows = spread.transform(rows)
+        steps.append(("spread", spread))
+    steps.append(("classifier", _fitted_classifier(form, rows, labels, seed)))
+    return Pipeline(steps)
+
+
+def margin_graph(estimator: Pipeline) -> ProbeGraph:
+    """Return the pipeline as a graph, whose score is its probability. Checked against it."""
+    return estimator_source(estimator, name="the fitted probe").graph
+
+
+def _fitted_scaler(scaler: Any, states: NDArray[np.float32], seed: int) -> Any:
+    scaler.fit(states[typical_rows(states, seed)])
+    scaler.scale_ = np.maximum(scaler.scale_, 1e-6)
+    return scaler
+
+
+def _fitted_classifier(
+    form: ProbeForm, rows: NDArray[np.float32], labels: NDArray[np.int64], seed: int
+) -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neural_network import MLPClassifier
+
+    if form.kind != "mlp":
+        return LogisticRegression(
+            C=form.regularisation, class_weight="balanced", max_iter=_MAX_ITERATIONS, tol=1e-3
+        ).fit(rows, labels)
+    drawn = _balanced(labels, seed)
+    return MLPClassifier(
+        (form.n_hidden,),
+        alpha=1.0 / form.regularisation,
+        max_iter=_MLP_EPOCHS,
+        n_iter_no_change=_MLP_EPOCHS,
+        batch_size=min(256, len(drawn)),
+        random_state=seed,
+    ).fit(rows[drawn], labels[drawn])
+
+
+def _balanced(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Rows in which both labels stand equally often, the rarer one's drawn again."""
+    rng = np.random.default_rng(seed)
+    by_label = [np.flatnonzero(labels == label) for label in (0, 1)]
+    largest = max(len(rows) for rows in by_label)
+    return np.concatenate([np.resize(rng.permutation(rows), largest) for rows in by_label])
