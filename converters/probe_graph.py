@@ -141,6 +141,19 @@ def score_states(graph: ProbeGraph, states: FloatArray) -> NDArray[np.float64]:
 
     states: (n, n_features). Returns (n,).
     """
+    x = logits_of(graph, states)
+    head = graph.head
+    if isinstance(head, IsotonicFolds):
+        folds = [np.interp(x[:, fold], *points) for fold, points in enumerate(head.points)]
+        return np.mean(folds, axis=0)
+    if head is None:
+        slope, intercept = graph.calibration
+        return _sigmoid(slope * x + intercept)[:, 0]
+    return _sigmoid(head.slopes * x + head.intercepts).mean(axis=1)
+
+
+def logits_of(graph: ProbeGraph, states: FloatArray) -> NDArray[np.float64]:
+    """What the last layer gives, before any calibration. Returns (n, n_folds), or (n, 1)."""
     x = (states.astype(np.float64) - graph.mean) / graph.scale
     if graph.components is not None:
         x = x @ graph.components.T
@@ -152,14 +165,7 @@ def score_states(graph: ProbeGraph, states: FloatArray) -> NDArray[np.float64]:
         else:
             x = x @ layer.weights.astype(np.float64) + layer.bias
         x = _activated(x, layer.activation)
-    head = graph.head
-    if isinstance(head, IsotonicFolds):
-        folds = [np.interp(x[:, fold], *points) for fold, points in enumerate(head.points)]
-        return np.mean(folds, axis=0)
-    if head is None:
-        slope, intercept = graph.calibration
-        return _sigmoid(slope * x + intercept)[:, 0]
-    return _sigmoid(head.slopes * x + head.intercepts).mean(axis=1)
+    return x
 
 
 def named_arrays(graph: ProbeGraph) -> dict[str, FloatArray]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +30,8 @@ from safesteer_edge.calibration.probe_fit import (
     FittedProbe,
     fit_probe,
 )
+from safesteer_edge.calibration.probe_forms import ProbeForm
 from safesteer_edge.calibration.requests_data import Label, Request
-from safesteer_edge.converters.probe_onnx import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    write_linear_probe,
-)
 from safesteer_edge.engine.prompt_items import TokenRun
 from safesteer_edge.evaluation.statistics import auroc
 from safesteer_edge.prompting import question_items
@@ -134,7 +131,7 @@ def bundle_from_harvest(
         name=settings.name,
         created_by=f"safesteer-edge {__version__}",
         model=fingerprint_model(runtime.info),
-        probe_onnx=_export(best.probe),
+        probe_onnx=best.probe.to_onnx(),
         probe_layers=best.layers,
         policy=best.choice.policy,
         residual_norms=_residual_norms(session, requests),
@@ -152,7 +149,7 @@ def _fits(harvested: Harvest, settings: CalibrationSettings, progress: Progress)
     for layers in settings.layer_sets:
         answers = harvested.answers(layers)
         for regularisation in settings.regularisations:
-            probe, scores = fit_probe(answers, FitSettings(regularisation))
+            probe, scores = fit_probe(answers, FitSettings(ProbeForm("linear", regularisation)))
             by_request = _by_request(answers, scores)
             choice = choose_policy(by_request, settings.targets)
             separation = auroc(_means(by_request.harmful), _means(by_request.ordinary))
@@ -179,20 +176,6 @@ def _by_request(
 
 def _means(rows: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     return np.array([row.mean() for row in rows])
-
-
-def _export(probe: FittedProbe) -> bytes:
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "probe.onnx"
-        write_linear_probe(
-            path,
-            weights=probe.weights,
-            bias=probe.bias,
-            mean=probe.mean,
-            scale=probe.scale,
-            platt=(probe.slope, probe.intercept),
-        )
-        return path.read_bytes()
 
 
 def _canaries(
@@ -260,7 +243,7 @@ def _figures(fits: Sequence[_Fit], best: _Fit, settings: CalibrationSettings) ->
         },
         "targets": asdict(settings.targets),
         "regularisation": best.regularisation,
-        "platt": [round(best.probe.slope, 6), round(best.probe.intercept, 6)],
+        "calibration": best.probe.calibration.to_json(),
         "tried": [
             {
                 "layers": list(fit.layers),

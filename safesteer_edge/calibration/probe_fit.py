@@ -1,61 +1,77 @@
-"""Fitting a linear Decoding-Probe on harvested answers (scikit-learn), with honest scores.
+"""Fitting a Decoding-Probe on harvested answers (scikit-learn), with honest scores.
 
 Everything that is decided from scores (calibration, thresholds) is decided from out-of-fold ones:
-folds are cut by request, and a matched pair never straddles a cut.
+folds are cut by request, and a matched pair never straddles a cut. Answers that a probe fitted
+without them takes for their very opposite are most likely labelled wrong; it is fitted anew
+without them, and still measured on them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.calibration.harvest import HarvestedAnswer
+from safesteer_edge.calibration.probe_calibration import (
+    CalibrationMethod,
+    ScoreCalibration,
+    fit_calibration,
+)
+from safesteer_edge.calibration.probe_forms import ProbeForm, fit_estimator, margin_graph
+from safesteer_edge.converters.probe_graph import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+    ProbeGraph,
+    logits_of,
+    score_states,
+)
+from safesteer_edge.converters.probe_onnx import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+    encode_probe,
+)
 from safesteer_edge.errors import SettingsError
 
-if TYPE_CHECKING:
-    from sklearn.linear_model import LogisticRegression
-
-N_FOLDS = 5
+N_FOLDS: Final = 5
+# An answer is set aside if its mean score is this far on the other side, the worst first, and of
+# each label no more than this share.
+_CONTRARY: Final = 0.05
+_MAX_SET_ASIDE: Final = 0.08
 
 
 @dataclass(frozen=True, slots=True)
 class FitSettings:
-    """regularisation: scikit-learn's C. n_positions: positions of each answer that are fitted."""
+    """n_positions: positions of each answer that are fitted. calibration: None: the better one."""
 
-    regularisation: float
+    form: ProbeForm
     n_positions: int = 32
+    calibration: CalibrationMethod | None = None
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FittedProbe:
-    """score(h) = sigmoid(slope · (w · (h − mean) / scale + bias) + intercept).
+    """A probe from raw states to calibrated scores.
 
-    mean, scale, weights: float64 (n_features,). slope, intercept: Platt's calibration.
+    n_set_aside: answers that took no part in the fit, for their labels.
     """
 
-    mean: NDArray[np.float64]
-    scale: NDArray[np.float64]
-    weights: NDArray[np.float64]
-    bias: float
-    slope: float
-    intercept: float
+    graph: ProbeGraph
+    form: ProbeForm
+    calibration: ScoreCalibration
+    n_set_aside: int = 0
 
-    def decisions(self, states: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Uncalibrated margins: float64 (n,) for states (n, n_features)."""
-        return ((states - self.mean) / self.scale) @ self.weights + self.bias
+    def margins(self, states: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Uncalibrated log odds: float64 (n,) for states (n, n_features)."""
+        return logits_of(self.graph, states)[:, 0]
 
     def scores(self, states: NDArray[np.floating]) -> NDArray[np.float64]:
         """Harmful scores in [0, 1]: float64 (n,)."""
-        return self.calibrated(self.decisions(states))
+        return score_states(self.graph, states)
 
-    def calibrated(self, decisions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Margins to scores."""
-        return 1.0 / (1.0 + np.exp(-np.clip(self.slope * decisions + self.intercept, -60, 60)))
+    def to_onnx(self, metadata: Mapping[str, str] | None = None) -> bytes:
+        """The probe.onnx: everything from the raw state to the score."""
+        return encode_probe(self.graph, metadata or {})
 
 
 def fit_probe(
@@ -64,23 +80,36 @@ def fit_probe(
     """Fit on all answers; also return each answer's out-of-fold scores at all its positions.
 
     Scores: float64 (n_tokens,) per answer, from a probe that never saw the answer's request.
-    Cost: N_FOLDS + 1 fits. Raises SettingsError if a class is missing.
+    Cost: N_FOLDS + 1 fits, twice that where answers are set aside.
+    Raises SettingsError if a class is missing, or a state is not finite.
     """
     labels = np.array([answer.label for answer in answers])
     if labels.min(initial=1) == labels.max(initial=0):
         raise SettingsError("the answers are all of one kind; give harmful and harmless requests")
-    folds = _folds(answers, settings.seed)
-    margins: list[NDArray[np.float64]] = [np.empty(0)] * len(answers)
-    for fold in range(N_FOLDS):
-        kept = [answer for answer, at in zip(answers, folds, strict=True) if at != fold]
-        probe = _fit_uncalibrated(kept, settings)
-        for index, answer in enumerate(answers):
-            if folds[index] == fold:
-                margins[index] = probe.decisions(answer.states[1:].astype(np.float64))
-    slope, intercept = _platt(answers, margins, settings)
-    whole = _fit_uncalibrated(answers, settings)
-    fitted = FittedProbe(whole.mean, whole.scale, whole.weights, whole.bias, slope, intercept)
-    return fitted, [fitted.calibrated(margin) for margin in margins]
+    rows = _Rows.of(answers, settings.n_positions)
+    folds = request_folds(answers, settings.seed)
+    everything = np.ones(len(answers), dtype=np.bool_)
+    margins = _out_of_fold(answers, rows, folds, everything, settings)
+    trusted = _trusted(labels, margins, settings)
+    if not trusted.all():
+        margins = _out_of_fold(answers, rows, folds, trusted, settings)
+    graph = _fit(rows, trusted, settings)
+    calibration = fit_calibration(
+        np.concatenate([margin[: settings.n_positions] for margin in margins]),
+        rows.labels,
+        np.asarray(folds)[rows.answer_indices],
+        settings.calibration,
+    )
+    graph = replace(graph, calibration=calibration.platt, head=calibration.head)
+    fitted = FittedProbe(graph, settings.form, calibration, int((~trusted).sum()))
+    return fitted, [calibration.scores(margin) for margin in margins]
+
+
+def fit_uncalibrated(answers: Sequence[HarvestedAnswer], settings: FitSettings) -> FittedProbe:
+    """One fit on all answers, for comparing forms: the scores are the classifier's own chances."""
+    rows = _Rows.of(answers, settings.n_positions)
+    graph = _fit(rows, np.ones(len(answers), dtype=np.bool_), settings)
+    return FittedProbe(graph, settings.form, ScoreCalibration("platt"))
 
 
 def select_layers(
@@ -96,53 +125,75 @@ def select_layers(
     return [replace(answer, states=answer.states[:, columns]) for answer in answers]
 
 
-def _fit_uncalibrated(answers: Sequence[HarvestedAnswer], settings: FitSettings) -> FittedProbe:
-    from sklearn.linear_model import LogisticRegression
-
-    states = np.concatenate([_fitted_rows(answer, settings) for answer in answers])
-    states = states.astype(np.float32)
-    labels = _position_labels(answers, settings)
-    mean = states.mean(axis=0, dtype=np.float64)
-    scale = states.std(axis=0, dtype=np.float64) + 1e-6
-    states -= mean.astype(np.float32)
-    states /= scale.astype(np.float32)
-    model = LogisticRegression(
-        C=settings.regularisation, class_weight="balanced", max_iter=400, tol=1e-3
-    ).fit(states, labels)
-    return FittedProbe(mean, scale, model.coef_[0].astype(np.float64), _intercept(model), 1.0, 0.0)
-
-
-def _platt(
-    answers: Sequence[HarvestedAnswer],
-    margins: Sequence[NDArray[np.float64]],
-    settings: FitSettings,
-) -> tuple[float, float]:
-    from sklearn.linear_model import LogisticRegression
-
-    rows = np.concatenate([margin[: settings.n_positions] for margin in margins])
-    model = LogisticRegression(C=1e6).fit(rows[:, np.newaxis], _position_labels(answers, settings))
-    return float(np.asarray(model.coef_).item()), _intercept(model)
-
-
-def _intercept(model: LogisticRegression) -> float:
-    return float(np.asarray(model.intercept_).item())
-
-
-def _fitted_rows(answer: HarvestedAnswer, settings: FitSettings) -> NDArray[np.float16]:
-    return answer.states[1 : settings.n_positions + 1]
-
-
-def _position_labels(
-    answers: Sequence[HarvestedAnswer], settings: FitSettings
-) -> NDArray[np.int64]:
-    return np.concatenate(
-        [np.full(len(_fitted_rows(answer, settings)), answer.label) for answer in answers]
-    )
-
-
-def _folds(answers: Sequence[HarvestedAnswer], seed: int) -> list[int]:
+def request_folds(answers: Sequence[HarvestedAnswer], seed: int) -> list[int]:
     """A fold for each answer; answers of one request or one matched pair share theirs."""
     groups = sorted({answer.request.pair_id or answer.request.id for answer in answers})
     order = np.random.default_rng(seed).permutation(len(groups))
     fold_by_group = {groups[group]: int(at) % N_FOLDS for at, group in enumerate(order)}
     return [fold_by_group[answer.request.pair_id or answer.request.id] for answer in answers]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rows:
+    """The positions that are fitted. states: float32 (n, n_features); the others (n,)."""
+
+    states: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    answer_indices: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, answers: Sequence[HarvestedAnswer], n_positions: int) -> _Rows:
+        kept = [answer.states[1 : n_positions + 1] for answer in answers]
+        sizes = [len(states) for states in kept]
+        states = np.concatenate(kept).astype(np.float32)
+        if not np.isfinite(states).all():
+            raise SettingsError(
+                "cannot fit a probe: a hidden state holds numbers that are not finite; harvest "
+                "again, or leave out the layers that overflow float16"
+            )
+        return cls(
+            states,
+            np.repeat([answer.label for answer in answers], sizes),
+            np.repeat(np.arange(len(answers)), sizes),
+        )
+
+
+def _fit(rows: _Rows, trusted: NDArray[np.bool_], settings: FitSettings) -> ProbeGraph:
+    """trusted: which answers to fit on, bool (n_answers,)."""
+    kept = trusted[rows.answer_indices]
+    return margin_graph(
+        fit_estimator(settings.form, rows.states[kept], rows.labels[kept], settings.seed)
+    )
+
+
+def _out_of_fold(
+    answers: Sequence[HarvestedAnswer],
+    rows: _Rows,
+    folds: Sequence[int],
+    trusted: NDArray[np.bool_],
+    settings: FitSettings,
+) -> list[NDArray[np.float64]]:
+    """Margins of every position of every answer, by a probe that saw nothing of its fold."""
+    margins: list[NDArray[np.float64]] = [np.empty(0)] * len(answers)
+    for fold in range(N_FOLDS):
+        outside = np.array([at != fold for at in folds])
+        if outside.all():
+            continue
+        graph = _fit(rows, outside & trusted, settings)
+        for index in np.flatnonzero(~outside).tolist():
+            margins[index] = logits_of(graph, answers[index].states[1:])[:, 0]
+    return margins
+
+
+def _trusted(
+    labels: NDArray[np.int64], margins: Sequence[NDArray[np.float64]], settings: FitSettings
+) -> NDArray[np.bool_]:
+    """False for the few answers whose out-of-fold scores say the opposite of their label."""
+    means = np.array([margin[: settings.n_positions].mean() for margin in margins])
+    agreement = 1.0 / (1.0 + np.exp(np.clip(np.where(labels == 1, -means, means), -60, 60)))
+    trusted = np.ones(len(labels), dtype=np.bool_)
+    for label in (0, 1):
+        ours = np.flatnonzero(labels == label)
+        worst = ours[np.argsort(agreement[ours], kind="stable")][: int(_MAX_SET_ASIDE * len(ours))]
+        trusted[worst[agreement[worst] < _CONTRARY]] = False
+    return trusted

@@ -6,8 +6,9 @@ measured. Standardisation is robust: states far from the geometric median of all
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,15 +63,15 @@ def fit_estimator(
     from sklearn.preprocessing import StandardScaler
 
     steps: list[tuple[str, Any]] = [("scale", _fitted_scaler(StandardScaler(), states, seed))]
-    rows = steps[0][1].transform(states)
+    rows: NDArray[np.float32] = steps[0][1].transform(states)
     if form.kind != "linear":
         n_components = min(form.n_components, *rows.shape)
-        pca = PCA(n_components, svd_solver="randomized", random_state=seed).fit(rows)
+        pca: Any = PCA(n_components, svd_solver="randomized", random_state=seed).fit(rows)
         rows = pca.transform(rows)
         steps.append(("pca", pca))
     if form.kind == "mlp":
         # Components shrink fast; a network learns from all of them where they are of one size.
-        spread = StandardScaler().fit(rows)
+        spread: Any = StandardScaler().fit(rows)
         rows = spread.transform(rows)
         steps.append(("spread", spread))
     steps.append(("classifier", _fitted_classifier(form, rows, labels, seed)))
@@ -91,6 +92,7 @@ def _fitted_scaler(scaler: Any, states: NDArray[np.float32], seed: int) -> Any:
 def _fitted_classifier(
     form: ProbeForm, rows: NDArray[np.float32], labels: NDArray[np.int64], seed: int
 ) -> Any:
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.neural_network import MLPClassifier
 
@@ -99,14 +101,17 @@ def _fitted_classifier(
             C=form.regularisation, class_weight="balanced", max_iter=_MAX_ITERATIONS, tol=1e-3
         ).fit(rows, labels)
     drawn = _balanced(labels, seed)
-    return MLPClassifier(
+    network: Any = MLPClassifier(
         (form.n_hidden,),
         alpha=1.0 / form.regularisation,
         max_iter=_MLP_EPOCHS,
-        n_iter_no_change=_MLP_EPOCHS,
-        batch_size=min(256, len(drawn)),
+        batch_size=cast("Any", int(np.clip(len(drawn) // 20, 1, 256))),  # typed as str there
         random_state=seed,
-    ).fit(rows[drawn], labels[drawn])
+    )
+    with warnings.catch_warnings():
+        # So many epochs are the intention: the fewer, the less it remembers single answers.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return network.fit(rows[drawn], labels[drawn])
 
 
 def _balanced(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

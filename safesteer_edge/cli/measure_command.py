@@ -110,10 +110,17 @@ def _print_quality(quality: ProbeQuality) -> None:
         f"{'mean':>5} {quality.mean_against_ordinary:>9.3f} "
         f"{quality.mean_against_borderline:>11.3f} {quality.mean_against_harmless_twins:>7.3f}"
     )
-    print(
-        "harmful answers found at 1 % false alarms on ordinary ones: "
-        f"{100 * quality.tpr_at_1_percent_ordinary:.0f} %"
+    bounds = (
+        ("ordinary", quality.mean_against_ordinary_95),
+        ("borderline", quality.mean_against_borderline_95),
+        ("twins", quality.mean_against_harmless_twins_95),
     )
+    shown = ", ".join(f"{name} {low:.3f}–{high:.3f}" for name, (low, high) in bounds)
+    print(f"mean, 95 %: {shown}")
+    print(f"candidate, mean of steps 1–4: {quality.early_candidate:.3f}")
+    print("harmful answers found at 1 % false alarms, by their mean score")
+    print(f"  on ordinary answers    {quality.found_at_1_percent_ordinary}")
+    print(f"  on borderline answers  {quality.found_at_1_percent_borderline}")
 
 
 def _measure_guard(settings: SessionSettings, options: argparse.Namespace) -> int:

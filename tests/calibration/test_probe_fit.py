@@ -11,14 +11,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from safesteer_edge.calibration import probe_fit
 from safesteer_edge.calibration.harvest import HarvestedAnswer
 from safesteer_edge.calibration.probe_fit import (
     N_FOLDS,
     FitSettings,
     FittedProbe,
     fit_probe,
+    request_folds,
     select_layers,
+)
+from safesteer_edge.calibration.probe_forms import ProbeForm
+from safesteer_edge.converters.probe_graph import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+    DenseLayer,
 )
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.evaluation.statistics import auroc
@@ -30,7 +34,8 @@ from tests.made_up_answers import (
     with_flipped_labels,
 )
 
-SETTINGS = FitSettings(regularisation=0.01, n_positions=N_POSITIONS)
+LINEAR = ProbeForm("linear", 0.01)
+SETTINGS = FitSettings(LINEAR, n_positions=N_POSITIONS, calibration="platt")
 
 
 def separation(answers: Sequence[HarvestedAnswer], scores: Sequence[NDArray[np.float64]]) -> float:
@@ -42,7 +47,9 @@ def separation(answers: Sequence[HarvestedAnswer], scores: Sequence[NDArray[np.f
 
 def raw_direction(probe: FittedProbe) -> NDArray[np.float64]:
     """The probe's weights on raw states, of length 1."""
-    direction = probe.weights / probe.scale
+    (layer,) = probe.graph.layers
+    assert isinstance(layer, DenseLayer)
+    direction = layer.weights[:, 0] / probe.graph.scale
     return direction / np.linalg.norm(direction)
 
 
@@ -68,7 +75,7 @@ def test_out_of_fold_scores_of_pure_noise_are_those_of_a_coin():
     assert np.mean(found) == pytest.approx(0.5, abs=0.08)
     planted = plant(size=0.0, n_features=96)
     probe, _ = fit_probe(planted.answers, SETTINGS)
-    remembered = [probe.decisions(answer.states[1:].astype(float)) for answer in planted.answers]
+    remembered = [probe.margins(answer.states[1:].astype(float)) for answer in planted.answers]
     assert separation(planted.answers, remembered) > 0.6
 
 
@@ -80,7 +87,7 @@ def test_a_twentieth_of_wrong_labels_costs_little():
     # Measured against the true labels.
     clean_separation = separation(planted.answers, clean_scores)
     noisy_separation = separation(planted.answers, noisy_scores)
-    assert noisy_separation > clean_separation - 0.02
+    assert noisy_separation > clean_separation - 0.01
 
 
 def test_scores_are_calibrated_chances():
@@ -102,7 +109,7 @@ def test_a_fit_is_scikit_learns_on_standardised_states():
     oracle = LogisticRegression(C=0.01, class_weight="balanced", tol=1e-6, max_iter=2000)
     oracle.fit(standard, labels)
     expected = oracle.decision_function(standard)
-    np.testing.assert_allclose(probe.decisions(states), expected, rtol=0, atol=0.02)
+    np.testing.assert_allclose(probe.margins(states), expected, rtol=0, atol=0.02)
 
 
 def test_only_the_positions_asked_for_are_fitted():
@@ -113,7 +120,7 @@ def test_only_the_positions_asked_for_are_fitted():
         states[4:] = -states[4:]  # from answer token 4 on, the classes change sides
         states[0] = 100.0  # the prompt's own state is no part of the answer
         spoiled.append(made_up_answer(states, answer.request))
-    probe, scores = fit_probe(spoiled, FitSettings(regularisation=0.01, n_positions=3))
+    probe, scores = fit_probe(spoiled, FitSettings(LINEAR, n_positions=3))
     assert raw_direction(probe) @ planted.direction > 0.9
     assert [len(row) for row in scores] == [N_POSITIONS] * len(spoiled)  # all are scored
 
@@ -141,7 +148,7 @@ def test_answers_of_one_request_or_pair_share_a_fold(
         *(made_up_request("ordinary", n) for n in range(n_ordinary)),
     ]
     answers = [made_up_answer(states, request) for request in requests] * n_answers_each
-    folds = probe_fit._folds(answers, seed)
+    folds = request_folds(answers, seed)
     fold_by_group: dict[str, set[int]] = {}
     for answer, fold in zip(answers, folds, strict=True):
         group = answer.request.pair_id or answer.request.id
@@ -162,12 +169,3 @@ def test_layers_are_selected_in_the_order_wanted():
     }
     np.testing.assert_array_equal(selected.states, np.hstack([by_layer[7], by_layer[2]]))
     assert (selected.request, selected.label) == (answer.request, answer.label)
-
-
-def test_extreme_margins_give_scores_and_no_warnings():
-    probe = FittedProbe(np.zeros(1), np.ones(1), np.ones(1), 0.0, slope=1.0, intercept=0.0)
-    with np.errstate(all="raise"):
-        low, middle, high = probe.scores(np.array([[-1e6], [0.0], [1e6]]))
-    assert 0 <= low < 1e-20
-    assert middle == 0.5
-    assert high == 1.0

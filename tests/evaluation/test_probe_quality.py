@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safesteer_edge.calibration.harvest import AnswerKind, HarvestedAnswer
 from safesteer_edge.calibration.requests_data import Label
 from safesteer_edge.evaluation.probe_quality import N_STEPS, measure_probe_quality
+from safesteer_edge.evaluation.statistics import Share
 from tests.made_up_answers import made_up_answer, made_up_request
 
 
@@ -77,7 +78,10 @@ def test_means_leave_the_prompt_out():
     assert quality.mean_against_ordinary == 1.0
     assert quality.mean_against_borderline == 0.75
     assert quality.mean_against_harmless_twins == 0.75
-    assert quality.tpr_at_1_percent_ordinary == 1.0
+    assert quality.found_at_1_percent_ordinary == Share(2, 2)
+    assert quality.found_at_1_percent_borderline == Share(1, 2)  # 0.5 is not above 0.5
+    low, high = quality.mean_against_borderline_95
+    assert low < 0.75 < high
     counts = (quality.n_harmful, quality.n_ordinary, quality.n_borderline, quality.n_harmless)
     assert (*counts, quality.n_candidate_pairs) == (2, 3, 1, 1, 2)
 

@@ -35,11 +35,12 @@ class PlotPoint:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points of one name, joined by a line if `joined`."""
+    """Points of one name, joined by a line if `joined`. radius: of a point's dot; 0: no dots."""
 
     name: str
     points: tuple[PlotPoint, ...]
     joined: bool = True
+    radius: float = 4
 
 
 def plot(
@@ -117,7 +118,11 @@ def _drawn(
             low, high = (_y(v, y_range) for v in point.y_range)
             parts.append(_whisker(x, low, x, high, colour))
         title = f"<title>{escape(point.label)}</title>" if point.label else ""
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}">{title}</circle>')
+        if series.radius:
+            parts.append(
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{series.radius:g}" fill="{colour}">'
+                f"{title}</circle>"
+            )
     return parts
 
 
