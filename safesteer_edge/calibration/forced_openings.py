@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from safesteer_edge.calibration.requests_data import Split
+
 OpeningKind = Literal["refusal", "compliance"]
 
 REFUSAL_OPENINGS: tuple[str, ...] = (
@@ -82,10 +84,16 @@ HELD_OUT_COMPLIANCE_OPENINGS: tuple[str, ...] = (
 )
 
 
-def opening(kind: OpeningKind, index: int, *, held_out: bool) -> str:
-    """The index-th opening of a kind (cyclic), from the training or the held-out wordings."""
-    if kind == "refusal":
-        texts = HELD_OUT_REFUSAL_OPENINGS if held_out else REFUSAL_OPENINGS
+def opening(kind: OpeningKind, index: int, *, split: Split) -> str:
+    """The index-th opening of a kind (cyclic), from the wordings that this split may use.
+
+    The calibration split has wordings of its own, a quarter of those that a probe is fitted on in
+    the end: candidates that are fitted on the train split are judged on words they never saw.
+    """
+    if split == "test":
+        texts = HELD_OUT_REFUSAL_OPENINGS if kind == "refusal" else HELD_OUT_COMPLIANCE_OPENINGS
     else:
-        texts = HELD_OUT_COMPLIANCE_OPENINGS if held_out else COMPLIANCE_OPENINGS
+        every = REFUSAL_OPENINGS if kind == "refusal" else COMPLIANCE_OPENINGS
+        is_calibration = split == "calibration"
+        texts = [text for at, text in enumerate(every) if (at % 4 == 3) == is_calibration]
     return texts[index % len(texts)]

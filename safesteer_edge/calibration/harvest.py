@@ -133,12 +133,12 @@ class Harvester:
 
 def forced_texts(request: Request) -> dict[AnswerKind, str]:
     """What each kind of answer to a request begins with; nothing for the model's own."""
-    index, held_out = _stable_index(request), request.split == "test"
+    index, split = _stable_index(request), request.split
     texts: dict[AnswerKind, str] = {"own": ""}
     if request.label == "harmful":
-        texts["refusal"] = opening("refusal", index, held_out=held_out)
+        texts["refusal"] = opening("refusal", index, split=split)
     if request.label in ("harmful", "harmless", "borderline"):
-        texts["compliance"] = opening("compliance", index, held_out=held_out)
+        texts["compliance"] = opening("compliance", index, split=split)
     return texts
 
 

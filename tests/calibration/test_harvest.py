@@ -13,9 +13,10 @@ from safesteer_edge.calibration.forced_openings import (
     HELD_OUT_COMPLIANCE_OPENINGS,
     HELD_OUT_REFUSAL_OPENINGS,
     REFUSAL_OPENINGS,
+    opening,
 )
 from safesteer_edge.calibration.harvest import HarvestedAnswer, Harvester, HarvestPlan
-from safesteer_edge.calibration.requests_data import LABELS, Label, Request
+from safesteer_edge.calibration.requests_data import LABELS, SPLITS, Label, Request
 from safesteer_edge.engine.prompt_items import TokenRun
 from safesteer_edge.prompting import question_items
 from safesteer_edge.runtime import Runtime, last_state_of, open_runtime
@@ -110,6 +111,7 @@ def test_every_state_is_read_as_a_single_decoding_step(runtime: Runtime):
     ("split", "refusals", "compliances"),
     [
         ("train", REFUSAL_OPENINGS, COMPLIANCE_OPENINGS),
+        ("calibration", REFUSAL_OPENINGS, COMPLIANCE_OPENINGS),
         ("test", HELD_OUT_REFUSAL_OPENINGS, HELD_OUT_COMPLIANCE_OPENINGS),
     ],
 )
@@ -123,12 +125,20 @@ def test_test_requests_are_opened_in_words_that_training_never_saw(
         assert any(text.startswith(compliance.text) for text in compliances)
 
 
+def test_each_split_has_openings_of_its_own():
+    for kind in ("refusal", "compliance"):
+        by_split = [{opening(kind, index, split=split) for index in range(100)} for split in SPLITS]
+        train, calibration, test = by_split
+        assert min(len(texts) for texts in by_split) > 1
+        assert not (train & calibration or train & test or calibration & test)
+
+
 def test_a_forced_opening_is_continued_by_the_model(runtime: Runtime):
     plan = HarvestPlan(n_own_tokens=1, n_forced_tokens=60)
     _, _, answer = Harvester(runtime, plan).harvest([made_up_request("harmful", 1)])
     assert len(answer.token_ids) == 60
-    opening = next(text for text in COMPLIANCE_OPENINGS if answer.text.startswith(text))
-    assert len(answer.text) > len(opening)
+    begun = next(text for text in COMPLIANCE_OPENINGS if answer.text.startswith(text))
+    assert len(answer.text) > len(begun)
 
 
 def test_an_opening_depends_on_the_request_alone(runtime: Runtime):
