@@ -80,8 +80,10 @@ class SessionTurn:
         self._seed = (settings.sampling.seed + n_drawn) % (MAX_SEED + 1)
         self._guard = active_guard(settings, runtime.bundle)
         self._vector = runtime.fixed_vector
+        self._vector_gate: float | None = None
         if self._vector is None:
             self._vector = control_vector(settings, runtime.bundle, plan.asked.conversation)
+            self._vector_gate = runtime.bundle.vector_gate if runtime.bundle else None
         self.history: SessionHistory | None = None
         self.so_far: AnswerSoFar | None = None
 
@@ -113,15 +115,38 @@ class SessionTurn:
             for token_id in so_far.token_ids:
                 sampler.accept(token_id)
         engine = self._runtime.engine
-        prefill = engine.prefill(
-            items, sampler, control_vector=self._vector, cancelled=self._cancelled
-        )
+        if self._vector is not None and self._vector_gate is not None:
+            prefill = self._gated_prefill(items, sampler, self._vector_gate)
+        else:
+            prefill = engine.prefill(
+                items, sampler, control_vector=self._vector, cancelled=self._cancelled
+            )
         if given and engine.n_free < len(given) + self._n_spare:
             raise PromptTooLongError(
                 f"the answer is to begin with {len(given)} tokens, and {engine.n_free} are free "
                 "after the prompt; shorten either, or raise --ctx"
             )
         return prefill
+
+    def _gated_prefill(
+        self, items: Sequence[PromptItem], sampler: SamplerChain, gate: float
+    ) -> PrefillStats:
+        """Look at the prompt without the vector, and again with it where it looks harmful.
+
+        The second look costs one token: the rest of the prompt is the same.
+        """
+        engine, vector, self._vector = self._runtime.engine, self._vector, None
+        plain = engine.prefill(items, sampler, cancelled=self._cancelled)
+        score = prompt_score(self._guard, plain.last_state)
+        if score is not None and score <= gate:
+            return plain
+        self._vector = vector
+        steered = engine.prefill(items, sampler, control_vector=vector, cancelled=self._cancelled)
+        return replace(
+            steered,
+            n_reused_tokens=plain.n_reused_tokens,
+            elapsed_s=plain.elapsed_s + steered.elapsed_s,
+        )
 
     @property
     def _n_spare(self) -> int:

@@ -82,6 +82,11 @@ class GuardBundle:
         scale = entry.modalities.image if modality == "image" else entry.modalities.audio
         return None if scale is None else self._scaled(scale)
 
+    @property
+    def vector_gate(self) -> float | None:
+        """The prompt's harmful score above which the vector is on; None: whenever there is one."""
+        return None if self.config.vector is None else self.config.vector.gate
+
     def close(self) -> None:
         """Free the probe's session. Closing twice is safe."""
         self.probe.close()

@@ -65,6 +65,7 @@ class VectorEntry:
     What is added to the output of block L, for first <= L <= last, is sign · α · direction L.
     scale: α where no modality decides. max_scale: the largest |α| that calibration allows.
     layers: (first, last), both included, 0-based; block 0 cannot be steered by llama.cpp.
+    gate: it is on only where the prompt's harmful score without it is above this; None: always.
     """
 
     file: str
@@ -75,9 +76,12 @@ class VectorEntry:
     max_scale: float
     layers: tuple[int, int]
     modalities: ModalityScales
+    gate: float | None = None
 
     def __post_init__(self) -> None:
         _check_file(self.file, self.sha256, ".gguf")
+        if self.gate is not None:
+            require(0 <= self.gate <= 1, f"gate is {self.gate}; expected 0 to 1")
         require(self.max_scale > 0, f"max_scale is {self.max_scale}; expected more than 0")
         for scale in self.scales():
             require(

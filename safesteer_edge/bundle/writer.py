@@ -43,6 +43,7 @@ class VectorParts:
     layers: tuple[int, int]
     modalities: ModalityScales
     sign: Literal[1, -1] = 1
+    gate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,7 @@ def _vector_entry(folder: Path, parts: VectorParts) -> VectorEntry:
         max_scale=parts.max_scale,
         layers=parts.layers,
         modalities=parts.modalities,
+        gate=parts.gate,
     )
 
 

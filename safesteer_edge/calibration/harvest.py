@@ -18,13 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.calibration.carriers import Carrier, carried_items, carry
+from safesteer_edge.calibration.decoded_answer import decode_answer
 from safesteer_edge.calibration.forced_openings import opening
 from safesteer_edge.calibration.requests_data import Request
-from safesteer_edge.engine.llama_engine import LlamaEngine
 from safesteer_edge.engine.prompt_items import PromptItem
-from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.evaluation.refusal_rules import is_refusal
-from safesteer_edge.guard.sampling import SamplingSettings
 
 if TYPE_CHECKING:
     from safesteer_edge.runtime import Runtime
@@ -75,7 +73,6 @@ class Harvester:
     def __init__(self, runtime: Runtime, plan: HarvestPlan) -> None:
         """runtime: opened with `layers`, whose states come back joined in that order."""
         self._runtime = runtime
-        self._engine = runtime.engine
         self._plan = plan
 
     def harvest(self, requests: Iterable[Request]) -> Iterator[HarvestedAnswer]:
@@ -102,31 +99,15 @@ class Harvester:
         kind: AnswerKind,
         forced_text: str,
     ) -> HarvestedAnswer:
-        engine, model = self._engine, self._runtime.model
         n_tokens = self._plan.n_tokens(kind, carrier)
-        sampler = SamplerChain(SamplingSettings(temperature=0, top_k=1), n_vocab=model.n_vocab)
-        try:
-            states = [engine.prefill(items, sampler).last_state]
-            token_ids: list[int] = []
-            forced = model.tokenize_plain(forced_text) if forced_text else []
-            while len(token_ids) < n_tokens:
-                n_done = len(token_ids)
-                token_id = forced[n_done] if n_done < len(forced) else _greedy(engine)
-                states.append(engine.evaluate(token_id))
-                engine.accept(token_id)
-                token_ids.append(token_id)
-                if engine.is_end(token_id):
-                    break
-        finally:
-            sampler.close()
-        text = b"".join(engine.piece(token_id) for token_id in token_ids).decode("utf-8", "replace")
+        decoded = decode_answer(self._runtime, items, n_tokens=n_tokens, forced_text=forced_text)
         return HarvestedAnswer(
             request=request,
             kind=kind,
-            label=label_of(request, kind, text),
-            text=text,
-            token_ids=tuple(token_ids),
-            states=np.asarray(states, dtype=np.float16),
+            label=label_of(request, kind, decoded.text),
+            text=decoded.text,
+            token_ids=decoded.token_ids,
+            states=decoded.states.astype(np.float16),
             carrier=carrier,
         )
 
@@ -145,10 +126,6 @@ def forced_texts(request: Request) -> dict[AnswerKind, str]:
 def _stable_index(request: Request) -> int:
     """A number of the request alone: its openings do not depend on what else is harvested."""
     return int.from_bytes(hashlib.sha256(request.id.encode()).digest()[:4], "big")
-
-
-def _greedy(engine: LlamaEngine) -> int:
-    return int(engine.propose().token_ids[0])
 
 
 def label_of(request: Request, kind: AnswerKind, text: str) -> Literal[0, 1]:

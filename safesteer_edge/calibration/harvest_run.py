@@ -82,6 +82,7 @@ class Harvest:
         carriers: Collection[Carrier] | None = None,
         kinds: Collection[AnswerKind] | None = None,
         n_rows: int | None = None,
+        wanted: Callable[[Request], bool] = lambda _: True,
     ) -> list[HarvestedAnswer]:
         """Answers with the states of these layers, joined; None: of all carriers, kinds, rows.
 
@@ -90,7 +91,7 @@ class Harvest:
         return [
             answer
             for unit in self.units
-            if carriers is None or unit.carrier in carriers
+            if (carriers is None or unit.carrier in carriers) and wanted(unit.request)
             for answer in self.cache.get(
                 unit.key, unit.request, unit.carrier, layers, n_rows=n_rows
             )

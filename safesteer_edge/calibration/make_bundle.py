@@ -6,19 +6,23 @@ Everything is decided on the train and calibration splits; the test split is nev
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge import __version__
-from safesteer_edge.bundle.canaries import Canaries, EngineCanary, ProbeCanary
 from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.writer import BundleParts, write_bundle
 from safesteer_edge.calibration.harvest import HarvestedAnswer, HarvestPlan
 from safesteer_edge.calibration.harvest_cache import DEFAULT_LIMIT_BYTES
 from safesteer_edge.calibration.harvest_run import Harvest, HarvestSettings, Progress, harvest
+from safesteer_edge.calibration.measured_parts import (
+    ScoreStates,
+    make_canaries,
+    residual_norms,
+)
 from safesteer_edge.calibration.policy_fit import (
     AnswerScores,
     FalseAlarmTargets,
@@ -32,15 +36,12 @@ from safesteer_edge.calibration.probe_fit import (
 )
 from safesteer_edge.calibration.probe_forms import ProbeForm
 from safesteer_edge.calibration.requests_data import Label, Request
-from safesteer_edge.engine.prompt_items import TokenRun
+from safesteer_edge.calibration.separation import separation_by_layer
+from safesteer_edge.calibration.vector_candidates import VectorSettings
+from safesteer_edge.calibration.vector_stage import VectorResult, VectorTask, fit_vector
 from safesteer_edge.evaluation.statistics import auroc
-from safesteer_edge.prompting import question_items
-from safesteer_edge.runtime import Runtime, last_state_of, open_runtime
+from safesteer_edge.runtime import open_runtime
 from safesteer_edge.settings import SessionSettings
-
-N_PROBE_CANARIES = 8
-N_ENGINE_CANARIES = 2
-N_NORM_REQUESTS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class CalibrationSettings:
     hears: bool = False
     cache: Path | None = None
     cache_limit_bytes: int = DEFAULT_LIMIT_BYTES
+    vector: VectorSettings = field(default_factory=VectorSettings)
 
     @property
     def harvest(self) -> HarvestSettings:
@@ -124,9 +126,16 @@ def bundle_from_harvest(
     chosen = harvested.answers(best.layers, kinds=("own",))
     runtime = open_runtime(session, layers=best.layers)
     try:
-        canaries = _canaries(runtime, best.probe, chosen, requests)
+        canaries = make_canaries(runtime, best.probe.scores, chosen, requests)
     finally:
         runtime.close()
+    norms = residual_norms(session, requests)
+    vector = _vector(harvested, settings, best, norms, runtime.info.architecture, progress)
+    calibration = {
+        "harvested": _harvested_counts(harvested),
+        "separation": separation_by_layer(harvested, progress),
+        "vector": vector.record,
+    }
     parts = BundleParts(
         name=settings.name,
         created_by=f"safesteer-edge {__version__}",
@@ -134,11 +143,12 @@ def bundle_from_harvest(
         probe_onnx=best.probe.to_onnx(),
         probe_layers=best.layers,
         policy=best.choice.policy,
-        residual_norms=_residual_norms(session, requests),
+        residual_norms=norms,
         canaries=canaries,
         refusal_text=settings.refusal_text,
         route_hint=runtime.route.name if runtime.route else None,
-        figures=_figures(fits, best, settings),
+        vector=vector.parts,
+        figures={**_figures(fits, best, settings), "calibration": calibration},
     )
     return write_bundle(folder, parts)
 
@@ -156,6 +166,39 @@ def _fits(harvested: Harvest, settings: CalibrationSettings, progress: Progress)
             n_done += 1
             progress("fitting probes", n_done, n_total)
             yield _Fit(layers, regularisation, probe, choice, separation)
+
+
+def _vector(
+    harvested: Harvest,
+    settings: CalibrationSettings,
+    best: _Fit,
+    norms: Sequence[float],
+    architecture: str,
+    progress: Progress,
+) -> VectorResult:
+    """The alignment vector, judged by the chosen kind of probe."""
+
+    def fit(answers: Sequence[HarvestedAnswer]) -> ScoreStates:
+        return fit_probe(answers, FitSettings(ProbeForm("linear", best.regularisation)))[0].scores
+
+    task = VectorTask(
+        session=settings.harvest.session,
+        probe_layers=best.layers,
+        fit=fit,
+        residual_norms=norms,
+        architecture=architecture,
+        settings=settings.vector,
+    )
+    return fit_vector(harvested, task, progress)
+
+
+def _harvested_counts(harvested: Harvest) -> dict[str, dict[str, int]]:
+    """Requests by carrier and label."""
+    counts: dict[str, dict[str, int]] = {}
+    for unit in harvested.units:
+        row = counts.setdefault(unit.carrier, {})
+        row[unit.request.label] = row.get(unit.request.label, 0) + 1
+    return {carrier: dict(sorted(row.items())) for carrier, row in sorted(counts.items())}
 
 
 def _by_request(
@@ -176,62 +219,6 @@ def _by_request(
 
 def _means(rows: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     return np.array([row.mean() for row in rows])
-
-
-def _canaries(
-    runtime: Runtime,
-    probe: FittedProbe,
-    answers: Sequence[HarvestedAnswer],
-    requests: Sequence[Request],
-) -> Canaries:
-    """States that span the range of scores, and prompts whose state the engine must give again."""
-    states = np.stack([answer.states[-1] for answer in answers if answer.kind == "own"])
-    order = np.argsort(probe.scores(states.astype(np.float64)))
-    picked = order[np.linspace(0, len(order) - 1, N_PROBE_CANARIES).astype(int)]
-    probe_canaries = tuple(_probe_canary(states[index], probe) for index in picked)
-    harmless = [request for request in requests if request.label == "ordinary"]
-    engine_canaries: list[EngineCanary] = []
-    for request in harmless[:N_ENGINE_CANARIES]:
-        token_ids = _prompt_token_ids(runtime, request)
-        state = last_state_of(runtime.engine, runtime.model, token_ids)
-        score = float(probe.scores(state[np.newaxis, :].astype(np.float64))[0])
-        engine_canaries.append(
-            EngineCanary(
-                hidden_state=state.astype("<f4").tobytes(), harmful_score=score, token_ids=token_ids
-            )
-        )
-    return Canaries(probe=probe_canaries, engine=tuple(engine_canaries))
-
-
-def _probe_canary(state: NDArray[np.float16], probe: FittedProbe) -> ProbeCanary:
-    wide = state.astype("<f4")
-    score = float(probe.scores(wide[np.newaxis, :].astype(np.float64))[0])
-    return ProbeCanary(hidden_state=wide.tobytes(), harmful_score=score)
-
-
-def _prompt_token_ids(runtime: Runtime, request: Request) -> tuple[int, ...]:
-    items = question_items(request.text, template=runtime.template, model=runtime.model)
-    return tuple(
-        token_id for item in items if isinstance(item, TokenRun) for token_id in item.token_ids
-    )
-
-
-def _residual_norms(session: SessionSettings, requests: Sequence[Request]) -> tuple[float, ...]:
-    """Mean L2 norm of every block's output at the last prompt position, over a few requests."""
-    info = open_runtime(session)
-    n_layer = info.info.n_layer
-    info.close()
-    runtime = open_runtime(session, layers=range(n_layer))
-    try:
-        norms: list[NDArray[np.float32]] = []
-        for request in requests[:: max(1, len(requests) // N_NORM_REQUESTS)]:
-            state = last_state_of(
-                runtime.engine, runtime.model, _prompt_token_ids(runtime, request)
-            )
-            norms.append(np.linalg.norm(state.reshape(n_layer, -1), axis=1))
-    finally:
-        runtime.close()
-    return tuple(float(norm) for norm in np.mean(norms, axis=0))
 
 
 def _figures(fits: Sequence[_Fit], best: _Fit, settings: CalibrationSettings) -> dict[str, object]:

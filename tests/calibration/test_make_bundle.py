@@ -121,7 +121,11 @@ def test_its_figures_say_what_was_tried(made: Made):
 
 def test_progress_is_told_to_the_end(made: Made):
     ends = {what: (n_done, n_total) for what, n_done, n_total in made.progress}
-    assert ends == {"harvesting answers": (14, 14), "fitting probes": (3, 3)}
+    assert ends == {
+        "harvesting answers": (14, 14),
+        "fitting probes": (3, 3),
+        "comparing layers": (3, 3),
+    }
 
 
 def test_every_layer_of_every_set_is_harvested(made: Made):

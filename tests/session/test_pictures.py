@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from gguf import GGUFReader
 from PIL import Image
 
 from safesteer_edge.bundle.bundle import load_bundle
+from safesteer_edge.bundle.writer import write_bundle
 from safesteer_edge.engine.prompt_items import PromptItem, TokenRun
 from safesteer_edge.errors import InputError, MediaError
 from safesteer_edge.media.images import load_image
@@ -78,6 +80,27 @@ def test_the_vector_changes_the_answer_to_a_picture(guarded_tiny: GuardedTiny, p
                 any("no alignment vector" in w for w in session.info.media_warnings) != has_vector
             )
     assert answers[True] != answers[False]
+
+
+@pytest.mark.parametrize(("gate", "is_on"), [(0.0, True), (1.0, False)])
+def test_a_gated_vector_is_on_where_the_prompt_looks_harmful(
+    guarded_tiny: GuardedTiny, picture: Path, tmp_path: Path, gate: float, is_on: bool
+):
+    parts = guarded_tiny.parts(bias=WAVERING, has_vector=True)
+    assert parts.vector is not None
+    gated = replace(parts, vector=replace(parts.vector, gate=gate))
+    write_bundle(tmp_path / "gated", gated)
+    always = guarded_tiny.bundle(WAVERING, has_vector=is_on)
+    turns = []
+    for bundle in (tmp_path / "gated", always):
+        with opened(guarded_tiny, bundle, mmproj=guarded_tiny.projector) as session:
+            ask(session, "Hello there")
+            turns.append(ask(session, "What is this?", images=[picture]))
+    first, second = turns
+    assert first.prefill.vector_active == first.ended.guard.vector_active == is_on
+    assert (first.text, first.scores) == (second.text, second.scores)
+    assert first.prefill.prompt_score == second.prefill.prompt_score
+    assert first.prefill.n_reused_tokens == second.prefill.n_reused_tokens
 
 
 @pytest.mark.parametrize("mode", ["monitor", "off"])

@@ -1,0 +1,97 @@
+"""How well states tell harmful from harmless, at every layer and step: what a probe could find.
+
+At each layer a linear discriminant (shrunk covariance) is made from the answers to 60 % of the
+requests and tried on the others. Step 0 is the prompt's last position, where harmful requests are
+told from all others; at steps 1 to 16 it is answers that comply with a harmful request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safesteer_edge.calibration.harvest import HarvestedAnswer
+from safesteer_edge.calibration.harvest_cache import N_EARLY_ROWS
+from safesteer_edge.calibration.harvest_run import Harvest, Progress
+from safesteer_edge.calibration.vector_candidates import part_of
+from safesteer_edge.evaluation.statistics import auroc
+
+_SHRINKAGE: Final = 0.2
+_DIGITS: Final = 4
+
+
+def separation_by_layer(harvested: Harvest, progress: Progress) -> dict[str, Any]:
+    """JSON: {"text" | "media": {"layers": […], "auroc": [layer][step], "n": [step][harmful, not]}}.
+
+    A step that too few answers reach has null. Cost for the embedded default: a minute.
+    """
+    layers = harvested.shape.layers
+    tables: dict[str, dict[str, Any]] = {}
+    for n_done, layer in enumerate(layers, start=1):
+        answers = harvested.answers((layer,), n_rows=N_EARLY_ROWS)
+        for name in ("text", "media"):
+            chosen = [a for a in answers if (a.carrier == "text") == (name == "text")]
+            if not chosen:
+                continue
+            table = tables.setdefault(name, {"layers": [], "auroc": [], "n": []})
+            values, counts = _by_step(chosen)
+            table["layers"].append(layer)
+            table["auroc"].append(values)
+            table["n"] = counts
+        progress("comparing layers", n_done, len(layers))
+    return tables
+
+
+def _by_step(answers: Sequence[HarvestedAnswer]) -> tuple[list[float | None], list[list[int]]]:
+    made_from = [answer for answer in answers if part_of(answer.request) == "making"]
+    tried_on = [answer for answer in answers if part_of(answer.request) != "making"]
+    values: list[float | None] = []
+    counts: list[list[int]] = []
+    whole = _discriminant(made_from)
+    for step in range(N_EARLY_ROWS):
+        direction = _discriminant(made_from, step=0) if step == 0 else whole
+        states, labels = _rows(tried_on, step)
+        n_harmful = int(labels.sum())
+        counts.append([n_harmful, len(labels) - n_harmful])
+        if direction is None or min(counts[-1]) == 0:
+            values.append(None)
+            continue
+        along = states @ direction
+        values.append(round(auroc(along[labels == 1], along[labels == 0]), _DIGITS))
+    return values, counts
+
+
+def _discriminant(
+    answers: Sequence[HarvestedAnswer], step: int | None = None
+) -> NDArray[np.float64] | None:
+    """Where harmful states lie from the others, the common spread divided out; None: one class."""
+    parts = [_rows(answers, at) for at in ([step] if step is not None else range(1, N_EARLY_ROWS))]
+    states = np.concatenate([rows for rows, _ in parts])
+    labels = np.concatenate([labels for _, labels in parts])
+    if labels.min(initial=1) == labels.max(initial=0):
+        return None
+    means = [states[labels == label].mean(axis=0) for label in (0, 1)]
+    centred = states - np.array(means)[labels]
+    spread = centred.T @ centred / len(states)
+    diagonal = np.diag(spread).copy()
+    spread *= 1.0 - _SHRINKAGE
+    spread[np.diag_indices_from(spread)] += _SHRINKAGE * diagonal + 1e-6 * diagonal.mean() + 1e-9
+    return np.linalg.solve(spread, means[1] - means[0])
+
+
+def _rows(
+    answers: Sequence[HarvestedAnswer], step: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """States at one step and their labels, of the answers that are so long."""
+    if step == 0:
+        kept = [answer for answer in answers if answer.kind == "own"]
+        labels = [int(answer.request.label == "harmful") for answer in kept]
+    else:
+        kept = [answer for answer in answers if len(answer.states) > step]
+        labels = [answer.label for answer in kept]
+    n_features = answers[0].states.shape[1] if answers else 0
+    states = np.array([answer.states[step] for answer in kept], dtype=np.float64)
+    return states.reshape(len(kept), n_features), np.array(labels, dtype=np.int64)

@@ -1,0 +1,125 @@
+"""What a control vector does to prompts with media: their states, first token and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safesteer_edge.calibration.carriers import Carrier, carried_items, carry
+from safesteer_edge.calibration.decoded_answer import DecodedAnswer, decode_answer
+from safesteer_edge.calibration.forced_openings import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS
+from safesteer_edge.calibration.measured_parts import ScoreStates
+from safesteer_edge.calibration.requests_data import Request
+from safesteer_edge.evaluation.refusal_rules import is_refusal
+
+if TYPE_CHECKING:
+    from safesteer_edge.runtime import Runtime
+
+Directions = NDArray[np.float32]
+_LEAST_LOG_PROBABILITY = -30.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """One vector, or none, on some prompts; all arrays are float64 (n_prompts,).
+
+    prompt_scores: of the last prompt position. kl: of the first token's distribution from the one
+    without a vector, nats. refusal_lean: log of the chance that it opens a refusal, less that of
+    an agreeing opening. found: 1 where the answer refuses, else the mean of its tokens' scores;
+    prompts that were not answered have NaN there. refused: 1 where it refuses.
+    """
+
+    prompt_scores: NDArray[np.float64]
+    kl: NDArray[np.float64]
+    refusal_lean: NDArray[np.float64]
+    found: NDArray[np.float64]
+    mean_scores: NDArray[np.float64]
+    refused: NDArray[np.float64]
+
+    def at(self, index: NDArray[np.integer]) -> Trial:
+        """The trial on these prompts, in this order."""
+        return Trial(*(getattr(self, name)[index] for name in Trial.__slots__))
+
+    def where(self, is_on: NDArray[np.bool_], other: Trial) -> Trial:
+        """This trial's values where the vector is on, the other's elsewhere."""
+        return Trial(
+            *(
+                np.where(is_on, getattr(self, name), getattr(other, name))
+                for name in Trial.__slots__
+            )
+        )
+
+
+def try_vectors(
+    runtime: Runtime,
+    score: ScoreStates,
+    prompts: Sequence[tuple[Request, Carrier]],
+    vectors: Sequence[Directions],
+    *,
+    n_tokens: int,
+    on_prompt: Callable[[], None] = lambda: None,
+) -> tuple[Trial, list[Trial]]:
+    """The trial without a vector, and that of each vector.
+
+    runtime: opened with the layers that `score` reads. A prompt is evaluated once, and its last
+    token again for each vector; n_tokens: of answers, 0 for none.
+    """
+    openings = _first_tokens(runtime)
+    rows: list[list[tuple[float, ...]]] = []
+    for request, carrier in prompts:
+        items = carried_items(carry(request, carrier, runtime), runtime)
+        plain = decode_answer(runtime, items, n_tokens=n_tokens)
+        reference = _log_softmax(plain.first_logits)
+        row = [_measures(plain, reference, score, openings)]
+        for directions in vectors:
+            answer = decode_answer(runtime, items, n_tokens=n_tokens, control_vector=directions)
+            row.append(_measures(answer, reference, score, openings))
+        rows.append(row)
+        on_prompt()
+    values = np.array(rows, dtype=np.float64)  # (n_prompts, 1 + n_vectors, n_measures)
+    base, *others = (Trial(*values[:, index].T) for index in range(values.shape[1]))
+    return base, others
+
+
+def _measures(
+    answer: DecodedAnswer,
+    reference: NDArray[np.float64],
+    score: ScoreStates,
+    openings: tuple[list[int], list[int]],
+) -> tuple[float, ...]:
+    scores = score(answer.states)
+    log_p = _log_softmax(answer.first_logits)
+    kl = float(np.sum(np.exp(reference) * (reference - log_p)))
+    lean = _log_mass(log_p, openings[0]) - _log_mass(log_p, openings[1])
+    if len(scores) == 1:
+        return float(scores[0]), kl, lean, np.nan, np.nan, np.nan
+    refused = is_refusal(answer.text)
+    mean = float(scores[1:].mean())
+    return float(scores[0]), kl, lean, 1.0 if refused else mean, mean, float(refused)
+
+
+def _first_tokens(runtime: Runtime) -> tuple[list[int], list[int]]:
+    """First tokens of refusing openings, and of agreeing ones, without those of both."""
+    sets = [
+        {runtime.model.tokenize_plain(text)[0] for text in texts}
+        for texts in (REFUSAL_OPENINGS, COMPLIANCE_OPENINGS)
+    ]
+    both = sets[0] & sets[1]
+    refusing, agreeing = (sorted(tokens - both) for tokens in sets)
+    return refusing, agreeing
+
+
+def _log_mass(log_p: NDArray[np.float64], token_ids: Sequence[int]) -> float:
+    if not token_ids:
+        return 0.0
+    return max(_LEAST_LOG_PROBABILITY, float(np.logaddexp.reduce(log_p[list(token_ids)])))
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    wide = logits.astype(np.float64)
+    wide -= wide.max()
+    return wide - np.log(np.exp(wide).sum())
