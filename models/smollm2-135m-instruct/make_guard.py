@@ -1,9 +1,11 @@
 """Make the guard bundle of the embedded default model, from the project's own requests.
 
-    python models/smollm2-135m-instruct/make_guard.py
+    python models/smollm2-135m-instruct/make_guard.py [PROJECTOR.gguf]
 
-Needs the extras `default-model` and `calibration`; takes about a quarter of an hour on two cores.
-The test split is not read: `safesteer-edge measure` measures the result on it.
+The same as `safesteer-edge calibrate`, with the bundle's name and place. PROJECTOR: default the
+catalogue's, if it is there. Needs the extras `default-model` and `calibration`; takes about a
+quarter of an hour on two cores, half an hour with pictures. The test split is not read:
+`safesteer-edge measure` and `eval` measure the result on it.
 """
 
 from __future__ import annotations
@@ -11,38 +13,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from safesteer_edge.calibration.harvest import HarvestPlan
-from safesteer_edge.calibration.make_bundle import CalibrationSettings, make_bundle
-from safesteer_edge.calibration.policy_fit import FalseAlarmTargets
+from safesteer_edge.calibration.default_settings import default_settings
+from safesteer_edge.calibration.make_bundle import make_bundle
+from safesteer_edge.calibration.preflight import with_pictures
 from safesteer_edge.calibration.requests_data import load_requests
 from safesteer_edge.settings import SessionSettings
 
 FOLDER = Path(__file__).parent / "guard"
-REFUSAL_TEXT = (
-    "I can't help with that, because it could hurt someone. I'm glad to help another way."
-)
-
-# Of 30 blocks: early ones read words, the last ones the next token; meaning lies between.
-LAYER_SETS = (
-    (18,),
-    (14, 18, 24),
-    (12, 16, 20, 24, 28),
-    (12, 14, 16, 18, 20, 22, 24, 26, 28),
-)
 
 
-def main() -> None:
+def main(projector: Path | None) -> None:
     """Calibrate and write the bundle."""
-    settings = CalibrationSettings(
-        session=SessionSettings(),
-        layer_sets=LAYER_SETS,
-        regularisations=(1e-3, 3e-3),
-        plan=HarvestPlan(),
-        targets=FalseAlarmTargets(),
-        refusal_text=REFUSAL_TEXT,
-        name="smollm2-135m-instruct-q4_1",
-    )
-    requests = load_requests(splits=("train", "calibration"))
+    session = SessionSettings(mmproj=projector)
+    settings = default_settings(session, name="smollm2-135m-instruct-q4_1")
+    requests = with_pictures(session, load_requests(splits=("train", "calibration")))
     print(f"wrote {make_bundle(FOLDER, settings, requests, _show_progress)}")
 
 
@@ -52,4 +36,4 @@ def _show_progress(what: str, n_done: int, n_total: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)

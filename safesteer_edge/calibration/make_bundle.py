@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safesteer_edge import __version__
 from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.writer import BundleParts, write_bundle
+from safesteer_edge.calibration.cost import CostMeter
 from safesteer_edge.calibration.harvest import HarvestedAnswer, HarvestPlan
 from safesteer_edge.calibration.harvest_cache import DEFAULT_LIMIT_BYTES
 from safesteer_edge.calibration.harvest_run import Harvest, HarvestSettings, Progress, harvest
@@ -99,8 +100,9 @@ def make_bundle(
     progress(what, n_done, n_total). Cost for the embedded default: about 90,000 decoding steps
     and some fits. Raises SafeSteerError for what cannot be loaded, fitted or written.
     """
+    cost = CostMeter()
     harvested = harvest_requests(settings, requests, progress)
-    return bundle_from_harvest(folder, settings, requests, harvested, progress)
+    return bundle_from_harvest(folder, settings, requests, harvested, progress, cost)
 
 
 def harvest_requests(
@@ -118,8 +120,10 @@ def bundle_from_harvest(
     requests: Sequence[Request],
     harvested: Harvest,
     progress: Progress,
+    cost: CostMeter | None = None,
 ) -> Path:
     """Fit, choose and write, from what was harvested with these settings."""
+    cost = cost or CostMeter()
     session = settings.harvest.session
     fits = list(_fits(harvested, settings, progress))
     best = max(fits, key=lambda fit: (fit.choice.refused.harmful, fit.auroc))
@@ -135,6 +139,8 @@ def bundle_from_harvest(
         "harvested": _harvested_counts(harvested),
         "separation": separation_by_layer(harvested, progress),
         "vector": vector.record,
+        # The one field, beside the date, that differs between two runs on the same files.
+        "made": cost.to_json(),
     }
     parts = BundleParts(
         name=settings.name,
@@ -230,7 +236,7 @@ def _figures(fits: Sequence[_Fit], best: _Fit, settings: CalibrationSettings) ->
         },
         "targets": asdict(settings.targets),
         "regularisation": best.regularisation,
-        "calibration": best.probe.calibration.to_json(),
+        "score_calibration": best.probe.calibration.to_json(),
         "tried": [
             {
                 "layers": list(fit.layers),

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safesteer_edge.cli.exit_codes import OK
 from safesteer_edge.cli.model_options import add_machine_options
-from safesteer_edge.errors import RequestDataError, SettingsError
+from safesteer_edge.errors import SettingsError
 
 if TYPE_CHECKING:
+    from safesteer_edge.calibration.make_bundle import CalibrationSettings
     from safesteer_edge.calibration.requests_data import Request
 
-_REFUSAL_TEXT = (
-    "I can't help with that, because it could hurt someone. I'm glad to help another way."
-)
 _DESCRIPTION = """\
 Make a guard bundle: let the model answer requests, read its hidden states while it decodes, fit a
-probe to them, and choose the guard's numbers. Text only: no alignment vector is made. Takes about
-90,000 decoding steps with the project's own requests; measure the result with `measure`."""
+probe to them, derive the alignment vector where the model sees, and choose the guard's numbers.
+A run that was stopped goes on where it was; measure the result with `measure` and `eval`."""
+_PROGRESS_EVERY_S = 0.5
 
 
 def add_parser(subparsers: Any) -> None:
@@ -32,9 +32,22 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("model", metavar="NAME|F.gguf", help="the model, in its quantization")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="bundle")
     parser.add_argument(
+        "--mmproj", type=Path, metavar="F", help="its projector: requests come in pictures as well"
+    )
+    parser.add_argument(
         "--data", type=Path, metavar="F.jsonl", help="requests (default: the project's own)"
     )
+    parser.add_argument(
+        "--audio", action="store_true", help="play the recordings that rows of --data name"
+    )
     parser.add_argument("--name", help="the bundle's name (default: from the file)")
+    parser.add_argument(
+        "--cache-limit",
+        type=float,
+        default=8.0,
+        metavar="GIB",
+        help="hidden states kept on disk for the next run (default: 8 GiB)",
+    )
     add_machine_options(parser)
     parser.set_defaults(run=run)
 
@@ -48,54 +61,91 @@ def run(options: argparse.Namespace) -> int:
             )
     # Deferred: these import llama.cpp, which --help does not need.
     from safesteer_edge.bundle.writer import check_replaceable
-    from safesteer_edge.calibration.harvest import HarvestPlan
-    from safesteer_edge.calibration.layer_sets import layer_sets_for
-    from safesteer_edge.calibration.make_bundle import CalibrationSettings, make_bundle
-    from safesteer_edge.calibration.policy_fit import FalseAlarmTargets
-    from safesteer_edge.formats.model_file import check_language_model
-    from safesteer_edge.runtime import choose_model
-    from safesteer_edge.settings import SessionSettings
+    from safesteer_edge.calibration.make_bundle import make_bundle
+    from safesteer_edge.calibration.preflight import check_media, check_requests, with_pictures
 
-    path = choose_model(options.model).path
-    info = check_language_model(path)
-    requests = _requests(options.data)
-    check_replaceable(options.output)  # before minutes of work, not after
-    settings = CalibrationSettings(
-        session=SessionSettings(
-            model=str(path),
-            n_ctx=options.ctx,
-            n_gpu_layers=options.gpu_layers,
-            n_threads=options.threads,
-        ),
-        layer_sets=layer_sets_for(info.n_layer),
-        regularisations=(1e-3, 3e-3),
-        plan=HarvestPlan(),
-        targets=FalseAlarmTargets(),
-        refusal_text=_REFUSAL_TEXT,
-        name=options.name or path.stem,
-    )
-    folder = make_bundle(options.output, settings, requests, _show_progress)
+    # 1. Whatever cannot work is said before minutes of work, not after.
+    settings = _settings(options)
+    requests, source = _requests(options.data)
+    warnings = check_requests(requests, source)
+    check_media(settings.session, requests, hears=options.audio)
+    check_replaceable(options.output)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    # 2. The work.
+    progress = _Progress()
+    try:
+        requests = with_pictures(settings.session, requests)
+        folder = make_bundle(options.output, settings, requests, progress.show)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on where it was", file=sys.stderr)
+        raise
     print(folder)
     return OK
 
 
-def _requests(data: Path | None) -> tuple[Request, ...]:
-    """What may be calibrated on: never the test split. Raises RequestDataError."""
+def _settings(options: argparse.Namespace) -> CalibrationSettings:
+    from safesteer_edge.calibration.default_settings import default_settings
+    from safesteer_edge.settings import SessionSettings
+
+    if not options.cache_limit > 0:
+        raise SettingsError(f"--cache-limit is {options.cache_limit}; expected GiB, more than 0")
+    session = SessionSettings(
+        model=options.model,
+        mmproj=options.mmproj,
+        guard="off",
+        n_ctx=options.ctx,
+        n_gpu_layers=options.gpu_layers,
+        n_threads=options.threads,
+    )
+    return default_settings(
+        session,
+        name=options.name,
+        hears=options.audio,
+        cache_limit_bytes=int(options.cache_limit * (1 << 30)),
+    )
+
+
+def _requests(data: Path | None) -> tuple[tuple[Request, ...], str]:
+    """What may be calibrated on, never the test split; and what to call it."""
     from safesteer_edge.calibration.requests_data import load_requests, read_requests
 
     if data is None:
-        return load_requests(splits=("train", "calibration"))
+        return load_requests(splits=("train", "calibration")), "the package's requests"
     requests = tuple(request for request in read_requests(data) if request.split != "test")
-    labels = {request.label for request in requests}
-    missing = [label for label in ("harmful", "ordinary") if label not in labels]
-    if missing:
-        raise RequestDataError(
-            f"requests {str(data)!r} has no {' and no '.join(missing)} ones outside the test "
-            "split; a probe needs both"
-        )
-    return requests
+    return requests, f"requests {str(data)!r}"
 
 
-def _show_progress(what: str, n_done: int, n_total: int) -> None:
-    end = "\n" if n_done == n_total else ""
-    print(f"\r{what}: {n_done}/{n_total}", end=end, file=sys.stderr, flush=True)
+class _Progress:
+    """One line on stderr that says what is done, and how long the rest of it takes."""
+
+    def __init__(self) -> None:
+        self._what = ""
+        self._started_s = 0.0
+        self._n_at_start = 0
+        self._shown_s = 0.0
+
+    def show(self, what: str, n_done: int, n_total: int) -> None:
+        """Called after each step; the first call of a phase may already have some done."""
+        now_s = time.monotonic()
+        if what != self._what:
+            self._what, self._started_s, self._n_at_start = what, now_s, n_done
+            self._shown_s = 0.0
+        is_over = n_done == n_total
+        if not is_over and now_s - self._shown_s < _PROGRESS_EVERY_S:
+            return
+        self._shown_s = now_s
+        n_new = n_done - self._n_at_start
+        left = ""
+        if n_new and not is_over:
+            left = f", {_in_words((now_s - self._started_s) / n_new * (n_total - n_done))} left"
+        line = f"{what}: {n_done}/{n_total}{left}"
+        print(f"\r{line:<60}", end="\n" if is_over else "", file=sys.stderr, flush=True)
+
+
+def _in_words(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

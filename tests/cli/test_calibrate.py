@@ -1,9 +1,14 @@
-"""`safesteer-edge calibrate`: what it makes loads, and answers."""
+"""`safesteer-edge calibrate`: what it makes loads, the same each time, killed on the way or not."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,13 +18,14 @@ from safesteer_edge.cli.exit_codes import BAD_INPUT, OK
 from safesteer_edge.cli.main import main
 from safesteer_edge.formats.model_file import check_language_model
 from tests.guarded_tiny import GuardedTiny
+from tests.tiny_models.hearing_projector import write_tiny_hearing_projector
 
-COUNTS = {"harmful": 6, "harmless": 6, "borderline": 4, "ordinary": 6}
+COUNTS = {"harmful": 10, "harmless": 4, "borderline": 2, "ordinary": 10}
 
 
-def write_requests(path: Path, labels: dict[str, int]) -> Path:
+def write_requests(path: Path, labels: dict[str, int], **extra: str) -> Path:
     rows = [
-        {"text": f"{label} request number {number}", "label": label, "split": "train"}
+        {"text": f"{label} request number {number}", "label": label, "split": "train", **extra}
         for label, n in labels.items()
         for number in range(n)
     ]
@@ -27,28 +33,130 @@ def write_requests(path: Path, labels: dict[str, int]) -> Path:
     return path
 
 
+def command(tiny: GuardedTiny, folder: Path, data: Path, *more: str) -> list[str]:
+    options = ["-o", str(folder), "--data", str(data), "--threads", "1", "--ctx", "512"]
+    return ["calibrate", str(tiny.model), *options, *more]
+
+
+def bundle_content(folder: Path) -> dict[str, Any]:
+    """All of a bundle, without the one field that says when it was made and what it took."""
+    content: dict[str, Any] = {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.name != "guard.json"
+    }
+    config = json.loads((folder / "guard.json").read_text())
+    del config["created"], config["figures"]["calibration"]["made"]
+    return {**content, "guard.json": config}
+
+
+@pytest.fixture(scope="module")
+def made(guarded_tiny: GuardedTiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A bundle made in one go, and the requests that it was made from."""
+    folder = tmp_path_factory.mktemp("made")
+    data = write_requests(folder / "requests.jsonl", COUNTS)
+    seeing = ("--mmproj", str(guarded_tiny.projector))
+    assert main(command(guarded_tiny, folder / "guard", data, *seeing)) == OK
+    return folder / "guard", data
+
+
 def test_a_bundle_made_from_a_users_requests_loads_for_its_model(
-    guarded_tiny: GuardedTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    guarded_tiny: GuardedTiny, made: tuple[Path, Path]
 ) -> None:
-    data = write_requests(tmp_path / "requests.jsonl", COUNTS)
-    folder = tmp_path / "guard"
-    model = str(guarded_tiny.model)
-    command = ["calibrate", model, "-o", str(folder), "--data", str(data), "--threads", "1"]
-    assert main([*command, "--ctx", "512"]) == OK
-    assert capsys.readouterr().out.strip() == str(folder)
-    with load_bundle(folder, check_language_model(guarded_tiny.model)) as bundle:
+    with load_bundle(made[0], check_language_model(guarded_tiny.model)) as bundle:
         assert bundle.match == "exact"
         assert bundle.config.probe.layers in layer_sets_for(4)
+        figures: Any = bundle.config.figures["calibration"]
+    assert figures["harvested"]["text"] == COUNTS
+    assert sum(figures["harvested"]["picture"].values()) == 48
+    assert figures["vector"]["enabled"] is False and "too few" in figures["vector"]["why"]
+    assert figures["made"]["elapsed_s"] > 0
 
 
-def test_requests_of_one_kind_are_refused_before_any_work(
+def test_a_run_that_is_killed_goes_on_and_makes_the_same_bundle(
+    guarded_tiny: GuardedTiny, made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    whole, data = made
+    arguments = command(
+        guarded_tiny, tmp_path / "guard", data, "--mmproj", str(guarded_tiny.projector)
+    )
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    cache = tmp_path / "cache" / "safesteer-edge" / "harvest"
+    program = [sys.executable, "-m", "safesteer_edge", *arguments]
+    killed = subprocess.Popen(program, env=env, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(cache.glob("*.states"))) < 5:
+        assert killed.poll() is None and time.monotonic() < deadline, "it harvested nothing"
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    kept = {path: path.stat().st_ino for path in cache.glob("*.states")}
+    assert len(kept) < 74  # it was killed on the way
+    second = subprocess.run(program, env=env, capture_output=True, text=True, timeout=240)
+    assert second.returncode == OK, second.stderr
+    assert all(path.stat().st_ino == inode for path, inode in kept.items())
+    first_line = second.stderr.replace("\r", "\n").split("harvesting answers: ")[1]
+    assert int(first_line.split("/")[0]) >= len(kept)
+    assert bundle_content(tmp_path / "guard") == bundle_content(whole)
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ({"harmful": 30}, "has no ordinary ones"),
+        ({"ordinary": 30}, "has no harmful ones"),
+        ({"harmful": 30, "ordinary": 3}, "has 3 ordinary ones outside the test split"),
+    ],
+)
+def test_requests_that_teach_nothing_are_refused_before_any_work(
+    guarded_tiny: GuardedTiny,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    labels: dict[str, int],
+    says: str,
+) -> None:
+    data = write_requests(tmp_path / "requests.jsonl", labels)
+    assert main(command(guarded_tiny, tmp_path / "guard", data)) == BAD_INPUT
+    assert one_line(capsys) and says in one_line.last
+    assert not (tmp_path / "guard").exists()
+
+
+def test_what_the_model_cannot_take_is_refused_before_any_work(
     guarded_tiny: GuardedTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = write_requests(tmp_path / "requests.jsonl", {"harmful": 3})
-    command = ["calibrate", str(guarded_tiny.model), "-o", str(tmp_path / "guard")]
-    assert main([*command, "--data", str(data)]) == BAD_INPUT
-    assert "no ordinary ones" in capsys.readouterr().err
+    hearing = write_tiny_hearing_projector(tmp_path / "hears.gguf")
+    (tmp_path / "a.png").write_bytes(b"")
+    plain = write_requests(tmp_path / "plain.jsonl", COUNTS)
+    images = write_requests(tmp_path / "images.jsonl", COUNTS, image="a.png")
+    sounds = write_requests(tmp_path / "sounds.jsonl", COUNTS, audio="a.png")
+    unknown = write_requests(tmp_path / "unknown.jsonl", COUNTS, colour="red")
+    sees, hears = ("--mmproj", str(guarded_tiny.projector)), ("--mmproj", str(hearing))
+    for data, options, says in (
+        (plain, hears, "does not see"),
+        (images, (), "its projector (mmproj-….gguf) is missing"),
+        (images, hears, "does not see"),
+        (plain, ("--audio", *sees), "no request has a recording"),
+        (sounds, ("--audio", *sees), "does not hear"),
+        (unknown, (), "unknown key 'colour'"),
+        (plain, ("--cache-limit", "0"), "expected GiB, more than 0"),
+        (plain, ("--cache-limit", "0.0001"), "raise --cache-limit"),
+    ):
+        assert main(command(guarded_tiny, tmp_path / "guard", data, *options)) == BAD_INPUT
+        assert one_line(capsys) and says in one_line.last, (options, one_line.last)
     assert not (tmp_path / "guard").exists()
+
+
+class _OneLine:
+    """Tells whether the error is one line, and keeps it."""
+
+    last = ""
+
+    def __call__(self, capsys: pytest.CaptureFixture[str]) -> bool:
+        lines = capsys.readouterr().err.splitlines()
+        errors = [line for line in lines if not line.startswith("warning: ")]
+        self.last = errors[-1] if errors else ""
+        return len(errors) == 1
+
+
+one_line = _OneLine()
 
 
 @pytest.mark.parametrize("n_layer", [1, 2, 4, 12, 30, 80])

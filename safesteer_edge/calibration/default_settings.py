@@ -1,0 +1,44 @@
+"""The settings of a calibration that nobody has to think about, for a model of any size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from safesteer_edge.calibration.harvest import HarvestPlan
+from safesteer_edge.calibration.harvest_cache import DEFAULT_LIMIT_BYTES
+from safesteer_edge.calibration.layer_sets import layer_sets_for
+from safesteer_edge.calibration.make_bundle import CalibrationSettings
+from safesteer_edge.calibration.policy_fit import FalseAlarmTargets
+from safesteer_edge.formats.model_file import check_language_model
+from safesteer_edge.model_choice import choose_model
+from safesteer_edge.settings import SessionSettings
+
+REFUSAL_TEXT: Final = (
+    "I can't help with that, because it could hurt someone. I'm glad to help another way."
+)
+
+
+def default_settings(
+    session: SessionSettings,
+    *,
+    name: str | None = None,
+    hears: bool = False,
+    cache_limit_bytes: int = DEFAULT_LIMIT_BYTES,
+) -> CalibrationSettings:
+    """What to try on this model. name: of the bundle, None: that of the model's file.
+
+    Raises SettingsError or ModelFileError if there is no such model.
+    """
+    path = choose_model(session.model).path
+    return CalibrationSettings(
+        session=replace(session, guard="off"),
+        layer_sets=layer_sets_for(check_language_model(path).n_layer),
+        regularisations=(1e-3, 3e-3),
+        plan=HarvestPlan(),
+        targets=FalseAlarmTargets(),
+        refusal_text=REFUSAL_TEXT,
+        name=name or path.stem,
+        hears=hears,
+        cache_limit_bytes=cache_limit_bytes,
+    )
