@@ -11,6 +11,7 @@ from textual.widgets import Static
 from safesteer_edge.chat.display_text import strip_control_characters
 from safesteer_edge.tui.commands import looking
 from safesteer_edge.tui.engine_thread import ModelFailed, ModelOpened, NotSaved, Told, TurnDone
+from safesteer_edge.tui.garbage_pauses import collect_now
 from safesteer_edge.tui.key_labels import key_label
 from safesteer_edge.tui.screens.compare_screen import COMPARISON_TURNS, CompareScreen
 from safesteer_edge.tui.shown_turn import ShownTurn
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from safesteer_edge.settings import SessionSettings
     from safesteer_edge.tui.screens.chat_screen import ChatScreen
+
+_READING_S = 0.5  # after an answer nobody types yet
 
 
 class EngineListener:
@@ -108,3 +111,4 @@ class EngineListener:
         if screen.query_one(Inspector).is_shown:
             looking.show_in_inspector(screen, turn)
         screen.show_bars()
+        screen.set_timer(_READING_S, collect_now)

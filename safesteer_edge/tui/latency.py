@@ -9,31 +9,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import pty
 import re
-import select
-import signal
-import struct
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from fcntl import ioctl
-from pathlib import Path
-from statistics import median, quantiles
-from termios import TIOCSWINSZ
+from statistics import median
+
+from safesteer_edge.tui.measured_terminal import MeasuredTerminal, p95
 
 _QUESTION = "Write a long story about a lighthouse keeper and the sea."
-_COLUMNS, _ROWS = 120, 40
 _N_TOKENS = 128
 _OPTIONS = ("--temperature", "0", "--max-tokens", str(_N_TOKENS))
 _FIGURES = re.compile(rb"([\d.]+) tokens/s \xc2\xb7 first text")
-# Letters that no answer has: each key has its own, so that its echo can be told from the answer.
-_FIRST_LETTER = 0x0180
-_KEY_PAUSE_S = 0.12
-_PATIENCE_S = 180.0
+_N_KEYS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,73 +41,16 @@ class Latency:
         return 100 * (1 - self.app_tokens_per_second / self.engine_tokens_per_second)
 
 
-class _Terminal:
-    """The application in a pseudo-terminal."""
-
-    def __init__(self, folder: str, n_threads: int | None) -> None:
-        self._main, side = pty.openpty()
-        ioctl(side, TIOCSWINSZ, struct.pack("HHHH", _ROWS, _COLUMNS, 0, 0))
-        folders = {f"XDG_{kind}_HOME": folder for kind in ("DATA", "CONFIG", "CACHE")}
-        chats = Path(folder) / "safesteer-edge" / "chats"
-        chats.mkdir(parents=True)
-        (chats / "been-here.jsonl").touch()  # else the first run explains itself
-        threads = ("--threads", str(n_threads)) if n_threads else ()
-        self.started_s = time.perf_counter()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "safesteer_edge", "chat", *_OPTIONS, *threads],
-            stdin=side,
-            stdout=side,
-            stderr=side,
-            env={**os.environ, **folders, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
-            start_new_session=True,
-        )
-        os.close(side)
-        self.output = b""
-
-    def type(self, text: str) -> None:
-        os.write(self._main, text.encode())
-
-    def wait_for(self, *wanted: bytes) -> float:
-        """Seconds until all of these were drawn since the last call."""
-        started_s = time.perf_counter()
-        self.output = b""
-        while not all(each in self.output for each in wanted):
-            left_s = started_s + _PATIENCE_S - time.perf_counter()
-            if left_s <= 0 or not self._read(left_s):
-                raise TimeoutError(f"the chat did not draw {wanted!r}: {self.output[-500:]!r}")
-        return time.perf_counter() - started_s
-
-    def drain(self, seconds: float) -> None:
-        """Read what comes for a while."""
-        until_s = time.perf_counter() + seconds
-        while (left_s := until_s - time.perf_counter()) > 0:
-            self._read(left_s)
-
-    def close(self) -> None:
-        self.type("\x11")  # Ctrl+Q
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        os.close(self._main)
-
-    def _read(self, timeout_s: float) -> bool:
-        ready, _, _ = select.select([self._main], [], [], timeout_s)
-        if ready:
-            self.output += os.read(self._main, 1 << 16)
-        return bool(ready)
-
-
 def measure(n_rounds: int, n_threads: int | None) -> Latency:
     """Measure, rounds of application and bare engine in turn. Takes half a minute a round."""
     starts: list[float] = []
     keys: list[float] = []
     app_speeds: list[float] = []
     engine_speeds: list[float] = []
+    options = (*_OPTIONS, *(("--threads", str(n_threads)) if n_threads else ()))
     for _ in range(n_rounds):
         with tempfile.TemporaryDirectory() as folder:
-            terminal = _Terminal(folder, n_threads)
+            terminal = MeasuredTerminal(folder, ["-m", "safesteer_edge", "chat", *options])
             try:
                 starts.append(_time_start(terminal))
                 app_speeds.append(_app_speed(terminal))
@@ -130,40 +61,34 @@ def measure(n_rounds: int, n_threads: int | None) -> Latency:
     return Latency(
         start_s=median(starts),
         key_ms_median=1000 * median(keys),
-        key_ms_p95=1000 * quantiles(keys, n=20)[-1],
+        key_ms_p95=1000 * p95(keys),
         n_keys=len(keys),
         app_tokens_per_second=median(app_speeds),
         engine_tokens_per_second=median(engine_speeds),
     )
 
 
-def _time_start(terminal: _Terminal) -> float:
+def _time_start(terminal: MeasuredTerminal) -> float:
     """Until a key that is typed as soon as the input is there has been drawn."""
     terminal.wait_for(b"new line")
-    letter = chr(_FIRST_LETTER)
-    terminal.type(letter)
-    terminal.wait_for(letter.encode())
-    started_s = time.perf_counter() - terminal.started_s
+    waited_s = time.perf_counter() - terminal.started_s + terminal.time_key()
     terminal.type("\x7f")
-    return started_s
+    return waited_s
 
 
-def _time_keys(terminal: _Terminal) -> list[float]:
+def _time_keys(terminal: MeasuredTerminal) -> list[float]:
     """Ask again, and type while the answer streams."""
     terminal.type(_QUESTION + "\r")
     terminal.wait_for("▁".encode())
     keys: list[float] = []
-    for index in range(1, 21):
-        letter = chr(_FIRST_LETTER + index)
-        terminal.type(letter)
-        keys.append(terminal.wait_for(letter.encode()))
-        terminal.drain(_KEY_PAUSE_S)
+    while len(keys) < _N_KEYS:
+        keys.append(terminal.time_key())
         if _FIGURES.search(terminal.output):
             break
     return keys
 
 
-def _app_speed(terminal: _Terminal) -> float:
+def _app_speed(terminal: MeasuredTerminal) -> float:
     """Speed of an answer that nobody types into."""
     terminal.wait_for(b"ready")  # the model is loaded
     terminal.type(_QUESTION + "\r")

@@ -1,50 +1,44 @@
-"""How smooth the chat stays with very much text: the application without a terminal or a model.
+"""How smooth the chat stays with very much text, over an engine that needs no model.
 
-What is measured is how long the application is deaf: the time that a key or a click would have
-waited before anybody looked at it.
+While an answer streams: how long a key takes to its letter on the screen, in a pseudo-terminal.
+For what happens once (opening, reading, scrolling): how long the application is deaf meanwhile,
+which is what a key would have waited at least.
 """
 
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from statistics import quantiles
 
 from textual.widget import Widget
 from textual.widgets import TextArea
 
 from safesteer_edge.guard.events import TextDelta
-from safesteer_edge.settings import SessionSettings
-from safesteer_edge.tui.app import ChatApp, ChatOptions
+from safesteer_edge.tui.app import ChatApp
+from safesteer_edge.tui.garbage_pauses import spare_pauses
+from safesteer_edge.tui.long_chat import long_chat, long_lines, turns_of
+from safesteer_edge.tui.measured_terminal import MeasuredTerminal, p95
 from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.turn_runner import FRAME_S
 from safesteer_edge.tui.widgets.transcript import Transcript
 from safesteer_edge.tui.widgets.turn_view import TurnView
 
+_KINDS = {
+    "answer": "an answer of {:,} lines goes on",
+    "code": "a code block of {:,} lines goes on",
+    "chat": "an answer in a chat of {:,} lines",
+}
 _LISTEN_S = 0.005
-_LINES_A_FRAME = 2  # thirty lines a second: more than models write on such machines
-_STREAMED_LINES = 200
 _SIZE = (120, 40)
-_BLOCK = (
-    "The keeper counted the ships that passed, **one** by *one*.",
-    "",
-    "- first the boats of the village",
-    "- then `the steamers` from the south",
-    "",
-    "```python",
-    "def ships(night: int) -> int:",
-    "    return night * 3  # roughly",
-    "```",
-    "",
-)
 
 
 @dataclass(frozen=True, slots=True)
-class Deafness:
-    """done_s: until it was over. worst_ms, p95_ms: how long a key would have waited."""
+class Waits:
+    """done_s: until it was over. p95_ms, worst_ms: how long a key waits meanwhile."""
 
     what: str
     done_s: float
@@ -52,31 +46,34 @@ class Deafness:
     worst_ms: float
 
 
-def long_text(n_lines: int, *, is_code: bool = False) -> str:
-    """An answer of so many lines, of every kind; or all of it one block of code."""
-    if is_code:
-        return "\n".join(["```python", *(_BLOCK[6 + i % 2] for i in range(n_lines - 1))])
-    return "\n".join(_BLOCK[i % len(_BLOCK)] for i in range(n_lines))
-
-
-def measure_long(n_lines: int) -> list[Deafness]:
+def measure_long(n_lines: int, *, n_keys: int = 60) -> list[Waits]:
     """Measure it all. Takes a minute."""
-    return asyncio.run(_measure_all(n_lines))
+    typed = [_type_while(kind, n_lines, n_keys) for kind in _KINDS]
+    spare_pauses()
+    return [*typed, *asyncio.run(_measure_deafness(n_lines))]
 
 
-async def _measure_all(n_lines: int) -> list[Deafness]:
-    found: list[Deafness] = []
-    for is_code in (False, True):
-        async with (
-            _opened() as app,
-            _timed(
-                f"streaming the last of {n_lines:,} lines{' of code' if is_code else ''}", found
-            ),
-        ):
-            await _stream(app, long_text(n_lines, is_code=is_code))
+def _type_while(kind: str, n_lines: int, n_keys: int) -> Waits:
+    with tempfile.TemporaryDirectory() as folder:
+        module = "safesteer_edge.tui.long_chat"
+        terminal = MeasuredTerminal(folder, ["-m", module, kind, str(n_lines)])
+        try:
+            terminal.wait_for(b"ready")
+            terminal.type("Go on.\r")
+            terminal.wait_for(b"tokens/s")
+            started_s = time.perf_counter()
+            keys = [terminal.time_key() for _ in range(n_keys)]
+            done_s = time.perf_counter() - started_s
+        finally:
+            terminal.close()
+    return Waits(_KINDS[kind].format(n_lines), done_s, 1000 * p95(keys), 1000 * max(keys))
+
+
+async def _measure_deafness(n_lines: int) -> list[Waits]:
+    found: list[Waits] = []
     async with _opened() as app:
         turn = ShownTurn("One long answer?")
-        turn.feed(TextDelta(long_text(n_lines)))
+        turn.feed(TextDelta("".join(long_lines(n_lines))))
         async with _timed("opening a chat with that answer", found):
             await _show(app, [turn])
         async with _timed("showing all of that answer", found):
@@ -86,28 +83,11 @@ async def _measure_all(n_lines: int) -> list[Deafness]:
         async with _timed("scrolling through it", found):
             await _scroll(app.screen.query_one(TextArea))
     async with _opened() as app:
-        turns = [ShownTurn(f"Question {i}?") for i in range(n_lines // 20)]
-        for turn in turns:
-            turn.feed(TextDelta(long_text(18)))
         async with _timed(f"opening a chat of {n_lines:,} lines", found):
-            await _show(app, turns)
+            await _show(app, turns_of(n_lines))
         async with _timed("scrolling through what it shows", found):
             await _scroll(app.chat.query_one(Transcript))
     return found
-
-
-async def _stream(app: ChatApp, text: str) -> None:
-    """What a turn that streams does, frame by frame, when most of it is there already."""
-    turn = ShownTurn("One long answer?")
-    view = await app.chat.query_one(Transcript).add(turn)
-    lines = text.splitlines(keepends=True)
-    n_before = max(0, len(lines) - _STREAMED_LINES)
-    view.write(turn.feed(TextDelta("".join(lines[:n_before]))))
-    for start in range(n_before, len(lines), _LINES_A_FRAME):
-        view.write(turn.feed(TextDelta("".join(lines[start : start + _LINES_A_FRAME]))))
-        await asyncio.sleep(FRAME_S)
-    await view.settled()
-    await _painted(app)
 
 
 async def _show(app: ChatApp, turns: list[ShownTurn]) -> None:
@@ -132,17 +112,14 @@ async def _painted(app: ChatApp) -> None:
 
 @asynccontextmanager
 async def _opened() -> AsyncIterator[ChatApp]:
-    def no_model(_: SessionSettings) -> None:
-        raise RuntimeError("no model is measured here")
-
-    app = ChatApp(ChatOptions(SessionSettings(), no_model))  # pyright: ignore[reportArgumentType]  # never called back
+    app = long_chat("answer", 0)
     async with app.run_test(size=_SIZE):
         await _painted(app)
         yield app
 
 
 @asynccontextmanager
-async def _timed(what: str, found: list[Deafness]) -> AsyncIterator[None]:
+async def _timed(what: str, found: list[Waits]) -> AsyncIterator[None]:
     """Listen while something happens."""
     waits_s: list[float] = []
 
@@ -159,5 +136,4 @@ async def _timed(what: str, found: list[Deafness]) -> AsyncIterator[None]:
     await asyncio.sleep(2 * _LISTEN_S)
     done_s = time.perf_counter() - started_s
     listener.cancel()
-    p95_s = quantiles(waits_s, n=20)[-1]
-    found.append(Deafness(what, done_s, 1000 * p95_s, 1000 * max(waits_s)))
+    found.append(Waits(what, done_s, 1000 * p95(waits_s), 1000 * max(waits_s)))

@@ -6,6 +6,7 @@ from safesteer_edge.chat_session import ChatSession
 from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.settings import SessionSettings
 from safesteer_edge.tui.app import ChatApp, ChatOptions
+from safesteer_edge.tui.garbage_pauses import spare_pauses
 from safesteer_edge.tui.native_pictures import find_native_pictures
 from safesteer_edge.user_settings.schema import UserSettings
 from safesteer_edge.user_settings.settings_file import write_settings
@@ -33,6 +34,7 @@ def run_chat(
         # Whoever has chats, or chose to keep none, has been here.
         is_first_run=save and not any(store.folder.glob("*.jsonl")),
     )
+    spare_pauses()
     ChatApp(options).run()
 
 

@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from textual.timer import Timer
 
 # While an answer streams, its text is painted this often at most; and so seldom that painting
-# takes no more than this share of a core from the ones that decode, but not more seldom than that.
+# takes no more than this share of a core from the ones that decode, but not more seldom than that,
+# unless a frame costs so much that a key would often meet one.
 FRAME_S = 1 / 15
 _PAINTING_SHARE = 0.04
 _SLOWEST_FRAME_S = 0.3
+_MAX_SHARE = 0.15
+_SLOWEST_DEAR_FRAME_S = 0.7
 
 
 class TurnRunner:
@@ -39,7 +42,8 @@ class TurnRunner:
         self._view: TurnView | None = None
         self._timer: Timer | None = None
         self._decode_started_s = 0.0
-        self._next_frame_s = 0.0
+        self._frame_s = 0.0  # when the last frame began, and what this thread had taken by then
+        self._frame_cpu_s = 0.0
 
     @property
     def turn(self) -> ShownTurn | None:
@@ -94,14 +98,12 @@ class TurnRunner:
             self._forget()
 
     def _show_frame(self) -> None:
-        if time.monotonic() >= self._next_frame_s and self.show_events():
-            cpu_s = time.thread_time()
-            self._screen.call_after_refresh(self._plan_next_frame, cpu_s)
-
-    def _plan_next_frame(self, cpu_before_s: float) -> None:
-        cost_s = time.thread_time() - cpu_before_s
-        pause_s = min(_SLOWEST_FRAME_S, cost_s / _PAINTING_SHARE)
-        self._next_frame_s = time.monotonic() + pause_s
+        now_s, cpu_s = time.monotonic(), time.thread_time()
+        # All that the last frame brought: Textual arranges the screen more than once for one.
+        cost_s = cpu_s - self._frame_cpu_s
+        slowest_s = min(max(_SLOWEST_FRAME_S, cost_s / _MAX_SHARE), _SLOWEST_DEAR_FRAME_S)
+        if now_s - self._frame_s >= min(cost_s / _PAINTING_SHARE, slowest_s) and self.show_events():
+            self._frame_s, self._frame_cpu_s = now_s, cpu_s
 
     def show_events(self) -> bool:
         """Show what came since the last frame; False: nothing did."""
@@ -136,6 +138,7 @@ class TurnRunner:
     def _begin(self, turn: ShownTurn, view: TurnView | None) -> None:
         self._number += 1
         self._turn, self._view = turn, view
+        self._frame_s, self._frame_cpu_s = 0.0, time.thread_time()
         self._timer = self._screen.set_interval(FRAME_S, self._show_frame)
         screen = self._screen
         screen.query_one(StatusBar).show_figures("")

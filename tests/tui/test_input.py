@@ -130,6 +130,12 @@ def test_long_chats_show_their_end_and_more_when_asked():
             await driver.pilot.click("_Earlier")
             await driver.sees_no("54 earlier questions")
             assert len(driver.app.chat.query("TurnView")) == 12
+            await driver.press("escape")
+            driver.app.chat.action_focus_composer()
+            await driver.press(*["pageup"] * 4)
+            await driver.sees_no("48 earlier questions")
+            assert transcript.scroll_y > 0
+            await driver.press(*["pagedown"] * 4)
 
     driven(test())
 

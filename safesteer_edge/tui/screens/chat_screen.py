@@ -232,6 +232,14 @@ class ChatScreen(Screen[None]):
         """Back to the input."""
         self.query_one(Composer).focus()
 
+    async def action_page_transcript(self, direction: int) -> None:
+        """Page Up and Page Down in the input: what can be seen of chat and panel moves."""
+        inspector = self.query_one(Inspector)
+        if inspector.is_shown and self.has_class("-narrow"):
+            inspector.scroll_relative(y=direction * inspector.size.height, animate=False)
+        else:
+            await self.query_one(Transcript).page(direction)
+
     async def on_paths_dropped(self, message: PathsDropped) -> None:
         """Files were pasted or dropped."""
         await self.attach_or_complain(list(message.paths))

@@ -1,4 +1,4 @@
-"""A long text to read: only the lines in view are ever drawn."""
+"""A long text to read: only the lines in view are ever drawn, and the first are there at once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import TextArea
+
+_PIECE_LINES = 400  # breaking them into rows is not felt
+_PIECE_PAUSE_S = 0.03
 
 
 class ReaderScreen(ModalScreen[None]):
@@ -28,12 +31,29 @@ class ReaderScreen(ModalScreen[None]):
     def __init__(self, text: str) -> None:
         """text: safe for a terminal."""
         super().__init__()
-        self._text = text
+        lines = text.splitlines(keepends=True)
+        self._n_lines = text.count("\n") + 1
+        self._pieces = [
+            "".join(lines[start : start + _PIECE_LINES])
+            for start in range(0, len(lines), _PIECE_LINES)
+        ]
 
     def compose(self) -> ComposeResult:
         """The text in a frame."""
         with Vertical() as box:
-            n_lines = self._text.count("\n") + 1
-            box.border_title = f"The whole answer, {n_lines:,} lines"
+            box.border_title = f"The whole answer, {self._n_lines:,} lines"
             box.border_subtitle = "↑↓ Page Up, Page Down, Ctrl+Home · Ctrl+C copies · Esc closes"
-            yield TextArea(self._text, read_only=True, soft_wrap=True)
+            yield TextArea("".join(self._pieces[:1]), read_only=True, soft_wrap=True)
+
+    def on_mount(self) -> None:
+        """Add the rest soon."""
+        self._n_shown = 1
+        self._timer = self.set_interval(_PIECE_PAUSE_S, self._add_piece)
+
+    def _add_piece(self) -> None:
+        if self._n_shown >= len(self._pieces):
+            self._timer.stop()
+            return
+        area = self.query_one(TextArea)
+        area.insert(self._pieces[self._n_shown], area.document.end)
+        self._n_shown += 1

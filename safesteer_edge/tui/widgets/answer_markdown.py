@@ -6,11 +6,13 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from markdown_it import MarkdownIt
+from textual.app import ComposeResult
 from textual.content import Content, Span
-from textual.widgets import Markdown
+from textual.widgets import Label, Markdown
 from textual.widgets import markdown as blocks
 
 from safesteer_edge.tui.marks import removed_marks, split_marks
+from safesteer_edge.tui.widgets.arranged_once import arranged_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +42,8 @@ def with_marks_styled(content: Content) -> Content:
 
 class AnswerMarkdown(Markdown):
     """Write to it while an answer streams, then await `settled`."""
+
+    virtual_size = arranged_once()
 
     DEFAULT_CSS = """
     AnswerMarkdown {
@@ -107,13 +111,23 @@ class AnswerMarkdown(Markdown):
 class _WithMarks(blocks.MarkdownBlock):
     """A block whose inline text may hold mark characters."""
 
+    virtual_size = arranged_once()
+
     def _token_to_content(self, token: Token) -> Content:
         # Textual gives no public place between an inline token and its content.
         return with_marks_styled(super()._token_to_content(token))
 
 
+class _Code(Label):
+    """The text of a block of code."""
+
+    virtual_size = arranged_once()
+
+
 class _Fence(blocks.MarkdownFence):
     """Code: highlighted without the mark characters, which come back as style."""
+
+    virtual_size = arranged_once()
 
     def __init__(self, markdown: Markdown, token: Token, code: str) -> None:
         token.info = removed_marks(token.info)
@@ -125,6 +139,10 @@ class _Fence(blocks.MarkdownFence):
         content = super().highlight(plain, language.split(" ")[0], ansi=ansi, dark=dark)
         spans = [Span(low, high, _STEERED_STYLE) for low, high in marks]
         return Content(content.plain, [*content.spans, *spans])
+
+    def compose(self) -> ComposeResult:
+        """The code, under the name that Textual looks for it by."""
+        yield _Code(self._highlighted_code, id="code-content", expand=True)
 
 
 def _marked_blocks() -> dict[str, type[blocks.MarkdownBlock]]:

@@ -32,6 +32,8 @@ class Composer(TextArea):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+c,super+c", "copy_or_interrupt", "Copy", show=False),
+        Binding("pageup", "screen.page_transcript(-1)", "Scroll up", show=False),
+        Binding("pagedown", "screen.page_transcript(1)", "Scroll down", show=False),
     ]
 
     DEFAULT_CSS = """

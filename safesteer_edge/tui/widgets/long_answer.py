@@ -15,10 +15,11 @@ from safesteer_edge.tui.answer_tail import tail_of
 from safesteer_edge.tui.marks import removed_marks
 from safesteer_edge.tui.screens.reader_screen import ReaderScreen
 from safesteer_edge.tui.widgets.answer_markdown import AnswerMarkdown
+from safesteer_edge.tui.widgets.arranged_once import arranged_once
 
 # A block of code is laid out anew whenever a line of it comes, and every line costs at each layout.
-MAX_LINES = 240
-KEPT_LINES = 60
+MAX_LINES = 80
+KEPT_LINES = 50
 
 
 class EarlierLinesWanted(Message):
@@ -46,6 +47,8 @@ class _EarlierLines(Static, can_focus=True):
 
 class LongAnswer(Vertical):
     """Write to it while an answer streams, then await `settled`."""
+
+    virtual_size = arranged_once()
 
     DEFAULT_CSS = "LongAnswer { height: auto; }"
 

@@ -12,12 +12,16 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from safesteer_edge.tui.shown_turn import ShownTurn
+from safesteer_edge.tui.widgets.arranged_once import arranged_once
+from safesteer_edge.tui.widgets.long_answer import MAX_LINES
 from safesteer_edge.tui.widgets.turn_view import TurnView
 
-# A turn's Markdown is some ten widgets. Layout stays below a frame with this many turns.
-N_SHOWN_AT_FIRST = 6
-N_MORE = 6
-_MAX_SHOWN = 36
+# Whatever is laid out costs at every frame of an answer that streams: a line of Markdown is about a
+# widget. So there are few turns, at first and when more are asked for, and then; and few lines, but
+# for the last two turns.
+_N_AT_ONCE = 6
+_N_SHOWN = 12
+_MAX_LINES = 60
 
 
 class _Earlier(Static, can_focus=True):
@@ -43,8 +47,16 @@ class _Earlier(Static, can_focus=True):
         self.run_worker(transcript.show_earlier(), exclusive=True)
 
 
+class _Turns(Vertical):
+    """The turns that are laid out."""
+
+    virtual_size = arranged_once()
+
+
 class Transcript(VerticalScroll, can_focus=False):
     """Follows the newest text until the person scrolls away, and again at the bottom."""
+
+    virtual_size = arranged_once()
 
     DEFAULT_CSS = """
     Transcript {
@@ -61,7 +73,7 @@ class Transcript(VerticalScroll, can_focus=False):
         self._n_hidden = 0
         self._show_images = show_images
         self._empty = empty
-        self._list = Vertical(id="turns")
+        self._list = _Turns(id="turns")
 
     def compose(self) -> ComposeResult:
         """What stands there while there is no turn, and the turns."""
@@ -76,7 +88,7 @@ class Transcript(VerticalScroll, can_focus=False):
     async def show_chat(self, turns: Sequence[ShownTurn]) -> None:
         """Show a chat from its end."""
         self._turns = list(turns)
-        self._n_hidden = max(0, len(self._turns) - N_SHOWN_AT_FIRST)
+        self._n_hidden = len(self._turns) - _n_fitting(self._turns, _N_AT_ONCE)
         shown = [self._view(turn) for turn in self._turns[self._n_hidden :]]
         with self.app.batch_update():
             await self._list.remove_children()
@@ -98,7 +110,7 @@ class Transcript(VerticalScroll, can_focus=False):
         """Show some more of the turns before; what was at the top stays where it was."""
         if not self._n_hidden:
             return
-        low = max(0, self._n_hidden - N_MORE)
+        low = self._n_hidden - _n_fitting(self._turns[: self._n_hidden], _N_AT_ONCE)
         more = [self._view(turn) for turn in self._turns[low : self._n_hidden]]
         height_before = self.virtual_size.height
         first = self.query(TurnView).first()
@@ -107,6 +119,14 @@ class Transcript(VerticalScroll, can_focus=False):
             self._n_hidden = low
             self._update_earlier()
         self.call_after_refresh(self._keep_place, height_before)
+
+    async def page(self, direction: int) -> None:
+        """Scroll a page up (-1) or down (1); from the top on, earlier turns come."""
+        if direction < 0 and self.scroll_y <= 0 and self._n_hidden:
+            await self.show_earlier()
+            return
+        page = max(1, self.scrollable_content_region.height - 1)
+        self.scroll_relative(y=direction * page, animate=False)
 
     def view_of(self, turn: ShownTurn) -> TurnView | None:
         """The view of a turn, None while it is not on the screen."""
@@ -126,7 +146,7 @@ class Transcript(VerticalScroll, can_focus=False):
 
     async def _drop_old(self) -> None:
         views = list(self.query(TurnView))
-        n_over = len(views) - _MAX_SHOWN
+        n_over = len(views) - _n_fitting([view.turn for view in views], _N_SHOWN)
         if n_over <= 0:
             return
         for view in views[:n_over]:
@@ -151,3 +171,13 @@ class Transcript(VerticalScroll, can_focus=False):
                 line.update(self._earlier_text())
             else:
                 line.remove()
+
+
+def _n_fitting(turns: Sequence[ShownTurn], n_most: int) -> int:
+    """How many of these, from the end, are laid out at once."""
+    n_lines = 0
+    for n_turns, turn in enumerate(reversed(turns)):
+        n_lines += min(turn.text.count("\n"), MAX_LINES) + turn.question.count("\n") + 2
+        if n_turns == n_most or (n_turns >= 2 and n_lines > _MAX_LINES):
+            return n_turns
+    return len(turns)

@@ -14,6 +14,7 @@ from safesteer_edge.chat.display_text import strip_control_characters
 from safesteer_edge.tui.guard_words import refusal_advice, turn_notes
 from safesteer_edge.tui.messages import TurnAction
 from safesteer_edge.tui.shown_turn import ShownTurn
+from safesteer_edge.tui.widgets.arranged_once import arranged_once
 from safesteer_edge.tui.widgets.attached_media import media_lines, media_views
 from safesteer_edge.tui.widgets.long_answer import LongAnswer
 from safesteer_edge.tui.widgets.reasoning_block import ReasoningBlock
@@ -36,6 +37,8 @@ class _ActionButton(Button):
 
 class TurnView(Vertical, can_focus=True):
     """A turn. Tab reaches it; its keys show under it while it has the focus."""
+
+    virtual_size = arranged_once()
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("e", "turn('edit')", "Edit"),
@@ -101,7 +104,7 @@ class TurnView(Vertical, can_focus=True):
                 yield from media_views(turn.images)
         yield self._reasoning
         yield self._answer
-        yield Static("", classes="waiting")
+        yield Static("", classes="waiting", markup=False)
         yield Vertical(classes="outcome")
         yield Static("", classes="turn-keys")
 
@@ -141,8 +144,9 @@ class TurnView(Vertical, can_focus=True):
     def show_waiting(self, text: str) -> None:
         """Say what is being waited for; empty: nothing."""
         waiting = self.query_one(".waiting", Static)
-        waiting.update(Content(text))
-        waiting.display = bool(text)
+        if waiting.content != text or waiting.display != bool(text):
+            waiting.update(text)
+            waiting.display = bool(text)
 
     def show_outcome(self) -> None:
         """Show what there is to say about the turn's end."""
