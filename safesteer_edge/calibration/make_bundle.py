@@ -5,12 +5,9 @@ Everything is decided on the train and calibration splits; the test split is nev
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from safesteer_edge import __version__
 from safesteer_edge.bundle.fingerprint import fingerprint_model
@@ -24,23 +21,18 @@ from safesteer_edge.calibration.measured_parts import (
     make_canaries,
     residual_norms,
 )
-from safesteer_edge.calibration.policy_fit import (
-    AnswerScores,
-    FalseAlarmTargets,
-    PolicyChoice,
-    choose_policy,
+from safesteer_edge.calibration.policy_fit import FalseAlarmTargets
+from safesteer_edge.calibration.probe_fit import FitSettings, fit_probe
+from safesteer_edge.calibration.probe_stage import (
+    ProbeResult,
+    fit_chosen_probe,
+    probe_candidates,
 )
-from safesteer_edge.calibration.probe_fit import (
-    FitSettings,
-    FittedProbe,
-    fit_probe,
-)
-from safesteer_edge.calibration.probe_forms import ProbeForm
-from safesteer_edge.calibration.requests_data import Label, Request
+from safesteer_edge.calibration.requests_data import Request
 from safesteer_edge.calibration.separation import separation_by_layer
 from safesteer_edge.calibration.vector_candidates import VectorSettings
 from safesteer_edge.calibration.vector_stage import VectorResult, VectorTask, fit_vector
-from safesteer_edge.evaluation.statistics import auroc
+from safesteer_edge.formats.finite_json import without_nan
 from safesteer_edge.runtime import open_runtime
 from safesteer_edge.settings import SessionSettings
 
@@ -83,15 +75,6 @@ class CalibrationSettings:
         return tuple(sorted({layer for layers in self.layer_sets for layer in layers}))
 
 
-@dataclass(frozen=True, slots=True)
-class _Fit:
-    layers: tuple[int, ...]
-    regularisation: float
-    probe: FittedProbe
-    choice: PolicyChoice
-    auroc: float
-
-
 def make_bundle(
     folder: Path, settings: CalibrationSettings, requests: Sequence[Request], progress: Progress
 ) -> Path:
@@ -125,10 +108,11 @@ def bundle_from_harvest(
     """Fit, choose and write, from what was harvested with these settings."""
     cost = cost or CostMeter()
     session = settings.harvest.session
-    fits = list(_fits(harvested, settings, progress))
-    best = max(fits, key=lambda fit: (fit.choice.refused.harmful, fit.auroc))
-    chosen = harvested.answers(best.layers, kinds=("own",))
-    runtime = open_runtime(session, layers=best.layers)
+    candidates = probe_candidates(settings.layer_sets, settings.regularisations)
+    best = fit_chosen_probe(harvested, candidates, settings.targets, progress)
+    layers = best.candidate.layers
+    chosen = harvested.answers(layers, kinds=("own",))
+    runtime = open_runtime(session, layers=layers)
     try:
         canaries = make_canaries(runtime, best.probe.scores, chosen, requests)
     finally:
@@ -147,37 +131,22 @@ def bundle_from_harvest(
         created_by=f"safesteer-edge {__version__}",
         model=fingerprint_model(runtime.info),
         probe_onnx=best.probe.to_onnx(),
-        probe_layers=best.layers,
-        policy=best.choice.policy,
+        probe_layers=layers,
+        policy=best.policy.policy,
         residual_norms=norms,
         canaries=canaries,
         refusal_text=settings.refusal_text,
         route_hint=runtime.route.name if runtime.route else None,
         vector=vector.parts,
-        figures={**_figures(fits, best, settings), "calibration": calibration},
+        figures=without_nan({**best.record, "calibration": calibration}),
     )
     return write_bundle(folder, parts)
-
-
-def _fits(harvested: Harvest, settings: CalibrationSettings, progress: Progress) -> Iterator[_Fit]:
-    n_total = len(settings.layer_sets) * len(settings.regularisations)
-    n_done = 0
-    for layers in settings.layer_sets:
-        answers = harvested.answers(layers)
-        for regularisation in settings.regularisations:
-            probe, scores = fit_probe(answers, FitSettings(ProbeForm("linear", regularisation)))
-            by_request = _by_request(answers, scores)
-            choice = choose_policy(by_request, settings.targets)
-            separation = auroc(_means(by_request.harmful), _means(by_request.ordinary))
-            n_done += 1
-            progress("fitting probes", n_done, n_total)
-            yield _Fit(layers, regularisation, probe, choice, separation)
 
 
 def _vector(
     harvested: Harvest,
     settings: CalibrationSettings,
-    best: _Fit,
+    best: ProbeResult,
     norms: Sequence[float],
     architecture: str,
     progress: Progress,
@@ -185,11 +154,11 @@ def _vector(
     """The alignment vector, judged by the chosen kind of probe."""
 
     def fit(answers: Sequence[HarvestedAnswer]) -> ScoreStates:
-        return fit_probe(answers, FitSettings(ProbeForm("linear", best.regularisation)))[0].scores
+        return fit_probe(answers, FitSettings(best.candidate.form))[0].scores
 
     task = VectorTask(
         session=settings.harvest.session,
-        probe_layers=best.layers,
+        probe_layers=best.candidate.layers,
         fit=fit,
         residual_norms=norms,
         architecture=architecture,
@@ -205,50 +174,3 @@ def _harvested_counts(harvested: Harvest) -> dict[str, dict[str, int]]:
         row = counts.setdefault(unit.carrier, {})
         row[unit.request.label] = row.get(unit.request.label, 0) + 1
     return {carrier: dict(sorted(row.items())) for carrier, row in sorted(counts.items())}
-
-
-def _by_request(
-    answers: Sequence[HarvestedAnswer], scores: Sequence[NDArray[np.float64]]
-) -> AnswerScores:
-    own = [pair for pair in zip(answers, scores, strict=True) if pair[0].kind == "own"]
-
-    def rows(label: Label) -> list[NDArray[np.float64]]:
-        return [row for answer, row in own if answer.request.label == label]
-
-    return AnswerScores(
-        ordinary=rows("ordinary"),
-        borderline=rows("borderline"),
-        harmless_twins=rows("harmless"),
-        harmful=[row for answer, row in own if answer.label == 1],
-    )
-
-
-def _means(rows: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    return np.array([row.mean() for row in rows])
-
-
-def _figures(fits: Sequence[_Fit], best: _Fit, settings: CalibrationSettings) -> dict[str, object]:
-    return {
-        "splits": ["train", "calibration"],
-        "out_of_fold": {
-            "auroc_mean_score_harmful_against_ordinary": round(best.auroc, 4),
-            "refused": _rounded(asdict(best.choice.refused)),
-        },
-        "targets": asdict(settings.targets),
-        "regularisation": best.regularisation,
-        "score_calibration": best.probe.calibration.to_json(),
-        "tried": [
-            {
-                "layers": list(fit.layers),
-                "regularisation": fit.regularisation,
-                "auroc": round(fit.auroc, 4),
-                "refused": _rounded(asdict(fit.choice.refused)),
-            }
-            for fit in fits
-        ],
-        "risk_settings": [_rounded(row) for row in best.choice.curve],
-    }
-
-
-def _rounded(row: Mapping[str, float]) -> dict[str, float]:
-    return {key: round(value, 4) for key, value in row.items()}

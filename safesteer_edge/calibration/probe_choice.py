@@ -22,13 +22,16 @@ from safesteer_edge.calibration.probe_fit import (
     FittedProbe,
     fit_uncalibrated,
     request_folds,
-    select_layers,
 )
 from safesteer_edge.calibration.probe_forms import ProbeForm
+from safesteer_edge.calibration.requests_data import Split
 from safesteer_edge.errors import SettingsError
-from safesteer_edge.evaluation.probe_quality import ProbeQuality, quality_of_scores
+from safesteer_edge.evaluation.probe_quality import N_STEPS, ProbeQuality, quality_of_scores
 
 N_OUTER_FOLDS: Final = 3
+_SPLITS: Final[tuple[Split, ...]] = ("train", "calibration")
+# The same answers, in the same order, with the states of these layers joined.
+AnswersAt = Callable[[Sequence[int]], list[HarvestedAnswer]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +62,23 @@ class JudgedCandidate:
 
 @dataclass(frozen=True, slots=True)
 class ProbeChoice:
-    """best: for all requests. nested: of the whole procedure, on requests that it did not see."""
+    """best: for all requests. nested: of the whole procedure, on requests that it did not see;
+
+    None where the requests are too few to cut them once more.
+    """
 
     best: ProbeCandidate
     judged: tuple[JudgedCandidate, ...]
-    nested: ProbeQuality
+    nested: ProbeQuality | None
     nested_choices: tuple[ProbeCandidate, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceSettings:
-    """harvested: the layers whose states the answers hold, in order. n_positions: see fits."""
+    """max_rows, seed: see FitSettings."""
 
-    harvested: tuple[int, ...]
     candidates: tuple[ProbeCandidate, ...]
-    n_positions: int = 32
+    max_rows: int = 24_000
     seed: int = 0
 
     @property
@@ -83,41 +88,99 @@ class ChoiceSettings:
 
 
 def choose_probe(
-    answers: Sequence[HarvestedAnswer],
+    answers_at: AnswersAt,
     settings: ChoiceSettings,
-    progress: Callable[[int], None] = lambda n_done: None,
+    progress: Callable[[int, int], None] = lambda n_done, n_total: None,
 ) -> ProbeChoice:
-    """Choose among the candidates. progress: the number of fits that are done.
+    """Choose among the candidates. progress: fits that are done, and all.
 
     Raises SettingsError if the train split, or the calibration split, lacks a kind of answer.
     """
-    steps = _Steps(progress)
-    judged = _judged(answers, settings, steps)
-    folds = np.array(request_folds(answers, settings.seed)) % N_OUTER_FOLDS
-    scores: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(answers)
-    chosen: list[ProbeCandidate] = []
-    for fold in range(N_OUTER_FOLDS):
-        outside = [answer for answer, at in zip(answers, folds, strict=True) if at != fold]
-        best = _best(_judged(outside, settings, steps))
-        chosen.append(best)
-        probe = _fitted(outside, best, settings)
-        steps.add()
-        inside: list[int] = np.flatnonzero(folds == fold).tolist()
-        selected = select_layers([answers[i] for i in inside], settings.harvested, best.layers)
-        for index, answer in zip(inside, selected, strict=True):
-            scores[index] = probe.scores(answer.states).astype(np.float32)
-    nested = quality_of_scores(answers, scores)
-    return ProbeChoice(_best(judged), tuple(judged), nested, tuple(chosen))
+    n_done, n_folds = 0, 0
+
+    def step() -> None:
+        nonlocal n_done
+        n_done += 1
+        progress(n_done, (n_folds + 1) * len(settings.candidates) + n_folds)
+
+    # One set of layers after the other: the states of one are in memory at a time.
+    judged: dict[ProbeCandidate, list[JudgedCandidate]] = {}
+    for layers in dict.fromkeys(candidate.layers for candidate in settings.candidates):
+        answers = answers_at(layers)
+        n_folds = _n_outer_folds(answers, settings)
+        for candidate in (each for each in settings.candidates if each.layers == layers):
+            judged[candidate] = []
+            for fold in (None, *range(n_folds)):
+                outside = _outside(answers, fold, settings)
+                judged[candidate].append(_judged(outside, candidate, settings))
+                step()
+        del answers
+    whole = [judged[candidate][0] for candidate in settings.candidates]
+    chosen = [
+        _best([judged[candidate][1 + fold] for candidate in settings.candidates])
+        for fold in range(n_folds)
+    ]
+    nested = _nested(answers_at, chosen, settings, step) if chosen else None
+    return ProbeChoice(_best(whole), tuple(whole), nested, tuple(chosen))
 
 
-class _Steps:
-    def __init__(self, progress: Callable[[int], None]) -> None:
-        self._progress = progress
-        self._n_done = 0
+def _n_outer_folds(answers: Sequence[HarvestedAnswer], settings: ChoiceSettings) -> int:
+    """None where a candidate could not be judged without a fold, for a split would lack a kind.
 
-    def add(self) -> None:
-        self._n_done += 1
-        self._progress(self._n_done)
+    Raises SettingsError where it cannot be judged at all.
+    """
+    missing = _missing_kind(answers)
+    if missing:
+        raise SettingsError(
+            f"cannot choose a probe: the {missing} split's answers are not of both kinds; give "
+            "more requests, harmful and harmless, in the splits train and calibration"
+        )
+    parts = [_outside(answers, fold, settings) for fold in range(N_OUTER_FOLDS)]
+    return 0 if any(_missing_kind(part) for part in parts) else N_OUTER_FOLDS
+
+
+def _missing_kind(answers: Sequence[HarvestedAnswer]) -> Split | None:
+    """A split whose answers are not of both kinds."""
+    for split in _SPLITS:
+        if {answer.label for answer in answers if answer.request.split == split} != {0, 1}:
+            return split
+    return None
+
+
+def _nested(
+    answers_at: AnswersAt,
+    chosen: Sequence[ProbeCandidate],
+    settings: ChoiceSettings,
+    step: Callable[[], None],
+) -> ProbeQuality:
+    """Each outer fold's answers, scored by what was chosen and fitted outside it."""
+    scores: dict[int, NDArray[np.float32]] = {}
+    answers: list[HarvestedAnswer] = []
+    for layers in dict.fromkeys(candidate.layers for candidate in chosen):
+        answers = answers_at(layers)
+        folds = _folds(answers, settings)
+        for fold, candidate in enumerate(chosen):
+            if candidate.layers == layers:
+                probe = _fitted(_outside(answers, fold, settings), candidate, settings)
+                scores |= {
+                    index: _scores(probe, answer)
+                    for index, answer in enumerate(answers)
+                    if folds[index] == fold
+                }
+                step()
+    return quality_of_scores(answers, [scores[index] for index in range(len(answers))])
+
+
+def _folds(answers: Sequence[HarvestedAnswer], settings: ChoiceSettings) -> list[int]:
+    return request_folds(answers, settings.seed, N_OUTER_FOLDS)
+
+
+def _outside(
+    answers: Sequence[HarvestedAnswer], fold: int | None, settings: ChoiceSettings
+) -> list[HarvestedAnswer]:
+    """The answers that are not in the fold; None: all."""
+    folds = _folds(answers, settings)
+    return [answer for answer, at in zip(answers, folds, strict=True) if at != fold]
 
 
 def _best(judged: Sequence[JudgedCandidate]) -> ProbeCandidate:
@@ -125,29 +188,21 @@ def _best(judged: Sequence[JudgedCandidate]) -> ProbeCandidate:
 
 
 def _judged(
-    answers: Sequence[HarvestedAnswer], settings: ChoiceSettings, steps: _Steps
-) -> list[JudgedCandidate]:
+    answers: Sequence[HarvestedAnswer], candidate: ProbeCandidate, settings: ChoiceSettings
+) -> JudgedCandidate:
     train = [answer for answer in answers if answer.request.split == "train"]
     held = [answer for answer in answers if answer.request.split == "calibration"]
-    for split, ours in (("train", train), ("calibration", held)):
-        if {answer.label for answer in ours} != {0, 1}:
-            raise SettingsError(
-                f"cannot choose a probe: the {split} split's answers are not of both kinds; give "
-                "more requests, harmful and harmless, in every split"
-            )
-    found: list[JudgedCandidate] = []
-    for candidate in settings.candidates:
-        probe = _fitted(train, candidate, settings)
-        selected = select_layers(held, settings.harvested, candidate.layers)
-        scores = [probe.scores(answer.states).astype(np.float32) for answer in selected]
-        found.append(JudgedCandidate(candidate, quality_of_scores(held, scores)))
-        steps.add()
-    return found
+    probe = _fitted(train, candidate, settings)
+    quality = quality_of_scores(held, [_scores(probe, answer) for answer in held])
+    return JudgedCandidate(candidate, quality)
 
 
 def _fitted(
     answers: Sequence[HarvestedAnswer], candidate: ProbeCandidate, settings: ChoiceSettings
 ) -> FittedProbe:
-    selected = select_layers(answers, settings.harvested, candidate.layers)
-    fit = FitSettings(candidate.form, settings.n_positions, seed=settings.seed)
-    return fit_uncalibrated(selected, fit)
+    fit = FitSettings(candidate.form, N_STEPS, max_rows=settings.max_rows, seed=settings.seed)
+    return fit_uncalibrated(answers, fit)
+
+
+def _scores(probe: FittedProbe, answer: HarvestedAnswer) -> NDArray[np.float32]:
+    return probe.scores(answer.states[: N_STEPS + 1]).astype(np.float32)

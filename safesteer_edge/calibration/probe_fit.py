@@ -41,10 +41,15 @@ _MAX_SET_ASIDE: Final = 0.08
 
 @dataclass(frozen=True, slots=True)
 class FitSettings:
-    """n_positions: positions of each answer that are fitted. calibration: None: the better one."""
+    """n_positions: positions of each answer that may be fitted. calibration: None: the better one.
+
+    max_rows: positions of all answers that are fitted. Where there are more, as many of each answer
+    are drawn: neighbouring positions tell nearly the same, and joined layers take much memory.
+    """
 
     form: ProbeForm
     n_positions: int = 32
+    max_rows: int = 24_000
     calibration: CalibrationMethod | None = None
     seed: int = 0
 
@@ -86,7 +91,7 @@ def fit_probe(
     labels = np.array([answer.label for answer in answers])
     if labels.min(initial=1) == labels.max(initial=0):
         raise SettingsError("the answers are all of one kind; give harmful and harmless requests")
-    rows = _Rows.of(answers, settings.n_positions)
+    rows = _Rows.of(answers, settings)
     folds = request_folds(answers, settings.seed)
     everything = np.ones(len(answers), dtype=np.bool_)
     margins = _out_of_fold(answers, rows, folds, everything, settings)
@@ -95,7 +100,7 @@ def fit_probe(
         margins = _out_of_fold(answers, rows, folds, trusted, settings)
     graph = _fit(rows, trusted, settings)
     calibration = fit_calibration(
-        np.concatenate([margin[: settings.n_positions] for margin in margins]),
+        np.concatenate([margin[at] for margin, at in zip(margins, rows.positions, strict=True)]),
         rows.labels,
         np.asarray(folds)[rows.answer_indices],
         settings.calibration,
@@ -107,7 +112,7 @@ def fit_probe(
 
 def fit_uncalibrated(answers: Sequence[HarvestedAnswer], settings: FitSettings) -> FittedProbe:
     """One fit on all answers, for comparing forms: the scores are the classifier's own chances."""
-    rows = _Rows.of(answers, settings.n_positions)
+    rows = _Rows.of(answers, settings)
     graph = _fit(rows, np.ones(len(answers), dtype=np.bool_), settings)
     return FittedProbe(graph, settings.form, ScoreCalibration("platt"))
 
@@ -125,27 +130,35 @@ def select_layers(
     return [replace(answer, states=answer.states[:, columns]) for answer in answers]
 
 
-def request_folds(answers: Sequence[HarvestedAnswer], seed: int) -> list[int]:
+def request_folds(
+    answers: Sequence[HarvestedAnswer], seed: int, n_folds: int = N_FOLDS
+) -> list[int]:
     """A fold for each answer; answers of one request or one matched pair share theirs."""
     groups = sorted({answer.request.pair_id or answer.request.id for answer in answers})
     order = np.random.default_rng(seed).permutation(len(groups))
-    fold_by_group = {groups[group]: int(at) % N_FOLDS for at, group in enumerate(order)}
+    fold_by_group = {groups[group]: int(at) % n_folds for at, group in enumerate(order)}
     return [fold_by_group[answer.request.pair_id or answer.request.id] for answer in answers]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rows:
-    """The positions that are fitted. states: float32 (n, n_features); the others (n,)."""
+    """What is fitted. states: float32 (n, n_features); labels, answer_indices: (n,).
+
+    positions: of each answer, from 0, the first token's.
+    """
 
     states: NDArray[np.float32]
     labels: NDArray[np.int64]
     answer_indices: NDArray[np.int64]
+    positions: list[NDArray[np.int64]]
 
     @classmethod
-    def of(cls, answers: Sequence[HarvestedAnswer], n_positions: int) -> _Rows:
-        kept = [answer.states[1 : n_positions + 1] for answer in answers]
-        sizes = [len(states) for states in kept]
-        states = np.concatenate(kept).astype(np.float32)
+    def of(cls, answers: Sequence[HarvestedAnswer], settings: FitSettings) -> _Rows:
+        positions = _positions(answers, settings)
+        sizes = [len(at) for at in positions]
+        states = np.concatenate(
+            [answer.states[1:][at] for answer, at in zip(answers, positions, strict=True)]
+        ).astype(np.float32)
         if not np.isfinite(states).all():
             raise SettingsError(
                 "cannot fit a probe: a hidden state holds numbers that are not finite; harvest "
@@ -155,7 +168,20 @@ class _Rows:
             states,
             np.repeat([answer.label for answer in answers], sizes),
             np.repeat(np.arange(len(answers)), sizes),
+            positions,
         )
+
+
+def _positions(
+    answers: Sequence[HarvestedAnswer], settings: FitSettings
+) -> list[NDArray[np.int64]]:
+    """Of each answer: the first n_positions, or drawn ones of them where that is too much."""
+    lengths = [min(settings.n_positions, len(answer.states) - 1) for answer in answers]
+    n_each = max(1, settings.max_rows // max(1, len(answers)))
+    if sum(lengths) <= settings.max_rows:
+        n_each = settings.n_positions
+    rng = np.random.default_rng(settings.seed)
+    return [np.sort(rng.permutation(length)[:n_each]) for length in lengths]
 
 
 def _fit(rows: _Rows, trusted: NDArray[np.bool_], settings: FitSettings) -> ProbeGraph:

@@ -29,6 +29,7 @@ REQUESTS: tuple[Request, ...] = tuple(
     replace(
         made_up_request(label, number),
         text=f"{number}{'zzzz' if label == 'harmful' else ' the'}" * 6,
+        split="calibration" if number % 2 else "train",
     )
     for label in LABELS
     for number in range(2 if label == "borderline" else 4)
@@ -109,7 +110,10 @@ def test_its_norms_are_those_of_the_models_residual_stream(made: Made, guarded_t
 def test_its_figures_say_what_was_tried(made: Made):
     figures = json.loads((made.folder / "guard.json").read_text())["figures"]
     assert figures["splits"] == ["train", "calibration"]
-    assert [tuple(row["layers"]) for row in figures["tried"]] == list(made.settings.layer_sets)
+    tried = [(tuple(row["layers"]), row["form"]) for row in figures["tried"]]
+    linear = [(layers, "linear") for layers in made.settings.layer_sets]
+    assert tried == [*linear, ((1, 2), "pca-linear"), ((1, 2), "mlp")]
+    assert figures["chosen"]["layers"] in [list(layers) for layers in made.settings.layer_sets]
     assert figures["targets"] == {
         "touched": 0.2,
         "ordinary_refused": 0.2,
@@ -123,7 +127,8 @@ def test_progress_is_told_to_the_end(made: Made):
     ends = {what: (n_done, n_total) for what, n_done, n_total in made.progress}
     assert ends == {
         "harvesting answers": (14, 14),
-        "fitting probes": (3, 3),
+        "comparing probes": (5, 5),  # too few requests for outer folds
+        "fitting the probe": (1, 1),
         "comparing layers": (3, 3),
     }
 
