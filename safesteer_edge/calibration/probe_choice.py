@@ -24,14 +24,14 @@ from safesteer_edge.calibration.probe_fit import (
     request_folds,
 )
 from safesteer_edge.calibration.probe_forms import ProbeForm
-from safesteer_edge.calibration.requests_data import Split
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.evaluation.probe_quality import N_STEPS, ProbeQuality, quality_of_scores
 
 N_OUTER_FOLDS: Final = 3
-_SPLITS: Final[tuple[Split, ...]] = ("train", "calibration")
+_ONE_IN: Final = 4  # requests is judged on, where the splits do not say which
 # The same answers, in the same order, with the states of these layers joined.
 AnswersAt = Callable[[Sequence[int]], list[HarvestedAnswer]]
+_Parts = tuple[list[HarvestedAnswer], list[HarvestedAnswer]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def choose_probe(
 ) -> ProbeChoice:
     """Choose among the candidates. progress: fits that are done, and all.
 
-    Raises SettingsError if the train split, or the calibration split, lacks a kind of answer.
+    Raises SettingsError for too few requests.
     """
     n_done, n_folds = 0, 0
 
@@ -125,25 +125,33 @@ def choose_probe(
 
 
 def _n_outer_folds(answers: Sequence[HarvestedAnswer], settings: ChoiceSettings) -> int:
-    """None where a candidate could not be judged without a fold, for a split would lack a kind.
+    """None where candidates could not be judged without one, for too few requests were left.
 
-    Raises SettingsError where it cannot be judged at all.
+    Raises SettingsError where they cannot be judged at all.
     """
-    missing = _missing_kind(answers)
-    if missing:
+    if _parts(answers, settings) is None:
         raise SettingsError(
-            f"cannot choose a probe: the {missing} split's answers are not of both kinds; give "
-            "more requests, harmful and harmless, in the splits train and calibration"
+            "cannot choose a probe: there are too few harmful or too few other requests to fit on "
+            "some and judge on others; give more of both"
         )
-    parts = [_outside(answers, fold, settings) for fold in range(N_OUTER_FOLDS)]
-    return 0 if any(_missing_kind(part) for part in parts) else N_OUTER_FOLDS
+    outside = [_outside(answers, fold, settings) for fold in range(N_OUTER_FOLDS)]
+    return 0 if any(_parts(part, settings) is None for part in outside) else N_OUTER_FOLDS
 
 
-def _missing_kind(answers: Sequence[HarvestedAnswer]) -> Split | None:
-    """A split whose answers are not of both kinds."""
-    for split in _SPLITS:
-        if {answer.label for answer in answers if answer.request.split == split} != {0, 1}:
-            return split
+def _parts(answers: Sequence[HarvestedAnswer], settings: ChoiceSettings) -> _Parts | None:
+    """What to fit on and what to judge on: the splits, or by lot where a split lacks a kind."""
+    by_split: _Parts = (
+        [answer for answer in answers if answer.request.split == "train"],
+        [answer for answer in answers if answer.request.split == "calibration"],
+    )
+    folds = request_folds(answers, settings.seed, _ONE_IN)
+    by_lot: _Parts = (
+        [answer for answer, fold in zip(answers, folds, strict=True) if fold],
+        [answer for answer, fold in zip(answers, folds, strict=True) if not fold],
+    )
+    for parts in (by_split, by_lot):
+        if all({answer.label for answer in part} == {0, 1} for part in parts):
+            return parts
     return None
 
 
@@ -190,8 +198,9 @@ def _best(judged: Sequence[JudgedCandidate]) -> ProbeCandidate:
 def _judged(
     answers: Sequence[HarvestedAnswer], candidate: ProbeCandidate, settings: ChoiceSettings
 ) -> JudgedCandidate:
-    train = [answer for answer in answers if answer.request.split == "train"]
-    held = [answer for answer in answers if answer.request.split == "calibration"]
+    parts = _parts(answers, settings)
+    assert parts is not None  # checked before the first fit
+    train, held = parts
     probe = _fitted(train, candidate, settings)
     quality = quality_of_scores(held, [_scores(probe, answer) for answer in held])
     return JudgedCandidate(candidate, quality)

@@ -100,10 +100,22 @@ def test_too_few_requests_for_another_cut_give_no_nested_estimate():
     assert (choice.best, choice.nested, choice.nested_choices) == (GOOD, None, ())
 
 
-@pytest.mark.parametrize("split", ["train", "calibration"])
-def test_a_split_without_harmful_answers_is_an_error(split: Split):
+def test_a_split_without_harmful_answers_is_made_up_for_by_lot():
     kept = [
-        answer for answer in answers_with()[1] if answer.request.split != split or answer.label == 0
+        answer
+        for answer in answers_with()[1]
+        if answer.request.split != "calibration" or answer.request.label != "harmful"
     ]
-    with pytest.raises(SettingsError, match=f"the {split} split's answers"):
+    (judged,) = choose({1: kept}, GOOD).judged
+    assert judged.quality.n_harmful > 0
+    assert judged.quality.mean_against_ordinary > 0.9
+
+
+def test_one_harmful_request_is_too_few():
+    kept = [
+        answer
+        for answer in answers_with()[1]
+        if answer.request.label != "harmful" or answer.request.id == "harmful-1"
+    ]
+    with pytest.raises(SettingsError, match="too few"):
         choose({1: kept}, GOOD)
