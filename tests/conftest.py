@@ -15,6 +15,7 @@ from tests.tiny_models import write_tiny_llama, write_tiny_mamba, write_tiny_pro
 
 if TYPE_CHECKING:
     from tests.guarded_tiny import GuardedTiny
+    from tests.requantized_tiny import RequantizedTiny
 
 
 # Examples are cases, not timings: a busy machine may take its time over one.
@@ -61,6 +62,16 @@ def guarded_tiny(tmp_path_factory: pytest.TempPathFactory) -> GuardedTiny:
     from tests.guarded_tiny import make_guarded_tiny  # loads llama.cpp, which few tests need
 
     return make_guarded_tiny(tmp_path_factory.mktemp("guarded_tiny"))
+
+
+@pytest.fixture(scope="session")
+def requantized_tiny(
+    guarded_tiny: GuardedTiny, tmp_path_factory: pytest.TempPathFactory
+) -> RequantizedTiny:
+    """That model in Q8_0, and a bundle that was calibrated on it in F32."""
+    from tests.requantized_tiny import make_requantized_tiny
+
+    return make_requantized_tiny(guarded_tiny, tmp_path_factory.mktemp("requantized"))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safesteer_edge.cli import calibrate_from
 from safesteer_edge.cli.exit_codes import OK
 from safesteer_edge.cli.model_options import add_machine_options
 from safesteer_edge.errors import SettingsError
@@ -48,6 +49,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="GIB",
         help="hidden states kept on disk for the next run (default: 8 GiB)",
     )
+    calibrate_from.add_option(parser)
     add_machine_options(parser)
     parser.set_defaults(run=run)
 
@@ -59,6 +61,8 @@ def run(options: argparse.Namespace) -> int:
             raise SettingsError(
                 f"cannot calibrate without {package}; pip install 'safesteer-edge[calibration]'"
             )
+    if options.source_bundle is not None:
+        return calibrate_from.run(options, _Progress().show)
     # Deferred: these import llama.cpp, which --help does not need.
     from safesteer_edge.bundle.writer import check_replaceable
     from safesteer_edge.calibration.make_bundle import make_bundle
