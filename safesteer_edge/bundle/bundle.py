@@ -238,8 +238,8 @@ def _with_quantization_warning(bundle: GuardBundle, model: ModelInfo) -> GuardBu
     )
     warning = (
         f"guard bundle {bundle.config.name!r} was calibrated on {calibrated}, and "
-        f"{model.path.name!r} {difference}: its scores may be off; run 'safesteer-edge calibrate "
-        f"{model.path.name}' to make a bundle for it"
+        f"{model.path.name!r} {difference}: its scores may be off: 'safesteer-edge "
+        "verify' measures how far, and 'safesteer-edge calibrate --from' sets it right"
     )
     return GuardBundle(
         bundle.folder,

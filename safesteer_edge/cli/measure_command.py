@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from safesteer_edge.cli import measure_pictures
+from safesteer_edge.cli import measure_pictures, measure_quantization
 from safesteer_edge.cli.exit_codes import OK, RUNTIME_ERROR
 from safesteer_edge.cli.model_options import (
     add_guard_options,
@@ -37,15 +37,18 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "what",
-        choices=("probe", "guard", "rerank", "pictures"),
+        choices=("probe", "guard", "rerank", "pictures", "quantization"),
         help="probe: AUROC per decoding step; guard: what it changes, against --guard off; "
-        "rerank: lazy against eager, token by token; pictures: words read and things named",
+        "rerank: lazy against eager, token by token; pictures: words read and things named; "
+        "quantization: the guard on requantized files of the model, before and after "
+        "'calibrate --from'",
     )
     parser.add_argument(
         "--limit", type=int, metavar="N", help="requests of each label, or pictures, at most"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     measure_pictures.add_options(parser)
+    measure_quantization.add_options(parser)
     add_model_options(parser)
     add_guard_options(parser)
     add_sampling_options(parser)
@@ -64,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
         "guard": _measure_guard,
         "rerank": _measure_rerank,
         "pictures": _measure_pictures,
+        "quantization": _measure_quantization,
     }
     return measures[options.what](settings, options)
 
@@ -191,6 +195,13 @@ def _measure_pictures(settings: SessionSettings, options: argparse.Namespace) ->
     return measure_pictures.measure_pictures(
         settings, options, lambda n_total: _progress(n_total, "pictures")
     )
+
+
+def _measure_quantization(settings: SessionSettings, options: argparse.Namespace) -> int:
+    def show(what: str, n_done: int, n_total: int) -> None:
+        _progress(n_total, what)(n_done)
+
+    return measure_quantization.measure_quantization(settings, options, show)
 
 
 def _test_requests(limit: int | None, labels: Sequence[Label] | None = None) -> list[Request]:

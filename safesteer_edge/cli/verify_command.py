@@ -1,14 +1,18 @@
-"""`safesteer-edge verify`: whether a bundle's probe is its source's, and its vector lands right."""
+"""`safesteer-edge verify`: whether a bundle is what it says, and still right on this model file."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safesteer_edge.cli.drift_lines import drift_lines, drift_to_json
 from safesteer_edge.cli.exit_codes import OK, RUNTIME_ERROR
+from safesteer_edge.formats.finite_json import without_nan
 
 if TYPE_CHECKING:
     from safesteer_edge.evaluation.verify_bundle import VectorRun, VerifyReport
@@ -16,7 +20,9 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Load a guard bundle with all its checks; compare its probe in ONNX Runtime with what it was
 converted from; switch on its directions one by one in llama.cpp and read back what they change in
-the residual stream. Exit code 0: all is as it should be; 1: something is not."""
+the residual stream. If the model is in another quantization than the bundle's, replay 160 fixed
+requests and compare the guard's scores and decisions. Exit code 0: all is as it should be; 1:
+something is not; 2: another model."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -36,6 +42,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--tolerance", type=float, metavar="X", help="largest difference of scores (default: 1e-5)"
     )
+    add_replay_options(parser)
     parser.add_argument("--gpu-layers", type=int, metavar="N", help="layers in the run on the GPU")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument(
@@ -45,6 +52,31 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
+
+
+def add_replay_options(parser: argparse.ArgumentParser) -> None:
+    """How the guard's drift between quantizations is measured."""
+    group = parser.add_argument_group("replay")
+    group.add_argument(
+        "--replay",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="replay the fixed requests (default: if the model is in another quantization)",
+    )
+    group.add_argument(
+        "--limit", type=int, metavar="N", help="replay N requests of each label at most"
+    )
+    group.add_argument(
+        "--reference",
+        type=Path,
+        metavar="F.gguf",
+        help="the file that the bundle was calibrated on, if the bundle records no replay",
+    )
+    group.add_argument(
+        "--record",
+        action="store_true",
+        help="keep this replay in the bundle, as what later ones are compared with",
+    )
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
@@ -75,9 +107,20 @@ def run(options: argparse.Namespace) -> int:
         n_gpu_layers=options.gpu_layers,
         n_threads=options.threads,
         allow_negative_scale=options.allow_negative_scale,
+        replay=options.replay,
+        n_requests=options.limit,
+        reference=options.reference,
+        record=options.record,
     )
-    report = verify_bundle(options.folder, settings)
-    print(json.dumps(report.to_json()) if options.json else "\n".join(report_lines(report)))
+    report = verify_bundle(options.folder, settings, _show_progress)
+    if options.json:
+        value = report.to_json()
+        value["drift"] = drift_to_json(report.drift) if report.drift else None
+        print(json.dumps(without_nan(value)))
+    else:
+        print("\n".join(report_lines(report)))
+        if report.drift:
+            print(_next_step(report, options))
     return OK if report.passed else RUNTIME_ERROR
 
 
@@ -97,6 +140,8 @@ def report_lines(report: VerifyReport) -> Iterator[str]:
         )
     for run_ in report.vector:
         yield from _vector_lines(run_)
+    if report.drift:
+        yield from drift_lines(report.drift)
     for note in report.notes:
         yield f"  note        {note}"
     for failure in report.failures:
@@ -113,3 +158,23 @@ def _vector_lines(run_: VectorRun) -> Iterator[str]:
             f"    {shift.layer_index:>5} {shift.direction_norm:>9.4g} "
             f"{shift.relative_error:>11.2g} {shift.shift_below:>9.2g} {landed_on:>9}"
         )
+
+
+def _next_step(report: VerifyReport, options: argparse.Namespace) -> str:
+    """What to do about the drift."""
+    assert report.drift is not None  # the caller looked
+    folder, model = shlex.quote(str(options.folder)), shlex.quote(str(options.model))
+    target = shlex.quote(f"guard-{options.model.stem}")
+    if report.drift.verdict == "steady":
+        return "the guard does on this file what it was calibrated to do"
+    if report.drift.verdict == "recalibrate":
+        return (
+            "recalibrate it, in minutes: "
+            f"safesteer-edge calibrate --from {folder} {model} -o {target}"
+        )
+    return f"calibrate one for this file: safesteer-edge calibrate {model} -o {target}"
+
+
+def _show_progress(what: str, n_done: int, n_total: int) -> None:
+    end = "\n" if n_done == n_total else ""
+    print(f"\r{what}: {n_done}/{n_total}", end=end, file=sys.stderr, flush=True)

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.bundle.bundle import GuardBundle, read_config
+from safesteer_edge.bundle.fingerprint import Match, compare, fingerprint_model
+from safesteer_edge.calibration.harvest_run import Progress
 from safesteer_edge.engine.native import native_facts
 from safesteer_edge.errors import (
     BundleError,
@@ -20,6 +22,8 @@ from safesteer_edge.errors import (
     ProbeFileError,
     VectorFileError,
 )
+from safesteer_edge.evaluation.drift import Drift
+from safesteer_edge.evaluation.verify_drift import DriftSettings, verify_drift
 from safesteer_edge.evaluation.verify_probe import (
     MAX_SCORE_DIFFERENCE,
     ProbeParity,
@@ -32,7 +36,7 @@ from safesteer_edge.evaluation.verify_probe import (
 )
 from safesteer_edge.evaluation.verify_vector import LayerShift, measure_shifts
 from safesteer_edge.formats.control_vector_file import ControlVector
-from safesteer_edge.formats.model_file import check_language_model
+from safesteer_edge.formats.model_file import ModelInfo, check_language_model
 from safesteer_edge.runtime import open_runtime
 from safesteer_edge.settings import SessionSettings
 
@@ -48,7 +52,9 @@ class VerifySettings:
 
     source: what the probe was converted from; is_flipped: its score falls with harm. states: a
     file of states to compare on; None: random ones. max_score_difference: above it, the probe is
-    not its source. n_gpu_layers: for the run on the GPU; None: all.
+    not its source. n_gpu_layers: for the run on the GPU; None: all. replay: ask the fixed requests
+    and compare; None: only where the model is in another quantization than the bundle's.
+    n_requests, reference, record: see DriftSettings.
     """
 
     model: Path
@@ -59,6 +65,10 @@ class VerifySettings:
     n_gpu_layers: int | None = None
     n_threads: int | None = None
     allow_negative_scale: bool = False
+    replay: bool | None = None
+    n_requests: int | None = None
+    reference: Path | None = None
+    record: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +90,7 @@ class VerifyReport:
     n_engine_canaries: int = 0
     probe: list[ProbeParity] = field(default_factory=list)
     vector: list[VectorRun] = field(default_factory=list)
+    drift: Drift | None = None
     notes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
@@ -93,15 +104,18 @@ class VerifyReport:
         return {**asdict(self), "passed": self.passed}
 
 
-def verify_bundle(folder: Path, settings: VerifySettings) -> VerifyReport:
-    """Load a bundle with all its checks, and measure its probe and its vector.
+def verify_bundle(
+    folder: Path, settings: VerifySettings, progress: Progress = lambda *_: None
+) -> VerifyReport:
+    """Load a bundle with all its checks, and measure its probe, its vector and its scores' drift.
 
     The vector runs on the CPU, and on the GPU where llama.cpp has one; the probe likewise.
-    Raises InputError for files that cannot be read at all, EngineError if the model does not run.
-    What was read and is wrong is in the report's `failures`.
+    Raises InputError for files that cannot be read at all, BundleError for another model,
+    EngineError if the model does not run. What was read and is wrong is in the report's `failures`.
     """
     config = read_config(folder)
     info = check_language_model(settings.model)
+    match = compare(config.model, fingerprint_model(info))
     report = VerifyReport(config.name, info.path.name, info.quantization)
     with ExitStack() as owned:
         try:
@@ -118,10 +132,38 @@ def verify_bundle(folder: Path, settings: VerifySettings) -> VerifyReport:
         vector = bundle.control_vector
     if vector is None:
         report.notes.append("the bundle has no vector")
-        return report
-    for device in _devices():
-        _verify_vector(report, vector, settings, device)
+    else:
+        for device in _devices():
+            _verify_vector(report, vector, settings, device)
+    if _is_replayed(settings, match):
+        _verify_drift(report, folder, info, settings, progress)
     return report
+
+
+def _is_replayed(settings: VerifySettings, match: Match) -> bool:
+    if settings.replay is None:
+        return settings.record or match != "exact"
+    return settings.replay
+
+
+def _verify_drift(
+    report: VerifyReport,
+    folder: Path,
+    info: ModelInfo,
+    settings: VerifySettings,
+    progress: Progress,
+) -> None:
+    session = SessionSettings(
+        guard="off", n_ctx=_N_CTX, n_gpu_layers=settings.n_gpu_layers, n_threads=settings.n_threads
+    )
+    wanted = DriftSettings(session, settings.n_requests, settings.reference, settings.record)
+    drift = report.drift = verify_drift(folder, info, wanted, progress)
+    if drift.reference is None:
+        report.notes.append(
+            "what the guard did in the bundle's own quantization is not known: pass a file of that "
+            "with --reference"
+        )
+    report.failures.extend(drift.reasons)
 
 
 def _verify_probe(report: VerifyReport, bundle: GuardBundle, settings: VerifySettings) -> None:
