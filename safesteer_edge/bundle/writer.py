@@ -30,7 +30,9 @@ from safesteer_edge.guard.policy import GuardPolicy
 PROBE_NAME = "probe.onnx"
 VECTOR_NAME = "vector.gguf"
 
-_OWN_FILES = frozenset({CONFIG_NAME, PROBE_NAME, VECTOR_NAME})
+REPORT_NAMES = ("report.html", "report.json")  # for people: nothing reads them back
+
+_OWN_FILES = frozenset({CONFIG_NAME, PROBE_NAME, VECTOR_NAME, *REPORT_NAMES})
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class BundleParts:
     route_hint: Literal["layer_input", "final_norm", "eval_callback"] | None = None
     figures: Mapping[str, object] = field(default_factory=dict[str, object])
     created: str = ""  # an ISO date; '' is today
+    reports: Mapping[str, str] = field(default_factory=dict[str, str])  # of REPORT_NAMES
 
 
 def write_bundle(folder: Path, parts: BundleParts, *, allow_negative_scale: bool = False) -> Path:
@@ -112,6 +115,10 @@ def _write_files(folder: Path, parts: BundleParts) -> None:
         file.write(parts.probe_onnx)
     if parts.vector is not None:
         write_control_vector(folder / VECTOR_NAME, parts.vector.vector)
+    for name in REPORT_NAMES:
+        if name in parts.reports:
+            with atomic_write(folder / name, "w") as file:
+                file.write(parts.reports[name])
     text = format_guard_json(_config(folder, parts))
     with atomic_write(folder / CONFIG_NAME, "w") as file:
         file.write(text)

@@ -6,7 +6,7 @@ Everything is decided on the train and calibration splits; the test split is nev
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from safesteer_edge import __version__
@@ -28,6 +28,7 @@ from safesteer_edge.calibration.probe_stage import (
     fit_chosen_probe,
     probe_candidates,
 )
+from safesteer_edge.calibration.report.page import report_files
 from safesteer_edge.calibration.requests_data import Request
 from safesteer_edge.calibration.separation import separation_by_layer
 from safesteer_edge.calibration.vector_candidates import VectorSettings
@@ -140,7 +141,7 @@ def bundle_from_harvest(
         vector=vector.parts,
         figures=without_nan({**best.record, "calibration": calibration}),
     )
-    return write_bundle(folder, parts)
+    return write_bundle(folder, replace(parts, reports=_reports(parts)))
 
 
 def _vector(
@@ -165,6 +166,18 @@ def _vector(
         settings=settings.vector,
     )
     return fit_vector(harvested, task, progress)
+
+
+def _reports(parts: BundleParts) -> dict[str, str]:
+    """The bundle's pages for people."""
+    facts = {
+        "name": parts.name,
+        "created_by": parts.created_by,
+        "model": asdict(parts.model),
+        "probe_layers": parts.probe_layers,
+        "hidden_state_route": parts.route_hint,
+    }
+    return report_files(facts, parts.figures)
 
 
 def _harvested_counts(harvested: Harvest) -> dict[str, dict[str, int]]:

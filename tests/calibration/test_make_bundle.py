@@ -123,6 +123,17 @@ def test_its_figures_say_what_was_tried(made: Made):
     assert 0 <= figures["out_of_fold"]["auroc_mean_score_harmful_against_ordinary"] <= 1
 
 
+def test_its_report_lies_beside_it(made: Made):
+    config = json.loads((made.folder / "guard.json").read_text())
+    report = json.loads((made.folder / "report.json").read_text())
+    assert report["figures"] == config["figures"]
+    page = (made.folder / "report.html").read_text()
+    assert "Calibration of made-here" in page
+    assert page.count("<svg") >= 3
+    for request in REQUESTS:
+        assert request.text not in page
+
+
 def test_progress_is_told_to_the_end(made: Made):
     ends = {what: (n_done, n_total) for what, n_done, n_total in made.progress}
     assert ends == {
