@@ -50,7 +50,18 @@ def candidate(form: str, **more: float) -> dict[str, Any]:
 
 
 def figures() -> dict[str, Any]:
-    judged = dict.fromkeys(("merit", "early_candidate", "found_at_1_percent_ordinary", "found_at_1_percent_borderline", "mean_against_ordinary", "mean_against_borderline", "mean_against_harmless_twins"), 0.9)
+    judged = dict.fromkeys(
+        (
+            "merit",
+            "early_candidate",
+            "found_at_1_percent_ordinary",
+            "found_at_1_percent_borderline",
+            "mean_against_ordinary",
+            "mean_against_borderline",
+            "mean_against_harmless_twins",
+        ),
+        0.9,
+    )
     bins = [{"mean_score": (i + 0.5) / 10, "harmful_share": i / 10, "n": 50} for i in range(10)]
     reliability = {"brier": 0.081, "expected_error": 0.02, "bins": bins}
     separation = {"layers": [0, 1, 2], "auroc": [[0.8] * 17] * 3, "n": [[30, 60]] * 17}
