@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 from safesteer_edge.chat_session import ChatSession
 from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.settings import SessionSettings
 from safesteer_edge.tui.app import ChatApp, ChatOptions
 from safesteer_edge.tui.garbage_pauses import spare_pauses
 from safesteer_edge.tui.native_pictures import find_native_pictures
+from safesteer_edge.tui.terminal_watch import leave_with_terminal
 from safesteer_edge.user_settings.schema import UserSettings
 from safesteer_edge.user_settings.settings_file import write_settings
 
@@ -35,7 +38,9 @@ def run_chat(
         is_first_run=save and not any(store.folder.glob("*.jsonl")),
     )
     spare_pauses()
-    ChatApp(options).run()
+    app = ChatApp(options)
+    leave_with_terminal(sys.__stdin__.fileno(), app.engine.close)
+    app.run()
 
 
 def open_engine(settings: SessionSettings) -> ChatSession:

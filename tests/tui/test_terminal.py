@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -70,11 +71,17 @@ class Terminal:
     def text(self) -> str:
         return "\n".join(self._screen.display)
 
+    def vanish(self) -> None:
+        """Go, and send no signal: the application has no controlling terminal."""
+        os.close(self._main)
+        self._main = -1
+
     def close(self) -> None:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        os.close(self._main)
+        if self._main >= 0:
+            os.close(self._main)
 
     def _read(self, timeout_s: float) -> None:
         ready, _, _ = select.select([self._main], [], [], timeout_s)
@@ -128,3 +135,20 @@ def test_a_person_chats_stops_an_answer_loses_the_engine_and_leaves(terminal: Te
     # Leaving gives the terminal back, at once.
     terminal.type("\x11")
     assert terminal.process.wait(20) == 0
+
+
+def test_a_chat_whose_terminal_vanishes_is_saved_and_ends(terminal: Terminal, tmp_path: Path):
+    terminal.sees("What this is")
+    terminal.type("\r")
+    terminal.sees("ready")
+    terminal.type("Tell me a very long story about the wind.\r")
+    terminal.sees_answer_to("the wind.")
+    engine = engine_of(terminal.process.pid)
+    terminal.vanish()
+    assert terminal.process.wait(20) == 129
+    lines = next(tmp_path.glob("safesteer-edge/chats/*.jsonl")).read_text("utf-8").splitlines()
+    kept = [json.loads(line) for line in lines]
+    assert any(each["type"] == "text" and each["text"] for each in kept)
+    assert kept[-1]["type"] == "end"
+    with pytest.raises(ProcessLookupError):
+        os.kill(engine, 0)
