@@ -30,6 +30,7 @@ from safesteer_edge.cli import (
 )
 from safesteer_edge.cli.exit_codes import BAD_INPUT, INTERRUPTED, RUNTIME_ERROR
 from safesteer_edge.errors import InputError, SafeSteerError
+from safesteer_edge.openmp_waiting import spin_briefly
 
 _COMMANDS = (
     ask_command,
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     _set_up_logging(verbose=options.verbose)
     _set_up_streams()
+    spin_briefly(os.environ)
     try:
         exit_code = options.run(options)
         sys.stdout.flush()  # a reader that has gone is met here, and not at exit

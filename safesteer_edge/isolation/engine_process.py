@@ -19,6 +19,7 @@ from typing import IO, Any, Final, cast
 from safesteer_edge.chat.display_text import strip_control_characters
 from safesteer_edge.errors import EngineDiedError, EngineError
 from safesteer_edge.isolation.messages import MAX_LINE_BYTES, decode, encode
+from safesteer_edge.openmp_waiting import spin_briefly
 from safesteer_edge.process_death import ProcessDeath, death_of
 
 # What the engine and its drivers look for around them. A process that runs native code on
@@ -174,6 +175,7 @@ def _start() -> subprocess.Popen[bytes]:
         for name, value in os.environ.items()
         if name.upper() in names or name.upper().startswith(prefixes)
     }
+    spin_briefly(environment)
     try:
         return subprocess.Popen(
             command,
