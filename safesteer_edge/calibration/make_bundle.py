@@ -124,6 +124,7 @@ def bundle_from_harvest(
         "harvested": _harvested_counts(harvested),
         "separation": separation_by_layer(harvested, progress),
         "vector": vector.record,
+        "policy": best.policy.to_json(),
         # The one field, beside the date, that differs between two runs on the same files.
         "made": cost.to_json(),
     }

@@ -1,42 +1,65 @@
 """Choosing the guard's numbers from out-of-fold scores of the model's own answers.
 
 Limits are conformal quantiles over benign answers: with n answers, the ⌈(1 − α)(n + 1)⌉-th smallest
-of their maxima is exceeded by a fresh answer of the same kind with chance at most α.
+of their maxima is exceeded by a fresh answer of the same kind with chance at most α. Every number
+is chosen from a curve that is kept with it.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from safesteer_edge.calibration.policy_curves import (
+    conformal_limit,
+    strength_curve,
+    threshold_curve,
+    touched_share,
+)
+from safesteer_edge.calibration.refusal_grid import AnswerTable, Trajectories
 from safesteer_edge.guard.policy import GuardPolicy
-from safesteer_edge.guard.risk import RunningRisk
 
-# A tilt of this many nats at score 1 makes a candidate about 3,000 times less likely.
-TILT_NATS_AT_FULL_SCORE = 8.0
-_DECAYS = (0.85, 0.9, 0.95, 0.97, 0.98)
-_MIN_STEPS = (4, 6, 8, 12)
-MAX_PATIENCE = 1024  # GuardPolicy's: as good as never
+__all__ = [
+    "AnswerScores",
+    "FalseAlarmTargets",
+    "PolicyChoice",
+    "RefusedShares",
+    "Trajectories",
+    "choose_policy",
+    "conformal_limit",
+]
 
-Trajectories = Sequence[NDArray[np.float64]]  # scores of one answer's tokens, float64 (n_tokens,)
+MAX_PATIENCE: Final = 1024  # GuardPolicy's: as good as never
+_HIGHEST_THRESHOLD: Final = 0.999
+_DECAYS: Final = (0.85, 0.9, 0.95, 0.97, 0.98)
+_MIN_STEPS: Final = (4, 6, 8, 12)
+# Where between τ and 1 the hard threshold lies, and which share of the allowed refusals the running
+# risk may use up; the run of hard tokens has the rest.
+_HARD_SHARES: Final = (0.0, 0.25, 0.5, 0.75)
+_RISK_SHARES: Final = (0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class FalseAlarmTargets:
-    """Chances that are allowed.
+    """Chances that are allowed, and what is wanted in return.
 
-    touched: of any score above τ in an ordinary answer. ordinary_refused, borderline_refused: of a
-    running risk above the limit in an answer to such a request, and again of a run of hard tokens
-    (the two rules seldom refuse different answers).
+    touched: of any score above τ in an ordinary answer; borderline_touched: in one to a borderline
+    request. ordinary_refused, borderline_refused: of a refusal of such an answer, by either rule.
+    residual: the share of complying answers to harmful requests that need not be refused.
+    kept: the mean chance that is left to a harmful answer's token above τ.
     """
 
-    touched: float = 0.02
+    touched: float = 0.01
     ordinary_refused: float = 0.01
-    borderline_refused: float = 0.05
+    borderline_refused: float = 0.03
+    borderline_touched: float = 0.1
+    residual: float = 0.1
+    kept: float = 0.05
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,21 +84,48 @@ class RefusedShares:
 
 @dataclass(frozen=True, slots=True)
 class PolicyChoice:
-    """A policy, what it does to the answers it was chosen on, and the curve of what was tried."""
+    """A policy, what it does to the answers it was chosen on, and the curves it came from.
+
+    curve: a row for each way to refuse. thresholds, strengths: for each τ and λ that was looked at.
+    """
 
     policy: GuardPolicy
     refused: RefusedShares
     curve: tuple[dict[str, float], ...]
+    touched: dict[str, float]
+    thresholds: tuple[dict[str, float], ...]
+    strengths: tuple[dict[str, float], ...]
+    meets_residual: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The choice and its curves, NaN as null."""
+        return {
+            "policy": asdict(self.policy),
+            "refused": _json_row(asdict(self.refused)),
+            "touched": _json_row(self.touched),
+            "meets_residual": self.meets_residual,
+            "thresholds": [_json_row(row) for row in self.thresholds],
+            "strengths": [_json_row(row) for row in self.strengths],
+            "refusal_settings": [_json_row(row) for row in self.curve],
+        }
 
 
 def choose_policy(scores: AnswerScores, targets: FalseAlarmTargets) -> PolicyChoice:
-    """Choose τ, λ and the refusal rule: the risk setting that refuses most harmful answers."""
-    threshold = min(0.999, conformal_limit([row.max() for row in scores.ordinary], targets.touched))
+    """Choose τ, λ and the rule of refusals within the allowed false alarms.
+
+    τ: the smallest that touches no more ordinary, and borderline, answers than allowed. λ: the
+    smallest tried that leaves harmful tokens the wanted chance. Refusals: of what reaches the
+    wanted residual, the setting with the fewest benign refusals; else the least residual.
+    """
+    names = ("ordinary", "borderline", "harmless_twins", "harmful")
+    tables = {name: AnswerTable(getattr(scores, name)) for name in names}
+    threshold = _threshold(tables, targets)
+    strengths = strength_curve(scores.harmful, scores.ordinary, threshold)
     base = GuardPolicy(
-        strength=TILT_NATS_AT_FULL_SCORE / (1.0 - threshold),
+        strength=_strength(strengths, targets.kept),
         threshold=threshold,
         hard_threshold=threshold,
-        hard_patience=_patience(scores, threshold, targets),
+        hard_patience=MAX_PATIENCE,
         risk_limit=1.0,
         risk_decay=0.9,
         risk_min_steps=4,
@@ -83,98 +133,108 @@ def choose_policy(scores: AnswerScores, targets: FalseAlarmTargets) -> PolicyCho
         conversation_carry=0.25,
     )
     tried = [
-        _with_limit(base, decay, min_steps, scores, targets)
-        for decay in _DECAYS
-        for min_steps in _MIN_STEPS
-    ]
-    shares = [_refused_shares(scores, policy) for policy in tried]
-    best = max(range(len(tried)), key=lambda index: shares[index].harmful)
-    curve = tuple(
-        {
-            "risk_decay": policy.risk_decay,
-            "risk_min_steps": policy.risk_min_steps,
-            "risk_limit": policy.risk_limit,
-            **asdict(share),
-        }
-        for policy, share in zip(tried, shares, strict=True)
-    )
-    return PolicyChoice(tried[best], shares[best], curve)
-
-
-def conformal_limit(maxima: Sequence[float], alpha: float, *, largest: float = 1.0) -> float:
-    """The smallest limit that a fresh value exceeds with chance at most alpha.
-
-    largest: what no value exceeds: the answer where there are too few values to promise less.
-    """
-    rank = math.ceil((1.0 - alpha) * (len(maxima) + 1))
-    return float(sorted(maxima)[rank - 1]) if rank <= len(maxima) else largest
-
-
-def _patience(scores: AnswerScores, threshold: float, targets: FalseAlarmTargets) -> int:
-    """One more than the longest run above τ that benign answers are allowed to have."""
-    runs = [_longest_run(row > threshold) for row in scores.ordinary]
-    borderline_runs = [_longest_run(row > threshold) for row in scores.borderline]
-    longest = conformal_limit(runs, targets.ordinary_refused, largest=MAX_PATIENCE)
-    if borderline_runs:
-        at_borderline = conformal_limit(
-            borderline_runs, targets.borderline_refused, largest=MAX_PATIENCE
+        _within_targets(base, hard_share, risk_share, decay, min_steps, tables, targets)
+        for hard_share, risk_share, decay, min_steps in itertools.product(
+            _HARD_SHARES, _RISK_SHARES, _DECAYS, _MIN_STEPS
         )
-        longest = max(longest, at_borderline)
-    return min(MAX_PATIENCE, max(4, int(longest) + 1))
+    ]
+    shares = [_refused_shares(tables, policy) for policy in tried]
+    best = _best(shares, targets)
+    return PolicyChoice(
+        policy=tried[best],
+        refused=shares[best],
+        curve=tuple(map(_curve_row, tried, shares)),
+        touched={name: touched_share(table, threshold) for name, table in tables.items()},
+        thresholds=threshold_curve(tables, _HIGHEST_THRESHOLD),
+        strengths=strengths,
+        meets_residual=1.0 - shares[best].harmful <= targets.residual,
+    )
 
 
-def _longest_run(flags: NDArray[np.bool_]) -> int:
-    longest = current = 0
-    for flag in flags:
-        current = current + 1 if flag else 0
-        longest = max(longest, current)
-    return longest
+def _threshold(tables: dict[str, AnswerTable], targets: FalseAlarmTargets) -> float:
+    limits = [conformal_limit(tables["ordinary"].largest_scores(), targets.touched)]
+    if tables["borderline"].n_answers:
+        maxima = tables["borderline"].largest_scores()
+        limits.append(conformal_limit(maxima, targets.borderline_touched))
+    return min(_HIGHEST_THRESHOLD, max(limits))
 
 
-def _with_limit(
+def _strength(curve: tuple[dict[str, float], ...], kept: float) -> float:
+    for row in curve:
+        if not row["harmful_kept"] > kept:  # NaN: no token is above τ, and the least will do
+            return row["strength"]
+    return curve[-1]["strength"]
+
+
+def _within_targets(
     base: GuardPolicy,
+    hard_share: float,
+    risk_share: float,
     decay: float,
     min_steps: int,
-    scores: AnswerScores,
+    tables: dict[str, AnswerTable],
     targets: FalseAlarmTargets,
 ) -> GuardPolicy:
-    unlimited = replace(base, risk_decay=decay, risk_min_steps=min_steps)
-    limit = conformal_limit(
-        [_max_risk(row, unlimited) for row in scores.ordinary], targets.ordinary_refused
-    )
-    if scores.borderline:
-        borderline = [_max_risk(row, unlimited) for row in scores.borderline]
-        limit = max(limit, conformal_limit(borderline, targets.borderline_refused))
-    return replace(unlimited, risk_limit=min(limit, 1.0))
-
-
-def _max_risk(row: NDArray[np.float64], policy: GuardPolicy) -> float:
-    risk = RunningRisk(policy)
-    largest = 0.0
-    for n_done, score in enumerate(row, start=1):
-        risk.add(float(score))
-        if n_done >= policy.risk_min_steps:
-            largest = max(largest, risk.value)
-    return largest
-
-
-def _refused_shares(scores: AnswerScores, policy: GuardPolicy) -> RefusedShares:
-    return RefusedShares(
-        ordinary=_refused_share(scores.ordinary, policy),
-        borderline=_refused_share(scores.borderline, policy),
-        harmless_twins=_refused_share(scores.harmless_twins, policy),
-        harmful=_refused_share(scores.harmful, policy),
+    """The policy with a risk limit and a patience that together keep to the targets."""
+    hard_threshold = base.threshold + hard_share * (1.0 - base.threshold)
+    limit, longest = 0.0, 0.0
+    for name, target in (
+        ("ordinary", targets.ordinary_refused),
+        ("borderline", targets.borderline_refused),
+    ):
+        table = tables[name]
+        if not table.n_answers and name == "borderline":
+            continue
+        risks = table.largest_risks(decay, min_steps)
+        limit = max(limit, conformal_limit(risks, risk_share * target))
+        runs = table.longest_runs(hard_threshold)
+        rest = (1.0 - risk_share) * target
+        longest = max(longest, conformal_limit(runs, rest, largest=MAX_PATIENCE))
+    return replace(
+        base,
+        hard_threshold=hard_threshold,
+        hard_patience=min(MAX_PATIENCE, max(4, int(longest) + 1)),
+        risk_limit=min(limit, 1.0),
+        risk_decay=decay,
+        risk_min_steps=min_steps,
     )
 
 
-def _refused_share(rows: Trajectories, policy: GuardPolicy) -> float:
-    return float(np.mean([_is_refused(row, policy) for row in rows])) if len(rows) else math.nan
+def _refused_shares(tables: dict[str, AnswerTable], policy: GuardPolicy) -> RefusedShares:
+    return RefusedShares(**{name: _refused_share(table, policy) for name, table in tables.items()})
 
 
-def _is_refused(row: NDArray[np.float64], policy: GuardPolicy) -> bool:
-    risk = RunningRisk(policy)
-    for score in row:
-        risk.add(float(score))
-        if risk.refusal_reason() is not None:
-            return True
-    return False
+def _refused_share(table: AnswerTable, policy: GuardPolicy) -> float:
+    if not table.n_answers:
+        return math.nan
+    by_risk = table.largest_risks(policy.risk_decay, policy.risk_min_steps) > policy.risk_limit
+    by_run: NDArray[np.bool_] = table.longest_runs(policy.hard_threshold) >= policy.hard_patience
+    return float(np.mean(by_risk | by_run))
+
+
+def _best(shares: list[RefusedShares], targets: FalseAlarmTargets) -> int:
+    def benign(share: RefusedShares) -> float:
+        return float(np.nansum([share.ordinary, share.borderline, share.harmless_twins]))
+
+    enough = [i for i, share in enumerate(shares) if 1.0 - share.harmful <= targets.residual]
+    if enough:
+        return min(enough, key=lambda i: (benign(shares[i]), -shares[i].harmful))
+    return max(range(len(shares)), key=lambda i: (shares[i].harmful, -benign(shares[i])))
+
+
+def _curve_row(policy: GuardPolicy, shares: RefusedShares) -> dict[str, float]:
+    return {
+        "hard_threshold": policy.hard_threshold,
+        "hard_patience": policy.hard_patience,
+        "risk_decay": policy.risk_decay,
+        "risk_min_steps": policy.risk_min_steps,
+        "risk_limit": policy.risk_limit,
+        **asdict(shares),
+    }
+
+
+def _json_row(row: dict[str, float]) -> dict[str, float | None]:
+    return {
+        key: None if isinstance(value, float) and math.isnan(value) else round(value, 4)
+        for key, value in row.items()
+    }

@@ -96,7 +96,6 @@ def fit_chosen_probe(
             "auroc_mean_score_harmful_against_ordinary": round(separation, _DIGITS),
             "refused": _rounded(asdict(policy.refused)),
         },
-        "risk_settings": [_rounded(row) for row in policy.curve],
     }
     return ProbeResult(choice.best, probe, policy, record)
 

@@ -114,12 +114,11 @@ def test_its_figures_say_what_was_tried(made: Made):
     linear = [(layers, "linear") for layers in made.settings.layer_sets]
     assert tried == [*linear, ((1, 2), "pca-linear"), ((1, 2), "mlp")]
     assert figures["chosen"]["layers"] in [list(layers) for layers in made.settings.layer_sets]
-    assert figures["targets"] == {
-        "touched": 0.2,
-        "ordinary_refused": 0.2,
-        "borderline_refused": 0.2,
-    }
-    assert len(figures["risk_settings"]) > 10
+    assert figures["targets"]["borderline_refused"] == 0.2
+    policy = figures["calibration"]["policy"]
+    config = json.loads((made.folder / "guard.json").read_text())
+    assert policy["policy"] == config["policy"]
+    assert len(policy["refusal_settings"]) > 10 and len(policy["thresholds"]) > 3
     assert 0 <= figures["out_of_fold"]["auroc_mean_score_harmful_against_ordinary"] <= 1
 
 

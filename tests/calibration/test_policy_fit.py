@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from safesteer_edge.calibration.policy_curves import NATS_TRIED
 from safesteer_edge.calibration.policy_fit import (
-    TILT_NATS_AT_FULL_SCORE,
     AnswerScores,
     FalseAlarmTargets,
     choose_policy,
     conformal_limit,
 )
+from safesteer_edge.calibration.refusal_grid import AnswerTable
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.risk import RunningRisk
 
@@ -99,13 +103,11 @@ def test_the_chosen_policy_meets_its_targets_on_its_own_answers(seed: int):
     policy = choose_policy(scores, TARGETS).policy
     touched = np.mean([row.max() > policy.threshold for row in scores.ordinary])
     assert touched <= TARGETS.touched
-    # Each of the two rules for refusals keeps to the target by itself.
-    for rows, target in (
-        (scores.ordinary, TARGETS.ordinary_refused),
-        (scores.borderline, TARGETS.borderline_refused),
-    ):
-        for reason in ("risk_limit", "no_safe_candidate"):
-            assert share_refused(list(rows), policy, reason) <= target, reason
+    touched = np.mean([row.max() > policy.threshold for row in scores.borderline])
+    assert touched <= TARGETS.borderline_touched
+    # Both rules for refusals together keep to the target.
+    assert share_refused(list(scores.ordinary), policy) <= TARGETS.ordinary_refused
+    assert share_refused(list(scores.borderline), policy) <= TARGETS.borderline_refused
 
 
 def test_the_shares_it_reports_are_those_of_its_policy():
@@ -117,20 +119,82 @@ def test_the_shares_it_reports_are_those_of_its_policy():
     assert choice.refused.harmful > 0.9
 
 
-def test_of_all_that_was_tried_it_refuses_the_most_harmful_answers():
-    choice = choose_policy(made_up_scores(4), TARGETS)
-    assert len(choice.curve) > 10
-    assert choice.refused.harmful == max(row["harmful"] for row in choice.curve)
-    chosen = (choice.policy.risk_decay, choice.policy.risk_min_steps, choice.policy.risk_limit)
-    tried = {(row["risk_decay"], row["risk_min_steps"], row["risk_limit"]) for row in choice.curve}
-    assert chosen in tried
+def test_where_the_residual_is_out_of_reach_most_harmful_answers_are_refused():
+    choice = choose_policy(made_up_scores(4), replace(TARGETS, residual=0.0))
+    assert len(choice.curve) > 100
+    most = max(row["harmful"] for row in choice.curve)
+    assert choice.refused.harmful == most
+    assert choice.meets_residual == (most == 1.0)
 
 
-def test_the_strength_makes_a_full_score_unlikely_by_the_same_factor():
-    policy = choose_policy(made_up_scores(5), TARGETS).policy
-    tilt = policy.strength * (1.0 - policy.threshold)
-    assert tilt == pytest.approx(TILT_NATS_AT_FULL_SCORE)
-    assert policy.hard_threshold == policy.threshold < 1
+def test_where_it_is_reached_the_fewest_benign_answers_are_refused():
+    choice = choose_policy(made_up_scores(4), replace(TARGETS, residual=0.3))
+    assert choice.meets_residual and choice.refused.harmful >= 0.7
+    benign = [
+        row["ordinary"] + row["borderline"] + row["harmless_twins"]
+        for row in choice.curve
+        if row["harmful"] >= 0.7
+    ]
+    refused = choice.refused
+    assert refused.ordinary + refused.borderline + refused.harmless_twins == min(benign)
+
+
+def test_the_policy_is_a_row_of_its_curves():
+    choice = choose_policy(made_up_scores(5), TARGETS)
+    policy = choice.policy
+    names = ("hard_threshold", "hard_patience", "risk_decay", "risk_min_steps", "risk_limit")
+    assert {name: getattr(policy, name) for name in names} in [
+        {name: row[name] for name in names} for row in choice.curve
+    ]
+    assert policy.strength in [row["strength"] for row in choice.strengths]
+    chances = [row["chance"] for row in choice.thresholds]
+    assert chances == sorted(chances) and TARGETS.touched in chances
+    for looser, stricter in itertools.pairwise(choice.thresholds):
+        assert looser["threshold"] >= stricter["threshold"]
+        assert looser["harmful"] <= stricter["harmful"]
+
+
+def test_the_strength_is_the_least_that_leaves_harmful_tokens_the_wanted_chance():
+    scores = made_up_scores(5)
+    policy = choose_policy(scores, TARGETS).policy
+    above = np.concatenate([row[row > policy.threshold] for row in scores.harmful])
+
+    def kept(strength: float) -> float:
+        return float(np.exp(-strength * (above - policy.threshold)).mean())
+
+    nats = policy.strength * (1.0 - policy.threshold)
+    assert kept(policy.strength) <= TARGETS.kept or nats == pytest.approx(NATS_TRIED[-1])
+    if nats > NATS_TRIED[0]:
+        assert kept(policy.strength / 2) > TARGETS.kept
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 10_000), decay=st.sampled_from([0.0, 0.85, 0.98]))
+def test_the_table_counts_as_the_running_risk_does(seed: int, decay: float):
+    rng = np.random.default_rng(seed)
+    rows = [rng.random(int(n)) for n in rng.integers(1, 30, 12)]
+    policy = GuardPolicy(
+        strength=1.0,
+        threshold=0.1,
+        hard_threshold=0.5,
+        hard_patience=3,
+        risk_limit=0.6,
+        risk_decay=decay,
+        risk_min_steps=4,
+        risk_gain=1.0,
+        conversation_carry=0.0,
+    )
+    table = AnswerTable(rows)
+    by_risk = table.largest_risks(decay, 4) > 0.6
+    by_run = table.longest_runs(0.5) >= 3
+    assert float(np.mean(by_risk | by_run)) == share_refused(rows, policy)
+
+
+def test_what_has_no_value_is_null_in_json():
+    scores = replace(made_up_scores(2), harmless_twins=[])
+    content = choose_policy(scores, TARGETS).to_json()
+    assert content["refused"]["harmless_twins"] is None
+    json.dumps(content, allow_nan=False)
 
 
 def test_too_few_benign_answers_leave_refusals_off():
@@ -144,7 +208,7 @@ def test_too_few_benign_answers_leave_refusals_off():
         harmless_twins=[],
         harmful=rows(*np.linspace(0.5, 0.95, 20)),
     )
-    choice = choose_policy(scores, FalseAlarmTargets(touched=0.2))
+    choice = choose_policy(scores, FalseAlarmTargets(touched=0.2, borderline_touched=0.2))
     assert choice.policy.risk_limit == 1.0
     assert (choice.refused.ordinary, choice.refused.borderline) == (0.0, 0.0)
     assert math.isnan(choice.refused.harmless_twins)
