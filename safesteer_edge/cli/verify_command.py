@@ -115,7 +115,8 @@ def run(options: argparse.Namespace) -> int:
     report = verify_bundle(options.folder, settings, _show_progress)
     if options.json:
         value = report.to_json()
-        value["drift"] = drift_to_json(report.drift) if report.drift else None
+        if report.drift:
+            value["drift"] = {**drift_to_json(report.drift), "next": _next_step(report, options)}
         print(json.dumps(without_nan(value)))
     else:
         print("\n".join(report_lines(report)))

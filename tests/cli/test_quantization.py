@@ -79,6 +79,7 @@ def test_the_drift_comes_as_json(
     assert len(drift["here"]["touched_ordinary"]["wilson_95"]) == 2
     assert len(drift["shift_ordinary"]["quantiles"]) == 3
     assert drift["reference_quantization"] == "F32"
+    assert isinstance(drift["next"], str)
 
 
 def test_bad_input_is_one_line_and_exit_code_2(
