@@ -7,6 +7,7 @@ The result is measured on requests of the test split, which decide nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +41,7 @@ from safesteer_edge.converters.probe_rescale import (  # pyright: ignore[reportM
 )
 from safesteer_edge.errors import BundleError, RequestDataError
 from safesteer_edge.formats.model_file import ModelInfo
+from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.probe import OnnxProbe
 from safesteer_edge.runtime import Runtime, last_state_of, open_runtime
 from safesteer_edge.settings import SessionSettings
@@ -80,54 +82,46 @@ def recalibrate(folder: Path, settings: RecalibrationSettings, progress: Progres
     on this quantization, RequestDataError for requests that cannot decide.
     """
     _check_places(folder, settings)
-    check_requests(settings.requests)
     session = replace(settings.session, guard="off")
     with load_bundle(settings.bundle, settings.info, device="cpu") as bundle:
+        targets = targets_of(bundle.config.figures)
+        check_requests(settings.requests, targets)
         layers = bundle.config.probe.layers
         runtime = open_runtime(session, layers=layers)
         try:
             states_of = lambda ids: last_state_of(runtime.engine, runtime.model, ids)  # noqa: E731
             check_engine_canaries(bundle, states_of)
-            answers, replayed = (
-                score_own_answers(
-                    runtime, bundle.probe, asked, progress, what=what, n_tokens=settings.n_tokens
-                )
-                for what, asked in (
-                    ("answers", settings.requests),
-                    ("test answers", settings.replayed),
-                )
+            answers = _scored(runtime, bundle, settings.requests, settings, progress, "answers")
+            found = decide(answers, targets)
+            replayed = _scored(
+                runtime, bundle, settings.replayed, settings, progress, "test answers"
             )
-            found = decide(answers, targets_of(bundle.config.figures))
-            quantization = settings.info.quantization
-            before, after = (
-                replay_of(rows, settings.replayed, policy, quantization, n_tokens=settings.n_tokens)
-                for rows, policy in (
-                    (replayed, bundle.policy),
-                    (found.rescale.answers(replayed), found.policy),
-                )
-            )
+            before = _replay(replayed, bundle.policy, settings)
+            after = _replay(found.rescale.answers(replayed), found.policy, settings)
             parts = _parts(bundle, settings, found, answers, after, runtime)
         finally:
             runtime.close()
-        parts = replace(parts, residual_norms=measure_prompt_states(session, layers).residual_norms)
-        write_bundle(folder, parts, allow_negative_scale=False)
+        norms = measure_prompt_states(session, layers).residual_norms
+        write_bundle(folder, replace(parts, residual_norms=norms))
         return Recalibrated(folder, found, before, after, bundle.policy.threshold)
 
 
-def check_requests(requests: Sequence[Request]) -> None:
+def check_requests(requests: Sequence[Request], targets: FalseAlarmTargets) -> None:
     """Refuse requests that a guard cannot be set by, before minutes of work."""
     if any(request.split == "test" for request in requests):
         raise ValueError("test requests must not be calibrated on")
-    labels = {request.label for request in requests}
-    missing = [label for label in ("harmful", "ordinary") if label not in labels]
-    if missing:
-        raise RequestDataError(
-            f"there are no {' and no '.join(missing)} requests; recalibrating needs both"
-        )
+    n_ordinary = sum(request.label == "ordinary" for request in requests)
+    _check_enough(n_ordinary, targets)
+    if not any(request.label == "harmful" for request in requests):
+        raise RequestDataError("there are no harmful requests; a guard cannot be set without them")
 
 
 def decide(answers: Sequence[ScoredAnswer], targets: FalseAlarmTargets) -> Recalibration:
-    """The line, and the policy of the scores that it gives. Raises ProbeFileError."""
+    """The line, and the policy of the scores that it gives.
+
+    Raises RequestDataError or ProbeFileError where the answers decide nothing.
+    """
+    _check_enough(sum(answer.label == "ordinary" for answer in answers), targets)
     if not any(answer.complies for answer in answers):
         raise RequestDataError(
             "the model refuses every harmful request, so there is nothing to set a guard by; give "
@@ -136,6 +130,37 @@ def decide(answers: Sequence[ScoredAnswer], targets: FalseAlarmTargets) -> Recal
     rescale = fit_rescale(answers)
     choice = choose_policy(_by_label(rescale.answers(answers)), targets)
     return Recalibration(rescale, choice, targets)
+
+
+def _check_enough(n_ordinary: int, targets: FalseAlarmTargets) -> None:
+    """Fewer leave no limit that so few answers exceed, and the guard would never act."""
+    smallest = min(targets.touched, targets.ordinary_refused)
+    n_needed = math.ceil(round((1 - smallest) / smallest, 6))
+    if n_ordinary < n_needed:
+        raise RequestDataError(
+            f"there are {n_ordinary} ordinary requests; false alarms in {100 * smallest:g} % of "
+            f"answers can be told from {n_needed} on: give more, or leave out --data"
+        )
+
+
+def _scored(
+    runtime: Runtime,
+    bundle: GuardBundle,
+    requests: Sequence[Request],
+    settings: RecalibrationSettings,
+    progress: Progress,
+    what: str,
+) -> list[ScoredAnswer]:
+    return score_own_answers(
+        runtime, bundle.probe, requests, progress, what=what, n_tokens=settings.n_tokens
+    )
+
+
+def _replay(
+    answers: Sequence[ScoredAnswer], policy: GuardPolicy, settings: RecalibrationSettings
+) -> Replay:
+    quantization, n_tokens = settings.info.quantization, settings.n_tokens
+    return replay_of(answers, settings.replayed, policy, quantization, n_tokens=n_tokens)
 
 
 def _check_places(folder: Path, settings: RecalibrationSettings) -> None:

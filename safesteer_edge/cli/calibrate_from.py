@@ -70,15 +70,22 @@ def run(options: argparse.Namespace, show_progress: Callable[[str, int, int], No
 def _print_result(result: Recalibrated) -> None:
     """The folder on stdout, as `calibrate` prints it; the figures beside it on stderr."""
     from safesteer_edge.calibration.replay import replay_figures
+    from safesteer_edge.evaluation.drift import MIN_AUROC
 
     found = result.recalibration
     before = replay_cells(replay_figures(result.before.rows, result.old_threshold))
-    after = replay_cells(replay_figures(result.after.rows, found.policy.threshold))
+    figures = replay_figures(result.after.rows, found.policy.threshold)
+    after = replay_cells(figures)
     lines = [
         f"logit × {found.rescale.slope:.3f} {found.rescale.intercept:+.3f}; "
         f"τ {result.old_threshold:.3f} → {found.policy.threshold:.3f}",
         f"{'on held-out requests':<28} {'before':<25} after",
         *(f"{name:<28} {cell:<25} {after[name]}" for name, cell in before.items()),
     ]
+    if figures.auroc_ordinary.interval[1] < MIN_AUROC:
+        lines.append(
+            "warning: the probe tells too little apart on this file; make one for it: "
+            "'safesteer-edge calibrate', without --from"
+        )
     print("\n".join(lines), file=sys.stderr)
     print(result.folder)

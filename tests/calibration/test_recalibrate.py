@@ -178,6 +178,15 @@ def test_requests_that_cannot_decide_are_refused(
         recalibrate(tmp_path / "guard", replace(settings, requests=harmless), quiet)
     with pytest.raises(ValueError, match="test requests"):
         recalibrate(tmp_path / "guard", replace(settings, requests=HELD_OUT), quiet)
-    refused = [ScoredAnswer("1", "harmful", False, np.full(4, 0.5))]
+    few = tuple(request for request in DECIDING if request.id.endswith(("-0", "-1", "-2")))
+    with pytest.raises(RequestDataError, match=r"3 ordinary requests; .* 20 % .* from 4 on"):
+        recalibrate(tmp_path / "guard", replace(settings, requests=few), quiet)
+
+
+def test_answers_that_decide_nothing_are_refused():
+    ordinary = [ScoredAnswer(str(n), "ordinary", False, np.full(4, 0.1)) for n in range(99)]
+    refused = ScoredAnswer("h", "harmful", False, np.full(4, 0.5))
     with pytest.raises(RequestDataError, match="refuses every harmful request"):
-        decide(refused, FalseAlarmTargets())
+        decide([*ordinary, refused], FalseAlarmTargets())
+    with pytest.raises(RequestDataError, match=r"98 ordinary requests; .* from 99 on"):
+        decide([*ordinary[1:], replace(refused, complies=True)], FalseAlarmTargets())

@@ -22,9 +22,9 @@ USUAL = ["--threads", "1"]
 @pytest.fixture
 def few_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the package's own, some only: the tiny model reads letter by letter."""
-    for counts in (fixed_requests.REPLAY_COUNTS, fixed_requests.RECALIBRATION_COUNTS):
+    for counts, n in ((fixed_requests.REPLAY_COUNTS, 2), (fixed_requests.RECALIBRATION_COUNTS, 4)):
         for label in counts:
-            monkeypatch.setitem(counts, label, 2)  # pyright: ignore[reportArgumentType]  # a dict
+            monkeypatch.setitem(counts, label, n)  # pyright: ignore[reportArgumentType]  # a dict
 
 
 @pytest.fixture
