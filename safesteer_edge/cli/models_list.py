@@ -115,17 +115,10 @@ def this_machine() -> Machine:
 
 def listed_model(entry: CatalogueModel, machine: Machine, *, is_default: bool) -> ListedModel:
     """One entry with what its installed file says."""
-    from safesteer_edge.errors import ModelFileError
-    from safesteer_edge.formats.model_file import check_language_model
+    from safesteer_edge.library.installed_file import InstalledFile, read_installed_file
 
-    quantization, size_bytes, problem = None, None, None
-    if entry.path is not None:
-        try:
-            info = check_language_model(entry.path)
-            quantization, size_bytes = info.quantization, info.size_bytes
-        except ModelFileError as error:
-            problem = " ".join(str(error).split())
-    needs_bytes, fits = _fit(entry, machine, has_problem=problem is not None)
+    file = read_installed_file(entry.path) if entry.path is not None else InstalledFile()
+    needs_bytes, fits = _fit(entry, machine, has_problem=file.problem is not None)
     return ListedModel(
         name=entry.name,
         title=entry.title,
@@ -139,12 +132,12 @@ def listed_model(entry: CatalogueModel, machine: Machine, *, is_default: bool) -
         install=_install_command(entry),
         path=str(entry.path) if entry.path else None,
         mmproj=str(entry.mmproj) if entry.mmproj else None,
-        quantization=quantization or (entry.quantization if not entry.path else None) or None,
-        size_bytes=size_bytes,
+        quantization=file.quantization or (entry.quantization if not entry.path else None) or None,
+        size_bytes=file.size_bytes,
         needs_bytes=needs_bytes,
         fits=fits,
         bundle=str(entry.bundle) if entry.bundle else None,
-        problem=problem,
+        problem=file.problem,
     )
 
 

@@ -197,7 +197,7 @@ class EngineThread:
 
     def _need_chat(self) -> RecordedChat:
         if self._session is None or self._chat is None:
-            raise EngineError("no model is loaded; choose one (F3)")
+            raise EngineError("no model is loaded; choose one (/models)")
         return self._chat
 
     def _free(self) -> None:

@@ -36,6 +36,13 @@ class PathsDropped(Message):
 
 
 @dataclass
+class ClipboardWanted(Message):
+    """The person pastes. text: what the terminal or the application has for it; empty: nothing."""
+
+    text: str
+
+
+@dataclass
 class LastAttachmentErased(Message):
     """Backspace in an empty input: the last attachment goes."""
 

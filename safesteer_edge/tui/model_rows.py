@@ -56,27 +56,20 @@ def known_models() -> list[ModelRow]:
 
 def _row(entry: CatalogueModel, fit: ModelFit) -> ModelRow:
     # Deferred: formats that read a whole header, which the first frame does not need.
-    from safesteer_edge.errors import ModelFileError
-    from safesteer_edge.formats.model_file import check_language_model
+    from safesteer_edge.library.installed_file import InstalledFile, read_installed_file
 
-    quantization, size_bytes, problem = entry.quantization, _size_of(entry), None
-    if entry.path is not None:
-        try:
-            info = check_language_model(entry.path)
-            quantization, size_bytes = info.quantization, info.size_bytes
-        except ModelFileError as error:
-            problem = " ".join(str(error).split())
+    file = read_installed_file(entry.path) if entry.path is not None else InstalledFile()
     return ModelRow(
         name=entry.name,
         title=entry.title,
-        quantization=quantization,
-        size_bytes=size_bytes,
+        quantization=file.quantization or entry.quantization,
+        size_bytes=file.size_bytes or _size_of(entry),
         has_bundle=entry.bundle is not None,
         takes=", ".join(("text", *entry.takes)),
         licence=entry.licence,
         path=entry.path,
         install=_install_command(entry),
-        problem=problem,
+        problem=file.problem,
         fit=fit,
     )
 

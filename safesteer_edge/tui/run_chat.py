@@ -39,7 +39,7 @@ def run_chat(
     )
     spare_pauses()
     app = ChatApp(options)
-    leave_with_terminal(sys.__stdin__.fileno(), app.engine.close)
+    leave_with_terminal(sys.stdin.fileno(), app.engine.close)
     app.run()
 
 

@@ -11,7 +11,8 @@ from safesteer_edge.tui.typed_paths import names_existing_path, split_media_path
 
 @dataclass(frozen=True, slots=True)
 class SlashCommand:
-    """A command. argument: what may follow it, as help shows it; keys: its key, if it has one.
+    """A command. argument: what may follow it, as help shows it. keys: its key, if that is not one
+    of the settings.
 
     plain: False where it only makes sense on a full screen.
     """
@@ -29,24 +30,24 @@ class SlashCommand:
 
 
 COMMANDS: tuple[SlashCommand, ...] = (
-    SlashCommand("help", "", "keys and commands", "F1"),
-    SlashCommand("new", "", "begin a new chat", "Ctrl+N"),
-    SlashCommand("chats", "[WORDS]", "find, resume, rename, export, delete", "F2"),
-    SlashCommand("models", "", "choose the model", "F3", plain=False),
+    SlashCommand("help", "", "keys and commands"),
+    SlashCommand("new", "", "begin a new chat"),
+    SlashCommand("chats", "[WORDS]", "find, resume, rename, export, delete"),
+    SlashCommand("models", "", "choose the model", plain=False),
     SlashCommand("model", "NAME|FILE", "switch to another model"),
-    SlashCommand("settings", "", "sampling, guard strength, theme", "F4", plain=False),
-    SlashCommand("inspect", "", "what the guard saw and did", "F5"),
+    SlashCommand("settings", "", "sampling, guard strength, theme", plain=False),
+    SlashCommand("inspect", "", "what the guard saw and did"),
     SlashCommand("thoughts", "", "what a thinking model wrote before its last answer"),
-    SlashCommand("compare", "PROMPT", "answer once with the guard and once without", "F6"),
+    SlashCommand("compare", "PROMPT", "answer once with the guard and once without"),
     SlashCommand("guard", "steer|refuse|monitor|off", "how the guard acts"),
     SlashCommand("strength", "X|default", "how hard the guard steers; larger is stricter"),
     SlashCommand("threshold", "X|default", "where the guard begins; smaller is stricter"),
     SlashCommand("temperature", "X", "0 is always the likeliest word"),
     SlashCommand("seed", "N", "the same seed gives the same answer"),
-    SlashCommand("attach", "FILE", "add a picture or a sound to the next message", "Ctrl+O"),
+    SlashCommand("attach", "FILE", "add a picture or a sound to the next message"),
     SlashCommand("detach", "[N|all]", "take an attachment off again"),
     SlashCommand("system", "[TEXT]", "a system prompt for this chat"),
-    SlashCommand("regenerate", "", "answer the last question anew", "Ctrl+R"),
+    SlashCommand("regenerate", "", "answer the last question anew"),
     SlashCommand("edit", "[N]", "change a question and send it again"),
     SlashCommand("fork", "[N]", "go on from an earlier answer in a new chat"),
     SlashCommand("continue", "", "go on with an answer that was cut or stopped"),

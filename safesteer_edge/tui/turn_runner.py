@@ -17,8 +17,9 @@ from safesteer_edge.tui.widgets.transcript import Transcript
 from safesteer_edge.tui.widgets.turn_view import TurnView
 
 if TYPE_CHECKING:
-    from textual.screen import Screen
     from textual.timer import Timer
+
+    from safesteer_edge.tui.screens.chat_screen import ChatScreen
 
 # While an answer streams, its text is painted this often at most; and so seldom that painting
 # takes no more than this share of a core from the ones that decode, but not more seldom than that,
@@ -33,7 +34,7 @@ _SLOWEST_DEAR_FRAME_S = 0.7
 class TurnRunner:
     """One turn at a time; further ones are refused by the caller. Handlers only."""
 
-    def __init__(self, screen: Screen[None], engine: EngineThread, state: ChatState) -> None:
+    def __init__(self, screen: ChatScreen, engine: EngineThread, state: ChatState) -> None:
         self._screen = screen
         self._engine = engine
         self._state = state
@@ -124,7 +125,7 @@ class TurnRunner:
             self._view.show_reasoning()
         if self._view is not None and len(turn.media) > n_media:
             self._view.show_media()
-        screen.query_one(RiskLine).show(turn, self._risk_limit())
+        screen.query_one(RiskLine).show(turn, self._risk_limit(), screen.key("interrupt"))
         elapsed_s = time.perf_counter() - self._decode_started_s
         figures = live_figures(turn, elapsed_s, self._n_ctx())
         screen.query_one(StatusBar).show_figures(figures)
@@ -144,9 +145,11 @@ class TurnRunner:
         screen.query_one(StatusBar).show_figures("")
         if self._state.info is not None:
             screen.query_one(StatusBar).show_state("● answering")
-            screen.query_one(RiskLine).show(turn, self._risk_limit())
+            screen.query_one(RiskLine).show(turn, self._risk_limit(), screen.key("interrupt"))
         elif view is not None:
-            view.show_waiting("waiting for the model …   Esc takes the question back")
+            view.show_waiting(
+                f"waiting for the model …   {screen.key('interrupt')} takes the question back"
+            )
         screen.query_one(Transcript).follow()
 
     def _forget(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -150,5 +151,65 @@ def test_no_images_shows_names_alone(picture: Path):
             await driver.sees("▣ a cat.png")
             await driver.ready()
             assert not driver.app.chat.query(HalfBlocks)
+
+    driven(test())
+
+
+def install_tool(folder: Path, name: str, types: str, data: Path) -> None:
+    """A clipboard's tool: it lists these types, and prints the file for any one."""
+    tool = folder / name
+    lists = "*--list-types*|*TARGETS*"
+    tool.write_text(f"#!/bin/sh\ncase \"$*\" in {lists}) echo {types};; *) cat '{data}';; esac\n")
+    tool.chmod(0o755)
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="there are other tools")
+@pytest.mark.parametrize(
+    ("tool", "display"), [("wl-paste", "WAYLAND_DISPLAY"), ("xclip", "DISPLAY")]
+)
+def test_ctrl_v_attaches_the_picture_that_the_clipboard_holds(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool: str, display: str
+):
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setenv(display, "0")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    async def test():
+        model = ScriptedModel()
+        async with opened(model) as driver:
+            await driver.sees("ready")
+            install_tool(tmp_path, tool, "image/png", picture)
+            await driver.press("ctrl+v")
+            await driver.sees("▣ pasted-1.png ×")
+            await paste(driver, "")  # as terminals do where there is no text
+            await driver.sees("▣ pasted-2.png ×")
+            install_tool(tmp_path, tool, "'image/png text/plain'", picture)
+            driver.app.copy_to_clipboard("some words")
+            await driver.press("ctrl+v")
+            await driver.sees("some words")
+            await driver.press("enter")
+            await driver.sees("You said: some words")
+            await driver.ready()
+            asked = [path.read_bytes() for path in asked_with(driver, model)]
+            assert asked == [picture.read_bytes()] * 2
+
+    driven(test())
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="there are other tools")
+def test_a_clipboard_that_cannot_be_read_is_said_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WAYLAND_DISPLAY", "0")
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    async def test():
+        async with opened() as driver:
+            await driver.sees("ready")
+            await driver.press("ctrl+v")
+            await driver.sees("install wl-clipboard")
+            driver.app.copy_to_clipboard("copied in here")
+            await driver.press("ctrl+v")
+            await driver.sees("copied in here")
 
     driven(test())

@@ -44,6 +44,22 @@ def test_reasoning_is_told_while_it_comes_and_then_folded_to_a_line():
     driven(test())
 
 
+def test_the_comparison_folds_reasoning_too():
+    async def test():
+        async with opened(thinking_model(), size=(120, 30)) as driver:
+            await driver.sees("ready")
+            await driver.send("/compare Why tides?")
+            await driver.until(
+                lambda: driver.screen_text().count("▸ thought for 9 words") == 2, "both thoughts"
+            )
+            await driver.pilot.click("#right ReasoningBlock")
+            await driver.sees("Tides follow the moon, so")
+            await driver.press("escape")
+            await driver.sees_no("Side by side")
+
+    driven(test())
+
+
 def test_reasoning_is_kept_with_the_chat_and_is_no_part_of_the_answer(tmp_path: Path):
     store = ChatStore(tmp_path / "chats")
 

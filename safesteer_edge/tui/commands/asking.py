@@ -77,7 +77,7 @@ async def continue_answer(screen: ChatScreen, _argument: str) -> None:
 def check_idle(screen: ChatScreen) -> None:
     """Raise InputError while an answer is being written."""
     if screen.runner.turn is not None:
-        raise InputError("an answer is being written; Esc stops it first")
+        raise InputError(f"an answer is being written; {screen.key('interrupt')} stops it first")
 
 
 async def _ask(screen: ChatScreen, turn: ShownTurn, in_place_of: str | None) -> None:

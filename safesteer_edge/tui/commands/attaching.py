@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safesteer_edge.errors import InputError, MediaError
 from safesteer_edge.tui.typed_paths import is_media, is_sound
+from safesteer_edge.tui.widgets.composer import Composer
 
 if TYPE_CHECKING:
     from safesteer_edge.tui.screens.chat_screen import ChatScreen
@@ -24,6 +26,20 @@ async def attach(screen: ChatScreen, argument: str) -> None:
             screen.run_worker(screen.attach_or_complain([path]))
 
     screen.app.push_screen(PicturePicker(Path.cwd()), chosen)
+
+
+async def paste(screen: ChatScreen, text: str) -> None:
+    """Attach the picture that the clipboard holds, else put the text in."""
+    try:
+        picture = await asyncio.to_thread(screen.clipboard_pictures.take)
+    except MediaError:
+        if not text:
+            raise
+        picture = None
+    if picture is not None:
+        await screen.attach([picture])
+    elif text:
+        screen.query_one(Composer).insert(text)
 
 
 async def detach(screen: ChatScreen, argument: str) -> None:
@@ -55,8 +71,8 @@ def check_attachment(screen: ChatScreen, path: Path) -> None:
     if info is None:
         return
     if is_sound(path) and not info.hears:
-        raise MediaError(f"{info.model_name} does not hear; choose a model that does (F3)")
+        raise MediaError(f"{info.model_name} does not hear; choose a model that does (/models)")
     if not is_sound(path) and not info.sees:
         raise MediaError(
-            f"{info.model_name} does not see as it is loaded; choose a model that does (F3)"
+            f"{info.model_name} does not see as it is loaded; choose a model that does (/models)"
         )

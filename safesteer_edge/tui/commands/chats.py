@@ -40,7 +40,7 @@ async def chats(screen: ChatScreen, argument: str) -> None:
 
     store = screen.store
     if store is None:
-        raise InputError("chats are not saved; switch saving on in the settings (F4)")
+        raise InputError("chats are not saved; switch saving on in the settings (/settings)")
 
     def chosen(chat_id: str | None) -> None:
         if chat_id is not None:

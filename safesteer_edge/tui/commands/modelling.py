@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from safesteer_edge.errors import InputError
+from safesteer_edge.tui.commands.asking import check_idle
 from safesteer_edge.tui.model_rows import ModelRow
 from safesteer_edge.tui.screens.question import ChoiceScreen
 from safesteer_edge.tui.shown_turn import ShownTurn, messages_of
@@ -43,7 +44,7 @@ async def model(screen: ChatScreen, argument: str) -> None:
     if row is not None and row.path is None:
         raise InputError(f"{argument} is not installed; run: {row.install}")
     if row is None and not argument.endswith(".gguf"):
-        raise InputError(f"unknown model {argument!r}; F3 lists them, or give a .gguf file")
+        raise InputError(f"unknown model {argument!r}; /models lists them, or give a .gguf file")
     if row is not None and row.has_bundle:
         switch_to(screen, argument, guarded=True)
     else:
@@ -52,8 +53,7 @@ async def model(screen: ChatScreen, argument: str) -> None:
 
 def switch_to(screen: ChatScreen, name: str, *, guarded: bool) -> None:
     """Free the present model and load another; the chat stays."""
-    if screen.runner.turn is not None:
-        raise InputError("an answer is being written; Esc stops it first")
+    check_idle(screen)
     state = screen.state
     guard = state.settings.guard if guarded else "off"
     if guarded and guard == "off" and not _has_bundle(screen):
@@ -76,10 +76,9 @@ async def compare(screen: ChatScreen, argument: str) -> None:
     from safesteer_edge.tui.screens.compare_screen import CompareScreen
 
     state = screen.state
-    if screen.runner.turn is not None:
-        raise InputError("an answer is being written; Esc stops it first")
+    check_idle(screen)
     if state.info is None or not _has_bundle(screen):
-        raise InputError("there is no guard to compare with; load a guarded model (F3)")
+        raise InputError("there is no guard to compare with; load a guarded model (/models)")
     if argument:
         turn = ShownTurn(argument)
         before = messages_of(state.system, state.turns)

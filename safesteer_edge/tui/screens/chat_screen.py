@@ -10,25 +10,24 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
-from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import OptionList, Static
-from textual.widgets.option_list import Option
+from textual.widgets import Static
 
 from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.errors import SafeSteerError
 from safesteer_edge.recorded_chat import RecordedChat
 from safesteer_edge.settings import SessionSettings
 from safesteer_edge.tui.chat_state import ChatState
+from safesteer_edge.tui.clipboard_picture import ClipboardPictures
 from safesteer_edge.tui.commands import asking, attaching, looking
 from safesteer_edge.tui.commands.handlers import HANDLERS
+from safesteer_edge.tui.commands.submitting import submit
 from safesteer_edge.tui.engine_listener import EngineListener
-from safesteer_edge.tui.engine_thread import (
-    EngineThread,
-)
+from safesteer_edge.tui.engine_thread import EngineThread
 from safesteer_edge.tui.guard_words import MODE_MEANINGS
 from safesteer_edge.tui.key_labels import key_labels
 from safesteer_edge.tui.messages import (
+    ClipboardWanted,
     CompletionsWanted,
     LastAttachmentErased,
     PathsDropped,
@@ -37,15 +36,11 @@ from safesteer_edge.tui.messages import (
 )
 from safesteer_edge.tui.screens.models_screen import ModelLister
 from safesteer_edge.tui.shown_turn import ShownTurn
-from safesteer_edge.tui.slash_commands import (
-    COMMANDS_BY_NAME,
-    matching_commands,
-    parse_command,
-)
+from safesteer_edge.tui.slash_commands import COMMANDS_BY_NAME
 from safesteer_edge.tui.turn_runner import TurnRunner
-from safesteer_edge.tui.typed_paths import split_media_paths
 from safesteer_edge.tui.widgets.attachment_bar import AttachmentBar, AttachmentRemoved
 from safesteer_edge.tui.widgets.bars import StatusBar, TopBar
+from safesteer_edge.tui.widgets.completions import CompletionChosen, Completions
 from safesteer_edge.tui.widgets.composer import Composer
 from safesteer_edge.tui.widgets.inspector import Inspector
 from safesteer_edge.tui.widgets.risk_line import RiskLine
@@ -55,7 +50,7 @@ from safesteer_edge.user_settings.schema import UserSettings
 
 _NUMBERED = ("edit", "regenerate", "fork")  # commands that take a turn's number
 _INPUT_HINTS = "Enter sends · Ctrl+J new line · {attach} picture · / commands"
-_EDIT_HINTS = "Enter sends it again, in place of what followed · Esc leaves it as it was"
+_EDIT_HINTS = "Enter sends it again, in place of what followed · {interrupt} leaves it as it was"
 
 
 class ChatScreen(Screen[None]):
@@ -86,12 +81,6 @@ class ChatScreen(Screen[None]):
     ChatScreen {
         background: $background;
         & #body { height: 1fr; }
-        & #completions {
-            display: none; height: auto; max-height: 8; margin: 0 1; padding: 0;
-            border: round $border; background: $surface;
-            text-wrap: nowrap; text-overflow: ellipsis;
-            &.-shown { display: block; }
-        }
         & #problem {
             display: none; height: auto; border: round $error; margin: 0 1; padding: 0 1;
         }
@@ -124,6 +113,7 @@ class ChatScreen(Screen[None]):
         self.state = state
         self.engine = engine
         self.runner = TurnRunner(self, engine, state)
+        self.clipboard_pictures = ClipboardPictures()
         self._show_images = show_images
 
     def compose(self) -> ComposeResult:
@@ -136,9 +126,7 @@ class ChatScreen(Screen[None]):
             yield Inspector()
         yield Static(id="problem")
         yield RiskLine()
-        completions = OptionList(id="completions")
-        completions.can_focus = False
-        yield completions
+        yield Completions()
         yield AttachmentBar()
         with Vertical(id="input-area"):
             yield Composer()
@@ -154,35 +142,9 @@ class ChatScreen(Screen[None]):
     async def on_submitted(self, message: Submitted) -> None:
         """Send a message, or obey a command."""
         try:
-            await self._submit(message.text)
+            await submit(self, message.text)
         except SafeSteerError as error:
             self.complain(str(error))
-
-    async def _submit(self, typed: str) -> None:
-        composer = self.query_one(Composer)
-        command = parse_command(typed)
-        if command is not None:
-            composer.text = ""
-            try:
-                await HANDLERS[command[0].name](self, command[1])
-            except SafeSteerError:
-                composer.replace_text(typed)  # to be mended
-                raise
-            composer.remember(typed.strip())
-            return
-        text, paths = split_media_paths(typed)
-        await self.attach(paths)
-        if paths and not text.strip():
-            composer.text = ""  # a path alone attaches; the question comes next
-            return
-        if not text.strip() and not self.state.attachments:
-            return
-        if self.runner.turn is not None:
-            self.complain("an answer is being written; Esc stops it, then send this")
-            return
-        composer.remember(typed)
-        composer.text = ""
-        await asking.send(self, text.strip())
 
     async def on_turn_action(self, message: TurnAction) -> None:
         """A key on a turn."""
@@ -252,25 +214,26 @@ class ChatScreen(Screen[None]):
         """A click on an attachment."""
         await self.detach(message.index)
 
+    def on_clipboard_wanted(self, message: ClipboardWanted) -> None:
+        """Ctrl+V: the tool that reads the clipboard may take its time."""
+
+        async def paste() -> None:
+            try:
+                await attaching.paste(self, message.text)
+            except SafeSteerError as error:
+                self.complain(str(error))
+
+        self.run_worker(paste())
+
     def on_completions_wanted(self, message: CompletionsWanted) -> None:
         """Show the commands that the input could become."""
-        completions = self.query_one("#completions", OptionList)
-        commands = matching_commands(message.text)
-        completions.set_class(bool(commands), "-shown")
-        completions.clear_options()
-        completions.add_options(
-            [
-                Option(Content(f"{c.usage:<30.30} ") + Content.styled(c.help, "$foreground 60%"))
-                for c in commands
-            ]
-        )
+        self.query_one(Completions).show(message.text)
 
-    async def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+    def on_completion_chosen(self, message: CompletionChosen) -> None:
         """A click on a command puts it into the input."""
-        composer = self.query_one(Composer)
-        chosen = matching_commands(composer.text)[event.option_index]
-        composer.replace_text(f"/{chosen.name}{' ' if chosen.argument else ''}")
-        composer.focus()
+        command = message.command
+        self.query_one(Composer).replace_text(f"/{command.name}{' ' if command.argument else ''}")
+        self.action_focus_composer()
 
     # -- what others ask of the screen ------------------------------------------------------------
 
@@ -316,11 +279,14 @@ class ChatScreen(Screen[None]):
         title = {"monitor": "MONITOR ONLY: ", "off": "GUARD OFF: "}.get(guard, "")
         title += MODE_MEANINGS[guard] if title else ""
         composer.border_title = "Edit the question" if is_editing else title or None
-        composer.border_subtitle = (
-            _EDIT_HINTS if is_editing else _INPUT_HINTS.format(attach=labels["attach"])
-        )
+        hints = _EDIT_HINTS if is_editing else _INPUT_HINTS
+        composer.border_subtitle = hints.format_map(labels)
         self.query_one(Welcome).show_keys(labels)
         self.query_one(StatusBar).show_help_key(labels["help"])
+
+    def key(self, name: str) -> str:
+        """The key that the settings have for a command, for people."""
+        return key_labels(self.user_settings.keys)[name]
 
     def do_with_chat(self, work: Callable[[RecordedChat], None]) -> None:
         """Let the engine's thread do something; if it fails, say so."""

@@ -190,7 +190,7 @@ class ChatsScreen(ModalScreen[str | None]):
         if chosen is None:
             return
         if chosen.id == self._current:
-            self.notify("this chat is open; begin a new one first (Ctrl+N)", markup=False)
+            self.notify("this chat is open; begin a new one first (/new)", markup=False)
             return
 
         def answered(choice: str | None) -> None:

@@ -23,6 +23,7 @@ from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.sparkline import sparkline
 from safesteer_edge.tui.turn_runner import FRAME_S
 from safesteer_edge.tui.widgets.long_answer import LongAnswer
+from safesteer_edge.tui.widgets.reasoning_block import ReasoningBlock
 
 # Turns of the chat count up from 1; these two are its own.
 COMPARISON_TURNS = (-1, -2)
@@ -32,7 +33,8 @@ class CompareScreen(Screen[None]):
     """Left without, right with. Nothing of it joins the chat."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,f6", "leave", "Back to the chat"),
+        Binding("escape", "leave", "Back to the chat"),
+        Binding("f6", "leave", "Back to the chat", id="chat.compare"),
         Binding("down", "scroll_both(1)", show=False),
         Binding("up", "scroll_both(-1)", show=False),
         Binding("pagedown", "scroll_both(10)", show=False),
@@ -89,6 +91,7 @@ class CompareScreen(Screen[None]):
                 with VerticalScroll(id=name) as column:
                     column.border_title = title
                     yield Static(Content("waiting …"), classes="figures")
+                    yield ReasoningBlock()
                     yield LongAnswer()
         yield Static(Content("Esc stops and goes back · ↑↓ scroll both"), classes="keys")
 
@@ -104,7 +107,7 @@ class CompareScreen(Screen[None]):
         self._show_events()
         turn = self._turns[self._turn]
         turn.error = done.error
-        self._show_figures(turn)
+        self._show(turn)
         if self._turn == 0 and not turn.was_stopped:
             self._turn = 1
             self._ask()
@@ -141,9 +144,12 @@ class CompareScreen(Screen[None]):
             return
         text = "".join([turn.feed(event) for event in events])
         self._column().query_one(LongAnswer).write(text)
-        self._show_figures(turn)
+        self._show(turn)
 
-    def _show_figures(self, turn: ShownTurn) -> None:
+    def _show(self, turn: ShownTurn) -> None:
+        """Show how far it has come, beside its text."""
+        reasoning = self._column().query_one(ReasoningBlock)
+        reasoning.show(turn.reasoning, is_over=bool(turn.text) or turn.is_over)
         parts = [f"{len(turn.steps)} tokens"]
         if turn.scores:
             parts.append(f"risk {turn.risk or 0:.2f} {sparkline(turn.scores, 16)}")

@@ -23,8 +23,7 @@ _SECTIONS = (
     ),
     (
         "How to get a real one",
-        "F3 lists models; 'safesteer-edge models list' says how to install them. Any GGUF file "
-        "runs with --model.",
+        "/models lists them, and what installs each. Any GGUF file runs with --model.",
     ),
 )
 

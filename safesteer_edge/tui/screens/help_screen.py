@@ -22,7 +22,7 @@ _KEYS = (
     ("Tab, Shift+Tab", "to the answers above; e r f c i n t a then act on one"),
     ("Page Up, wheel", "scroll the chat"),
     ("Ctrl+C", "copy what the mouse selected (Shift selects outside the app)"),
-    ("Ctrl+V, drop", "paste text, or the path of a picture"),
+    ("Ctrl+V, drop", "paste text, a picture or its path"),
     ("Ctrl+P", "menu of everything"),
 )
 
@@ -31,7 +31,8 @@ class HelpScreen(ModalScreen[None]):
     """Over the chat; any of its keys closes it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,f1,q", "dismiss", "Close"),
+        Binding("escape,q", "dismiss", "Close"),
+        Binding("f1", "dismiss", "Close", id="chat.help"),
     ]
 
     DEFAULT_CSS = """

@@ -11,6 +11,7 @@ from textual.widgets import TextArea
 
 from safesteer_edge.chat.display_text import strip_control_characters
 from safesteer_edge.tui.messages import (
+    ClipboardWanted,
     CompletionsWanted,
     LastAttachmentErased,
     PathsDropped,
@@ -110,6 +111,9 @@ class Composer(TextArea):
         kept, paths = split_media_paths(text)
         event.stop()
         event.prevent_default()
+        if not text:  # so some terminals paste a picture
+            self.post_message(ClipboardWanted(""))
+            return
         if paths and not kept:
             self.post_message(PathsDropped(tuple(paths)))
             return
@@ -133,6 +137,10 @@ class Composer(TextArea):
             self._show_history(self._history_index + 1)
         else:
             super().action_cursor_down(select)
+
+    def action_paste(self) -> None:
+        """Ctrl+V where the terminal leaves it to us: a picture, else what was copied in here."""
+        self.post_message(ClipboardWanted(self.app.clipboard))
 
     def action_copy_or_interrupt(self) -> None:
         """Copy what is selected, here or in the transcript; else stop the answer."""

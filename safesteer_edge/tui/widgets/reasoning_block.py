@@ -23,7 +23,6 @@ class ReasoningBlock(Vertical, can_focus=True):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter,space", "unfold", "Open", show=False),
-        Binding("escape", "screen.focus_composer", show=False),
     ]
 
     DEFAULT_CSS = """

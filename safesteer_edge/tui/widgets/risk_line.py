@@ -18,22 +18,22 @@ class RiskLine(Static):
                &.-shown { display: block; } }
     """
 
-    def show(self, turn: ShownTurn, limit: float | None) -> None:
+    def show(self, turn: ShownTurn, limit: float | None, stop_key: str) -> None:
         """Show where the turn stands. limit: the risk that ends a turn."""
         self.set_class(True, "-shown")
-        self.update(self._line(turn, limit), layout=False)
+        self.update(self._line(turn, limit, stop_key), layout=False)
 
     def hide(self) -> None:
         """Nothing streams any more."""
         self.set_class(False, "-shown")
 
-    def _line(self, turn: ShownTurn, limit: float | None) -> Content:
+    def _line(self, turn: ShownTurn, limit: float | None, stop_key: str) -> Content:
         if turn.prefill is None:
-            return Content("reading the prompt …   Esc stops")
+            return Content(f"reading the prompt …   {stop_key} stops")
         scores = turn.scores[-24:]
         if not scores:
             words = "answering, unguarded" if turn.guard == "off" else "the guard is looking"
-            return Content(f"{words} …   Esc stops")
+            return Content(f"{words} …   {stop_key} stops")
         risk = turn.risk or 0.0
         word = risk_word(risk, limit)
         style = {"raised": "$text-warning", "near the limit": "bold $text-error"}.get(word, "")

@@ -160,7 +160,7 @@ class TurnView(Vertical, can_focus=True):
         if notes:
             steered = turn.n_interventions > 0
             sign = "◆ " if steered else ""
-            hint = "  ·  F5 shows which" if steered and turn.steps else ""
+            hint = "  ·  /inspect shows which" if steered and turn.steps else ""
             note = Static(Content(sign + "  ·  ".join(notes) + hint), classes="note")
             note.set_class(steered, "-steered")
             outcome.mount(note)

@@ -1,0 +1,41 @@
+"""What Enter in the input does: a command, files to attach, or a message."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from safesteer_edge.errors import SafeSteerError
+from safesteer_edge.tui.commands import asking
+from safesteer_edge.tui.commands.handlers import HANDLERS
+from safesteer_edge.tui.slash_commands import parse_command
+from safesteer_edge.tui.typed_paths import split_media_paths
+from safesteer_edge.tui.widgets.composer import Composer
+
+if TYPE_CHECKING:
+    from safesteer_edge.tui.screens.chat_screen import ChatScreen
+
+
+async def submit(screen: ChatScreen, typed: str) -> None:
+    """Send a message, or obey a command. Raises SafeSteerError; what was typed stays then."""
+    composer = screen.query_one(Composer)
+    command = parse_command(typed)
+    if command is not None:
+        composer.text = ""
+        try:
+            await HANDLERS[command[0].name](screen, command[1])
+        except SafeSteerError:
+            composer.replace_text(typed)  # to be mended
+            raise
+        composer.remember(typed.strip())
+        return
+    text, paths = split_media_paths(typed)
+    await screen.attach(paths)
+    if paths and not text.strip():
+        composer.text = ""  # a path alone attaches; the question comes next
+        return
+    if not text.strip() and not screen.state.attachments:
+        return
+    asking.check_idle(screen)
+    composer.remember(typed)
+    composer.text = ""
+    await asking.send(screen, text.strip())
