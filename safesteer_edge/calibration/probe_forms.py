@@ -52,12 +52,18 @@ class ProbeForm:
 
 
 def fit_estimator(
-    form: ProbeForm, states: NDArray[np.float32], labels: NDArray[np.int64], seed: int
+    form: ProbeForm,
+    states: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    seed: int,
+    repeats: NDArray[np.int64] | None = None,
 ) -> Pipeline:
     """Return a fitted pipeline from raw states to the chance of label 1, not calibrated.
 
-    states: (n, n_features). Both labels weigh the same, however often they occur.
+    states: (n, n_features). repeats: as how many rows each one counts; None: one. Both labels
+    weigh the same, however often they occur.
     """
+    repeats = np.ones(len(labels), dtype=np.int64) if repeats is None else repeats
     from sklearn.decomposition import PCA
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import StandardScaler
@@ -74,7 +80,7 @@ def fit_estimator(
         spread: Any = StandardScaler().fit(rows)
         rows = spread.transform(rows)
         steps.append(("spread", spread))
-    steps.append(("classifier", _fitted_classifier(form, rows, labels, seed)))
+    steps.append(("classifier", _fitted_classifier(form, rows, labels, seed, repeats)))
     return Pipeline(steps)
 
 
@@ -90,17 +96,21 @@ def _fitted_scaler(scaler: Any, states: NDArray[np.float32], seed: int) -> Any:
 
 
 def _fitted_classifier(
-    form: ProbeForm, rows: NDArray[np.float32], labels: NDArray[np.int64], seed: int
+    form: ProbeForm,
+    rows: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    seed: int,
+    repeats: NDArray[np.int64],
 ) -> Any:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.neural_network import MLPClassifier
 
     if form.kind != "mlp":
-        return LogisticRegression(
-            C=form.regularisation, class_weight="balanced", max_iter=_MAX_ITERATIONS, tol=1e-3
-        ).fit(rows, labels)
-    drawn = _balanced(labels, seed)
+        return LogisticRegression(C=form.regularisation, max_iter=_MAX_ITERATIONS, tol=1e-3).fit(
+            rows, labels, sample_weight=_balanced_weights(labels, repeats)
+        )
+    drawn = _balanced(labels, seed, repeats)
     network: Any = MLPClassifier(
         (form.n_hidden,),
         alpha=1.0 / form.regularisation,
@@ -114,9 +124,18 @@ def _fitted_classifier(
         return network.fit(rows[drawn], labels[drawn])
 
 
-def _balanced(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+def _balanced_weights(labels: NDArray[np.int64], repeats: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Weights of mean 1, of which each label has half."""
+    shares = [repeats[labels == label].sum() for label in (0, 1)]
+    return repeats * len(labels) / (2.0 * np.where(labels == 1, shares[1], shares[0]))
+
+
+def _balanced(
+    labels: NDArray[np.int64], seed: int, repeats: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """Rows in which both labels stand equally often, the rarer one's drawn again."""
     rng = np.random.default_rng(seed)
-    by_label = [np.flatnonzero(labels == label) for label in (0, 1)]
-    largest = max(len(rows) for rows in by_label)
-    return np.concatenate([np.resize(rng.permutation(rows), largest) for rows in by_label])
+    rows = np.repeat(np.arange(len(labels)), repeats)
+    by_label = [rows[labels[rows] == label] for label in (0, 1)]
+    largest = max(len(ours) for ours in by_label)
+    return np.concatenate([np.resize(rng.permutation(ours), largest) for ours in by_label])

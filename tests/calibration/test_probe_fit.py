@@ -17,6 +17,7 @@ from safesteer_edge.calibration.probe_fit import (
     FitSettings,
     FittedProbe,
     fit_probe,
+    fit_uncalibrated,
     request_folds,
     select_layers,
 )
@@ -123,6 +124,20 @@ def test_only_the_positions_asked_for_are_fitted():
     probe, scores = fit_probe(spoiled, FitSettings(LINEAR, n_positions=3))
     assert raw_direction(probe) @ planted.direction > 0.9
     assert [len(row) for row in scores] == [N_POSITIONS] * len(spoiled)  # all are scored
+
+
+def test_hard_negatives_count_more_than_ordinary_ones():
+    # The same state as harmful, as ordinary and as borderline: the scores say who counts more.
+    states = np.ones((N_POSITIONS + 1, 2))
+    found = {}
+    for label in ("ordinary", "borderline"):
+        answers = [
+            made_up_answer(states, made_up_request("harmful", number)) for number in range(10)
+        ]
+        answers += [made_up_answer(-states, made_up_request("ordinary", n)) for n in range(30)]
+        answers += [made_up_answer(states, made_up_request(label, 50 + n)) for n in range(5)]
+        found[label] = fit_uncalibrated(answers, SETTINGS).scores(states[:1])[0]
+    assert found["borderline"] < found["ordinary"]
 
 
 def test_both_kinds_of_answer_are_needed():
