@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, cast
-
-import numpy as np
 
 from safesteer_edge.bundle.bundle import GuardBundle
 from safesteer_edge.calibration.policy_fit import FalseAlarmTargets, PolicyChoice
@@ -17,7 +16,7 @@ from safesteer_edge.calibration.scored_answers import ScoredAnswer
 from safesteer_edge.guard.policy import GuardPolicy
 
 _ORIGINAL_KEY: Final = "original"
-_CURVE_QUANTILES: Final = 21
+_MAX_KEPT_CHARACTERS: Final = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +51,8 @@ def recalibration_figures(
     answers: Sequence[ScoredAnswer],
     after: Replay,
 ) -> dict[str, object]:
-    """Free JSON. What an earlier calibration said comes along under `original`."""
+    """Free JSON. What the first calibration said comes along under `original`, its tables aside."""
     old = bundle.config.figures
-    original = old.get(_ORIGINAL_KEY, {k: v for k, v in old.items() if k != FIGURES_KEY})
     n_by_label = {label: sum(answer.label == label for answer in answers) for label in LABELS}
     return {
         "recalibrated_from": {
@@ -70,35 +68,16 @@ def recalibration_figures(
             "slope": round(found.rescale.slope, 6),
             "intercept": round(found.rescale.intercept, 6),
         },
-        "refused": {key: round(x, 4) for key, x in asdict(found.choice.refused).items()},
-        "threshold_curve": threshold_curve(found.rescale.answers(answers)),
-        "risk_settings": [
-            {key: round(value, 4) for key, value in row.items()} for row in found.choice.curve
-        ],
+        "policy_choice": found.choice.to_json(),
         FIGURES_KEY: replay_to_json(after),
-        _ORIGINAL_KEY: original,
+        _ORIGINAL_KEY: old.get(_ORIGINAL_KEY) or _without_tables(old),
     }
 
 
-def threshold_curve(answers: Sequence[ScoredAnswer]) -> list[dict[str, float]]:
-    """Shares of answers with a token above τ, by label, for thresholds over all maxima."""
-    maxima = {
-        key: np.array([answer.scores.max() for answer in answers if wanted(answer)])
-        for key, wanted in (
-            ("ordinary", lambda a: a.label == "ordinary"),
-            ("borderline", lambda a: a.label == "borderline"),
-            ("harmful", lambda a: a.complies),
-        )
+def _without_tables(figures: Mapping[str, object]) -> dict[str, object]:
+    """The small entries: guard.json has room for one set of curves."""
+    return {
+        key: value
+        for key, value in figures.items()
+        if key != FIGURES_KEY and len(json.dumps(value)) <= _MAX_KEPT_CHARACTERS
     }
-    grid = np.quantile(np.concatenate(list(maxima.values())), np.linspace(0, 1, _CURVE_QUANTILES))
-    return [
-        {
-            "threshold": round(float(threshold), 4),
-            **{
-                key: round(float((values > threshold).mean()), 4)
-                for key, values in maxima.items()
-                if len(values)
-            },
-        }
-        for threshold in grid
-    ]
