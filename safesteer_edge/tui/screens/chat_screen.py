@@ -88,6 +88,7 @@ class ChatScreen(Screen[None]):
         &.-monitor Composer { border: heavy $warning; border-title-color: $warning; }
         &.-off Composer { border: double $error; border-title-color: $error; }
         &.-inspecting.-narrow Transcript { display: none; }
+        &.-narrow #menu-key { display: none; }
         &.-narrow Inspector { width: 1fr; border-left: none; }
     }
     """

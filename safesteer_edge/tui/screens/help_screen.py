@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
+from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
@@ -41,9 +41,14 @@ class HelpScreen(ModalScreen[None]):
         & VerticalScroll {
             width: 78; max-width: 96%; height: auto; max-height: 90%;
             border: round $primary; padding: 0 2; background: $surface;
+            scrollbar-size-vertical: 1;
         }
         & .heading { color: $primary; text-style: bold; margin: 1 0 0 0; }
-        & Static { height: auto; }
+        & .row { height: auto; }
+        & Static { height: auto; width: 1fr; }
+        & .name { text-style: bold; padding: 0 1 0 0; }
+        & .name.-key { width: 22; }
+        & .name.-command { width: 31; }
     }
     """
 
@@ -58,25 +63,15 @@ class HelpScreen(ModalScreen[None]):
             box.border_title = "Help"
             box.border_subtitle = "Esc closes"
             yield Static(Content("Keys"), classes="heading")
-            yield Static(
-                _rows([(self._labels["interrupt"] if k == "Esc" else k, t) for k, t in _KEYS], 22)
-            )
+            for key, text in _KEYS:
+                yield _row(self._labels["interrupt"] if key == "Esc" else key, text, "key")
             yield Static(Content("Commands"), classes="heading")
-            yield Static(
-                _rows(
-                    [
-                        (c.usage, f"{c.help}{f'  [{key}]' if key else ''}")
-                        for c in COMMANDS
-                        for key in (self._labels.get(c.name, c.keys),)
-                    ],
-                    34,
-                )
-            )
+            for command in COMMANDS:
+                key = self._labels.get(command.name, command.keys)
+                yield _row(command.usage, f"{command.help}{f'  [{key}]' if key else ''}", "command")
 
 
-def _rows(rows: object, width: int) -> Content:
-    lines = [
-        Content.styled(f"{key:<{width}}", "bold") + Content(text)
-        for key, text in rows  # pyright: ignore[reportGeneralTypeIssues]
-    ]
-    return Content("\n").join(lines)
+def _row(name: str, text: str, kind: str) -> Horizontal:
+    return Horizontal(
+        Static(Content(name), classes=f"name -{kind}"), Static(Content(text)), classes="row"
+    )

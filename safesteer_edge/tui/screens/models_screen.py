@@ -37,7 +37,11 @@ ModelLister = Callable[[], Sequence[ModelRow]]
 class ModelsScreen(ModalScreen[ModelRow | None]):
     """Ends with the model to load, or None."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f3", "dismiss(None)", "Close")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", "Close"),
+        Binding("f3", "dismiss(None)", "Close", id="chat.models"),
+    ]
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # noqa: RUF012  # Textual's own type
 
     DEFAULT_CSS = """
     ModelsScreen {
@@ -51,6 +55,7 @@ class ModelsScreen(ModalScreen[ModelRow | None]):
             border: none; text-wrap: nowrap; text-overflow: ellipsis;
             &:focus { border: none; }
         }
+        &.-short OptionList { max-height: 12; }
         & #about { height: auto; min-height: 4; padding: 0 1; margin: 1 0 0 0;
                    color: $foreground 80%; border-top: solid $border; }
     }
@@ -124,8 +129,8 @@ class ModelsScreen(ModalScreen[ModelRow | None]):
             sign, state = "○", "installed"
         guard = "guard" if row.has_bundle else "no guard"
         text = (
-            f"{sign} {row.title:<21.21} {row.quantization:<7} {row.size:>8}  "
-            f"{_SHORT_FITS.get(row.fit.fits, '?'):<7}  {guard:<8}  {state}"
+            f"{sign} {row.title:<21.21} {row.quantization:<7} {row.size:>8} "
+            f"{_SHORT_FITS.get(row.fit.fits, '?'):<7}  {guard:<8} {state}"
         )
         style = "" if row.path is not None else "$foreground 60%"
         return Content.styled(strip_control_characters(text), style)

@@ -33,7 +33,7 @@ class TopBar(Horizontal):
     """
 
     def compose(self) -> ComposeResult:
-        """Three texts."""
+        """From left to right; the chat hides the last where the terminal is narrow."""
         yield Static(id="chat-title")
         yield Static(id="model-name")
         yield Static(id="guard-mode")
@@ -55,23 +55,24 @@ class StatusBar(Horizontal):
         height: 1; background: $surface; padding: 0 1; color: $foreground 75%;
         & #state { width: auto; padding: 0 2 0 0; }
         & #figures {
-            width: 1fr; color: $foreground 60%; margin: 0 2 0 0;
+            width: 1fr; color: $foreground 60%; margin: 0 1 0 0;
             text-wrap: nowrap; text-overflow: ellipsis;
         }
-        & #help-keys { width: auto; color: $foreground 60%; }
+        & #help-key, #menu-key { width: auto; color: $foreground 60%; }
         &.-failed #state { color: $text-error; text-style: bold; }
     }
     """
 
     def compose(self) -> ComposeResult:
-        """Three texts."""
+        """From left to right; the chat hides the last where the terminal is narrow."""
         yield Static(id="state")
         yield Static(id="figures")
-        yield Static(id="help-keys")
+        yield Static(id="help-key")
+        yield Static(Content(" · Ctrl+P menu"), id="menu-key")
 
     def show_help_key(self, label: str) -> None:
         """Say which key helps."""
-        self.query_one("#help-keys", Static).update(Content(f"{label} help · Ctrl+P menu"))
+        self.query_one("#help-key", Static).update(Content(f"{label} help"))
 
     def show_state(self, text: str, *, failed: bool = False) -> None:
         """Show what happens now, in a few words."""
