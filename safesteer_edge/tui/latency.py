@@ -18,10 +18,10 @@ from statistics import median
 from safesteer_edge.tui.measured_terminal import MeasuredTerminal, p95
 
 _QUESTION = "Write a long story about a lighthouse keeper and the sea."
-_N_TOKENS = 128
+_N_TOKENS = 384  # some thirty lines
 _OPTIONS = ("--temperature", "0", "--max-tokens", str(_N_TOKENS))
 _FIGURES = re.compile(rb"([\d.]+) tokens/s \xc2\xb7 first text")
-_N_KEYS = 20
+_N_KEYS = 25
 
 
 @dataclass(frozen=True, slots=True)
