@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import wave
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from safesteer_edge.errors import CacheError, SettingsError
 from safesteer_edge.runtime import open_runtime
 from tests.guarded_tiny import GuardedTiny
 from tests.made_up_answers import made_up_answer, made_up_request
+from tests.tiny_models.hearing_projector import write_tiny_hearing_projector
 
 PLAN = HarvestPlan(20, 6, 5, 4)
 REQUESTS: tuple[Request, ...] = tuple(
@@ -90,6 +92,26 @@ def test_pictures_carry_requests_where_the_model_sees(guarded_tiny: GuardedTiny,
     assert all(len(carriers) == 1 for carriers in by_pair.values())
     # What was harvested as text is the same with and without a projector.
     assert run(settings_for(guarded_tiny, tmp_path))[1] == [len(REQUESTS)]
+
+
+def test_recordings_are_played_where_they_are_asked_for(guarded_tiny: GuardedTiny, tmp_path: Path):
+    hearing = write_tiny_hearing_projector(tmp_path / "hears.gguf")
+    recording = tmp_path / "a.wav"
+    with wave.open(str(recording), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(np.zeros(8_000, dtype="<i2").tobytes())
+    session = guarded_tiny.settings(None, mmproj=hearing, n_ctx=1024)
+    settings = HarvestSettings(session, PLAN, tail_layers=(1, 2), hears=True, cache=tmp_path / "c")
+    request = replace(REQUESTS[0], audio=recording)
+    harvested, _ = run(settings, [request])
+    assert {unit.carrier for unit in harvested.units} == {"text", "speech"}
+    spoken, written = (
+        harvested.answers((1,), carriers=(carrier,), kinds=("own",))[0]
+        for carrier in ("speech", "text")
+    )
+    assert not np.array_equal(spoken.states[0], written.states[0])
+    silent, _ = run(replace(settings, hears=False), [request])
+    assert {unit.carrier for unit in silent.units} == {"text"}
 
 
 def test_another_plan_is_another_harvest(guarded_tiny: GuardedTiny, tmp_path: Path):
