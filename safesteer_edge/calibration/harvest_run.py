@@ -38,8 +38,15 @@ from safesteer_edge.settings import SessionSettings
 
 Progress = Callable[[str, int, int], None]  # what, n_done, n_total
 _FORMAT: Final = 1  # of what an answer is: change it when harvesting gives other states
-# Pairs are all drawn: they are what the vector is made from.
-_DRAWN_SHARES: Final[dict[Label, float]] = {"borderline": 0.5, "ordinary": 0.5}
+# Of the package's requests: enough for a vector and for false alarms, in a quarter of an hour. A
+# user's few are all drawn, and both of a pair.
+_DRAWN_SHARES: Final[dict[Label, float]] = {
+    "harmful": 0.7,
+    "harmless": 0.7,
+    "borderline": 0.35,
+    "ordinary": 0.25,
+}
+_DRAWN_WHOLE: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +165,8 @@ def _carried(
             request,
             sees=sees,
             hears=hears,
-            is_drawn=_share_of(request) < _DRAWN_SHARES.get(request.label, 1.0),
+            is_drawn=len(requests) <= _DRAWN_WHOLE
+            or _share_of(request) < _DRAWN_SHARES[request.label],
         )
     ]
     return info, pairs
