@@ -178,7 +178,8 @@ class _Rows:
 
 
 def _repeats(answer: HarvestedAnswer) -> int:
-    return _BORDERLINE_REPEATS if answer.request.label == "borderline" else 1
+    is_hard = answer.request.label == "borderline" and answer.label == 0
+    return _BORDERLINE_REPEATS if is_hard else 1
 
 
 def _positions(
