@@ -78,7 +78,7 @@ class ChoiceSettings:
     """max_rows, seed: see FitSettings."""
 
     candidates: tuple[ProbeCandidate, ...]
-    max_rows: int = 24_000
+    max_rows: int = 16_000
     seed: int = 0
 
     @property

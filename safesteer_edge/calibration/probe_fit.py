@@ -52,7 +52,7 @@ class FitSettings:
 
     form: ProbeForm
     n_positions: int = 32
-    max_rows: int = 24_000
+    max_rows: int = 16_000
     calibration: CalibrationMethod | None = None
     seed: int = 0
 

@@ -28,6 +28,7 @@ FormKind = Literal["linear", "pca-linear", "mlp"]
 
 _MAX_ITERATIONS: Final = 400
 _MLP_EPOCHS: Final = 30
+_MAX_SCALER_ROWS: Final = 6000
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,11 @@ def margin_graph(estimator: Pipeline) -> ProbeGraph:
 
 
 def _fitted_scaler(scaler: Any, states: NDArray[np.float32], seed: int) -> Any:
-    scaler.fit(states[typical_rows(states, seed)])
+    drawn = states
+    if len(states) > _MAX_SCALER_ROWS:  # enough for means and deviations; all would be copied
+        rng = np.random.default_rng(seed)
+        drawn = states[rng.choice(len(states), _MAX_SCALER_ROWS, replace=False)]
+    scaler.fit(drawn[typical_rows(drawn, seed)])
     scaler.scale_ = np.maximum(scaler.scale_, 1e-6)
     return scaler
 
