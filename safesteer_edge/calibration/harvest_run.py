@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -81,6 +81,11 @@ class Harvest:
     cache: HarvestCache
     shape: StateShape
     units: tuple[HarvestUnit, ...]
+
+    def without_drawn(self) -> Harvest:
+        """The same without what was drawn; pictures of the user's own stay, and ordinary ones."""
+        kept = tuple(unit for unit in self.units if unit.carrier not in DRAWN_CARRIERS)
+        return replace(self, units=kept)
 
     def answers(
         self,

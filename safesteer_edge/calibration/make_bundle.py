@@ -21,6 +21,7 @@ from safesteer_edge.calibration.measured_parts import (
     make_canaries,
     residual_norms,
 )
+from safesteer_edge.calibration.media_reading import reading_of_media
 from safesteer_edge.calibration.policy_fit import FalseAlarmTargets
 from safesteer_edge.calibration.probe_fit import FitSettings, fit_probe
 from safesteer_edge.calibration.probe_stage import (
@@ -110,7 +111,9 @@ def bundle_from_harvest(
     cost = cost or CostMeter()
     session = settings.harvest.session
     candidates = probe_candidates(settings.layer_sets, settings.regularisations)
-    best = fit_chosen_probe(harvested, candidates, settings.targets, progress)
+    reading = reading_of_media(harvested, settings.all_layers)
+    taught = harvested if reading.get("understood") else harvested.without_drawn()
+    best = fit_chosen_probe(taught, candidates, settings.targets, progress)
     layers = best.candidate.layers
     chosen = harvested.answers(layers, kinds=("own",))
     runtime = open_runtime(session, layers=layers)
@@ -119,10 +122,11 @@ def bundle_from_harvest(
     finally:
         runtime.close()
     norms = residual_norms(session, requests)
-    vector = _vector(harvested, settings, best, norms, runtime.info.architecture, progress)
+    vector = _vector(harvested, taught, settings, best, norms, runtime.info.architecture, progress)
     calibration = {
         "harvested": _harvested_counts(harvested),
         "separation": separation_by_layer(harvested, progress),
+        "reading": reading,
         "vector": vector.record,
         "policy": best.policy.to_json(),
         # The one field, beside the date, that differs between two runs on the same files.
@@ -147,15 +151,18 @@ def bundle_from_harvest(
 
 def _vector(
     harvested: Harvest,
+    taught: Harvest,
     settings: CalibrationSettings,
     best: ProbeResult,
     norms: Sequence[float],
     architecture: str,
     progress: Progress,
 ) -> VectorResult:
-    """The alignment vector, judged by the chosen kind of probe."""
+    """The alignment vector, judged by the chosen kind of probe, taught by the same carriers."""
+    carriers = {unit.carrier for unit in taught.units}
 
     def fit(answers: Sequence[HarvestedAnswer]) -> ScoreStates:
+        answers = [answer for answer in answers if answer.carrier in carriers]
         return fit_probe(answers, FitSettings(best.candidate.form))[0].scores
 
     task = VectorTask(

@@ -45,6 +45,14 @@ def separation_by_layer(harvested: Harvest, progress: Progress) -> dict[str, Any
     return tables
 
 
+def prompt_discriminant(answers: Sequence[HarvestedAnswer]) -> NDArray[np.float64] | None:
+    """Where harmful requests' prompts lie from the others': float64 (n_features,); None: one kind.
+
+    answers: the model's own, with the states of one layer.
+    """
+    return _discriminant(answers, step=0)
+
+
 def _by_step(answers: Sequence[HarvestedAnswer]) -> tuple[list[float | None], list[list[int]]]:
     made_from = [answer for answer in answers if part_of(answer.request) == "making"]
     tried_on = [answer for answer in answers if part_of(answer.request) != "making"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -39,13 +40,21 @@ def command(tiny: GuardedTiny, folder: Path, data: Path, *more: str) -> list[str
 
 
 def bundle_content(folder: Path) -> dict[str, Any]:
-    """All of a bundle, without the one field that says when it was made and what it took."""
-    content: dict[str, Any] = {
-        path.name: path.read_bytes() for path in folder.iterdir() if path.name != "guard.json"
-    }
+    """All of a bundle, without the date and the one field that says what it took.
+
+    The report shows that field as well; its page is compared without the row.
+    """
     config = json.loads((folder / "guard.json").read_text())
     del config["created"], config["figures"]["calibration"]["made"]
-    return {**content, "guard.json": config}
+    report = (folder / "report.json").read_text()
+    page = (folder / "report.html").read_text()
+    return {
+        "guard.json": config,
+        "probe.onnx": (folder / "probe.onnx").read_bytes(),
+        "report.json": re.sub(r'"(elapsed_s|peak_memory_mib)": [0-9.]+', "", report),
+        "report.html": re.sub(r"<tr>(?:(?!<tr>).)*(elapsed|memory)(?:(?!<tr>).)*</tr>", "", page),
+        "names": sorted(path.name for path in folder.iterdir()),
+    }
 
 
 @pytest.fixture(scope="module")
