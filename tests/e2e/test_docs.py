@@ -9,13 +9,27 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.default_model import TIMEOUT_S
+from safesteer_edge.cli.exit_codes import OK
+from tests.e2e.default_model import TIMEOUT_S, safesteer_edge
 
 ROOT = Path(__file__).parents[2]
 
 
 def python_blocks(path: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.default_model
+def test_the_readme_s_picture_is_answered_as_it_says() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    asked = re.search(r'^safesteer-edge ask "([^"]+)" --image (\S+)$', readme, re.MULTILINE)
+    assert asked is not None
+    answer = re.search(r"^> (.+)$", readme[asked.end() :], re.MULTILINE)
+    assert answer is not None
+    ran = safesteer_edge("ask", asked[1], "--image", str(ROOT / asked[2]), "--temperature", "0")
+    assert ran.exit_code == OK, ran.err
+    assert "penguin" in ran.out.lower()
+    assert "penguin" in answer[1].lower()
 
 
 @pytest.mark.default_model

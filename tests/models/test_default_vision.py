@@ -45,9 +45,16 @@ def recipe() -> Iterator[Recipe]:
         sys.path.remove(str(VISION))
 
 
-@pytest.fixture(scope="module")
-def projector_path(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file that the recipe wrote: random weights, the default's width."""
+SHIPPED = VISION / "mmproj-smollm2-135m-instruct.gguf"
+
+
+@pytest.fixture(scope="module", params=("shipped", "random"))
+def projector_path(
+    request: pytest.FixtureRequest, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The shipped file, and one that the recipe wrote: random weights, the default's width."""
+    if request.param == "shipped":
+        return SHIPPED
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("vision") / "mmproj.gguf"
     recipe.export_gguf.write_projector(path, recipe.backbone.VisionModel(4, 576), n_images=0)
@@ -98,6 +105,11 @@ def test_an_image_s_tokens_stand_between_its_two_marks(projector_path: Path) -> 
         assert isinstance(image, MediaRun)
         assert b"".join(map(language_model.piece, before.token_ids)) == b"<img>"
         assert b"".join(map(language_model.piece, after.token_ids)) == b"</img>"
+
+
+def test_the_shipped_file_is_small_and_the_default_s() -> None:
+    assert default_model().mmproj == SHIPPED
+    assert SHIPPED.stat().st_size <= 50 * 1000 * 1000
 
 
 def test_a_projector_file_is_read_back_as_it_was_written(recipe: Recipe, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, which DINOv2 was trained with
 IMAGE_STD = (0.229, 0.224, 0.225)
 WIDTH = 384
 N_HEADS = 6
+N_DINOV2_BLOCKS = 12
 BLOCK_EPSILON = 1e-6
 PROJECTOR_EPSILON = 1e-5
 CELL_PATCHES = (
@@ -119,9 +120,10 @@ class VisionModel(nn.Module):
         """Image tokens from the residual stream before block `begin`."""
         return self.project(to_cells(self.run(states, begin, len(self.blocks))))
 
-    def project(self, cells: Tensor) -> Tensor:
-        """Image tokens (…, n_embd) of cells (…, 4 · WIDTH)."""
-        return self.project2(F.gelu(self.project1(self.norm(cells)), approximate="tanh"))
+    def project(self, cells: Tensor, *, dropout: float = 0.0) -> Tensor:
+        """Image tokens (…, n_embd) of cells (…, 4 · WIDTH). dropout: of the inner layer."""
+        inner = F.gelu(self.project1(self.norm(cells)), approximate="tanh")
+        return self.project2(F.dropout(inner, dropout))
 
 
 def keep_cells(states: Tensor, cells: Tensor) -> Tensor:
@@ -148,7 +150,7 @@ def to_cells(states: Tensor) -> Tensor:
 
 
 def load_dinov2_inplace(model: VisionModel, onnx_path: Path) -> None:
-    """Fill patches, positions and blocks from an ONNX export of DINOv2-small."""
+    """Fill patches, positions and the first blocks from an ONNX export of DINOv2-small."""
     tensors = _named_weights(onnx.load(str(onnx_path)))
     prefix = "backbone.embeddings."
     with torch.no_grad():
@@ -156,7 +158,7 @@ def load_dinov2_inplace(model: VisionModel, onnx_path: Path) -> None:
         _copy(model.patch.bias, tensors[prefix + "patch_embeddings.projection.bias"])
         _copy(model.class_token, tensors[prefix + "cls_token"])
         _copy(model.positions, _positions(tensors))
-        for index, block in enumerate(model.each_block()):
+        for index, block in zip(range(N_DINOV2_BLOCKS), model.each_block(), strict=False):
             layer = f"backbone.encoder.layer.{index}."
             for ours, theirs in (
                 ("norm1", "norm1"),

@@ -17,7 +17,7 @@ from prompts import NAMING, READING, Frame, frame
 from sentences import TextSource
 from text_images import render
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 from workspace import Work
 
 
@@ -50,6 +50,11 @@ class Batch:
     characters: Tensor
     frames: list[Frame]
 
+    def on(self, device: torch.device) -> Batch:
+        """The same batch there."""
+        tensors = (self.pixels, self.cells, self.characters)
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.frames)
+
 
 class Examples(IterableDataset):
     """Batches without end, from a seed."""
@@ -63,6 +68,11 @@ class Examples(IterableDataset):
         self._batch_size = batch_size
         self._seed = seed
         self._texts = TextSource("train")
+
+    def batches(self, n_processes: int) -> Iterator[Batch]:
+        """Batches without end, drawn ahead by so many processes."""
+        loader = DataLoader(self, batch_size=None, num_workers=n_processes, prefetch_factor=6)
+        return iter(loader)
 
     def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
@@ -89,7 +99,7 @@ class Examples(IterableDataset):
             icon = rng.choice(self._icons)
             characters = np.full((N_PATCHES_SIDE**2, 2), IGNORED, np.int64)
             pixels = picture(icon, rng)
-            cells = thing_cells(icon.name, pixels, self._codec)
+            cells = thing_cells(icon.name, self._codec)
             return Example(pixels, cells, characters, icon.name, False)
         while True:
             text = self._texts.draw(rng, max_words=self._mixture.max_words)

@@ -2,8 +2,9 @@
 
     python export_gguf.py --work DIR mmproj-smollm2-135m-instruct.gguf
 
-Matrices are stored in Q8_0, the rest in F32. `load_projector_inplace` is the way back: training
-goes on from the shipped file where no checkpoint is at hand.
+DINOv2's matrices are stored in Q8_0, those after it in F16, the rest in F32.
+`load_projector_inplace` is the way back: training goes on from the shipped file where no checkpoint
+is at hand.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from backbone import (
     IMAGE_MEAN,
     IMAGE_SIDE,
     IMAGE_STD,
+    N_DINOV2_BLOCKS,
     N_HEADS,
     PATCH_SIDE,
     WIDTH,
@@ -60,16 +62,24 @@ def write_projector(path: Path, model: VisionModel, n_images: int) -> None:
     writer.add_array("clip.vision.image_std", list(IMAGE_STD))
     for name, tensor in _tensors(model):
         values = tensor.detach().float().numpy()
-        if values.ndim == 2 and name != "v.position_embd.weight":
-            quantized = quantize(values, GGMLQuantizationType.Q8_0)
-            writer.add_tensor(name, quantized, raw_dtype=GGMLQuantizationType.Q8_0)
-        else:
-            writer.add_tensor(name, values)
+        stored_as = _stored_as(name, values.ndim)
+        writer.add_tensor(name, quantize(values, stored_as), raw_dtype=stored_as)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     partial.replace(path)
+
+
+def _stored_as(name: str, n_dimensions: int) -> GGMLQuantizationType:
+    """Q8_0 rounds what a matrix reads to 1 in 127 of a block's largest value.
+
+    Too coarse for the block that pools, whose inputs differ by far less than their means.
+    """
+    if n_dimensions != 2 or name == "v.position_embd.weight":
+        return GGMLQuantizationType.F32
+    after_dinov2 = name.startswith(("mm.", f"v.blk.{N_DINOV2_BLOCKS}."))
+    return GGMLQuantizationType.F16 if after_dinov2 else GGMLQuantizationType.Q8_0
 
 
 def load_projector_inplace(model: VisionModel, path: Path) -> int:
@@ -138,7 +148,6 @@ def main() -> None:
     """Export the newest checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--blocks", type=int, default=12)
     parser.add_argument("--n-embd", type=int, default=576)
     parser.add_argument("file", type=Path)
     options = parser.parse_args()
@@ -146,8 +155,9 @@ def main() -> None:
     newest = next((path for path in checkpoints if path.exists()), None)
     if newest is None:
         raise SystemExit(f"no checkpoint in {str(options.work)!r}; train first")
-    state = torch.load(newest, weights_only=True)
-    model = VisionModel(options.blocks, options.n_embd)
+    state = torch.load(newest, weights_only=True, map_location="cpu")
+    n_blocks = sum(name.endswith(".norm1.weight") for name in state["model"])
+    model = VisionModel(n_blocks, options.n_embd)
     model.load_state_dict(state["model"])
     write_projector(options.file, model, state["n_images"])
     print(

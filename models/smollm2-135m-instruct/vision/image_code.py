@@ -22,8 +22,6 @@ N_LETTERS = 10
 """Letters of a word that are spelled out; hardly a token is longer."""
 N_CELLS = N_CELLS_SIDE**2
 _CELL_SIDE = IMAGE_SIDE // N_CELLS_SIDE
-_GROUND_TOLERANCE = 12
-_THING_SHARE = 0.25  # of a cell's pixels
 _PUNCTUATION = ".,;:!?\"'()[]{}<>“”‘’…-–—*"
 
 
@@ -89,17 +87,14 @@ def text_cells(lines: Sequence[Line], codec: WordCodec) -> NDArray[np.int64]:
     return cells
 
 
-def thing_cells(name: str, pixels: NDArray[np.uint8], codec: WordCodec) -> NDArray[np.int64]:
-    """Class of each cell, int64 (64,), for a thing on a plain ground: its name wherever it is.
+def thing_cells(name: str, codec: WordCodec) -> NDArray[np.int64]:
+    """Class of each cell, int64 (64,), for a picture of one thing: its name, everywhere.
 
-    A name of several tokens takes turns from cell to cell. pixels: uint8 (224, 224, 3).
+    Tokens of a longer name stand side by side, each in its part of the image's width, so that each
+    row reads as the name does. Blank cells round the thing would only be read as something else.
     """
-    classes = [index for word in name.split() for index, _ in codec.pieces(word)]
-    stands_out = np.abs(pixels.astype(np.int16) - pixels[0, 0]).max(-1) > _GROUND_TOLERANCE
-    square = stands_out.reshape(N_CELLS_SIDE, _CELL_SIDE, N_CELLS_SIDE, _CELL_SIDE)
-    is_thing = square.mean((1, 3)).ravel() > _THING_SHARE
-    turns = np.array(classes)[np.cumsum(is_thing) % len(classes)]
-    return np.where(is_thing, turns, BLANK)
+    classes = np.array([index for word in name.split() for index, _ in codec.pieces(word)])
+    return classes[np.arange(N_CELLS) % N_CELLS_SIDE * len(classes) // N_CELLS_SIDE]
 
 
 def character_grid(lines: Sequence[Line]) -> NDArray[np.int64]:

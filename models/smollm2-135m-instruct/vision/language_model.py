@@ -52,7 +52,7 @@ class LanguageModel(nn.Module):
             norm_epsilon=float(value("attention.layer_norm_rms_epsilon")),
         )
         for tensor in reader.tensors:
-            weight = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
+            weight = torch.tensor(dequantize(tensor.data, tensor.tensor_type))
             self.register_buffer(tensor.name.replace(".", "_"), weight.to(dtype), persistent=False)
         self.token_embeddings: Tensor = self.get_buffer("token_embd_weight")  # (n_vocab, n_embd)
 

@@ -22,10 +22,8 @@ from image_code import BLANK, IGNORED
 from learning_curve import Meters, append_row
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
-from workspace import Work, add_work_options, save_checkpoint
+from workspace import Work, add_work_options, load_checkpoint, prepare_torch, save_checkpoint
 
-BATCH_SIZE = 16
 CURVE_COLUMNS = (
     "images", "lesson", "lr_factor", "characters", "words", "names", "blank_kept",
     "letters", "character_loss", "spelling_loss", "word_loss", "images_per_s",
@@ -41,15 +39,14 @@ mean nothing yet, would undo what the lower half knows (seen: from 61 % to 9 % w
 def main() -> None:
     """Train, saving a checkpoint and a row of the learning curve every few minutes."""
     options = _parse()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
+    prepare_torch(options)
     work = Work.open(options)
     model = VisionModel(options.blocks, work.n_embd)
     heads = DenseHeads(work.word_embeddings())
     optimizers = _optimizers(model, heads, options.learning_rate)
     n_images = 0
     if work.dense_checkpoint.exists():
-        state = torch.load(work.dense_checkpoint, weights_only=True)
+        state = load_checkpoint(work.dense_checkpoint)
         model.load_state_dict(state["model"])
         heads.load_state_dict(state["heads"])
         # Another stage's checkpoint brings no optimizers of this one.
@@ -63,22 +60,24 @@ def main() -> None:
     else:
         load_dinov2_inplace(model, options.dinov2)
     mixture = Mixture(pictures=options.pictures, ease=options.ease, max_words=options.max_words)
-    examples = Examples(work, mixture, batch_size=BATCH_SIZE, seed=n_images + 1)
-    batches = iter(DataLoader(examples, batch_size=None, num_workers=1, prefetch_factor=8))
-    spellings = torch.from_numpy(work.codec.spellings())
+    examples = Examples(work, mixture, batch_size=options.batch_size, seed=n_images + 1)
+    batches = examples.batches(options.drawers)
+    spellings = torch.tensor(work.codec.spellings())
     meters, shown_s = Meters(), time.perf_counter()
     while n_images < options.images:
         factor = _learning_rate_factor(n_images, options.images, options.cooldown)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
-        loss = _loss(model, heads, next(batches), spellings, options.lesson, meters)
+        loss = _loss(
+            model, heads, next(batches).on(spellings.device), spellings, options.lesson, meters
+        )
         loss.backward()
         nn.utils.clip_grad_norm_([*model.parameters(), *heads.parameters()], 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        n_images += BATCH_SIZE
+        n_images += options.batch_size
         if meters.n_batches == options.report_batches or n_images >= options.images:
             elapsed_s = time.perf_counter() - shown_s
             row = {
@@ -86,7 +85,7 @@ def main() -> None:
                 "lesson": options.lesson,
                 "lr_factor": round(factor, 3),
                 **meters.means(),
-                "images_per_s": round(meters.n_batches * BATCH_SIZE / elapsed_s, 2),
+                "images_per_s": round(meters.n_batches * options.batch_size / elapsed_s, 2),
             }
             append_row(work.folder / "dense_curve.csv", CURVE_COLUMNS, row)
             print(row, flush=True)
@@ -112,7 +111,7 @@ def _loss(
 ) -> Tensor:
     pixels, cells, characters = batch.pixels, batch.cells, batch.characters
     meters.n_batches += 1
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(pixels.device.type, torch.bfloat16):
         # 1. Characters, from the middle of the model.
         with torch.set_grad_enabled(lesson != "words"):
             middle = model.run(model.embed(pixels), 0, MIDDLE_BLOCK)
@@ -170,7 +169,7 @@ def _optimizers(model: VisionModel, heads: DenseHeads, rate: float) -> list[torc
 
 def _learning_rate_factor(n_images: int, n_total: int, cooldown: float) -> float:
     """Warm-up, a plateau, and a linear way down over the last part: any plateau can be ended."""
-    up = min(1.0, (n_images + BATCH_SIZE) / WARM_UP_IMAGES)
+    up = min(1.0, (n_images + 1) / WARM_UP_IMAGES)
     down = (n_total - n_images) / max(1.0, cooldown * n_total)
     return max(0.02, min(up, down))
 

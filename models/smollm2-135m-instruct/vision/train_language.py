@@ -20,10 +20,8 @@ from language_loss import answer_loss
 from language_model import LanguageModel
 from learning_curve import Meters, append_row
 from torch import nn
-from torch.utils.data import DataLoader
-from workspace import Work, add_work_options, save_checkpoint
+from workspace import Work, add_work_options, load_checkpoint, prepare_torch, save_checkpoint
 
-BATCH_SIZE = 8
 WARM_UP_IMAGES = 160
 COLUMNS = ("images", "answer_loss", "word_loss", "images_per_s")
 
@@ -31,15 +29,14 @@ COLUMNS = ("images", "answer_loss", "word_loss", "images_per_s")
 def main() -> None:
     """Train, saving a checkpoint and a row of the learning curve every few minutes."""
     options = _parse()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
+    prepare_torch(options)
     work = Work.open(options)
     language_model = LanguageModel(work.language_model, torch.bfloat16)
     model = VisionModel(options.blocks, work.n_embd)
     heads = DenseHeads(work.word_embeddings())
     resumed = work.language_checkpoint.exists()
     checkpoint = work.language_checkpoint if resumed else work.dense_checkpoint
-    state = torch.load(checkpoint, weights_only=True)
+    state = load_checkpoint(checkpoint)
     model.load_state_dict(state["model"])
     heads.load_state_dict(state["heads"])
     n_done = state.get("n_language_images", 0)
@@ -49,16 +46,16 @@ def main() -> None:
     if resumed:
         optimizer.load_state_dict(state["optimizer"])
     mixture = Mixture(pictures=options.pictures, ease=0.0, max_words=10)
-    examples = Examples(work, mixture, batch_size=BATCH_SIZE, seed=10_000 + n_done)
-    batches = iter(DataLoader(examples, batch_size=None, num_workers=1, prefetch_factor=4))
+    examples = Examples(work, mixture, batch_size=options.batch_size, seed=10_000 + n_done)
+    batches = examples.batches(options.drawers)
     meters, shown_s = Meters(), time.perf_counter()
     while n_done < options.images:
         down = (options.images - n_done) / (0.5 * options.images)
-        factor = min(1.0, (n_done + BATCH_SIZE) / WARM_UP_IMAGES, down)
+        factor = min(1.0, (n_done + 1) / WARM_UP_IMAGES, down)
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * max(0.02, factor)
-        batch = next(batches)
-        with torch.autocast("cpu", torch.bfloat16):
+        batch = next(batches).on(torch.get_default_device())
+        with torch.autocast(batch.pixels.device.type, torch.bfloat16):
             with torch.no_grad():
                 middle = model.run(model.embed(batch.pixels), 0, first)
             tokens = model.tokens(middle, first)
@@ -68,12 +65,12 @@ def main() -> None:
         nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        n_done += BATCH_SIZE
+        n_done += options.batch_size
         meters.n_batches += 1
         meters.add("answer_loss", float(language_loss.detach()), 1)
         meters.add("word_loss", float(word_loss.detach()), 1)
         if meters.n_batches == options.report_batches or n_done >= options.images:
-            speed = meters.n_batches * BATCH_SIZE / (time.perf_counter() - shown_s)
+            speed = meters.n_batches * options.batch_size / (time.perf_counter() - shown_s)
             row = {"images": n_done, **meters.means(), "images_per_s": round(speed, 2)}
             append_row(work.folder / "language_curve.csv", COLUMNS, row)
             print(row, flush=True)
@@ -89,6 +86,7 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add_work_options(parser)
+    parser.set_defaults(batch_size=8)
     parser.add_argument("--images", type=int, default=40_000, help="images in all")
     parser.add_argument("--learned-blocks", type=int, default=0, help="upper blocks that learn")
     parser.add_argument("--bias", action="store_true", help="learn the projector's bias alone")

