@@ -110,6 +110,11 @@ class Harvest:
             if kinds is None or answer.kind in kinds
         ]
 
+    def prompts(self, carriers: Collection[Carrier]) -> list[tuple[Request, Carrier]]:
+        """What was answered in these carriers. A text that no font can draw has no answers."""
+        answers = self.answers(self.shape.layers[:1], carriers=carriers, kinds=("own",), n_rows=1)
+        return [(answer.request, answer.carrier) for answer in answers]
+
 
 def harvest(settings: HarvestSettings, requests: Sequence[Request], progress: Progress) -> Harvest:
     """Answers to all requests, in every carrier that the model takes; goes on where it was.

@@ -13,7 +13,7 @@ from safesteer_edge.calibration.carriers import DRAWN_CARRIERS, carried_items, c
 from safesteer_edge.calibration.decoded_answer import decode_answer
 from safesteer_edge.calibration.harvest_run import Harvest
 from safesteer_edge.calibration.requests_data import Label
-from safesteer_edge.calibration.vector_candidates import Prompt, VectorCandidate, prompts_of
+from safesteer_edge.calibration.vector_candidates import VectorCandidate, prompts_of
 from safesteer_edge.calibration.vector_forms import VectorForm
 from safesteer_edge.calibration.vector_trial import Directions
 from safesteer_edge.runtime import Runtime
@@ -39,11 +39,8 @@ def state_pictures(
     """
     above = [layer for layer in probe_layers if layer >= candidate.layers[1]]
     layer = min(above) if above else max(probe_layers)
-    media: list[Prompt] = [
-        (unit.request, unit.carrier)
-        for unit in harvested.units
-        if unit.carrier in (*DRAWN_CARRIERS, "speech") and unit.request.label in _LABELS
-    ]
+    carried = harvested.prompts((*DRAWN_CARRIERS, "speech"))
+    media = [prompt for prompt in carried if prompt[0].label in _LABELS]
     chosen = prompts_of(media, "confirming", _N_EACH, seed)
     ids = {request.id for request, _ in chosen}
     groups: dict[str, list[NDArray[np.floating]]] = {}

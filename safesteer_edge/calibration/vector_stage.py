@@ -16,7 +16,6 @@ from safesteer_edge.calibration.harvest import HarvestedAnswer
 from safesteer_edge.calibration.harvest_run import Harvest, Progress
 from safesteer_edge.calibration.measured_parts import ScoreStates
 from safesteer_edge.calibration.vector_candidates import (
-    Prompt,
     VectorSettings,
     part_of,
     vector_candidates,
@@ -99,9 +98,7 @@ def _fit(
     by_form: dict[VectorForm, Directions] = {
         form: make_directions(pairs, form, n_layer) for form in VECTOR_FORMS
     }
-    prompts: list[Prompt] = [
-        (unit.request, unit.carrier) for unit in harvested.units if unit.carrier in _TRIED[modality]
-    ]
+    prompts = harvested.prompts(_TRIED[modality])
     candidates = vector_candidates(by_form, pairs.layers, task.residual_norms, task.settings)
     runtime = open_runtime(task.session, layers=task.probe_layers)
     try:

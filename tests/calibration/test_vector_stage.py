@@ -29,6 +29,11 @@ REQUESTS: tuple[Request, ...] = tuple(
     for number in range(30)
     for label in LABELS
 )
+UNDRAWABLE: tuple[Request, ...] = tuple(
+    replace(made_up_request(label, number), text=f"{number}\u3002")  # no page font has this stop
+    for number in range(30, 50)
+    for label in LABELS
+)
 SETTINGS = VectorSettings(
     kl_limit=10.0, scales=(0.5, 2.0), n_choosing=4, n_confirming=4, n_least=2, n_tokens=3
 )
@@ -41,7 +46,7 @@ def harvested(guarded_tiny: GuardedTiny, tmp_path_factory: pytest.TempPathFactor
     settings = HarvestSettings(
         session, HarvestPlan(1, 1, 1, 1), PROBE_LAYERS, cache=tmp_path_factory.mktemp("cache")
     )
-    return harvest(settings, REQUESTS, lambda *_: None)
+    return harvest(settings, (*REQUESTS, *UNDRAWABLE), lambda *_: None)
 
 
 def fitted(
