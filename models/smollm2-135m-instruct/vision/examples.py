@@ -52,8 +52,12 @@ class Batch:
 
     def on(self, device: torch.device) -> Batch:
         """The same batch there."""
-        tensors = (self.pixels, self.cells, self.characters)
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.frames)
+        return Batch(
+            self.pixels.to(device, non_blocking=True),
+            self.cells.to(device, non_blocking=True),
+            self.characters.to(device, non_blocking=True),
+            self.frames,
+        )
 
 
 class Examples(IterableDataset):
