@@ -1,7 +1,7 @@
 """The vision model in PyTorch: what llama.cpp's `internvl` projector graph computes.
 
-DINOv2-small's first blocks (ViT-S/14, Apache-2.0), 2×2 pixel shuffle, LayerNorm and two linear
-layers into the language model's embedding space. Source of the graph: llama.cpp,
+DINOv2-small's first blocks (ViT-S/14, Apache-2.0), others after them, 2×2 pixel shuffle, LayerNorm
+and two linear layers into the language model's embedding space. Source of the graph: llama.cpp,
 tools/mtmd/models/internvl.cpp: the class token comes last, GELU is the tanh form, and a token
 joins four patches in the order (top left, top right, bottom left, bottom right).
 """
@@ -28,13 +28,6 @@ N_HEADS = 6
 N_DINOV2_BLOCKS = 12
 BLOCK_EPSILON = 1e-6
 PROJECTOR_EPSILON = 1e-5
-CELL_PATCHES = (
-    torch.arange(N_PATCHES_SIDE**2)
-    .view(N_CELLS_SIDE, 2, N_CELLS_SIDE, 2)
-    .transpose(1, 2)
-    .reshape(-1, 4)
-)
-"""int64 (64, 4): top left, top right, bottom left and bottom right patch of each cell."""
 _PRETRAINED_SIDE = 518 // PATCH_SIDE
 
 
@@ -126,27 +119,11 @@ class VisionModel(nn.Module):
         return self.project2(F.dropout(inner, dropout))
 
 
-def keep_cells(states: Tensor, cells: Tensor) -> Tensor:
-    """The patches of some cells, cell by cell, and the class token: (n_batch, 4 k + 1, WIDTH).
-
-    states: (n_batch, 257, WIDTH). cells: int64 (n_batch, k). Blocks do not mind: a patch knows its
-    place by its position embedding, so training may leave out cells that teach nothing.
-    """
-    patches = CELL_PATCHES[cells].flatten(1)
-    last = torch.full((len(states), 1), N_PATCHES_SIDE**2)
-    rows = torch.arange(len(states))[:, None]
-    return states[rows, torch.cat([patches, last], 1)]
-
-
-def kept_to_cells(states: Tensor) -> Tensor:
-    """Kept cells, four patches side by side: (n_batch, 4 k + 1, WIDTH) to (…, k, 4 · WIDTH)."""
-    return states[:, :-1].reshape(len(states), -1, 4 * WIDTH)
-
-
 def to_cells(states: Tensor) -> Tensor:
     """Each cell's four patches side by side: (n_batch, 257, WIDTH) to (n_batch, 64, 4 · WIDTH)."""
-    every = torch.arange(N_CELLS_SIDE**2).expand(len(states), -1)
-    return kept_to_cells(keep_cells(states, every))
+    n_batch, side = len(states), N_CELLS_SIDE
+    cells = states[:, :-1].reshape(n_batch, side, 2, side, 2, WIDTH).transpose(2, 3)
+    return cells.reshape(n_batch, side * side, 4 * WIDTH)
 
 
 def load_dinov2_inplace(model: VisionModel, onnx_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Stage 1: teach the vision model where every character and word of an image lies.
+"""Stage 2: teach the vision model where every character and word of an image lies.
 
 No language model takes part but its token embeddings: each cell's image token must lie nearest to
 the embedding of the token that begins there. Resumes from its checkpoint; stop it at any time.

@@ -1,8 +1,8 @@
-"""Stage 2: let the frozen language model say what helps it.
+"""Stage 3: let the frozen language model say what helps it.
 
 The loss is that of the right answer to a question about the image, through the language model, with
 the dense loss beside it. The upper blocks of the vision model learn; the lower ones stay. Resumes
-from its checkpoint, and begins with stage 1's.
+from its checkpoint, and begins with the stages' before it.
 
     python train_language.py --work DIR --images 4000
 """

@@ -182,8 +182,8 @@ def _held_out(
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add_work_options(parser)
-    parser.add_argument("--pictures", type=int, default=10_000, help="pictures to draw")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--pictures", type=int, default=8_000, help="pictures to draw")
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     return parser.parse_args()
 

@@ -44,12 +44,12 @@ class Work:
 
     @property
     def dense_checkpoint(self) -> Path:
-        """Where stage 1 keeps its state."""
+        """Where stages 1 and 2 keep their state."""
         return self.folder / "dense.pt"
 
     @property
     def language_checkpoint(self) -> Path:
-        """Where stage 2 keeps its state."""
+        """Where stage 3 keeps its state."""
         return self.folder / "language.pt"
 
     def word_embeddings(self) -> Tensor:
