@@ -7,6 +7,7 @@ from typing import Final
 
 from safesteer_edge.calibration.harvest import HarvestPlan
 from safesteer_edge.calibration.harvest_cache import DEFAULT_LIMIT_BYTES
+from safesteer_edge.calibration.harvest_workers import default_workers
 from safesteer_edge.calibration.layer_sets import layer_sets_for
 from safesteer_edge.calibration.make_bundle import CalibrationSettings
 from safesteer_edge.calibration.policy_fit import FalseAlarmTargets
@@ -25,20 +26,25 @@ def default_settings(
     name: str | None = None,
     hears: bool = False,
     cache_limit_bytes: int = DEFAULT_LIMIT_BYTES,
+    n_workers: int | None = None,
 ) -> CalibrationSettings:
     """What to try on this model. name: of the bundle, None: that of the model's file.
 
+    n_workers: processes that harvest at once; None: as many as serve a model of this size.
     Raises SettingsError or ModelFileError if there is no such model.
     """
-    path = choose_model(session.model).path
+    info = check_language_model(choose_model(session.model).path)
+    if n_workers is None:
+        n_workers = default_workers(session, info.size_bytes)
     return CalibrationSettings(
         session=replace(session, guard="off"),
-        layer_sets=layer_sets_for(check_language_model(path).n_layer),
+        layer_sets=layer_sets_for(info.n_layer),
         regularisations=(1e-3, 3e-3),
         plan=HarvestPlan(),
         targets=FalseAlarmTargets(),
         refusal_text=REFUSAL_TEXT,
-        name=name or path.stem,
+        name=name or info.path.stem,
         hears=hears,
         cache_limit_bytes=cache_limit_bytes,
+        n_workers=n_workers,
     )

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from safesteer_edge.calibration.carriers import Carrier, carried_items, carry
 from safesteer_edge.calibration.decoded_answer import decode_answer
-from safesteer_edge.calibration.forced_openings import opening
+from safesteer_edge.calibration.forced_openings import openings
 from safesteer_edge.calibration.requests_data import Request
 from safesteer_edge.engine.prompt_items import PromptItem
 from safesteer_edge.evaluation.refusal_rules import is_refusal
@@ -35,12 +35,14 @@ class HarvestPlan:
     """n_own_tokens: length of the model's own answers; n_forced_tokens: of forced ones.
 
     n_media_own_tokens, n_media_forced_tokens: of those to requests that media carry.
+    n_openings: how many of each kind a harmful request gets, as text; every other request gets one.
     """
 
     n_own_tokens: int = 48
-    n_forced_tokens: int = 24
+    n_forced_tokens: int = 16
     n_media_own_tokens: int = 32
-    n_media_forced_tokens: int = 20
+    n_media_forced_tokens: int = 16
+    n_openings: int = 2
 
     def n_tokens(self, kind: AnswerKind, carrier: Carrier) -> int:
         """How long an answer of this kind gets, unless it ends by itself."""
@@ -88,7 +90,7 @@ class Harvester:
         items = carried_items(carry(request, carrier, self._runtime), self._runtime)
         return [
             self._answer(request, carrier, items, kind, text)
-            for kind, text in forced_texts(request).items()
+            for kind, text in forced_texts(request, carrier, self._plan)
         ]
 
     def _answer(
@@ -112,15 +114,18 @@ class Harvester:
         )
 
 
-def forced_texts(request: Request) -> dict[AnswerKind, str]:
-    """What each kind of answer to a request begins with; nothing for the model's own."""
+def forced_texts(
+    request: Request, carrier: Carrier, plan: HarvestPlan
+) -> tuple[tuple[AnswerKind, str], ...]:
+    """What each answer to a request begins with; nothing for the model's own, which comes first."""
     index, split = _stable_index(request), request.split
-    texts: dict[AnswerKind, str] = {"own": ""}
+    n = plan.n_openings if carrier == "text" and request.label == "harmful" else 1
+    texts: list[tuple[AnswerKind, str]] = [("own", "")]
     if request.label == "harmful":
-        texts["refusal"] = opening("refusal", index, split=split)
+        texts += [("refusal", text) for text in openings("refusal", index, split=split, n=n)]
     if request.label in ("harmful", "harmless", "borderline"):
-        texts["compliance"] = opening("compliance", index, split=split)
-    return texts
+        texts += [("compliance", text) for text in openings("compliance", index, split=split, n=n)]
+    return tuple(texts)
 
 
 def _stable_index(request: Request) -> int:

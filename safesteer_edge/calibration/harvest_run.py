@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,7 @@ from safesteer_edge.calibration.harvest_cache import (
     HarvestCache,
     StateShape,
 )
+from safesteer_edge.calibration.harvest_workers import Share, run_side_by_side
 from safesteer_edge.calibration.page_fonts import page_fonts
 from safesteer_edge.calibration.requests_data import Label, Request
 from safesteer_edge.errors import MediaError, SettingsError
@@ -35,16 +37,17 @@ from safesteer_edge.memory.plan import in_mib
 from safesteer_edge.model_choice import check_projector_fits, choose_model
 from safesteer_edge.runtime import Runtime, open_runtime
 from safesteer_edge.settings import SessionSettings
+from safesteer_edge.usable_cores import n_usable_cores
 
 Progress = Callable[[str, int, int], None]  # what, n_done, n_total
-_FORMAT: Final = 1  # of what an answer is: change it when harvesting gives other states
-# Of the package's requests: enough for a vector and for false alarms, in a quarter of an hour. A
-# user's few are all drawn, and both of a pair.
+_FORMAT: Final = 2  # of what an answer is: change it when harvesting gives other states
+# Of the package's requests: enough for a vector and for false alarms, in some minutes. A user's few
+# are all drawn, and both of a pair.
 _DRAWN_SHARES: Final[dict[Label, float]] = {
-    "harmful": 0.7,
-    "harmless": 0.7,
-    "borderline": 0.35,
-    "ordinary": 0.25,
+    "harmful": 0.3,
+    "harmless": 0.3,
+    "borderline": 0.12,
+    "ordinary": 0.12,
 }
 _DRAWN_WHOLE: Final = 300
 
@@ -54,7 +57,7 @@ class HarvestSettings:
     """session: unguarded, with the projector that is to be used. plan: lengths of answers.
 
     tail_layers: layers that a probe may read at late positions. hears: recordings are played.
-    cache: None is the user's.
+    cache: None is the user's. n_workers: processes at once, on the CPU.
     """
 
     session: SessionSettings
@@ -63,6 +66,7 @@ class HarvestSettings:
     hears: bool = False
     cache: Path | None = None
     limit_bytes: int = DEFAULT_LIMIT_BYTES
+    n_workers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,24 +128,74 @@ def harvest(settings: HarvestSettings, requests: Sequence[Request], progress: Pr
     """
     info, pairs = _carried(settings, requests)
     shape = StateShape(_layers_within(settings, info, pairs), settings.tail_layers, info.n_embd)
+    cache = HarvestCache(settings.cache, limit_bytes=settings.limit_bytes)
     runtime = open_runtime(settings.session, layers=shape.layers)
     try:
-        cache = HarvestCache(settings.cache, limit_bytes=settings.limit_bytes)
         units = _units(settings, pairs, runtime, shape)
         missing = [unit for unit in units if not cache.has(unit.key)]
         cache.make_room(
             sum(_n_bytes(unit.request, unit.carrier, settings.plan, shape) for unit in missing),
             keep=[unit.key for unit in units],
         )
-        harvester = Harvester(runtime, settings.plan)
-        n_before = len(units) - len(missing)
-        progress("harvesting answers", n_before, len(units))
-        for n_done, unit in enumerate(missing, start=n_before + 1):
-            cache.put(unit.key, _answers(harvester, unit), shape)
-            progress("harvesting answers", n_done, len(units))
+        is_alone = settings.n_workers == 1 or runtime.plan.n_gpu_layers > 0 or not missing
+        if is_alone:
+            _count(_harvested(runtime, settings, shape, missing), missing, units, progress)
     finally:
         runtime.close()
+    if not is_alone:
+        shares = _shares(settings, shape, missing)
+        _count(run_side_by_side(shares), missing, units, progress)
     return Harvest(cache, shape, units)
+
+
+def _count(
+    done: Iterator[None],
+    missing: Sequence[HarvestUnit],
+    units: Sequence[HarvestUnit],
+    progress: Progress,
+) -> None:
+    n_before = len(units) - len(missing)
+    progress("harvesting answers", n_before, len(units))
+    for n_done, _ in enumerate(done, start=n_before + 1):
+        progress("harvesting answers", n_done, len(units))
+
+
+def _shares(
+    settings: HarvestSettings, shape: StateShape, units: Sequence[HarvestUnit]
+) -> list[Share]:
+    """The units, dealt out to workers that share the cores."""
+    n_threads = settings.session.n_threads or n_usable_cores()
+    session = replace(settings.session, n_threads=max(1, n_threads // settings.n_workers))
+    one = replace(settings, session=session)
+    n_workers = min(settings.n_workers, len(units))
+    return [
+        functools.partial(_harvest_share, one, shape, units[at::n_workers])
+        for at in range(n_workers)
+    ]
+
+
+def _harvest_share(
+    settings: HarvestSettings, shape: StateShape, units: Sequence[HarvestUnit]
+) -> Iterator[None]:
+    runtime = open_runtime(settings.session, layers=shape.layers)
+    try:
+        yield from _harvested(runtime, settings, shape, units)
+    finally:
+        runtime.close()
+
+
+def _harvested(
+    runtime: Runtime,
+    settings: HarvestSettings,
+    shape: StateShape,
+    units: Sequence[HarvestUnit],
+) -> Iterator[None]:
+    """Answers to each unit into the cache, one after the other."""
+    cache = HarvestCache(settings.cache, limit_bytes=settings.limit_bytes)
+    harvester = Harvester(runtime, settings.plan)
+    for unit in units:
+        cache.put(unit.key, _answers(harvester, unit), shape)
+        yield
 
 
 def inner_layers(n_layer: int) -> tuple[int, ...]:
@@ -201,7 +255,7 @@ def _layers_within(
 
 def _n_bytes(request: Request, carrier: Carrier, plan: HarvestPlan, shape: StateShape) -> int:
     """At most, of one request's file."""
-    kinds = forced_texts(request)
+    kinds = [kind for kind, _ in forced_texts(request, carrier, plan)]
     return sum(shape.n_bytes(plan.n_tokens(kind, carrier) + 1) for kind in kinds) + 4096
 
 
@@ -241,10 +295,10 @@ def _key_base(settings: HarvestSettings, runtime: Runtime, shape: StateShape) ->
 
 def _key(base: dict[str, Any], request: Request, carrier: Carrier, runtime: Runtime) -> str:
     plan: HarvestPlan = base["plan"]
-    texts = forced_texts(request)
+    texts = forced_texts(request, carrier, plan)
     entry = {
         **base,
-        "plan": {kind: plan.n_tokens(kind, carrier) for kind in texts},
+        "plan": [plan.n_tokens(kind, carrier) for kind, _ in texts],
         "request": [request.id, request.pair_id, request.text, request.label],
         "texts": texts,
         "carrier": carrier,

@@ -44,7 +44,7 @@ class CalibrationSettings:
     """layer_sets: sets of layers to try, each joined in its order. regularisations: C to try.
 
     session: its guard is left off. hears: recordings are played to the model. cache: of harvested
-    states, None is the user's; cache_limit_bytes: what it may hold.
+    states, None is the user's; cache_limit_bytes: what it may hold. n_workers: see HarvestSettings.
     """
 
     session: SessionSettings
@@ -57,6 +57,7 @@ class CalibrationSettings:
     hears: bool = False
     cache: Path | None = None
     cache_limit_bytes: int = DEFAULT_LIMIT_BYTES
+    n_workers: int = 1
     vector: VectorSettings = field(default_factory=VectorSettings)
 
     @property
@@ -69,6 +70,7 @@ class CalibrationSettings:
             hears=self.hears,
             cache=self.cache,
             limit_bytes=self.cache_limit_bytes,
+            n_workers=self.n_workers,
         )
 
     @property

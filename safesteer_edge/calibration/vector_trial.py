@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from safesteer_edge.calibration.carriers import Carrier, carried_items, carry
 from safesteer_edge.calibration.decoded_answer import DecodedAnswer, decode_answer
-from safesteer_edge.calibration.forced_openings import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS
+from safesteer_edge.calibration.forced_openings import OPENING_KINDS, OpeningKind, all_openings
 from safesteer_edge.calibration.measured_parts import ScoreStates
 from safesteer_edge.calibration.requests_data import Request
 from safesteer_edge.evaluation.refusal_rules import is_refusal
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Directions = NDArray[np.float32]
 _LEAST_LOG_PROBABILITY = -30.0
+_MUCH_MORE = 3.0  # times as common among one kind of openings as among the other
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,14 +105,20 @@ def _measures(
 
 
 def _first_tokens(runtime: Runtime) -> tuple[list[int], list[int]]:
-    """First tokens of refusing openings, and of agreeing ones, without those of both."""
-    sets = [
-        {runtime.model.tokenize_plain(text)[0] for text in texts}
-        for texts in (REFUSAL_OPENINGS, COMPLIANCE_OPENINGS)
-    ]
-    both = sets[0] & sets[1]
-    refusing, agreeing = (sorted(tokens - both) for tokens in sets)
+    """First tokens that are much commoner in refusing openings, and those in agreeing ones."""
+    counts = [_first_token_shares(runtime, kind) for kind in OPENING_KINDS]
+    refusing, agreeing = (
+        sorted(token for token in ours if ours[token] > _MUCH_MORE * others.get(token, 0.0))
+        for ours, others in (counts, counts[::-1])
+    )
     return refusing, agreeing
+
+
+def _first_token_shares(runtime: Runtime, kind: OpeningKind) -> dict[int, float]:
+    """Of a kind's openings, test split aside: the share that begins with each token."""
+    texts = (*all_openings(kind, "train"), *all_openings(kind, "calibration"))
+    counts = Counter(runtime.model.tokenize_plain(text)[0] for text in texts)
+    return {token: n / len(texts) for token, n in counts.items()}
 
 
 def _log_mass(log_p: NDArray[np.float64], token_ids: Sequence[int]) -> float:

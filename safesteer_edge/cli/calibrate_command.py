@@ -49,6 +49,12 @@ def add_parser(subparsers: Any) -> None:
         metavar="GIB",
         help="hidden states kept on disk for the next run (default: 8 GiB)",
     )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that harvest at once (default: one a core for small models, else one)",
+    )
     calibrate_from.add_option(parser)
     add_machine_options(parser)
     parser.set_defaults(run=run)
@@ -94,6 +100,8 @@ def _settings(options: argparse.Namespace) -> CalibrationSettings:
 
     if not options.cache_limit > 0:
         raise SettingsError(f"--cache-limit is {options.cache_limit}; expected GiB, more than 0")
+    if options.workers is not None and options.workers < 1:
+        raise SettingsError(f"--workers is {options.workers}; expected at least 1")
     session = SessionSettings(
         model=options.model,
         mmproj=options.mmproj,
@@ -107,6 +115,7 @@ def _settings(options: argparse.Namespace) -> CalibrationSettings:
         name=options.name,
         hears=options.audio,
         cache_limit_bytes=int(options.cache_limit * (1 << 30)),
+        n_workers=options.workers,
     )
 
 

@@ -1,12 +1,13 @@
 """How well a bundle's probe separates, per decoding step, on requests that it was not fitted to.
 
 Request level: answers to harmful requests that comply, against answers to other requests.
-Candidate level: after the same harmful request, does the compliant answer score above the
-refusing one at the same step? Both on states of the decode path.
+Candidate level: after the same harmful request, does a compliant answer score above a refusing one
+at the same step? Both on states of the decode path.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -84,9 +85,7 @@ def quality_of_scores(
     ordinary = rows(lambda a: a.request.label == "ordinary" and a.kind == "own")
     borderline = rows(lambda a: a.request.label == "borderline" and a.kind == "own")
     harmless = rows(lambda a: a.request.label == "harmless" and a.kind == "own")
-    complying = rows(lambda a: a.label == 1 and a.kind == "compliance")
-    refusing = rows(lambda a: a.kind == "refusal")
-    pairs = [*zip(complying, refusing, strict=True)]
+    pairs = _candidate_pairs(answers, scores)
     steps = tuple(
         StepQuality(
             step=step,
@@ -122,6 +121,19 @@ def quality_of_scores(
     )
 
 
+def _candidate_pairs(
+    answers: Sequence[HarvestedAnswer], scores: Sequence[NDArray[np.float32]]
+) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Each forced compliance of a harmful request with each forced refusal of the same one."""
+    forced: dict[tuple[str, str], tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]] = {}
+    for answer, row in zip(answers, scores, strict=True):
+        if answer.request.label == "harmful" and answer.kind != "own":
+            key = (answer.request.id, answer.carrier)
+            complying, refusing = forced.setdefault(key, ([], []))
+            (refusing if answer.kind == "refusal" else complying).append(row)
+    return [pair for rows in forced.values() for pair in itertools.product(*rows)]
+
+
 def _at(rows: Sequence[NDArray[np.float32]], step: int) -> NDArray[np.float32]:
     return np.array([row[step] for row in rows if len(row) > step], dtype=np.float32)
 
@@ -136,7 +148,7 @@ def _found(positive: NDArray[np.float32], negative: NDArray[np.float32]) -> Shar
 
 
 def _pairwise(pairs: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]], step: int) -> float:
-    """Share of requests whose compliant answer scores above its own refusing one; ties half."""
+    """Share of pairs whose compliant answer scores above the refusing one; ties count half."""
     if step == 0:
         return float("nan")  # both answers begin from the same prompt state
     wins = [

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from safesteer_edge.calibration.forced_openings import (
-    COMPLIANCE_OPENINGS,
-    HELD_OUT_COMPLIANCE_OPENINGS,
-    HELD_OUT_REFUSAL_OPENINGS,
-    REFUSAL_OPENINGS,
-    opening,
+    OPENING_KINDS,
+    OpeningKind,
+    all_openings,
+    openings,
 )
 from safesteer_edge.calibration.harvest import HarvestedAnswer, Harvester, HarvestPlan
-from safesteer_edge.calibration.requests_data import LABELS, SPLITS, Label, Request
+from safesteer_edge.calibration.requests_data import LABELS, SPLITS, Label, Request, Split
 from safesteer_edge.engine.prompt_items import TokenRun
 from safesteer_edge.prompting import question_items
 from safesteer_edge.runtime import Runtime, last_state_of, open_runtime
@@ -107,37 +106,50 @@ def test_every_state_is_read_as_a_single_decoding_step(runtime: Runtime):
         np.testing.assert_allclose(answer.states[n_tokens], state, rtol=0, atol=F16_TOLERANCE)
 
 
-@pytest.mark.parametrize(
-    ("split", "refusals", "compliances"),
-    [
-        ("train", REFUSAL_OPENINGS, COMPLIANCE_OPENINGS),
-        ("calibration", REFUSAL_OPENINGS, COMPLIANCE_OPENINGS),
-        ("test", HELD_OUT_REFUSAL_OPENINGS, HELD_OUT_COMPLIANCE_OPENINGS),
-    ],
-)
-def test_test_requests_are_opened_in_words_that_training_never_saw(
-    runtime: Runtime, split, refusals: tuple[str, ...], compliances: tuple[str, ...]
-):
+@pytest.mark.parametrize("split", SPLITS)
+def test_requests_are_opened_in_the_words_of_their_split(runtime: Runtime, split: Split):
+    plan = replace(PLAN, n_openings=3)
     for number in range(4):
         request = replace(made_up_request("harmful", number), split=split)
-        _, refusal, compliance = harvest(runtime, request)
-        assert any(text.startswith(refusal.text) for text in refusals)
-        assert any(text.startswith(compliance.text) for text in compliances)
+        answers = list(Harvester(runtime, plan).harvest([request]))
+        assert [a.kind for a in answers] == ["own", *3 * ["refusal"], *3 * ["compliance"]]
+        begun = {
+            text
+            for answer in answers[1:]
+            for text in all_openings("refusal" if answer.kind == "refusal" else "compliance", split)
+            if text.startswith(answer.text) or answer.text.startswith(text)
+        }
+        assert len(begun) >= 6
 
 
-def test_each_split_has_openings_of_its_own():
-    for kind in ("refusal", "compliance"):
-        by_split = [{opening(kind, index, split=split) for index in range(100)} for split in SPLITS]
-        train, calibration, test = by_split
-        assert min(len(texts) for texts in by_split) > 1
-        assert not (train & calibration or train & test or calibration & test)
+def test_no_split_begins_as_another_one_does():
+    starts = [
+        {
+            " ".join(text.lower().split()[:3])
+            for kind in OPENING_KINDS
+            for text in all_openings(kind, split)
+        }
+        for split in SPLITS
+    ]
+    assert sum(map(len, starts)) == len(set.union(*starts))
+
+
+@pytest.mark.parametrize("kind", OPENING_KINDS)
+@pytest.mark.parametrize("split", SPLITS)
+def test_one_request_never_gets_an_opening_twice(kind: OpeningKind, split: Split):
+    n_all = len(all_openings(kind, split))
+    assert n_all > 10
+    for index in range(n_all):
+        drawn = openings(kind, index, split=split, n=1000)
+        assert len(set(drawn)) == len(drawn) == n_all
 
 
 def test_a_forced_opening_is_continued_by_the_model(runtime: Runtime):
     plan = HarvestPlan(n_own_tokens=1, n_forced_tokens=60)
-    _, _, answer = Harvester(runtime, plan).harvest([made_up_request("harmful", 1)])
+    *_, answer = Harvester(runtime, plan).harvest([made_up_request("harmful", 1)])
     assert len(answer.token_ids) == 60
-    begun = next(text for text in COMPLIANCE_OPENINGS if answer.text.startswith(text))
+    known = all_openings("compliance", "train")
+    begun = next(text for text in known if answer.text.startswith(text))
     assert len(answer.text) > len(begun)
 
 

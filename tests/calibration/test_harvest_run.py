@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import wave
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,14 +17,15 @@ from safesteer_edge.calibration import harvest_cache
 from safesteer_edge.calibration.harvest import Harvester, HarvestPlan
 from safesteer_edge.calibration.harvest_cache import HarvestCache, StateShape
 from safesteer_edge.calibration.harvest_run import Harvest, HarvestSettings, harvest
+from safesteer_edge.calibration.harvest_workers import run_side_by_side
 from safesteer_edge.calibration.requests_data import LABELS, Request
-from safesteer_edge.errors import CacheError, SettingsError
+from safesteer_edge.errors import CacheError, EngineError, MediaError, SettingsError
 from safesteer_edge.runtime import open_runtime
 from tests.guarded_tiny import GuardedTiny
 from tests.made_up_answers import made_up_answer, made_up_request
 from tests.tiny_models.hearing_projector import write_tiny_hearing_projector
 
-PLAN = HarvestPlan(20, 6, 5, 4)
+PLAN = HarvestPlan(20, 6, 5, 4, n_openings=1)
 REQUESTS: tuple[Request, ...] = tuple(
     made_up_request(label, number) for label in LABELS for number in range(2)
 )
@@ -69,6 +72,39 @@ def test_a_second_run_asks_the_model_for_nothing(guarded_tiny: GuardedTiny, tmp_
     _, told = run(settings)
     assert told == list(range(len(REQUESTS) + 1))
     assert run(settings)[1] == [len(REQUESTS)]
+
+
+def test_processes_side_by_side_harvest_the_same(guarded_tiny: GuardedTiny, tmp_path: Path):
+    alone, _ = run(settings_for(guarded_tiny, tmp_path / "alone"))
+    several = replace(settings_for(guarded_tiny, tmp_path / "several"), n_workers=3)
+    together, told = run(several)
+    assert told == list(range(len(REQUESTS) + 1))
+    assert {unit.key for unit in together.units} == {unit.key for unit in alone.units}
+    for ours, theirs in zip(alone.answers((0, 1)), together.answers((0, 1)), strict=True):
+        assert ours.token_ids == theirs.token_ids
+        np.testing.assert_array_equal(ours.states, theirs.states)
+
+
+def test_what_fails_in_a_process_is_told_in_this_one(guarded_tiny: GuardedTiny, tmp_path: Path):
+    settings = replace(settings_for(guarded_tiny, tmp_path), n_workers=2)
+    picture = tmp_path / "broken.png"
+    picture.write_bytes(b"no picture")
+    session = replace(settings.session, mmproj=guarded_tiny.projector)
+    requests = (*REQUESTS[:2], replace(REQUESTS[2], image=picture))
+    with pytest.raises(MediaError, match=r"broken\.png"):
+        run(replace(settings, session=session), requests)
+
+
+def _die() -> Iterator[None]:
+    yield
+    os._exit(9)
+
+
+def test_a_process_that_dies_ends_the_harvest_with_one_line():
+    done = run_side_by_side([_die])
+    assert next(done) is None
+    with pytest.raises(EngineError, match=r"died \(exit code 9\); the same command goes on"):
+        next(done)
 
 
 def test_one_missing_request_is_all_that_is_harvested_again(

@@ -6,12 +6,8 @@ from collections import Counter
 
 import pytest
 
-from safesteer_edge.calibration.forced_openings import (
-    COMPLIANCE_OPENINGS,
-    HELD_OUT_COMPLIANCE_OPENINGS,
-    HELD_OUT_REFUSAL_OPENINGS,
-    REFUSAL_OPENINGS,
-)
+from safesteer_edge.calibration.forced_openings import all_openings
+from safesteer_edge.calibration.requests_data import SPLITS
 from safesteer_edge.evaluation.figures.agreement import cohens_kappa
 from safesteer_edge.evaluation.refusal_rules import (
     OPENING_CHARACTERS,
@@ -69,15 +65,17 @@ def test_a_refusal_far_into_an_answer_is_part_of_the_answer():
     assert is_refusal(f"{answer[:100]}I can't help with that.")
 
 
-@pytest.mark.parametrize("text", [*COMPLIANCE_OPENINGS, *HELD_OUT_COMPLIANCE_OPENINGS])
+@pytest.mark.parametrize(
+    "text", [text for split in SPLITS for text in all_openings("compliance", split)]
+)
 def test_a_forced_compliant_opening_is_no_refusal(text: str):
     assert not is_refusal(text)
 
 
 def test_most_forced_refusals_are_found():
-    texts = (*REFUSAL_OPENINGS, *HELD_OUT_REFUSAL_OPENINGS)
+    texts = [text for split in SPLITS for text in all_openings("refusal", split)]
     missed = [text for text in texts if not is_refusal(text)]
-    assert len(missed) <= 2, missed
+    assert len(missed) <= 0.2 * len(texts), missed
 
 
 @pytest.mark.parametrize(
