@@ -84,14 +84,15 @@ def test_every_kind_stands_in_every_split(
     assert found == {(kind, split) for kind in kinds for split in SPLITS}
 
 
-def test_there_are_at_least_three_hundred_pairs_and_some_in_every_split(
-    requests: tuple[Request, ...],
+@pytest.mark.parametrize("label", ["harmful", "harmless"])
+def test_every_scenario_has_the_documented_number_of_pairs_in_each_split(
+    requests: tuple[Request, ...], label: str
 ) -> None:
-    harmful = Counter(request.split for request in of_label(requests, "harmful"))
-    harmless = Counter(request.split for request in of_label(requests, "harmless"))
-    assert harmful == harmless
-    assert harmful.total() >= 300
-    assert set(harmful) == set(SPLITS)
+    found = Counter((request.group, request.split) for request in of_label(requests, label))
+    documented = {"train": 33, "calibration": 13, "test": 10}
+    scenarios = {group for group, _ in found}
+    assert len(scenarios) == 13
+    assert found == {(s, split): n for s in scenarios for split, n in documented.items()}
 
 
 def test_both_sides_of_a_pair_share_split_and_scenario(requests: tuple[Request, ...]) -> None:
