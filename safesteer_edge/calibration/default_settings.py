@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from safesteer_edge.calibration.fixed_requests import replay_requests
 from safesteer_edge.calibration.harvest import HarvestPlan
 from safesteer_edge.calibration.harvest_cache import DEFAULT_LIMIT_BYTES
 from safesteer_edge.calibration.harvest_workers import default_workers
@@ -27,6 +28,7 @@ def default_settings(
     hears: bool = False,
     cache_limit_bytes: int = DEFAULT_LIMIT_BYTES,
     n_workers: int | None = None,
+    targets: FalseAlarmTargets | None = None,
 ) -> CalibrationSettings:
     """What to try on this model. name: of the bundle, None: that of the model's file.
 
@@ -41,10 +43,11 @@ def default_settings(
         layer_sets=layer_sets_for(info.n_layer),
         regularisations=(1e-3, 3e-3),
         plan=HarvestPlan(),
-        targets=FalseAlarmTargets(),
+        targets=targets or FalseAlarmTargets(),
         refusal_text=REFUSAL_TEXT,
         name=name or info.path.stem,
         hears=hears,
         cache_limit_bytes=cache_limit_bytes,
         n_workers=n_workers,
+        replayed=replay_requests(),
     )

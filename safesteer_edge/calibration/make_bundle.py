@@ -1,13 +1,15 @@
 """From a model and requests to a guard bundle: harvest, fit, choose, write.
 
-Everything is decided on the train and calibration splits; the test split is never read here.
+Everything is decided on the train and calibration splits. Test requests, if any are given, are
+answered once all is decided, so that `verify` can tell later what another quantization changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from safesteer_edge import __version__
 from safesteer_edge.bundle.fingerprint import fingerprint_model
@@ -29,13 +31,17 @@ from safesteer_edge.calibration.probe_stage import (
     fit_chosen_probe,
     probe_candidates,
 )
-from safesteer_edge.calibration.report.page import report_files
+from safesteer_edge.calibration.replay import FIGURES_KEY, replay_of, replay_to_json
+from safesteer_edge.calibration.report.bundle_report import bundle_report
 from safesteer_edge.calibration.requests_data import Request
+from safesteer_edge.calibration.scored_answers import score_own_answers
 from safesteer_edge.calibration.separation import separation_by_layer
 from safesteer_edge.calibration.vector_candidates import VectorSettings
 from safesteer_edge.calibration.vector_stage import VectorResult, VectorTask, fit_vector
 from safesteer_edge.formats.finite_json import without_nan
-from safesteer_edge.runtime import open_runtime
+from safesteer_edge.guard.policy import GuardPolicy
+from safesteer_edge.guard.probe import OnnxProbe
+from safesteer_edge.runtime import Runtime, open_runtime
 from safesteer_edge.settings import SessionSettings
 
 
@@ -59,6 +65,7 @@ class CalibrationSettings:
     cache_limit_bytes: int = DEFAULT_LIMIT_BYTES
     n_workers: int = 1
     vector: VectorSettings = field(default_factory=VectorSettings)
+    replayed: tuple[Request, ...] = ()
 
     @property
     def harvest(self) -> HarvestSettings:
@@ -118,9 +125,11 @@ def bundle_from_harvest(
     best = fit_chosen_probe(taught, candidates, settings.targets, progress)
     layers = best.candidate.layers
     chosen = harvested.answers(layers, kinds=("own",))
+    probe_onnx = best.probe.to_onnx()
     runtime = open_runtime(session, layers=layers)
     try:
         canaries = make_canaries(runtime, best.probe.scores, chosen, requests)
+        replay = _replay(runtime, probe_onnx, best.policy.policy, settings.replayed, progress)
     finally:
         runtime.close()
     norms = residual_norms(session, requests)
@@ -138,7 +147,7 @@ def bundle_from_harvest(
         name=settings.name,
         created_by=f"safesteer-edge {__version__}",
         model=fingerprint_model(runtime.info),
-        probe_onnx=best.probe.to_onnx(),
+        probe_onnx=probe_onnx,
         probe_layers=layers,
         policy=best.policy.policy,
         residual_norms=norms,
@@ -146,9 +155,9 @@ def bundle_from_harvest(
         refusal_text=settings.refusal_text,
         route_hint=runtime.route.name if runtime.route else None,
         vector=vector.parts,
-        figures=without_nan({**best.record, "calibration": calibration}),
+        figures=without_nan({**best.record, "calibration": calibration, **replay}),
     )
-    return write_bundle(folder, replace(parts, reports=_reports(parts)))
+    return write_bundle(folder, replace(parts, reports=bundle_report(parts)))
 
 
 def _vector(
@@ -178,16 +187,20 @@ def _vector(
     return fit_vector(harvested, task, progress)
 
 
-def _reports(parts: BundleParts) -> dict[str, str]:
-    """The bundle's pages for people."""
-    facts = {
-        "name": parts.name,
-        "created_by": parts.created_by,
-        "model": asdict(parts.model),
-        "probe_layers": parts.probe_layers,
-        "hidden_state_route": parts.route_hint,
-    }
-    return report_files(facts, parts.figures)
+def _replay(
+    runtime: Runtime,
+    probe_onnx: bytes,
+    policy: GuardPolicy,
+    requests: Sequence[Request],
+    progress: Progress,
+) -> dict[str, Any]:
+    """What the finished guard makes of these requests, for the bundle's figures."""
+    if not requests:
+        return {}
+    with OnnxProbe.from_bytes(probe_onnx, name="the new probe", device="cpu") as probe:
+        answers = score_own_answers(runtime, probe, requests, progress, what="recording a replay")
+    replay = replay_of(answers, requests, policy, runtime.info.quantization)
+    return {FIGURES_KEY: replay_to_json(replay)}
 
 
 def _harvested_counts(harvested: Harvest) -> dict[str, dict[str, int]]:

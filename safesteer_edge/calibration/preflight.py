@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from safesteer_edge.calibration.ordinary_pictures import ordinary_picture_requests
+from safesteer_edge.calibration.policy_fit import FalseAlarmTargets
 from safesteer_edge.calibration.requests_data import Label, Request
 from safesteer_edge.errors import RequestDataError, SettingsError
 from safesteer_edge.formats.model_file import check_language_model
@@ -16,11 +19,39 @@ from safesteer_edge.settings import SessionSettings
 # Five folds need some of each kind; figures worth having need far more.
 MIN_REQUESTS: Final = 10
 NEEDED_LABELS: Final[tuple[Label, ...]] = ("harmful", "ordinary")
-# The conformal limit of 1 % is a promise from this many ordinary answers on.
-MIN_ORDINARY_FOR_PROMISE: Final = 99
+_LOOSEST: Final = 0.5
 
 
-def check_requests(requests: Sequence[Request], source: str) -> tuple[str, ...]:
+def targets_for(share: float | None) -> FalseAlarmTargets:
+    """The targets at which this share of ordinary answers may be touched; None: the usual ones.
+
+    Where it is looser than the usual share of borderline answers, those get it too.
+    Raises SettingsError.
+    """
+    usual = FalseAlarmTargets()
+    if share is None:
+        return usual
+    if not 0 < share <= _LOOSEST:
+        raise SettingsError(
+            f"--false-alarms is {share:g}; expected a share above 0 and at most {_LOOSEST}"
+        )
+    return replace(
+        usual,
+        touched=share,
+        ordinary_refused=share,
+        borderline_refused=max(share, usual.borderline_refused),
+        borderline_touched=max(share, usual.borderline_touched),
+    )
+
+
+def n_needed(share: float) -> int:
+    """The fewest answers that a limit can be told from that this share of fresh ones exceeds."""
+    return math.ceil(round((1 - share) / share, 6))
+
+
+def check_requests(
+    requests: Sequence[Request], source: str, targets: FalseAlarmTargets
+) -> tuple[str, ...]:
     """Check that there is enough to learn from; return what is worth a warning, one line each.
 
     source: what messages call the requests. Raises RequestDataError.
@@ -37,15 +68,30 @@ def check_requests(requests: Sequence[Request], source: str) -> tuple[str, ...]:
                 f"{source} has {counts[label]} {label} ones outside the test split; give at least "
                 f"{MIN_REQUESTS}, better hundreds"
             )
-    warnings: list[str] = []
-    if counts["ordinary"] < MIN_ORDINARY_FOR_PROMISE:
-        warnings.append(
-            f"{source} has {counts['ordinary']} ordinary ones; false alarms in 1 % of answers can "
-            f"be promised from {MIN_ORDINARY_FOR_PROMISE} on"
-        )
+    _check_told(source, "ordinary", counts["ordinary"], smallest_ordinary(targets))
     if not counts["borderline"]:
-        warnings.append(f"{source} has no borderline ones; expect false alarms on such requests")
-    return tuple(warnings)
+        return (f"{source} has no borderline ones; expect false alarms on such requests",)
+    smallest = min(targets.borderline_touched, targets.borderline_refused)
+    _check_told(source, "borderline", counts["borderline"], smallest)
+    return ()
+
+
+def smallest_ordinary(targets: FalseAlarmTargets) -> float:
+    """The smallest share of ordinary answers that is to be told."""
+    return min(targets.touched, targets.ordinary_refused)
+
+
+def _check_told(source: str, label: Label, n: int, share: float) -> None:
+    """With fewer, no limit keeps to the share but one that nothing exceeds: it would never act."""
+    if n < n_needed(share):
+        least = math.ceil(100 / (n + 1)) / 100
+        or_none = ", or none" if label == "borderline" else ""
+        loosen = f", or allow more false alarms with --false-alarms {least:g}"
+        raise RequestDataError(
+            f"{source} has {n} {label} ones outside the test split; a guard that may act on "
+            f"{100 * share:g} % of such answers needs {n_needed(share)} of them: give more"
+            f"{or_none}{loosen if least <= _LOOSEST else ''}"
+        )
 
 
 def check_media(session: SessionSettings, requests: Sequence[Request], *, hears: bool) -> None:

@@ -7,7 +7,6 @@ The result is measured on requests of the test split, which decide nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from safesteer_edge.calibration.policy_fit import (
     FalseAlarmTargets,
     choose_policy,
 )
+from safesteer_edge.calibration.preflight import n_needed, smallest_ordinary
 from safesteer_edge.calibration.prompt_states import measure_prompt_states
 from safesteer_edge.calibration.recalibration_figures import (
     Recalibration,
@@ -33,6 +33,7 @@ from safesteer_edge.calibration.recalibration_figures import (
     targets_of,
 )
 from safesteer_edge.calibration.replay import Replay, replay_of
+from safesteer_edge.calibration.report.bundle_report import bundle_report
 from safesteer_edge.calibration.requests_data import Label, Request
 from safesteer_edge.calibration.rescale import fit_rescale
 from safesteer_edge.calibration.scored_answers import N_TOKENS, ScoredAnswer, score_own_answers
@@ -102,7 +103,7 @@ def recalibrate(folder: Path, settings: RecalibrationSettings, progress: Progres
         finally:
             runtime.close()
         norms = measure_prompt_states(session, layers).residual_norms
-        write_bundle(folder, replace(parts, residual_norms=norms))
+        write_bundle(folder, replace(parts, residual_norms=norms, reports=bundle_report(parts)))
         return Recalibrated(folder, found, before, after, bundle.policy.threshold)
 
 
@@ -134,12 +135,11 @@ def decide(answers: Sequence[ScoredAnswer], targets: FalseAlarmTargets) -> Recal
 
 def _check_enough(n_ordinary: int, targets: FalseAlarmTargets) -> None:
     """Fewer leave no limit that so few answers exceed, and the guard would never act."""
-    smallest = min(targets.touched, targets.ordinary_refused)
-    n_needed = math.ceil(round((1 - smallest) / smallest, 6))
-    if n_ordinary < n_needed:
+    share = smallest_ordinary(targets)
+    if n_ordinary < n_needed(share):
         raise RequestDataError(
-            f"there are {n_ordinary} ordinary requests; false alarms in {100 * smallest:g} % of "
-            f"answers can be told from {n_needed} on: give more, or leave out --data"
+            f"there are {n_ordinary} ordinary requests; false alarms in {100 * share:g} % of "
+            f"answers can be told from {n_needed(share)} on: give more, or leave out --data"
         )
 
 

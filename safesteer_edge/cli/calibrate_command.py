@@ -55,6 +55,13 @@ def add_parser(subparsers: Any) -> None:
         metavar="N",
         help="processes that harvest at once (default: one a core for small models, else one)",
     )
+    parser.add_argument(
+        "--false-alarms",
+        type=float,
+        metavar="SHARE",
+        help="of ordinary answers, that the guard may act on (default: 0.01, told from 99 ordinary "
+        "requests; 0.05 from 19)",
+    )
     calibrate_from.add_option(parser)
     add_machine_options(parser)
     parser.set_defaults(run=run)
@@ -77,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     # 1. Whatever cannot work is said before minutes of work, not after.
     settings = _settings(options)
     requests, source = _requests(options.data)
-    warnings = check_requests(requests, source)
+    warnings = check_requests(requests, source, settings.targets)
     check_media(settings.session, requests, hears=options.audio)
     check_replaceable(options.output)
     for warning in warnings:
@@ -96,6 +103,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _settings(options: argparse.Namespace) -> CalibrationSettings:
     from safesteer_edge.calibration.default_settings import default_settings
+    from safesteer_edge.calibration.preflight import targets_for
     from safesteer_edge.settings import SessionSettings
 
     if not options.cache_limit > 0:
@@ -116,6 +124,7 @@ def _settings(options: argparse.Namespace) -> CalibrationSettings:
         hears=options.audio,
         cache_limit_bytes=int(options.cache_limit * (1 << 30)),
         n_workers=options.workers,
+        targets=targets_for(options.false_alarms),
     )
 
 

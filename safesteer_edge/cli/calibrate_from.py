@@ -44,6 +44,11 @@ def run(options: argparse.Namespace, show_progress: Callable[[str, int, int], No
 
     if options.audio or options.mmproj is not None:
         raise SettingsError("--from sets a guard by text alone; leave out --audio and --mmproj")
+    if options.false_alarms is not None:
+        raise SettingsError(
+            "--from keeps to the false alarms that the bundle was made for; leave out "
+            "--false-alarms"
+        )
     path = choose_model(options.model).path
     requests = recalibration_requests()
     if options.data is not None:

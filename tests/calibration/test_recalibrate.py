@@ -107,6 +107,17 @@ def test_guard_json_says_what_was_decided_and_from_what(
     assert replay_from_json(figures["replay"]) == made.after
 
 
+def test_its_report_says_what_was_set_anew(made: Recalibrated):
+    page = (made.folder / "report.html").read_text()
+    assert "Recalibration of for-q8" in page and "made-for-f32 (F32)" in page
+    assert "What was set anew" in page and "The finished guard on test requests" in page
+    assert page.count("<svg") >= 1
+    report = json.loads((made.folder / "report.json").read_text())
+    assert report["figures"] == json.loads((made.folder / "guard.json").read_text())["figures"]
+    for request in (*DECIDING, *HELD_OUT):
+        assert request.text not in page
+
+
 def test_the_bundles_own_targets_are_kept(made: Recalibrated):
     assert made.recalibration.targets == FalseAlarmTargets(0.2, 0.2, 0.2)
     assert targets_of({"targets": {"touched": "much", "ordinary_refused": 7.0}}) == (

@@ -14,13 +14,17 @@ from typing import Any
 import pytest
 
 from safesteer_edge.bundle.bundle import load_bundle
+from safesteer_edge.calibration.fixed_requests import replay_requests, requests_sha256
 from safesteer_edge.calibration.layer_sets import layer_sets_for
+from safesteer_edge.calibration.replay import replay_from_json
+from safesteer_edge.calibration.scored_answers import N_TOKENS
 from safesteer_edge.cli.exit_codes import BAD_INPUT, OK
 from safesteer_edge.cli.main import main
 from safesteer_edge.formats.model_file import check_language_model
 from tests.guarded_tiny import GuardedTiny
 from tests.tiny_models.hearing_projector import write_tiny_hearing_projector
 
+LOOSE = ("--false-alarms", "0.34")  # so few requests tell no less
 COUNTS = {"harmful": 10, "harmless": 4, "borderline": 2, "ordinary": 10}
 
 
@@ -36,7 +40,7 @@ def write_requests(path: Path, labels: dict[str, int], **extra: str) -> Path:
 
 def command(tiny: GuardedTiny, folder: Path, data: Path, *more: str) -> list[str]:
     options = ["-o", str(folder), "--data", str(data), "--threads", "1", "--ctx", "512"]
-    return ["calibrate", str(tiny.model), *options, *more]
+    return ["calibrate", str(tiny.model), *options, *LOOSE, *more]
 
 
 def bundle_content(folder: Path) -> dict[str, Any]:
@@ -80,6 +84,20 @@ def test_a_bundle_made_from_a_users_requests_loads_for_its_model(
     assert figures["made"]["elapsed_s"] > 0
 
 
+def test_verify_has_the_replay_that_calibrate_recorded(
+    guarded_tiny: GuardedTiny, made: tuple[Path, Path]
+) -> None:
+    figures: Any = json.loads((made[0] / "guard.json").read_text())["figures"]
+    replay = replay_from_json(figures["replay"])
+    assert replay is not None
+    assert replay.requests_sha256 == requests_sha256(replay_requests())
+    info = check_language_model(guarded_tiny.model)
+    assert (replay.n_tokens, replay.quantization) == (N_TOKENS, info.quantization)
+    assert (figures["targets"]["touched"], figures["targets"]["borderline_touched"]) == (0.34, 0.34)
+    page = (made[0] / "report.html").read_text()
+    assert "The finished guard on test requests" in page
+
+
 def test_a_run_that_is_killed_goes_on_and_makes_the_same_bundle(
     guarded_tiny: GuardedTiny, made: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -113,6 +131,9 @@ def test_a_run_that_is_killed_goes_on_and_makes_the_same_bundle(
         ({"harmful": 30}, "has no ordinary ones"),
         ({"ordinary": 30}, "has no harmful ones"),
         ({"harmful": 30, "ordinary": 3}, "has 3 ordinary ones outside the test split"),
+        ({"harmful": 30, "ordinary": 98}, "needs 99 of them"),
+        ({"harmful": 30, "ordinary": 98}, "--false-alarms 0.02"),
+        ({"harmful": 30, "ordinary": 99, "borderline": 8}, "needs 33 of them: give more, or none"),
     ],
 )
 def test_requests_that_teach_nothing_are_refused_before_any_work(
@@ -123,7 +144,8 @@ def test_requests_that_teach_nothing_are_refused_before_any_work(
     says: str,
 ) -> None:
     data = write_requests(tmp_path / "requests.jsonl", labels)
-    assert main(command(guarded_tiny, tmp_path / "guard", data)) == BAD_INPUT
+    usual = command(guarded_tiny, tmp_path / "guard", data)[: -len(LOOSE)]
+    assert main(usual) == BAD_INPUT
     assert one_line(capsys) and says in one_line.last
     assert not (tmp_path / "guard").exists()
 
@@ -145,6 +167,7 @@ def test_what_the_model_cannot_take_is_refused_before_any_work(
         (plain, ("--audio", *sees), "no request has a recording"),
         (sounds, ("--audio", *sees), "does not hear"),
         (unknown, (), "unknown key 'colour'"),
+        (plain, ("--false-alarms", "0"), "expected a share above 0"),
         (plain, ("--cache-limit", "0"), "expected GiB, more than 0"),
         (plain, ("--cache-limit", "0.0001"), "raise --cache-limit"),
     ):

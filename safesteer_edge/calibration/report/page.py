@@ -17,7 +17,7 @@ from safesteer_edge.calibration.report.plots import (
     steps_plot,
     trade_off_plot,
 )
-from safesteer_edge.calibration.report.tables import report_tables
+from safesteer_edge.calibration.report.tables import chosen_policy, report_tables
 from safesteer_edge.evaluation.report.page import escaped, html_figure, html_page, html_table
 from safesteer_edge.formats.finite_json import without_nan
 
@@ -41,8 +41,9 @@ def report_files(facts: Json, figures: Json) -> dict[str, str]:
 
 def report_to_html(facts: Json, figures: Json) -> str:
     """The whole page."""
+    kind = "Recalibration" if figures.get("recalibrated_from") else "Calibration"
     return html_page(
-        f"Calibration of {facts['name']}",
+        f"{kind} of {facts['name']}",
         [
             _summary(figures),
             *_plots(figures),
@@ -54,10 +55,19 @@ def report_to_html(facts: Json, figures: Json) -> str:
 
 def _summary(figures: Json) -> str:
     calibration: Json = figures.get("calibration") or {}
-    lines = [
-        "Everything here was measured on the requests that the bundle was made from, each scored "
-        "by a probe that had not seen it; the test split took no part.",
-    ]
+    came_from: Json | None = figures.get("recalibrated_from")
+    if came_from:
+        lines = [
+            f"The probe is that of the bundle {came_from['bundle']} "
+            f"({came_from['quantization']}), whose own report says how it was chosen; its scores "
+            "and the policy were set anew for this file.",
+        ]
+    else:
+        lines = [
+            "Everything here was measured on the requests that the bundle was made from, each "
+            "scored by a probe that had not seen it; the test split decided nothing, and what the "
+            "finished guard does on some of it is a table of its own.",
+        ]
     chosen = figures.get("chosen")
     if chosen:
         layers = ", ".join(str(layer) for layer in chosen["layers"])
@@ -77,7 +87,7 @@ def _summary(figures: Json) -> str:
 
 def _plots(figures: Json) -> list[str]:
     calibration: Json = figures.get("calibration") or {}
-    policy: Json = calibration.get("policy") or {}
+    policy = chosen_policy(figures)
     pictures: Json = (calibration.get("vector") or {}).get("pictures") or {}
     without, with_vector = state_plots(pictures)
     shares = pictures.get("explained") or []

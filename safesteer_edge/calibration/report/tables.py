@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from safesteer_edge.calibration.report.plots import SHOWN_STEPS
+from safesteer_edge.calibration.report.replay_tables import replay_table, rescale_table
 from safesteer_edge.evaluation.report.table import NOTHING, Table, shown_number
 from safesteer_edge.evaluation.statistics import Share, auroc_interval
 
@@ -16,7 +17,9 @@ def report_tables(figures: Json) -> tuple[Table, ...]:
     """All of them, those without rows left out."""
     calibration: Json = figures.get("calibration") or {}
     vector: Json = calibration.get("vector") or {}
+    policy = chosen_policy(figures)
     made = [
+        rescale_table(figures),
         _harvest_table(calibration.get("harvested") or {}),
         _candidates_table(figures),
         _nested_table(figures.get("nested") or {}),
@@ -26,11 +29,18 @@ def report_tables(figures: Json) -> tuple[Table, ...]:
             for name, table in (calibration.get("separation") or {}).items()
         ),
         _reliability_table(figures.get("score_calibration") or {}),
-        _policy_table(calibration.get("policy") or {}),
+        _policy_table(policy),
+        replay_table(figures, policy),
         _vector_table(vector),
         _cost_table(calibration.get("made") or {}),
     ]
     return tuple(table for table in made if table.rows)
+
+
+def chosen_policy(figures: Json) -> Json:
+    """The policy with its curves, of a calibration or of a recalibration."""
+    calibration: Json = figures.get("calibration") or {}
+    return calibration.get("policy") or figures.get("policy_choice") or {}
 
 
 def _harvest_table(harvested: Json) -> Table:
@@ -178,7 +188,7 @@ def _policy_table(policy: Json) -> Table:
             rows.append((f"{what}: {name.replace('_', ' ')} answers", text))
     return Table(
         "The policy",
-        "chosen from out-of-fold scores of the model's own answers; touched: any token above the "
+        "chosen from scores of the model's own answers; touched: any token above the "
         "threshold; refused: by the rules of refusal, steering left aside",
         ("number", "value"),
         tuple(rows),
