@@ -51,7 +51,7 @@ class Runtime:
     """Everything that a session decodes with. `close()` frees it all, in reverse order.
 
     fixed_vector: float32 (n_layer, n_embd), a control vector that is on in every turn in place of
-    the bundle's: for comparisons.
+    the bundle's, fixed_vector_steers_prompt: on the whole prompt as well: for comparisons.
     """
 
     choice: ModelChoice
@@ -70,6 +70,7 @@ class Runtime:
     load_s: float
     _undo: ExitStack
     fixed_vector: NDArray[np.float32] | None = None
+    fixed_vector_steers_prompt: bool = False
 
     def check_open(self) -> None:
         """Raise EngineError after `close()`, before anything is started again for nothing."""

@@ -118,8 +118,14 @@ class SessionTurn:
         if self._vector is not None and self._vector_gate is not None:
             prefill = self._gated_prefill(items, sampler, self._vector_gate)
         else:
+            runtime = self._runtime
             prefill = engine.prefill(
-                items, sampler, control_vector=self._vector, cancelled=self._cancelled
+                items,
+                sampler,
+                control_vector=self._vector,
+                steers_prompt=runtime.fixed_vector is not None
+                and runtime.fixed_vector_steers_prompt,
+                cancelled=self._cancelled,
             )
         if given and engine.n_free < len(given) + self._n_spare:
             raise PromptTooLongError(

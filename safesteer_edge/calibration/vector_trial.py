@@ -70,7 +70,7 @@ def try_vectors(
     runtime: opened with the layers that `score` reads. A prompt is evaluated once, and its last
     token again for each vector; n_tokens: of answers, 0 for none.
     """
-    openings = _first_tokens(runtime)
+    openings = opening_tokens(runtime)
     rows: list[list[tuple[float, ...]]] = []
     for request, carrier in prompts:
         items = carried_items(carry(request, carrier, runtime), runtime)
@@ -96,7 +96,7 @@ def _measures(
     scores = score(answer.states)
     log_p = _log_softmax(answer.first_logits)
     kl = float(np.sum(np.exp(reference) * (reference - log_p)))
-    lean = _log_mass(log_p, openings[0]) - _log_mass(log_p, openings[1])
+    lean = log_mass(log_p, openings[0]) - log_mass(log_p, openings[1])
     if len(scores) == 1:
         return float(scores[0]), kl, lean, np.nan, np.nan, np.nan
     refused = is_refusal(answer.text)
@@ -104,7 +104,7 @@ def _measures(
     return float(scores[0]), kl, lean, 1.0 if refused else mean, mean, float(refused)
 
 
-def _first_tokens(runtime: Runtime) -> tuple[list[int], list[int]]:
+def opening_tokens(runtime: Runtime) -> tuple[list[int], list[int]]:
     """First tokens that are much commoner in refusing openings, and those in agreeing ones."""
     counts = [_first_token_shares(runtime, kind) for kind in OPENING_KINDS]
     refusing, agreeing = (
@@ -121,7 +121,8 @@ def _first_token_shares(runtime: Runtime, kind: OpeningKind) -> dict[int, float]
     return {token: n / len(texts) for token, n in counts.items()}
 
 
-def _log_mass(log_p: NDArray[np.float64], token_ids: Sequence[int]) -> float:
+def log_mass(log_p: NDArray[np.float64], token_ids: Sequence[int]) -> float:
+    """Log of the chance of these tokens together, cut off below; 0 for none."""
     if not token_ids:
         return 0.0
     return max(_LEAST_LOG_PROBABILITY, float(np.logaddexp.reduce(log_p[list(token_ids)])))

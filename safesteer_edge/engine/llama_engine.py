@@ -76,6 +76,7 @@ class LlamaEngine:
         sampler: SamplerChain,
         *,
         control_vector: NDArray[np.float32] | None = None,
+        steers_prompt: bool = False,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> PrefillStats:
         """Bring the main sequence to `items`, keeping what it shares with them, ready to propose.
@@ -84,7 +85,8 @@ class LlamaEngine:
         with the vector on, so that it shapes the first answer token. Tokens of earlier answers that
         are still in the cache stay as they were evaluated.
 
-        control_vector: float32 (n_layer, n_embd), or None for off.
+        control_vector: float32 (n_layer, n_embd), or None for off. steers_prompt: it is on for the
+        whole prompt instead, and the cache of a prompt that was evaluated otherwise is not reused.
         Raises PromptTooLongError, MediaError, EngineError, PrefillCancelledError.
         """
         started_s = time.perf_counter()
@@ -96,7 +98,11 @@ class LlamaEngine:
         # in the history (`<think>`), so that the next prompt has in common what is before it.
         n_lasting = len(entries) - (len(to_entries(items[-1:])) if items else 0)
         n_reused_tokens, last_state = self._sequence.bring_to(
-            entries, n_lasting=n_lasting, control_vector=control_vector, cancelled=cancelled
+            entries,
+            n_lasting=n_lasting,
+            control_vector=control_vector,
+            steers_prompt=steers_prompt,
+            cancelled=cancelled,
         )
         return PrefillStats(
             n_prompt_tokens=sum(entry.n_tokens for entry in entries),

@@ -51,6 +51,7 @@ class MainSequence:
         self._n_prompt_entries = 0
         self._n_checkpoint_entries = 0  # 0: there is no checkpoint
         self._control_vector: NDArray[np.float32] | None = None
+        self._prompt_vector: NDArray[np.float32] | None = None  # on while prompts are evaluated
         self.n_tokens = 0
         self.position = 0
         self.logits_row: int | None = None
@@ -62,6 +63,7 @@ class MainSequence:
         n_lasting: int,
         control_vector: NDArray[np.float32] | None,
         cancelled: Callable[[], bool],
+        steers_prompt: bool = False,
     ) -> tuple[int, NDArray[np.float32]]:
         """Keep what the cache shares with a prompt and evaluate the rest; see LlamaEngine.prefill.
 
@@ -69,6 +71,7 @@ class MainSequence:
         Returns the number of tokens that were kept, and the state at the last one.
         """
         self._check_fits(entries)
+        self._set_prompt_vector(control_vector if steers_prompt else None)
         self._cut_to(self._n_shared(entries))
         n_kept_tokens = self.n_tokens
         self._n_prompt_entries, self._control_vector = len(entries), control_vector
@@ -113,6 +116,16 @@ class MainSequence:
                 f"the prompt has {n_tokens} tokens, and a context of {self._context.n_ctx} has "
                 f"room for {n_room}; shorten it, or raise --ctx"
             )
+
+    def _set_prompt_vector(self, vector: NDArray[np.float32] | None) -> None:
+        """Cells of a prompt that was evaluated under another vector are of no use."""
+        old = self._prompt_vector
+        is_same = old is vector or (
+            old is not None and vector is not None and np.array_equal(old, vector)
+        )
+        if not is_same:
+            self._forget()
+            self._prompt_vector = None if vector is None else vector.copy()
 
     def _n_shared(self, entries: Sequence[Entry]) -> int:
         """Leading entries already in the cache; at least the last is always evaluated again."""
@@ -163,7 +176,7 @@ class MainSequence:
         n_lasting: int = 0,
     ) -> NDArray[np.float32]:
         """Evaluate what the sequence lacks of a prompt; the state at its last token."""
-        self._context.set_control_vector(None)
+        self._context.set_control_vector(self._prompt_vector)
         # The last token goes alone with the guard off as well: one token and a batch take different
         # kernels, and the guard must not change an answer by rounding.
         if self._route is not None:

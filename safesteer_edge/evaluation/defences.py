@@ -109,6 +109,7 @@ _CURVE: Final = (
     "safesteer:shift=-2",
     "refusal-direction:scale=0.5",
     "refusal-direction:scale=1.5",
+    "refusal-direction:scale=2",
 )
 
 

@@ -59,6 +59,7 @@ class OpenEngine:
         prompt: Sequence[int] | Sequence[PromptItem],
         *,
         control_vector: Float32Array | None = None,
+        steers_prompt: bool = False,
         sampling: SamplingSettings = GREEDY,
     ) -> PrefillStats:
         """Bring the engine to a prompt of token ids, or of prompt items, with a new sampler."""
@@ -67,7 +68,9 @@ class OpenEngine:
         ]
         self.sampler = RecordingChain(sampling, n_vocab=self.model.n_vocab)
         self.owned.callback(self.sampler.close)
-        return self.engine.prefill(items, self.sampler, control_vector=control_vector)
+        return self.engine.prefill(
+            items, self.sampler, control_vector=control_vector, steers_prompt=steers_prompt
+        )
 
     def next_logits(self) -> Float32Array:
         """The logits that the engine proposes from: float32 (n_vocab,), a copy."""

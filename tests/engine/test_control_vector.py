@@ -164,3 +164,23 @@ def test_a_vector_on_block_0_which_llama_cpp_would_ignore_is_refused(
             opened.prefill(PROMPT, control_vector=vector)
         opened.prefill(PROMPT)
         assert_close(opened.next_logits(), numpy_llama.forward(PROMPT).logits[-1])
+
+
+def test_a_whole_prompt_is_steered_where_that_is_asked_for(
+    tiny_llama_path: Path, numpy_llama: NumpyLlama
+) -> None:
+    """And what was evaluated otherwise is not reused: the cache has the vector's marks."""
+    vector = random_vector()
+    expected = numpy_llama.forward([*PROMPT, *ANSWER], vector).logits[-1]
+    with open_engine(tiny_llama_path) as opened:
+        opened.prefill(PROMPT)
+        for _ in range(2):
+            opened.prefill(PROMPT, control_vector=vector, steers_prompt=True)
+            opened.feed(ANSWER)
+            assert_close(opened.next_logits(), expected)
+        again = opened.prefill([*PROMPT, 80], control_vector=vector, steers_prompt=True)
+        assert again.n_reused_tokens == len(PROMPT)
+        assert opened.prefill(PROMPT, control_vector=2 * vector, steers_prompt=True) is not None
+        assert_close(opened.next_logits(), numpy_llama.forward(PROMPT, 2 * vector).logits[-1])
+        assert opened.prefill(PROMPT).n_reused_tokens == 0
+        assert_close(opened.next_logits(), numpy_llama.forward(PROMPT).logits[-1])

@@ -8,7 +8,6 @@ vector and tilt over the sampler's top-k.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, cast
@@ -20,6 +19,11 @@ from safesteer_edge.chat.conversation import Conversation, Message
 from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.evaluation.baselines import FittedBaselines
 from safesteer_edge.evaluation.defences import OFF, Defence
+from safesteer_edge.evaluation.figures.log_probabilities import (
+    LogProbs,
+    divergence,
+    log_softmax,
+)
 from safesteer_edge.evaluation.suites.case import Case
 from safesteer_edge.guard.risk import RunningRisk
 from safesteer_edge.guard.sampling import SamplingSettings
@@ -31,8 +35,6 @@ from safesteer_edge.settings import SessionSettings
 N_KL_STEPS: Final = 16
 N_PERPLEXITY_TOKENS: Final = 48
 _TOP_K: Final = 16
-
-LogProbs = NDArray[np.float64]  # (n_vocab,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,20 +136,6 @@ def _divergences(
     return found
 
 
-def divergence(p: LogProbs, q: LogProbs) -> float:
-    """KL(p ‖ q) in nats of two log-distributions; never below 0 but for rounding, which is cut."""
-    probabilities = np.exp(p)
-    terms = np.where(probabilities > 0, probabilities * (p - q), 0.0)
-    return max(0.0, float(terms.sum()))
-
-
-def log_softmax(logits: NDArray[np.floating]) -> LogProbs:
-    """float64 (n_vocab,)."""
-    values = np.asarray(logits, dtype=np.float64)
-    values = values - values.max()
-    return values - math.log(float(np.exp(values).sum()))
-
-
 class _Reader:
     """A model under a defence, read along given answers. Owns it: close."""
 
@@ -157,8 +145,7 @@ class _Reader:
         self._defence = defence
         self._vector: NDArray[np.float32] | None = None
         if defence.vector == "refusal-direction":
-            scale = fitted.direction_scale * defence.vector_factor
-            self._vector = fitted.directions * np.float32(scale)
+            self._vector = fitted.directions * np.float32(defence.vector_factor)
         sampling = replace(settings.sampling, top_k=_TOP_K + 1)  # one more: the given token
         self._runtime: Runtime = open_runtime(
             replace(settings, guard=defence.guard, sampling=sampling)
@@ -192,7 +179,7 @@ class _Reader:
         policy = runtime.bundle.policy if runtime.bundle else None
         risk = RunningRisk(self._defence.policy_from(policy)) if policy else None
         try:
-            engine.prefill(items, sampler, control_vector=self._vector)
+            engine.prefill(items, sampler, control_vector=self._vector, steers_prompt=True)
             for token_id in token_ids:
                 log_probs = log_softmax(engine.next_logits())
                 if risk is not None and self._defence.guard == "steer":

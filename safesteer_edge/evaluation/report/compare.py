@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from safesteer_edge.errors import InputError
+from safesteer_edge.evaluation.report.report_format import FORMAT
 
 Json = dict[str, Any]
 _FACTS: Final = (
@@ -24,6 +25,7 @@ _FACTS: Final = (
     "max_tokens",
     "cases_sha256",
 )
+_STAR: Final = "* the 95 % intervals (of speeds: the ranges over repeats) do not meet"
 
 
 def read_report(path: Path) -> Json:
@@ -35,8 +37,11 @@ def read_report(path: Path) -> Json:
     if not isinstance(value, dict) or not {"format", "facts", "attack_success"} <= set(value):
         raise InputError(f"{str(path)!r} is not a report; give the report.json of an evaluation")
     report = cast("Json", value)
-    if report["format"] != 1:
-        raise InputError(f"{str(path)!r} has report format {report['format']!r}; expected 1")
+    if report["format"] != FORMAT:
+        raise InputError(
+            f"{str(path)!r} has report format {report['format']!r}; expected {FORMAT}: give its "
+            "folder to 'safesteer-edge eval -o' again, which writes the report anew"
+        )
     return report
 
 
@@ -45,8 +50,7 @@ def compare_reports(first: Json, second: Json) -> str:
     lines: list[str] = []
     for name in _FACTS:
         one, other = first["facts"].get(name), second["facts"].get(name)
-        if one != other:
-            lines.append(f"{name}: {_short(one)} → {_short(other)}")
+        lines += _changes(name, one, other)
     before, after = dict(_shares(first)), dict(_shares(second))
     for key, old in before.items():
         new = after.get(key)
@@ -56,9 +60,42 @@ def compare_reports(first: Json, second: Json) -> str:
             apart = old["low"] > new["high"] or new["low"] > old["high"]
             lines.append(f"{'*' if apart else ' '} {' / '.join(key)}: {_both(old, new)}")
     lines += [f"  {' / '.join(key)}: only in the second" for key in after if key not in before]
+    one, other = _speeds(first), _speeds(second)
+    for name, old in one.items():
+        new = other.get(name)
+        if new is not None and old != new:
+            apart = old["low"] > new["high"] or new["low"] > old["high"]
+            shown = " → ".join(
+                f"{x['median']:.3f}× ({x['low']:.3f}–{x['high']:.3f})" for x in (old, new)
+            )
+            lines.append(f"{'*' if apart else ' '} {name}: {shown}")
     if not lines:
         return "no difference\n"
-    return "\n".join([*lines, "", "* the 95 % intervals do not meet"]) + "\n"
+    return (
+        "\n".join(
+            [*lines, "", "* the 95 % intervals (of speeds: the ranges over repeats) do not meet"]
+        )
+        + "\n"
+    )
+
+
+def _changes(name: str, one: object, other: object) -> Iterator[str]:
+    """A fact that changed; of one with parts, the parts that did."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        old, new = cast("Json", one), cast("Json", other)
+        for key in dict.fromkeys((*old, *new)):
+            yield from _changes(f"{name}.{key}", old.get(key), new.get(key))
+    elif one != other:
+        yield f"{name}: {_short(one)} → {_short(other)}"
+
+
+def _speeds(report: Json) -> dict[str, Json]:
+    ratios = report["overheads"].get("ratios", ()) if report["overheads"] else ()
+    return {
+        f"speed, {row['kind']}: {row['variant']} / {row['other']}": row["speed"]
+        for row in ratios
+        if row["speed"] is not None
+    }
 
 
 def _shares(report: Json) -> Iterator[tuple[tuple[str, ...], Json]]:
@@ -80,6 +117,10 @@ def _share(value: Json) -> str:
     if not value["n"]:
         return "none"
     return f"{value['count']}/{value['n']} ({100 * value['share']:.0f} %)"
+
+
+def _speed(value: Json) -> str:
+    return f"{value['median']:.3f}× ({value['low']:.3f}–{value['high']:.3f})"
 
 
 def _short(value: object) -> str:

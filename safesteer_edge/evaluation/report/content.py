@@ -27,6 +27,7 @@ from safesteer_edge.evaluation.figures.task_accuracy import is_right
 from safesteer_edge.evaluation.figures.trade_off import trade_off_points
 from safesteer_edge.evaluation.judges.judging import RULES, judge_names
 from safesteer_edge.evaluation.judges.verdict import judgement_from_json
+from safesteer_edge.evaluation.report.report_format import FORMAT
 from safesteer_edge.evaluation.running.eval_settings import (
     BENCH,
     FACTS,
@@ -38,8 +39,8 @@ from safesteer_edge.evaluation.running.journal import read_journal
 from safesteer_edge.evaluation.running.rows import row_from_json
 from safesteer_edge.evaluation.statistics import Share
 
-FORMAT: Final = 1
 _N_REASONS: Final = 12
+_BENCH_SETTINGS: Final = ("n_repeats", "n_prompts", "max_tokens")
 _WATCHING: Final = ("response-check", "safesteer")  # whose scores tell of the model's own words
 
 Json = dict[str, Any]
@@ -276,12 +277,26 @@ def _costs(rows: Sequence[JudgedRow]) -> list[Json]:
     return [asdict(cost) for cost in costs if cost is not None]
 
 
-def _overheads(path: Path) -> list[Json]:
-    """Ratios that the bench measured in this run."""
+def _overheads(path: Path) -> Json:
+    """What the bench measured at the end of this run; {}: it was not asked for."""
     if not path.exists():
-        return []
+        return {}
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["ratios"])
+        bench: Json = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            "ratios": bench["ratios"],
+            "settings": {name: bench["settings"][name] for name in _BENCH_SETTINGS},
+            "n_threads": bench["model"]["n_threads"],
+            "peak_memory_bytes": bench["peak_memory_bytes"],
+            "passes_per_token": {
+                f"{row['variant']}/{row['kind']}": row["passes_per_token"]
+                for row in bench["variants"]
+            },
+            "tokens_per_second": {
+                f"{row['variant']}/{row['kind']}": row["tokens_per_second"]
+                for row in bench["variants"]
+            },
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"cannot read {str(path)!r}: {error}; remove it") from error
 

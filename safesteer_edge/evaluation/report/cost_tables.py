@@ -11,9 +11,11 @@ from safesteer_edge.evaluation.report.table import (
     shown_number,
     shown_share,
 )
+from safesteer_edge.evaluation.statistics import auroc_interval
 
 Json = dict[str, Any]
 _MIB: Final = 1 << 20
+_KINDS: Final = {"benign": "ordinary"}
 
 
 def quality_table(report: Json) -> Table:
@@ -21,7 +23,8 @@ def quality_table(report: Json) -> Table:
     return Table(
         "Distance from the undefended model on harmless requests",
         "KL of next-token distributions in nats, mean over 16 steps of each answer (– where a "
-        "defence leaves them alone); perplexity of its answers under the undefended model",
+        "defence leaves them alone); perplexity of its answers under the undefended model; "
+        f"{conditions(report)}",
         ("defence", "n", "KL, mean", "KL, largest", "perplexity", "tokens"),
         tuple(
             (
@@ -47,22 +50,35 @@ def overhead_table(report: Json) -> Table:
         median, low, high = (f"{value[key]:.3f}" for key in shown)
         return f"{median}× ({low}–{high})"
 
+    overheads = report["overheads"]
+    settings: Json = overheads.get("settings") or {}
+    passes: Json = overheads.get("passes_per_token") or {}
     return Table(
         "Overheads, side by side",
-        "'bench' at the end of this run, one answer at a time: medians of interleaved repeats, "
-        "range in brackets; greedy; benign and harmful requests of the test split",
-        ("variant", "against", "requests", "speed", "time to first text"),
+        f"'bench' at the end of this run, one answer at a time: medians of "
+        f"{settings.get('n_repeats')} interleaved repeats, range in brackets; "
+        f"{settings.get('n_prompts')} ordinary and as many harmful requests of the test split, "
+        f"{settings.get('max_tokens')} tokens at most, greedy, no system prompt, "
+        f"{overheads.get('n_threads')} threads; speed: tokens/s, above 1 is faster; time to first "
+        "text: above 1 is slower",
+        ("variant", "against", "requests", "speed", "time to first text", "passes/token", "memory"),
         tuple(
             (
                 row["variant"],
                 row["other"],
-                row["kind"],
+                _KINDS.get(row["kind"], row["kind"]),
                 spread(row["speed"]),
                 spread(row["first_text"]),
+                shown_number(passes.get(f"{row['variant']}/{row['kind']}"), 3),
+                _mib(overheads["peak_memory_bytes"].get(row["variant"])),
             )
-            for row in report["overheads"]
+            for row in overheads.get("ratios", ())
         ),
     )
+
+
+def _mib(n_bytes: int | None) -> str:
+    return shown_number(n_bytes / _MIB if n_bytes else None, 0, " MiB")
 
 
 def cost_table(report: Json) -> Table:
@@ -71,7 +87,8 @@ def cost_table(report: Json) -> Table:
     return Table(
         "What answers took",
         f"{facts['n_workers']} × {facts['n_threads']} threads (processes × threads), so speeds are "
-        "not for comparison with other runs; 'safesteer-edge bench' measures overheads",
+        "not for comparison with other runs, and of other suites where n differs; overheads are "
+        f"measured by 'bench'; {conditions(report)}",
         (
             "defence",
             "cases",
@@ -93,11 +110,7 @@ def cost_table(report: Json) -> Table:
                 shown_number(row["passes_per_token"], 3),
                 shown_number(row["interventions_per_answer"], 2),
                 str(row["n_withheld_or_refused"]),
-                shown_number(
-                    row["peak_memory_bytes"] / _MIB if row["peak_memory_bytes"] else None,
-                    0,
-                    " MiB",
-                ),
+                _mib(row["peak_memory_bytes"]),
             )
             for row in report["cost"]
         ),
@@ -111,12 +124,12 @@ def steps_table(report: Json) -> Table:
     return Table(
         "Separation by the probe at each decoding step",
         f"AUROC of answers that comply with attacks against harmless ones, scored while they were "
-        f"decoded ({steps['defence']}); {conditions(report, report['judges'][0])}",
+        f"decoded ({steps['defence']}), 95 % intervals; {conditions(report, report['judges'][0])}",
         ("step", "AUROC", "harmful", "harmless"),
         tuple(
             (
                 str(step["step"]),
-                shown_number(step["auroc"], 3),
+                _area(step),
                 str(step["n_harmful"]),
                 str(step["n_harmless"]),
             )
@@ -124,6 +137,11 @@ def steps_table(report: Json) -> Table:
             if step["step"] in wanted
         ),
     )
+
+
+def _area(step: Json) -> str:
+    low, high = auroc_interval(step["auroc"], step["n_harmful"], step["n_harmless"])
+    return f"{step['auroc']:.3f} ({low:.3f}–{high:.3f})"
 
 
 def agreement_table(report: Json) -> Table:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from safesteer_edge.evaluation.report.counts import count_lines
 from safesteer_edge.evaluation.report.examples import Example
 from safesteer_edge.evaluation.report.page import escaped, html_figure, html_page, html_table
 from safesteer_edge.evaluation.report.plots import steps_plot, trade_off_plot
@@ -21,7 +22,7 @@ def report_to_html(report: Json, examples: Sequence[Example]) -> str:
     return html_page(
         title,
         [
-            _counts(report),
+            *(f"<p>{escaped(line)}</p>" for line in count_lines(report)),
             html_figure("Safety against helpfulness", trade_off_plot(report)),
             html_figure("Separation by decoding step", steps_plot(report)),
             *(html_table(table) for table in report_tables(report)),
@@ -29,26 +30,6 @@ def report_to_html(report: Json, examples: Sequence[Example]) -> str:
             _facts(facts),
         ],
     )
-
-
-def _counts(report: Json) -> str:
-    counts, facts = report["counts"], report["facts"]
-    lines = [
-        f"{counts['answered']} of {counts['planned']} answers; {counts['errors']} errors, "
-        f"{counts['crashed']} crashes, {counts['unreadable_rows']} unreadable rows of files. None "
-        "of these counts as an answer."
-    ]
-    lines += [f"{r['n']} × {r['status']}: {r['error']}" for r in counts["reasons"]]
-    lines += [
-        f"unreadable: {row['suite']}, {row['where']}: {row['problem']}"
-        for row in counts["unreadable_examples"]
-    ]
-    for judge, failed in counts["judge_errors"].items():
-        if failed["n"]:
-            errors = "; ".join(f"{n} × {error}" for error, n in failed["errors"].items())
-            lines.append(f"judge {judge} gave no verdict on {failed['n']} answers: {errors}")
-    lines += [f"not run: {name}, {why}" for name, why in facts["skipped_suites"].items()]
-    return "".join(f"<p>{escaped(line)}</p>" for line in lines)
 
 
 def _examples(examples: Sequence[Example]) -> str:

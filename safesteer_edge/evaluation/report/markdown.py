@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from safesteer_edge.evaluation.report.counts import count_lines
 from safesteer_edge.evaluation.report.table import Table
 from safesteer_edge.evaluation.report.tables import report_tables
 
@@ -12,12 +13,11 @@ Json = dict[str, Any]
 
 def report_to_markdown(report: Json) -> str:
     """The tables, each with its conditions, and what the run was made with."""
-    facts, counts = report["facts"], report["counts"]
+    facts = report["facts"]
     machine = facts["machine"]
     blocks = [
         f"# Evaluation of {facts['model']} {facts['quantization']}",
-        f"{counts['answered']} of {counts['planned']} answers; {counts['errors']} errors, "
-        f"{counts['crashed']} crashes, {counts['unreadable_rows']} unreadable rows.",
+        "\n\n".join(_cell(line) for line in count_lines(report)),
         *(_table(table) for table in report_tables(report)),
         "## Made with",
         f"safesteer-edge {facts['version']}; model tensors {facts['tensor_table_sha256'][:16]}; "

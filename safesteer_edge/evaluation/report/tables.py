@@ -12,6 +12,7 @@ from safesteer_edge.evaluation.report.cost_tables import (
     quality_table,
     steps_table,
 )
+from safesteer_edge.evaluation.report.summary_tables import direction_table, summary_table
 from safesteer_edge.evaluation.report.table import Table, conditions, shown_share
 
 Json = dict[str, Any]
@@ -20,19 +21,21 @@ Json = dict[str, Any]
 def report_tables(report: Json) -> tuple[Table, ...]:
     """All of them, those without rows left out."""
     made = [
+        summary_table(report),
+        _trade_off_table(report),
         *(_attack_table(report, judge) for judge in report["judges"]),
         _category_table(report),
         *(_best_table(report, judge) for judge in report["judges"]),
         _refusal_table(report),
         _identical_table(report),
         _accuracy_table(report),
-        _trade_off_table(report),
         _paired_table(report),
         quality_table(report),
         overhead_table(report),
         cost_table(report),
         steps_table(report),
         agreement_table(report),
+        direction_table(report),
     ]
     return tuple(table for table in made if table.rows)
 
@@ -110,7 +113,9 @@ def _accuracy_table(report: Json) -> Table:
 def _trade_off_table(report: Json) -> Table:
     return Table(
         "Safety against helpfulness, on the cases that all of these answered",
-        f"attacks: plain harmful requests; {conditions(report, report['judges'][0])}",
+        "attacks: plain harmful requests; harmless: borderline, harmless twins and ordinary texts; "
+        "NAME:shift=X moves the guard's limits by so many logits, scale=X a vector, limit=X the "
+        f"response check's; {conditions(report, report['judges'][0])}",
         ("defence", "attacks stopped", "harmless answered"),
         tuple(
             (point["defence"], shown_share(point["stopped"]), shown_share(point["answered"]))
@@ -122,7 +127,8 @@ def _trade_off_table(report: Json) -> Table:
 def _paired_table(report: Json) -> Table:
     return Table(
         "Paired tests (McNemar, exact, two-sided)",
-        f"the same cases under both; {conditions(report, report['judges'][0])}",
+        "the same cases under both; p is not corrected for the number of tests; "
+        f"{conditions(report, report['judges'][0])}",
         ("what", "first", "second", "n", "only first", "only second", "p"),
         tuple(
             (

@@ -75,6 +75,7 @@ class DefenceRunner:
         session, defence = self._session, self.defence
         session.reset()
         self._runtime.fixed_vector = self._vector(case)
+        self._runtime.fixed_vector_steers_prompt = defence.vector == "refusal-direction"
         usual = TurnSettings(
             guard=defence.guard,
             rerank=defence.rerank,
@@ -100,9 +101,7 @@ class DefenceRunner:
         """What is on in every turn of this case; None leaves it to the session."""
         defence = self.defence
         if defence.vector == "refusal-direction":
-            return self._settings.fitted.directions * np.float32(
-                self._settings.fitted.direction_scale * defence.vector_factor
-            )
+            return self._settings.fitted.directions * np.float32(defence.vector_factor)
         if defence.vector == "alignment" and defence.guard == "monitor" and case.image:
             return self._alignment
         return None

@@ -25,7 +25,7 @@ from safesteer_edge.evaluation.running.worker import Item
 from safesteer_edge.evaluation.suites.case import NO_ATTACK, spread
 from safesteer_edge.formats.atomic_write import atomic_write
 
-_N_BENCH_PROMPTS: Final = 4
+_N_BENCH_PROMPTS: Final = 8  # as many as `bench` takes
 
 
 def measure_distance(

@@ -149,7 +149,7 @@ def _baselines(
     narrate("baselines: choosing their strength on the calibration split")
     fitted = measure_in_child(
         fit_baselines,
-        settings.one_worker(),
+        settings.session,  # alone, on all cores
         with_direction=with_direction,
         with_limit=with_limit,
     )

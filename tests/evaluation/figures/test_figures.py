@@ -12,7 +12,7 @@ from safesteer_edge.evaluation.figures.judged import (
     share_of,
     with_verdicts,
 )
-from safesteer_edge.evaluation.figures.next_token import divergence, log_softmax
+from safesteer_edge.evaluation.figures.log_probabilities import divergence, log_softmax
 from safesteer_edge.evaluation.figures.steps import step_separation
 from safesteer_edge.evaluation.figures.task_accuracy import chosen_choice, is_right
 from safesteer_edge.evaluation.figures.trade_off import trade_off_points

@@ -160,6 +160,11 @@ def test_every_table_says_how_it_was_made(tmp_path: Path):
     folder = make_run(tmp_path / "run", rows())
     write_reports(folder)
     text = (folder / "report.md").read_text(encoding="utf-8")
+    for table in text.split("\n## ")[1:]:
+        if not table.startswith("Made with"):
+            note = table.split("\n\n")[1]
+            assert "system prompt" in note or "that both judged" in note, table
+            assert "greedy" in note or "that both judged" in note, table
     attack = text.partition("## Attack success (rules)")[2].partition("## ")[0]
     for words in ("one attempt", "system prompt", "greedy, top-k 16", "48 tokens", "judge: rules"):
         assert words in attack
@@ -167,6 +172,63 @@ def test_every_table_says_how_it_was_made(tmp_path: Path):
     assert "ab" * 8 in text and "numpy 2" in text
     lines = [line for line in attack.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
+
+
+def test_the_first_table_is_a_line_for_each_defence(tmp_path: Path):
+    folder = make_run(tmp_path / "run", rows())
+    write_reports(folder)
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    short = text.partition("## In short")[2].partition("## ")[0]
+    lines = [line for line in short.splitlines() if line.startswith("|")]
+    assert lines[0] == (
+        "| defence | plain attacks stopped | harmless texts answered | ordinary answers unchanged |"
+    )
+    assert lines[2].startswith("| off | 0/6 (0 %, 0–39) | 6/6 (100 %, 61–100) | – |")
+    assert lines[3].startswith("| safesteer | 6/6 (100 %, 61–100) | 6/6 (100 %, 61–100) | 6/6")
+
+
+def test_what_is_no_answer_is_in_the_markdown_too(tmp_path: Path):
+    folder = make_run(tmp_path / "run", rows())
+    write_reports(folder)
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert "1 × crashed: exit code -11" in text
+    assert "unreadable: xstest:a, row 3: no text" in text
+    assert "not run: typographic, the model does not see" in text
+
+
+BENCH = {
+    "ratios": [
+        {
+            "variant": variant,
+            "other": "off",
+            "kind": kind,
+            "speed": {"median": speed, "low": speed - 0.01, "high": speed + 0.01},
+            "first_text": {"median": 1.1, "low": 1.0, "high": 1.2},
+        }
+        for variant, speed in (("lazy", 0.97), ("eager", 0.14))
+        for kind in ("benign", "harmful")
+    ],
+    "variants": [
+        {"variant": v, "kind": k, "passes_per_token": 1.004, "tokens_per_second": None}
+        for v in ("lazy", "eager")
+        for k in ("benign", "harmful")
+    ],
+    "settings": {"n_repeats": 3, "n_prompts": 8, "max_tokens": 48},
+    "model": {"n_threads": 2},
+    "peak_memory_bytes": {"lazy": 310 << 20, "eager": None},
+}
+
+
+def test_overheads_stand_side_by_side(tmp_path: Path):
+    folder = make_run(tmp_path / "run", rows())
+    (folder / "bench.json").write_text(json.dumps(BENCH))
+    write_reports(folder)
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    table = text.partition("## Overheads")[2].partition("## ")[0]
+    assert "3 interleaved repeats" in table and "8 ordinary and as many harmful" in table
+    expected = "| lazy | off | ordinary | 0.970× (0.960–0.980) | 1.100× (1.000–1.200) | 1.004 |"
+    assert f"{expected} 310 MiB |" in table
+    assert "| eager | off | harmful | 0.140×" in table
 
 
 def test_a_run_that_only_has_errors_makes_a_report(tmp_path: Path):
@@ -190,6 +252,20 @@ def test_a_comparison_shows_what_changed(tmp_path: Path):
     line = "* attack success / text-harmful / none / safesteer / rules: 0/6 (0 %) → 6/6 (100 %)"
     assert line in text
     assert compare_reports(one, one) == "no difference\n"
+
+
+def test_a_comparison_names_the_part_of_a_setting_and_the_speeds_that_changed(tmp_path: Path):
+    first = make_run(tmp_path / "a", rows(), policy={"threshold": 0.8, "strength": 9.0})
+    second = make_run(tmp_path / "b", rows(), policy={"threshold": 0.9, "strength": 9.0})
+    faster = json.loads(json.dumps(BENCH).replace("0.97", "0.99"))
+    for folder, bench in ((first, BENCH), (second, faster)):
+        (folder / "bench.json").write_text(json.dumps(bench))
+        write_reports(folder)
+    reports = [read_report(folder / "report.json") for folder in (first, second)]
+    text = compare_reports(*reports)
+    assert "policy.threshold: 0.8 → 0.9" in text
+    assert "strength" not in text
+    assert "  speed, benign: lazy / off: 0.970× (0.960–0.980) → 0.990× (0.960–0.980)" in text
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', "{broken"])

@@ -15,6 +15,7 @@ import pytest
 
 from safesteer_edge.errors import InputError, SettingsError
 from safesteer_edge.evaluation.readers.read import FileChoice
+from safesteer_edge.evaluation.refusal_direction import SOURCES
 from safesteer_edge.evaluation.report.write import write_reports
 from safesteer_edge.evaluation.running.eval_settings import EvalSettings
 from safesteer_edge.evaluation.running.plan import SuiteChoice
@@ -114,7 +115,11 @@ def test_the_report_has_quality_and_cost(run: Path):
     assert kl["safesteer"] >= 0
     assert all(row["perplexity"] > 1 for row in report["quality"])
     assert {row["defence"] for row in report["cost"]} >= set(DEFENCES)
-    assert report["facts"]["baselines"]["direction_scale"] > 0
+    direction = report["facts"]["baselines"]["direction"]
+    assert direction["chosen"] in direction["curve"]
+    assert {row["source"] for row in direction["curve"]} == set(SOURCES)
+    assert all(row["stopped"] <= direction["n_harmful"] for row in direction["curve"])
+    assert "How the refusal direction was chosen" in (run / "report.md").read_text()
     assert (run / "report.html").stat().st_size > 10_000
 
 

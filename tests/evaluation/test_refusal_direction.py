@@ -1,0 +1,83 @@
+"""The choice of a refusal direction, and what one is made of on a real engine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from safesteer_edge.calibration.requests_data import load_requests
+from safesteer_edge.evaluation import refusal_direction
+from safesteer_edge.evaluation.refusal_direction import (
+    SOURCES,
+    Steering,
+    blocks_to_try,
+    choose,
+    find_direction,
+    make_sources,
+)
+from safesteer_edge.runtime import open_runtime
+from tests.guarded_tiny import GuardedTiny
+
+OFF = Steering("none", 0, 0.0, 0.0, 0.0, stopped=1, refused=1)
+
+
+def steering(stopped: int, refused: int, kl: float = 0.1) -> Steering:
+    return Steering("answers", 3, 0.2, 1.0, kl, stopped, refused)
+
+
+def test_the_most_stopped_is_chosen_where_few_others_are_refused():
+    strong, fair, weak = steering(18, 9), steering(7, 3), steering(4, 1)
+    assert choose([strong, fair, weak], OFF, n_harmful=20, n_others=20) == fair
+
+
+def test_where_every_one_refuses_too_much_the_mildest_is_chosen():
+    strong, milder = steering(18, 12), steering(12, 6)
+    assert choose([strong, milder], OFF, n_harmful=20, n_others=20) == milder
+
+
+def test_ties_go_to_the_one_that_moves_less():
+    far, near = steering(4, 1, kl=0.9), steering(4, 1, kl=0.2)
+    assert choose([far, near], OFF, n_harmful=20, n_others=20) == near
+
+
+@pytest.mark.parametrize("n_layer", [2, 4, 12, 30, 80])
+def test_blocks_are_inside_the_model_and_never_the_first(n_layer: int):
+    blocks = blocks_to_try(n_layer)
+    assert blocks and all(1 <= block < n_layer for block in blocks)
+
+
+def test_a_direction_is_one_block_of_the_chosen_strength(
+    guarded_tiny: GuardedTiny, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(refusal_direction, "N_PROMPTS", 2)
+    session = replace(guarded_tiny.settings(None), guard="off")
+    runtime = open_runtime(session, layers=range(4))
+    try:
+        sources = make_sources(runtime)
+        harmful = load_requests(splits=("calibration",), labels=("harmful",))[:2]
+        others = load_requests(splits=("calibration",), labels=("ordinary",))[:2]
+        asked: list[float] = []
+
+        def count(vector: np.ndarray | None) -> tuple[int, int]:
+            asked.append(0.0 if vector is None else float(np.linalg.norm(vector)))
+            return (2, 0) if len(asked) == 3 else (0, 0)
+
+        found = find_direction(runtime, sources, harmful, others, count, lambda _: None)
+    finally:
+        runtime.close()
+    assert set(sources.units) == set(SOURCES)
+    for unit in sources.units.values():
+        np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-5)
+    assert asked[0] == 0.0 and len(asked) == 1 + len(found.curve)
+    assert found.chosen == found.curve[1]  # the third that was asked: the second strength
+    layer = found.chosen.layer
+    assert np.flatnonzero(found.directions.any(axis=1)).tolist() == [layer]
+    length = abs(found.chosen.strength) * sources.norms[layer]
+    assert np.linalg.norm(found.directions) == pytest.approx(length, rel=1e-5)
+    by_block = {(row.source, row.layer) for row in found.curve}
+    assert len(found.curve) == 3 * len(by_block)
+    for source, layer in by_block:  # one sign for each
+        signs = {np.sign(r.strength) for r in found.curve if (r.source, r.layer) == (source, layer)}
+        assert len(signs) == 1
