@@ -31,7 +31,7 @@ from safesteer_edge.runtime import open_runtime
 from safesteer_edge.session import Session
 from safesteer_edge.settings import SessionSettings
 
-N_STEERED: Final = 15  # harmful requests, and as many others, answered at each strength
+N_STEERED: Final = 18  # harmful requests, and as many others, answered at each strength
 N_CHECKED: Final = 21  # harmful requests, and as many others, whose answers set the limit
 N_CHOOSING_TOKENS: Final = 24
 _OTHERS: Final[tuple[Label, ...]] = ("harmless", "borderline", "ordinary")
@@ -72,7 +72,7 @@ def fit_baselines(
     with_limit: bool = True,
     progress: Callable[[str], None] = lambda _: None,
 ) -> FittedBaselines:
-    """Make and choose both. About two minutes for the default model on two cores.
+    """Make and choose both. Some five minutes for the default model on two cores.
 
     settings: greedy decoding is used whatever they say. Raises ModelFileError, BundleError, …
     """

@@ -108,8 +108,8 @@ _CURVE: Final = (
     "safesteer:shift=-1",
     "safesteer:shift=-2",
     "refusal-direction:scale=0.5",
-    "refusal-direction:scale=1.5",
     "refusal-direction:scale=2",
+    "refusal-direction:scale=4",
 )
 
 

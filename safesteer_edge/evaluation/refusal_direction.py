@@ -36,13 +36,8 @@ SOURCES: Final[tuple[Source, ...]] = ("question's end", "prompt's end", "answers
 N_PROMPTS: Final = 48  # of each kind, whose states make a direction
 N_FORCED_TOKENS: Final = 6  # of an answer
 DEPTHS: Final = (0.3, 0.4, 0.5, 0.6)  # 2406.11717 looks below 0.8 of the depth
-STRENGTHS: Final = (0.1, 0.2, 0.4)  # of the residual stream's mean norm there
+STRENGTHS: Final = (0.05, 0.1, 0.2, 0.4)  # of the residual stream's mean norm there
 N_SCREENED: Final = 6  # harmful requests, and as many others: first tokens alone
-N_BLOCKS_KEPT: Final[Mapping[Source, int]] = {
-    "question's end": 1,
-    "prompt's end": 1,
-    "answers": 2,
-}
 MORE_REFUSED: Final = 0.1  # of other requests, that a choice may refuse beyond no defence
 
 
@@ -121,8 +116,11 @@ def make_sources(runtime: Runtime) -> Sources:
         ]
         for label, each in prompts.items()
     }
-    means = {label: np.mean(states, axis=1, dtype=np.float64) for label, states in ends.items()}
-    raw = list(means["harmful"] - means["harmless"])
+    means = {
+        label: [np.asarray(np.mean(each, axis=0, dtype=np.float64)) for each in states]
+        for label, states in ends.items()
+    }
+    raw = [means["harmful"][at] - means["harmless"][at] for at in range(2)]
     refusing, complying = (_answer_states(runtime, kind) for kind in OPENING_KINDS)
     raw.append(refusing - complying)
     last = np.array(ends["harmful"][1], dtype=np.float64)
@@ -138,10 +136,10 @@ def make_sources(runtime: Runtime) -> Sources:
 def screen(
     runtime: Runtime, sources: Sources, harmful: Sequence[Request], others: Sequence[Request]
 ) -> list[Steering]:
-    """What to answer with: by first tokens, the sign and the blocks that lean most to refusals.
+    """What to answer with, by first tokens: of each source a sign and a block, at all strengths.
 
-    For each source and block the sign is the one that leans harmful requests more to refusing at
-    the middle strength; of the blocks, those whose lean over all strengths is largest are kept.
+    The sign of a block is the one that leans harmful requests more to refusing at the middle
+    strength; of the blocks, the one whose lean over all strengths is largest is kept.
     """
     leans = _FirstTokens(runtime, harmful, others)
     middle = STRENGTHS[len(STRENGTHS) // 2]
@@ -158,8 +156,7 @@ def screen(
                     for each in STRENGTHS
                 ]
             )
-        by_block.sort(key=lambda rows: -sum(row.refusal_lean for row in rows))
-        found += [row for rows in by_block[: N_BLOCKS_KEPT[source]] for row in rows]
+        found += max(by_block, key=lambda rows: sum(row.refusal_lean for row in rows))
     return found
 
 
@@ -168,19 +165,20 @@ def blocks_to_try(n_layer: int) -> tuple[int, ...]:
     return tuple(sorted({min(n_layer - 1, max(1, round(depth * n_layer))) for depth in DEPTHS}))
 
 
-def choose(
-    answered: Sequence[Steering], off: Steering, *, n_harmful: int, n_others: int
-) -> Steering:
-    """The one that stops most harmful requests, of those that refuse few more of the others.
+def choose(answered: Sequence[Steering], off: Steering, *, n_others: int) -> Steering:
+    """The direction that makes the model refuse, no stronger than ordinary use bears.
 
-    Few: at most 10 points beyond no defence; if none does, the one that refuses fewest of them.
-    Ties: fewer others refused, then the smaller KL.
+    Direction and block: that with the most harmful requests stopped at any strength. Strength: of
+    those that refuse at most 10 points more of the others than no defence, the one that stops most;
+    if none does, the one that refuses fewest. Ties: fewer others refused, then the smaller KL.
     """
+    ablest = min(answered, key=lambda row: (-row.stopped, row.refused, row.kl))
+    same = [row for row in answered if (row.source, row.layer) == (ablest.source, ablest.layer)]
     limit = off.refused / n_others + MORE_REFUSED
-    allowed = [row for row in answered if row.refused / n_others <= limit + 1e-9]
+    allowed = [row for row in same if row.refused / n_others <= limit + 1e-9]
     if not allowed:
-        return min(answered, key=lambda row: (row.refused, -row.stopped, row.kl))
-    return min(allowed, key=lambda row: (-row.stopped / n_harmful, row.refused, row.kl))
+        return min(same, key=lambda row: (row.refused, -row.stopped, row.kl))
+    return min(allowed, key=lambda row: (-row.stopped, row.refused, row.kl))
 
 
 def find_direction(
@@ -204,7 +202,7 @@ def find_direction(
         progress(f"refusal direction: strength {number} of {len(candidates)}")
         stopped, refused = count(sources.vector(row))
         answered.append(replace(row, stopped=stopped, refused=refused))
-    chosen = choose(answered, off, n_harmful=len(harmful), n_others=len(others))
+    chosen = choose(answered, off, n_others=len(others))
     return RefusalDirection(
         sources.vector(chosen), chosen, off, tuple(answered), len(harmful), len(others)
     )
@@ -270,10 +268,10 @@ def _n_shared_at_end(prompts: Sequence[Sequence[int]]) -> int:
 
 def _answer_states(runtime: Runtime, kind: Any) -> NDArray[np.float64]:
     """Mean state of the first tokens of answers that open so: float64 (n_features,)."""
-    states: list[NDArray[np.float32]] = []
+    states: list[NDArray[np.float64]] = []
     for number, request in enumerate(_train("harmful")):
         items = question_items(request.text, template=runtime.template, model=runtime.model)
         (text,) = openings(kind, number, split="train")
         answer = decode_answer(runtime, items, n_tokens=N_FORCED_TOKENS, forced_text=text)
-        states.append(answer.states[1:].mean(axis=0))
-    return np.mean(states, axis=0, dtype=np.float64)
+        states.append(answer.states[1:].mean(axis=0, dtype=np.float64))
+    return np.asarray(np.mean(states, axis=0), dtype=np.float64)

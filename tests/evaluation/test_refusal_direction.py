@@ -23,23 +23,28 @@ from tests.guarded_tiny import GuardedTiny
 OFF = Steering("none", 0, 0.0, 0.0, 0.0, stopped=1, refused=1)
 
 
-def steering(stopped: int, refused: int, kl: float = 0.1) -> Steering:
-    return Steering("answers", 3, 0.2, 1.0, kl, stopped, refused)
+def steering(stopped: int, refused: int, *, layer: int = 3, kl: float = 0.1) -> Steering:
+    return Steering("answers", layer, 0.2, 1.0, kl, stopped, refused)
 
 
-def test_the_most_stopped_is_chosen_where_few_others_are_refused():
+def test_the_strength_is_the_one_that_stops_most_where_few_others_are_refused():
     strong, fair, weak = steering(18, 9), steering(7, 3), steering(4, 1)
-    assert choose([strong, fair, weak], OFF, n_harmful=20, n_others=20) == fair
+    assert choose([strong, fair, weak], OFF, n_others=20) == fair
 
 
-def test_where_every_one_refuses_too_much_the_mildest_is_chosen():
+def test_a_direction_that_cannot_make_the_model_refuse_is_not_chosen():
+    idle, strong, weak = steering(5, 0, layer=9), steering(18, 9), steering(4, 1)
+    assert choose([idle, strong, weak], OFF, n_others=20) == weak
+
+
+def test_where_every_strength_refuses_too_much_the_mildest_is_chosen():
     strong, milder = steering(18, 12), steering(12, 6)
-    assert choose([strong, milder], OFF, n_harmful=20, n_others=20) == milder
+    assert choose([strong, milder], OFF, n_others=20) == milder
 
 
 def test_ties_go_to_the_one_that_moves_less():
     far, near = steering(4, 1, kl=0.9), steering(4, 1, kl=0.2)
-    assert choose([far, near], OFF, n_harmful=20, n_others=20) == near
+    assert choose([far, near], OFF, n_others=20) == near
 
 
 @pytest.mark.parametrize("n_layer", [2, 4, 12, 30, 80])
@@ -77,7 +82,7 @@ def test_a_direction_is_one_block_of_the_chosen_strength(
     length = abs(found.chosen.strength) * sources.norms[layer]
     assert np.linalg.norm(found.directions) == pytest.approx(length, rel=1e-5)
     by_block = {(row.source, row.layer) for row in found.curve}
-    assert len(found.curve) == 3 * len(by_block)
+    assert len(found.curve) == 4 * len(by_block) == 12
     for source, layer in by_block:  # one sign for each
         signs = {np.sign(r.strength) for r in found.curve if (r.source, r.layer) == (source, layer)}
         assert len(signs) == 1

@@ -15,7 +15,7 @@ from safesteer_edge.evaluation.statistics import auroc_interval
 
 Json = dict[str, Any]
 _MIB: Final = 1 << 20
-_KINDS: Final = {"benign": "ordinary"}
+_KINDS: Final[dict[str, str]] = {"benign": "ordinary"}
 
 
 def quality_table(report: Json) -> Table:
@@ -66,7 +66,7 @@ def overhead_table(report: Json) -> Table:
             (
                 row["variant"],
                 row["other"],
-                _KINDS.get(row["kind"], row["kind"]),
+                _KINDS.get(str(row["kind"]), str(row["kind"])),
                 spread(row["speed"]),
                 spread(row["first_text"]),
                 shown_number(passes.get(f"{row['variant']}/{row['kind']}"), 3),

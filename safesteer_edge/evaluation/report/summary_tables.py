@@ -73,8 +73,9 @@ def direction_table(report: Json) -> Table:
         "difference of mean states of the train split, added to one block's output at every "
         "position; question's, prompt's end: harmful less harmless prompts at the template's first "
         "and last token after the question (2406.11717); answers: refusing less complying ones "
-        "(2312.06681). Sign and blocks by where first tokens lean; strength in mean norms of the "
-        f"residual stream. Chosen (→): most harmful requests stopped, of those that refuse at most "
+        "(2312.06681). Sign and block of each: where first tokens lean most to refusals; strength "
+        "in mean norms of the residual stream. Chosen (→): the direction that stops most harmful "
+        "requests at any strength, at the strength that stops most while it refuses at most "
         f"{more:.0f} points more of the others than no defence; greedy, {n_tokens} tokens, no "
         "system prompt, one attempt, judge: rules; KL of first tokens on other requests, nats",
         ("difference of", "block", "strength", "KL", "harmful stopped", "others refused"),
