@@ -27,8 +27,8 @@ from safesteer_edge.settings import SessionSettings
 
 BEAT_S: Final = 2.0
 # Each write wakes the parent, on cores that decode: events of fast tokens go in one. Nobody sees a
-# fiftieth of a second.
-GATHER_S: Final = 0.02
+# twentieth of a second.
+GATHER_S: Final = 0.05
 
 
 class EngineServer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -11,24 +12,25 @@ from safesteer_edge.tui.engine_thread import EngineThread, TurnDone
 from safesteer_edge.tui.figures import live_figures, turn_figures
 from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.widgets.bars import StatusBar
+from safesteer_edge.tui.widgets.composer import Composer
 from safesteer_edge.tui.widgets.inspector import Inspector
 from safesteer_edge.tui.widgets.risk_line import RiskLine
 from safesteer_edge.tui.widgets.transcript import Transcript
 from safesteer_edge.tui.widgets.turn_view import TurnView
 
 if TYPE_CHECKING:
-    from textual.timer import Timer
-
     from safesteer_edge.tui.screens.chat_screen import ChatScreen
 
 # While an answer streams, its text is painted this often at most; and so seldom that painting
 # takes no more than this share of a core from the ones that decode, but not more seldom than that,
 # unless a frame costs so much that a key would often meet one.
 FRAME_S = 1 / 15
-_PAINTING_SHARE = 0.04
-_SLOWEST_FRAME_S = 0.3
+_PAINTING_SHARE = 0.02
+_SLOWEST_FRAME_S = 0.4
 _MAX_SHARE = 0.15
 _SLOWEST_DEAR_FRAME_S = 0.7
+# The figures stand beyond the input, which is drawn again with them.
+_FIGURES_S = 1.0
 
 
 class TurnRunner:
@@ -41,10 +43,8 @@ class TurnRunner:
         self._number = 0
         self._turn: ShownTurn | None = None
         self._view: TurnView | None = None
-        self._timer: Timer | None = None
         self._decode_started_s = 0.0
-        self._frame_s = 0.0  # when the last frame began, and what this thread had taken by then
-        self._frame_cpu_s = 0.0
+        self._figures_s = 0.0  # when they were last shown
 
     @property
     def turn(self) -> ShownTurn | None:
@@ -98,13 +98,21 @@ class TurnRunner:
             self._number += 1
             self._forget()
 
-    def _show_frame(self) -> None:
-        now_s, cpu_s = time.monotonic(), time.thread_time()
-        # All that the last frame brought: Textual arranges the screen more than once for one.
-        cost_s = cpu_s - self._frame_cpu_s
-        slowest_s = min(max(_SLOWEST_FRAME_S, cost_s / _MAX_SHARE), _SLOWEST_DEAR_FRAME_S)
-        if now_s - self._frame_s >= min(cost_s / _PAINTING_SHARE, slowest_s) and self.show_events():
-            self._frame_s, self._frame_cpu_s = now_s, cpu_s
+    async def _paint(self, number: int) -> None:
+        """Show a turn's events as they come, in frames, until it is over."""
+        pause_s, frame_cpu_s = FRAME_S, time.thread_time()
+        while self._number == number and self._turn is not None:
+            await asyncio.sleep(pause_s)
+            cpu_s = time.thread_time()
+            with self._screen.app.batch_update():  # text and risk are drawn together
+                is_painted = self.show_events()
+                if is_painted and self._view is not None:
+                    await self._view.settled()
+            self._screen.check_idle()  # else it hears of the batch's end with the next key
+            if is_painted:
+                pause_s, frame_cpu_s = _pause_after(cpu_s - frame_cpu_s), cpu_s
+            else:
+                pause_s = FRAME_S
 
     def show_events(self) -> bool:
         """Show what came since the last frame; False: nothing did."""
@@ -126,9 +134,11 @@ class TurnRunner:
         if self._view is not None and len(turn.media) > n_media:
             self._view.show_media()
         screen.query_one(RiskLine).show(turn, self._risk_limit(), screen.key("interrupt"))
-        elapsed_s = time.perf_counter() - self._decode_started_s
-        figures = live_figures(turn, elapsed_s, self._n_ctx())
-        screen.query_one(StatusBar).show_figures(figures)
+        now_s = time.perf_counter()
+        if now_s - self._figures_s >= _FIGURES_S:
+            self._figures_s = now_s
+            figures = live_figures(turn, now_s - self._decode_started_s, self._n_ctx())
+            screen.query_one(StatusBar).show_figures(figures)
         screen.query_one(Inspector).show_live(turn)
         return True
 
@@ -139,9 +149,9 @@ class TurnRunner:
     def _begin(self, turn: ShownTurn, view: TurnView | None) -> None:
         self._number += 1
         self._turn, self._view = turn, view
-        self._frame_s, self._frame_cpu_s = 0.0, time.thread_time()
-        self._timer = self._screen.set_interval(FRAME_S, self._show_frame)
         screen = self._screen
+        screen.run_worker(self._paint(self._number))
+        screen.query_one(Composer).cursor_blink = False  # a blink is a frame
         screen.query_one(StatusBar).show_figures("")
         if self._state.info is not None:
             screen.query_one(StatusBar).show_state("● answering")
@@ -153,10 +163,9 @@ class TurnRunner:
         screen.query_one(Transcript).follow()
 
     def _forget(self) -> None:
-        if self._timer is not None:
-            self._timer.stop()
-        self._turn = self._view = self._timer = None
+        self._turn = self._view = None
         self._screen.query_one(RiskLine).hide()
+        self._screen.query_one(Composer).cursor_blink = True
 
     def _n_ctx(self) -> int | None:
         return self._state.info.n_ctx if self._state.info else None
@@ -164,3 +173,9 @@ class TurnRunner:
     def _risk_limit(self) -> float | None:
         info = self._state.info
         return info.policy.risk_limit if info and info.policy else None
+
+
+def _pause_after(cost_s: float) -> float:
+    """Seconds to the next frame. cost_s: of all that this thread did since the one before."""
+    slowest_s = min(max(_SLOWEST_FRAME_S, cost_s / _MAX_SHARE), _SLOWEST_DEAR_FRAME_S)
+    return min(max(FRAME_S, cost_s / _PAINTING_SHARE), slowest_s)

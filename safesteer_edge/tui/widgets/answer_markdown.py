@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from markdown_it import MarkdownIt
 from textual.app import ComposeResult
 from textual.content import Content, Span
+from textual.geometry import Size
+from textual.visual import VisualType
 from textual.widgets import Label, Markdown
 from textual.widgets import markdown as blocks
 
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from markdown_it.rules_core import StateCore
     from markdown_it.token import Token
 
+# While it grows, it does so by so many lines at once: a line that is added moves all that there is,
+# and all of it is drawn anew. Less where the terminal is low.
+_GROWN_LINES = 8
+_GROWN_SHARE = 5
 _STEERED_STYLE = "bold underline $text-warning"
 
 
@@ -73,13 +79,29 @@ class AnswerMarkdown(Markdown):
         self._waiting: list[str] = []
         self._anew: tuple[str, Callable[[], None]] | None = None
         self._writer: asyncio.Task[None] | None = None
+        self._is_growing = False
 
     def write(self, text: str) -> None:
         """Add text soon; what comes while a piece is being laid out joins the next one."""
         if not text:
             return
         self._waiting.append(text)
+        self._is_growing = True
         self._begin_writing()
+
+    def ended(self) -> None:
+        """No more will be written for now."""
+        if self._is_growing:
+            self._is_growing = False
+            self.refresh(layout=True)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """Lines; with room for some more while it grows."""
+        height = super().get_content_height(container, viewport, width)
+        if not self._is_growing:
+            return height
+        n_grown = max(1, min(_GROWN_LINES, viewport.height // _GROWN_SHARE))
+        return -(-height // n_grown) * n_grown
 
     def write_anew(self, text: str, *, then: Callable[[], None]) -> None:
         """Let this take the place of all there is, soon, and `then` do this."""
@@ -117,6 +139,21 @@ class _WithMarks(blocks.MarkdownBlock):
         # Textual gives no public place between an inline token and its content.
         return with_marks_styled(super()._token_to_content(token))
 
+    def update(self, content: VisualType = "", *, layout: bool = True) -> None:
+        """As of a Static; one that is not there yet is arranged when it comes."""
+        super().update(content, layout=layout and self.is_mounted)
+
+
+class _Paragraph(_WithMarks):
+    """Text as wide as the answer."""
+
+    def update(self, content: VisualType = "", *, layout: bool = True) -> None:
+        """As of a Static; nothing is arranged anew for words that fit into the last line."""
+        super().update(content, layout=False)
+        width, height = self.content_size
+        if layout and self.is_mounted and self.get_content_height(Size(), Size(), width) != height:
+            self.refresh(layout=True)
+
 
 class _Code(Label):
     """The text of a block of code."""
@@ -149,8 +186,9 @@ def _marked_blocks() -> dict[str, type[blocks.MarkdownBlock]]:
     made: dict[str, Any] = dict(Markdown.BLOCKS)
     for name in ("h1", "h2", "h3", "h4", "h5", "h6", "paragraph_open", "th_open", "td_open"):
         block = Markdown.BLOCKS[name]
+        ours = _Paragraph if name == "paragraph_open" else _WithMarks
         # The name stays: styles are chosen by it.
-        made[name] = type(block.__name__, (_WithMarks, block), {})
+        made[name] = type(block.__name__, (ours, block), {})
     made["fence"] = made["code_block"] = _Fence
     return made
 

@@ -12,4 +12,4 @@ from textual.reactive import Reactive
 
 def arranged_once() -> Reactive[Size]:
     """What a widget's class has as its `virtual_size`."""
-    return Reactive(Size(0, 0), layout=False)
+    return Reactive(Size(0, 0), layout=False, repaint=False)

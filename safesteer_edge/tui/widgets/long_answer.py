@@ -96,6 +96,10 @@ class LongAnswer(Vertical):
         self._markdown.write_anew(tail, then=self._followers())
         self._update_earlier()
 
+    def ended(self) -> None:
+        """No more will be written for now."""
+        self._markdown.ended()
+
     async def settled(self) -> None:
         """Wait until all that was written is in the document."""
         await self._markdown.settled()

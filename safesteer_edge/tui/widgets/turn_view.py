@@ -154,6 +154,7 @@ class TurnView(Vertical, can_focus=True):
         self.show_reasoning()
         if turn.is_over:
             self.show_waiting("")
+            self._answer.ended()
         outcome = self.query_one(".outcome")
         outcome.remove_children()
         notes = turn_notes(turn) if turn.is_over else []
