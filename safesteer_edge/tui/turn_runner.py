@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # unless a frame costs so much that a key would often meet one.
 FRAME_S = 1 / 15
 _PAINTING_SHARE = 0.02
-_SLOWEST_FRAME_S = 0.4
+_SLOWEST_FRAME_S = 0.5
 _MAX_SHARE = 0.15
 _SLOWEST_DEAR_FRAME_S = 0.7
 # The figures stand beyond the input, which is drawn again with them.

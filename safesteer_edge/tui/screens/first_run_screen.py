@@ -19,7 +19,8 @@ _SECTIONS = (
     ),
     (
         "What the built-in model can do",
-        "Show how everything works. It is tiny: fluent, and often wrong.",
+        "Show how everything works. It is tiny: fluent, and often wrong. It names simple "
+        "drawings, and does not read what is written in pictures.",
     ),
     (
         "How to get a real one",

@@ -13,7 +13,7 @@ _LINES = (
     ("Ask about text or a picture.", "Type below, and press Enter."),
     ("attach", "attach a picture; or drop, paste or type its path"),
     ("chats", "your chats"),
-    ("models", "models: this one is small and often wrong"),
+    ("models", "models: the built-in one is small and often wrong"),
     ("settings", "settings: how strict the guard is, how words are drawn"),
     ("help", "all keys and commands"),
 )
