@@ -21,7 +21,7 @@ from safesteer_edge.guard.events import (
     TurnEnded,
     Usage,
 )
-from safesteer_edge.guard.policy import GuardMode
+from safesteer_edge.guard.policy import GuardMode, GuardPolicy
 from safesteer_edge.tui.marks import Span, marked, without_marks
 
 
@@ -33,6 +33,7 @@ class ShownTurn:
     before it. shown: the text, made safe for a terminal, steered passages marked. error: one line,
     if the turn broke. end: None while it is told; 'died' if the program or the engine ended with
     it. n_interventions: kept apart from the steps, which a chat read from disk does not have.
+    policy: the one it was guarded by, None if that is not known.
     media: what became of them. question_id, answer_id: in the chat's file.
     """
 
@@ -41,6 +42,7 @@ class ShownTurn:
     sounds: tuple[Path, ...] = ()
     media_names: tuple[str, ...] = ()
     guard: GuardMode = "steer"
+    policy: GuardPolicy | None = None
     media: list[MediaPrepared] = field(default_factory=list)
     text: str = ""
     shown: str = ""

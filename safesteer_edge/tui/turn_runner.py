@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from safesteer_edge.guard.events import PrefillDone
+from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.tui.chat_state import ChatState, ask, go_on
 from safesteer_edge.tui.engine_thread import EngineThread, TurnDone
 from safesteer_edge.tui.figures import live_figures, turn_figures
@@ -45,6 +46,7 @@ class TurnRunner:
         self._view: TurnView | None = None
         self._decode_started_s = 0.0
         self._figures_s = 0.0  # when they were last shown
+        self._settings = state.settings  # of the turn
 
     @property
     def turn(self) -> ShownTurn | None:
@@ -124,6 +126,7 @@ class TurnRunner:
             return False
         if any(isinstance(event, PrefillDone) for event in events):
             self._decode_started_s = time.perf_counter()
+            turn.policy = self._policy()
         n_media, n_thought = len(turn.media), len(turn.reasoning)
         text = "".join([turn.feed(event) for event in events])
         if self._view is not None and text:
@@ -148,7 +151,7 @@ class TurnRunner:
 
     def _begin(self, turn: ShownTurn, view: TurnView | None) -> None:
         self._number += 1
-        self._turn, self._view = turn, view
+        self._turn, self._view, self._settings = turn, view, self._state.settings
         screen = self._screen
         screen.run_worker(self._paint(self._number))
         screen.query_one(Composer).cursor_blink = False  # a blink is a frame
@@ -169,6 +172,13 @@ class TurnRunner:
 
     def _n_ctx(self) -> int | None:
         return self._state.info.n_ctx if self._state.info else None
+
+    def _policy(self) -> GuardPolicy | None:
+        """What guards the turn: the bundle's policy, as its settings have it."""
+        info, settings = self._state.info, self._settings
+        if info is None or info.policy is None:
+            return None
+        return info.policy.tightened(strength=settings.strength, threshold=settings.threshold)
 
     def _risk_limit(self) -> float | None:
         info = self._state.info

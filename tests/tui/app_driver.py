@@ -22,9 +22,12 @@ _PATIENCE_S = 10.0
 class Driver:
     """The application with hands and eyes."""
 
-    def __init__(self, app: ChatApp, pilot: Pilot[None]) -> None:
+    def __init__(
+        self, app: ChatApp, pilot: Pilot[None], *, patience_s: float = _PATIENCE_S
+    ) -> None:
         self.app = app
         self.pilot = pilot
+        self._patience_s = patience_s
 
     async def press(self, *keys: str) -> None:
         """Press keys."""
@@ -49,7 +52,7 @@ class Driver:
 
     async def until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for a condition. what: it in words, for the failure."""
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + self._patience_s
         while not condition():
             if time.monotonic() > deadline:
                 raise AssertionError(

@@ -47,8 +47,7 @@ def show_in_inspector(screen: ChatScreen, turn: ShownTurn | None) -> None:
     inspector = screen.query_one(Inspector)
     inspector.set_class(True, "-shown")
     screen.set_class(True, "-inspecting")
-    info = screen.state.info
-    inspector.show_turn(turn, info.policy if info else None)
+    inspector.show_turn(turn)
     inspector.scroll_home(animate=False)
 
 

@@ -35,7 +35,6 @@ class Inspector(VerticalScroll):
     def __init__(self) -> None:
         super().__init__(id="inspector")
         self._turn: ShownTurn | None = None
-        self._policy: GuardPolicy | None = None
 
     def compose(self) -> ComposeResult:
         """Headings with a text under each."""
@@ -58,9 +57,9 @@ class Inspector(VerticalScroll):
         """The turn that it shows."""
         return self._turn
 
-    def show_turn(self, turn: ShownTurn | None, policy: GuardPolicy | None) -> None:
+    def show_turn(self, turn: ShownTurn | None) -> None:
         """Show a turn, whole."""
-        self._turn, self._policy = turn, policy
+        self._turn = turn
         self._update(("verdict", "scores", "steered", "heat"))
 
     def show_live(self, turn: ShownTurn) -> None:
@@ -85,7 +84,7 @@ class Inspector(VerticalScroll):
             return self._scores(turn)
         if name == "steered":
             return interventions(turn)
-        return heat(turn.steps, self._policy)
+        return heat(turn.steps, turn.policy)
 
     def _scores(self, turn: ShownTurn) -> Content:
         scores = turn.scores
@@ -95,11 +94,12 @@ class Inspector(VerticalScroll):
         lines = [Content.styled(sparkline(scores, width), "$primary")]
         mean = sum(scores) / len(scores)
         lines.append(Content(f"mean {mean:.2f}   highest {max(scores):.2f}"))
-        if self._policy is not None:
-            policy = self._policy
+        if turn.policy is not None:
+            policy = turn.policy
             lines.append(
                 Content(f"steers above {policy.threshold:.2f}, hard {policy.hard_threshold:.2f}")
             )
+            lines.append(Content(f"strength {policy.strength:.0f}"))
         if turn.prefill is not None and turn.prefill.prompt_score is not None:
             lines.append(Content(f"the prompt itself {turn.prefill.prompt_score:.2f}"))
         return Content("\n").join(lines)
