@@ -35,7 +35,7 @@ async def ask_about(driver: Driver, picture: Path, text: str) -> ShownTurn:
     """Attach the picture, ask in a new chat, wait for the end."""
     await driver.send("/new")
     await driver.until(lambda: not driver.app.state.turns, "a new chat")
-    await driver.app.chat.attach([picture])
+    await driver.app.chat.attached.add([picture])
     await driver.send(text)
     await driver.until(lambda: len(driver.app.state.turns) == 1, "the question")
     await driver.ready()

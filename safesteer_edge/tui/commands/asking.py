@@ -21,7 +21,7 @@ async def send(screen: ChatScreen, text: str) -> None:
     images = tuple(path for path in state.attachments if not is_sound(path))
     sounds = tuple(path for path in state.attachments if is_sound(path))
     state.attachments.clear()
-    await screen.attach([])
+    await screen.attached.show()
     edited, state.edited = state.edited, None
     in_place_of = None
     if edited is not None:
@@ -50,7 +50,7 @@ async def edit(screen: ChatScreen, argument: str) -> None:
     check_idle(screen)
     state.edited = turn
     state.attachments[:] = [*turn.images, *turn.sounds]
-    await screen.attach([])
+    await screen.attached.show()
     screen.query_one(Composer).replace_text(turn.question)
     screen.show_bars()
     screen.action_focus_composer()
@@ -60,7 +60,7 @@ async def leave_edit(screen: ChatScreen) -> None:
     """Leave the edited question as it was."""
     screen.state.edited = None
     screen.state.attachments.clear()
-    await screen.attach([])
+    await screen.attached.show()
     screen.query_one(Composer).text = ""
     screen.show_bars()
 

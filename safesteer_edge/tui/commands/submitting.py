@@ -29,7 +29,7 @@ async def submit(screen: ChatScreen, typed: str) -> None:
         composer.remember(typed.strip())
         return
     text, paths = split_media_paths(typed)
-    await screen.attach(paths)
+    await screen.attached.add(paths)
     if paths and not text.strip():
         composer.text = ""  # a path alone attaches; the question comes next
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -17,9 +16,9 @@ from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.errors import SafeSteerError
 from safesteer_edge.recorded_chat import RecordedChat
 from safesteer_edge.settings import SessionSettings
+from safesteer_edge.tui.attached_files import AttachedFiles
 from safesteer_edge.tui.chat_state import ChatState
-from safesteer_edge.tui.clipboard_picture import ClipboardPictures
-from safesteer_edge.tui.commands import asking, attaching, looking
+from safesteer_edge.tui.commands import asking, looking
 from safesteer_edge.tui.commands.handlers import HANDLERS
 from safesteer_edge.tui.commands.submitting import submit
 from safesteer_edge.tui.engine_listener import EngineListener
@@ -114,7 +113,7 @@ class ChatScreen(Screen[None]):
         self.state = state
         self.engine = engine
         self.runner = TurnRunner(self, engine, state)
-        self.clipboard_pictures = ClipboardPictures()
+        self.attached = AttachedFiles(self)
         self._show_images = show_images
 
     def compose(self) -> ComposeResult:
@@ -205,26 +204,19 @@ class ChatScreen(Screen[None]):
 
     async def on_paths_dropped(self, message: PathsDropped) -> None:
         """Files were pasted or dropped."""
-        await self.attach_or_complain(list(message.paths))
+        await self.attached.add_or_complain(message.paths)
 
     async def on_last_attachment_erased(self, _message: LastAttachmentErased) -> None:
         """Backspace in an empty input."""
-        await self.detach(len(self.state.attachments) - 1)
+        await self.attached.take_off(-1)
 
     async def on_attachment_removed(self, message: AttachmentRemoved) -> None:
         """A click on an attachment."""
-        await self.detach(message.index)
+        await self.attached.take_off(message.index)
 
     def on_clipboard_wanted(self, message: ClipboardWanted) -> None:
-        """Ctrl+V: the tool that reads the clipboard may take its time."""
-
-        async def paste() -> None:
-            try:
-                await attaching.paste(self, message.text)
-            except SafeSteerError as error:
-                self.complain(str(error))
-
-        self.run_worker(paste())
+        """Ctrl+V, or a terminal that pastes nothing."""
+        self.run_worker(self.attached.paste(message.text))
 
     def on_completions_wanted(self, message: CompletionsWanted) -> None:
         """Show the commands that the input could become."""
@@ -238,30 +230,10 @@ class ChatScreen(Screen[None]):
 
     # -- what others ask of the screen ------------------------------------------------------------
 
-    async def attach(self, paths: list[Path]) -> None:
-        """Add files to the next message."""
-        for path in paths:
-            attaching.check_attachment(self, path)
-            self.state.attachments.append(path)
-        await self.query_one(AttachmentBar).show(self.state.attachments)
-
-    async def attach_or_complain(self, paths: list[Path]) -> None:
-        """The same where nobody waits for the error."""
-        try:
-            await self.attach(paths)
-        except SafeSteerError as error:
-            self.complain(str(error))
-
-    async def detach(self, index: int) -> None:
-        """Take a file off again."""
-        if 0 <= index < len(self.state.attachments):
-            del self.state.attachments[index]
-            await self.query_one(AttachmentBar).show(self.state.attachments)
-
     async def show_chat(self) -> None:
         """Show the chat that the state holds, from its end."""
         await self.query_one(Transcript).show_chat(self.state.turns)
-        await self.query_one(AttachmentBar).show(self.state.attachments)
+        await self.attached.show()
         self.query_one(StatusBar).show_figures("")
         self.show_bars()
         self.query_one(Composer).focus()
