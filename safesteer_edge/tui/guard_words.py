@@ -43,17 +43,16 @@ def refusal_advice(turn: ShownTurn) -> str:
     return "Ask in other words, or see what the guard saw."
 
 
-def turn_notes(turn: ShownTurn) -> list[str]:
-    """Sentences on how a turn went, beyond its text."""
+def turn_notes(turn: ShownTurn, *, can_go_on: bool = True) -> list[str]:
+    """Sentences on how a turn went, beyond its text. can_go_on: /continue can take it up."""
     notes = []
+    how = ": /continue goes on" if can_go_on else ""
     if turn.n_interventions and turn.refusal is None:
         notes.append(passages(turn.n_interventions) + " by the guard")
     if turn.was_stopped:
         notes.append("stopped by you" if turn.text else "stopped before the answer began")
     if turn.end == "length":
-        notes.append("cut at the token limit: /continue goes on")
+        notes.append(f"cut at the token limit{how}")
     if turn.end == "died" and turn.error is None:
-        notes.append(
-            "cut off when the program ended: /continue goes on" if turn.text else "never answered"
-        )
+        notes.append(f"cut off when the program ended{how}" if turn.text else "never answered")
     return notes

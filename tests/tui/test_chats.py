@@ -77,6 +77,21 @@ def test_a_chat_is_renamed_and_deleted_only_after_asking(store: ChatStore):
     driven(test())
 
 
+def test_down_and_enter_go_on_with_the_second_chat_of_the_list(store: ChatStore):
+    async def test():
+        async with opened(store=store) as driver:
+            for question in ("the older one", "the newer one"):
+                await driver.send(question)
+                await driver.ready()
+                await driver.press("ctrl+n")
+            await driver.press("f2")
+            await driver.sees("the older one")
+            await driver.press("down", "enter")
+            await driver.sees("You said: the older one")
+
+    driven(test())
+
+
 def test_a_chat_is_exported(store: ChatStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
 

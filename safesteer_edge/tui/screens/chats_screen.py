@@ -153,9 +153,12 @@ class ChatsScreen(ModalScreen[str | None]):
             await self.run_action(str(event.button.id))
 
     def action_to_list(self) -> None:
-        """From the search down to the list."""
+        """From the search down to the list, whose first row Enter opens from either."""
         if isinstance(self.focused, Input):
-            self.query_one(OptionList).focus()
+            options = self.query_one(OptionList)
+            options.focus()
+            if options.option_count > 1:
+                options.action_cursor_down()
 
     def action_rename(self) -> None:
         """Ask for a title."""

@@ -158,7 +158,7 @@ class CompareScreen(Screen[None]):
         if turn.error is not None:
             parts.append(strip_control_characters(turn.error))
         if turn.is_over:
-            parts += turn_notes(turn)
+            parts += turn_notes(turn, can_go_on=False)
         text = Content(" · ".join(parts))
         self._column().query_one(".figures", Static).update(text)
 

@@ -113,7 +113,8 @@ def verdict(turn: ShownTurn) -> Content:
         steps = len(turn.steps)
         lines.append(f"steps    {steps}, {turn.n_interventions} steered")
         if turn.risk is not None:
-            lines.append(f"risk     {turn.risk:.2f} at the end")
+            limit = f", limit {turn.policy.risk_limit:.2f}" if turn.policy is not None else ""
+            lines.append(f"risk     {turn.risk:.2f} at the end{limit}")
         if turn.prefill is not None:
             state = "on: there are pictures or sounds" if turn.prefill.vector_active else "off"
             lines.append(f"vector   {state}")
