@@ -31,7 +31,7 @@ _SLOWEST_FRAME_S = 0.5
 _MAX_SHARE = 0.15
 _SLOWEST_DEAR_FRAME_S = 0.7
 # The figures stand beyond the input, which is drawn again with them.
-_FIGURES_S = 1.0
+_FIGURES_S = 2.0
 
 
 class TurnRunner:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from textual.widgets import TextArea
+from textual.widgets import Static, TextArea
 
 from safesteer_edge.tui.answer_tail import tail_of
 from safesteer_edge.tui.long_latency import measure_long
-from safesteer_edge.tui.widgets.long_answer import MAX_LINES, LongAnswer
+from safesteer_edge.tui.widgets.long_answer import KEPT_LINES, MAX_LINES, LongAnswer
 from safesteer_edge.tui.widgets.turn_view import TurnView
 from tests.tui.app_driver import driven, opened
 from tests.tui.scripted_session import Script, ScriptedModel, Word
@@ -46,6 +46,9 @@ def test_a_very_long_answer_shows_its_end_and_a_key_shows_all():
             n_blocks = len(answer.query("MarkdownBlock"))
             assert n_blocks <= MAX_LINES
             assert answer.n_hidden_lines > 2 * MAX_LINES
+            first = answer.query("MarkdownParagraph").first(Static)
+            assert answer.n_hidden_lines == text.splitlines().index(str(first.content))
+            assert n_blocks >= KEPT_LINES / 2
             driver.app.chat.query_one(TurnView).focus()
             await driver.press("a")
             await driver.sees("The whole answer")

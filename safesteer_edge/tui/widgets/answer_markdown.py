@@ -78,6 +78,7 @@ class AnswerMarkdown(Markdown):
         super().__init__(text, parser_factory=make_parser, open_links=False)
         self._waiting: list[str] = []
         self._anew: tuple[str, Callable[[], None]] | None = None
+        self._shortening: tuple[int, Callable[[int], None]] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._is_growing = False
 
@@ -109,6 +110,14 @@ class AnswerMarkdown(Markdown):
         self._waiting.clear()
         self._begin_writing()
 
+    def shorten(self, n_lines: int, *, then: Callable[[int], None]) -> None:
+        """Soon let go of the blocks before the last lines, and `then` do this.
+
+        It is told how many lines of all that was written are left out.
+        """
+        self._shortening = (n_lines, then)
+        self._begin_writing()
+
     async def settled(self) -> None:
         """Wait until all that was written is in the document."""
         if self._writer is not None:
@@ -119,15 +128,28 @@ class AnswerMarkdown(Markdown):
             self._writer = asyncio.create_task(self._write_waiting())
 
     async def _write_waiting(self) -> None:
-        while (self._waiting or self._anew is not None) and self.is_attached:
+        while (self._waiting or self._anew or self._shortening) and self.is_attached:
             if self._anew is not None:
                 (anew, then), self._anew = self._anew, None
                 await self.update(anew)
                 then()
                 continue
-            text = "".join(self._waiting)
-            self._waiting.clear()
-            await self.append(text)
+            if self._waiting:
+                text = "".join(self._waiting)
+                self._waiting.clear()
+                await self.append(text)
+            if self._shortening is not None:
+                (n_lines, shortened), self._shortening = self._shortening, None
+                shortened(await self._shorten_to(n_lines))
+
+    async def _shorten_to(self, n_lines: int) -> int:
+        """Let go of blocks; returns the line at which the first that is left begins."""
+        own = [child for child in self.children if isinstance(child, blocks.MarkdownBlock)]
+        first = self.source.count("\n") - n_lines
+        gone = [block for block in own[:-1] if block.source_range[1] <= first]
+        await self.remove_children(gone)
+        left = own[len(gone) :]
+        return left[0].source_range[0] if left else 0
 
 
 class _WithMarks(blocks.MarkdownBlock):

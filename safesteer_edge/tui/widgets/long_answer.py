@@ -17,9 +17,12 @@ from safesteer_edge.tui.screens.reader_screen import ReaderScreen
 from safesteer_edge.tui.widgets.answer_markdown import AnswerMarkdown
 from safesteer_edge.tui.widgets.arranged_once import arranged_once
 
-# A block of code is laid out anew whenever a line of it comes, and every line costs at each layout.
+# Every line costs at each layout. Whole blocks are let go of before; but a block of code may be
+# longer, and then what is shown is made anew, as now and then for the sake of what it is made of.
 MAX_LINES = 80
 KEPT_LINES = 50
+_SHORTENED_LINES = 60
+_MAX_SOURCE_LINES = 1000
 
 
 class EarlierLinesWanted(Message):
@@ -57,7 +60,8 @@ class LongAnswer(Vertical):
         self._pieces = [text]
         n_hidden, tail = tail_of(text, KEPT_LINES) if _is_long(text) else (0, text)
         self._n_hidden = n_hidden
-        self._n_shown = tail.count("\n")
+        self._n_shown = self._n_source = tail.count("\n")
+        self._n_before_source = n_hidden
         self._earlier = _EarlierLines()
         self._markdown = AnswerMarkdown(tail)
 
@@ -87,14 +91,15 @@ class LongAnswer(Vertical):
     def write(self, text: str) -> None:
         """Add text soon."""
         self._pieces.append(text)
-        self._n_shown += text.count("\n")
-        if self._n_shown <= MAX_LINES:
-            self._markdown.write(text)
+        n_new = text.count("\n")
+        self._n_shown += n_new
+        self._n_source += n_new
+        if self._n_shown > MAX_LINES or self._n_source > _MAX_SOURCE_LINES:
+            self._write_end()
             return
-        self._n_hidden, tail = tail_of(self.text, KEPT_LINES)
-        self._n_shown = tail.count("\n")
-        self._markdown.write_anew(tail, then=self._followers())
-        self._update_earlier()
+        self._markdown.write(text)
+        if self._n_shown > _SHORTENED_LINES:
+            self._markdown.shorten(KEPT_LINES, then=self._shortened)
 
     def ended(self) -> None:
         """No more will be written for now."""
@@ -110,6 +115,20 @@ class LongAnswer(Vertical):
         whole = "".join(self._pieces)
         self._pieces = [whole]
         return whole
+
+    def _write_end(self) -> None:
+        """Make what is shown anew, of the last lines."""
+        n_hidden, tail = tail_of(self.text, KEPT_LINES)
+        self._n_hidden = self._n_before_source = n_hidden
+        self._n_shown = self._n_source = tail.count("\n")
+        self._markdown.write_anew(tail, then=self._followers())
+        self._update_earlier()
+
+    def _shortened(self, n_left_out: int) -> None:
+        """Blocks were let go of. n_left_out: lines of what the rest is made of."""
+        self._n_hidden = self._n_before_source + n_left_out
+        self._n_shown = self._n_source - n_left_out
+        self._update_earlier()
 
     def _followers(self) -> Callable[[], None]:
         """What lets those that show the end do so again: a text that shrinks takes it from them."""
