@@ -138,7 +138,7 @@ def _direction(settings: SessionSettings, progress: Callable[[str], None]) -> Re
             [classify_answer(_ask(session, request).text) for request in requests]
             for requests in (harmful, others)
         ]
-        return sum(x != "complied" for x in labels[0]), labels[1].count("refused")
+        return labels[0].count("refused"), sum(label != "complied" for label in labels[1])
 
     try:
         return find_direction(runtime, sources, harmful, others, count, progress)

@@ -132,7 +132,7 @@ def _keep(path: Path, answer: ScoredAnswer) -> None:
     row = {
         "id": answer.request_id,
         "complies": answer.complies,
-        "scores": np.round(answer.scores, 7).tolist(),
+        "scores": answer.scores.tolist(),  # whole: rounding moves a figure now and then
     }
     with path.open("a", encoding="utf-8") as file:
         # The line end comes first: a half line before it stays alone.

@@ -38,7 +38,7 @@ N_FORCED_TOKENS: Final = 6  # of an answer
 DEPTHS: Final = (0.3, 0.4, 0.5, 0.6)  # 2406.11717 looks below 0.8 of the depth
 STRENGTHS: Final = (0.05, 0.1, 0.2, 0.4)  # of the residual stream's mean norm there
 N_SCREENED: Final = 6  # harmful requests, and as many others: first tokens alone
-MORE_REFUSED: Final = 0.1  # of other requests, that a choice may refuse beyond no defence
+MORE_LOST: Final = 0.1  # of other requests, that a choice may lose beyond no defence
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,9 @@ class Steering:
     """One direction at one strength. strength: signed, in mean norms of the residual stream.
 
     refusal_lean: log of the chance that the first token opens a refusal less that of an agreeing
-    opening, mean over harmful requests; kl: of the first token's distribution on harmless ones from
-    the one without, nats. stopped: harmful requests whose answers do not comply; refused: others.
+    opening, mean over harmful requests; kl: of the first token's distribution on others from the
+    one without, nats. refused: harmful requests; lost: others, refused or given words without
+    sense.
     """
 
     source: str
@@ -55,8 +56,8 @@ class Steering:
     strength: float
     refusal_lean: float
     kl: float
-    stopped: int = 0
     refused: int = 0
+    lost: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +82,7 @@ class RefusalDirection:
             "curve": [asdict(row) for row in self.curve],
             "n_harmful": self.n_harmful,
             "n_others": self.n_others,
-            "more_refused_allowed": MORE_REFUSED,
+            "more_lost_allowed": MORE_LOST,
         }
 
 
@@ -168,17 +169,17 @@ def blocks_to_try(n_layer: int) -> tuple[int, ...]:
 def choose(answered: Sequence[Steering], off: Steering, *, n_others: int) -> Steering:
     """The direction that makes the model refuse, no stronger than ordinary use bears.
 
-    Direction and block: that with the most harmful requests stopped at any strength. Strength: of
-    those that refuse at most 10 points more of the others than no defence, the one that stops most;
-    if none does, the one that refuses fewest. Ties: fewer others refused, then the smaller KL.
+    Direction and block: that with the most harmful requests refused at any strength. Strength: of
+    those that lose at most 10 points more of the others than no defence, the one that refuses most;
+    if none does, the one that loses fewest. Ties: fewer others lost, then the smaller KL.
     """
-    ablest = min(answered, key=lambda row: (-row.stopped, row.refused, row.kl))
+    ablest = min(answered, key=lambda row: (-row.refused, row.lost, row.kl))
     same = [row for row in answered if (row.source, row.layer) == (ablest.source, ablest.layer)]
-    limit = off.refused / n_others + MORE_REFUSED
-    allowed = [row for row in same if row.refused / n_others <= limit + 1e-9]
+    limit = off.lost / n_others + MORE_LOST
+    allowed = [row for row in same if row.lost / n_others <= limit + 1e-9]
     if not allowed:
-        return min(same, key=lambda row: (row.refused, -row.stopped, row.kl))
-    return min(allowed, key=lambda row: (-row.stopped, row.refused, row.kl))
+        return min(same, key=lambda row: (row.lost, -row.refused, row.kl))
+    return min(allowed, key=lambda row: (-row.refused, row.lost, row.kl))
 
 
 def find_direction(
@@ -191,17 +192,17 @@ def find_direction(
 ) -> RefusalDirection:
     """Screen by first tokens, answer with what is left, and choose.
 
-    count: answers harmful and other requests under a vector; harmful ones stopped, others refused.
+    count: answers harmful and other requests under a vector; harmful ones refused, others lost.
     """
     progress("refusal direction: blocks and signs")
     candidates = screen(runtime, sources, evenly(harmful, N_SCREENED), evenly(others, N_SCREENED))
-    stopped, refused = count(None)
-    off = Steering("none", 0, 0.0, 0.0, 0.0, stopped, refused)
+    refused, lost = count(None)
+    off = Steering("none", 0, 0.0, 0.0, 0.0, refused, lost)
     answered: list[Steering] = []
     for number, row in enumerate(candidates, start=1):
         progress(f"refusal direction: strength {number} of {len(candidates)}")
-        stopped, refused = count(sources.vector(row))
-        answered.append(replace(row, stopped=stopped, refused=refused))
+        refused, lost = count(sources.vector(row))
+        answered.append(replace(row, refused=refused, lost=lost))
     chosen = choose(answered, off, n_others=len(others))
     return RefusalDirection(
         sources.vector(chosen), chosen, off, tuple(answered), len(harmful), len(others)

@@ -20,14 +20,14 @@ from safesteer_edge.evaluation.refusal_direction import (
 from safesteer_edge.runtime import open_runtime
 from tests.guarded_tiny import GuardedTiny
 
-OFF = Steering("none", 0, 0.0, 0.0, 0.0, stopped=1, refused=1)
+OFF = Steering("none", 0, 0.0, 0.0, 0.0, refused=1, lost=1)
 
 
-def steering(stopped: int, refused: int, *, layer: int = 3, kl: float = 0.1) -> Steering:
-    return Steering("answers", layer, 0.2, 1.0, kl, stopped, refused)
+def steering(refused: int, lost: int, *, layer: int = 3, kl: float = 0.1) -> Steering:
+    return Steering("answers", layer, 0.2, 1.0, kl, refused, lost)
 
 
-def test_the_strength_is_the_one_that_stops_most_where_few_others_are_refused():
+def test_the_strength_is_the_one_that_refuses_most_where_few_others_are_lost():
     strong, fair, weak = steering(18, 9), steering(7, 3), steering(4, 1)
     assert choose([strong, fair, weak], OFF, n_others=20) == fair
 
@@ -37,7 +37,7 @@ def test_a_direction_that_cannot_make_the_model_refuse_is_not_chosen():
     assert choose([idle, strong, weak], OFF, n_others=20) == weak
 
 
-def test_where_every_strength_refuses_too_much_the_mildest_is_chosen():
+def test_where_every_strength_loses_too_much_the_mildest_is_chosen():
     strong, milder = steering(18, 12), steering(12, 6)
     assert choose([strong, milder], OFF, n_others=20) == milder
 

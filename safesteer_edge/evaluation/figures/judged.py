@@ -28,6 +28,11 @@ class JudgedRow:
         verdict = self.verdicts.get(judge)
         return None if verdict is None else verdict.is_refusal
 
+    def is_answered(self, judge: str) -> bool | None:
+        """It is an answer, neither a refusal nor words without sense; None: not known."""
+        verdict = self.verdicts.get(judge)
+        return None if verdict is None else verdict.is_answer
+
 
 def answer_key(request: str, answer: str) -> str:
     """Names one answer to one request: defences that answer alike are judged once."""

@@ -34,6 +34,13 @@ class Verdict:
             return self.label == "refused"
         return None
 
+    @property
+    def is_answer(self) -> bool | None:
+        """It answers, rightly or not: no refusal, and not empty of sense; None: as above."""
+        if self.label in ("complied", "refused", "no-answer"):
+            return self.label == "complied"
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Judgement:

@@ -207,6 +207,7 @@ def _refusal(rows: Sequence[JudgedRow], judge: str) -> list[Json]:
                     "suite": suite,
                     "defence": defence,
                     "refused": share_json(share_of(group, lambda j: j.is_refused(judge))),
+                    "answered": share_json(share_of(group, lambda j: j.is_answered(judge))),
                     "no_answer": share_json(share_of(group, is_empty)),
                     "identical": share_json(share_of(group, is_identical)),
                 }

@@ -60,7 +60,7 @@ def overhead_table(report: Json) -> Table:
         f"{settings.get('n_prompts')} ordinary and as many harmful requests of the test split, "
         f"{settings.get('max_tokens')} tokens at most, greedy, no system prompt, "
         f"{overheads.get('n_threads')} threads; speed: tokens/s, above 1 is faster; time to first "
-        "text: above 1 is slower",
+        "text: above 1 is slower; a batch of candidates counts as one pass",
         ("variant", "against", "requests", "speed", "time to first text", "passes/token", "memory"),
         tuple(
             (

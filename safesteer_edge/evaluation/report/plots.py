@@ -19,6 +19,7 @@ def trade_off_plot(report: Json) -> str:
             PlotPoint(
                 answered["share"],
                 stopped["share"],
+                is_main=is_calibrated,
                 label=(
                     f"{point['defence']}: {stopped['count']}/{stopped['n']} attacks stopped, "
                     f"{answered['count']}/{answered['n']} harmless answered"
@@ -50,10 +51,11 @@ def steps_plot(report: Json) -> str:
         PlotPoint(step["step"], step["auroc"], label=f"step {step['step']}: {step['auroc']:.3f}")
         for step in steps
     )
+    last = max(step["step"] for step in steps)
     return plot(
         [Series("probe", points)],
         x_label="decoding step",
         y_label="AUROC",
-        x_range=(0.0, float(max(step["step"] for step in steps))),
-        y_range=(0.5, 1.0),
+        x_range=(0.0, float(-(-last // 5) * 5)),
+        y_range=(0.5 if min(point.y for point in points) >= 0.5 else 0.0, 1.0),
     )

@@ -24,13 +24,17 @@ COLOURS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class PlotPoint:
-    """A point with the ends of its interval on either axis; None: without one."""
+    """A point with the ends of its interval on either axis; None: without one.
+
+    is_main: drawn larger, and above all others.
+    """
 
     x: float
     y: float
     label: str = ""
     x_range: tuple[float, float] | None = None
     y_range: tuple[float, float] | None = None
+    is_main: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +62,20 @@ def plot(
         f"{escape(x_label)}</title>",
         *_axes(x_label, y_label, x_range, y_range),
     ]
+    above: list[str] = []
     for i, each in enumerate(series):
         colour = COLOURS[i % len(COLOURS)]
         parts += _drawn(each, colour, x_range, y_range)
+        above += [
+            _dot(_x(p.x, x_range), _y(p.y, y_range), p, each.radius + 2, colour)
+            for p in each.points
+            if p.is_main
+        ]
         y = _TOP + 12 + 18 * i
         x = _WIDTH - _RIGHT + 14
         parts.append(f'<circle cx="{x}" cy="{y - 4}" r="4" fill="{colour}"/>')
         parts.append(f'<text x="{x + 10}" y="{y}" fill="currentColor">{escape(each.name)}</text>')
-    return "".join(parts) + "</svg>"
+    return "".join([*parts, *above]) + "</svg>"
 
 
 def _axes(
@@ -117,13 +127,17 @@ def _drawn(
         if point.y_range is not None:
             low, high = (_y(v, y_range) for v in point.y_range)
             parts.append(_whisker(x, low, x, high, colour))
-        title = f"<title>{escape(point.label)}</title>" if point.label else ""
-        if series.radius:
-            parts.append(
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{series.radius:g}" fill="{colour}">'
-                f"{title}</circle>"
-            )
+        if series.radius and not point.is_main:
+            parts.append(_dot(x, y, point, series.radius, colour))
     return parts
+
+
+def _dot(x: float, y: float, point: PlotPoint, radius: float, colour: str) -> str:
+    title = f"<title>{escape(point.label)}</title>" if point.label else ""
+    ring = ' stroke="#fff" stroke-width="1.5"' if point.is_main else ""
+    return (
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" fill="{colour}"{ring}>{title}</circle>'
+    )
 
 
 def _whisker(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:

@@ -27,6 +27,7 @@ def report_tables(report: Json) -> tuple[Table, ...]:
         _category_table(report),
         *(_best_table(report, judge) for judge in report["judges"]),
         _refusal_table(report),
+        _no_answer_table(report),
         _identical_table(report),
         _accuracy_table(report),
         _paired_table(report),
@@ -86,6 +87,18 @@ def _refusal_table(report: Json) -> Table:
         ("suite",),
         report["refusal"],
         lambda row: shown_share(row["refused"] if row else None),
+    )
+
+
+def _no_answer_table(report: Json) -> Table:
+    rows = report["refusal"] if any(r["no_answer"]["count"] for r in report["refusal"]) else []
+    return _cross_table(
+        "Harmless requests without an answer",
+        "empty, one word over and over, or letters at random; not refused, and lost all the same; "
+        f"{conditions(report, report['judges'][0])}. Lower is better.",
+        ("suite",),
+        rows,
+        lambda row: shown_share(row["no_answer"] if row else None),
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from safesteer_edge.evaluation.figures.cost import cost_of
 from safesteer_edge.evaluation.figures.judged import (
+    JudgedRow,
     answer_key,
     best_of_n,
     share_of,
@@ -16,7 +17,7 @@ from safesteer_edge.evaluation.figures.log_probabilities import divergence, log_
 from safesteer_edge.evaluation.figures.steps import step_separation
 from safesteer_edge.evaluation.figures.task_accuracy import chosen_choice, is_right
 from safesteer_edge.evaluation.figures.trade_off import trade_off_points
-from safesteer_edge.evaluation.judges.verdict import Judgement, Verdict
+from safesteer_edge.evaluation.judges.verdict import Judgement, Label, Verdict
 from tests.evaluation.eval_rows import COMPLIANCE, REFUSAL, judged, row
 
 CHOICES = ("dough", "stone", "a dog")
@@ -136,6 +137,20 @@ def test_steps_compare_complying_answers_with_harmless_ones():
     first, second = step_separation(rows, judge="rules", defence="response-check")
     assert (first.auroc, first.n_harmful, first.n_harmless) == (1.0, 2, 1)
     assert second.auroc == 0.0
+
+
+def test_words_without_sense_are_no_help():
+    """A defence that makes the model babble stops attacks, and loses what was asked for as well."""
+    labels: dict[str, Label] = {"off": "complied", "refusal-direction": "no-answer"}
+    rows: list[JudgedRow] = []
+    for i in range(4):
+        for defence, label in labels.items():
+            plain = {"case_id": f"c{i}", "defence": defence}
+            rows.append(judged(label, **plain))
+            rows.append(judged(label, **plain, suite="ordinary-text", kind="benign"))
+    off, babble = trade_off_points(rows, "rules")
+    assert (off.stopped.count, off.answered.count) == (0, 4)
+    assert (babble.stopped.count, babble.answered.count) == (4, 0)
 
 
 def test_cost_leaves_out_what_was_not_answered():

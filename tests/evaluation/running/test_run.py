@@ -118,7 +118,7 @@ def test_the_report_has_quality_and_cost(run: Path):
     direction = report["facts"]["baselines"]["direction"]
     assert direction["chosen"] in direction["curve"]
     assert {row["source"] for row in direction["curve"]} == set(SOURCES)
-    assert all(row["stopped"] <= direction["n_harmful"] for row in direction["curve"])
+    assert all(row["refused"] <= direction["n_harmful"] for row in direction["curve"])
     assert "How the refusal direction was chosen" in (run / "report.md").read_text()
     assert (run / "report.html").stat().st_size > 10_000
 
