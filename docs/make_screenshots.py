@@ -98,9 +98,10 @@ async def answer(driver: Driver) -> None:
 
 async def streaming(driver: Driver) -> None:
     script = ANSWERS[LOCK]
-    script.gate, script.n_before_gate, script.pause_s = threading.Event(), 10, 0.05
+    script.gate, script.n_before_gate, script.pause_s = threading.Event(), 10, 0.15
     await driver.send(LOCK)
     await driver.sees("again and")
+    await driver.sees("tokens/s")
 
 
 async def steered(driver: Driver) -> None:

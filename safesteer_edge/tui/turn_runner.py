@@ -31,7 +31,7 @@ _SLOWEST_FRAME_S = 0.5
 _MAX_SHARE = 0.15
 _SLOWEST_DEAR_FRAME_S = 0.7
 # The figures stand beyond the input, which is drawn again with them.
-_FIGURES_S = 2.0
+_FIGURES_S = 1.0
 
 
 class TurnRunner:
@@ -125,7 +125,7 @@ class TurnRunner:
         if not events:
             return False
         if any(isinstance(event, PrefillDone) for event in events):
-            self._decode_started_s = time.perf_counter()
+            self._decode_started_s = self._figures_s = time.perf_counter()
             turn.policy = self._policy()
         n_media, n_thought = len(turn.media), len(turn.reasoning)
         text = "".join([turn.feed(event) for event in events])
