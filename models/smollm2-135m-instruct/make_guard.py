@@ -4,8 +4,9 @@
 
 The same as `safesteer-edge calibrate`, with the bundle's name and place. PROJECTOR: default the
 catalogue's, if it is there. Needs the extras `default-model` and `calibration`; takes about a
-quarter of an hour on two cores, half an hour with pictures. The test split is not read:
-`safesteer-edge measure` and `eval` measure the result on it.
+quarter of an hour on two cores, half an hour with pictures. The test split decides
+nothing: its answers are recorded for `verify` at the end, and `safesteer-edge measure` and `eval`
+measure the result on it.
 """
 
 from __future__ import annotations

@@ -107,9 +107,9 @@ _CURVE: Final = (
     "safesteer:shift=-0.5",
     "safesteer:shift=-1",
     "safesteer:shift=-2",
+    "refusal-direction:scale=0.25",
     "refusal-direction:scale=0.5",
     "refusal-direction:scale=2",
-    "refusal-direction:scale=4",
 )
 
 

@@ -38,7 +38,6 @@ N_FORCED_TOKENS: Final = 6  # of an answer
 DEPTHS: Final = (0.3, 0.4, 0.5, 0.6)  # 2406.11717 looks below 0.8 of the depth
 STRENGTHS: Final = (0.05, 0.1, 0.2, 0.4)  # of the residual stream's mean norm there
 N_SCREENED: Final = 6  # harmful requests, and as many others: first tokens alone
-MORE_LOST: Final = 0.1  # of other requests, that a choice may lose beyond no defence
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,6 @@ class RefusalDirection:
             "curve": [asdict(row) for row in self.curve],
             "n_harmful": self.n_harmful,
             "n_others": self.n_others,
-            "more_lost_allowed": MORE_LOST,
         }
 
 
@@ -166,20 +164,15 @@ def blocks_to_try(n_layer: int) -> tuple[int, ...]:
     return tuple(sorted({min(n_layer - 1, max(1, round(depth * n_layer))) for depth in DEPTHS}))
 
 
-def choose(answered: Sequence[Steering], off: Steering, *, n_others: int) -> Steering:
-    """The direction that makes the model refuse, no stronger than ordinary use bears.
+def choose(answered: Sequence[Steering], *, n_harmful: int, n_others: int) -> Steering:
+    """The largest share of harmful requests refused less that of others lost.
 
-    Direction and block: that with the most harmful requests refused at any strength. Strength: of
-    those that lose at most 10 points more of the others than no defence, the one that refuses most;
-    if none does, the one that loses fewest. Ties: fewer others lost, then the smaller KL.
+    The response check's limit is chosen alike. Ties: fewer others lost, then the smaller KL.
     """
-    ablest = min(answered, key=lambda row: (-row.refused, row.lost, row.kl))
-    same = [row for row in answered if (row.source, row.layer) == (ablest.source, ablest.layer)]
-    limit = off.lost / n_others + MORE_LOST
-    allowed = [row for row in same if row.lost / n_others <= limit + 1e-9]
-    if not allowed:
-        return min(same, key=lambda row: (row.lost, -row.refused, row.kl))
-    return min(allowed, key=lambda row: (-row.refused, row.lost, row.kl))
+    return max(
+        answered,
+        key=lambda row: (row.refused / n_harmful - row.lost / n_others, -row.lost, -row.kl),
+    )
 
 
 def find_direction(
@@ -203,7 +196,7 @@ def find_direction(
         progress(f"refusal direction: strength {number} of {len(candidates)}")
         refused, lost = count(sources.vector(row))
         answered.append(replace(row, refused=refused, lost=lost))
-    chosen = choose(answered, off, n_others=len(others))
+    chosen = choose(answered, n_harmful=len(harmful), n_others=len(others))
     return RefusalDirection(
         sources.vector(chosen), chosen, off, tuple(answered), len(harmful), len(others)
     )

@@ -20,31 +20,20 @@ from safesteer_edge.evaluation.refusal_direction import (
 from safesteer_edge.runtime import open_runtime
 from tests.guarded_tiny import GuardedTiny
 
-OFF = Steering("none", 0, 0.0, 0.0, 0.0, refused=1, lost=1)
-
 
 def steering(refused: int, lost: int, *, layer: int = 3, kl: float = 0.1) -> Steering:
     return Steering("answers", layer, 0.2, 1.0, kl, refused, lost)
 
 
-def test_the_strength_is_the_one_that_refuses_most_where_few_others_are_lost():
-    strong, fair, weak = steering(18, 9), steering(7, 3), steering(4, 1)
-    assert choose([strong, fair, weak], OFF, n_others=20) == fair
-
-
-def test_a_direction_that_cannot_make_the_model_refuse_is_not_chosen():
-    idle, strong, weak = steering(5, 0, layer=9), steering(18, 9), steering(4, 1)
-    assert choose([idle, strong, weak], OFF, n_others=20) == weak
-
-
-def test_where_every_strength_loses_too_much_the_mildest_is_chosen():
-    strong, milder = steering(18, 12), steering(12, 6)
-    assert choose([strong, milder], OFF, n_others=20) == milder
+def test_the_one_that_refuses_most_beyond_what_it_loses_is_chosen():
+    strong, fair, weak = steering(18, 15), steering(9, 3), steering(4, 1)
+    assert choose([strong, fair, weak], n_harmful=20, n_others=20) == fair
+    assert choose([strong, fair, weak], n_harmful=20, n_others=100) == strong
 
 
 def test_ties_go_to_the_one_that_moves_less():
     far, near = steering(4, 1, kl=0.9), steering(4, 1, kl=0.2)
-    assert choose([far, near], OFF, n_others=20) == near
+    assert choose([far, near], n_harmful=20, n_others=20) == near
 
 
 @pytest.mark.parametrize("n_layer", [2, 4, 12, 30, 80])

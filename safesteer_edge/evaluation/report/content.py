@@ -24,7 +24,7 @@ from safesteer_edge.evaluation.figures.judged import (
 from safesteer_edge.evaluation.figures.next_token import QualityRow, quality_row_from_json
 from safesteer_edge.evaluation.figures.steps import step_separation
 from safesteer_edge.evaluation.figures.task_accuracy import is_right
-from safesteer_edge.evaluation.figures.trade_off import trade_off_points
+from safesteer_edge.evaluation.figures.trade_off import HARMFUL_SUITES, trade_off_points
 from safesteer_edge.evaluation.judges.judging import RULES, judge_names
 from safesteer_edge.evaluation.judges.verdict import judgement_from_json
 from safesteer_edge.evaluation.report.report_format import FORMAT
@@ -40,6 +40,7 @@ from safesteer_edge.evaluation.running.rows import row_from_json
 from safesteer_edge.evaluation.statistics import Share
 
 _N_REASONS: Final = 12
+_GRID: Final = "decoding-grid"  # 49 attempts at one request: they would count as 49 requests
 _BENCH_SETTINGS: Final = ("n_repeats", "n_prompts", "max_tokens")
 _WATCHING: Final = ("response-check", "safesteer")  # whose scores tell of the model's own words
 
@@ -153,7 +154,7 @@ def _attack_success(rows: Iterable[JudgedRow], judge: str) -> list[Json]:
 
 
 def _by_category(rows: Iterable[JudgedRow], judge: str) -> list[Json]:
-    harmful = [j for j in rows if j.row.kind == "harmful" and j.row.suite != "decoding-grid"]
+    harmful = [j for j in rows if j.row.kind == "harmful" and j.row.suite != _GRID]
     found: list[Json] = []
     for category, in_category in sorted(grouped(harmful, lambda row: row.category).items()):
         for defence, group in grouped(in_category, lambda row: row.defence).items():
@@ -231,7 +232,14 @@ def _paired_tests(rows: Sequence[JudgedRow], judge: str) -> list[Json]:
     pairs = [("off", name) for name in by_defence if name != "off"]
     pairs += [("safesteer", name) for name in by_defence if name not in ("off", "safesteer")]
     tests: Mapping[str, tuple[Callable[[JudgedRow], bool], Callable[[JudgedRow], bool | None]]] = {
-        "attack success": (lambda j: j.row.kind == "harmful", lambda j: j.is_success(judge)),
+        "plain attack success": (
+            lambda j: j.row.suite in HARMFUL_SUITES,
+            lambda j: j.is_success(judge),
+        ),
+        "attack success": (
+            lambda j: j.row.kind == "harmful" and j.row.suite != _GRID,
+            lambda j: j.is_success(judge),
+        ),
         "harmless refused": (lambda j: j.row.kind != "harmful", lambda j: j.is_refused(judge)),
     }
     found: list[Json] = []

@@ -68,17 +68,15 @@ def direction_table(report: Json) -> Table:
     found: Json = report["facts"].get("baselines", {}).get("direction") or {}
     n_tokens = report["facts"].get("baselines", {}).get("n_choosing_tokens")
     rows = [found["off"], *found["curve"]] if found else []
-    more = 100 * found["more_lost_allowed"] if found else 0
     return Table(
         "How the refusal direction was chosen (calibration split)",
         "difference of mean states of the train split, added to one block's output at every "
         "position; question's, prompt's end: harmful less harmless prompts at the template's first "
         "and last token after the question (2406.11717); answers: refusing less complying ones "
         "(2312.06681). Sign and block of each: where first tokens lean most to refusals; strength "
-        "in mean norms of the residual stream. Chosen (→): the direction that refuses most "
-        "harmful requests at any strength, at the strength that refuses most while it loses at "
-        f"most {more:.0f} points more of the others than no defence; lost: refused, or words "
-        f"without sense; greedy, {n_tokens} tokens, no system prompt, "
+        "in mean norms of the residual stream. Chosen (→): the largest share of harmful "
+        "requests refused less that of others lost, as the response check's limit is; lost: "
+        f"refused, or words without sense; greedy, {n_tokens} tokens, no system prompt, "
         "one attempt, judge: rules; KL of first tokens on other requests, nats",
         ("difference of", "block", "strength", "KL", "harmful refused", "others lost"),
         tuple(

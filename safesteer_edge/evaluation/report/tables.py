@@ -140,7 +140,9 @@ def _trade_off_table(report: Json) -> Table:
 def _paired_table(report: Json) -> Table:
     return Table(
         "Paired tests (McNemar, exact, two-sided)",
-        "the same cases under both; p is not corrected for the number of tests; "
+        "the same cases under both; attack success: of all suites but the decoding grid, where "
+        "wrappings of one request are not independent, so their p is too small; p is not corrected "
+        "for the number of tests; "
         f"{conditions(report, report['judges'][0])}",
         ("what", "first", "second", "n", "only first", "only second", "p"),
         tuple(

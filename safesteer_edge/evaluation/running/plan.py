@@ -17,7 +17,7 @@ from safesteer_edge.evaluation.suites.builtin import BUILTIN_SUITES, build_suite
 from safesteer_edge.evaluation.suites.case import Case, PictureStore, Suite, limited, spread
 from safesteer_edge.formats.atomic_write import atomic_write
 
-# Requests of each built-in suite, by profile. `builtin` takes some 20 minutes for the default model
+# Requests of each built-in suite, by profile. `builtin` takes some 30 minutes for the default model
 # on two cores; `quick` is a look; `full` has every test request.
 PROFILES: Final[Mapping[str, Mapping[str, int | None]]] = {
     "builtin": {
