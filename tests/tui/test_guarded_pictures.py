@@ -60,7 +60,7 @@ def test_a_refused_and_a_steered_turn_with_a_picture_are_shown_as_such(picture: 
                 if turn.refusal is not None:
                     break
             await driver.sees("■ Refused by the guard")
-            await driver.sees("Edit the question")
+            await driver.sees("Reword")
             await driver.sees("▣ drawing.png")
             await driver.until(lambda: bool(app.chat.query(HalfBlocks)), "the picture")
 

@@ -19,8 +19,8 @@ from safesteer_edge.tui.widgets.attached_media import media_lines, media_views
 from safesteer_edge.tui.widgets.long_answer import LongAnswer
 from safesteer_edge.tui.widgets.reasoning_block import ReasoningBlock
 
-_REFUSAL_ACTIONS = (
-    ("Edit the question", "edit"),
+_REFUSAL_ACTIONS = (  # short: beside the inspector there is little room
+    ("Reword", "edit"),
     ("Why?", "inspect"),
     ("Try again", "regenerate"),
     ("New chat", "new"),
@@ -77,7 +77,7 @@ class TurnView(Vertical, can_focus=True):
             color: $foreground;
             &.-error { border: round $error; }
             & .actions { height: 1; margin: 1 0 0 0; }
-            & Button { margin: 0 2 0 0; min-width: 6; padding: 0 1; }
+            & Button { margin: 0 2 0 0; min-width: 6; padding: 0; }
         }
         & .turn-keys { display: none; color: $foreground 60%; padding: 0 2; height: 1; }
         &:focus { border-left: outer $primary 60%; & .turn-keys { display: block; } }
