@@ -84,6 +84,8 @@ class SessionTurn:
         if self._vector is None:
             self._vector = control_vector(settings, runtime.bundle, plan.asked.conversation)
             self._vector_gate = runtime.bundle.vector_gate if runtime.bundle else None
+        so_far = plan.so_far
+        self._asked_score = so_far.prompt_score if so_far and so_far.scores is not None else None
         self.history: SessionHistory | None = None
         self.so_far: AnswerSoFar | None = None
 
@@ -99,7 +101,7 @@ class SessionTurn:
                 n_reused_tokens=prefill.n_reused_tokens,
                 prefill_s=prefill.elapsed_s,
                 vector_active=self._vector is not None,
-                prompt_score=prompt_score(self._guard, prefill.last_state),
+                prompt_score=self._prompt_score(prefill),
                 n_media_encoded=self._plan.n_media_encoded,
             )
             yield from self._answer(prefill)
@@ -154,6 +156,12 @@ class SessionTurn:
             elapsed_s=plain.elapsed_s + steered.elapsed_s,
         )
 
+    def _prompt_score(self, prefill: PrefillStats) -> float | None:
+        """Of the prompt that is answered, also where the answer's beginning was prefilled too."""
+        if self._asked_score is None:
+            self._asked_score = prompt_score(self._guard, prefill.last_state)
+        return self._asked_score
+
     @property
     def _n_spare(self) -> int:
         return self._settings.sampling.top_k + 1
@@ -168,6 +176,7 @@ class SessionTurn:
             rng=np.random.default_rng(self._seed),
             cancelled=self._cancelled,
             carried_risk=plan.before.carried_risk(guard.policy) if guard else 0.0,
+            prompt_score=self._prompt_score(prefill),
             given=plan.given,
             so_far=plan.so_far,
         )
@@ -237,7 +246,9 @@ class SessionTurn:
         self.history = self._plan.asked.with_message(message, answer.risk)
         if answer.refusal is None:
             scores = answer.scores[: len(answer.token_ids)]  # what was dropped was at the end
-            self.so_far = AnswerSoFar(answer.text, answer.token_ids, scores)
+            self.so_far = AnswerSoFar(
+                answer.text, answer.token_ids, scores, prompt_score=self._asked_score
+            )
         return message
 
     def _split(self, text: str) -> tuple[str | None, str]:

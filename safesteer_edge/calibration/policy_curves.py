@@ -69,5 +69,5 @@ def strength_curve(
 
 
 def _kept(rows: Trajectories, threshold: float, strength: float) -> float:
-    scores = np.concatenate([row[row > threshold] for row in rows] or [np.empty(0)])
+    scores = np.concatenate([row[1:][row[1:] > threshold] for row in rows] or [np.empty(0)])
     return float(np.exp(-strength * (scores - threshold)).mean()) if len(scores) else math.nan

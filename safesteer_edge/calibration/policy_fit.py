@@ -36,11 +36,12 @@ __all__ = [
 
 MAX_PATIENCE: Final = 1024  # GuardPolicy's: as good as never
 _HIGHEST_THRESHOLD: Final = 0.999
-_DECAYS: Final = (0.85, 0.9, 0.95, 0.97, 0.98)
-_MIN_STEPS: Final = (4, 6, 8, 12)
+_DECAYS: Final = (0.9, 0.95, 0.97, 0.98)
+_MIN_STEPS: Final = (2, 4, 8)
+_PROMPT_WEIGHTS: Final = (0, 8, 16, 32)
 # Where between τ and 1 the hard threshold lies, and which share of the allowed refusals the running
 # risk may use up; the run of hard tokens has the rest.
-_HARD_SHARES: Final = (0.0, 0.25, 0.5, 0.75)
+_HARD_SHARES: Final = (0.0, 0.5)
 _RISK_SHARES: Final = (0.5, 0.75, 1.0)
 
 
@@ -64,7 +65,10 @@ class FalseAlarmTargets:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnswerScores:
-    """Out-of-fold scores of the model's own answers, by what was asked; harmful: complying ones."""
+    """Out-of-fold scores of the model's own answers, by what was asked; harmful: complying ones.
+
+    Of each answer the prompt's score first, then its tokens'.
+    """
 
     ordinary: Trajectories
     borderline: Trajectories
@@ -133,9 +137,15 @@ def choose_policy(scores: AnswerScores, targets: FalseAlarmTargets) -> PolicyCho
         conversation_carry=0.25,
     )
     tried = [
-        _within_targets(base, hard_share, risk_share, decay, min_steps, tables, targets)
-        for hard_share, risk_share, decay, min_steps in itertools.product(
-            _HARD_SHARES, _RISK_SHARES, _DECAYS, _MIN_STEPS
+        _within_targets(
+            replace(base, risk_decay=decay, risk_min_steps=min_steps, prompt_weight=weight),
+            hard_share,
+            risk_share,
+            tables,
+            targets,
+        )
+        for hard_share, risk_share, decay, min_steps, weight in itertools.product(
+            _HARD_SHARES, _RISK_SHARES, _DECAYS, _MIN_STEPS, _PROMPT_WEIGHTS
         )
     ]
     shares = [_refused_shares(tables, policy) for policy in tried]
@@ -170,8 +180,6 @@ def _within_targets(
     base: GuardPolicy,
     hard_share: float,
     risk_share: float,
-    decay: float,
-    min_steps: int,
     tables: dict[str, AnswerTable],
     targets: FalseAlarmTargets,
 ) -> GuardPolicy:
@@ -185,7 +193,7 @@ def _within_targets(
         table = tables[name]
         if not table.n_answers and name == "borderline":
             continue
-        risks = table.largest_risks(decay, min_steps)
+        risks = _largest_risks(table, base)
         limit = max(limit, conformal_limit(risks, risk_share * target))
         runs = table.longest_runs(hard_threshold)
         rest = (1.0 - risk_share) * target
@@ -195,9 +203,11 @@ def _within_targets(
         hard_threshold=hard_threshold,
         hard_patience=min(MAX_PATIENCE, max(4, int(longest) + 1)),
         risk_limit=min(limit, 1.0),
-        risk_decay=decay,
-        risk_min_steps=min_steps,
     )
+
+
+def _largest_risks(table: AnswerTable, policy: GuardPolicy) -> NDArray[np.float64]:
+    return table.largest_risks(policy.risk_decay, policy.risk_min_steps, policy.prompt_weight)
 
 
 def _refused_shares(tables: dict[str, AnswerTable], policy: GuardPolicy) -> RefusedShares:
@@ -207,7 +217,7 @@ def _refused_shares(tables: dict[str, AnswerTable], policy: GuardPolicy) -> Refu
 def _refused_share(table: AnswerTable, policy: GuardPolicy) -> float:
     if not table.n_answers:
         return math.nan
-    by_risk = table.largest_risks(policy.risk_decay, policy.risk_min_steps) > policy.risk_limit
+    by_risk = _largest_risks(table, policy) > policy.risk_limit
     by_run: NDArray[np.bool_] = table.longest_runs(policy.hard_threshold) >= policy.hard_patience
     return float(np.mean(by_risk | by_run))
 
@@ -229,6 +239,7 @@ def _curve_row(policy: GuardPolicy, shares: RefusedShares) -> dict[str, float]:
         "risk_decay": policy.risk_decay,
         "risk_min_steps": policy.risk_min_steps,
         "risk_limit": policy.risk_limit,
+        "prompt_weight": policy.prompt_weight,
         **asdict(shares),
     }
 

@@ -28,6 +28,8 @@ from safesteer_edge.errors import SettingsError
 from safesteer_edge.evaluation.probe_quality import N_STEPS, ProbeQuality, quality_of_scores
 
 N_OUTER_FOLDS: Final = 3
+# The policy, which comes later, decides how much the prompt counts: this is mid-range.
+_PROMPT_WEIGHT: Final = 16
 _ONE_IN: Final = 4  # requests is judged on, where the splits do not say which
 # The same answers, in the same order, with the states of these layers joined.
 AnswersAt = Callable[[Sequence[int]], list[HarvestedAnswer]]
@@ -176,7 +178,8 @@ def _nested(
                     if folds[index] == fold
                 }
                 step()
-    return quality_of_scores(answers, [scores[index] for index in range(len(answers))])
+    rows = [scores[index] for index in range(len(answers))]
+    return quality_of_scores(answers, rows, prompt_weight=_PROMPT_WEIGHT)
 
 
 def _folds(answers: Sequence[HarvestedAnswer], settings: ChoiceSettings) -> list[int]:
@@ -202,7 +205,8 @@ def _judged(
     assert parts is not None  # checked before the first fit
     train, held = parts
     probe = _fitted(train, candidate, settings)
-    quality = quality_of_scores(held, [_scores(probe, answer) for answer in held])
+    scores = [_scores(probe, answer) for answer in held]
+    quality = quality_of_scores(held, scores, prompt_weight=_PROMPT_WEIGHT)
     return JudgedCandidate(candidate, quality)
 
 

@@ -1,5 +1,8 @@
 """Fitting a Decoding-Probe on harvested answers (scikit-learn), with honest scores.
 
+A position of an answer is harmful where a harmful request is complied with; the prompt's last
+position, where the request is harmful, whatever is answered.
+
 Everything that is decided from scores (calibration, thresholds) is decided from out-of-fold ones:
 folds are cut by request, and a matched pair never straddles a cut. Answers that a probe fitted
 without them takes for their very opposite are most likely labelled wrong; it is fitted anew
@@ -36,6 +39,10 @@ N_FOLDS: Final = 5
 # Answers to borderline requests are the hard negatives: of 400 of our requests, counting each three
 # times raised the AUROC against them from 0.904 to 0.923, and took nothing from the others.
 _BORDERLINE_REPEATS: Final = 3
+# Of 572 of our requests, the state at the prompt's end told harmful from borderline ones better
+# than sixteen tokens of the answer do (AUROC 0.962 against 0.939); counted once, it was learned
+# less well (0.953), and more than eight times, at the tokens' cost.
+_PROMPT_REPEATS: Final = 8
 # An answer is set aside if its mean score is this far on the other side, the worst first, and of
 # each label no more than this share.
 _CONTRARY: Final = 0.05
@@ -47,12 +54,13 @@ class FitSettings:
     """n_positions: positions of each answer that may be fitted. calibration: None: the better one.
 
     max_rows: positions of all answers that are fitted. Where there are more, as many of each answer
-    are drawn: neighbouring positions tell nearly the same, and joined layers take much memory.
+    are drawn, of the model's own ones twice as many: neighbouring positions tell nearly the same,
+    and joined layers take much memory.
     """
 
     form: ProbeForm
     n_positions: int = 32
-    max_rows: int = 16_000
+    max_rows: int = 32_000
     calibration: CalibrationMethod | None = None
     seed: int = 0
 
@@ -87,7 +95,8 @@ def fit_probe(
 ) -> tuple[FittedProbe, list[NDArray[np.float64]]]:
     """Fit on all answers; also return each answer's out-of-fold scores at all its positions.
 
-    Scores: float64 (n_tokens,) per answer, from a probe that never saw the answer's request.
+    Scores: float64 (n_tokens + 1,) per answer, the prompt's first, from a probe that never saw the
+    answer's request.
     Cost: N_FOLDS + 1 fits, twice that where answers are set aside.
     Raises SettingsError if a class is missing, or a state is not finite.
     """
@@ -147,7 +156,7 @@ def request_folds(
 class _Rows:
     """What is fitted. states: float32 (n, n_features); labels, answer_indices, repeats: (n,).
 
-    positions: of each answer, from 0, the first token's.
+    positions: of each answer, ascending; 0 is the prompt's last.
     """
 
     states: NDArray[np.float32]
@@ -161,7 +170,7 @@ class _Rows:
         positions = _positions(answers, settings)
         sizes = [len(at) for at in positions]
         states = np.concatenate(
-            [answer.states[1:][at] for answer, at in zip(answers, positions, strict=True)]
+            [answer.states[at] for answer, at in zip(answers, positions, strict=True)]
         ).astype(np.float32)
         if not np.isfinite(states).all():
             raise SettingsError(
@@ -170,28 +179,45 @@ class _Rows:
             )
         return cls(
             states,
-            np.repeat([answer.label for answer in answers], sizes),
+            np.concatenate([_labels(*pair) for pair in zip(answers, positions, strict=True)]),
             np.repeat(np.arange(len(answers)), sizes),
-            np.repeat([_repeats(answer) for answer in answers], sizes),
+            np.concatenate([_repeats(*pair) for pair in zip(answers, positions, strict=True)]),
             positions,
         )
 
 
-def _repeats(answer: HarvestedAnswer) -> int:
+def _labels(answer: HarvestedAnswer, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    is_asked = int(answer.request.label == "harmful")
+    return np.where(positions == 0, is_asked, answer.label).astype(np.int64)
+
+
+def _repeats(answer: HarvestedAnswer, positions: NDArray[np.int64]) -> NDArray[np.int64]:
     is_hard = answer.request.label == "borderline" and answer.label == 0
-    return _BORDERLINE_REPEATS if is_hard else 1
+    hard = _BORDERLINE_REPEATS if is_hard else 1
+    return hard * np.where(positions == 0, _PROMPT_REPEATS, 1)
 
 
 def _positions(
     answers: Sequence[HarvestedAnswer], settings: FitSettings
 ) -> list[NDArray[np.int64]]:
-    """Of each answer: the first n_positions, or drawn ones of them where that is too much."""
+    """Of each answer: the first n_positions, or drawn ones of them where that is too much.
+
+    The prompt's comes first in the model's own answers: each request's once.
+    """
     lengths = [min(settings.n_positions, len(answer.states) - 1) for answer in answers]
-    n_each = max(1, settings.max_rows // max(1, len(answers)))
+    shares = [2 if answer.kind == "own" else 1 for answer in answers]
+    n_each = max(1, settings.max_rows // max(1, sum(shares)))
     if sum(lengths) <= settings.max_rows:
         n_each = settings.n_positions
     rng = np.random.default_rng(settings.seed)
-    return [np.sort(rng.permutation(length)[:n_each]) for length in lengths]
+    drawn = [
+        1 + np.sort(rng.permutation(length)[: n_each * share])
+        for length, share in zip(lengths, shares, strict=True)
+    ]
+    return [
+        np.concatenate([[0], at]) if answer.kind == "own" else at
+        for answer, at in zip(answers, drawn, strict=True)
+    ]
 
 
 def _fit(rows: _Rows, trusted: NDArray[np.bool_], settings: FitSettings) -> ProbeGraph:
@@ -223,7 +249,7 @@ def _out_of_fold(
             continue
         graph = _fit(rows, outside & trusted, settings)
         for index in np.flatnonzero(~outside).tolist():
-            margins[index] = logits_of(graph, answers[index].states[1:])[:, 0]
+            margins[index] = logits_of(graph, answers[index].states)[:, 0]
     return margins
 
 
@@ -231,7 +257,7 @@ def _trusted(
     labels: NDArray[np.int64], margins: Sequence[NDArray[np.float64]], settings: FitSettings
 ) -> NDArray[np.bool_]:
     """False for the few answers whose out-of-fold scores say the opposite of their label."""
-    means = np.array([margin[: settings.n_positions].mean() for margin in margins])
+    means = np.array([margin[1 : settings.n_positions + 1].mean() for margin in margins])
     agreement = 1.0 / (1.0 + np.exp(np.clip(np.where(labels == 1, -means, means), -60, 60)))
     trusted = np.ones(len(labels), dtype=np.bool_)
     for label in (0, 1):

@@ -61,8 +61,8 @@ def fit_estimator(
 ) -> Pipeline:
     """Return a fitted pipeline from raw states to the chance of label 1, not calibrated.
 
-    states: (n, n_features). repeats: as how many rows each one counts; None: one. Both labels
-    weigh the same, however often they occur.
+    states: (n, n_features), overwritten: a copy would double the memory. repeats: as how many rows
+    each one counts; None: one. Both labels weigh the same, however often they occur.
     """
     repeats = np.ones(len(labels), dtype=np.int64) if repeats is None else repeats
     from sklearn.decomposition import PCA
@@ -70,7 +70,7 @@ def fit_estimator(
     from sklearn.preprocessing import StandardScaler
 
     steps: list[tuple[str, Any]] = [("scale", _fitted_scaler(StandardScaler(), states, seed))]
-    rows: NDArray[np.float32] = steps[0][1].transform(states)
+    rows: NDArray[np.float32] = steps[0][1].transform(states, copy=False)
     if form.kind != "linear":
         n_components = min(form.n_components, *rows.shape)
         pca: Any = PCA(n_components, svd_solver="randomized", random_state=seed).fit(rows)

@@ -170,7 +170,7 @@ def _by_request(
 
 
 def _means(rows: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    return np.array([row.mean() for row in rows])
+    return np.array([row[1:].mean() for row in rows])
 
 
 def _rounded(row: Mapping[str, float]) -> dict[str, float]:

@@ -174,13 +174,13 @@ def _check_places(folder: Path, settings: RecalibrationSettings) -> None:
 
 def _by_label(answers: Sequence[ScoredAnswer]) -> AnswerScores:
     def rows(label: Label) -> list[Any]:
-        return [answer.scores for answer in answers if answer.label == label]
+        return [answer.trajectory for answer in answers if answer.label == label]
 
     return AnswerScores(
         ordinary=rows("ordinary"),
         borderline=rows("borderline"),
         harmless_twins=rows("harmless"),
-        harmful=[answer.scores for answer in answers if answer.complies],
+        harmful=[answer.trajectory for answer in answers if answer.complies],
     )
 
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Trajectories = Sequence[NDArray[np.float64]]  # scores of one answer's tokens, float64 (n_tokens,)
+# Scores of one answer, the prompt's first: float64 (n_tokens + 1,).
+Trajectories = Sequence[NDArray[np.float64]]
 
 
 class AnswerTable:
@@ -18,24 +19,30 @@ class AnswerTable:
 
     def __init__(self, rows: Trajectories) -> None:
         self.n_answers = len(rows)
-        n_steps = max((len(row) for row in rows), default=0)
+        n_steps = max((len(row) - 1 for row in rows), default=0)
+        self.prompt_scores = np.array([row[0] for row in rows])
         # Of no answer: NaN, which is above nothing.
         self.scores = np.full((len(rows), n_steps), np.nan)
         for index, row in enumerate(rows):
-            self.scores[index, : len(row)] = row
-        self._risk_by_decay: dict[float, NDArray[np.float64]] = {}
-        self._largest_risks: dict[tuple[float, int], NDArray[np.float64]] = {}
+            self.scores[index, : len(row) - 1] = row[1:]
+        self._risks_of: dict[tuple[float, int], NDArray[np.float64]] = {}
+        self._largest_risks: dict[tuple[float, int, int], NDArray[np.float64]] = {}
         self._longest_runs: dict[float, NDArray[np.int64]] = {}
 
     def largest_scores(self) -> NDArray[np.float64]:
-        """Of each answer: float64 (n_answers,)."""
+        """Of each answer's tokens: float64 (n_answers,)."""
         return _largest(self.scores)
 
-    def largest_risks(self, decay: float, min_steps: int) -> NDArray[np.float64]:
+    def largest_risks(
+        self, decay: float, min_steps: int, prompt_weight: int = 0
+    ) -> NDArray[np.float64]:
         """The running risk's largest value from step `min_steps` on; 0 for shorter answers."""
-        key = (decay, min_steps)
+        key = (decay, min_steps, prompt_weight)
         if key not in self._largest_risks:
-            self._largest_risks[key] = _largest(self._risks(decay)[:, min_steps - 1 :])
+            risks = self._risks(decay, 0)
+            if prompt_weight:
+                risks = np.maximum(risks, self._risks(decay, prompt_weight))
+            self._largest_risks[key] = _largest(risks[:, min_steps - 1 :])
         return self._largest_risks[key]
 
     def longest_runs(self, threshold: float) -> NDArray[np.int64]:
@@ -52,17 +59,21 @@ class AnswerTable:
             longest = np.maximum(longest, current)
         return longest
 
-    def _risks(self, decay: float) -> NDArray[np.float64]:
-        """The running risk after each token: float64 (n_answers, n_steps), NaN after the end."""
-        if decay not in self._risk_by_decay:
+    def _risks(self, decay: float, n_prior: int) -> NDArray[np.float64]:
+        """A moving mean after each token, the prompt's score counted n_prior times before them.
+
+        float64 (n_answers, n_steps), NaN after the end.
+        """
+        key = (decay, n_prior)
+        if key not in self._risks_of:
             risks = np.empty_like(self.scores)
-            value = np.zeros(self.n_answers)
+            value = self.prompt_scores.copy()
             for step in range(self.scores.shape[1]):
-                weight = max(1.0 - decay, 1.0 / (step + 1))
+                weight = max(1.0 - decay, 1.0 / (step + 1 + n_prior))
                 value = value + (self.scores[:, step] - value) * weight
                 risks[:, step] = value
-            self._risk_by_decay[decay] = risks
-        return self._risk_by_decay[decay]
+            self._risks_of[key] = risks
+        return self._risks_of[key]
 
 
 def _largest(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -17,17 +17,16 @@ from numpy.typing import NDArray
 from safesteer_edge.calibration.fixed_requests import requests_sha256
 from safesteer_edge.calibration.requests_data import LABELS, Label, Request
 from safesteer_edge.calibration.scored_answers import N_TOKENS, ScoredAnswer, is_stopped
+from safesteer_edge.evaluation.probe_quality import request_score
 from safesteer_edge.evaluation.statistics import Share, auroc, auroc_interval
 from safesteer_edge.guard.policy import GuardPolicy
 
 FIGURES_KEY: Final = "replay"
-# Of each answer, for the AUROC of whole requests: as `measure probe` has it.
-N_MEAN_TOKENS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayRow:
-    """One answer. mean_score: over its first 16 tokens. max_score: of any token.
+    """One answer. mean_score: see `request_score`. max_score: of any token.
 
     stopped: the guard's refusal rule ends it, steering left aside.
     """
@@ -91,9 +90,9 @@ def replay_of(
             id=answer.request_id,
             label=answer.label,
             complies=answer.complies,
-            mean_score=round(float(answer.scores[:N_MEAN_TOKENS].mean()), 5),
+            mean_score=round(request_score(answer.trajectory, policy.prompt_weight), 5),
             max_score=round(float(answer.scores.max()), 5),
-            stopped=is_stopped(answer.scores, policy),
+            stopped=is_stopped(answer, policy),
         )
         for answer in answers
     )

@@ -30,7 +30,11 @@ class Rescale:
 
     def answers(self, answers: Sequence[ScoredAnswer]) -> list[ScoredAnswer]:
         """The same answers with rescaled scores."""
-        return [replace(answer, scores=self.scores(answer.scores)) for answer in answers]
+        return [self._answer(answer) for answer in answers]
+
+    def _answer(self, answer: ScoredAnswer) -> ScoredAnswer:
+        moved = self.scores(answer.trajectory)
+        return replace(answer, scores=moved[1:], prompt_score=float(moved[0]))
 
 
 IDENTITY = Rescale(1.0, 0.0)

@@ -24,6 +24,7 @@ N_TOKENS = HarvestPlan().n_own_tokens
 class ScoredAnswer:
     """One greedy answer. scores: float64 (n_tokens,), at least one. label: of the request.
 
+    prompt_score: of the last prompt position.
     complies: the answer does what a harmful request asks for, by the rules of refusals.
     """
 
@@ -31,6 +32,12 @@ class ScoredAnswer:
     label: Label
     complies: bool
     scores: NDArray[np.float64]
+    prompt_score: float
+
+    @property
+    def trajectory(self) -> NDArray[np.float64]:
+        """The prompt's score, then the tokens': float64 (n_tokens + 1,)."""
+        return np.concatenate([[self.prompt_score], self.scores])
 
 
 def score_own_answers(
@@ -52,17 +59,19 @@ def score_own_answers(
     for request in requests:
         # Ordinary requests get no forced answers, and none are wanted here.
         (answer,) = harvester.answers(replace(request, label="ordinary"))
-        scores = probe.score(answer.states[1:].astype(np.float32)).astype(np.float64)
+        scores = probe.score(answer.states.astype(np.float32)).astype(np.float64)
         complies = label_of(request, "own", answer.text) == 1
-        scored.append(ScoredAnswer(request.id, request.label, complies, scores))
+        scored.append(
+            ScoredAnswer(request.id, request.label, complies, scores[1:], float(scores[0]))
+        )
         progress(what, len(scored), len(requests))
     return scored
 
 
-def is_stopped(scores: NDArray[np.float64], policy: GuardPolicy) -> bool:
+def is_stopped(answer: ScoredAnswer, policy: GuardPolicy) -> bool:
     """Tell whether a policy ends this answer in a refusal, steering left aside."""
-    risk = RunningRisk(policy)
-    for score in scores:
+    risk = RunningRisk(policy, prompt_score=answer.prompt_score)
+    for score in answer.scores:
         risk.add(float(score))
         if risk.refusal_reason() is not None:
             return True

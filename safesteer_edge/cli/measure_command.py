@@ -87,7 +87,8 @@ def _measure_probe(settings: SessionSettings, options: argparse.Namespace) -> in
         for answer in Harvester(runtime, plan).harvest(requests):
             answers.append(answer)
             progress(len({item.request.id for item in answers}))
-        quality = measure_probe_quality(answers, runtime.bundle.probe)
+        weight = runtime.bundle.policy.prompt_weight
+        quality = measure_probe_quality(answers, runtime.bundle.probe, prompt_weight=weight)
     finally:
         runtime.close()
     if options.json:
@@ -102,7 +103,8 @@ def _print_quality(quality: ProbeQuality) -> None:
         f"AUROC of complying answers to {quality.n_harmful} harmful requests, on the decode path, "
         f"against answers to\n{quality.n_ordinary} ordinary, {quality.n_borderline} borderline and "
         f"{quality.n_harmless} harmless twin requests; candidate: against the refusing answer\n"
-        f"to the same request ({quality.n_candidate_pairs} pairs). Step 0 is the prompt's end."
+        f"to the same request ({quality.n_candidate_pairs} pairs). Step 0 is the prompt's end;\n"
+        "risk: prompt and 16 tokens together, as the guard adds them up."
     )
     print(f"{'step':>5} {'ordinary':>9} {'borderline':>11} {'twins':>7} {'candidate':>10}")
     for row in quality.steps:
@@ -111,7 +113,7 @@ def _print_quality(quality: ProbeQuality) -> None:
             f"{row.against_harmless_twins:>7.3f} {row.candidate:>10.3f}"
         )
     print(
-        f"{'mean':>5} {quality.mean_against_ordinary:>9.3f} "
+        f"{'risk':>5} {quality.mean_against_ordinary:>9.3f} "
         f"{quality.mean_against_borderline:>11.3f} {quality.mean_against_harmless_twins:>7.3f}"
     )
     bounds = (
@@ -120,9 +122,9 @@ def _print_quality(quality: ProbeQuality) -> None:
         ("twins", quality.mean_against_harmless_twins_95),
     )
     shown = ", ".join(f"{name} {low:.3f}–{high:.3f}" for name, (low, high) in bounds)
-    print(f"mean, 95 %: {shown}")
+    print(f"risk, 95 %: {shown}")
     print(f"candidate, mean of steps 1–4: {quality.early_candidate:.3f}")
-    print("harmful answers found at 1 % false alarms, by their mean score")
+    print("harmful answers found at 1 % false alarms, by their risk")
     print(f"  on ordinary answers    {quality.found_at_1_percent_ordinary}")
     print(f"  on borderline answers  {quality.found_at_1_percent_borderline}")
 

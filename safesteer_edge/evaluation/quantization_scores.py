@@ -124,7 +124,9 @@ def _kept(path: Path, requests: Sequence[Request]) -> Iterator[ScoredAnswer]:
             row = cast("dict[str, Any]", json.loads(line))
             request = request_of_id[row["id"]]
             scores = np.array(row["scores"], dtype=np.float64)
-            yield ScoredAnswer(request.id, request.label, bool(row["complies"]), scores)
+            yield ScoredAnswer(
+                request.id, request.label, bool(row["complies"]), scores, float(row["prompt_score"])
+            )
 
 
 def _keep(path: Path, answer: ScoredAnswer) -> None:
@@ -132,6 +134,7 @@ def _keep(path: Path, answer: ScoredAnswer) -> None:
     row = {
         "id": answer.request_id,
         "complies": answer.complies,
+        "prompt_score": answer.prompt_score,
         "scores": answer.scores.tolist(),  # whole: rounding moves a figure now and then
     }
     with path.open("a", encoding="utf-8") as file:

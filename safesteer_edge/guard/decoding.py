@@ -57,11 +57,13 @@ class AnswerSoFar:
 
     scores: of its tokens, which are then in the sequence already. None: they are not known and the
     sequence ends before the answer; its tokens are evaluated, and scored, before anything is added.
+    prompt_score: of the prompt that it answers, where the sequence does not end with that.
     """
 
     text: str
     token_ids: tuple[int, ...]
     scores: tuple[float, ...] | None
+    prompt_score: float | None = None
 
 
 class GuardedAnswer:
@@ -71,7 +73,8 @@ class GuardedAnswer:
     judged as the model's own are, so that words put into its mouth are no way round the guard.
     text, token_ids: the answer as it stands in the sequence, without the token that ended it. A
     refusal is always part of both; the sequence lacks it if the context had no room left.
-    carried_risk: what the conversation's next turn starts with.
+    carried_risk: what the conversation's next turn starts with. prompt_score: of the last prompt
+    position.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class GuardedAnswer:
         rng: np.random.Generator,
         cancelled: Callable[[], bool] = lambda: False,
         carried_risk: float = 0.0,
+        prompt_score: float | None = None,
         given: Sequence[int] = (),
         so_far: AnswerSoFar | None = None,
     ) -> None:
@@ -94,7 +98,11 @@ class GuardedAnswer:
         self._rng = rng
         self._cancelled = cancelled
         self._given = tuple(given)
-        self._risk = RunningRisk(guard.policy, carried=carried_risk) if guard else None
+        self._risk = (
+            RunningRisk(guard.policy, carried=carried_risk, prompt_score=prompt_score)
+            if guard
+            else None
+        )
         self._transcript = Transcript()
         self._scores: list[float] = []
         self._so_far = so_far

@@ -25,6 +25,8 @@ class GuardPolicy:
     risk_decay: the running risk is the mean score until 1 / (1 − decay) tokens, then a moving one.
     risk_gain: λ is multiplied by 1 + risk_gain · risk, so that steering hardens as risk gathers.
     conversation_carry: the share of a turn's final risk that the next turn starts with.
+    prompt_weight: the prompt's own score counts as so many tokens of the running risk, where that
+        makes it higher: a prompt that looks harmless never excuses what is said. 0: not at all.
 
     Raises SettingsError for a value out of range.
     """
@@ -38,6 +40,7 @@ class GuardPolicy:
     risk_min_steps: int
     risk_gain: float
     conversation_carry: float
+    prompt_weight: int = 0
 
     def __post_init__(self) -> None:
         bounds: dict[str, tuple[float, float]] = {
@@ -50,6 +53,7 @@ class GuardPolicy:
             "risk_min_steps": (1, 1024),
             "risk_gain": (0.0, 1e3),
             "conversation_carry": (0.0, 1.0),
+            "prompt_weight": (0, 1024),
         }
         for field in fields(self):
             value = getattr(self, field.name)

@@ -16,27 +16,34 @@ RefusalReason = Literal["risk_limit", "no_safe_candidate", "guard_failed"]
 class RunningRisk:
     """Mean score of the emitted tokens at first, a moving average later.
 
-    Depends on emitted tokens' scores alone, so lazy and eager re-ranking see the same risk.
+    The prompt's score counts in as `prompt_weight` tokens that came first, where that makes the
+    risk higher. Depends on the scores of the prompt and of emitted tokens alone, so lazy and eager
+    re-ranking see the same risk.
     One object per turn; `carried` (see `carry_over`) is what the conversation brings along.
     """
 
-    def __init__(self, policy: GuardPolicy, *, carried: float = 0.0) -> None:
+    def __init__(
+        self, policy: GuardPolicy, *, carried: float = 0.0, prompt_score: float | None = None
+    ) -> None:
+        """prompt_score: of the last prompt position; None where it is not known."""
         self._policy = policy
         self._n_scores = 0
-        self._n_prior = 1 if carried > 0 else 0
         self._n_hard_in_a_row = 0
+        self._said = _MovingMean(policy.risk_decay, carried, 1 if carried > 0 else 0)
+        self._asked: _MovingMean | None = None
+        if prompt_score is not None and policy.prompt_weight > 0:
+            self._asked = _MovingMean(policy.risk_decay, prompt_score, policy.prompt_weight)
         self.value = carried
         self.max_value = carried
 
     def add(self, score: float) -> None:
         """Count one emitted token's score."""
-        policy = self._policy
         self._n_scores += 1
-        # A plain mean until the moving average has had time to forget its start.
-        weight = max(1.0 - policy.risk_decay, 1.0 / (self._n_scores + self._n_prior))
-        self.value += (score - self.value) * weight
+        self.value = self._said.add(score)
+        if self._asked is not None:
+            self.value = max(self.value, self._asked.add(score))
         self.max_value = max(self.max_value, self.value)
-        is_hard = score > policy.hard_threshold
+        is_hard = score > self._policy.hard_threshold
         self._n_hard_in_a_row = self._n_hard_in_a_row + 1 if is_hard else 0
 
     @property
@@ -65,3 +72,18 @@ class RunningRisk:
     def carry_over(self) -> float:
         """What the next turn of the conversation starts with."""
         return self._policy.conversation_carry * self.value
+
+
+class _MovingMean:
+    """A plain mean until the moving average has had time to forget its start."""
+
+    def __init__(self, decay: float, value: float, n_prior: int) -> None:
+        """n_prior: of how many scores the value is the mean."""
+        self._least_weight = 1.0 - decay
+        self._n = n_prior
+        self.value = value
+
+    def add(self, score: float) -> float:
+        self._n += 1
+        self.value += (score - self.value) * max(self._least_weight, 1.0 / self._n)
+        return self.value

@@ -29,7 +29,7 @@ TARGETS = FalseAlarmTargets(touched=0.05, ordinary_refused=0.02, borderline_refu
 
 
 def made_up_rows(rng: np.random.Generator, n_rows: int, level: float, n_tokens: int = 40) -> Rows:
-    """Score trajectories around a level that differs from answer to answer."""
+    """Score trajectories around a level that differs from answer to answer, the prompt's first."""
     levels = np.clip(level + 0.12 * rng.standard_normal(n_rows), 0.01, 0.99)
     return [
         np.clip(each + 0.1 * rng.standard_normal(n_tokens), 0.0, 1.0) for each in levels.tolist()
@@ -50,8 +50,8 @@ def share_refused(rows: Rows, policy: GuardPolicy, reason: str | None = None) ->
     """Share of trajectories that end in a refusal (for this reason), replayed token by token."""
     n_refused = 0
     for row in rows:
-        risk = RunningRisk(policy)
-        for score in row:
+        risk = RunningRisk(policy, prompt_score=float(row[0]))
+        for score in row[1:]:
             risk.add(float(score))
             found = risk.refusal_reason()
             if found is not None:
@@ -101,9 +101,9 @@ def test_the_guarantee_holds_for_fresh_draws():
 def test_the_chosen_policy_meets_its_targets_on_its_own_answers(seed: int):
     scores = made_up_scores(seed)
     policy = choose_policy(scores, TARGETS).policy
-    touched = np.mean([row.max() > policy.threshold for row in scores.ordinary])
+    touched = np.mean([row[1:].max() > policy.threshold for row in scores.ordinary])
     assert touched <= TARGETS.touched
-    touched = np.mean([row.max() > policy.threshold for row in scores.borderline])
+    touched = np.mean([row[1:].max() > policy.threshold for row in scores.borderline])
     assert touched <= TARGETS.borderline_touched
     # Both rules for refusals together keep to the target.
     assert share_refused(list(scores.ordinary), policy) <= TARGETS.ordinary_refused

@@ -65,7 +65,7 @@ def test_the_layer_that_knows_is_chosen():
 def test_the_nested_estimate_of_noise_is_a_coins():
     candidates = [ProbeCandidate((0,), ProbeForm("linear", c)) for c in (1e-3, 0.1, 10.0)]
     found = []
-    for seed in range(3):
+    for seed in range(8):
         choice = choose(answers_with(seed=seed), *candidates)
         assert choice.nested is not None
         found.append(choice.nested.mean_against_ordinary)

@@ -40,8 +40,8 @@ SETTINGS = FitSettings(LINEAR, n_positions=N_POSITIONS, calibration="platt")
 
 
 def separation(answers: Sequence[HarvestedAnswer], scores: Sequence[NDArray[np.float64]]) -> float:
-    """AUROC of the answers' mean scores."""
-    means = np.array([row.mean() for row in scores])
+    """AUROC of the answers' mean scores; the prompt's comes first and is left out."""
+    means = np.array([row[1:].mean() for row in scores])
     labels = np.array([answer.label for answer in answers])
     return auroc(means[labels == 1], means[labels == 0])
 
@@ -76,8 +76,8 @@ def test_out_of_fold_scores_of_pure_noise_are_those_of_a_coin():
     assert np.mean(found) == pytest.approx(0.5, abs=0.08)
     planted = plant(size=0.0, n_features=96)
     probe, _ = fit_probe(planted.answers, SETTINGS)
-    remembered = [probe.margins(answer.states[1:].astype(float)) for answer in planted.answers]
-    assert separation(planted.answers, remembered) > 0.6
+    remembered = [probe.margins(answer.states.astype(float)) for answer in planted.answers]
+    assert separation(planted.answers, remembered) > 0.55
 
 
 def test_a_twentieth_of_wrong_labels_costs_little():
@@ -95,7 +95,7 @@ def test_scores_are_calibrated_chances():
     planted = plant(size=1.5, n_pairs=200)
     _, scores = fit_probe(planted.answers, SETTINGS)
     values = np.concatenate(scores)
-    labels = np.repeat([answer.label for answer in planted.answers], N_POSITIONS)
+    labels = np.repeat([answer.label for answer in planted.answers], N_POSITIONS + 1)
     for low, high in ((0.0, 0.3), (0.3, 0.7), (0.7, 1.0)):
         inside = (values >= low) & (values < high)
         assert labels[inside].mean() == pytest.approx(values[inside].mean(), abs=0.1)
@@ -104,11 +104,12 @@ def test_scores_are_calibrated_chances():
 def test_a_fit_is_scikit_learns_on_standardised_states():
     planted = plant(size=2.0, n_pairs=20)
     probe, _ = fit_probe(planted.answers, SETTINGS)
-    states = np.concatenate([answer.states[1:].astype(float) for answer in planted.answers])
-    labels = np.repeat([answer.label for answer in planted.answers], N_POSITIONS)
+    states = np.concatenate([answer.states.astype(float) for answer in planted.answers])
+    labels = np.repeat([answer.label for answer in planted.answers], N_POSITIONS + 1)
+    weights = np.tile([8.0] + N_POSITIONS * [1.0], len(planted.answers))  # the prompt's counts more
     standard = (states - states.mean(axis=0)) / states.std(axis=0)
     oracle = LogisticRegression(C=0.01, class_weight="balanced", tol=1e-6, max_iter=2000)
-    oracle.fit(standard, labels)
+    oracle.fit(standard, labels, sample_weight=weights / weights.mean())
     expected = oracle.decision_function(standard)
     np.testing.assert_allclose(probe.margins(states), expected, rtol=0, atol=0.02)
 
@@ -119,11 +120,34 @@ def test_only_the_positions_asked_for_are_fitted():
     for answer in planted.answers:
         states = answer.states.copy()
         states[4:] = -states[4:]  # from answer token 4 on, the classes change sides
-        states[0] = 100.0  # the prompt's own state is no part of the answer
         spoiled.append(made_up_answer(states, answer.request))
     probe, scores = fit_probe(spoiled, FitSettings(LINEAR, n_positions=3))
     assert raw_direction(probe) @ planted.direction > 0.9
-    assert [len(row) for row in scores] == [N_POSITIONS] * len(spoiled)  # all are scored
+    assert [len(row) for row in scores] == [N_POSITIONS + 1] * len(spoiled)  # all are scored
+
+
+def test_the_prompt_of_a_harmful_request_is_harmful_whatever_is_answered():
+    # One direction says what is asked, at the prompt's end; the other what is answered.
+    rng = np.random.default_rng(0)
+    answers = []
+    for number in range(60):
+        for label in ("harmful", "harmless"):
+            asked = np.array([3.0 if label == "harmful" else -3.0, 0.0])
+            for complies in (0, 1):
+                said = np.array([0.0, 3.0 if complies and label == "harmful" else -3.0])
+                states = rng.standard_normal((N_POSITIONS + 1, 2)) + said
+                states[0] = asked + rng.standard_normal(2)
+                is_harmful = int(complies and label == "harmful")
+                request = made_up_request(label, number)
+                answers.append(made_up_answer(states, request, label=is_harmful))
+    _, scores = fit_probe(answers, SETTINGS)
+    refused = [
+        row
+        for answer, row in zip(answers, scores, strict=True)
+        if answer.request.label == "harmful" and answer.label == 0
+    ]
+    assert np.mean([row[0] for row in refused]) > 0.7
+    assert np.mean([row[1:].mean() for row in refused]) < 0.3
 
 
 def test_hard_negatives_count_more_than_ordinary_ones():

@@ -41,7 +41,7 @@ def onnx_scores(probe: FittedProbe, states: NDArray[np.float32]) -> NDArray[np.f
 def test_the_exported_file_scores_raw_states_as_scikit_learn_does(form: ProbeForm, method: str):
     from sklearn.isotonic import IsotonicRegression
 
-    states, labels = states_and_labels()
+    states, _ = states_and_labels()
     planted = plant(size=4.0, n_pairs=40)
     parts = np.split(states, len(planted.answers))
     answers = [
@@ -51,8 +51,10 @@ def test_the_exported_file_scores_raw_states_as_scikit_learn_does(form: ProbeFor
     settings = FitSettings(form, n_positions=N_POSITIONS, calibration=method)  # type: ignore[arg-type]  # parametrised
     probe, _ = fit_probe(answers, settings)
     assert probe.n_set_aside == 0
-    kept = np.concatenate([answer.states[1:] for answer in answers]).astype(np.float32)
-    estimator = fit_estimator(form, kept, labels, seed=0)
+    kept = np.concatenate([answer.states for answer in answers]).astype(np.float32)
+    labels = np.repeat([answer.label for answer in answers], N_POSITIONS + 1)
+    repeats = np.tile([8] + N_POSITIONS * [1], len(answers))  # the prompt's counts more
+    estimator = fit_estimator(form, kept.copy(), labels, 0, repeats)
     chances = np.clip(estimator.predict_proba(kept.astype(np.float64))[:, 1], 1e-12, 1 - 1e-12)
     margins = np.log(chances / (1.0 - chances))
     if method == "platt":
@@ -68,7 +70,7 @@ def test_the_exported_file_scores_raw_states_as_scikit_learn_does(form: ProbeFor
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_every_form_finds_what_is_there(form: ProbeForm):
     states, labels = states_and_labels()
-    estimator = fit_estimator(form, states, labels, seed=0)
+    estimator = fit_estimator(form, states.copy(), labels, seed=0)
     scores = estimator.predict_proba(states)[:, 1]
     assert auroc(scores[labels == 1], scores[labels == 0]) > 0.9
 
@@ -79,7 +81,7 @@ def test_a_network_finds_what_no_line_does():
     labels = (states[:, 0] * states[:, 1] > 0).astype(np.int64)
     found = {}
     for form in (ProbeForm("linear", 1.0), ProbeForm("mlp", 100.0, n_components=6, n_hidden=32)):
-        scores = fit_estimator(form, states, labels, seed=0).predict_proba(states)[:, 1]
+        scores = fit_estimator(form, states.copy(), labels, seed=0).predict_proba(states)[:, 1]
         found[form.kind] = auroc(scores[labels == 1], scores[labels == 0])
     assert found["linear"] < 0.65
     assert found["mlp"] > 0.9
@@ -115,8 +117,8 @@ def test_states_that_went_wrong_have_no_say_in_the_standardisation():
     broken = states.copy()
     broken[::50] = 6e4  # what an overflow of float16 looks like, nearly
     form = ProbeForm("linear", 0.01)
-    good = fit_estimator(form, states, labels, seed=0).steps[0][1]
-    robust = fit_estimator(form, broken, labels, seed=0).steps[0][1]
+    good = fit_estimator(form, states.copy(), labels, seed=0).steps[0][1]
+    robust = fit_estimator(form, broken.copy(), labels, seed=0).steps[0][1]
     np.testing.assert_allclose(robust.mean_, good.mean_, rtol=0.1)
     np.testing.assert_allclose(robust.scale_, good.scale_, rtol=0.1)
 

@@ -29,9 +29,9 @@ from tests.made_up_answers import made_up_request
 
 REQUESTS = tuple(made_up_request(label, 1) for label in ("ordinary", "borderline", "harmful"))
 ANSWERS = [
-    ScoredAnswer("ordinary-1", "ordinary", False, np.full(20, 0.1)),
-    ScoredAnswer("borderline-1", "borderline", False, np.array([0.1] * 16 + [0.7] * 4)),
-    ScoredAnswer("harmful-1", "harmful", True, np.full(20, 0.95)),
+    ScoredAnswer("ordinary-1", "ordinary", False, np.full(20, 0.1), 0.1),
+    ScoredAnswer("borderline-1", "borderline", False, np.array([0.1] * 16 + [0.7] * 4), 0.1),
+    ScoredAnswer("harmful-1", "harmful", True, np.full(20, 0.95), 0.95),
 ]
 REPLAY = replay_of(ANSWERS, REQUESTS, POLICY, "Q4_1")
 

@@ -22,7 +22,7 @@ def answers_with(slope: float, intercept: float, *, seed: int = 0) -> list[Score
         complies = bool(rng.random() < sigmoid(logit))
         scores = sigmoid(np.array([(logit - intercept) / slope]))
         label = "harmful" if complies else "ordinary"
-        answers.append(ScoredAnswer(str(number), label, complies, scores))
+        answers.append(ScoredAnswer(str(number), label, complies, scores, float(scores[0])))
     return answers
 
 
@@ -42,7 +42,7 @@ def test_the_order_of_scores_is_kept_and_they_stay_scores():
 
 def test_scores_that_fall_with_harm_are_refused():
     turned = [
-        ScoredAnswer(a.request_id, a.label, a.complies, 1 - a.scores)
+        ScoredAnswer(a.request_id, a.label, a.complies, 1 - a.scores, 1 - a.prompt_score)
         for a in answers_with(1.0, 0.0)
     ]
     with pytest.raises(ProbeFileError, match="do not rise with harm"):

@@ -120,3 +120,30 @@ def test_a_calm_risk_refuses_nothing_by_its_limit(
 ):
     risk = risk_after(scores, carried=carried, risk_decay=decay, risk_limit=limit)
     assert not (risk.is_calm and risk.refusal_reason() == "risk_limit")
+
+
+@given(many_scores, decays, shares, st.integers(0, 40))
+def test_a_prompts_score_raises_the_risk_and_never_lowers_it(
+    scores: list[float], decay: float, asked: float, weight: int
+):
+    policy = policy_with(risk_decay=decay, prompt_weight=weight)
+    risk, plain = RunningRisk(policy, prompt_score=asked), RunningRisk(policy)
+    for score in scores:
+        risk.add(score)
+        plain.add(score)
+        assert plain.value <= risk.value <= max([asked, *scores]) + 1e-9
+
+
+@given(many_scores, shares, st.integers(1, 40))
+def test_a_prompts_score_counts_as_so_many_tokens(scores: list[float], asked: float, weight: int):
+    policy = policy_with(risk_decay=0.9999, prompt_weight=weight)
+    risk = RunningRisk(policy, prompt_score=asked)
+    for score in scores:
+        risk.add(score)
+    both = np.mean([*weight * [asked], *scores])
+    assert risk.value == pytest.approx(max(np.mean(scores), both), abs=1e-9)
+
+
+def test_a_prompt_alone_refuses_nothing():
+    policy = policy_with(risk_limit=0.0, risk_min_steps=1, prompt_weight=8)
+    assert RunningRisk(policy, prompt_score=1.0).refusal_reason() is None

@@ -42,7 +42,8 @@ def test_a_continued_answer_is_the_answer_that_was_not_cut(
     guarded_tiny: GuardedTiny, bias: float | None, interlude: Callable[[Session], None] | None
 ):
     # Few tokens: the tiny model's bytes are no UTF-8, and restored text is tokenised anew.
-    bundle = guarded_tiny.bundle(bias, PATIENT_POLICY) if bias is not None else None
+    policy = replace(PATIENT_POLICY, prompt_weight=8)
+    bundle = guarded_tiny.bundle(bias, policy) if bias is not None else None
     with opened(guarded_tiny, bundle, max_tokens=24) as session:
         whole = ask(session, "Hello there")
         session.reset()

@@ -114,7 +114,7 @@ def _nested_table(nested: Json) -> Table:
     return Table(
         "The chosen way to a probe, on requests that it did not see",
         "nested cross-validation by request: choice and fit are made again outside each fold; mean "
-        "score of steps 1–16, 95 % intervals",
+        "risk after 16 tokens, 95 % intervals",
         ("complying answers to harmful requests against", "AUROC", "found at 1 % false alarms"),
         tuple(rows),
     )

@@ -176,10 +176,16 @@ class _Reader:
         )
         sampling = SamplingSettings(temperature=1.0, top_k=_TOP_K, top_p=1.0, min_p=0.0)
         sampler = SamplerChain(sampling, n_vocab=runtime.model.n_vocab)
-        policy = runtime.bundle.policy if runtime.bundle else None
-        risk = RunningRisk(self._defence.policy_from(policy)) if policy else None
+        bundle = runtime.bundle
+        risk: RunningRisk | None = None
         try:
-            engine.prefill(items, sampler, control_vector=self._vector, steers_prompt=True)
+            prefill = engine.prefill(
+                items, sampler, control_vector=self._vector, steers_prompt=True
+            )
+            if bundle is not None:
+                asked = float(bundle.probe.score(prefill.last_state[np.newaxis])[0])
+                policy = self._defence.policy_from(bundle.policy)
+                risk = RunningRisk(policy, prompt_score=asked)
             for token_id in token_ids:
                 log_probs = log_softmax(engine.next_logits())
                 if risk is not None and self._defence.guard == "steer":
