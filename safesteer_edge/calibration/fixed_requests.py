@@ -12,8 +12,8 @@ from typing import Final
 
 from safesteer_edge.calibration.requests_data import Label, Request, load_requests
 
-# 99 ordinary answers are the fewest from which a limit that 1 % exceed can be told (policy_fit).
-# The shares are about those of a whole calibration, so that a score keeps meaning the same chance.
+# 99 ordinary answers are the fewest from which a limit that 1 % exceed can be told (policy_fit), 33
+# borderline ones for 3 %.
 RECALIBRATION_COUNTS: Final[Mapping[Label, int]] = {
     "ordinary": 100,
     "borderline": 40,
