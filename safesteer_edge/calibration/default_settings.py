@@ -41,7 +41,7 @@ def default_settings(
     return CalibrationSettings(
         session=replace(session, guard="off"),
         layer_sets=layer_sets_for(info.n_layer),
-        regularisations=(1e-3, 3e-3),
+        regularisations=(3e-3, 1e-2),
         plan=HarvestPlan(),
         targets=targets or FalseAlarmTargets(),
         refusal_text=REFUSAL_TEXT,

@@ -34,6 +34,7 @@ from safesteer_edge.converters.probe_onnx import (  # pyright: ignore[reportMiss
     encode_probe,
 )
 from safesteer_edge.errors import SettingsError
+from safesteer_edge.evaluation.probe_quality import EARLY_STEPS
 
 N_FOLDS: Final = 5
 # Answers to borderline requests are the hard negatives: of 400 of our requests, counting each three
@@ -54,13 +55,13 @@ class FitSettings:
     """n_positions: positions of each answer that may be fitted. calibration: None: the better one.
 
     max_rows: positions of all answers that are fitted. Where there are more, as many of each answer
-    are drawn, of the model's own ones twice as many: neighbouring positions tell nearly the same,
-    and joined layers take much memory.
+    are drawn: neighbouring positions tell nearly the same, and joined layers take much memory. Of
+    forced answers the first come first: there the guard weighs candidates.
     """
 
     form: ProbeForm
     n_positions: int = 32
-    max_rows: int = 32_000
+    max_rows: int = 36_000
     calibration: CalibrationMethod | None = None
     seed: int = 0
 
@@ -205,19 +206,19 @@ def _positions(
     The prompt's comes first in the model's own answers: each request's once.
     """
     lengths = [min(settings.n_positions, len(answer.states) - 1) for answer in answers]
-    shares = [2 if answer.kind == "own" else 1 for answer in answers]
-    n_each = max(1, settings.max_rows // max(1, sum(shares)))
+    n_each = max(1, settings.max_rows // max(1, len(answers)))
     if sum(lengths) <= settings.max_rows:
         n_each = settings.n_positions
     rng = np.random.default_rng(settings.seed)
-    drawn = [
-        1 + np.sort(rng.permutation(length)[: n_each * share])
-        for length, share in zip(lengths, shares, strict=True)
-    ]
-    return [
-        np.concatenate([[0], at]) if answer.kind == "own" else at
-        for answer, at in zip(answers, drawn, strict=True)
-    ]
+    positions: list[NDArray[np.int64]] = []
+    for answer, length in zip(answers, lengths, strict=True):
+        drawn = 1 + rng.permutation(length)
+        if answer.kind == "own":
+            positions.append(np.sort(np.concatenate([[0], drawn[:n_each]])))
+        else:
+            early_first = np.argsort(drawn > EARLY_STEPS[-1], kind="stable")
+            positions.append(np.sort(drawn[early_first[:n_each]]))
+    return positions
 
 
 def _fit(rows: _Rows, trusted: NDArray[np.bool_], settings: FitSettings) -> ProbeGraph:
