@@ -124,11 +124,13 @@ def bundle_from_harvest(
     taught = harvested if reading.get("understood") else harvested.without_drawn()
     best = fit_chosen_probe(taught, candidates, settings.targets, progress)
     layers = best.candidate.layers
-    chosen = harvested.answers(layers, kinds=("own",))
     probe_onnx = best.probe.to_onnx()
     runtime = open_runtime(session, layers=layers)
     try:
-        canaries = make_canaries(runtime, best.probe.scores, chosen, requests)
+        # Not kept: the vector's fit needs the room.
+        canaries = make_canaries(
+            runtime, best.probe.scores, harvested.answers(layers, kinds=("own",)), requests
+        )
         replay = _replay(runtime, probe_onnx, best.policy.policy, settings.replayed, progress)
     finally:
         runtime.close()

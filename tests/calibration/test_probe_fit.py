@@ -137,7 +137,7 @@ def test_the_prompt_of_a_harmful_request_is_harmful_whatever_is_answered():
                 said = np.array([0.0, 3.0 if complies and label == "harmful" else -3.0])
                 states = rng.standard_normal((N_POSITIONS + 1, 2)) + said
                 states[0] = asked + rng.standard_normal(2)
-                is_harmful = int(complies and label == "harmful")
+                is_harmful = 1 if complies and label == "harmful" else 0
                 request = made_up_request(label, number)
                 answers.append(made_up_answer(states, request, label=is_harmful))
     _, scores = fit_probe(answers, SETTINGS)
