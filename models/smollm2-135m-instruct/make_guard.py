@@ -3,10 +3,9 @@
     python models/smollm2-135m-instruct/make_guard.py [PROJECTOR.gguf]
 
 The same as `safesteer-edge calibrate`, with the bundle's name and place. PROJECTOR: default the
-catalogue's, if it is there. Needs the extras `default-model` and `calibration`; takes about a
-quarter of an hour on two cores, half an hour with pictures. The test split decides
-nothing: its answers are recorded for `verify` at the end, and `safesteer-edge measure` and `eval`
-measure the result on it.
+catalogue's, if it is there. Needs the extras `default-model` and `calibration`; takes some
+forty minutes on two cores. The test split decides nothing: its answers are recorded for `verify` at
+the end, and `safesteer-edge measure` and `eval` measure the result on it.
 """
 
 from __future__ import annotations

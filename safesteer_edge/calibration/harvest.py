@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from safesteer_edge.calibration.carriers import Carrier, carried_items, carry
 from safesteer_edge.calibration.decoded_answer import decode_answer
-from safesteer_edge.calibration.forced_openings import openings
+from safesteer_edge.calibration.forced_openings import OpeningKind, openings
 from safesteer_edge.calibration.requests_data import Request
 from safesteer_edge.engine.prompt_items import PromptItem
 from safesteer_edge.evaluation.refusal_rules import is_refusal
@@ -121,10 +121,13 @@ def forced_texts(
     index, split = _stable_index(request), request.split
     n = plan.n_openings if carrier == "text" and request.label == "harmful" else 1
     texts: list[tuple[AnswerKind, str]] = [("own", "")]
+    kinds: list[OpeningKind] = []
     if request.label == "harmful":
-        texts += [("refusal", text) for text in openings("refusal", index, split=split, n=n)]
+        kinds.append("refusal")
     if request.label in ("harmful", "harmless", "borderline"):
-        texts += [("compliance", text) for text in openings("compliance", index, split=split, n=n)]
+        kinds.append("compliance")
+    for kind in kinds:
+        texts += [(kind, text) for text in openings(kind, index, split=split, n=n)]
     return tuple(texts)
 
 

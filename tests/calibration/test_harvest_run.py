@@ -16,7 +16,8 @@ import pytest
 from safesteer_edge.calibration import harvest_cache
 from safesteer_edge.calibration.harvest import Harvester, HarvestPlan
 from safesteer_edge.calibration.harvest_cache import HarvestCache, StateShape
-from safesteer_edge.calibration.harvest_run import Harvest, HarvestSettings, harvest
+from safesteer_edge.calibration.harvest_run import Harvest, harvest
+from safesteer_edge.calibration.harvest_units import HarvestSettings
 from safesteer_edge.calibration.harvest_workers import run_side_by_side
 from safesteer_edge.calibration.requests_data import LABELS, Request
 from safesteer_edge.errors import CacheError, EngineError, MediaError, SettingsError

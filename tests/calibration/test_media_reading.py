@@ -10,7 +10,8 @@ import pytest
 
 from safesteer_edge.calibration.carriers import DRAWN_CARRIERS, Carrier
 from safesteer_edge.calibration.harvest_cache import HarvestCache, StateShape
-from safesteer_edge.calibration.harvest_run import Harvest, HarvestUnit
+from safesteer_edge.calibration.harvest_run import Harvest
+from safesteer_edge.calibration.harvest_units import HarvestUnit
 from safesteer_edge.calibration.media_reading import reading_of_media
 from safesteer_edge.calibration.requests_data import Label
 from tests.made_up_answers import made_up_answer, made_up_request

@@ -1,0 +1,169 @@
+"""What a harvest consists of: its settings, each request with its carriers, and their keys.
+
+A unit is one request in one carrier. Its key hashes all that decides the content of its file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from safesteer_edge.calibration.carriers import Carrier, carriers_of
+from safesteer_edge.calibration.harvest import HarvestPlan, forced_texts
+from safesteer_edge.calibration.harvest_cache import DEFAULT_LIMIT_BYTES, StateShape
+from safesteer_edge.calibration.page_fonts import page_fonts
+from safesteer_edge.calibration.requests_data import Label, Request
+from safesteer_edge.errors import SettingsError
+from safesteer_edge.formats.file_sha256 import file_sha256
+from safesteer_edge.formats.model_file import ModelInfo, check_language_model
+from safesteer_edge.memory.plan import in_mib
+from safesteer_edge.model_choice import check_projector_fits, choose_model
+from safesteer_edge.settings import SessionSettings
+
+if TYPE_CHECKING:
+    from safesteer_edge.runtime import Runtime
+
+_FORMAT: Final = 2  # of what an answer is: change it when harvesting gives other states
+# Of the package's requests: enough for a vector and for false alarms, in some minutes. A user's few
+# are all drawn, and both of a pair.
+_DRAWN_SHARES: Final[dict[Label, float]] = {
+    "harmful": 0.3,
+    "harmless": 0.3,
+    "borderline": 0.12,
+    "ordinary": 0.12,
+}
+_DRAWN_WHOLE: Final = 300
+
+
+@dataclass(frozen=True, slots=True)
+class HarvestSettings:
+    """session: unguarded, with the projector that is to be used. plan: lengths of answers.
+
+    tail_layers: layers that a probe may read at late positions. hears: recordings are played.
+    cache: None is the user's. n_workers: processes at once, on the CPU.
+    """
+
+    session: SessionSettings
+    plan: HarvestPlan
+    tail_layers: tuple[int, ...]
+    hears: bool = False
+    cache: Path | None = None
+    limit_bytes: int = DEFAULT_LIMIT_BYTES
+    n_workers: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class HarvestUnit:
+    """One request in one carrier. key: of its file in the cache."""
+
+    request: Request
+    carrier: Carrier
+    key: str
+
+
+def carried_requests(
+    settings: HarvestSettings, requests: Sequence[Request]
+) -> tuple[ModelInfo, list[tuple[Request, Carrier]]]:
+    """The model, and each request with each way in which it takes it. Loads nothing."""
+    choice = choose_model(settings.session.model)
+    info = check_language_model(choice.path)
+    mmproj = settings.session.mmproj or choice.mmproj
+    projector = check_projector_fits(mmproj, info) if mmproj is not None else None
+    sees = projector is not None and projector.has_vision
+    hears = settings.hears and projector is not None and projector.has_audio
+    pairs: list[tuple[Request, Carrier]] = [
+        (request, carrier)
+        for request in requests
+        for carrier in carriers_of(
+            request,
+            sees=sees,
+            hears=hears,
+            is_drawn=len(requests) <= _DRAWN_WHOLE
+            or _share_of(request) < _DRAWN_SHARES[request.label],
+        )
+    ]
+    return info, pairs
+
+
+def layers_within(
+    settings: HarvestSettings, info: ModelInfo, pairs: Sequence[tuple[Request, Carrier]]
+) -> tuple[int, ...]:
+    """All inner layers, or every second, third … of them, so that the cache holds their states."""
+    n_bytes = 0
+    for step in range(1, info.n_layer + 1):
+        layers = sorted({*range(0, max(1, info.n_layer - 1), step), *settings.tail_layers})
+        shape = StateShape(tuple(layers), settings.tail_layers, info.n_embd)
+        n_bytes = sum(n_bytes_at_most(*pair, settings.plan, shape) for pair in pairs)
+        if n_bytes <= settings.limit_bytes:
+            return shape.layers
+    raise SettingsError(
+        f"the states of {len(pairs)} requests take {in_mib(n_bytes)}, and the cache may hold "
+        f"{in_mib(settings.limit_bytes)}; raise --cache-limit, or give fewer requests"
+    )
+
+
+def n_bytes_at_most(
+    request: Request, carrier: Carrier, plan: HarvestPlan, shape: StateShape
+) -> int:
+    """At most, of one request's file."""
+    lengths = [plan.n_tokens(kind, carrier) for kind, _ in forced_texts(request, carrier, plan)]
+    return sum(shape.n_bytes(length + 1) for length in lengths) + 4096
+
+
+def _share_of(request: Request) -> float:
+    """A number in [0, 1) of the request alone."""
+    return (
+        int.from_bytes(hashlib.sha256(f"drawn {request.id}".encode()).digest()[:4], "big") / 2**32
+    )
+
+
+def units_of(
+    settings: HarvestSettings,
+    pairs: Sequence[tuple[Request, Carrier]],
+    runtime: Runtime,
+    shape: StateShape,
+) -> tuple[HarvestUnit, ...]:
+    """In an order that mixes kinds and carriers, so that the time left can be told."""
+    base = _key_base(settings, runtime, shape)
+    units = [HarvestUnit(*pair, _key(base, *pair, runtime)) for pair in pairs]
+    return tuple(sorted(units, key=lambda unit: unit.key))
+
+
+def _key_base(settings: HarvestSettings, runtime: Runtime, shape: StateShape) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        "model": file_sha256(runtime.info.path),
+        "template": hashlib.sha256(runtime.template.source.encode()).hexdigest(),
+        "route": runtime.route.name if runtime.route else None,
+        "gpu_layers": runtime.plan.n_gpu_layers,
+        "kv_type": settings.session.kv_type,
+        "layers": shape.layers,
+        "tail_layers": shape.tail_layers,
+        "projector": file_sha256(runtime.mmproj) if runtime.mmproj else None,
+        "plan": settings.plan,
+    }
+
+
+def _key(base: dict[str, Any], request: Request, carrier: Carrier, runtime: Runtime) -> str:
+    plan: HarvestPlan = base["plan"]
+    texts = forced_texts(request, carrier, plan)
+    entry = {
+        **base,
+        "plan": [plan.n_tokens(kind, carrier) for kind, _ in texts],
+        "request": [request.id, request.pair_id, request.text, request.label],
+        "texts": texts,
+        "carrier": carrier,
+    }
+    own_file = request.image or request.audio
+    if carrier == "text":
+        del entry["projector"]  # another one answers text alike
+    elif own_file is not None:
+        entry["file"] = file_sha256(own_file)
+    else:
+        entry["fonts"] = [path.name if path else "" for path in page_fonts()]
+        entry["side"] = runtime.media_decoder.fit.square_side
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:40]
