@@ -127,7 +127,7 @@ def forced_texts(
     if request.label in ("harmful", "harmless", "borderline"):
         kinds.append("compliance")
     for kind in kinds:
-        texts += [(kind, text) for text in openings(kind, index, split=split, n=n)]
+        texts.extend((kind, text) for text in openings(kind, index, split=split, n=n))
     return tuple(texts)
 
 
