@@ -103,7 +103,7 @@ def state_plots(pictures: Json) -> tuple[str, str]:
             y_range=ranges[1],
         )
 
-    return drawn(without), drawn([*text, *with_vector]) if with_vector else ""
+    return drawn(without), drawn([*with_vector, *text]) if with_vector else ""
 
 
 def reliability_plot(score_calibration: Json) -> str:
