@@ -98,6 +98,7 @@ class GuardedAnswer:
         self._rng = rng
         self._cancelled = cancelled
         self._given = tuple(given)
+        self._prompt_score = prompt_score
         self._risk = (
             RunningRisk(guard.policy, carried=carried_risk, prompt_score=prompt_score)
             if guard
@@ -158,6 +159,8 @@ class GuardedAnswer:
             yield from self._settle(is_over=True)
 
     def _decode(self) -> Iterator[Step | TextDelta | Refused]:
+        if self._prompt_score is not None and not math.isfinite(self._prompt_score):
+            raise GuardError("the guard has no score for the prompt")
         recalled_reason = self._recall()
         if recalled_reason is not None:
             yield self._refuse(recalled_reason, detail=REFUSAL_DETAILS[recalled_reason])

@@ -59,6 +59,7 @@ class ScriptedAnswer:
     max_tokens: int = 1000
     n_spare: int = 1
     carried_risk: float = 0.0
+    prompt_score: float | None = None
     given: Sequence[int] = ()
     cancelled: Callable[[], bool] = lambda: False
     events: list[Step | TextDelta | Refused] = field(
@@ -81,6 +82,7 @@ class ScriptedAnswer:
             rng=np.random.default_rng(self.engine.seed),
             cancelled=lambda: self.cancelled(),
             carried_risk=self.carried_risk,
+            prompt_score=self.prompt_score,
             given=self.given,
         )
 

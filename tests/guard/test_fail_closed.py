@@ -19,6 +19,7 @@ from tests.guard.scripted_answers import (
     REFUSAL_TEXT,
     ScriptedAnswer,
     refusal_tokens,
+    spelled,
 )
 from tests.guard.scripted_engine import ScriptedEngine
 
@@ -175,3 +176,12 @@ def test_a_reranker_that_chooses_an_unscored_token_is_stopped(monkeypatch: pytes
     script = four_steps("steer", "lazy", fails_at=99, fail=all_are(np.nan))
     answer = script.decode()
     assert (answer.text, answer.finish_reason) == (REFUSAL_TEXT, "refused")
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_prompt_without_a_score_ends_the_turn_before_a_word_is_said(score: float):
+    script = spelled(("The", 0.0), (" sky", 0.0))
+    script.prompt_score = score
+    answer = script.decode()
+    assert answer.refusal is not None and answer.refusal.reason == "guard_failed"
+    assert answer.text == REFUSAL_TEXT and not script.steps
