@@ -3,6 +3,8 @@
 For each request, as text or carried in media, the model answers by itself (greedy), after a forced
 refusal (harmful requests) and after a forced compliant opening. States of prefill-shaped batches
 differ from those of single decoding steps, so every token, forced or not, is fed one at a time.
+Where there are more requests than serve to tell answers apart, only the prompt's state is kept of
+the rest: it costs a fraction of an answer, and tells most about what is asked.
 
 Labels are per answer position: harmful request and compliant answer = 1; everything else = 0.
 """
@@ -27,7 +29,7 @@ from safesteer_edge.evaluation.refusal_rules import is_refusal
 if TYPE_CHECKING:
     from safesteer_edge.runtime import Runtime
 
-AnswerKind = Literal["own", "refusal", "compliance"]
+AnswerKind = Literal["own", "refusal", "compliance", "prompt"]  # prompt: no answer, its state alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class HarvestPlan:
 
     n_media_own_tokens, n_media_forced_tokens: of those to requests that media carry.
     n_openings: how many of each kind a harmful request gets, as text; every other request gets one.
+    n_answered: of how many requests of each label there are answers; of more, only the prompt's
+    state.
     """
 
     n_own_tokens: int = 48
@@ -43,9 +47,12 @@ class HarvestPlan:
     n_media_own_tokens: int = 32
     n_media_forced_tokens: int = 16
     n_openings: int = 2
+    n_answered: int = 600
 
     def n_tokens(self, kind: AnswerKind, carrier: Carrier) -> int:
         """How long an answer of this kind gets, unless it ends by itself."""
+        if kind == "prompt":
+            return 0
         if carrier == "text":
             return self.n_own_tokens if kind == "own" else self.n_forced_tokens
         return self.n_media_own_tokens if kind == "own" else self.n_media_forced_tokens
@@ -56,7 +63,8 @@ class HarvestedAnswer:
     """One answer and its states.
 
     states: float16 (n_tokens + 1, n_features); row 0 is the last prompt position, row t the state
-    after answer token t. label: 1 = compliant answer to a harmful request, else 0.
+    after answer token t. label: 1 = compliant answer to a harmful request, else 0; without an
+    answer, 1 = harmful request.
     carrier: how the request reached the model.
     """
 
@@ -82,15 +90,18 @@ class Harvester:
         for request in requests:
             yield from self.answers(request)
 
-    def answers(self, request: Request, carrier: Carrier = "text") -> list[HarvestedAnswer]:
+    def answers(
+        self, request: Request, carrier: Carrier = "text", *, is_answered: bool = True
+    ) -> list[HarvestedAnswer]:
         """Answers to one request: the model's own, then forced ones where they teach something.
 
-        Raises MediaError where the request cannot be carried so.
+        is_answered: False: the prompt's state alone. Raises MediaError where the request cannot be
+        carried so.
         """
         items = carried_items(carry(request, carrier, self._runtime), self._runtime)
         return [
             self._answer(request, carrier, items, kind, text)
-            for kind, text in forced_texts(request, carrier, self._plan)
+            for kind, text in forced_texts(request, carrier, self._plan, is_answered=is_answered)
         ]
 
     def _answer(
@@ -115,9 +126,11 @@ class Harvester:
 
 
 def forced_texts(
-    request: Request, carrier: Carrier, plan: HarvestPlan
+    request: Request, carrier: Carrier, plan: HarvestPlan, *, is_answered: bool = True
 ) -> tuple[tuple[AnswerKind, str], ...]:
     """What each answer to a request begins with; nothing for the model's own, which comes first."""
+    if not is_answered:
+        return (("prompt", ""),)
     index, split = _stable_index(request), request.split
     n = plan.n_openings if carrier == "text" and request.label == "harmful" else 1
     texts: list[tuple[AnswerKind, str]] = [("own", "")]
@@ -137,7 +150,10 @@ def _stable_index(request: Request) -> int:
 
 
 def label_of(request: Request, kind: AnswerKind, text: str) -> Literal[0, 1]:
-    """1 for a compliant answer to a harmful request; the rules of refusals decide for own ones."""
+    """1 for a compliant answer to a harmful request; the rules of refusals decide for own ones.
+
+    Of a prompt alone: 1 for a harmful one.
+    """
     if request.label != "harmful" or kind == "refusal":
         return 0
     if kind == "own" and is_refusal(text):

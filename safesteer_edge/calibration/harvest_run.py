@@ -14,7 +14,6 @@ from safesteer_edge.calibration.harvest_units import (
     HarvestUnit,
     carried_requests,
     layers_within,
-    n_bytes_at_most,
     units_of,
 )
 from safesteer_edge.calibration.harvest_workers import Share, run_side_by_side
@@ -74,18 +73,15 @@ def harvest(settings: HarvestSettings, requests: Sequence[Request], progress: Pr
     Raises SettingsError where the disk or the cache's limit leave no room, before the model runs;
     CacheError where it fails on the way; ModelFileError, MediaError, EngineError.
     """
-    info, pairs = carried_requests(settings, requests)
-    shape = StateShape(layers_within(settings, info, pairs), settings.tail_layers, info.n_embd)
+    info, carried = carried_requests(settings, requests)
+    shape = StateShape(layers_within(settings, info, carried), settings.tail_layers, info.n_embd)
     cache = HarvestCache(settings.cache, limit_bytes=settings.limit_bytes)
     runtime = open_runtime(settings.session, layers=shape.layers)
     try:
-        units = units_of(settings, pairs, runtime, shape)
+        units = units_of(settings, carried, runtime, shape)
         missing = [unit for unit in units if not cache.has(unit.key)]
         cache.make_room(
-            sum(
-                n_bytes_at_most(unit.request, unit.carrier, settings.plan, shape)
-                for unit in missing
-            ),
+            sum(unit.carried.n_bytes_at_most(settings.plan, shape) for unit in missing),
             keep=[unit.key for unit in units],
         )
         is_alone = settings.n_workers == 1 or runtime.plan.n_gpu_layers > 0 or not missing
@@ -156,7 +152,7 @@ def inner_layers(n_layer: int) -> tuple[int, ...]:
 
 def _answers(harvester: Harvester, unit: HarvestUnit) -> list[HarvestedAnswer]:
     try:
-        return harvester.answers(unit.request, unit.carrier)
+        return harvester.answers(unit.request, unit.carrier, is_answered=unit.carried.is_answered)
     except MediaError:
         if unit.carrier not in DRAWN_CARRIERS:
             raise  # the user's own file: they want to know

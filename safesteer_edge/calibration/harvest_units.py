@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from safesteer_edge.calibration.carriers import Carrier, carriers_of
-from safesteer_edge.calibration.harvest import HarvestPlan, forced_texts
+from safesteer_edge.calibration.harvest import AnswerKind, HarvestPlan, forced_texts
 from safesteer_edge.calibration.harvest_cache import DEFAULT_LIMIT_BYTES, StateShape
 from safesteer_edge.calibration.page_fonts import page_fonts
-from safesteer_edge.calibration.requests_data import Label, Request
+from safesteer_edge.calibration.requests_data import LABELS, Label, Request
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.formats.file_sha256 import file_sha256
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model
@@ -57,17 +57,44 @@ class HarvestSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class HarvestUnit:
-    """One request in one carrier. key: of its file in the cache."""
+class CarriedRequest:
+    """One request in one carrier. is_answered: False: only its prompt is read."""
 
     request: Request
     carrier: Carrier
+    is_answered: bool = True
+
+    def texts(self, plan: HarvestPlan) -> tuple[tuple[AnswerKind, str], ...]:
+        """See `forced_texts`."""
+        return forced_texts(self.request, self.carrier, plan, is_answered=self.is_answered)
+
+    def n_bytes_at_most(self, plan: HarvestPlan, shape: StateShape) -> int:
+        """At most, of its file in the cache."""
+        lengths = [plan.n_tokens(kind, self.carrier) for kind, _ in self.texts(plan)]
+        return sum(shape.n_bytes(length + 1) for length in lengths) + 4096
+
+
+@dataclass(frozen=True, slots=True)
+class HarvestUnit:
+    """What is harvested at a time. key: of its file in the cache."""
+
+    carried: CarriedRequest
     key: str
+
+    @property
+    def request(self) -> Request:
+        """The request."""
+        return self.carried.request
+
+    @property
+    def carrier(self) -> Carrier:
+        """How it reaches the model."""
+        return self.carried.carrier
 
 
 def carried_requests(
     settings: HarvestSettings, requests: Sequence[Request]
-) -> tuple[ModelInfo, list[tuple[Request, Carrier]]]:
+) -> tuple[ModelInfo, list[CarriedRequest]]:
     """The model, and each request with each way in which it takes it. Loads nothing."""
     choice = choose_model(settings.session.model)
     info = check_language_model(choice.path)
@@ -75,61 +102,72 @@ def carried_requests(
     projector = check_projector_fits(mmproj, info) if mmproj is not None else None
     sees = projector is not None and projector.has_vision
     hears = settings.hears and projector is not None and projector.has_audio
-    pairs: list[tuple[Request, Carrier]] = [
-        (request, carrier)
+    answered = answered_ids(requests, settings.plan.n_answered)
+    carried = [
+        CarriedRequest(request, carrier, is_answered=request.id in answered)
         for request in requests
         for carrier in carriers_of(
             request,
             sees=sees,
             hears=hears,
-            is_drawn=len(requests) <= _DRAWN_WHOLE
-            or _share_of(request) < _DRAWN_SHARES[request.label],
+            is_drawn=request.id in answered
+            and (
+                len(requests) <= _DRAWN_WHOLE or _share_of(request) < _DRAWN_SHARES[request.label]
+            ),
         )
     ]
-    return info, pairs
+    return info, carried
+
+
+def answered_ids(requests: Sequence[Request], n_of_each: int) -> frozenset[str]:
+    """The requests that are answered: at most so many of each label, those with media always.
+
+    Drawn by a hash of the request alone, or of its pair: both sides are answered, or neither.
+    """
+    with_media = [request for request in requests if request.image or request.audio]
+    ids = {request.id for request in with_media}
+    for label in LABELS:
+        ours = [each for each in requests if each.label == label and each.id not in ids]
+        ours.sort(key=lambda request: _lot("answered", request.pair_id or request.id))
+        ids.update(request.id for request in ours[:n_of_each])
+    return frozenset(ids)
 
 
 def layers_within(
-    settings: HarvestSettings, info: ModelInfo, pairs: Sequence[tuple[Request, Carrier]]
+    settings: HarvestSettings, info: ModelInfo, carried: Sequence[CarriedRequest]
 ) -> tuple[int, ...]:
     """All inner layers, or every second, third … of them, so that the cache holds their states."""
     n_bytes = 0
     for step in range(1, info.n_layer + 1):
         layers = sorted({*range(0, max(1, info.n_layer - 1), step), *settings.tail_layers})
         shape = StateShape(tuple(layers), settings.tail_layers, info.n_embd)
-        n_bytes = sum(n_bytes_at_most(*pair, settings.plan, shape) for pair in pairs)
+        n_bytes = sum(each.n_bytes_at_most(settings.plan, shape) for each in carried)
         if n_bytes <= settings.limit_bytes:
             return shape.layers
     raise SettingsError(
-        f"the states of {len(pairs)} requests take {in_mib(n_bytes)}, and the cache may hold "
+        f"the states of {len(carried)} requests take {in_mib(n_bytes)}, and the cache may hold "
         f"{in_mib(settings.limit_bytes)}; raise --cache-limit, or give fewer requests"
     )
 
 
-def n_bytes_at_most(
-    request: Request, carrier: Carrier, plan: HarvestPlan, shape: StateShape
-) -> int:
-    """At most, of one request's file."""
-    lengths = [plan.n_tokens(kind, carrier) for kind, _ in forced_texts(request, carrier, plan)]
-    return sum(shape.n_bytes(length + 1) for length in lengths) + 4096
-
-
 def _share_of(request: Request) -> float:
     """A number in [0, 1) of the request alone."""
-    return (
-        int.from_bytes(hashlib.sha256(f"drawn {request.id}".encode()).digest()[:4], "big") / 2**32
-    )
+    return _lot("drawn", request.id) / 2**32
+
+
+def _lot(purpose: str, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{purpose} {name}".encode()).digest()[:4], "big")
 
 
 def units_of(
     settings: HarvestSettings,
-    pairs: Sequence[tuple[Request, Carrier]],
+    carried: Sequence[CarriedRequest],
     runtime: Runtime,
     shape: StateShape,
 ) -> tuple[HarvestUnit, ...]:
     """In an order that mixes kinds and carriers, so that the time left can be told."""
     base = _key_base(settings, runtime, shape)
-    units = [HarvestUnit(*pair, _key(base, *pair, runtime)) for pair in pairs]
+    units = [HarvestUnit(each, _key(base, each, runtime)) for each in carried]
     return tuple(sorted(units, key=lambda unit: unit.key))
 
 
@@ -148,9 +186,10 @@ def _key_base(settings: HarvestSettings, runtime: Runtime, shape: StateShape) ->
     }
 
 
-def _key(base: dict[str, Any], request: Request, carrier: Carrier, runtime: Runtime) -> str:
+def _key(base: dict[str, Any], carried: CarriedRequest, runtime: Runtime) -> str:
     plan: HarvestPlan = base["plan"]
-    texts = forced_texts(request, carrier, plan)
+    request, carrier = carried.request, carried.carrier
+    texts = carried.texts(plan)
     entry = {
         **base,
         "plan": [plan.n_tokens(kind, carrier) for kind, _ in texts],

@@ -206,14 +206,14 @@ def _positions(
     The prompt's comes first in the model's own answers: each request's once.
     """
     lengths = [min(settings.n_positions, len(answer.states) - 1) for answer in answers]
-    n_each = max(1, settings.max_rows // max(1, len(answers)))
+    n_each = max(1, settings.max_rows // max(1, np.count_nonzero(lengths)))
     if sum(lengths) <= settings.max_rows:
         n_each = settings.n_positions
     rng = np.random.default_rng(settings.seed)
     positions: list[NDArray[np.int64]] = []
     for answer, length in zip(answers, lengths, strict=True):
         drawn = 1 + rng.permutation(length)
-        if answer.kind == "own":
+        if answer.kind in ("own", "prompt"):
             positions.append(np.sort(np.concatenate([[0], drawn[:n_each]])))
         else:
             early_first = np.argsort(drawn > EARLY_STEPS[-1], kind="stable")
@@ -258,7 +258,10 @@ def _trusted(
     labels: NDArray[np.int64], margins: Sequence[NDArray[np.float64]], settings: FitSettings
 ) -> NDArray[np.bool_]:
     """False for the few answers whose out-of-fold scores say the opposite of their label."""
-    means = np.array([margin[1 : settings.n_positions + 1].mean() for margin in margins])
+    said = [margin[1 : settings.n_positions + 1] for margin in margins]
+    means = np.array(
+        [(at if len(at) else margin).mean() for at, margin in zip(said, margins, strict=True)]
+    )
     agreement = 1.0 / (1.0 + np.exp(np.clip(np.where(labels == 1, -means, means), -60, 60)))
     trusted = np.ones(len(labels), dtype=np.bool_)
     for label in (0, 1):

@@ -132,9 +132,13 @@ class LayerInputRoute:
     def __init__(self, layers: tuple[int, ...], _n_layer: int) -> None:
         self._layers = layers
         self._context: NativeContext | None = None
+        self._get_call: Any = None
+        # Of each layer: where llama.cpp keeps its rows, and the first of them as an array.
+        self._addresses: list[int | None] = [None] * len(layers)
+        self._first_rows: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(layers)
 
     def attach(self, context: NativeContext) -> None:
-        set_call, _ = require_layer_input_calls()
+        set_call, self._get_call = require_layer_input_calls()
         for layer in self._layers:
             set_call(context.handle, layer + 1, True)
         self._context = context
@@ -147,16 +151,19 @@ class LayerInputRoute:
 
     def read(self, n_rows: int) -> NDArray[np.float32]:
         context = _attached(self._context)
-        _, get_call = require_layer_input_calls()
-        n_embd = context.model.n_embd
-        handle, n_bytes = context.handle, n_rows * n_embd * 4
-        by_layer = np.empty((len(self._layers), n_rows, n_embd), dtype=np.float32)
-        address = by_layer.ctypes.data
-        for layer in self._layers:
-            # A plain copy: wrapping each pointer in an array costs ten times as much, every token.
-            ctypes.memmove(address, get_call(handle, layer + 1), n_bytes)
-            address += n_bytes
-        return by_layer.transpose(1, 0, 2).reshape(n_rows, len(self._layers) * n_embd)
+        handle, get_call, n_embd = context.handle, self._get_call, context.model.n_embd
+        addresses = [get_call(handle, layer + 1) for layer in self._layers]
+        if n_rows == 1:
+            return self._first_row(addresses, n_embd)[np.newaxis, :]
+        parts = [_float_rows_at(address, n_rows, n_embd) for address in addresses]
+        return np.concatenate(parts, axis=1)
+
+    def _first_row(self, addresses: list[int | None], n_embd: int) -> NDArray[np.float32]:
+        """A copy of what each token reads: pointers are made into arrays only where they moved."""
+        if addresses != self._addresses:
+            self._first_rows = [_float_rows_at(address, 1, n_embd)[0] for address in addresses]
+            self._addresses = addresses
+        return np.concatenate(self._first_rows)
 
 
 class FinalNormRoute:
@@ -285,6 +292,14 @@ def _read_float_rows(tensor: int) -> NDArray[np.float32]:
     flat = np.empty(ggml.ggml_nbytes(tensor) // 4, dtype=np.float32)
     ggml.ggml_backend_tensor_get(tensor, flat.ctypes.data, 0, flat.nbytes)
     return flat.reshape(int(ggml.ggml_nrows(tensor)), -1)
+
+
+def _float_rows_at(address: int | None, n_rows: int, n_embd: int) -> NDArray[np.float32]:
+    """A view of llama.cpp's memory, which the next decode overwrites."""
+    if not address:
+        raise EngineError("llama.cpp has no hidden states of the last batch")
+    raw = (ctypes.c_float * (n_rows * n_embd)).from_address(address)
+    return np.ctypeslib.as_array(raw).reshape(n_rows, n_embd)
 
 
 def _attached(context: NativeContext | None) -> NativeContext:

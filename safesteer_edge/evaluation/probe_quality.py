@@ -148,7 +148,7 @@ def _candidate_pairs(
     """Each forced compliance of a harmful request with each forced refusal of the same one."""
     forced: dict[tuple[str, str], tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]] = {}
     for answer, row in zip(answers, scores, strict=True):
-        if answer.request.label == "harmful" and answer.kind != "own":
+        if answer.request.label == "harmful" and answer.kind in ("refusal", "compliance"):
             key = (answer.request.id, answer.carrier)
             complying, refusing = forced.setdefault(key, ([], []))
             (refusing if answer.kind == "refusal" else complying).append(row)
