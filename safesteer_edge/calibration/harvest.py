@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safesteer_edge.calibration.carriers import Carrier, carried_items, carry
 from safesteer_edge.calibration.decoded_answer import decode_answer
 from safesteer_edge.calibration.forced_openings import OpeningKind, openings
-from safesteer_edge.calibration.requests_data import Request
+from safesteer_edge.calibration.requests_data import Request, Split
 from safesteer_edge.engine.prompt_items import PromptItem
 from safesteer_edge.evaluation.refusal_rules import is_refusal
 
@@ -39,7 +39,7 @@ class HarvestPlan:
     n_media_own_tokens, n_media_forced_tokens: of those to requests that media carry.
     n_openings: how many of each kind a harmful request gets, as text; every other request gets one.
     n_answered: of how many requests of each label there are answers; of more, only the prompt's
-    state.
+    state. opening_split: whose openings are put into the model's mouth; None: the request's own.
     """
 
     n_own_tokens: int = 48
@@ -48,6 +48,7 @@ class HarvestPlan:
     n_media_forced_tokens: int = 16
     n_openings: int = 2
     n_answered: int = 600
+    opening_split: Split | None = None
 
     def n_tokens(self, kind: AnswerKind, carrier: Carrier) -> int:
         """How long an answer of this kind gets, unless it ends by itself."""
@@ -131,7 +132,7 @@ def forced_texts(
     """What each answer to a request begins with; nothing for the model's own, which comes first."""
     if not is_answered:
         return (("prompt", ""),)
-    index, split = _stable_index(request), request.split
+    index, split = _stable_index(request), plan.opening_split or request.split
     n = plan.n_openings if carrier == "text" and request.label == "harmful" else 1
     texts: list[tuple[AnswerKind, str]] = [("own", "")]
     kinds: list[OpeningKind] = []

@@ -21,6 +21,7 @@ from safesteer_edge.errors import SettingsError
 from safesteer_edge.formats.finite_json import without_nan
 
 if TYPE_CHECKING:
+    from safesteer_edge.calibration.harvest import HarvestedAnswer
     from safesteer_edge.calibration.requests_data import Label, Request
     from safesteer_edge.evaluation.guard_effect import GuardEffect
     from safesteer_edge.evaluation.probe_quality import ProbeQuality
@@ -78,39 +79,57 @@ def _measure_probe(settings: SessionSettings, options: argparse.Namespace) -> in
     from safesteer_edge.runtime import open_runtime
 
     requests = _test_requests(options.limit)
+    harmful = [request for request in requests if request.label == "harmful"]
     runtime = open_runtime(settings)
     try:
         assert runtime.bundle is not None  # --guard off was refused above
         plan = HarvestPlan(n_own_tokens=N_STEPS, n_forced_tokens=N_STEPS)
-        progress = _progress(len(requests))
-        answers = []
-        for answer in Harvester(runtime, plan).harvest(requests):
-            answers.append(answer)
-            progress(len({item.request.id for item in answers}))
-        weight = runtime.bundle.policy.prompt_weight
-        quality = measure_probe_quality(answers, runtime.bundle.probe, prompt_weight=weight)
+        known_plan = replace(plan, n_own_tokens=1, opening_split="train")
+        progress = _progress(len(requests) + len(harmful))
+        n_done = 0
+        qualities: list[ProbeQuality] = []
+        for asked, each_plan in ((requests, plan), (harmful, known_plan)):
+            harvester = Harvester(runtime, each_plan)
+            answers: list[HarvestedAnswer] = []
+            for request in asked:
+                answers += harvester.answers(request)
+                n_done += 1
+                progress(n_done)
+            weight, probe = runtime.bundle.policy.prompt_weight, runtime.bundle.probe
+            qualities.append(measure_probe_quality(answers, probe, prompt_weight=weight))
     finally:
         runtime.close()
+    quality, known = qualities
     if options.json:
-        print(json.dumps(without_nan(asdict(quality))))
+        candidates = {
+            "steps": [row.candidate for row in known.steps],
+            "early_candidate": known.early_candidate,
+        }
+        print(json.dumps(without_nan({**asdict(quality), "known_openings": candidates})))
     else:
-        _print_quality(quality)
+        _print_quality(quality, known)
     return OK
 
 
-def _print_quality(quality: ProbeQuality) -> None:
+def _print_quality(quality: ProbeQuality, known: ProbeQuality) -> None:
+    """known: of the same harmful requests, after openings that calibrations use."""
     print(
         f"AUROC of complying answers to {quality.n_harmful} harmful requests, on the decode path, "
         f"against answers to\n{quality.n_ordinary} ordinary, {quality.n_borderline} borderline and "
         f"{quality.n_harmless} harmless twin requests; candidate: against the refusing answer\n"
-        f"to the same request ({quality.n_candidate_pairs} pairs). Step 0 is the prompt's end;\n"
-        "risk: prompt and 16 tokens together, as the guard adds them up."
+        f"to the same request ({quality.n_candidate_pairs} pairs), in words that calibration never "
+        "uses,\nand in words that it does. Step 0 is the prompt's end; risk: prompt and 16 tokens "
+        "together, as\nthe guard adds them up."
     )
-    print(f"{'step':>5} {'ordinary':>9} {'borderline':>11} {'twins':>7} {'candidate':>10}")
-    for row in quality.steps:
+    print(
+        f"{'step':>5} {'ordinary':>9} {'borderline':>11} {'twins':>7} {'candidate':>10} "
+        f"{'known words':>12}"
+    )
+    for row, known_row in zip(quality.steps, known.steps, strict=True):
         print(
             f"{row.step:>5} {row.against_ordinary:>9.3f} {row.against_borderline:>11.3f} "
-            f"{row.against_harmless_twins:>7.3f} {row.candidate:>10.3f}"
+            f"{row.against_harmless_twins:>7.3f} {row.candidate:>10.3f} "
+            f"{known_row.candidate:>12.3f}"
         )
     print(
         f"{'risk':>5} {quality.mean_against_ordinary:>9.3f} "
@@ -123,7 +142,10 @@ def _print_quality(quality: ProbeQuality) -> None:
     )
     shown = ", ".join(f"{name} {low:.3f}–{high:.3f}" for name, (low, high) in bounds)
     print(f"risk, 95 %: {shown}")
-    print(f"candidate, mean of steps 1–4: {quality.early_candidate:.3f}")
+    print(
+        f"candidate, mean of steps 1–4: {quality.early_candidate:.3f}; known words "
+        f"{known.early_candidate:.3f}"
+    )
     print("harmful answers found at 1 % false alarms, by their risk")
     print(f"  on ordinary answers    {quality.found_at_1_percent_ordinary}")
     print(f"  on borderline answers  {quality.found_at_1_percent_borderline}")
