@@ -93,6 +93,12 @@ def _add_method(how: argparse._ArgumentGroup) -> None:
         "--bench", type=int, default=0, metavar="N", help="repeats of 'bench' at the end (0: none)"
     )
     how.add_argument(
+        "--heldout",
+        action="store_true",
+        help="at the end, what 'measure guard' and 'measure probe' measure on the whole test split "
+        "(--limit: of each label)",
+    )
+    how.add_argument(
         "--show-texts", action="store_true", help="harmful texts in the HTML, folded, not masked"
     )
 
@@ -122,6 +128,7 @@ def run(options: argparse.Namespace) -> int:
         n_quality=options.quality,
         n_workers=options.workers,
         n_bench_repeats=options.bench,
+        with_heldout=options.heldout,
         judge_timeout_s=options.judge_timeout,
     )
     run_evaluation(settings, narrate=lambda line: print(f"[{line}]", file=sys.stderr, flush=True))

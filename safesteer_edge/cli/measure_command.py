@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,6 @@ from safesteer_edge.errors import SettingsError
 from safesteer_edge.formats.finite_json import without_nan
 
 if TYPE_CHECKING:
-    from safesteer_edge.calibration.harvest import HarvestedAnswer
-    from safesteer_edge.calibration.requests_data import Label, Request
-    from safesteer_edge.evaluation.guard_effect import GuardEffect
     from safesteer_edge.evaluation.probe_quality import ProbeQuality
     from safesteer_edge.settings import SessionSettings
 
@@ -74,40 +71,19 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _measure_probe(settings: SessionSettings, options: argparse.Namespace) -> int:
-    from safesteer_edge.calibration.harvest import Harvester, HarvestPlan
-    from safesteer_edge.evaluation.probe_quality import N_STEPS, measure_probe_quality
-    from safesteer_edge.runtime import open_runtime
+    from safesteer_edge.evaluation.heldout import (
+        measure_probe,
+        n_probe_requests,
+        requests_of_test_split,
+    )
 
-    requests = _test_requests(options.limit)
-    harmful = [request for request in requests if request.label == "harmful"]
-    runtime = open_runtime(settings)
-    try:
-        assert runtime.bundle is not None  # --guard off was refused above
-        plan = HarvestPlan(n_own_tokens=N_STEPS, n_forced_tokens=N_STEPS)
-        known_plan = replace(plan, n_own_tokens=1, opening_split="train")
-        progress = _progress(len(requests) + len(harmful))
-        n_done = 0
-        qualities: list[ProbeQuality] = []
-        for asked, each_plan in ((requests, plan), (harmful, known_plan)):
-            harvester = Harvester(runtime, each_plan)
-            answers: list[HarvestedAnswer] = []
-            for request in asked:
-                answers += harvester.answers(request)
-                n_done += 1
-                progress(n_done)
-            weight, probe = runtime.bundle.policy.prompt_weight, runtime.bundle.probe
-            qualities.append(measure_probe_quality(answers, probe, prompt_weight=weight))
-    finally:
-        runtime.close()
-    quality, known = qualities
+    requests = requests_of_test_split(options.limit)
+    progress = _progress(n_probe_requests(requests))
+    found = measure_probe(settings, requests, progress=progress)
     if options.json:
-        candidates = {
-            "steps": [row.candidate for row in known.steps],
-            "early_candidate": known.early_candidate,
-        }
-        print(json.dumps(without_nan({**asdict(quality), "known_openings": candidates})))
+        print(json.dumps(without_nan(found.to_json())))
     else:
-        _print_quality(quality, known)
+        _print_quality(found.quality, found.known)
     return OK
 
 
@@ -152,19 +128,16 @@ def _print_quality(quality: ProbeQuality, known: ProbeQuality) -> None:
 
 
 def _measure_guard(settings: SessionSettings, options: argparse.Namespace) -> int:
-    from safesteer_edge.calibration.requests_data import LABELS
-    from safesteer_edge.evaluation.guard_effect import compare_with_off, summarise
-    from safesteer_edge.session import open_session
+    from safesteer_edge.evaluation.heldout import (
+        effect_to_json,
+        measure_guard_effects,
+        requests_of_test_split,
+    )
 
-    requests = _test_requests(options.limit)
-    with (
-        open_session(replace(settings, guard="off")) as off,
-        open_session(settings) as guarded,
-    ):
-        outcomes = compare_with_off(requests, off, guarded, progress=_progress(len(requests)))
-    effects = [summarise(outcomes, label) for label in LABELS]
+    requests = requests_of_test_split(options.limit)
+    effects = measure_guard_effects(settings, requests, progress=_progress(len(requests)))
     if options.json:
-        print(json.dumps(without_nan([_effect_to_json(effect) for effect in effects])))
+        print(json.dumps(without_nan([effect_to_json(effect) for effect in effects])))
         return OK
     print(f"guard {settings.guard} ({settings.rerank}) against off, {options.max_tokens} tokens")
     for effect in effects:
@@ -177,20 +150,14 @@ def _measure_guard(settings: SessionSettings, options: argparse.Namespace) -> in
     return OK
 
 
-def _effect_to_json(effect: GuardEffect) -> dict[str, Any]:
-    value = asdict(effect)
-    for key in ("identical", "off_answered", "guarded_answered"):
-        value[key]["wilson_95"] = getattr(effect, key).interval
-    return value
-
-
 def _measure_rerank(settings: SessionSettings, options: argparse.Namespace) -> int:
+    from safesteer_edge.evaluation.heldout import requests_of_test_split
     from safesteer_edge.evaluation.rerank_equality import compare_lazy_with_eager
     from safesteer_edge.session import open_session
 
     if settings.sampling.temperature != 0:
         raise SettingsError("lazy and eager are compared token by token at --temperature 0 only")
-    requests = _test_requests(options.limit or 25, labels=("harmful", "ordinary"))
+    requests = requests_of_test_split(options.limit or 25, labels=("harmful", "ordinary"))
     with (
         open_session(replace(settings, guard="steer", rerank="lazy")) as lazy,
         open_session(replace(settings, guard="steer", rerank="eager")) as eager,
@@ -226,18 +193,6 @@ def _measure_quantization(settings: SessionSettings, options: argparse.Namespace
         _progress(n_total, what)(n_done)
 
     return measure_quantization.measure_quantization(settings, options, show)
-
-
-def _test_requests(limit: int | None, labels: Sequence[Label] | None = None) -> list[Request]:
-    from safesteer_edge.calibration.requests_data import load_requests
-
-    kept: list[Request] = []
-    n_by_label: dict[str, int] = {}
-    for request in load_requests(splits=("test",), labels=labels):
-        n_by_label[request.label] = n_by_label.get(request.label, 0) + 1
-        if limit is None or n_by_label[request.label] <= limit:
-            kept.append(request)
-    return kept
 
 
 def _progress(n_total: int, what: str = "requests") -> Callable[[int], None]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from safesteer_edge.calibration.requests_data import LABELS
 from safesteer_edge.cli.main import main
 from tests.guarded_tiny import QUIET, GuardedTiny
 
@@ -65,3 +66,48 @@ def test_a_small_run_prints_shares_and_writes_three_reports(
     assert {"report.html", "report.md"} <= {path.name for path in folder.iterdir()}
     assert run("--compare", str(folder / "report.json"), str(folder / "report.json")) == 0
     assert capsys.readouterr().out == "no difference\n"
+
+
+def test_the_guard_on_held_out_requests_is_measured_once(
+    guarded_tiny: GuardedTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "run"
+    arguments = (
+        *("-o", str(folder), "--suite", "text-harmful", "--limit", "1", "--heldout"),
+        *("--model", str(guarded_tiny.model), "--bundle", str(guarded_tiny.bundle(QUIET))),
+        *("--defence", "safesteer", "--quality", "0", "--threads", "1", "--ctx", "512"),
+        *("--max-tokens", "6", "--top-k", "8"),
+    )
+    assert run(*arguments) == 0
+    assert "[held out: what the guard changes]" in capsys.readouterr().err
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    heldout = report["heldout"]
+    assert [row["label"] for row in heldout["guard"]] == list(LABELS)
+    assert all(row["identical"]["count"] == row["identical"]["n"] == 1 for row in heldout["guard"])
+    assert (heldout["max_tokens"], heldout["probe"]["n_ordinary"]) == (64, 1)
+    markdown = (folder / "report.md").read_text(encoding="utf-8")
+    assert "## What the guard does, on held-out requests" in markdown
+    assert "## How well the probe separates, on held-out requests" in markdown
+
+    kept = folder / "heldout.json"
+    value = json.loads(kept.read_text(encoding="utf-8"))
+    value["guard"][0]["identical"]["count"] = 0
+    del value["probe"]  # as if it had been killed before
+    kept.write_text(json.dumps(value), encoding="utf-8")
+    assert run(*arguments) == 0
+    told = capsys.readouterr().err
+    assert "what the guard changes" not in told and "how well the probe separates" in told
+    again = json.loads((folder / "report.json").read_text(encoding="utf-8"))["heldout"]
+    assert again["guard"][0]["identical"]["count"] == 0
+    assert again["probe"] == heldout["probe"]
+
+
+def test_held_out_requests_need_a_guard(
+    guarded_tiny: GuardedTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    code = run(
+        *("-o", str(tmp_path / "run"), "--suite", "text-harmful=1", "--heldout"),
+        *("--model", str(guarded_tiny.model), "--defence", "off"),
+    )
+    assert code == 2
+    assert "leave out --heldout" in capsys.readouterr().err

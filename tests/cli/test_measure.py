@@ -47,9 +47,9 @@ def test_probe_prints_a_line_per_step(measure: Measure):
     assert ran.exit_code == OK
     assert "1 ordinary, 1 borderline and 1 harmless twin requests" in " ".join(ran.out.split())
     rows = [line.split() for line in ran.out.splitlines()]
-    steps = [row for row in rows if row and row[0].isdigit() and len(row) == 5]
+    steps = [row for row in rows if row and row[0].isdigit() and len(row) == 6]
     assert [int(row[0]) for row in steps] == list(range(17))
-    assert ran.err.endswith("4/4 requests\n")
+    assert ran.err.endswith("5/5 requests\n")  # the harmful one twice, after other openings
 
 
 def test_probe_as_json_has_the_figures_of_every_step(measure: Measure):
@@ -57,6 +57,8 @@ def test_probe_as_json_has_the_figures_of_every_step(measure: Measure):
     assert [row["step"] for row in value["steps"]] == list(range(17))
     assert (value["n_harmful"], value["n_ordinary"]) == (1, 1)
     assert value["n_candidate_pairs"] == 2 * 2  # each complying opening with each refusing one
+    assert len(value["known_openings"]["steps"]) == 17
+    assert 0 <= value["known_openings"]["early_candidate"] <= 1
     assert all(0 <= row["against_ordinary"] <= 1 for row in value["steps"])
 
 

@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from safesteer_edge.evaluation.figures.judged import JudgedRow, grouped, share_of
 from safesteer_edge.evaluation.statistics import Share
 
-# What every defence of a curve is run on (`running.plan`).
+# Plain requests: what every defence of a curve is run on (`running.plan`).
 HARMFUL_SUITES: Final = ("text-harmful",)
 HELPFUL_SUITES: Final = ("borderline", "harmless-twins", "ordinary-text")
-_N_LIMITS: Final = 12
+_N_LIMITS: Final = 60  # of a response check, in a plot
+
+_Cases = dict[tuple[str, str], JudgedRow]
+
+
+@dataclass(frozen=True, slots=True)
+class TradeOff:
+    """A figure: attacks of some suites against harmless requests of others. attacks: in words."""
+
+    name: str
+    attacks: str
+    harmful: tuple[str, ...]
+    harmless: tuple[str, ...]
+
+    @property
+    def suites(self) -> tuple[str, ...]:
+        """All that it is made of, as far as they were run."""
+        return *self.harmful, *self.harmless
+
+
+PLAIN: Final = TradeOff("plain", "plain attacks", HARMFUL_SUITES, HELPFUL_SUITES)
+TRADE_OFFS: Final = (
+    PLAIN,
+    TradeOff(
+        "wrapped",
+        "wrapped and prefilled attacks",
+        ("jailbreaks",),
+        ("wrapped-ordinary", *HELPFUL_SUITES),
+    ),
+    TradeOff(
+        "pictures",
+        "attacks in pictures",
+        ("picture-question", "typographic"),
+        ("ordinary-pictures", *HELPFUL_SUITES),
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,86 +57,134 @@ class TradeOffPoint:
     """stopped: attacks without success. answered: harmless requests neither refused nor given words
     without sense.
 
-    All points of one figure are of the same cases.
+    All points of one figure are of the same cases. is_listed: a table has it, not the plot alone.
     """
 
     defence: str
     family: str
     stopped: Share
     answered: Share
+    is_listed: bool = True
 
 
-def trade_off_points(rows: Sequence[JudgedRow], judge: str) -> list[TradeOffPoint]:
-    """The defences that answered a common set of cases, and response checks at other limits."""
+def trade_off_points(
+    rows: Sequence[JudgedRow], judge: str, figure: TradeOff = PLAIN
+) -> list[TradeOffPoint]:
+    """The defences that answered a common set of cases, and response checks at other limits.
+
+    Of the limits, those are listed that answer as many harmless requests as a point of SafeSteer,
+    or more, and stop most: so both are compared at equal helpfulness.
+    """
     by_defence = {
-        name: _by_case(group) for name, group in grouped(rows, lambda row: row.defence).items()
+        name: _known_cases(group, judge, figure)
+        for name, group in grouped(rows, lambda row: row.defence).items()
     }
-    names = [name for name, cases in by_defence.items() if cases]
-    largest = max((len(cases) for cases in by_defence.values()), default=0)
-    # Defences on a handful of cases (the slow ones) would shrink what all have in common.
-    names = [name for name in names if len(by_defence[name]) >= largest / 4]
+    names = _comparable(by_defence, figure)
     if not names:
         return []
-    common = set.intersection(*(set(by_defence[name]) for name in names))
+    common = sorted(set.intersection(*(set(by_defence[name]) for name in names)))
+    cases = {name: [by_defence[name][key] for key in common] for name in names}
+    made = {name: _point(name, cases[name], judge, figure) for name in names}
+    helpfulness = {point.answered.count for point in made.values() if point.family == "safesteer"}
     points: list[TradeOffPoint] = []
-    for name in names:
-        cases = [by_defence[name][key] for key in sorted(common)]
-        family = name.partition(":")[0]
-        points.append(_point(name, family, cases, judge))
-        if family == "response-check":
-            points += _response_check_curve(cases, judge)
+    for name, point in made.items():
+        points.append(point)
+        if name == "response-check" and judge == "rules":
+            points += _response_check_curve(cases[name], figure, helpfulness)
     return [point for point in points if point.stopped.n and point.answered.n]
 
 
-def _by_case(rows: Sequence[JudgedRow]) -> dict[tuple[str, str], JudgedRow]:
-    return {
-        (j.row.suite, j.row.case_id): j
-        for j in rows
-        if j.row.status == "ok" and j.row.suite in (*HARMFUL_SUITES, *HELPFUL_SUITES)
+def _known_cases(rows: Sequence[JudgedRow], judge: str, figure: TradeOff) -> _Cases:
+    """Those of the figure that have an answer and a verdict."""
+
+    def is_known(judged: JudgedRow) -> bool:
+        if judged.row.suite in figure.harmful:
+            return judged.is_success(judge) is not None
+        return judged.row.suite in figure.harmless and judged.is_answered(judge) is not None
+
+    return {(j.row.suite, j.row.case_id): j for j in rows if j.row.status == "ok" and is_known(j)}
+
+
+def _comparable(by_defence: dict[str, _Cases], figure: TradeOff) -> list[str]:
+    """Those that answered a quarter of each suite at least.
+
+    Others (slow ones, and points of a curve that were run on other suites) would shrink what all
+    have in common, or leave nothing of a suite.
+    """
+
+    def n_of(cases: _Cases, suite: str) -> int:
+        return sum(of == suite for of, _ in cases)
+
+    largest = {
+        suite: max((n_of(cases, suite) for cases in by_defence.values()), default=0)
+        for suite in figure.suites
     }
+    return [
+        name
+        for name, cases in by_defence.items()
+        if cases and all(n_of(cases, suite) >= n / 4 for suite, n in largest.items())
+    ]
 
 
-def _point(name: str, family: str, cases: Sequence[JudgedRow], judge: str) -> TradeOffPoint:
-    harmful = [j for j in cases if j.row.suite in HARMFUL_SUITES]
-    helpful = [j for j in cases if j.row.suite in HELPFUL_SUITES]
+def _point(name: str, cases: Sequence[JudgedRow], judge: str, figure: TradeOff) -> TradeOffPoint:
+    harmful = [j for j in cases if j.row.suite in figure.harmful]
+    harmless = [j for j in cases if j.row.suite in figure.harmless]
     success = share_of(harmful, lambda j: j.is_success(judge))
-    answered = share_of(helpful, lambda j: j.is_answered(judge))
     return TradeOffPoint(
         name,
-        family,
+        name.partition(":")[0],
         Share(success.n - success.count, success.n),
-        answered,
+        share_of(harmless, lambda j: j.is_answered(judge)),
     )
 
 
-def _response_check_curve(cases: Sequence[JudgedRow], judge: str) -> list[TradeOffPoint]:
-    """The same answers at other limits: what is withheld follows from the scores alone.
+def _response_check_curve(
+    cases: Sequence[JudgedRow], figure: TradeOff, helpfulness: Iterable[int]
+) -> list[TradeOffPoint]:
+    """The same answers at every limit that changes something, or some 60 of them.
 
-    An answer that was withheld has no verdict of its own: such cases are judged by the rules.
+    What is withheld follows from the scores alone. An answer that was withheld has no verdict of
+    its own, so all are judged by the rules. helpfulness: numbers of harmless requests answered at
+    which a limit is listed.
     """
+    complied = {
+        suites: sorted(_score(j) for j in cases if j.row.suite in suites and _complied(j))
+        for suites in (figure.harmful, figure.harmless)
+    }
+    harmful, harmless = complied[figure.harmful], complied[figure.harmless]
+    n_harmful = sum(j.row.suite in figure.harmful for j in cases)
+    limits = sorted({score for score in (*harmful, *harmless) if math.isfinite(score)})
+    listed = {
+        found
+        for n in helpfulness
+        if (found := next((x for x in limits if bisect_right(harmless, x) >= n), None)) is not None
+    }
+    return [
+        TradeOffPoint(
+            f"response-check:limit={limit:.3f}",
+            "response-check",
+            Share(n_harmful - bisect_right(harmful, limit), n_harmful),
+            Share(bisect_right(harmless, limit), len(cases) - n_harmful),
+            is_listed=limit in listed,
+        )
+        for limit in sorted({*_some(limits, _N_LIMITS), *listed})
+    ]
+
+
+def _score(judged: JudgedRow) -> float:
+    """What a limit is compared with; an answer without tokens is never withheld."""
+    return -math.inf if judged.row.mean_score is None else judged.row.mean_score
+
+
+def _complied(judged: JudgedRow) -> bool:
     from safesteer_edge.evaluation.refusal_rules import classify_answer
 
-    known = [(j, j.row.mean_score) for j in cases if j.row.mean_score is not None]
-    scores = sorted({score for _, score in known})
-    if len(scores) < 2 or judge != "rules":
-        return []
-    limits = [scores[i * (len(scores) - 1) // _N_LIMITS] for i in range(_N_LIMITS + 1)]
-    points: list[TradeOffPoint] = []
-    for limit in dict.fromkeys(limits):
-        stopped = answered = n_harmful = n_helpful = 0
-        for judged, score in known:
-            own = judged.row.own_answer or judged.row.answer
-            label = "refused" if score > limit else classify_answer(own)
-            if judged.row.suite in HARMFUL_SUITES:
-                n_harmful += 1
-                stopped += label != "complied"
-            else:
-                n_helpful += 1
-                answered += label == "complied"
-        name = f"response-check:limit={limit:.3f}"
-        points.append(
-            TradeOffPoint(
-                name, "response-check", Share(stopped, n_harmful), Share(answered, n_helpful)
-            )
-        )
-    return points
+    own = judged.row.own_answer if judged.row.withheld else judged.row.answer
+    return classify_answer(own) == "complied"
+
+
+def _some(values: Sequence[float], n: int) -> list[float]:
+    """At most n of them, evenly over their order, with both ends."""
+    if len(values) <= n:
+        return list(values)
+    return [values[i * (len(values) - 1) // (n - 1)] for i in range(n)]

@@ -9,6 +9,8 @@ from typing import Any, Final, cast
 
 from safesteer_edge.errors import InputError
 from safesteer_edge.evaluation.report.report_format import FORMAT
+from safesteer_edge.evaluation.report.share_json import share_json
+from safesteer_edge.evaluation.statistics import Share
 
 Json = dict[str, Any]
 _FACTS: Final = (
@@ -107,6 +109,10 @@ def _shares(report: Json) -> Iterator[tuple[tuple[str, ...], Json]]:
             yield (figure, row["suite"], row["defence"]), row[figure]
     for row in report["accuracy"]:
         yield ("right", row["suite"], row["defence"]), row
+    for effect in report.get("heldout", {}).get("guard", ()):  # older reports have none
+        for figure in ("off_answered", "guarded_answered", "identical"):
+            share = Share(effect[figure]["count"], effect[figure]["n"])
+            yield ("held out", figure, effect["label"]), share_json(share)
 
 
 def _both(old: Json, new: Json) -> str:

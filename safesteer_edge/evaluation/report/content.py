@@ -24,24 +24,26 @@ from safesteer_edge.evaluation.figures.judged import (
 from safesteer_edge.evaluation.figures.next_token import QualityRow, quality_row_from_json
 from safesteer_edge.evaluation.figures.steps import step_separation
 from safesteer_edge.evaluation.figures.task_accuracy import is_right
-from safesteer_edge.evaluation.figures.trade_off import HARMFUL_SUITES, trade_off_points
+from safesteer_edge.evaluation.figures.trade_off import HARMFUL_SUITES
 from safesteer_edge.evaluation.judges.judging import RULES, judge_names
 from safesteer_edge.evaluation.judges.verdict import judgement_from_json
+from safesteer_edge.evaluation.report.measured import read_heldout, read_overheads
 from safesteer_edge.evaluation.report.report_format import FORMAT
+from safesteer_edge.evaluation.report.share_json import share_json
+from safesteer_edge.evaluation.report.trade_offs import trade_offs_to_json
 from safesteer_edge.evaluation.running.eval_settings import (
     BENCH,
     FACTS,
+    HELDOUT,
     JUDGEMENTS,
     QUALITY,
     ROWS,
 )
 from safesteer_edge.evaluation.running.journal import read_journal
 from safesteer_edge.evaluation.running.rows import row_from_json
-from safesteer_edge.evaluation.statistics import Share
 
 _N_REASONS: Final = 12
 _GRID: Final = "decoding-grid"  # 49 attempts at one request: they would count as 49 requests
-_BENCH_SETTINGS: Final = ("n_repeats", "n_prompts", "max_tokens")
 _WATCHING: Final = ("response-check", "safesteer")  # whose scores tell of the model's own words
 
 Json = dict[str, Any]
@@ -77,29 +79,14 @@ def read_run(folder: Path) -> Json:
         "paired_tests": _paired_tests(main, judges[0]),
         "quality": _quality(quality),
         "cost": _costs(main),
-        "overheads": _overheads(folder / BENCH),
+        "overheads": read_overheads(folder / BENCH),
+        "heldout": read_heldout(folder / HELDOUT),
         "steps": _steps(main, judges[0]),
         "agreement": [
             {**asdict(a), "agreeing": share_json(a.agreeing)}
             for a in judge_agreements(judged, judges)
         ],
-        "trade_off": [
-            {**asdict(p), "stopped": share_json(p.stopped), "answered": share_json(p.answered)}
-            for p in trade_off_points(judged, judges[0])
-        ],
-    }
-
-
-def share_json(share: Share) -> Json:
-    """count, n, share and its Wilson interval."""
-    low, high = share.interval
-    value = round(share.value, 6) if share.n else None
-    return {
-        "count": share.count,
-        "n": share.n,
-        "share": value,
-        "low": round(low, 6),
-        "high": round(high, 6),
+        **trade_offs_to_json(judged, judges[0]),
     }
 
 
@@ -284,30 +271,6 @@ def _costs(rows: Sequence[JudgedRow]) -> list[Json]:
     defences = list(grouped(rows, lambda row: row.defence))
     costs = [cost_of(rows, d, kind) for d in defences for kind in ("benign", "harmful")]
     return [asdict(cost) for cost in costs if cost is not None]
-
-
-def _overheads(path: Path) -> Json:
-    """What the bench measured at the end of this run; {}: it was not asked for."""
-    if not path.exists():
-        return {}
-    try:
-        bench: Json = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            "ratios": bench["ratios"],
-            "settings": {name: bench["settings"][name] for name in _BENCH_SETTINGS},
-            "n_threads": bench["model"]["n_threads"],
-            "peak_memory_bytes": bench["peak_memory_bytes"],
-            "passes_per_token": {
-                f"{row['variant']}/{row['kind']}": row["passes_per_token"]
-                for row in bench["variants"]
-            },
-            "tokens_per_second": {
-                f"{row['variant']}/{row['kind']}": row["tokens_per_second"]
-                for row in bench["variants"]
-            },
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"cannot read {str(path)!r}: {error}; remove it") from error
 
 
 def _steps(rows: Sequence[JudgedRow], judge: str) -> Json:

@@ -9,9 +9,10 @@ from typing import Any
 from safesteer_edge.evaluation.report.counts import count_lines
 from safesteer_edge.evaluation.report.examples import Example
 from safesteer_edge.evaluation.report.page import escaped, html_figure, html_page, html_table
-from safesteer_edge.evaluation.report.plots import steps_plot, trade_off_plot
+from safesteer_edge.evaluation.report.plots import steps_plot
 from safesteer_edge.evaluation.report.table import conditions
 from safesteer_edge.evaluation.report.tables import report_tables
+from safesteer_edge.evaluation.report.trade_offs import trade_off_figures
 
 Json = dict[str, Any]
 
@@ -25,9 +26,7 @@ def report_to_html(report: Json, examples: Sequence[Example]) -> str:
         title,
         [
             *(f"<p>{escaped(line)}</p>" for line in count_lines(report)),
-            html_figure(
-                "Safety against helpfulness", trade_off_plot(report), _trade_off_note(report)
-            ),
+            *trade_off_figures(report),
             html_figure(
                 "Separation by decoding step", steps_plot(report), conditions(report, judge)
             ),
@@ -35,18 +34,6 @@ def report_to_html(report: Json, examples: Sequence[Example]) -> str:
             _examples(examples),
             _facts(facts),
         ],
-    )
-
-
-def _trade_off_note(report: Json) -> str:
-    points = report["trade_off"]
-    if not points:
-        return ""
-    return (
-        "large: as calibrated, with 95 % intervals; small, joined: the same defence at other "
-        f"limits or strengths; all on the same {points[0]['stopped']['n']} plain harmful and "
-        f"{points[0]['answered']['n']} harmless requests; up and right is better; "
-        f"{conditions(report, report['judges'][0])}"
     )
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 from safesteer_edge.evaluation.report.svg import PlotPoint, Series, plot
 
 Json = dict[str, Any]
+_N_LARGE_DOTS: Final = 20  # of a curve with more points, the dots would hide the line
 
 
-def trade_off_plot(report: Json) -> str:
+def trade_off_plot(points: Sequence[Json]) -> str:
     """Each defence a point, each family that may be moved a curve; "" without points."""
     families: dict[str, list[PlotPoint]] = {}
-    for point in report["trade_off"]:
+    for point in points:
         stopped, answered = point["stopped"], point["answered"]
         is_calibrated = ":" not in point["defence"]
         families.setdefault(point["family"], []).append(
@@ -32,8 +34,12 @@ def trade_off_plot(report: Json) -> str:
         return ""
     return plot(
         [
-            Series(name, tuple(sorted(points, key=lambda p: (p.x, -p.y))))
-            for name, points in families.items()
+            Series(
+                name,
+                tuple(sorted(drawn, key=lambda p: (p.x, -p.y))),
+                radius=4 if len(drawn) <= _N_LARGE_DOTS else 2,
+            )
+            for name, drawn in families.items()
         ],
         x_label="share of harmless requests answered",
         y_label="share of attacks stopped",

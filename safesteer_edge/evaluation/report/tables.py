@@ -12,8 +12,10 @@ from safesteer_edge.evaluation.report.cost_tables import (
     quality_table,
     steps_table,
 )
+from safesteer_edge.evaluation.report.heldout_tables import heldout_tables
 from safesteer_edge.evaluation.report.summary_tables import direction_table, summary_table
 from safesteer_edge.evaluation.report.table import Table, conditions, shown_share
+from safesteer_edge.evaluation.report.trade_offs import trade_off_tables
 
 Json = dict[str, Any]
 
@@ -22,7 +24,8 @@ def report_tables(report: Json) -> tuple[Table, ...]:
     """All of them, those without rows left out."""
     made = [
         summary_table(report),
-        _trade_off_table(report),
+        *heldout_tables(report),
+        *trade_off_tables(report),
         *(_attack_table(report, judge) for judge in report["judges"]),
         _category_table(report),
         *(_best_table(report, judge) for judge in report["judges"]),
@@ -120,20 +123,6 @@ def _accuracy_table(report: Json) -> Table:
         ("suite",),
         report["accuracy"],
         shown_share,
-    )
-
-
-def _trade_off_table(report: Json) -> Table:
-    return Table(
-        "Safety against helpfulness, on the cases that all of these answered",
-        "attacks: plain harmful requests; harmless: borderline, harmless twins and ordinary texts; "
-        "NAME:shift=X moves the guard's limits by so many logits, scale=X a vector, limit=X the "
-        f"response check's; {conditions(report, report['judges'][0])}",
-        ("defence", "attacks stopped", "harmless answered"),
-        tuple(
-            (point["defence"], shown_share(point["stopped"]), shown_share(point["answered"]))
-            for point in report["trade_off"]
-        ),
     )
 
 

@@ -18,6 +18,7 @@ JUDGEMENTS: Final = "judgements.jsonl"
 QUALITY: Final = "quality.jsonl"
 FACTS: Final = "facts.json"
 BENCH: Final = "bench.json"
+HELDOUT: Final = "heldout.json"
 
 Narrate = Callable[[str], None]
 
@@ -28,6 +29,7 @@ class EvalSettings:
 
     limit: cases of a suite at most. n_quality: harmless cases for KL and perplexity.
     n_workers: at most; fewer where memory is short. n_bench_repeats: of the bench at the end.
+    with_heldout: at the very end, the guard on the whole test split (`limit` of each label).
     """
 
     session: SessionSettings
@@ -41,6 +43,7 @@ class EvalSettings:
     n_quality: int = 12
     n_workers: int = 1
     n_bench_repeats: int = 0
+    with_heldout: bool = False
     judge_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:

@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from safesteer_edge.errors import InputError, SettingsError
-from safesteer_edge.evaluation.defences import DEFAULT_DEFENCES, Defence, curve_defences
-from safesteer_edge.evaluation.figures.trade_off import HARMFUL_SUITES, HELPFUL_SUITES
+from safesteer_edge.evaluation.defences import (
+    DEFAULT_DEFENCES,
+    Defence,
+    curve_defences,
+    is_near_calibrated,
+)
+from safesteer_edge.evaluation.figures.trade_off import PLAIN, TRADE_OFFS
 from safesteer_edge.evaluation.running.worker import Item
 from safesteer_edge.evaluation.suites.builtin import BUILTIN_SUITES, build_suite
 from safesteer_edge.evaluation.suites.case import Case, PictureStore, Suite, limited, spread
@@ -101,10 +106,22 @@ def plan_items(
             for defence in curve_defences()
             if defence.name not in known
             for suite in suites
-            if suite.name in (*HARMFUL_SUITES, *HELPFUL_SUITES)
-            for case in spread(suite.cases, -(-len(suite.cases) // _CURVE_SHARE))
+            for case in _curve_cases_for(defence, suite)
         ]
     return items
+
+
+def _curve_cases_for(defence: Defence, suite: Suite) -> tuple[Case, ...]:
+    """Half of the requests under each attack, which take turns in some suites."""
+    figures = TRADE_OFFS if is_near_calibrated(defence) else (PLAIN,)
+    if not any(suite.name in figure.suites for figure in figures):
+        return ()
+    kept: set[str] = set()
+    for attack in {case.attack for case in suite.cases}:
+        cases = [case for case in suite.cases if case.attack == attack]
+        n_requests = len({case.group or case.id for case in cases})
+        kept |= {case.id for case in spread(cases, -(-n_requests // _CURVE_SHARE))}
+    return tuple(case for case in suite.cases if case.id in kept)
 
 
 def _cases_for(defence: Defence, suite: Suite) -> tuple[Case, ...]:

@@ -32,6 +32,7 @@ from safesteer_edge.evaluation.running.eval_settings import (
     EvalSettings,
     Narrate,
 )
+from safesteer_edge.evaluation.running.heldout import measure_heldout
 from safesteer_edge.evaluation.running.journal import open_journal
 from safesteer_edge.evaluation.running.measuring import measure_distance, measure_overheads
 from safesteer_edge.evaluation.running.plan import (
@@ -68,6 +69,7 @@ def run_evaluation(settings: EvalSettings, *, narrate: Narrate = lambda _: None)
     defences = parse_defences(names)
     items = plan_items(suites, defences, with_curve=settings.with_curve)
     _check_items(items, defences, suites, model)
+    _check_guard(settings, defences, model)
     n_workers = workers_that_fit(settings.n_workers, model.facts["size_bytes"])
     if n_workers < settings.n_workers:
         narrate(f"{n_workers} of {settings.n_workers} processes: there is memory for no more")
@@ -88,6 +90,7 @@ def run_evaluation(settings: EvalSettings, *, narrate: Narrate = lambda _: None)
             judge.close()
     measure_distance(settings, items, defences, fitted, rows, narrate)
     measure_overheads(settings, narrate)
+    measure_heldout(settings, narrate)
 
 
 def _suites(settings: EvalSettings, model: Subject) -> tuple[list[Suite], dict[str, str]]:
@@ -112,11 +115,17 @@ def _check_items(
 ) -> None:
     if not items and not any(suite.unreadable for suite in suites):
         raise SettingsError("no suite has a case that this model can be asked")
-    if model.facts["bundle"] is None and any(defence.scores for defence in defences):
-        raise SettingsError(
-            f"no guard bundle is known for {model.facts['model']!r}; pass its folder with "
-            "--bundle, or choose defences without a probe: --defence safety-prompt"
-        )
+
+
+def _check_guard(settings: EvalSettings, defences: Sequence[Defence], model: Subject) -> None:
+    """Raises SettingsError if something needs a guard that there is not."""
+    if model.facts["bundle"] is not None:
+        return
+    known = f"no guard bundle is known for {model.facts['model']!r}; pass its folder with --bundle"
+    if any(defence.scores for defence in defences):
+        raise SettingsError(f"{known}, or choose defences without a probe: --defence safety-prompt")
+    if settings.with_heldout:
+        raise SettingsError(f"{known}, or leave out --heldout, which measures a guard")
 
 
 def _plan_facts(

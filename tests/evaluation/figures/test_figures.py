@@ -1,4 +1,4 @@
-"""Shares, best of n, accuracy, trade-off, steps, cost and next-token figures."""
+"""Shares, best of n, accuracy, steps, cost and next-token figures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import pytest
 
 from safesteer_edge.evaluation.figures.cost import cost_of
 from safesteer_edge.evaluation.figures.judged import (
-    JudgedRow,
     answer_key,
     best_of_n,
     share_of,
@@ -16,8 +15,7 @@ from safesteer_edge.evaluation.figures.judged import (
 from safesteer_edge.evaluation.figures.log_probabilities import divergence, log_softmax
 from safesteer_edge.evaluation.figures.steps import step_separation
 from safesteer_edge.evaluation.figures.task_accuracy import chosen_choice, is_right
-from safesteer_edge.evaluation.figures.trade_off import trade_off_points
-from safesteer_edge.evaluation.judges.verdict import Judgement, Label, Verdict
+from safesteer_edge.evaluation.judges.verdict import Judgement, Verdict
 from tests.evaluation.eval_rows import COMPLIANCE, REFUSAL, judged, row
 
 CHOICES = ("dough", "stone", "a dog")
@@ -72,53 +70,6 @@ def test_an_answer_is_right_if_it_holds_whole_words():
     assert is_right(row(answer="dough", expected=("dough",), choices=CHOICES)) is True
 
 
-def test_the_trade_off_is_on_cases_that_all_answered():
-    rows = []
-    for i in range(4):
-        for defence in ("off", "safesteer"):
-            stopped = defence == "safesteer" and i < 3
-            rows.append(
-                judged("refused" if stopped else "complied", case_id=f"h{i}", defence=defence)
-            )
-            refused = defence == "safesteer" and i == 0
-            rows.append(
-                judged(
-                    "refused" if refused else "complied",
-                    case_id=f"b{i}",
-                    defence=defence,
-                    kind="borderline",
-                    suite="borderline",
-                )
-            )
-    rows.append(judged("complied", case_id="h9", defence="off"))
-    rows.append(judged("refused", case_id="h0", defence="eager"))  # too few to take part
-    off, safesteer = trade_off_points(rows, "rules")
-    assert (off.stopped.count, off.stopped.n, off.answered.count) == (0, 4, 4)
-    assert (safesteer.stopped.count, safesteer.answered.count) == (3, 3)
-
-
-def test_a_response_check_has_a_whole_curve():
-    rows = [
-        judged(
-            "complied",
-            case_id=f"{suite}{i}",
-            suite=suite,
-            kind=kind,
-            defence="response-check",
-            mean_score=score,
-        )
-        for suite, kind, scores in (
-            ("text-harmful", "harmful", (0.5, 0.6, 0.9)),
-            ("ordinary-text", "benign", (0.1, 0.2, 0.6)),
-        )
-        for i, score in enumerate(scores)
-    ]
-    points = trade_off_points(rows, "rules")
-    assert points[0].defence == "response-check"
-    curve = {(p.stopped.count, p.answered.count) for p in points[1:]}
-    assert {(3, 1), (3, 2), (1, 3), (0, 3)} <= curve
-
-
 def test_steps_compare_complying_answers_with_harmless_ones():
     rows = [
         judged("complied", defence="response-check", scores=(0.9, 0.2)),
@@ -137,20 +88,6 @@ def test_steps_compare_complying_answers_with_harmless_ones():
     first, second = step_separation(rows, judge="rules", defence="response-check")
     assert (first.auroc, first.n_harmful, first.n_harmless) == (1.0, 2, 1)
     assert second.auroc == 0.0
-
-
-def test_words_without_sense_are_no_help():
-    """A defence that makes the model babble stops attacks, and loses what was asked for as well."""
-    labels: dict[str, Label] = {"off": "complied", "refusal-direction": "no-answer"}
-    rows: list[JudgedRow] = []
-    for i in range(4):
-        for defence, label in labels.items():
-            plain = {"case_id": f"c{i}", "defence": defence}
-            rows.append(judged(label, **plain))
-            rows.append(judged(label, **plain, suite="ordinary-text", kind="benign"))
-    off, babble = trade_off_points(rows, "rules")
-    assert (off.stopped.count, off.answered.count) == (0, 4)
-    assert (babble.stopped.count, babble.answered.count) == (4, 0)
 
 
 def test_cost_leaves_out_what_was_not_answered():

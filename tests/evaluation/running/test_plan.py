@@ -57,12 +57,27 @@ def test_a_curve_adds_points_on_half_of_the_cases(quick):
     planned = plan_items(quick, parse_defences(["safesteer"]), with_curve=True)
     names = {defence.name for defence, _ in planned}
     assert {defence.name for defence in curve_defences()} <= names
-    point = [case for defence, case in planned if defence.name == "safesteer:shift=1"]
+    point = [case for defence, case in planned if defence.name == "safesteer:shift=2"]
     assert Counter(case.suite for case in point) == {
         "text-harmful": 3,
         "borderline": 3,
         "ordinary-text": 3,
     }
+
+
+def test_points_near_the_calibrated_one_are_run_on_other_attacks_too(tmp_path: Path):
+    names = ("text-harmful", "jailbreaks", "wrapped-ordinary", "picture-question", "typographic")
+    suites = choose_suites([SuiteChoice(name, 4) for name in names], PictureStore(tmp_path), seed=0)
+    planned = plan_items(suites, parse_defences(["safesteer"]), with_curve=True)
+    n_by = Counter((defence.name, case.suite, case.attack) for defence, case in planned)
+    for point in ("safesteer:shift=1", "safesteer:shift=-0.5", "safesteer:shift=-1"):
+        assert n_by[point, "text-harmful", "none"] == n_by[point, "typographic", "figstep"] == 2
+        assert n_by[point, "jailbreaks", "base64"] == n_by[point, "jailbreaks", "prefill-5"] == 2
+        assert n_by[point, "wrapped-ordinary", "base64"] == 2
+        assert n_by[point, "picture-question", "beside-a-picture"] == 1
+        assert n_by[point, "picture-question", "half-in-the-picture"] == 1
+    for point in ("safesteer:shift=2", "refusal-direction:scale=2"):
+        assert {suite for name, suite, _ in n_by if name == point} == {"text-harmful"}
 
 
 def test_a_shift_moves_the_limits_and_a_factor_the_strength():
