@@ -12,6 +12,7 @@ from safesteer_edge.calibration.harvest_workers import default_workers
 from safesteer_edge.calibration.layer_sets import layer_sets_for
 from safesteer_edge.calibration.make_bundle import CalibrationSettings
 from safesteer_edge.calibration.policy_fit import FalseAlarmTargets
+from safesteer_edge.calibration.preflight import n_needed, smallest_ordinary
 from safesteer_edge.formats.model_file import check_language_model
 from safesteer_edge.model_choice import choose_model
 from safesteer_edge.settings import SessionSettings
@@ -19,6 +20,8 @@ from safesteer_edge.settings import SessionSettings
 REFUSAL_TEXT: Final = (
     "I can't help with that, because it could hurt someone. I'm glad to help another way."
 )
+# What keeps a calibration of the embedded default, its pictures included, below 40 minutes.
+_N_ANSWERED: Final = 600
 
 
 def default_settings(
@@ -36,14 +39,15 @@ def default_settings(
     Raises SettingsError or ModelFileError if there is no such model.
     """
     info = check_language_model(choose_model(session.model).path)
+    targets = targets or FalseAlarmTargets()
     if n_workers is None:
         n_workers = default_workers(session, info.size_bytes)
     return CalibrationSettings(
         session=replace(session, guard="off"),
         layer_sets=layer_sets_for(info.n_layer),
         regularisations=(3e-3, 1e-2),
-        plan=HarvestPlan(),
-        targets=targets or FalseAlarmTargets(),
+        plan=HarvestPlan(n_answered=max(_N_ANSWERED, n_needed(smallest_ordinary(targets)))),
+        targets=targets,
         refusal_text=REFUSAL_TEXT,
         name=name or info.path.stem,
         hears=hears,

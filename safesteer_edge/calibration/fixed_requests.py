@@ -12,10 +12,10 @@ from typing import Final
 
 from safesteer_edge.calibration.requests_data import Label, Request, load_requests
 
-# 99 ordinary answers are the fewest from which a limit that 1 % exceed can be told (policy_fit), 33
-# borderline ones for 3 %.
+# 199 ordinary answers are the fewest from which a limit that 0.5 % exceed can be told (policy_fit),
+# 33 borderline ones for 3 %.
 RECALIBRATION_COUNTS: Final[Mapping[Label, int]] = {
-    "ordinary": 100,
+    "ordinary": 200,
     "borderline": 40,
     "harmful": 60,
     "harmless": 30,
@@ -24,7 +24,7 @@ REPLAY_COUNTS: Final[Mapping[Label, int]] = {"ordinary": 60, "borderline": 40, "
 
 
 def recalibration_requests() -> tuple[Request, ...]:
-    """Some requests of the train and calibration splits: 230 of the package's own."""
+    """Some requests of the train and calibration splits: 330 of the package's own."""
     return spread(load_requests(splits=("train", "calibration")), RECALIBRATION_COUNTS)
 
 

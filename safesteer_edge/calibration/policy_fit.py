@@ -51,12 +51,13 @@ class FalseAlarmTargets:
 
     touched: of any score above τ in an ordinary answer; borderline_touched: in one to a borderline
     request. ordinary_refused, borderline_refused: of a refusal of such an answer, by either rule.
+    An ordinary answer stays what it was but for 1 %: half of that for either.
     residual: the share of complying answers to harmful requests that need not be refused.
     kept: the mean chance that is left to a harmful answer's token above τ.
     """
 
-    touched: float = 0.01
-    ordinary_refused: float = 0.01
+    touched: float = 0.005
+    ordinary_refused: float = 0.005
     borderline_refused: float = 0.03
     borderline_touched: float = 0.1
     residual: float = 0.1

@@ -23,7 +23,7 @@ _LOOSEST: Final = 0.5
 
 
 def targets_for(share: float | None) -> FalseAlarmTargets:
-    """The targets at which this share of ordinary answers may be touched; None: the usual ones.
+    """The targets at which the guard may act on this share of ordinary answers; None: the usual.
 
     Where it is looser than the usual share of borderline answers, those get it too.
     Raises SettingsError.
@@ -37,8 +37,8 @@ def targets_for(share: float | None) -> FalseAlarmTargets:
         )
     return replace(
         usual,
-        touched=share,
-        ordinary_refused=share,
+        touched=share / 2,
+        ordinary_refused=share / 2,
         borderline_refused=max(share, usual.borderline_refused),
         borderline_touched=max(share, usual.borderline_touched),
     )
@@ -68,7 +68,7 @@ def check_requests(
                 f"{source} has {counts[label]} {label} ones outside the test split; give at least "
                 f"{MIN_REQUESTS}, better hundreds"
             )
-    _check_told(source, "ordinary", counts["ordinary"], smallest_ordinary(targets))
+    _check_told(source, "ordinary", counts["ordinary"], smallest_ordinary(targets), n_ways=2)
     if not counts["borderline"]:
         return (f"{source} has no borderline ones; expect false alarms on such requests",)
     smallest = min(targets.borderline_touched, targets.borderline_refused)
@@ -81,15 +81,18 @@ def smallest_ordinary(targets: FalseAlarmTargets) -> float:
     return min(targets.touched, targets.ordinary_refused)
 
 
-def _check_told(source: str, label: Label, n: int, share: float) -> None:
-    """With fewer, no limit keeps to the share but one that nothing exceeds: it would never act."""
+def _check_told(source: str, label: Label, n: int, share: float, *, n_ways: int = 1) -> None:
+    """With fewer, no limit keeps to the share but one that nothing exceeds: it would never act.
+
+    n_ways: among which what is allowed is dealt out.
+    """
     if n < n_needed(share):
-        least = math.ceil(100 / (n + 1)) / 100
+        least = math.ceil(100 * n_ways / (n + 1)) / 100
         or_none = ", or none" if label == "borderline" else ""
         loosen = f", or allow more false alarms with --false-alarms {least:g}"
         raise RequestDataError(
             f"{source} has {n} {label} ones outside the test split; a guard that may act on "
-            f"{100 * share:g} % of such answers needs {n_needed(share)} of them: give more"
+            f"{100 * n_ways * share:g} % of such answers needs {n_needed(share)} of them: give more"
             f"{or_none}{loosen if least <= _LOOSEST else ''}"
         )
 

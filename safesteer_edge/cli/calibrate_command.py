@@ -59,8 +59,8 @@ def add_parser(subparsers: Any) -> None:
         "--false-alarms",
         type=float,
         metavar="SHARE",
-        help="of ordinary answers, that the guard may act on (default: 0.01, told from 99 ordinary "
-        "requests; 0.05 from 19)",
+        help="of ordinary answers, that the guard may act on (default: 0.01, told from 199 "
+        "ordinary requests; 0.05 from 39)",
     )
     calibrate_from.add_option(parser)
     add_machine_options(parser)

@@ -17,7 +17,7 @@ from safesteer_edge.calibration import harvest_cache
 from safesteer_edge.calibration.harvest import Harvester, HarvestPlan
 from safesteer_edge.calibration.harvest_cache import HarvestCache, StateShape
 from safesteer_edge.calibration.harvest_run import Harvest, harvest
-from safesteer_edge.calibration.harvest_units import HarvestSettings
+from safesteer_edge.calibration.harvest_units import HarvestSettings, answered_ids
 from safesteer_edge.calibration.harvest_workers import run_side_by_side
 from safesteer_edge.calibration.requests_data import LABELS, Request
 from safesteer_edge.errors import CacheError, EngineError, MediaError, SettingsError
@@ -219,3 +219,34 @@ def test_states_beyond_the_limit_are_those_of_fewer_layers(
     assert harvested.shape.layers == (0, 2)
     with pytest.raises(SettingsError, match="raise --cache-limit"):
         run(replace(settings, limit_bytes=1000))
+
+
+def test_of_more_requests_than_are_answered_the_prompt_alone_is_read(
+    guarded_tiny: GuardedTiny, tmp_path: Path
+):
+    """The same state as an answered one's, at the cost of a prefill."""
+    settings = settings_for(guarded_tiny, tmp_path)
+    whole, _ = run(settings)
+    few, _ = run(replace(settings, plan=replace(PLAN, n_answered=1)))
+    prompts = {a.request.id: a.states for a in few.answers((0, 1), kinds=("prompt",))}
+    assert len(prompts) == len(LABELS)  # one of two of each label
+    for answer in whole.answers((0, 1), kinds=("own",)):
+        if answer.request.id in prompts:
+            np.testing.assert_array_equal(prompts[answer.request.id], answer.states[:1])
+
+
+def test_both_sides_of_a_pair_are_answered_or_neither():
+    requests = [made_up_request(label, n) for label in LABELS for n in range(40)]
+    answered = answered_ids(requests, 10)
+    by_label = {
+        label: {
+            request.pair_id or request.id
+            for request in requests
+            if request.label == label and request.id in answered
+        }
+        for label in LABELS
+    }
+    assert {len(ids) for ids in by_label.values()} == {10}
+    assert by_label["harmful"] == by_label["harmless"]
+    assert answered_ids(requests[::-1], 10) == answered
+    assert answered_ids(requests, 40) == {request.id for request in requests}

@@ -22,6 +22,7 @@ from safesteer_edge.calibration.probe_fit import (
     select_layers,
 )
 from safesteer_edge.calibration.probe_forms import ProbeForm
+from safesteer_edge.calibration.requests_data import Label
 from safesteer_edge.converters.probe_graph import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
     DenseLayer,
 )
@@ -208,3 +209,27 @@ def test_layers_are_selected_in_the_order_wanted():
     }
     np.testing.assert_array_equal(selected.states, np.hstack([by_layer[7], by_layer[2]]))
     assert (selected.request, selected.label) == (answer.request, answer.label)
+
+
+def test_prompts_without_answers_teach_the_prompt_s_position():
+    """Harmful prompts alone, along a direction that no answer shows."""
+    planted = plant(size=3.0, n_pairs=40, n_features=24)
+    rng = np.random.default_rng(7)
+    other = np.linalg.qr(np.column_stack([planted.direction, rng.standard_normal(24)]))[0][:, 1]
+    labels: tuple[Label, ...] = ("harmful", "harmless")
+    prompts = [
+        made_up_answer(
+            (rng.standard_normal(24) + (3 if label == "harmful" else -3) * other)[np.newaxis],
+            made_up_request(label, 1000 + number),
+            "prompt",
+        )
+        for number in range(100)
+        for label in labels
+    ]
+    probe, scores = fit_probe([*planted.answers, *prompts], SETTINGS)
+    assert abs(raw_direction(probe) @ other) > 0.3
+    assert [len(row) for row in scores[-200:]] == [1] * 200
+    found = auroc(
+        np.array([row[0] for row in scores[-200::2]]), np.array([row[0] for row in scores[-199::2]])
+    )
+    assert found > 0.95

@@ -195,9 +195,9 @@ def test_requests_that_cannot_decide_are_refused(
 
 
 def test_answers_that_decide_nothing_are_refused():
-    ordinary = [ScoredAnswer(str(n), "ordinary", False, np.full(4, 0.1), 0.1) for n in range(99)]
+    ordinary = [ScoredAnswer(str(n), "ordinary", False, np.full(4, 0.1), 0.1) for n in range(199)]
     refused = ScoredAnswer("h", "harmful", False, np.full(4, 0.5), 0.5)
     with pytest.raises(RequestDataError, match="refuses every harmful request"):
         decide([*ordinary, refused], FalseAlarmTargets())
-    with pytest.raises(RequestDataError, match=r"98 ordinary requests; .* from 99 on"):
+    with pytest.raises(RequestDataError, match=r"198 ordinary requests; .* from 199 on"):
         decide([*ordinary[1:], replace(refused, complies=True)], FalseAlarmTargets())

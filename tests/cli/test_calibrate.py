@@ -131,9 +131,9 @@ def test_a_run_that_is_killed_goes_on_and_makes_the_same_bundle(
         ({"harmful": 30}, "has no ordinary ones"),
         ({"ordinary": 30}, "has no harmful ones"),
         ({"harmful": 30, "ordinary": 3}, "has 3 ordinary ones outside the test split"),
-        ({"harmful": 30, "ordinary": 98}, "needs 99 of them"),
-        ({"harmful": 30, "ordinary": 98}, "--false-alarms 0.02"),
-        ({"harmful": 30, "ordinary": 99, "borderline": 8}, "needs 33 of them: give more, or none"),
+        ({"harmful": 30, "ordinary": 198}, "needs 199 of them"),
+        ({"harmful": 30, "ordinary": 198}, "--false-alarms 0.02"),
+        ({"harmful": 30, "ordinary": 199, "borderline": 8}, "needs 33 of them: give more, or none"),
     ],
 )
 def test_requests_that_teach_nothing_are_refused_before_any_work(
