@@ -36,6 +36,7 @@ _DRAWN_SHARES: Final[dict[Label, float]] = {
     "borderline": 0.12,
     "ordinary": 0.12,
 }
+_BESIDE_SHARE: Final = 0.25
 _DRAWN_WHOLE: Final = 300
 
 
@@ -103,6 +104,7 @@ def carried_requests(
     sees = projector is not None and projector.has_vision
     hears = settings.hears and projector is not None and projector.has_audio
     answered = answered_ids(requests, settings.plan.n_answered)
+    is_few = len(requests) <= _DRAWN_WHOLE
     carried = [
         CarriedRequest(request, carrier, is_answered=request.id in answered)
         for request in requests
@@ -111,9 +113,9 @@ def carried_requests(
             sees=sees,
             hears=hears,
             is_drawn=request.id in answered
-            and (
-                len(requests) <= _DRAWN_WHOLE or _share_of(request) < _DRAWN_SHARES[request.label]
-            ),
+            and (is_few or _share("drawn", request) < _DRAWN_SHARES[request.label]),
+            is_beside=request.id in answered
+            and (is_few or _share("beside", request) < _BESIDE_SHARE),
         )
     ]
     return info, carried
@@ -150,9 +152,9 @@ def layers_within(
     )
 
 
-def _share_of(request: Request) -> float:
+def _share(purpose: str, request: Request) -> float:
     """A number in [0, 1) of the request alone."""
-    return _lot("drawn", request.id) / 2**32
+    return _lot(purpose, request.id) / 2**32
 
 
 def _lot(purpose: str, name: str) -> int:

@@ -43,7 +43,12 @@ def is_scene(request: Request) -> bool:
 
 def scene_picture(request: Request) -> DecodedImage:
     """The picture that one of these requests is about."""
-    shown = scenes()[int(request.id.split("-")[1])]
+    return any_scene(int(request.id.split("-")[1]))
+
+
+def any_scene(index: int) -> DecodedImage:
+    """One of these pictures, cyclic in the index."""
+    shown = scenes()[index % len(scenes())]
     return draw_scene(
         Scene(shown.shape, shown.colour, shown.n % 3 + 1, (shown.ground + 2) % _N_GROUNDS)
     )

@@ -33,7 +33,9 @@ def separation_by_layer(harvested: Harvest, progress: Progress) -> dict[str, Any
     for n_done, layer in enumerate(layers, start=1):
         answers = harvested.answers((layer,), n_rows=N_EARLY_ROWS)
         for name in ("text", "media"):
-            chosen = [a for a in answers if (a.carrier == "text") == (name == "text")]
+            # What stands in words beside a picture is neither.
+            carried = [a for a in answers if a.carrier != "beside"]
+            chosen = [a for a in carried if (a.carrier == "text") == (name == "text")]
             if not chosen:
                 continue
             table = tables.setdefault(name, {"layers": [], "auroc": [], "n": []})

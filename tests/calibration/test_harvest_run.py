@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from safesteer_edge.calibration import harvest_cache
+from safesteer_edge.calibration.carriers import DRAWN_CARRIERS
 from safesteer_edge.calibration.harvest import Harvester, HarvestPlan
 from safesteer_edge.calibration.harvest_cache import HarvestCache, StateShape
 from safesteer_edge.calibration.harvest_run import Harvest, harvest
@@ -120,11 +121,11 @@ def test_one_missing_request_is_all_that_is_harvested_again(
 def test_pictures_carry_requests_where_the_model_sees(guarded_tiny: GuardedTiny, tmp_path: Path):
     harvested, _ = run(settings_for(guarded_tiny, tmp_path, sees=True))
     carried = {(u.request.id, u.carrier) for u in harvested.units}
-    drawn = {id for id, carrier in carried if carrier in ("typographic", "list", "pointing")}
+    drawn = {id for id, carrier in carried if carrier in DRAWN_CARRIERS}
     assert {request.id for request in REQUESTS if request.pair_id} <= drawn
     by_pair: dict[str, set[str]] = {}
     for unit in harvested.units:
-        if unit.request.pair_id and unit.carrier != "text":
+        if unit.request.pair_id and unit.carrier in DRAWN_CARRIERS:
             by_pair.setdefault(unit.request.pair_id, set()).add(unit.carrier)
     assert all(len(carriers) == 1 for carriers in by_pair.values())
     # What was harvested as text is the same with and without a projector.
@@ -250,3 +251,15 @@ def test_both_sides_of_a_pair_are_answered_or_neither():
     assert by_label["harmful"] == by_label["harmless"]
     assert answered_ids(requests[::-1], 10) == answered
     assert answered_ids(requests, 40) == {request.id for request in requests}
+
+
+def test_requests_stand_in_words_beside_pictures_too(guarded_tiny: GuardedTiny, tmp_path: Path):
+    harvested, _ = run(settings_for(guarded_tiny, tmp_path, sees=True))
+    by_carrier = {
+        carrier: {a.request.id: a.states[0] for a in harvested.answers((0, 1), carriers=(carrier,))}
+        for carrier in ("text", "beside")
+    }
+    assert by_carrier["beside"].keys() == by_carrier["text"].keys()
+    for request_id, state in by_carrier["beside"].items():
+        assert not np.array_equal(state, by_carrier["text"][request_id])  # the picture is there
+    assert {unit.carrier for unit in harvested.without_drawn().units} == {"text", "beside"}

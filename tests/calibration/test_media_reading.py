@@ -50,7 +50,8 @@ def test_nothing_is_said_where_nothing_was_drawn(tmp_path: Path):
 
 def test_what_was_drawn_can_be_left_out(tmp_path: Path):
     harvested = drawn_harvest(tmp_path, shift=0.0)
-    own = replace(harvested.units[0], carrier="picture")
+    first = harvested.units[0]
+    own = replace(first, carried=replace(first.carried, carrier="picture"))
     mixed = replace(harvested, units=(*harvested.units, own))
     assert mixed.without_drawn().units == (own,)
     assert all(unit.carrier in DRAWN_CARRIERS for unit in harvested.units)
