@@ -34,7 +34,7 @@ class Harvest:
     units: tuple[HarvestUnit, ...]
 
     def without_drawn(self) -> Harvest:
-        """The same without what was drawn; pictures of the user's own stay, and ordinary ones."""
+        """The same without what was drawn; the user's own, ordinary and unrelated pictures stay."""
         kept = tuple(unit for unit in self.units if unit.carrier not in DRAWN_CARRIERS)
         return replace(self, units=kept)
 

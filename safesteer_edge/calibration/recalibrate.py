@@ -78,7 +78,7 @@ class Recalibrated:
 def recalibrate(folder: Path, settings: RecalibrationSettings, progress: Progress) -> Recalibrated:
     """Make a bundle for this quantization from another one's; it is written whole or not at all.
 
-    Cost: a decoding step for each token of some 400 answers, 4 minutes for the embedded default.
+    Cost: a decoding step for each token of some 500 answers, 5 minutes for the embedded default.
     Raises BundleError for a bundle of another model, ProbeFileError where the probe is of no use
     on this quantization, RequestDataError for requests that cannot decide.
     """
