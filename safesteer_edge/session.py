@@ -19,12 +19,12 @@ from safesteer_edge.chat.conversation import Conversation, MediaContent, Message
 from safesteer_edge.chat_session import ChatMessage, TurnSettings
 from safesteer_edge.engine.prompt_items import PromptItem, TokenRun
 from safesteer_edge.errors import InputError, MediaError
-from safesteer_edge.guard.decoding import AnswerSoFar
 from safesteer_edge.guard.events import (
     Event,
     TurnEnded,
 )
 from safesteer_edge.guard.policy import GuardPolicy
+from safesteer_edge.guard.turn_inputs import AnswerSoFar
 from safesteer_edge.prepared_media import PreparedMedia
 from safesteer_edge.prompting import Media, prompt_items
 from safesteer_edge.runtime import Runtime, open_runtime

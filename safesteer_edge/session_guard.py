@@ -9,8 +9,9 @@ from safesteer_edge.bundle.bundle import GuardBundle
 from safesteer_edge.chat.conversation import Conversation
 from safesteer_edge.chat_session import TurnSettings
 from safesteer_edge.errors import SettingsError
-from safesteer_edge.guard.decoding import ActiveGuard, GuardedAnswer
+from safesteer_edge.guard.decoding import GuardedAnswer
 from safesteer_edge.guard.events import GuardSummary
+from safesteer_edge.guard.turn_inputs import ActiveGuard
 
 
 def check_turn_settings(

@@ -16,7 +16,7 @@ from safesteer_edge.engine.main_sequence import PrefillCancelledError
 from safesteer_edge.engine.prompt_items import PromptItem, TokenRun
 from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.errors import PromptTooLongError
-from safesteer_edge.guard.decoding import AnswerSoFar, DecodingLimits, GuardedAnswer
+from safesteer_edge.guard.decoding import GuardedAnswer
 from safesteer_edge.guard.events import (
     Event,
     PrefillDone,
@@ -28,6 +28,7 @@ from safesteer_edge.guard.events import (
     Usage,
 )
 from safesteer_edge.guard.sampling import MAX_SEED
+from safesteer_edge.guard.turn_inputs import AnswerSoFar, DecodingLimits
 from safesteer_edge.runtime import Runtime
 from safesteer_edge.session_guard import (
     active_guard,

@@ -9,11 +9,11 @@ The wordings are our own, and none of them is one that the evaluation's suites u
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+from safesteer_edge.calibration.lot import lot_of
 from safesteer_edge.calibration.ordinary_pictures import any_scene, is_scene, scene_picture
 from safesteer_edge.calibration.page_fonts import page_fonts
 from safesteer_edge.calibration.requests_data import Request
@@ -192,4 +192,4 @@ def carried_items(carried: CarriedRequest, runtime: Runtime) -> list[PromptItem]
 def _number_of(request: Request) -> int:
     """A number of the request alone, the same for both of a pair."""
     name = request.pair_id or request.id
-    return int.from_bytes(hashlib.sha256(f"carrier {name}".encode()).digest()[:4], "big")
+    return lot_of(f"carrier {name}")

@@ -11,7 +11,6 @@ Labels are per answer position: harmful request and compliant answer = 1; everyt
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from safesteer_edge.calibration.carriers import Carrier, carried_items, carry
 from safesteer_edge.calibration.decoded_answer import decode_answer
 from safesteer_edge.calibration.forced_openings import OpeningKind, openings
+from safesteer_edge.calibration.lot import lot_of
 from safesteer_edge.calibration.requests_data import Request, Split
 from safesteer_edge.engine.prompt_items import PromptItem
 from safesteer_edge.evaluation.refusal_rules import is_refusal
@@ -147,7 +147,7 @@ def forced_texts(
 
 def _stable_index(request: Request) -> int:
     """A number of the request alone: its openings do not depend on what else is harvested."""
-    return int.from_bytes(hashlib.sha256(request.id.encode()).digest()[:4], "big")
+    return lot_of(request.id)
 
 
 def label_of(request: Request, kind: AnswerKind, text: str) -> Literal[0, 1]:

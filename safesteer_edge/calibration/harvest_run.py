@@ -9,14 +9,10 @@ from dataclasses import dataclass, replace
 from safesteer_edge.calibration.carriers import DRAWN_CARRIERS, Carrier
 from safesteer_edge.calibration.harvest import AnswerKind, HarvestedAnswer, Harvester
 from safesteer_edge.calibration.harvest_cache import HarvestCache, StateShape
-from safesteer_edge.calibration.harvest_units import (
-    HarvestSettings,
-    HarvestUnit,
-    carried_requests,
-    layers_within,
-    units_of,
-)
+from safesteer_edge.calibration.harvest_settings import HarvestSettings
+from safesteer_edge.calibration.harvest_units import HarvestUnit, layers_within, units_of
 from safesteer_edge.calibration.harvest_workers import Share, run_side_by_side
+from safesteer_edge.calibration.planned_requests import planned_requests
 from safesteer_edge.calibration.requests_data import Request
 from safesteer_edge.errors import MediaError
 from safesteer_edge.runtime import Runtime, open_runtime
@@ -73,15 +69,15 @@ def harvest(settings: HarvestSettings, requests: Sequence[Request], progress: Pr
     Raises SettingsError where the disk or the cache's limit leave no room, before the model runs;
     CacheError where it fails on the way; ModelFileError, MediaError, EngineError.
     """
-    info, carried = carried_requests(settings, requests)
-    shape = StateShape(layers_within(settings, info, carried), settings.tail_layers, info.n_embd)
+    info, planned = planned_requests(settings, requests)
+    shape = StateShape(layers_within(settings, info, planned), settings.tail_layers, info.n_embd)
     cache = HarvestCache(settings.cache, limit_bytes=settings.limit_bytes)
     runtime = open_runtime(settings.session, layers=shape.layers)
     try:
-        units = units_of(settings, carried, runtime, shape)
+        units = units_of(settings, planned, runtime, shape)
         missing = [unit for unit in units if not cache.has(unit.key)]
         cache.make_room(
-            sum(unit.carried.n_bytes_at_most(settings.plan, shape) for unit in missing),
+            sum(unit.planned.n_bytes_at_most(settings.plan, shape) for unit in missing),
             keep=[unit.key for unit in units],
         )
         is_alone = settings.n_workers == 1 or runtime.plan.n_gpu_layers > 0 or not missing
@@ -152,7 +148,7 @@ def inner_layers(n_layer: int) -> tuple[int, ...]:
 
 def _answers(harvester: Harvester, unit: HarvestUnit) -> list[HarvestedAnswer]:
     try:
-        return harvester.answers(unit.request, unit.carrier, is_answered=unit.carried.is_answered)
+        return harvester.answers(unit.request, unit.carrier, is_answered=unit.planned.is_answered)
     except MediaError:
         if unit.carrier not in DRAWN_CARRIERS:
             raise  # the user's own file: they want to know

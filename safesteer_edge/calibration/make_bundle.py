@@ -18,7 +18,7 @@ from safesteer_edge.calibration.cost import CostMeter
 from safesteer_edge.calibration.harvest import HarvestedAnswer, HarvestPlan
 from safesteer_edge.calibration.harvest_cache import DEFAULT_LIMIT_BYTES
 from safesteer_edge.calibration.harvest_run import Harvest, Progress, harvest
-from safesteer_edge.calibration.harvest_units import HarvestSettings
+from safesteer_edge.calibration.harvest_settings import HarvestSettings
 from safesteer_edge.calibration.measured_parts import (
     ScoreStates,
     make_canaries,

@@ -15,6 +15,7 @@ from safesteer_edge.calibration.decoded_answer import DecodedAnswer, decode_answ
 from safesteer_edge.calibration.forced_openings import OPENING_KINDS, OpeningKind, all_openings
 from safesteer_edge.calibration.measured_parts import ScoreStates
 from safesteer_edge.calibration.requests_data import Request
+from safesteer_edge.evaluation.figures.log_probabilities import log_softmax
 from safesteer_edge.evaluation.refusal_rules import is_refusal
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def try_vectors(
     for request, carrier in prompts:
         items = carried_items(carry(request, carrier, runtime), runtime)
         plain = decode_answer(runtime, items, n_tokens=n_tokens)
-        reference = _log_softmax(plain.first_logits)
+        reference = log_softmax(plain.first_logits)
         row = [_measures(plain, reference, score, openings)]
         for directions in vectors:
             answer = decode_answer(runtime, items, n_tokens=n_tokens, control_vector=directions)
@@ -94,7 +95,7 @@ def _measures(
     openings: tuple[list[int], list[int]],
 ) -> tuple[float, ...]:
     scores = score(answer.states)
-    log_p = _log_softmax(answer.first_logits)
+    log_p = log_softmax(answer.first_logits)
     kl = float(np.sum(np.exp(reference) * (reference - log_p)))
     lean = log_mass(log_p, openings[0]) - log_mass(log_p, openings[1])
     if len(scores) == 1:
@@ -126,9 +127,3 @@ def log_mass(log_p: NDArray[np.float64], token_ids: Sequence[int]) -> float:
     if not token_ids:
         return 0.0
     return max(_LEAST_LOG_PROBABILITY, float(np.logaddexp.reduce(log_p[list(token_ids)])))
-
-
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    wide = logits.astype(np.float64)
-    wide -= wide.max()
-    return wide - np.log(np.exp(wide).sum())

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from safesteer_edge.errors import GuardError
 from safesteer_edge.guard.engine_protocol import DecodingEngine, Proposal
+from safesteer_edge.guard.evaluated_candidates import evaluated_candidates
 from safesteer_edge.guard.events import Candidate, FinishReason, Refused, Step, TextDelta
-from safesteer_edge.guard.policy import GuardMode, GuardPolicy, RerankName
-from safesteer_edge.guard.probe_protocol import Probe
 from safesteer_edge.guard.reranking import RERANKERS, Choice, choose_as_proposed
 from safesteer_edge.guard.risk import RefusalReason, RunningRisk
 from safesteer_edge.guard.tilt import Tilt
 from safesteer_edge.guard.timed_probe import TimedProbe
 from safesteer_edge.guard.transcript import Transcript
+from safesteer_edge.guard.turn_inputs import ActiveGuard, AnswerSoFar, DecodingLimits
 
 _NO_SCORES = np.empty(0)
 
@@ -30,40 +29,6 @@ REFUSAL_DETAILS: dict[RefusalReason, str] = {
     "no_safe_candidate": "every continuation looked harmful",
     "guard_failed": "the guard could not judge the answer",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ActiveGuard:
-    """A guard in force: with mode `off` there is none (None in its place)."""
-
-    mode: GuardMode
-    rerank: RerankName
-    policy: GuardPolicy
-    probe: Probe
-    refusal_text: str
-
-
-@dataclass(frozen=True, slots=True)
-class DecodingLimits:
-    """max_tokens: at most, given ones aside. n_spare: free context cells a step may need."""
-
-    max_tokens: int
-    n_spare: int
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerSoFar:
-    """An answer to go on with.
-
-    scores: of its tokens, which are then in the sequence already. None: they are not known and the
-    sequence ends before the answer; its tokens are evaluated, and scored, before anything is added.
-    prompt_score: of the prompt that it answers, where the sequence does not end with that.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    scores: tuple[float, ...] | None
-    prompt_score: float | None = None
 
 
 class GuardedAnswer:
@@ -262,7 +227,7 @@ class GuardedAnswer:
             self.n_interventions += choice.intervened
             self.n_evaluated_candidates += choice.n_evaluated
             if choice.n_evaluated > 1:
-                candidates = _candidates(proposal, choice, self._engine.piece)
+                candidates = evaluated_candidates(proposal, choice, self._engine.piece)
         return Step(
             step=self.n_steps,
             token_id=int(proposal.token_ids[choice.index]),
@@ -311,20 +276,3 @@ class GuardedAnswer:
         self.finish_reason = "refused"
         self.refusal = Refused(reason, detail, refusal_text, self.n_steps, n_taken_back)
         return self.refusal
-
-
-def _candidates(
-    proposal: Proposal, choice: Choice, piece: Callable[[int], bytes]
-) -> tuple[Candidate, ...]:
-    return tuple(
-        Candidate(
-            int(token_id),
-            float(logprob),
-            float(score),
-            piece(int(token_id)).decode("utf-8", "replace"),
-        )
-        for token_id, logprob, score in zip(
-            proposal.token_ids, proposal.log_probs, choice.scores, strict=True
-        )
-        if np.isfinite(score)
-    )

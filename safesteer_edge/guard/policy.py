@@ -75,12 +75,12 @@ class GuardPolicy:
         if strength is not None and strength < self.strength:
             raise SettingsError(
                 f"strength {strength!r} is below the bundle's {self.strength!r}; give a larger "
-                "one, or ask for --guard monitor or --guard off by name"
+                "one, or ask for guard mode 'monitor' or 'off' by name"
             )
         if threshold is not None and threshold > self.threshold:
             raise SettingsError(
                 f"threshold {threshold!r} is above the bundle's {self.threshold!r}; give a smaller "
-                "one, or ask for --guard monitor or --guard off by name"
+                "one, or ask for guard mode 'monitor' or 'off' by name"
             )
         return replace(
             self,

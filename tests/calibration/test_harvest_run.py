@@ -18,8 +18,9 @@ from safesteer_edge.calibration.carriers import DRAWN_CARRIERS
 from safesteer_edge.calibration.harvest import Harvester, HarvestPlan
 from safesteer_edge.calibration.harvest_cache import HarvestCache, StateShape
 from safesteer_edge.calibration.harvest_run import Harvest, harvest
-from safesteer_edge.calibration.harvest_units import HarvestSettings, answered_ids
+from safesteer_edge.calibration.harvest_settings import HarvestSettings
 from safesteer_edge.calibration.harvest_workers import run_side_by_side
+from safesteer_edge.calibration.planned_requests import answered_ids
 from safesteer_edge.calibration.requests_data import LABELS, Request
 from safesteer_edge.errors import CacheError, EngineError, MediaError, SettingsError
 from safesteer_edge.runtime import open_runtime

@@ -15,7 +15,7 @@ from safesteer_edge.bundle.writer import write_bundle
 from safesteer_edge.calibration.carriers import DRAWN_CARRIERS, draw
 from safesteer_edge.calibration.harvest import HarvestedAnswer, HarvestPlan
 from safesteer_edge.calibration.harvest_run import Harvest, harvest
-from safesteer_edge.calibration.harvest_units import HarvestSettings
+from safesteer_edge.calibration.harvest_settings import HarvestSettings
 from safesteer_edge.calibration.measured_parts import ScoreStates
 from safesteer_edge.calibration.requests_data import Label, Request
 from safesteer_edge.calibration.vector_candidates import VectorSettings, part_of

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from safesteer_edge.guard.decoding import ActiveGuard, DecodingLimits, GuardedAnswer
+from safesteer_edge.guard.decoding import GuardedAnswer
 from safesteer_edge.guard.events import (
     Event,
     Refused,
@@ -19,6 +19,7 @@ from safesteer_edge.guard.events import (
 )
 from safesteer_edge.guard.policy import GuardMode, GuardPolicy, RerankName
 from safesteer_edge.guard.probe_protocol import Probe
+from safesteer_edge.guard.turn_inputs import ActiveGuard, DecodingLimits
 from tests.guard.plain_probes import PlainProbe
 from tests.guard.scripted_engine import Prefix, ScriptedEngine
 

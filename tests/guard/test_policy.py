@@ -71,13 +71,13 @@ def test_tightening_changes_what_it_is_given_and_nothing_else(
 
 @given(st.floats(-1e9, 8.0, exclude_max=True))
 def test_a_weaker_strength_is_refused_with_the_remedy(strength: float):
-    with pytest.raises(SettingsError, match=r"below the bundle's 8\.0.*--guard monitor"):
+    with pytest.raises(SettingsError, match=r"below the bundle's 8\.0.*guard mode 'monitor'"):
         POLICY.tightened(strength=strength, threshold=None)
 
 
 @given(st.floats(0.5, 1e9, exclude_min=True))
 def test_a_higher_threshold_is_refused_with_the_remedy(threshold: float):
-    with pytest.raises(SettingsError, match=r"above the bundle's 0\.5.*--guard monitor"):
+    with pytest.raises(SettingsError, match=r"above the bundle's 0\.5.*guard mode 'monitor'"):
         POLICY.tightened(strength=None, threshold=threshold)
 
 
