@@ -20,8 +20,6 @@ from safesteer_edge.settings import SessionSettings
 REFUSAL_TEXT: Final = (
     "I can't help with that, because it could hurt someone. I'm glad to help another way."
 )
-# What keeps a calibration of the embedded default, its pictures included, below 40 minutes.
-_N_ANSWERED: Final = 600
 
 
 def default_settings(
@@ -40,13 +38,14 @@ def default_settings(
     """
     info = check_language_model(choose_model(session.model).path)
     targets = targets or FalseAlarmTargets()
+    plan, n_benign = HarvestPlan(), n_needed(smallest_ordinary(targets))
     if n_workers is None:
         n_workers = default_workers(session, info.size_bytes)
     return CalibrationSettings(
         session=replace(session, guard="off"),
         layer_sets=layer_sets_for(info.n_layer),
         regularisations=(3e-3, 1e-2),
-        plan=HarvestPlan(n_answered=max(_N_ANSWERED, n_needed(smallest_ordinary(targets)))),
+        plan=replace(plan, n_answered_benign=max(plan.n_answered_benign, n_benign)),
         targets=targets,
         refusal_text=REFUSAL_TEXT,
         name=name or info.path.stem,

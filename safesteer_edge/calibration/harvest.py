@@ -22,7 +22,7 @@ from safesteer_edge.calibration.carriers import Carrier, carried_items, carry
 from safesteer_edge.calibration.decoded_answer import decode_answer
 from safesteer_edge.calibration.forced_openings import OpeningKind, openings
 from safesteer_edge.calibration.lot import lot_of
-from safesteer_edge.calibration.requests_data import Request, Split
+from safesteer_edge.calibration.requests_data import Label, Request, Split
 from safesteer_edge.engine.prompt_items import PromptItem
 from safesteer_edge.evaluation.refusal_rules import is_refusal
 
@@ -38,8 +38,10 @@ class HarvestPlan:
 
     n_media_own_tokens, n_media_forced_tokens: of those to requests that media carry.
     n_openings: how many of each kind a harmful request gets, as text; every other request gets one.
-    n_answered: of how many requests of each label there are answers; of more, only the prompt's
-    state. opening_split: whose openings are put into the model's mouth; None: the request's own.
+    n_answered: of how many harmful and of how many harmless twins there are answers;
+    n_answered_benign: of how many borderline and ordinary ones, which tell of false alarms. Of
+    more, only the prompt's state. opening_split: whose openings are put into the model's mouth;
+    None: the request's own.
     """
 
     n_own_tokens: int = 48
@@ -47,8 +49,13 @@ class HarvestPlan:
     n_media_own_tokens: int = 32
     n_media_forced_tokens: int = 16
     n_openings: int = 2
-    n_answered: int = 600
+    n_answered: int = 400
+    n_answered_benign: int = 700
     opening_split: Split | None = None
+
+    def n_answers(self, label: Label) -> int:
+        """Of how many requests of this label there are answers."""
+        return self.n_answered if label in ("harmful", "harmless") else self.n_answered_benign
 
     def n_tokens(self, kind: AnswerKind, carrier: Carrier) -> int:
         """How long an answer of this kind gets, unless it ends by itself."""

@@ -55,7 +55,7 @@ def planned_requests(
     projector = check_projector_fits(mmproj, info) if mmproj is not None else None
     sees = projector is not None and projector.has_vision
     hears = settings.hears and projector is not None and projector.has_audio
-    answered = answered_ids(requests, settings.plan.n_answered)
+    answered = answered_ids(requests, settings.plan)
     is_few = len(requests) <= _DRAWN_WHOLE
     planned = [
         PlannedRequest(request, carrier, is_answered=request.id in answered)
@@ -73,8 +73,8 @@ def planned_requests(
     return info, planned
 
 
-def answered_ids(requests: Sequence[Request], n_of_each: int) -> frozenset[str]:
-    """The requests that are answered: at most so many of each label, those with media always.
+def answered_ids(requests: Sequence[Request], plan: HarvestPlan) -> frozenset[str]:
+    """The requests that are answered: at most `plan.n_answers` of a label, those with media always.
 
     Drawn by a hash of the request alone, or of its pair: both sides are answered, or neither.
     """
@@ -83,7 +83,7 @@ def answered_ids(requests: Sequence[Request], n_of_each: int) -> frozenset[str]:
     for label in LABELS:
         ours = [each for each in requests if each.label == label and each.id not in ids]
         ours.sort(key=lambda request: lot_of(f"answered {request.pair_id or request.id}"))
-        ids.update(request.id for request in ours[:n_of_each])
+        ids.update(request.id for request in ours[: plan.n_answers(label)])
     return frozenset(ids)
 
 

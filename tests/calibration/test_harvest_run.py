@@ -229,7 +229,7 @@ def test_of_more_requests_than_are_answered_the_prompt_alone_is_read(
     """The same state as an answered one's, at the cost of a prefill."""
     settings = settings_for(guarded_tiny, tmp_path)
     whole, _ = run(settings)
-    few, _ = run(replace(settings, plan=replace(PLAN, n_answered=1)))
+    few, _ = run(replace(settings, plan=replace(PLAN, n_answered=1, n_answered_benign=1)))
     prompts = {a.request.id: a.states for a in few.answers((0, 1), kinds=("prompt",))}
     assert len(prompts) == len(LABELS)  # one of two of each label
     for answer in whole.answers((0, 1), kinds=("own",)):
@@ -239,7 +239,8 @@ def test_of_more_requests_than_are_answered_the_prompt_alone_is_read(
 
 def test_both_sides_of_a_pair_are_answered_or_neither():
     requests = [made_up_request(label, n) for label in LABELS for n in range(40)]
-    answered = answered_ids(requests, 10)
+    plan = HarvestPlan(n_answered=10, n_answered_benign=15)
+    answered = answered_ids(requests, plan)
     by_label = {
         label: {
             request.pair_id or request.id
@@ -248,10 +249,11 @@ def test_both_sides_of_a_pair_are_answered_or_neither():
         }
         for label in LABELS
     }
-    assert {len(ids) for ids in by_label.values()} == {10}
+    n_by_label = {label: len(ids) for label, ids in by_label.items()}
+    assert n_by_label == {"harmful": 10, "harmless": 10, "borderline": 15, "ordinary": 15}
     assert by_label["harmful"] == by_label["harmless"]
-    assert answered_ids(requests[::-1], 10) == answered
-    assert answered_ids(requests, 40) == {request.id for request in requests}
+    assert answered_ids(requests[::-1], plan) == answered
+    assert answered_ids(requests, HarvestPlan()) == {request.id for request in requests}
 
 
 def test_requests_stand_in_words_beside_pictures_too(guarded_tiny: GuardedTiny, tmp_path: Path):
