@@ -38,7 +38,7 @@ MAX_PATIENCE: Final = 1024  # GuardPolicy's: as good as never
 _HIGHEST_THRESHOLD: Final = 0.999
 _DECAYS: Final = (0.9, 0.95, 0.97, 0.98)
 _MIN_STEPS: Final = (2, 4, 8)
-_PROMPT_WEIGHTS: Final = (0, 8, 16, 32)
+_PROMPT_WEIGHTS: Final = (0, 16, 32, 64)
 # Where between τ and 1 the hard threshold lies, and which share of the allowed refusals the running
 # risk may use up; the run of hard tokens has the rest.
 _HARD_SHARES: Final = (0.0, 0.5)

@@ -29,7 +29,7 @@ from safesteer_edge.evaluation.probe_quality import N_STEPS, ProbeQuality, quali
 
 N_OUTER_FOLDS: Final = 3
 # The policy, which comes later, decides how much the prompt counts: this is mid-range.
-_PROMPT_WEIGHT: Final = 16
+_PROMPT_WEIGHT: Final = 32
 _ONE_IN: Final = 4  # requests is judged on, where the splits do not say which
 # The same answers, in the same order, with the states of these layers joined.
 AnswersAt = Callable[[Sequence[int]], list[HarvestedAnswer]]

@@ -37,9 +37,10 @@ from safesteer_edge.errors import SettingsError
 from safesteer_edge.evaluation.probe_quality import EARLY_STEPS
 
 N_FOLDS: Final = 5
-# Answers to borderline requests are the hard negatives: of 400 of our requests, counting each three
-# times raised the AUROC against them from 0.904 to 0.923, and took nothing from the others.
-_BORDERLINE_REPEATS: Final = 3
+# False alarms are told from answers to ordinary and to borderline requests: counted three times,
+# more harmful answers are found at 1 % of them (out of fold 89 in place of 83 % among our ordinary
+# ones, 65 in place of 62 % among borderline ones).
+_BENIGN_REPEATS: Final = 3
 # Of 572 of our requests, the state at the prompt's end told harmful from borderline ones better
 # than sixteen tokens of the answer do (AUROC 0.962 against 0.939); counted once, it was learned
 # less well (0.953), and more than eight times, at the tokens' cost.
@@ -54,9 +55,9 @@ _MAX_SET_ASIDE: Final = 0.08
 class FitSettings:
     """n_positions: positions of each answer that may be fitted. calibration: None: the better one.
 
-    max_rows: positions of all answers that are fitted. Where there are more, as many of each answer
-    are drawn: neighbouring positions tell nearly the same, and joined layers take much memory. Of
-    forced answers the first come first: there the guard weighs candidates.
+    max_rows: positions of all answers that are fitted. Where there are more, they are drawn:
+    neighbouring positions tell nearly the same, and joined layers take much memory. Forced answers
+    get the first four of theirs, where the guard weighs candidates; the model's own share the rest.
     """
 
     form: ProbeForm
@@ -193,9 +194,9 @@ def _labels(answer: HarvestedAnswer, positions: NDArray[np.int64]) -> NDArray[np
 
 
 def _repeats(answer: HarvestedAnswer, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-    is_hard = answer.request.label == "borderline" and answer.label == 0
-    hard = _BORDERLINE_REPEATS if is_hard else 1
-    return hard * np.where(positions == 0, _PROMPT_REPEATS, 1)
+    is_benign = answer.request.label in ("borderline", "ordinary") and answer.label == 0
+    repeats = _BENIGN_REPEATS if is_benign else 1
+    return repeats * np.where(positions == 0, _PROMPT_REPEATS, 1)
 
 
 def _positions(
@@ -206,19 +207,30 @@ def _positions(
     The prompt's comes first in the model's own answers: each request's once.
     """
     lengths = [min(settings.n_positions, len(answer.states) - 1) for answer in answers]
-    n_each = max(1, settings.max_rows // max(1, np.count_nonzero(lengths)))
-    if sum(lengths) <= settings.max_rows:
-        n_each = settings.n_positions
+    n_own, n_forced = _n_positions_each(answers, lengths, settings)
     rng = np.random.default_rng(settings.seed)
     positions: list[NDArray[np.int64]] = []
     for answer, length in zip(answers, lengths, strict=True):
         drawn = 1 + rng.permutation(length)
         if answer.kind in ("own", "prompt"):
-            positions.append(np.sort(np.concatenate([[0], drawn[:n_each]])))
+            positions.append(np.sort(np.concatenate([[0], drawn[:n_own]])))
         else:
             early_first = np.argsort(drawn > EARLY_STEPS[-1], kind="stable")
-            positions.append(np.sort(drawn[early_first[:n_each]]))
+            positions.append(np.sort(drawn[early_first[:n_forced]]))
     return positions
+
+
+def _n_positions_each(
+    answers: Sequence[HarvestedAnswer], lengths: Sequence[int], settings: FitSettings
+) -> tuple[int, int]:
+    """Of each own answer, and of each forced one."""
+    if sum(lengths) <= settings.max_rows:
+        return settings.n_positions, settings.n_positions
+    n_forced_answers = sum(answer.kind in ("refusal", "compliance") for answer in answers)
+    n_own_answers = max(1, sum(length > 0 for length in lengths) - n_forced_answers)
+    n_forced = min(EARLY_STEPS[-1], settings.max_rows // np.count_nonzero(lengths))
+    n_left = settings.max_rows - n_forced * n_forced_answers
+    return max(1, n_left // n_own_answers), max(1, n_forced)
 
 
 def _fit(rows: _Rows, trusted: NDArray[np.bool_], settings: FitSettings) -> ProbeGraph:

@@ -151,18 +151,19 @@ def test_the_prompt_of_a_harmful_request_is_harmful_whatever_is_answered():
     assert np.mean([row[1:].mean() for row in refused]) < 0.3
 
 
-def test_hard_negatives_count_more_than_ordinary_ones():
-    # The same state as harmful, as ordinary and as borderline: the scores say who counts more.
+def test_answers_that_tell_of_false_alarms_count_more_than_twins():
+    # The same state as harmful, as a twin's and as a benign one's: the scores say who counts more.
     states = np.ones((N_POSITIONS + 1, 2))
     found = {}
-    for label in ("ordinary", "borderline"):
+    labels: tuple[Label, ...] = ("harmless", "ordinary", "borderline")
+    for label in labels:
         answers = [
             made_up_answer(states, made_up_request("harmful", number)) for number in range(10)
         ]
-        answers += [made_up_answer(-states, made_up_request("ordinary", n)) for n in range(30)]
+        answers += [made_up_answer(-states, made_up_request("harmless", n)) for n in range(30)]
         answers += [made_up_answer(states, made_up_request(label, 50 + n)) for n in range(5)]
         found[label] = fit_uncalibrated(answers, SETTINGS).scores(states[:1])[0]
-    assert found["borderline"] < found["ordinary"]
+    assert found["borderline"] == found["ordinary"] < found["harmless"]
 
 
 def test_both_kinds_of_answer_are_needed():
