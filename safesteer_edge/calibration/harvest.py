@@ -35,8 +35,7 @@ AnswerKind = Literal["own", "refusal", "compliance", "prompt"]  # prompt: no ans
 @dataclass(frozen=True, slots=True)
 class HarvestPlan:
     """n_own_tokens: length of the model's own answers; n_forced_tokens: of forced ones, whose first
-    four are where a wrong turn is cheapest to avoid. n_media_own_tokens, n_media_forced_tokens: of those to requests that
-    media carry.
+    four teach most. n_media_own_tokens, n_media_forced_tokens: to requests that media carry.
     n_openings: how many of each kind a harmful request gets, as text; every other request gets one.
     n_answered: of how many harmful and of how many harmless twins there are answers;
     n_answered_benign: of how many borderline and ordinary ones, which tell of false alarms. Of
