@@ -48,8 +48,8 @@ class HarvestPlan:
     n_media_own_tokens: int = 32
     n_media_forced_tokens: int = 8
     n_openings: int = 2
-    n_answered: int = 400
-    n_answered_benign: int = 700
+    n_answered: int = 350
+    n_answered_benign: int = 600
     opening_split: Split | None = None
 
     def n_answers(self, label: Label) -> int:

@@ -20,10 +20,10 @@ from safesteer_edge.model_choice import check_projector_fits, choose_model
 _DRAWN_SHARES: Final[dict[Label, float]] = {
     "harmful": 0.3,
     "harmless": 0.3,
-    "borderline": 0.12,
-    "ordinary": 0.12,
+    "borderline": 0.1,
+    "ordinary": 0.1,
 }
-_BESIDE_SHARE: Final = 0.25
+_BESIDE_SHARE: Final = 0.2
 _DRAWN_WHOLE: Final = 300
 
 
