@@ -59,7 +59,7 @@ LEAVES: dict[str, tuple[str, ...]] = {
 OWNERS: dict[str, tuple[str, ...]] = {
     "llama_cpp": ("engine",),
     # `doctor` asks onnxruntime about itself in a child process, without the package.
-    "onnxruntime": ("guard.probe", "diagnosis.child_tasks"),
+    "onnxruntime": ("guard.probe_sessions", "diagnosis.child_tasks"),
     "platformdirs": ("folders",),
     "huggingface_hub": ("library.hub", "library.hub_errors"),
     "httpx2": ("library.hub", "library.hub_errors"),
