@@ -71,8 +71,8 @@ class SingleState:
     def __init__(self, session: ProbeSession, n_features: int) -> None:
         self._session: ProbeSession | None = session
         self._lock = threading.Lock()
-        self._state = np.zeros((1, n_features), dtype=np.float32)
-        self._score = np.zeros((1, 1), dtype=np.float32)
+        self._state: NDArray[np.float32] = np.zeros((1, n_features), dtype=np.float32)
+        self._score: NDArray[np.float32] = np.zeros((1, 1), dtype=np.float32)
         self._binding = session.io_binding()
         for bind, name, array in (
             (self._binding.bind_input, INPUT_NAME, self._state),
