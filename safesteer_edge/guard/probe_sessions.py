@@ -88,7 +88,7 @@ class SingleState:
             self._state[:] = states
             self._score[:] = np.nan  # a run that writes nothing must not repeat the last score
             self._session.run_with_iobinding(self._binding)
-            return self._score.copy()
+            return np.array(self._score, dtype=np.float32)
 
     def close(self) -> None:
         """Free the session."""
