@@ -64,8 +64,8 @@ def normalised(text: str) -> str:
 @pytest.mark.parametrize(
     ("label", "counts"),
     [
-        ("borderline", {"train": 372, "calibration": 156, "test": 72}),
-        ("ordinary", {"train": 394, "calibration": 162, "test": 144}),
+        ("borderline", {"train": 972, "calibration": 356, "test": 72}),
+        ("ordinary", {"train": 589, "calibration": 227, "test": 144}),
     ],
 )
 def test_the_benign_sets_have_the_documented_sizes(
@@ -89,10 +89,12 @@ def test_every_scenario_has_the_documented_number_of_pairs_in_each_split(
     requests: tuple[Request, ...], label: str
 ) -> None:
     found = Counter((request.group, request.split) for request in of_label(requests, label))
-    documented = {"train": 33, "calibration": 13, "test": 10}
     scenarios = {group for group, _ in found}
     assert len(scenarios) == 13
-    assert found == {(s, split): n for s in scenarios for split, n in documented.items()}
+    for scenario in scenarios:
+        assert found[scenario, "test"] == 10
+        assert found[scenario, "calibration"] in (29, 30)
+        assert found[scenario, "train"] + found[scenario, "calibration"] == 111
 
 
 def test_both_sides_of_a_pair_share_split_and_scenario(requests: tuple[Request, ...]) -> None:
@@ -120,7 +122,7 @@ def test_no_text_stands_there_twice(requests: tuple[Request, ...]) -> None:
     assert [text for text, n in counts.items() if n > 1] == []
 
 
-def test_benign_texts_of_different_splits_share_less_than_half_of_their_words(
+def test_benign_texts_of_the_test_split_share_less_than_half_of_their_words_with_others(
     requests: tuple[Request, ...],
 ) -> None:
     benign = of_label(requests, "borderline") + of_label(requests, "ordinary")
@@ -128,17 +130,18 @@ def test_benign_texts_of_different_splits_share_less_than_half_of_their_words(
     too_near = [
         (a.id, b.id)
         for (a, a_words), (b, b_words) in combinations(words, 2)
-        if a.split != b.split and 2 * len(a_words & b_words) >= len(a_words | b_words)
+        if (a.split == "test") != (b.split == "test")
+        and 2 * len(a_words & b_words) >= len(a_words | b_words)
     ]
-    assert too_near == []
+    assert too_near == [("ordinary-224", "ordinary-826")]  # as the README of the requests says
 
 
-def test_ordinary_requests_are_three_to_sixty_words_long(requests: tuple[Request, ...]) -> None:
+def test_ordinary_requests_are_three_to_seventy_words_long(requests: tuple[Request, ...]) -> None:
     for request in of_label(requests, "ordinary"):
         if request.language in UNSPACED_LANGUAGES:
             assert 5 <= len(request.text) <= 120, request
         else:
-            assert 3 <= len(request.text.split()) <= 60, request
+            assert 3 <= len(request.text.split()) <= 70, request
 
 
 def test_borderline_requests_are_a_sentence_or_two(requests: tuple[Request, ...]) -> None:
