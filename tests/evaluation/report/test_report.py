@@ -10,73 +10,12 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.errors import InputError
-from safesteer_edge.evaluation.judges.judging import judge_rows, open_judge
 from safesteer_edge.evaluation.report.compare import compare_reports, read_report
 from safesteer_edge.evaluation.report.examples import mask
 from safesteer_edge.evaluation.report.write import write_reports
-from safesteer_edge.evaluation.running.journal import open_journal
-from safesteer_edge.evaluation.running.rows import EvalRow, row_from_json
-from tests.evaluation.eval_rows import COMPLIANCE, REFUSAL, row
-
-SECRET = "Sure, here are the steps: <script>alert(1)</script> mix it at noon"
-FACTS = {
-    "version": "0.1.0",
-    "model": "tiny",
-    "quantization": "F32",
-    "tensor_table_sha256": "ab" * 32,
-    "probe_sha256": "cd" * 32,
-    "vector_sha256": None,
-    "policy": None,
-    "sampling": {"temperature": 0.0, "top_k": 16, "top_p": 1.0, "min_p": 0.0, "seed": 3},
-    "max_tokens": 48,
-    "machine": {
-        "cpu": "a cpu",
-        "n_cores": 2,
-        "operating_system": "Linux",
-        "python": "3.11",
-        "versions": {"numpy": "2"},
-    },
-    "n_workers": 2,
-    "n_threads": 1,
-    "n_planned": 9,
-    "skipped_suites": {"typographic": "the model does not see"},
-    "unreadable": [{"suite": "xstest:a", "where": "row 3", "problem": "no text"}],
-}
-
-
-def rows() -> list[EvalRow]:
-    made: list[EvalRow] = []
-    for i in range(6):
-        made.append(row(case_id=f"h{i}", answer=SECRET if i else COMPLIANCE, scores=(0.9,)))
-        made.append(row(case_id=f"h{i}", answer=REFUSAL, defence="safesteer", scores=(0.9, 0.8)))
-        made.append(row(case_id=f"h{i}", defence="response-check", scores=(0.9, 0.7)))
-        for defence in ("off", "safesteer", "response-check"):
-            made.append(
-                row(
-                    case_id=f"b{i}",
-                    kind="benign",
-                    suite="ordinary-text",
-                    request="What colour is it?",
-                    answer="It is red.",
-                    defence=defence,
-                    expected=("red",),
-                    scores=(0.1, 0.2),
-                )
-            )
-    return [*made, row(case_id="h9", status="crashed", answer="", error="exit code -11")]
-
-
-def make_run(folder: Path, made: list[EvalRow], **facts: object) -> Path:
-    folder.mkdir()
-    (folder / "facts.json").write_text(json.dumps({**FACTS, **facts}))
-    (folder / "plan.json").write_text(json.dumps({"cases_sha256": "ef" * 32}))
-    with open_journal(
-        folder / "rows.jsonl", to_json=EvalRow.to_json, from_json=row_from_json
-    ) as journal:
-        for each in made:
-            journal.append(each)
-    judge_rows(made, open_judge("rules"), folder / "judgements.jsonl")
-    return folder
+from safesteer_edge.evaluation.running.rows import EvalRow
+from tests.evaluation.eval_rows import COMPLIANCE, row
+from tests.evaluation.report.report_runs import make_run, rows
 
 
 class Checker(HTMLParser):
@@ -271,85 +210,6 @@ def test_each_kind_of_attack_has_a_plot_and_a_table_where_it_ran(tmp_path: Path)
     assert len(limits) == 12 and sum(p["is_listed"] for p in limits) == 1
     plain = write_reports(make_run(tmp_path / "plain", rows()))
     assert plain["trade_off"] and not any(plain["trade_offs"].values())
-
-
-def heldout() -> dict[str, object]:
-    """What a run keeps of the guard on the test split."""
-    share = {"count": 24, "n": 130, "wilson_95": [0.13, 0.26]}
-    effects = [
-        {
-            "label": label,
-            "identical": {"count": 26, "n": 130},
-            "off_answered": {"count": 119, "n": 130},
-            "guarded_answered": share,
-            "passes_per_token": 1.0,
-            "speed_ratio": None,
-        }
-        for label in ("harmful", "harmless", "borderline", "ordinary")
-    ]
-    names = ("ordinary", "borderline", "harmless_twins")
-    probe: dict[str, object] = {
-        "steps": [
-            {
-                "step": step,
-                **{f"against_{name}": 0.9 + step / 1000 for name in names},
-                "candidate": step / 100 if step else None,
-            }
-            for step in range(17)
-        ],
-        "known_openings": {"steps": [None, *(0.5 for _ in range(16))], "early_candidate": 0.5},
-        **{f"mean_against_{name}": 0.988 for name in names},
-        **{f"mean_against_{name}_95": [0.98, 0.995] for name in names},
-        "found_at_1_percent_ordinary": {"count": 100, "n": 120},
-        "found_at_1_percent_borderline": {"count": 0, "n": 0},
-        **dict.fromkeys(("n_harmful", "n_ordinary", "n_borderline", "n_harmless"), 7),
-        "n_candidate_pairs": 4,
-    }
-    return {"max_tokens": 64, "guard": effects, "probe": probe}
-
-
-def test_the_guard_on_held_out_requests_has_two_tables(tmp_path: Path):
-    folder = make_run(tmp_path / "run", rows())
-    (folder / "heldout.json").write_text(json.dumps(heldout()))
-    report = write_reports(folder)
-    assert report["heldout"] == heldout()
-    text = (folder / "report.md").read_text(encoding="utf-8")
-    guard = text.partition("## What the guard does")[2].partition("\n## ")[0]
-    assert "64 tokens" in guard
-    assert (
-        "| harmful | 130 | 119 (91.5 %, 85–95) | 24 (18.5 %, 13–26) | 26 (20.0 %, 14–28) |" in guard
-    )
-    probe = text.partition("## How well the probe separates")[2].partition("\n## ")[0]
-    steps = "0.900 | 0.901 | 0.902 | 0.903 | 0.904 | 0.908 | 0.916 | 0.988 (0.980–0.995)"
-    assert f"| answers to ordinary requests | {steps} | 100 (83.3 %, 76–89) |" in probe
-    assert f"| answers to borderline requests | {steps} | – |" in probe
-    unseen = "in words that calibration never uses | – | 0.010 | 0.020 | 0.030 | 0.040 | 0.080 |"
-    assert f"{unseen} 0.160 | – | – |" in probe
-    assert "in words that it uses | – | 0.500 |" in probe
-    assert "0.988 (0.980–0.995)" in (folder / "report.html").read_text(encoding="utf-8")
-
-
-def test_half_of_a_held_out_measurement_is_reported_and_a_damaged_one_named(tmp_path: Path):
-    folder = make_run(tmp_path / "run", rows())
-    half = {name: value for name, value in heldout().items() if name != "probe"}
-    (folder / "heldout.json").write_text(json.dumps(half))
-    write_reports(folder)
-    text = (folder / "report.md").read_text(encoding="utf-8")
-    assert "## What the guard does" in text and "## How well the probe" not in text
-    (folder / "heldout.json").write_text("{broken")
-    with pytest.raises(InputError, match=r"heldout\.json"):
-        write_reports(folder)
-
-
-def test_a_report_from_before_held_out_figures_is_compared(tmp_path: Path):
-    folder = make_run(tmp_path / "run", rows())
-    (folder / "heldout.json").write_text(json.dumps(heldout()))
-    write_reports(folder)
-    new = read_report(folder / "report.json")
-    old = {name: new[name] for name in new if name not in ("trade_offs", "heldout")}
-    text = compare_reports(old, new)
-    assert "held out / guarded_answered / harmful: only in the second" in text
-    assert compare_reports(old, old) == "no difference\n"
 
 
 def test_a_run_that_only_has_errors_makes_a_report(tmp_path: Path):
