@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.bundle.bundle import GuardBundle
-from safesteer_edge.chat.conversation import Conversation
+from safesteer_edge.chat.conversation import Conversation, Message
 from safesteer_edge.chat_session import TurnSettings
+from safesteer_edge.engine.prompt_items import TokenRun
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.guard.decoding import GuardedAnswer
 from safesteer_edge.guard.events import GuardSummary
 from safesteer_edge.guard.turn_inputs import ActiveGuard
+from safesteer_edge.prompting import prompt_items
+from safesteer_edge.runtime import Runtime
 
 
 def check_turn_settings(
@@ -62,6 +67,39 @@ def control_vector(
             if vector is not None:
                 return vector.directions
     return None
+
+
+def words_alone(conversation: Conversation) -> Conversation | None:
+    """The last message's words as a conversation of their own, behind the system prompt.
+
+    None where nothing is said, or no media are in the context: then the prompt is those words.
+    """
+    last = conversation.messages[-1]
+    has_media = any(message.media for message in conversation)
+    if not has_media or not last.text.strip():
+        return None
+    system = [message for message in conversation if message.role == "system"]
+    return Conversation((*system, Message.from_text(last.role, last.text)))
+
+
+def words_score(
+    guard: ActiveGuard | None,
+    runtime: Runtime,
+    conversation: Conversation,
+    cancelled: Callable[[], bool],
+) -> float | None:
+    """Harmful score of what the last message's words ask by themselves; see `words_alone`.
+
+    A picture beside them shifts the state at the prompt's end, and with it the score: an unrelated
+    one must not hide what the words ask for. Costs their prefill once more. None with the guard
+    off. Raises TemplateError, PromptTooLongError, EngineError, PrefillCancelledError, GuardError.
+    """
+    alone = words_alone(conversation) if guard is not None else None
+    if alone is None:
+        return None
+    items = prompt_items(alone, template=runtime.template, model=runtime.model)
+    token_ids = [each for item in items if isinstance(item, TokenRun) for each in item.token_ids]
+    return prompt_score(guard, runtime.engine.state_aside(token_ids, cancelled=cancelled))
 
 
 def prompt_score(guard: ActiveGuard | None, state: NDArray[np.float32]) -> float | None:

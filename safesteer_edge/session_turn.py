@@ -35,6 +35,7 @@ from safesteer_edge.session_guard import (
     control_vector,
     guard_summary,
     prompt_score,
+    words_score,
 )
 from safesteer_edge.session_history import SessionHistory
 
@@ -87,6 +88,7 @@ class SessionTurn:
             self._vector_gate = runtime.bundle.vector_gate if runtime.bundle else None
         so_far = plan.so_far
         self._asked_score = so_far.prompt_score if so_far and so_far.scores is not None else None
+        self._words_score: float | None = None
         self.history: SessionHistory | None = None
         self.so_far: AnswerSoFar | None = None
 
@@ -112,6 +114,7 @@ class SessionTurn:
             sampler.close()
 
     def _prefill(self, sampler: SamplerChain) -> PrefillStats:
+        words_s = self._look_at_words()
         items, so_far, given = list(self._plan.items), self._plan.so_far, self._plan.given
         if so_far is not None and so_far.scores is not None and so_far.token_ids:
             items.append(TokenRun(so_far.token_ids))  # in the sequence still, and scored
@@ -135,7 +138,16 @@ class SessionTurn:
                 f"the answer is to begin with {len(given)} tokens, and {engine.n_free} are free "
                 "after the prompt; shorten either, or raise --ctx"
             )
-        return prefill
+        return replace(prefill, elapsed_s=words_s + prefill.elapsed_s)
+
+    def _look_at_words(self) -> float:
+        """Score them without the media beside them, unless that is known; the seconds it took."""
+        if self._asked_score is not None:
+            return 0.0
+        started_s = time.perf_counter()
+        conversation = self._plan.asked.conversation
+        self._words_score = words_score(self._guard, self._runtime, conversation, self._cancelled)
+        return time.perf_counter() - started_s
 
     def _gated_prefill(
         self, items: Sequence[PromptItem], sampler: SamplerChain, gate: float
@@ -158,9 +170,15 @@ class SessionTurn:
         )
 
     def _prompt_score(self, prefill: PrefillStats) -> float | None:
-        """Of the prompt that is answered, also where the answer's beginning was prefilled too."""
+        """Of the prompt that is answered, also where the answer's beginning was prefilled too.
+
+        With media in the context, the higher one of the prompt's and of its words'.
+        """
         if self._asked_score is None:
-            self._asked_score = prompt_score(self._guard, prefill.last_state)
+            score, words = prompt_score(self._guard, prefill.last_state), self._words_score
+            if score is not None and words is not None:
+                score = float(np.maximum(score, words))  # not max(), which may drop a NaN
+            self._asked_score = score
         return self._asked_score
 
     @property

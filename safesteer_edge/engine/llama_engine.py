@@ -20,6 +20,7 @@ from safesteer_edge.engine.model import NativeModel
 from safesteer_edge.engine.projector import Projector
 from safesteer_edge.engine.prompt_items import PromptItem
 from safesteer_edge.engine.sampler import SamplerChain
+from safesteer_edge.engine.side_prompt import read_state_aside
 from safesteer_edge.errors import EngineError, SafeSteerError
 from safesteer_edge.guard.engine_protocol import Proposal
 
@@ -111,6 +112,22 @@ class LlamaEngine:
             elapsed_s=time.perf_counter() - started_s,
             last_state=last_state,
         )
+
+    def state_aside(
+        self, token_ids: Sequence[int], *, cancelled: Callable[[], bool] = lambda: False
+    ) -> NDArray[np.float32]:
+        """The state at the end of a prompt of its own: float32 (n_features,). Before a prefill.
+
+        It is evaluated on a side sequence, without a control vector, and leaves nothing behind.
+        Where the context has no room for it, the main sequence makes way, and the next prefill
+        evaluates all of its prompt.
+        Raises PromptTooLongError, EngineError, PrefillCancelledError.
+        """
+        self._discard_pending()
+        self._forget_logits()
+        if self.n_free < len(token_ids):
+            self._sequence.forget()
+        return read_state_aside(self._context, self._route, token_ids, cancelled)
 
     # -- one decoding step ----------------------------------------------------------------------
 

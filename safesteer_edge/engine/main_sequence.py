@@ -124,7 +124,7 @@ class MainSequence:
             old is not None and vector is not None and np.array_equal(old, vector)
         )
         if not is_same:
-            self._forget()
+            self.forget()
             self._prompt_vector = None if vector is None else vector.copy()
 
     def _n_shared(self, entries: Sequence[Entry]) -> int:
@@ -149,14 +149,15 @@ class MainSequence:
             self._context.copy_sequence(self._context.checkpoint_sequence, MAIN_SEQUENCE)
             self._keep(self._n_checkpoint_entries)
         else:
-            self._forget()
+            self.forget()
 
     def _keep(self, n_entries: int) -> None:
         self._entries = self._entries[:n_entries]
         self.position = sum(entry.n_positions for entry in self._entries)
         self.n_tokens = sum(entry.n_tokens for entry in self._entries)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Let nothing of it be reused."""
         self._context.clear()
         self._entries, self.position, self.n_tokens = [], 0, 0
         self._n_checkpoint_entries = 0
@@ -192,7 +193,7 @@ class MainSequence:
         try:
             return read_states(self._route, 1)[0]
         except EngineError:
-            self._forget()  # the graph stopped half way: no later prompt may reuse its cells
+            self.forget()  # the graph stopped half way: no later prompt may reuse its cells
             raise
 
     def _evaluate_entries(
@@ -228,7 +229,7 @@ class MainSequence:
         try:
             self._projector.evaluate(self._context, media, self.position)
         except EngineError:
-            self._forget()  # a part of the chunk may be in the cache
+            self.forget()  # a part of the chunk may be in the cache
             raise
         self._entries.append(entry)
         self.n_tokens += entry.n_tokens

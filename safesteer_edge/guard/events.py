@@ -49,7 +49,8 @@ class PrefillDone:
 
     n_reused_tokens of the prompt's tokens were still there from the turn before. n_media_encoded:
     pictures and sounds of the whole conversation that the projector had to encode for this prompt.
-    prompt_score: harmful score of the last prompt position, None without a probe.
+    prompt_score: harmful score of the last prompt position, None without a probe; with media in the
+    context that of the last message's words alone, where it is higher.
     """
 
     n_prompt_tokens: int

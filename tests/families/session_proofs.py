@@ -110,7 +110,7 @@ def _put_at(fresh: Session, session: Session) -> None:
     """Give one session the conversation of another, and an empty cache."""
     fresh._history = session._history
     fresh._media = dict(session._media)
-    fresh._runtime.engine._sequence._forget()
+    fresh._runtime.engine._sequence.forget()
 
 
 def _ask(session: Session, question: str, images: tuple = ()) -> _Turn:

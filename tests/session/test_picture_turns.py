@@ -34,7 +34,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def forget_cache(session: Session) -> None:
     """Let the next prompt be evaluated from its beginning."""
-    session._runtime.engine._sequence._forget()
+    session._runtime.engine._sequence.forget()
 
 
 def chat(session: Session, pictures: list[Path], *, afresh: bool) -> list[Turn]:

@@ -135,7 +135,8 @@ def test_only_the_last_token_of_the_prompt_is_evaluated_with_the_vector_on(
     settings = guarded_tiny.settings(folder, mmproj=guarded_tiny.projector)
     runtime = open_runtime(settings)
     with Session(runtime, settings) as session:
-        prompt_score = ask(session, "What is this?", images=[picture]).prefill.prompt_score
+        # Words would be scored alone as well.
+        prompt_score = ask(session, "", images=[picture]).prefill.prompt_score
         question = type(session.conversation)(session.conversation.messages[:1])
         image = load_image(picture)
         items = prompt_items(
@@ -159,7 +160,7 @@ def test_only_the_last_token_of_the_prompt_is_evaluated_with_the_vector_on(
     held_out = logits.pop(len(embeddings) - 1)
     assert logit(prompt_score) == pytest.approx(held_out, abs=LOGIT_TOLERANCE)
     for other in logits.values():  # all of the prompt steered, and none of it
-        assert abs(other - held_out) > 5 * LOGIT_TOLERANCE
+        assert abs(other - held_out) > 3 * LOGIT_TOLERANCE
 
 
 def test_a_picture_alone_is_a_question(guarded_tiny: GuardedTiny, picture: Path):
