@@ -21,7 +21,8 @@ from safesteer_edge.chat.builtin_templates import builtin_template, default_buil
 from safesteer_edge.chat.reasoning import reasoning_style, thinking_variables
 from safesteer_edge.chat.template import ChatTemplate
 from safesteer_edge.engine.context import DEFAULT_N_BATCH, ContextSettings, NativeContext
-from safesteer_edge.engine.hidden_states import EvalCallbackRoute, HiddenStateRoute, choose_route
+from safesteer_edge.engine.eval_callback_route import EvalCallbackRoute
+from safesteer_edge.engine.hidden_states import HiddenStateRoute, choose_route
 from safesteer_edge.engine.llama_engine import LlamaEngine
 from safesteer_edge.engine.model import NativeModel
 from safesteer_edge.engine.projector import Projector

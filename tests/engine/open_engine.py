@@ -12,7 +12,8 @@ from llama_cpp import llama_cpp as lib
 from numpy.typing import NDArray
 
 from safesteer_edge.engine.context import ContextSettings, NativeContext
-from safesteer_edge.engine.hidden_states import EvalCallbackRoute, RouteName, choose_route
+from safesteer_edge.engine.eval_callback_route import EvalCallbackRoute
+from safesteer_edge.engine.hidden_states import RouteName, choose_route
 from safesteer_edge.engine.llama_engine import LlamaEngine, PrefillStats
 from safesteer_edge.engine.model import NativeModel
 from safesteer_edge.engine.projector import Projector
