@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from itertools import combinations
 
@@ -64,8 +65,8 @@ def normalised(text: str) -> str:
 @pytest.mark.parametrize(
     ("label", "counts"),
     [
-        ("borderline", {"train": 972, "calibration": 356, "test": 72}),
-        ("ordinary", {"train": 589, "calibration": 227, "test": 144}),
+        ("borderline", {"train": 1167, "calibration": 423, "test": 72}),
+        ("ordinary", {"train": 868, "calibration": 318, "test": 144}),
     ],
 )
 def test_the_benign_sets_have_the_documented_sizes(
@@ -93,8 +94,8 @@ def test_every_scenario_has_the_documented_number_of_pairs_in_each_split(
     assert len(scenarios) == 13
     for scenario in scenarios:
         assert found[scenario, "test"] == 10
-        assert found[scenario, "calibration"] in (29, 30)
-        assert found[scenario, "train"] + found[scenario, "calibration"] == 111
+        assert 0.2 < found[scenario, "calibration"] / found[scenario, "train"] < 0.5
+        assert found[scenario, "train"] + found[scenario, "calibration"] >= 111
 
 
 def test_both_sides_of_a_pair_share_split_and_scenario(requests: tuple[Request, ...]) -> None:
@@ -122,7 +123,7 @@ def test_no_text_stands_there_twice(requests: tuple[Request, ...]) -> None:
     assert [text for text, n in counts.items() if n > 1] == []
 
 
-def test_benign_texts_of_the_test_split_share_less_than_half_of_their_words_with_others(
+def test_benign_texts_of_different_splits_share_less_than_half_of_their_words(
     requests: tuple[Request, ...],
 ) -> None:
     benign = of_label(requests, "borderline") + of_label(requests, "ordinary")
@@ -130,10 +131,9 @@ def test_benign_texts_of_the_test_split_share_less_than_half_of_their_words_with
     too_near = [
         (a.id, b.id)
         for (a, a_words), (b, b_words) in combinations(words, 2)
-        if (a.split == "test") != (b.split == "test")
-        and 2 * len(a_words & b_words) >= len(a_words | b_words)
+        if a.split != b.split and 2 * len(a_words & b_words) >= len(a_words | b_words)
     ]
-    assert too_near == [("ordinary-224", "ordinary-826")]  # as the README of the requests says
+    assert too_near == []
 
 
 def test_ordinary_requests_are_three_to_seventy_words_long(requests: tuple[Request, ...]) -> None:
@@ -161,7 +161,8 @@ def test_other_languages_are_named_and_spread_over_the_splits(
 
 
 def test_texts_have_no_stray_white_space(requests: tuple[Request, ...]) -> None:
-    assert [r.id for r in requests if r.text != r.text.strip() or "  " in r.text] == []
+    double = re.compile(r"\S  ")  # code is indented
+    assert [r.id for r in requests if r.text != r.text.strip() or double.search(r.text)] == []
 
 
 def test_splits_and_labels_choose_a_part_of_the_whole(requests: tuple[Request, ...]) -> None:
