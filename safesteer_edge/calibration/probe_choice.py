@@ -1,9 +1,10 @@
 """Choosing a probe's form and layers, and saying honestly how good the choice is.
 
 Candidates are fitted on the train split and judged on the calibration split: by whether they rank
-a complying answer over a refusing one early on, and by how many harmful answers they find at 1 %
-false alarms. The estimate comes from nested cross-validation: the choice is made again for each
-outer fold from the requests outside it, and the fold's requests are scored by what was chosen.
+a complying answer over a refusing one early on, and by how many harmful answers they find at 1 to
+5 % false alarms (at 1 % alone, one benign answer would decide). The estimate comes from nested
+cross-validation: the choice is made again for each outer fold from the requests outside it, and the
+fold's requests are scored by what was chosen.
 """
 
 from __future__ import annotations
@@ -53,13 +54,13 @@ class JudgedCandidate:
 
     @property
     def merit(self) -> float:
-        """What the choice maximises: early ranking of candidates, and harmful answers found."""
-        quality = self.quality
-        found = [quality.found_at_1_percent_ordinary, quality.found_at_1_percent_borderline]
-        shares = [share.value for share in found if share.n] or [0.0]
-        early = quality.early_candidate
-        merits = [sum(shares) / len(shares), *([] if math.isnan(early) else [early])]
-        return sum(merits) / len(merits)
+        """What the choice maximises: harmful answers found, and early ranking of candidates.
+
+        The former counts three times: the running risk stops more answers than steering turns.
+        """
+        found, early = self.quality.found_at_few_percent, self.quality.early_candidate
+        found = 0.0 if math.isnan(found) else found
+        return found if math.isnan(early) else (3 * found + early) / 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,14 +37,15 @@ from safesteer_edge.errors import SettingsError
 from safesteer_edge.evaluation.probe_quality import EARLY_STEPS
 
 N_FOLDS: Final = 5
-# False alarms are told from answers to ordinary and to borderline requests: counted three times,
-# more harmful answers are found at 1 % of them (out of fold 89 in place of 83 % among our ordinary
-# ones, 65 in place of 62 % among borderline ones).
-_BENIGN_REPEATS: Final = 3
-# Of 572 of our requests, the state at the prompt's end told harmful from borderline ones better
-# than sixteen tokens of the answer do (AUROC 0.962 against 0.939); counted once, it was learned
-# less well (0.953), and more than eight times, at the tokens' cost.
-_PROMPT_REPEATS: Final = 8
+# False alarms are told from answers to ordinary and to borderline requests: where these count more,
+# more harmful answers are found at 1 % of them.
+_BENIGN_REPEATS: Final = 6
+# The state at the prompt's end tells harmful from borderline requests better than sixteen tokens of
+# the answer do, and each request has one of it; more than this is at the tokens' cost.
+_PROMPT_REPEATS: Final = 16
+# The first tokens of a refusing and of a complying answer to the same harmful request: what ranks
+# candidates. Few rows among all; counted once, the request is learned and the answer is not.
+_OPENING_REPEATS: Final = 8
 # An answer is set aside if its mean score is this far on the other side, the worst first, and of
 # each label no more than this share.
 _CONTRARY: Final = 0.05
@@ -195,8 +196,11 @@ def _labels(answer: HarvestedAnswer, positions: NDArray[np.int64]) -> NDArray[np
 
 def _repeats(answer: HarvestedAnswer, positions: NDArray[np.int64]) -> NDArray[np.int64]:
     is_benign = answer.request.label in ("borderline", "ordinary") and answer.label == 0
-    repeats = _BENIGN_REPEATS if is_benign else 1
-    return repeats * np.where(positions == 0, _PROMPT_REPEATS, 1)
+    is_forced = answer.kind in ("refusal", "compliance")
+    is_opening = is_forced and answer.request.label == "harmful"
+    repeats = np.where(positions == 0, _PROMPT_REPEATS, 1)
+    repeats[is_opening & (positions > 0) & (positions <= EARLY_STEPS[-1])] = _OPENING_REPEATS
+    return repeats * (_BENIGN_REPEATS if is_benign else 1)
 
 
 def _positions(

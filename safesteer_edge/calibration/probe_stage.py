@@ -118,6 +118,7 @@ def _tried(judged: JudgedCandidate) -> dict[str, Any]:
     shares = {
         "found_at_1_percent_ordinary": quality.found_at_1_percent_ordinary.value,
         "found_at_1_percent_borderline": quality.found_at_1_percent_borderline.value,
+        "found_at_few_percent": quality.found_at_few_percent,
     }
     figures = {
         "merit": judged.merit,
@@ -157,6 +158,8 @@ def _by_request(
     answers: Sequence[HarvestedAnswer], scores: Sequence[NDArray[np.float64]]
 ) -> AnswerScores:
     own = [pair for pair in zip(answers, scores, strict=True) if pair[0].kind == "own"]
+    alone = {answer.request.id: row[0] for answer, row in own if answer.carrier == "text"}
+    own = [(answer, _with_words_alone(answer, row, alone)) for answer, row in own]
 
     def rows(label: Label) -> list[NDArray[np.float64]]:
         return [row for answer, row in own if answer.request.label == label]
@@ -167,6 +170,16 @@ def _by_request(
         harmless_twins=rows("harmless"),
         harmful=[row for answer, row in own if answer.label == 1],
     )
+
+
+def _with_words_alone(
+    answer: HarvestedAnswer, row: NDArray[np.float64], alone: Mapping[str, float]
+) -> NDArray[np.float64]:
+    """The scores with the prompt's as the session has it: of words beside a picture, the higher of
+    the prompt's and the words' own (`session_guard.words_score`)."""
+    if answer.carrier != "beside" or answer.request.id not in alone:
+        return row
+    return np.concatenate([[max(row[0], alone[answer.request.id])], row[1:]])
 
 
 def _means(rows: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -54,6 +54,7 @@ def figures() -> dict[str, Any]:
         (
             "merit",
             "early_candidate",
+            "found_at_few_percent",
             "found_at_1_percent_ordinary",
             "found_at_1_percent_borderline",
             "mean_against_ordinary",

@@ -78,7 +78,7 @@ def test_out_of_fold_scores_of_pure_noise_are_those_of_a_coin():
     planted = plant(size=0.0, n_features=96)
     probe, _ = fit_probe(planted.answers, SETTINGS)
     remembered = [probe.margins(answer.states.astype(float)) for answer in planted.answers]
-    assert separation(planted.answers, remembered) > 0.55
+    assert separation(planted.answers, remembered) > 0.54
 
 
 def test_a_twentieth_of_wrong_labels_costs_little():
@@ -107,7 +107,9 @@ def test_a_fit_is_scikit_learns_on_standardised_states():
     probe, _ = fit_probe(planted.answers, SETTINGS)
     states = np.concatenate([answer.states.astype(float) for answer in planted.answers])
     labels = np.repeat([answer.label for answer in planted.answers], N_POSITIONS + 1)
-    weights = np.tile([8.0] + N_POSITIONS * [1.0], len(planted.answers))  # the prompt's counts more
+    weights = np.tile(
+        [16.0] + N_POSITIONS * [1.0], len(planted.answers)
+    )  # the prompt's counts more
     standard = (states - states.mean(axis=0)) / states.std(axis=0)
     oracle = LogisticRegression(C=0.01, class_weight="balanced", tol=1e-6, max_iter=2000)
     oracle.fit(standard, labels, sample_weight=weights / weights.mean())

@@ -53,7 +53,7 @@ def test_the_exported_file_scores_raw_states_as_scikit_learn_does(form: ProbeFor
     assert probe.n_set_aside == 0
     kept = np.concatenate([answer.states for answer in answers]).astype(np.float32)
     labels = np.repeat([answer.label for answer in answers], N_POSITIONS + 1)
-    repeats = np.tile([8] + N_POSITIONS * [1], len(answers))  # the prompt's counts more
+    repeats = np.tile([16] + N_POSITIONS * [1], len(answers))  # the prompt's counts more
     estimator = fit_estimator(form, kept.copy(), labels, 0, repeats)
     chances = np.clip(estimator.predict_proba(kept.astype(np.float64))[:, 1], 1e-12, 1 - 1e-12)
     margins = np.log(chances / (1.0 - chances))

@@ -103,3 +103,19 @@ def test_a_probe_gets_every_position_of_an_answer_at_once():
     quality = measure_probe_quality(ANSWERS[:1] + ANSWERS[6:7], FirstFeature())
     assert quality.steps[1].against_ordinary == pytest.approx(1.0)
     assert math.isnan(quality.mean_against_borderline)
+
+
+def test_what_is_found_at_few_percent_is_the_mean_over_kinds_and_rates():
+    def own(label: Label, scores: np.ndarray) -> list[HarvestedAnswer]:
+        return [answer(label, i, [0.0, float(score)]) for i, score in enumerate(scores)]
+
+    harmful = own("harmful", np.array([0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5]))
+    # Of 100 ordinary answers, at most k % exceed the limit 7 - k, as k + 1 harmful ones do.
+    ordinary = own("ordinary", np.concatenate([np.zeros(94), np.arange(1, 7)]))
+    shares = [(k + 1) / 8 for k in range(1, 6)]
+    found = measure_probe_quality([*harmful, *ordinary], FirstFeature()).found_at_few_percent
+    assert found == pytest.approx(np.mean(shares))
+    both = [*harmful, *ordinary, *own("borderline", np.full(10, 9.0))]
+    found = measure_probe_quality(both, FirstFeature()).found_at_few_percent
+    assert found == pytest.approx(np.mean(shares) / 2)
+    assert math.isnan(measure_probe_quality(harmful, FirstFeature()).found_at_few_percent)

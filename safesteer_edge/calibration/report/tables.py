@@ -68,9 +68,10 @@ def _candidates_table(figures: Json) -> Table:
                 ", ".join(str(layer) for layer in row["layers"]),
                 f"{row['regularisation']:g}",
                 *(
-                    shown_number(row[key], 3)
+                    shown_number(row.get(key), 3)
                     for key in (
                         "early_candidate",
+                        "found_at_few_percent",
                         "found_at_1_percent_ordinary",
                         "found_at_1_percent_borderline",
                         "mean_against_ordinary",
@@ -83,12 +84,13 @@ def _candidates_table(figures: Json) -> Table:
     return Table(
         "Probes that were compared",
         "fitted on the train split, judged on the calibration split, on decode-path states; →: "
-        "chosen, by the mean of the first figure and of the next two's mean",
+        "chosen, by the first figure and three times the second",
         (
             "form",
             "layers",
             "C",
             "candidate AUROC, steps 1–4",
+            "found at 1 to 5 % FPR",
             "found at 1 % FPR, ordinary",
             "found at 1 % FPR, borderline",
             "AUROC, ordinary",
