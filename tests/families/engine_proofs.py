@@ -155,6 +155,20 @@ def _logits_after(files: FamilyFiles, tokens: Sequence[int]) -> Float32Array:
     return native_forward(files.model, tokens).logits[-1]
 
 
+def prove_side_prompt(files: FamilyFiles) -> str:
+    """A prompt on a side sequence has its states, and the main sequence goes on as it was."""
+    other = random_tokens(5, 25)
+    with open_engine(files.model, layers=(0, 2), n_batch=16) as opened:
+        opened.prefill(PROMPT)
+        opened.feed(ANSWER)
+        state = opened.engine.state_aside(other)
+        assert_close(state, _states_at(native_forward(files.model, other), (0, 2), -1))
+        longer = [*PROMPT, *ANSWER, 77]
+        assert opened.prefill(longer).n_reused_tokens == len(PROMPT) + len(ANSWER)
+        assert_close(opened.next_logits(), _logits_after(files, longer))
+    return "leaves nothing"
+
+
 def prove_control_vector(files: FamilyFiles) -> str:
     """direction.L is added to the output of block L, and no earlier block changes."""
     vector = random_vector()

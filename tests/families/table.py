@@ -15,6 +15,7 @@ from tests.families.engine_proofs import (
     prove_reranking,
     prove_roll_back,
     prove_shorter_prompts,
+    prove_side_prompt,
 )
 from tests.families.family_files import FamilyFiles
 from tests.families.media_proofs import prove_images
@@ -33,6 +34,7 @@ PROOFS: Final[Mapping[str, Proof]] = {
     "hidden states": prove_hidden_states,
     "roll-back": prove_roll_back,
     "shorter prompt": prove_shorter_prompts,
+    "side prompt": prove_side_prompt,
     "control vector": prove_control_vector,
     "lazy ≡ eager": prove_reranking,
     "images": prove_images,
@@ -64,6 +66,8 @@ _NOTES = """
   others appended: as a straight run. A recurrent state has no cells to remove: what is missing is
   evaluated again, from a checkpoint behind the question.
 - **shorter prompt**: prompts that share a part with the one before: how much of it is kept.
+- **side prompt**: words beside a picture are looked at alone, on a sequence of their own: the state
+  at their end is llama.cpp's, and the next prompt finds all of the last one.
 - **control vector**: `direction.L` is added to the output of block L, and no block before it
   changes; block 0 cannot be steered.
 - **lazy ≡ eager**: the same tokens at temperature 0.
