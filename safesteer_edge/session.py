@@ -17,7 +17,7 @@ from types import TracebackType
 
 from safesteer_edge.chat.conversation import Conversation, MediaContent, Message, TextContent
 from safesteer_edge.chat_session import ChatMessage, TurnSettings
-from safesteer_edge.engine.prompt_items import PromptItem, TokenRun
+from safesteer_edge.engine.prompt_items import PromptItem, text_token_ids
 from safesteer_edge.errors import InputError, MediaError
 from safesteer_edge.guard.events import (
     Event,
@@ -143,9 +143,7 @@ class Session:
     def prompt_token_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of the prompt that asking `text` next would evaluate, media left out."""
         items, _ = self._to_items(self._with_question(text, (), (), None).conversation)
-        return tuple(
-            token_id for item in items if isinstance(item, TokenRun) for token_id in item.token_ids
-        )
+        return text_token_ids(items)
 
     def close(self) -> None:
         """Free the model and all that belongs to it. Idempotent."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from safesteer_edge.bundle.bundle import GuardBundle
 from safesteer_edge.chat.conversation import Conversation, Message
 from safesteer_edge.chat_session import TurnSettings
-from safesteer_edge.engine.prompt_items import TokenRun
+from safesteer_edge.engine.prompt_items import text_token_ids
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.guard.decoding import GuardedAnswer
 from safesteer_edge.guard.events import GuardSummary
@@ -98,8 +98,8 @@ def words_score(
     if alone is None:
         return None
     items = prompt_items(alone, template=runtime.template, model=runtime.model)
-    token_ids = [each for item in items if isinstance(item, TokenRun) for each in item.token_ids]
-    return prompt_score(guard, runtime.engine.state_aside(token_ids, cancelled=cancelled))
+    state = runtime.engine.state_aside(text_token_ids(items), cancelled=cancelled)
+    return prompt_score(guard, state)
 
 
 def prompt_score(guard: ActiveGuard | None, state: NDArray[np.float32]) -> float | None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safesteer_edge.bundle.canaries import Canaries, EngineCanary, ProbeCanary
 from safesteer_edge.calibration.harvest import HarvestedAnswer
 from safesteer_edge.calibration.requests_data import Request
-from safesteer_edge.engine.prompt_items import TokenRun
+from safesteer_edge.engine.prompt_items import text_token_ids
 from safesteer_edge.prompting import question_items
 from safesteer_edge.runtime import Runtime, last_state_of, open_runtime
 from safesteer_edge.settings import SessionSettings
@@ -77,6 +77,4 @@ def _probe_canary(state: NDArray[np.floating], score: ScoreStates) -> ProbeCanar
 
 def _prompt_token_ids(runtime: Runtime, request: Request) -> tuple[int, ...]:
     items = question_items(request.text, template=runtime.template, model=runtime.model)
-    return tuple(
-        token_id for item in items if isinstance(item, TokenRun) for token_id in item.token_ids
-    )
+    return text_token_ids(items)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from safesteer_edge.calibration.requests_data import Label, load_requests
 from safesteer_edge.engine.hidden_states import RouteName
-from safesteer_edge.engine.prompt_items import TokenRun
+from safesteer_edge.engine.prompt_items import text_token_ids
 from safesteer_edge.prompting import question_items
 from safesteer_edge.runtime import Runtime, last_state_of, open_runtime
 from safesteer_edge.settings import SessionSettings
@@ -64,12 +64,7 @@ def measure_prompt_states(session: SessionSettings, layers: Sequence[int]) -> Pr
 def _prompts(runtime: Runtime, label: Label) -> list[tuple[int, ...]]:
     requests = load_requests(splits=("train",), labels=(label,))[:N_REQUESTS_PER_LABEL]
     return [
-        tuple(
-            token_id
-            for item in question_items(request.text, template=runtime.template, model=runtime.model)
-            if isinstance(item, TokenRun)
-            for token_id in item.token_ids
-        )
+        text_token_ids(question_items(request.text, template=runtime.template, model=runtime.model))
         for request in requests
     ]
 

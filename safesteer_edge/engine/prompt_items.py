@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,3 +35,10 @@ class MediaRun:
 
 
 PromptItem = TokenRun | MediaRun
+
+
+def text_token_ids(items: Iterable[PromptItem]) -> tuple[int, ...]:
+    """The tokens of a prompt's text, media left out."""
+    return tuple(
+        token_id for item in items if isinstance(item, TokenRun) for token_id in item.token_ids
+    )

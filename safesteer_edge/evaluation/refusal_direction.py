@@ -21,7 +21,7 @@ from safesteer_edge.calibration.decoded_answer import decode_answer
 from safesteer_edge.calibration.forced_openings import OPENING_KINDS, openings
 from safesteer_edge.calibration.requests_data import Label, Request, load_requests
 from safesteer_edge.calibration.vector_trial import log_mass, opening_tokens
-from safesteer_edge.engine.prompt_items import TokenRun
+from safesteer_edge.engine.prompt_items import text_token_ids
 from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.evaluation.figures.log_probabilities import divergence, log_softmax
 from safesteer_edge.evaluation.suites.case import evenly
@@ -247,7 +247,7 @@ def _train(label: Label) -> list[Request]:
 
 def _token_ids(runtime: Runtime, text: str) -> list[int]:
     items = question_items(text, template=runtime.template, model=runtime.model)
-    return [i for item in items if isinstance(item, TokenRun) for i in item.token_ids]
+    return list(text_token_ids(items))
 
 
 def _n_shared_at_end(prompts: Sequence[Sequence[int]]) -> int:

@@ -26,15 +26,6 @@ from tests.session.turns import ask, opened
 LOGIT_TOLERANCE = 0.05
 
 
-@pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture of 56 × 56 pixels: 4 image tokens."""
-    path = tmp_path_factory.mktemp("pictures") / "a.png"
-    pixels = np.random.default_rng(3).integers(0, 256, (56, 56, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
 def logit(score: float | None) -> float:
     assert score is not None
     return float(np.log(score) - np.log1p(-score))
@@ -135,8 +126,8 @@ def test_only_the_last_token_of_the_prompt_is_evaluated_with_the_vector_on(
     settings = guarded_tiny.settings(folder, mmproj=guarded_tiny.projector)
     runtime = open_runtime(settings)
     with Session(runtime, settings) as session:
-        # Words would be scored alone as well.
-        prompt_score = ask(session, "", images=[picture]).prefill.prompt_score
+        # Of these words alone the score is lower, and does not count.
+        prompt_score = ask(session, "What do you see?", images=[picture]).prefill.prompt_score
         question = type(session.conversation)(session.conversation.messages[:1])
         image = load_image(picture)
         items = prompt_items(
@@ -160,7 +151,7 @@ def test_only_the_last_token_of_the_prompt_is_evaluated_with_the_vector_on(
     held_out = logits.pop(len(embeddings) - 1)
     assert logit(prompt_score) == pytest.approx(held_out, abs=LOGIT_TOLERANCE)
     for other in logits.values():  # all of the prompt steered, and none of it
-        assert abs(other - held_out) > 3 * LOGIT_TOLERANCE
+        assert abs(other - held_out) > 5 * LOGIT_TOLERANCE
 
 
 def test_a_picture_alone_is_a_question(guarded_tiny: GuardedTiny, picture: Path):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from safesteer_edge.guard.events import TurnEnded
 from safesteer_edge.guard.probe import OnnxProbe
@@ -15,17 +14,8 @@ from tests.session.turns import ask, opened
 
 QUESTIONS = [f"{word} this, please?" for word in ("Paint", "Sell", "Count", "Name", "Turn", "Burn")]
 
-TOLERANCE = (
-    5e-3  # of a prompt that shares its beginning with the last one, and of one that does not
-)
-
-
-@pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pictures") / "a.png"
-    pixels = np.random.default_rng(3).integers(0, 256, (56, 56, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
+# A prompt that shares its beginning with the last one comes in other batches.
+TOLERANCE = 5e-3
 
 
 def score(turn) -> float:
