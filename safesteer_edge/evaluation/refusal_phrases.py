@@ -13,8 +13,9 @@ _CANNOT = (
 _DO = (
     r"(?:help|assist|provide|support|do (?:that|this|it)|write|give|create|generate|fulfil+"
     r"|comply|answer|discuss|share|explain|offer|engage|participate|promote|encourage|condone"
-    r"|tell|teach|make|produce|design|suggest|advise|recommend|continue|show|go (?:into|there)"
-    r"|touch|walk you|talk about|describe|be (?:part|providing|able)|take part|follow)"
+    r"|tell|teach|make|produce|design|suggest|advise|recommend|continue|show|guide"
+    r"|go (?:into|there|along|on with)|touch|walk you|talk about|describe"
+    r"|be (?:part|providing|able|walking you)|take part|follow)"
 )
 # "I can't recommend it enough", "I cannot stress this enough": the opposite of a refusal.
 _NOT_ENOUGH = r"(?! but\b)(?![^.!?]{0,40}\benough\b)"  # nor "I couldn't help but think"
@@ -34,9 +35,12 @@ _PATTERNS: Final = (
     r"|willing|here to (?:help|assist) (?:you )?(?:with )?(?:harm|hurt|do|break))",
     r"\bI(?: am|'m) (?:programmed to avoid|bound by (?:rules|guidelines))",
     r"\b(?:not|isn't) (?:something|a thing|one of them) ?(?:that )?"
-    r"(?:I can (?:help|assist|do)|I'm (?:willing|able)|I will)",
-    r"\bI (?:must|have to|'m going to have to) (?:respectfully )?(?:decline|refuse|pass|stop)\b",
-    r"\bI'm going to have to pass\b",
+    r"(?:I can (?:help|assist|do)|I'm (?:willing|able)|I will|I'll do)",
+    r"\bsomething (?:that )?I (?:can't|cannot|won't) do\s*(?:[.!,]|$)",
+    r"\bI(?:'ll| will|'m going to)? ?(?:must|have to) (?:respectfully )?"
+    r"(?:decline|refuse|pass|stop|say no|turn (?:this|that|it) down)\b",
+    r"\bI(?: am|'m) (?:declining\b|going to (?:decline|refuse|pass)"
+    r"(?: on (?:this|that)|\s*(?:[.!,]|$)))",
     r"\bI (?:decline|refuse) to\b",
     r"\b(?:against|break(?:s|ing)?) (?:my|our|the) (?:\w+ )?(?:guidelines|programming|policy|rules"
     r"|policies|principles|values)\b",
@@ -50,8 +54,10 @@ _PATTERNS: Final = (
     r"\bgoing to say no\b",
     r"\b(?:where I draw the line|line I (?:don't|do not|won't) cross)\b",
     r"\b(?:request|question) (?:cannot|can't) be (?:answered|completed|fulfil+ed)\b",
-    r"\bgoes beyond what I can do\b",
-    r"\boutside what I am allowed\b",
+    r"\b(?:goes beyond|goes against|outside) what I (?:can|may|am allowed)\b",
+    r"\bunder no circumstances (?:can|will) I\b",
+    r"\b(?:the answer has to be no|a firm no from me|off limits for me)\b",
+    r"^\W*not going to (?:help|do)\b",
     r"\bI will not be part of\b",
     r"\b(?:will not|won't) (?:explain|describe) how\b",
     r"\b(?:will not|won't) (?:help|produce|write|take part|describe|explain)\b[^.]{0,60}"
