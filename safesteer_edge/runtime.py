@@ -33,6 +33,7 @@ from safesteer_edge.formats.model_file import ModelInfo, check_language_model
 from safesteer_edge.guard.sampling import SamplingSettings
 from safesteer_edge.media.decoder import MediaDecoder
 from safesteer_edge.media.image_fit import ImageFit
+from safesteer_edge.media.picture_words import PictureReader, picture_reader
 from safesteer_edge.memory.kv_type import GGML_TYPE_OF_KV, KvType
 from safesteer_edge.memory.need import MemorySettings
 from safesteer_edge.memory.plan import MemoryPlan, in_mib
@@ -53,6 +54,7 @@ class Runtime:
 
     fixed_vector: float32 (n_layer, n_embd), a control vector that is on in every turn in place of
     the bundle's, fixed_vector_steers_prompt: on the whole prompt as well: for comparisons.
+    picture_reader: for the guard; None without one, without eyes, or where it is not installed.
     """
 
     choice: ModelChoice
@@ -70,6 +72,7 @@ class Runtime:
     warnings: tuple[str, ...]
     load_s: float
     _undo: ExitStack
+    picture_reader: PictureReader | None = None
     fixed_vector: NDArray[np.float32] | None = None
     fixed_vector_steers_prompt: bool = False
 
@@ -139,6 +142,9 @@ def open_runtime(settings: SessionSettings, *, layers: Sequence[int] | None = No
             warnings=_warnings(bundle, plan),
             load_s=time.perf_counter() - started_s,
             _undo=undo.pop_all(),
+            picture_reader=picture_reader(n_threads=n_threads)
+            if bundle is not None and projector is not None and projector.sees
+            else None,
         )
 
 

@@ -176,7 +176,7 @@ class Session:
         given = self._answer_tokens(answer_prefix) if answer_prefix else ()
         items, prepared = self._to_items(asked.conversation)
         yield from prepared.last(len(images) + len(sounds))
-        plan = TurnPlan(self._history, asked, items, started_s, tuple(given))
+        plan = TurnPlan(self._history, asked, items, self._media, started_s, tuple(given))
         yield from self._run(replace(plan, n_media_encoded=prepared.n_encoded))
 
     def _continue(self) -> Generator[Event, None, None]:
@@ -185,7 +185,7 @@ class Session:
         so_far = self._answer_so_far()
         asked = self._history.without_last()
         items, prepared = self._to_items(asked.conversation)
-        plan = TurnPlan(asked.without_last(), asked, items, started_s, so_far=so_far)
+        plan = TurnPlan(asked.without_last(), asked, items, self._media, started_s, so_far=so_far)
         yield from self._run(replace(plan, n_media_encoded=prepared.n_encoded))
 
     def _run(self, plan: TurnPlan) -> Generator[Event, None, None]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.bundle.bundle import GuardBundle
-from safesteer_edge.chat.conversation import Conversation, Message
+from safesteer_edge.chat.conversation import Conversation, MediaContent, Message
 from safesteer_edge.chat_session import TurnSettings
 from safesteer_edge.engine.prompt_items import text_token_ids
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.guard.decoding import GuardedAnswer
 from safesteer_edge.guard.events import GuardSummary
 from safesteer_edge.guard.turn_inputs import ActiveGuard
-from safesteer_edge.prompting import prompt_items
+from safesteer_edge.media.images import DecodedImage
+from safesteer_edge.prompting import Media, prompt_items
 from safesteer_edge.runtime import Runtime
 
 
@@ -69,37 +70,64 @@ def control_vector(
     return None
 
 
-def words_alone(conversation: Conversation) -> Conversation | None:
-    """The last message's words as a conversation of their own, behind the system prompt.
+def words_alone(
+    conversation: Conversation, read: Callable[[MediaContent], str]
+) -> tuple[Conversation, ...]:
+    """What is said with media in the context, each as a conversation behind the system prompt.
 
-    None where nothing is said, or no media are in the context: then the prompt is those words.
+    The last message's words, what is written in the last pictures, and both together: a request may
+    be half in either. A picture of an earlier message counts together with the last words alone;
+    by itself it was looked at in its own turn. None where no media are in the context: then the
+    prompt is those words. read: what is written in a picture.
     """
+    if not any(message.media for message in conversation):
+        return ()
     last = conversation.messages[-1]
-    has_media = any(message.media for message in conversation)
-    if not has_media or not last.text.strip():
-        return None
+    said = last.text.strip()
+    pictured = next((m for m in reversed(conversation.messages) if _pictures(m)), last)
+    written = " ".join(filter(None, map(read, _pictures(pictured))))
+    texts = [last.text if said else "", written if pictured is last else ""]
+    if said and written:
+        texts.append(f"{last.text}\n{written}")
     system = [message for message in conversation if message.role == "system"]
-    return Conversation((*system, Message.from_text(last.role, last.text)))
+    return tuple(
+        Conversation((*system, Message.from_text(last.role, text))) for text in texts if text
+    )
+
+
+def _pictures(message: Message) -> list[MediaContent]:
+    return [medium for medium in message.media if medium.kind == "image"]
 
 
 def words_score(
     guard: ActiveGuard | None,
     runtime: Runtime,
     conversation: Conversation,
+    media: Mapping[str, Media],
     cancelled: Callable[[], bool],
 ) -> float | None:
-    """Harmful score of what the last message's words ask by themselves; see `words_alone`.
+    """Highest harmful score of what is said and written beside media; see `words_alone`.
 
-    A picture beside them shifts the state at the prompt's end, and with it the score: an unrelated
-    one must not hide what the words ask for. Costs their prefill once more. None with the guard
-    off. Raises TemplateError, PromptTooLongError, EngineError, PrefillCancelledError, GuardError.
+    A picture beside words shifts the state at the prompt's end, and with it the score: an unrelated
+    one must not hide what the words ask for. Costs their prefill once more, and the reading of each
+    new picture. None with the guard off. media: by SHA-256.
+    Raises TemplateError, PromptTooLongError, EngineError, PrefillCancelledError, GuardError.
     """
-    alone = words_alone(conversation) if guard is not None else None
-    if alone is None:
+    if guard is None:
         return None
-    items = prompt_items(alone, template=runtime.template, model=runtime.model)
-    state = runtime.engine.state_aside(text_token_ids(items), cancelled=cancelled)
-    return prompt_score(guard, state)
+
+    def read(medium: MediaContent) -> str:
+        picture = media[medium.sha256]
+        reader = runtime.picture_reader
+        return reader.words(picture) if reader and isinstance(picture, DecodedImage) else ""
+
+    scores: list[float | None] = []
+    for alone in words_alone(conversation, read):
+        items = prompt_items(alone, template=runtime.template, model=runtime.model)
+        state = runtime.engine.state_aside(text_token_ids(items), cancelled=cancelled)
+        scores.append(prompt_score(guard, state))
+    # not max(), which may drop a NaN
+    return float(np.max(np.array(scores, dtype=np.float64))) if scores else None
 
 
 def prompt_score(guard: ActiveGuard | None, state: NDArray[np.float32]) -> float | None:

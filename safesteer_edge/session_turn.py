@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,6 +29,7 @@ from safesteer_edge.guard.events import (
 )
 from safesteer_edge.guard.sampling import MAX_SEED
 from safesteer_edge.guard.turn_inputs import AnswerSoFar, DecodingLimits
+from safesteer_edge.prompting import Media
 from safesteer_edge.runtime import Runtime
 from safesteer_edge.session_guard import (
     active_guard,
@@ -44,7 +45,8 @@ from safesteer_edge.session_history import SessionHistory
 class TurnPlan:
     """What one turn is about.
 
-    before: the history that the turn grows from. asked: `before` with the question.
+    before: the history that the turn grows from. asked: `before` with the question. media: of the
+    conversation, by SHA-256.
     given: tokens that the answer begins with. so_far: an answer to go on with. n_media_encoded: for
     these items, and not taken from the cache.
     """
@@ -52,6 +54,7 @@ class TurnPlan:
     before: SessionHistory
     asked: SessionHistory
     items: list[PromptItem]
+    media: Mapping[str, Media]
     started_s: float
     given: tuple[int, ...] = ()
     so_far: AnswerSoFar | None = None
@@ -141,12 +144,14 @@ class SessionTurn:
         return replace(prefill, elapsed_s=words_s + prefill.elapsed_s)
 
     def _look_at_words(self) -> float:
-        """Score them without the media beside them, unless that is known; the seconds it took."""
+        """Score what is said and what pictures say, unless that is known; the seconds it took."""
         if self._asked_score is not None:
             return 0.0
         started_s = time.perf_counter()
-        conversation = self._plan.asked.conversation
-        self._words_score = words_score(self._guard, self._runtime, conversation, self._cancelled)
+        plan = self._plan
+        self._words_score = words_score(
+            self._guard, self._runtime, plan.asked.conversation, plan.media, self._cancelled
+        )
         return time.perf_counter() - started_s
 
     def _gated_prefill(
@@ -172,7 +177,7 @@ class SessionTurn:
     def _prompt_score(self, prefill: PrefillStats) -> float | None:
         """Of the prompt that is answered, also where the answer's beginning was prefilled too.
 
-        With media in the context, the higher one of the prompt's and of its words'.
+        With media in the context, the highest one of the prompt's and of its words'.
         """
         if self._asked_score is None:
             score, words = prompt_score(self._guard, prefill.last_state), self._words_score

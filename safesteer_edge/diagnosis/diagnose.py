@@ -24,7 +24,11 @@ from safesteer_edge.diagnosis.llama_build import check_llama, check_llama_gpu, c
 from safesteer_edge.diagnosis.memory import check_memory
 from safesteer_edge.diagnosis.nvidia_driver import has_nvidia_device
 from safesteer_edge.diagnosis.onnx_runtime import check_onnxruntime
-from safesteer_edge.diagnosis.packages import check_onnxruntime_packages, check_packages
+from safesteer_edge.diagnosis.packages import (
+    check_onnxruntime_packages,
+    check_packages,
+    check_picture_words,
+)
 from safesteer_edge.diagnosis.user_folders import check_folders
 
 # A cold disk, a virus scanner or a GPU's first start can take long; a hang takes for ever.
@@ -68,6 +72,7 @@ def _examinations(machine: _Machine) -> list[tuple[str, Callable[[], Sequence[Ch
         ("llama.cpp gpu", lambda: _check_gpu(machine)),
         ("onnxruntime packages", check_onnxruntime_packages),
         ("onnxruntime", lambda: check_onnxruntime(machine.onnxruntime, machine.driver)),
+        ("picture words", check_picture_words),
         ("folders", check_folders),
         ("memory", lambda: check_memory(_default_model_bytes())),
         ("default model", check_default_model),

@@ -19,6 +19,7 @@ from safesteer_edge.diagnosis.pip_commands import (
     reinstall_command,
     uninstall_command,
 )
+from safesteer_edge.media.picture_words import PACKAGE as READER_PACKAGE
 
 OWN_PACKAGE = "safesteer-edge"
 ONNX_PACKAGE = "onnxruntime" if sys.platform == "darwin" else "onnxruntime-gpu"
@@ -74,6 +75,21 @@ def check_onnxruntime_packages() -> list[Check]:
             name,
             f"{' and '.join(installed)} share one module: CUDA may be hidden, or files mixed",
             f"{uninstall_command(*installed)} && {install_command(onnx_requirement())}",
+        )
+    ]
+
+
+def check_picture_words() -> list[Check]:
+    """Whether the guard reads what is written in pictures: an extra's package."""
+    name = "picture words"
+    version = installed_version(READER_PACKAGE)
+    if version is not None:
+        return [ok(name, f"the guard reads them, with {READER_PACKAGE} {version}")]
+    return [
+        warn(
+            name,
+            "the guard does not read what is written in pictures",
+            install_command(READER_PACKAGE),
         )
     ]
 

@@ -15,7 +15,7 @@ SUBJECTS = {
     *("python", "safesteer-edge", "llama-cpp-python", "numpy", "pillow", "textual"),
     *("llama.cpp", "cpu cores", "cpu features", "llama.cpp gpu", "onnxruntime packages"),
     *("onnxruntime", "data folder", "cache folder", "config folder", "memory"),
-    *("default model", "guard bundle", "probe provider", "guarded token"),
+    *("picture words", "default model", "guard bundle", "probe provider", "guarded token"),
 }
 
 

@@ -13,6 +13,7 @@ from safesteer_edge.diagnosis.packages import (
     ONNX_PACKAGE,
     check_onnxruntime_packages,
     check_packages,
+    check_picture_words,
     onnx_requirement,
     repair_command,
 )
@@ -111,6 +112,15 @@ def test_onnxruntime_beside_onnxruntime_gpu_is_a_warning_that_removes_both(site:
     remove, _, install = str(check.remedy).partition(" && ")
     assert remove.endswith("-m pip uninstall -y onnxruntime onnxruntime-gpu")
     assert install.endswith(f"-m pip install {ONNX_PACKAGE}==1.31.1")
+
+
+def test_reading_pictures_is_an_extra(site: Path):
+    (check,) = check_picture_words()
+    assert check.status == "warn"
+    assert str(check.remedy).endswith("-m pip install rapidocr")
+    write_dist_info(site, "rapidocr", "3.10.0")
+    (check,) = check_picture_words()
+    assert check.status == "ok"
 
 
 def test_extras_come_at_the_installed_version(site: Path):
