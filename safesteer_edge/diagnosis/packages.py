@@ -19,10 +19,11 @@ from safesteer_edge.diagnosis.pip_commands import (
     reinstall_command,
     uninstall_command,
 )
-from safesteer_edge.media.picture_words import PACKAGE as READER_PACKAGE
 
 OWN_PACKAGE = "safesteer-edge"
 ONNX_PACKAGE = "onnxruntime" if sys.platform == "darwin" else "onnxruntime-gpu"
+# As in `media.picture_words`, which needs NumPy and Pillow: here they may be what is broken.
+READER_PACKAGE = "rapidocr"
 # All of these bring a module `onnxruntime`; the one that was installed last wins, file by file.
 ONNX_PACKAGES = (
     "onnxruntime",
