@@ -25,8 +25,8 @@ from safesteer_edge.formats.model_file import (
 )
 from safesteer_edge.settings import SessionSettings
 
-# Measured: `calibrate` of the default model (94 MiB) on two cores.
-_CALIBRATION_MINUTES = 15
+# Measured: `calibrate` of the default model (94 MiB) on two cores, pictures included.
+_CALIBRATION_MINUTES = 32
 _CALIBRATION_BYTES = 94 << 20
 
 

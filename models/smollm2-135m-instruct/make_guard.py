@@ -4,7 +4,7 @@
 
 The same as `safesteer-edge calibrate`, with the bundle's name and place. PROJECTOR: default the
 catalogue's, if it is there. Needs the extras `default-model` and `calibration`; takes some
-forty minutes on two cores. The test split decides nothing: its answers are recorded for `verify` at
+half an hour on two cores. The test split decides nothing: its answers are recorded for `verify` at
 the end, and `safesteer-edge measure` and `eval` measure the result on it.
 """
 

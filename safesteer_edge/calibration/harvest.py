@@ -44,12 +44,12 @@ class HarvestPlan:
     """
 
     n_own_tokens: int = 48
-    n_forced_tokens: int = 8
-    n_media_own_tokens: int = 32
-    n_media_forced_tokens: int = 8
-    n_openings: int = 2
-    n_answered: int = 350
-    n_answered_benign: int = 600
+    n_forced_tokens: int = 6
+    n_media_own_tokens: int = 24
+    n_media_forced_tokens: int = 6
+    n_openings: int = 4
+    n_answered: int = 300
+    n_answered_benign: int = 540
     opening_split: Split | None = None
 
     def n_answers(self, label: Label) -> int:

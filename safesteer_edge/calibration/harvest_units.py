@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from safesteer_edge.calibration.carriers import Carrier
+from safesteer_edge.calibration.carriers import Carrier, written_words
 from safesteer_edge.calibration.harvest import HarvestPlan
 from safesteer_edge.calibration.harvest_cache import StateShape
 from safesteer_edge.calibration.harvest_settings import HarvestSettings
@@ -103,7 +103,9 @@ def _key(base: dict[str, Any], planned: PlannedRequest, runtime: Runtime) -> str
         "carrier": carrier,
     }
     own_file = request.image or request.audio
-    if carrier == "text":
+    if carrier in ("wrapped", "beside"):
+        entry["words"] = written_words(request, carrier)
+    if carrier in ("text", "wrapped"):
         del entry["projector"]  # another one answers text alike
     elif own_file is not None:
         entry["file"] = file_sha256(own_file)

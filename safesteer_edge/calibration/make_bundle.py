@@ -26,7 +26,7 @@ from safesteer_edge.calibration.measured_parts import (
 )
 from safesteer_edge.calibration.media_reading import reading_of_media
 from safesteer_edge.calibration.policy_fit import FalseAlarmTargets
-from safesteer_edge.calibration.probe_fit import FitSettings, fit_probe
+from safesteer_edge.calibration.probe_fit import FitSettings, fit_calibrated
 from safesteer_edge.calibration.probe_stage import (
     ProbeResult,
     fit_chosen_probe,
@@ -92,7 +92,7 @@ def make_bundle(
 ) -> Path:
     """Calibrate and write a guard bundle; returns its folder.
 
-    progress(what, n_done, n_total). Cost for the embedded default: about 90,000 decoding steps
+    progress(what, n_done, n_total). Cost for the embedded default: about 100,000 decoding steps
     and some fits. Raises SafeSteerError for what cannot be loaded, fitted or written.
     """
     cost = CostMeter()
@@ -177,7 +177,8 @@ def _vector(
 
     def fit(answers: Sequence[HarvestedAnswer]) -> ScoreStates:
         answers = [answer for answer in answers if answer.carrier in carriers]
-        return fit_probe(answers, FitSettings(best.candidate.form))[0].scores
+        form = FitSettings(best.candidate.form)
+        return fit_calibrated(answers, form, best.probe.calibration).scores
 
     task = VectorTask(
         session=settings.harvest.session,

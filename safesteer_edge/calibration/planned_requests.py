@@ -23,7 +23,10 @@ _DRAWN_SHARES: Final[dict[Label, float]] = {
     "borderline": 0.1,
     "ordinary": 0.1,
 }
-_BESIDE_SHARE: Final = 0.2
+_BESIDE_SHARE: Final = 0.15
+# Among other words too, and of those without answers in place of the plain text.
+_WRAPPED_SHARE: Final = 0.25
+_WRAPPED_SHARE_UNANSWERED: Final = 0.5
 _DRAWN_WHOLE: Final = 300
 
 
@@ -58,19 +61,40 @@ def planned_requests(
     answered = answered_ids(requests, settings.plan)
     is_few = len(requests) <= _DRAWN_WHOLE
     planned = [
-        PlannedRequest(request, carrier, is_answered=request.id in answered)
+        PlannedRequest(
+            request, carrier, is_answered=request.id in answered and carrier != "wrapped"
+        )
         for request in requests
-        for carrier in carriers_of(
+        for carrier in _carriers(
             request,
-            sees=sees,
-            hears=hears,
-            is_drawn=request.id in answered
-            and (is_few or _share("drawn", request) < _DRAWN_SHARES[request.label]),
-            is_beside=request.id in answered
-            and (is_few or _share("beside", request) < _BESIDE_SHARE),
+            carriers_of(
+                request,
+                sees=sees,
+                hears=hears,
+                is_drawn=is_few or _share("drawn", request) < _DRAWN_SHARES[request.label],
+                is_beside=is_few or _share("beside", request) < _BESIDE_SHARE,
+            ),
+            is_few=is_few,
+            is_answered=request.id in answered,
         )
     ]
     return info, planned
+
+
+def _carriers(
+    request: Request, possible: Sequence[Carrier], *, is_few: bool, is_answered: bool
+) -> Sequence[Carrier]:
+    """Those of the possible ones that are harvested; each is a way to ask, if not to be answered.
+
+    Without an answer a request is read in one way: plain, or among other words. A few requests
+    do not tell how much other words matter, and come plain.
+    """
+    wrapped = _share("wrapped", request)
+    if is_answered:
+        is_wrapped = "text" in possible and not is_few and wrapped < _WRAPPED_SHARE
+        return (*possible, "wrapped") if is_wrapped else possible
+    is_wrapped = possible[:1] == ("text",) and not is_few and wrapped < _WRAPPED_SHARE_UNANSWERED
+    return ("wrapped",) if is_wrapped else possible[:1]
 
 
 def answered_ids(requests: Sequence[Request], plan: HarvestPlan) -> frozenset[str]:

@@ -63,7 +63,7 @@ class FitSettings:
 
     form: ProbeForm
     n_positions: int = 32
-    max_rows: int = 36_000
+    max_rows: int = 34_000
     calibration: CalibrationMethod | None = None
     seed: int = 0
 
@@ -130,6 +130,15 @@ def fit_uncalibrated(answers: Sequence[HarvestedAnswer], settings: FitSettings) 
     rows = _Rows.of(answers, settings)
     graph = _fit(rows, np.ones(len(answers), dtype=np.bool_), settings)
     return FittedProbe(graph, settings.form, ScoreCalibration("platt"))
+
+
+def fit_calibrated(
+    answers: Sequence[HarvestedAnswer], settings: FitSettings, calibration: ScoreCalibration
+) -> FittedProbe:
+    """One fit on all answers, with the calibration of a probe of the same form on more of them."""
+    graph = fit_uncalibrated(answers, settings).graph
+    graph = replace(graph, calibration=calibration.platt, head=calibration.head)
+    return FittedProbe(graph, settings.form, calibration)
 
 
 def select_layers(

@@ -28,7 +28,9 @@ FormKind = Literal["linear", "pca-linear", "mlp"]
 
 _MAX_ITERATIONS: Final = 400
 _MLP_EPOCHS: Final = 30
-_MAX_SCALER_ROWS: Final = 6000
+# Of many rows a network remembers single answers if it sees each so often.
+_MLP_ROWS_SEEN: Final = 2_500_000
+_MAX_DRAWN_ROWS: Final = 6000
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +74,9 @@ def fit_estimator(
     steps: list[tuple[str, Any]] = [("scale", _fitted_scaler(StandardScaler(), states, seed))]
     rows: NDArray[np.float32] = steps[0][1].transform(states, copy=False)
     if form.kind != "linear":
-        n_components = min(form.n_components, *rows.shape)
-        pca: Any = PCA(n_components, svd_solver="randomized", random_state=seed).fit(rows)
+        drawn = _drawn(rows, seed)
+        n_components = min(form.n_components, *drawn.shape)
+        pca: Any = PCA(n_components, svd_solver="randomized", random_state=seed).fit(drawn)
         rows = pca.transform(rows)
         steps.append(("pca", pca))
     if form.kind == "mlp":
@@ -91,13 +94,17 @@ def margin_graph(estimator: Pipeline) -> ProbeGraph:
 
 
 def _fitted_scaler(scaler: Any, states: NDArray[np.float32], seed: int) -> Any:
-    drawn = states
-    if len(states) > _MAX_SCALER_ROWS:  # enough for means and deviations; all would be copied
-        rng = np.random.default_rng(seed)
-        drawn = states[rng.choice(len(states), _MAX_SCALER_ROWS, replace=False)]
+    drawn = _drawn(states, seed)
     scaler.fit(drawn[typical_rows(drawn, seed)])
     scaler.scale_ = np.maximum(scaler.scale_, 1e-6)
     return scaler
+
+
+def _drawn(rows: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+    """As many rows as tell means, deviations and components; all of them would be copied."""
+    if len(rows) <= _MAX_DRAWN_ROWS:
+        return rows
+    return rows[np.random.default_rng(seed).choice(len(rows), _MAX_DRAWN_ROWS, replace=False)]
 
 
 def _fitted_classifier(
@@ -119,7 +126,7 @@ def _fitted_classifier(
     network: Any = MLPClassifier(
         (form.n_hidden,),
         alpha=1.0 / form.regularisation,
-        max_iter=_MLP_EPOCHS,
+        max_iter=int(np.clip(_MLP_ROWS_SEEN // len(drawn), 1, _MLP_EPOCHS)),
         batch_size=cast("Any", int(np.clip(len(drawn) // 20, 1, 256))),  # typed as str there
         random_state=seed,
     )

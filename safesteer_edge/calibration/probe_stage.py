@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from safesteer_edge.calibration.carriers import DRAWN_CARRIERS
 from safesteer_edge.calibration.harvest import HarvestedAnswer
 from safesteer_edge.calibration.harvest_cache import N_EARLY_ROWS
 from safesteer_edge.calibration.harvest_run import Harvest, Progress
@@ -158,7 +159,11 @@ def _by_request(
     answers: Sequence[HarvestedAnswer], scores: Sequence[NDArray[np.float64]]
 ) -> AnswerScores:
     own = [pair for pair in zip(answers, scores, strict=True) if pair[0].kind == "own"]
-    alone = {answer.request.id: row[0] for answer, row in own if answer.carrier == "text"}
+    alone: dict[str, float] = {}
+    for answer, row in zip(answers, scores, strict=True):
+        if answer.carrier in ("text", "wrapped"):
+            name = answer.request.id
+            alone[name] = max(row[0], alone.get(name, 0.0))
     own = [(answer, _with_words_alone(answer, row, alone)) for answer, row in own]
 
     def rows(label: Label) -> list[NDArray[np.float64]]:
@@ -175,9 +180,10 @@ def _by_request(
 def _with_words_alone(
     answer: HarvestedAnswer, row: NDArray[np.float64], alone: Mapping[str, float]
 ) -> NDArray[np.float64]:
-    """The scores with the prompt's as the session has it: of words beside a picture, the higher of
-    the prompt's and the words' own (`session_guard.words_score`)."""
-    if answer.carrier != "beside" or answer.request.id not in alone:
+    """The scores with the prompt's as the session has it: where there is a picture, the highest of
+    the prompt's and of what is said and written (`session_guard.words_score`), whether or not a
+    user's guard reads pictures."""
+    if answer.carrier not in ("beside", *DRAWN_CARRIERS) or answer.request.id not in alone:
         return row
     return np.concatenate([[max(row[0], alone[answer.request.id])], row[1:]])
 

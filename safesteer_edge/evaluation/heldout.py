@@ -71,7 +71,7 @@ def measure_probe(
 
     settings: with a guard. Raises ModelFileError, BundleError, EngineError.
     """
-    plan = HarvestPlan(n_own_tokens=N_STEPS, n_forced_tokens=N_STEPS)
+    plan = HarvestPlan(n_own_tokens=N_STEPS, n_forced_tokens=N_STEPS, n_openings=2)
     known_plan = replace(plan, n_own_tokens=1, opening_split="train")
     runtime = open_runtime(settings)
     try:

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from safesteer_edge.calibration import harvest_cache
-from safesteer_edge.calibration.carriers import DRAWN_CARRIERS
+from safesteer_edge.calibration.carriers import DRAWN_CARRIERS, written_words
 from safesteer_edge.calibration.harvest import Harvester, HarvestPlan
 from safesteer_edge.calibration.harvest_cache import HarvestCache, StateShape
 from safesteer_edge.calibration.harvest_run import Harvest, harvest
 from safesteer_edge.calibration.harvest_settings import HarvestSettings
 from safesteer_edge.calibration.harvest_workers import run_side_by_side
-from safesteer_edge.calibration.planned_requests import answered_ids
-from safesteer_edge.calibration.requests_data import LABELS, Request
+from safesteer_edge.calibration.planned_requests import answered_ids, planned_requests
+from safesteer_edge.calibration.requests_data import LABELS, Request, load_requests
 from safesteer_edge.errors import CacheError, EngineError, MediaError, SettingsError
 from safesteer_edge.runtime import open_runtime
 from tests.guarded_tiny import GuardedTiny
@@ -266,3 +266,33 @@ def test_requests_stand_in_words_beside_pictures_too(guarded_tiny: GuardedTiny, 
     for request_id, state in by_carrier["beside"].items():
         assert not np.array_equal(state, by_carrier["text"][request_id])  # the picture is there
     assert {unit.carrier for unit in harvested.without_drawn().units} == {"text", "beside"}
+
+
+def test_a_pair_is_read_among_the_same_words():
+    requests = load_requests(splits=("train", "calibration"), labels=("harmful", "harmless"))
+    around: dict[str | None, set[str]] = {}
+    for request in requests:
+        wrapped = written_words(request, "wrapped")
+        if request.text in wrapped:  # else a title, or cut in two
+            around.setdefault(request.pair_id, set()).add(wrapped.replace(request.text, ""))
+    assert 0.5 < len(around) / (len(requests) / 2) < 0.8
+    assert all(len(words) == 1 for words in around.values())
+    assert len(set.union(*around.values())) > 25
+
+
+def test_of_many_requests_some_are_read_among_other_words(
+    guarded_tiny: GuardedTiny, tmp_path: Path
+):
+    requests = [made_up_request(label, n) for label in LABELS for n in range(200)]
+    plan = replace(PLAN, n_answered=100, n_answered_benign=100)
+    _, planned = planned_requests(
+        replace(settings_for(guarded_tiny, tmp_path), plan=plan), requests
+    )
+    wrapped = [each for each in planned if each.carrier == "wrapped"]
+    assert not any(each.is_answered for each in wrapped)
+    answered = {each.request.id for each in planned if each.is_answered}
+    n_again = sum(each.request.id in answered for each in wrapped)
+    assert 0.15 < n_again / len(answered) < 0.35
+    n_unanswered = len(requests) - len(answered)
+    assert 0.4 < (len(wrapped) - n_again) / n_unanswered < 0.6
+    assert len(planned) == len(requests) + n_again

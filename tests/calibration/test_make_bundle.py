@@ -52,7 +52,7 @@ def calibration(tiny: GuardedTiny) -> CalibrationSettings:
         session=tiny.settings(None, guard="steer"),  # which calibration does without
         layer_sets=((2,), (1, 2), (2, 0)),
         regularisations=(0.01,),
-        plan=HarvestPlan(n_own_tokens=8, n_forced_tokens=8),
+        plan=HarvestPlan(n_own_tokens=8, n_forced_tokens=8, n_openings=2),
         targets=FalseAlarmTargets(0.2, 0.2, 0.2),
         refusal_text=REFUSAL_TEXT,
         name="made-here",
