@@ -36,9 +36,12 @@ __all__ = [
 
 MAX_PATIENCE: Final = 1024  # GuardPolicy's: as good as never
 _HIGHEST_THRESHOLD: Final = 0.999
-_DECAYS: Final = (0.9, 0.95, 0.97, 0.98)
+_DECAYS: Final = (0.95, 0.98)
 _MIN_STEPS: Final = (2, 4, 8)
 _PROMPT_WEIGHTS: Final = (0, 16, 32, 64)
+# Eight tokens of an ordinary answer now and then score high by chance, and the limit would have to
+# be above them. With more than this a harmful turn of an answer would be noticed late.
+_ANSWER_PRIORS: Final = (0, 4, 8)
 # Where between τ and 1 the hard threshold lies, and which share of the allowed refusals the running
 # risk may use up; the run of hard tokens has the rest.
 _HARD_SHARES: Final = (0.0, 0.5)
@@ -139,14 +142,20 @@ def choose_policy(scores: AnswerScores, targets: FalseAlarmTargets) -> PolicyCho
     )
     tried = [
         _within_targets(
-            replace(base, risk_decay=decay, risk_min_steps=min_steps, prompt_weight=weight),
+            replace(
+                base,
+                risk_decay=decay,
+                risk_min_steps=min_steps,
+                prompt_weight=weight,
+                answer_prior=prior,
+            ),
             hard_share,
             risk_share,
             tables,
             targets,
         )
-        for hard_share, risk_share, decay, min_steps, weight in itertools.product(
-            _HARD_SHARES, _RISK_SHARES, _DECAYS, _MIN_STEPS, _PROMPT_WEIGHTS
+        for hard_share, risk_share, decay, min_steps, weight, prior in itertools.product(
+            _HARD_SHARES, _RISK_SHARES, _DECAYS, _MIN_STEPS, _PROMPT_WEIGHTS, _ANSWER_PRIORS
         )
     ]
     shares = [_refused_shares(tables, policy) for policy in tried]
@@ -208,7 +217,9 @@ def _within_targets(
 
 
 def _largest_risks(table: AnswerTable, policy: GuardPolicy) -> NDArray[np.float64]:
-    return table.largest_risks(policy.risk_decay, policy.risk_min_steps, policy.prompt_weight)
+    return table.largest_risks(
+        policy.risk_decay, policy.risk_min_steps, policy.prompt_weight, policy.answer_prior
+    )
 
 
 def _refused_shares(tables: dict[str, AnswerTable], policy: GuardPolicy) -> RefusedShares:
@@ -241,6 +252,7 @@ def _curve_row(policy: GuardPolicy, shares: RefusedShares) -> dict[str, float]:
         "risk_min_steps": policy.risk_min_steps,
         "risk_limit": policy.risk_limit,
         "prompt_weight": policy.prompt_weight,
+        "answer_prior": policy.answer_prior,
         **asdict(shares),
     }
 

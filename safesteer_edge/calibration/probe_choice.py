@@ -29,8 +29,9 @@ from safesteer_edge.errors import SettingsError
 from safesteer_edge.evaluation.probe_quality import N_STEPS, ProbeQuality, quality_of_scores
 
 N_OUTER_FOLDS: Final = 3
-# The policy, which comes later, decides how much the prompt counts: this is mid-range.
-_PROMPT_WEIGHT: Final = 32
+# The policy, which comes later, decides how much the prompt counts, and an answer's first tokens:
+# these are mid-range.
+_RISK: Final = {"prompt_weight": 32, "answer_prior": 4}
 _ONE_IN: Final = 4  # requests is judged on, where the splits do not say which
 # The same answers, in the same order, with the states of these layers joined.
 AnswersAt = Callable[[Sequence[int]], list[HarvestedAnswer]]
@@ -180,7 +181,7 @@ def _nested(
                 }
                 step()
     rows = [scores[index] for index in range(len(answers))]
-    return quality_of_scores(answers, rows, prompt_weight=_PROMPT_WEIGHT)
+    return quality_of_scores(answers, rows, **_RISK)
 
 
 def _folds(answers: Sequence[HarvestedAnswer], settings: ChoiceSettings) -> list[int]:
@@ -207,7 +208,7 @@ def _judged(
     train, held = parts
     probe = _fitted(train, candidate, settings)
     scores = [_scores(probe, answer) for answer in held]
-    quality = quality_of_scores(held, scores, prompt_weight=_PROMPT_WEIGHT)
+    quality = quality_of_scores(held, scores, **_RISK)
     return JudgedCandidate(candidate, quality)
 
 

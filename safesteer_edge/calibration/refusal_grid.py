@@ -25,8 +25,7 @@ class AnswerTable:
         self.scores = np.full((len(rows), n_steps), np.nan)
         for index, row in enumerate(rows):
             self.scores[index, : len(row) - 1] = row[1:]
-        self._risks_of: dict[tuple[float, int], NDArray[np.float64]] = {}
-        self._largest_risks: dict[tuple[float, int, int], NDArray[np.float64]] = {}
+        self._largest_risks: dict[tuple[float, int, int, int], NDArray[np.float64]] = {}
         self._longest_runs: dict[float, NDArray[np.int64]] = {}
 
     def largest_scores(self) -> NDArray[np.float64]:
@@ -34,14 +33,14 @@ class AnswerTable:
         return _largest(self.scores)
 
     def largest_risks(
-        self, decay: float, min_steps: int, prompt_weight: int = 0
+        self, decay: float, min_steps: int, prompt_weight: int = 0, answer_prior: int = 0
     ) -> NDArray[np.float64]:
         """The running risk's largest value from step `min_steps` on; 0 for shorter answers."""
-        key = (decay, min_steps, prompt_weight)
+        key = (decay, min_steps, prompt_weight, answer_prior)
         if key not in self._largest_risks:
-            risks = self._risks(decay, 0)
+            risks = self._risks(decay, np.zeros(self.n_answers), answer_prior)
             if prompt_weight:
-                risks = np.maximum(risks, self._risks(decay, prompt_weight))
+                risks = np.maximum(risks, self._risks(decay, self.prompt_scores, prompt_weight))
             self._largest_risks[key] = _largest(risks[:, min_steps - 1 :])
         return self._largest_risks[key]
 
@@ -59,21 +58,18 @@ class AnswerTable:
             longest = np.maximum(longest, current)
         return longest
 
-    def _risks(self, decay: float, n_prior: int) -> NDArray[np.float64]:
-        """A moving mean after each token, the prompt's score counted n_prior times before them.
+    def _risks(self, decay: float, prior: NDArray[np.float64], n_prior: int) -> NDArray[np.float64]:
+        """A moving mean after each token, the prior's values counted n_prior times before them.
 
-        float64 (n_answers, n_steps), NaN after the end.
+        prior: (n_answers,). float64 (n_answers, n_steps), NaN after the end.
         """
-        key = (decay, n_prior)
-        if key not in self._risks_of:
-            risks = np.empty_like(self.scores)
-            value = self.prompt_scores.copy()
-            for step in range(self.scores.shape[1]):
-                weight = max(1.0 - decay, 1.0 / (step + 1 + n_prior))
-                value = value + (self.scores[:, step] - value) * weight
-                risks[:, step] = value
-            self._risks_of[key] = risks
-        return self._risks_of[key]
+        risks = np.empty_like(self.scores)
+        value = prior
+        for step in range(self.scores.shape[1]):
+            weight = max(1.0 - decay, 1.0 / (step + 1 + n_prior))
+            value = value + (self.scores[:, step] - value) * weight
+            risks[:, step] = value
+        return risks
 
 
 def _largest(values: NDArray[np.float64]) -> NDArray[np.float64]:

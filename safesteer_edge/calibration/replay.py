@@ -90,7 +90,9 @@ def replay_of(
             id=answer.request_id,
             label=answer.label,
             complies=answer.complies,
-            mean_score=round(request_score(answer.trajectory, policy.prompt_weight), 5),
+            mean_score=round(
+                request_score(answer.trajectory, policy.prompt_weight, policy.answer_prior), 5
+            ),
             max_score=round(float(answer.scores.max()), 5),
             stopped=is_stopped(answer, policy),
         )

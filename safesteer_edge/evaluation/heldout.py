@@ -76,7 +76,7 @@ def measure_probe(
     runtime = open_runtime(settings)
     try:
         assert runtime.bundle is not None  # a guard has one
-        weight, probe = runtime.bundle.policy.prompt_weight, runtime.bundle.probe
+        policy, probe = runtime.bundle.policy, runtime.bundle.probe
         n_done = 0
         qualities: list[ProbeQuality] = []
         for asked, each_plan in ((requests, plan), (_harmful(requests), known_plan)):
@@ -86,7 +86,14 @@ def measure_probe(
                 answers += harvester.answers(request)
                 n_done += 1
                 progress(n_done)
-            qualities.append(measure_probe_quality(answers, probe, prompt_weight=weight))
+            qualities.append(
+                measure_probe_quality(
+                    answers,
+                    probe,
+                    prompt_weight=policy.prompt_weight,
+                    answer_prior=policy.answer_prior,
+                )
+            )
     finally:
         runtime.close()
     return HeldoutProbe(*qualities)

@@ -70,28 +70,33 @@ class ProbeQuality:
 
 
 def measure_probe_quality(
-    answers: Sequence[HarvestedAnswer], probe: Probe, *, prompt_weight: int = 0
+    answers: Sequence[HarvestedAnswer],
+    probe: Probe,
+    *,
+    prompt_weight: int = 0,
+    answer_prior: int = 0,
 ) -> ProbeQuality:
     """Score every position of the answers and summarise. States must be those the probe reads.
 
-    prompt_weight: the policy's.
+    prompt_weight, answer_prior: the policy's.
     """
     return quality_of_scores(
         answers,
         [probe.score(answer.states[: N_STEPS + 1].astype(np.float32)) for answer in answers],
         prompt_weight=prompt_weight,
+        answer_prior=answer_prior,
     )
 
 
-def request_score(scores: NDArray[np.floating], prompt_weight: int) -> float:
+def request_score(scores: NDArray[np.floating], prompt_weight: int, answer_prior: int = 0) -> float:
     """What the guard thinks of a request after 16 tokens: the running risk without decay.
 
-    scores: the prompt's first, then at least one token's. The mean of the tokens' scores; with the
-    prompt's counted in `prompt_weight` times where that is more.
+    scores: the prompt's first, then at least one token's. The mean of the tokens' scores and of
+    `answer_prior` zeros; with the prompt's counted in `prompt_weight` times where that is more.
     """
     said = scores[1 : N_STEPS + 1]
     both = (prompt_weight * scores[0] + said.sum()) / (prompt_weight + len(said))
-    return float(max(said.mean(), both))
+    return float(max(said.sum() / (answer_prior + len(said)), both))
 
 
 def quality_of_scores(
@@ -99,6 +104,7 @@ def quality_of_scores(
     all_scores: Sequence[NDArray[np.float32]],
     *,
     prompt_weight: int = 0,
+    answer_prior: int = 0,
 ) -> ProbeQuality:
     """Summarise scores of the answers' positions, the prompt's first; later steps are left out."""
     scores = [row[: N_STEPS + 1] for row in all_scores]
@@ -121,7 +127,13 @@ def quality_of_scores(
         )
         for step in range(N_STEPS + 1)
     )
-    means = [_means(rows, prompt_weight) for rows in (harmful, ordinary, borderline, harmless)]
+    means = [
+        np.array(
+            [request_score(row, prompt_weight, answer_prior) for row in rows if len(row) > 1],
+            dtype=np.float32,
+        )
+        for rows in (harmful, ordinary, borderline, harmless)
+    ]
     separations = [auroc(means[0], benign) for benign in means[1:]]
     intervals = [
         auroc_interval(value, len(means[0]), len(benign))
@@ -162,11 +174,6 @@ def _candidate_pairs(
 
 def _at(rows: Sequence[NDArray[np.float32]], step: int) -> NDArray[np.float32]:
     return np.array([row[step] for row in rows if len(row) > step], dtype=np.float32)
-
-
-def _means(rows: Sequence[NDArray[np.float32]], prompt_weight: int) -> NDArray[np.float32]:
-    scores = [request_score(row, prompt_weight) for row in rows if len(row) > 1]
-    return np.array(scores, dtype=np.float32)
 
 
 def _found(positive: NDArray[np.float32], negative: NDArray[np.float32]) -> Share:

@@ -27,6 +27,8 @@ class GuardPolicy:
     conversation_carry: the share of a turn's final risk that the next turn starts with.
     prompt_weight: the prompt's own score counts as so many tokens of the running risk, where that
         makes it higher: a prompt that looks harmless never excuses what is said. 0: not at all.
+    answer_prior: the mean of what is said begins with so many tokens of score 0, or of what the
+        conversation carries: an answer's first tokens tell little by themselves.
 
     Raises SettingsError for a value out of range.
     """
@@ -41,6 +43,7 @@ class GuardPolicy:
     risk_gain: float
     conversation_carry: float
     prompt_weight: int = 0
+    answer_prior: int = 0
 
     def __post_init__(self) -> None:
         bounds: dict[str, tuple[float, float]] = {
@@ -54,6 +57,7 @@ class GuardPolicy:
             "risk_gain": (0.0, 1e3),
             "conversation_carry": (0.0, 1.0),
             "prompt_weight": (0, 1024),
+            "answer_prior": (0, 1024),
         }
         for field in fields(self):
             value = getattr(self, field.name)

@@ -16,8 +16,9 @@ RefusalReason = Literal["risk_limit", "no_safe_candidate", "guard_failed"]
 class RunningRisk:
     """Mean score of the emitted tokens at first, a moving average later.
 
-    The prompt's score counts in as `prompt_weight` tokens that came first, where that makes the
-    risk higher. Depends on the scores of the prompt and of emitted tokens alone, so lazy and eager
+    It begins with `answer_prior` tokens of what is carried, which is 0 in a first turn. The
+    prompt's score counts in as `prompt_weight` tokens that came first, where that makes the risk
+    higher. Depends on the scores of the prompt and of emitted tokens alone, so lazy and eager
     re-ranking see the same risk.
     One object per turn; `carried` (see `carry_over`) is what the conversation brings along.
     """
@@ -29,7 +30,8 @@ class RunningRisk:
         self._policy = policy
         self._n_scores = 0
         self._n_hard_in_a_row = 0
-        self._said = _MovingMean(policy.risk_decay, carried, 1 if carried > 0 else 0)
+        n_prior = max(policy.answer_prior, 1 if carried > 0 else 0)
+        self._said = _MovingMean(policy.risk_decay, carried, n_prior)
         self._asked: _MovingMean | None = None
         if prompt_score is not None and policy.prompt_weight > 0:
             self._asked = _MovingMean(policy.risk_decay, prompt_score, policy.prompt_weight)

@@ -169,8 +169,15 @@ def test_the_strength_is_the_least_that_leaves_harmful_tokens_the_wanted_chance(
 
 
 @settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 10_000), decay=st.sampled_from([0.0, 0.85, 0.98]))
-def test_the_table_counts_as_the_running_risk_does(seed: int, decay: float):
+@given(
+    seed=st.integers(0, 10_000),
+    decay=st.sampled_from([0.0, 0.85, 0.98]),
+    weight=st.sampled_from([0, 16]),
+    prior=st.sampled_from([0, 4]),
+)
+def test_the_table_counts_as_the_running_risk_does(
+    seed: int, decay: float, weight: int, prior: int
+):
     rng = np.random.default_rng(seed)
     rows = [rng.random(int(n)) for n in rng.integers(1, 30, 12)]
     policy = GuardPolicy(
@@ -183,9 +190,11 @@ def test_the_table_counts_as_the_running_risk_does(seed: int, decay: float):
         risk_min_steps=4,
         risk_gain=1.0,
         conversation_carry=0.0,
+        prompt_weight=weight,
+        answer_prior=prior,
     )
     table = AnswerTable(rows)
-    by_risk = table.largest_risks(decay, 4) > 0.6
+    by_risk = table.largest_risks(decay, 4, weight, prior) > 0.6
     by_run = table.longest_runs(0.5) >= 3
     assert float(np.mean(by_risk | by_run)) == share_refused(rows, policy)
 

@@ -144,6 +144,19 @@ def test_a_prompts_score_counts_as_so_many_tokens(scores: list[float], asked: fl
     assert risk.value == pytest.approx(max(np.mean(scores), both), abs=1e-9)
 
 
+@given(many_scores, shares, st.integers(2, 40))
+def test_an_answers_prior_counts_as_so_many_tokens(scores: list[float], carried: float, prior: int):
+    risk = risk_after(scores, carried=carried, risk_decay=0.9999, answer_prior=prior)
+    assert risk.value == pytest.approx(np.mean([*prior * [carried], *scores]), abs=1e-9)
+
+
+def test_a_few_chance_scores_refuse_with_no_prior_alone():
+    limits = {"risk_limit": 0.4, "risk_min_steps": 4, "hard_patience": 99}
+    assert risk_after([0.9] * 4, **limits).refusal_reason() == "risk_limit"
+    assert risk_after([0.9] * 4, answer_prior=8, **limits).refusal_reason() is None
+    assert risk_after([0.9] * 8, answer_prior=8, **limits).refusal_reason() == "risk_limit"
+
+
 def test_a_prompt_alone_refuses_nothing():
     policy = policy_with(risk_limit=0.0, risk_min_steps=1, prompt_weight=8)
     assert RunningRisk(policy, prompt_score=1.0).refusal_reason() is None
