@@ -26,7 +26,7 @@ from safesteer_edge.formats.model_file import (
 from safesteer_edge.settings import SessionSettings
 
 # Measured: `calibrate` of the default model (94 MiB) on two cores, pictures included.
-_CALIBRATION_MINUTES = 32
+_CALIBRATION_MINUTES = 35
 _CALIBRATION_BYTES = 94 << 20
 
 
@@ -88,14 +88,16 @@ def no_bundle_text(choice: ModelChoice, info: ModelInfo, *, n_cores: int) -> str
     )
 
 
-def require_projector(settings: SessionSettings, *, images: bool, sounds: bool) -> None:
+def require_projector(
+    settings: SessionSettings, *, images: bool, sounds: bool
+) -> ProjectorInfo | None:
     """Check that the model can take what is to be attached, before anything is loaded.
 
-    Takes some milliseconds: the headers are read, and no weights.
+    Takes some milliseconds: the headers are read, and no weights. None if nothing is attached.
     Raises MediaError that names what is missing, SettingsError, ModelFileError.
     """
     if not images and not sounds:
-        return
+        return None
     choice = choose_model(settings.model)
     mmproj = settings.mmproj or choice.mmproj
     if mmproj is None:
@@ -110,6 +112,7 @@ def require_projector(settings: SessionSettings, *, images: bool, sounds: bool) 
                 f"projector {str(mmproj)!r} does not {kind}; remove what is attached, or choose a "
                 f"model that can {kind}"
             )
+    return info
 
 
 def _missing_projector(choice: ModelChoice) -> str:

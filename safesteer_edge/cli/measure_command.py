@@ -31,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
         "measure",
         help="measure the guard on held-out requests, or what the model sees",
         description="Measure a guard on the test split of the project's own requests, or what the "
-        "model reads and names in held-out pictures (greedy).",
+        "model reads and names in held-out pictures, and the guard's reader reads (greedy).",
     )
     parser.add_argument(
         "what",
@@ -183,9 +183,7 @@ def _measure_rerank(settings: SessionSettings, options: argparse.Namespace) -> i
 
 
 def _measure_pictures(settings: SessionSettings, options: argparse.Namespace) -> int:
-    return measure_pictures.measure_pictures(
-        settings, options, lambda n_total: _progress(n_total, "pictures")
-    )
+    return measure_pictures.measure_pictures(settings, options, _progress)
 
 
 def _measure_quantization(settings: SessionSettings, options: argparse.Namespace) -> int:

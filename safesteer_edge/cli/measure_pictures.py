@@ -1,4 +1,4 @@
-"""`safesteer-edge measure pictures`: what the model reads and names in held-out pictures."""
+"""`safesteer-edge measure pictures`: what model and guard see in held-out pictures."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from safesteer_edge.cli.exit_codes import OK
 from safesteer_edge.errors import InputError
+from safesteer_edge.usable_cores import n_usable_cores
 
 if TYPE_CHECKING:
     from safesteer_edge.evaluation.picture_skill import PictureAnswer, PictureSkill
     from safesteer_edge.evaluation.picture_tasks import PictureTask
+    from safesteer_edge.evaluation.reader_skill import ReaderSkill
+    from safesteer_edge.media.image_fit import ImageFit
     from safesteer_edge.settings import SessionSettings
 
 _DEFAULT_DATA = Path("smollm2-135m-instruct/vision/heldout")
@@ -37,19 +40,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def measure_pictures(
     settings: SessionSettings,
     options: argparse.Namespace,
-    progress: Callable[[int], Callable[[int], None]],
+    progress: Callable[[int, str], Callable[[int], None]],
 ) -> int:
-    """Measure, print, and return the exit code. progress: takes the number of pictures."""
+    """Measure, print, and return the exit code. progress: takes a number, and of what."""
     # Deferred: they import llama.cpp.
     from safesteer_edge.evaluation.picture_skill import ask_about_pictures, summarise
+    from safesteer_edge.media.image_fit import ImageFit
     from safesteer_edge.model_choice import require_projector
     from safesteer_edge.session import open_session
 
     sets = _read_sets(options)
-    require_projector(settings, images=True, sounds=False)
+    projector_info = require_projector(settings, images=True, sounds=False)
+    assert projector_info is not None  # or it had raised
     tasks = [task for each in sets.values() for task in each]
+    # The reader first: what memory it takes cannot be told beside a model.
+    readers = _measure_reader(settings, ImageFit(projector_info.square_side), sets, progress)
     with open_session(settings) as session:
-        answers = ask_about_pictures(session, tasks, progress=progress(len(tasks)))
+        answers = ask_about_pictures(session, tasks, progress=progress(len(tasks), "pictures"))
         name_of_model = session.info.model_name
     if options.answers is not None:
         _write_answers(options.answers, answers)
@@ -58,12 +65,32 @@ def measure_pictures(
         skills[name] = summarise(answers[: len(each)])
         answers = answers[len(each) :]
     if options.json:
-        print(json.dumps({name: _to_json(skill) for name, skill in skills.items()}))
+        print(json.dumps({name: _to_json(skills[name], readers.get(name)) for name in sets}))
         return OK
     print(f"{name_of_model}, guard {settings.guard}, temperature {settings.sampling.temperature:g}")
     for name, skill in skills.items():
         _print_skill(name, skill)
+        _print_reader(readers.get(name))
     return OK
+
+
+def _measure_reader(
+    settings: SessionSettings,
+    fit: ImageFit,
+    sets: dict[str, list[PictureTask]],
+    progress: Callable[[int, str], Callable[[int], None]],
+) -> dict[str, ReaderSkill]:
+    """What the guard's own reader makes of each set, a new one for each; nothing without one."""
+    from safesteer_edge.evaluation.reader_skill import measure_reader
+    from safesteer_edge.media.picture_words import picture_reader
+
+    skills: dict[str, ReaderSkill] = {}
+    for name, tasks in sets.items():
+        reader = picture_reader(n_threads=settings.n_threads or n_usable_cores())
+        if reader is not None:
+            shown = progress(len(tasks), "pictures read by the guard")
+            skills[name] = measure_reader(reader, fit, tasks, progress=shown)
+    return skills
 
 
 def _read_sets(options: argparse.Namespace) -> dict[str, list[PictureTask]]:
@@ -95,12 +122,32 @@ def _print_skill(name: str, skill: PictureSkill) -> None:
         print(f"  added to the first text  {skill.added_s:.2f} s (median)")
 
 
-def _to_json(skill: PictureSkill) -> dict[str, Any]:
-    value = asdict(skill)
+def _print_reader(skill: ReaderSkill | None) -> None:
+    if skill is None:
+        print("  read by the guard        nothing: the extra picture-words is not installed")
+        return
+    if skill.reading is not None:
+        print(f"  read by the guard        {skill.reading}")
+    if skill.made_up is not None:
+        print(f"  words where none are     {skill.made_up}")
+    then = "" if skill.then_s is None else f", each more {skill.then_s:.2f} s (median)"
+    print(f"  reading took             the first {skill.first_s:.2f} s{then}")
+    if skill.added_bytes is not None:
+        print(f"  memory for reading       {skill.added_bytes / 2**20:.0f} MiB")
+
+
+def _to_json(skill: PictureSkill, reader: ReaderSkill | None) -> dict[str, Any]:
+    value: dict[str, Any] = asdict(skill)
     if skill.reading is not None:
         value["reading"]["recall"] = skill.reading.value
     if skill.naming is not None:
         value["naming"] |= {"accuracy": skill.naming.value, "wilson_95": skill.naming.interval}
+    value["reader"] = None
+    if reader is not None:
+        read: dict[str, Any] = asdict(reader)
+        if reader.reading is not None:
+            read["reading"]["recall"] = reader.reading.value
+        value["reader"] = read
     return value
 
 

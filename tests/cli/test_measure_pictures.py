@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from safesteer_edge.cli.exit_codes import BAD_INPUT, OK
 from safesteer_edge.cli.main import main
@@ -56,6 +56,33 @@ def test_both_skills_and_the_cost_are_printed(measure: Measure, data: Path, tmp_
     assert ran.err.endswith("2/2 pictures\n")
     rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
     assert [row["expected"] for row in rows] == [["Mind the gap"], ["cat", "kitten"]]
+
+
+def test_what_the_guard_reads_is_told_apart_from_what_the_model_reads(
+    measure: Measure, data: Path, tmp_path: Path
+):
+    page = Image.new("RGB", (76, 76), "white")
+    ImageDraw.Draw(page).text((4, 30), "Mind the gap", fill="black")
+    page.save(data / "a.png")
+    ran = measure("--data", str(data))
+    assert "read by the guard        100.0 % of 3 words in 1 texts" in ran.out
+    assert "words where none are     0/1" in ran.out
+    value = json.loads(measure("--data", str(data), "--json").out)["held-out pictures"]
+    assert value["reader"]["reading"]["recall"] == 1
+    assert value["reader"]["first_s"] > 0
+    assert value["reader"]["then_s"] > 0
+
+
+def test_without_the_reader_that_is_said(
+    measure: Measure, data: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("safesteer_edge.media.picture_words.PACKAGE", "not_installed_here")
+    assert (
+        "read by the guard        nothing: the extra picture-words"
+        in measure("--data", str(data)).out
+    )
+    value = json.loads(measure("--data", str(data), "--json").out)
+    assert value["held-out pictures"]["reader"] is None
 
 
 def test_figsteps_pictures_are_read_beside_ours(measure: Measure, data: Path, tmp_path: Path):
