@@ -22,7 +22,7 @@ class ReaderSkill:
 
     reading: of the pictures of texts, made_up: those of things in which it read words all the same;
     None where there are none of these. first_s: with the loading of it; then_s: the others' median.
-    added_bytes: of memory, at most; None where the system does not tell.
+    added_bytes: of memory, less what an earlier reader left; None where the system does not tell.
     """
 
     reading: WordRecall | None

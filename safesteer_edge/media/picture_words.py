@@ -33,8 +33,8 @@ _MAX_ASPECT: Final = 2
 class PictureReader:
     """Reads pictures, as the projector gets them. Not thread-safe.
 
-    The first one takes a second and some 300 MiB, each more some 0.3 s on one core, a page full of
-    text some seconds. `safesteer-edge measure pictures` measures it.
+    The first one takes a second and some 300 MiB, each more some 0.3 s, a page full of text some
+    seconds. `safesteer-edge measure pictures` measures it.
     """
 
     def __init__(self, *, n_threads: int) -> None:
