@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from safesteer_edge.formats.version import VERSION as __version__
+
 if TYPE_CHECKING:
     from safesteer_edge.chat_session import ChatMessage, TurnSettings
     from safesteer_edge.chats.chat_store import ChatStore
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from safesteer_edge.session_info import SessionInfo
     from safesteer_edge.settings import SessionSettings
 
-__version__ = "0.1.0"
 
 __all__ = [
     "ChatMessage",

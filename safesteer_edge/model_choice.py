@@ -16,12 +16,12 @@ from safesteer_edge.catalogue import (
     installed_projector,
     load_catalogue,
 )
-from safesteer_edge.errors import MediaError, ModelFileError
+from safesteer_edge.errors import MediaError
 from safesteer_edge.formats.model_file import (
     ModelInfo,
     ProjectorInfo,
     check_language_model,
-    check_projector,
+    check_projector_fits,
 )
 from safesteer_edge.settings import SessionSettings
 
@@ -57,18 +57,6 @@ def choose_model(name_or_path: str | None) -> ModelChoice:
             installed_path(entry)  # or an error, if it is no longer the file that was recorded
             return ModelChoice(entry.name, path, entry.bundle, installed_projector(entry))
     return ModelChoice(path.stem, path, None)
-
-
-def check_projector_fits(mmproj: Path, info: ModelInfo) -> ProjectorInfo:
-    """What the projector is, after checking it, and that it feeds models of this width."""
-    projector_info = check_projector(mmproj)
-    width = projector_info.projection_dim
-    if width is not None and width != info.n_embd:
-        raise ModelFileError(
-            f"projector {str(mmproj)!r} feeds models of width {width}, and {info.path.name!r} has "
-            f"width {info.n_embd}; use the mmproj file that belongs to this model"
-        )
-    return projector_info
 
 
 def no_bundle_text(choice: ModelChoice, info: ModelInfo, *, n_cores: int) -> str:

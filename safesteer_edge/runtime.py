@@ -29,7 +29,7 @@ from safesteer_edge.engine.projector import Projector
 from safesteer_edge.engine.prompt_items import TokenRun
 from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.errors import BundleError, SettingsError, TemplateError
-from safesteer_edge.formats.model_file import ModelInfo, check_language_model
+from safesteer_edge.formats.model_file import ModelInfo, check_language_model, check_projector_fits
 from safesteer_edge.guard.sampling import SamplingSettings
 from safesteer_edge.media.decoder import MediaDecoder
 from safesteer_edge.media.image_fit import ImageFit
@@ -39,7 +39,6 @@ from safesteer_edge.memory.need import MemorySettings
 from safesteer_edge.memory.plan import MemoryPlan, in_mib
 from safesteer_edge.model_choice import (
     ModelChoice,
-    check_projector_fits,
     choose_model,
     no_bundle_text,
 )

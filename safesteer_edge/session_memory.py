@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from safesteer_edge.engine.devices import gpu_memory
-from safesteer_edge.formats.model_file import ModelInfo, check_language_model
+from safesteer_edge.formats.model_file import ModelInfo, check_language_model, check_projector_fits
 from safesteer_edge.memory.free_memory import free_memory
 from safesteer_edge.memory.model_shape import read_model_shape
 from safesteer_edge.memory.need import MemorySettings
 from safesteer_edge.memory.plan import Machine, MemoryPlan, plan_memory
-from safesteer_edge.model_choice import ModelChoice, check_projector_fits, choose_model
+from safesteer_edge.model_choice import ModelChoice, choose_model
 from safesteer_edge.settings import DEFAULT_N_CTX, SessionSettings
 
 

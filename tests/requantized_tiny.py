@@ -10,8 +10,8 @@ from pathlib import Path
 
 from safesteer_edge.calibration.harvest import HarvestPlan
 from safesteer_edge.calibration.make_bundle import CalibrationSettings, make_bundle
-from safesteer_edge.calibration.policy_fit import FalseAlarmTargets
 from safesteer_edge.calibration.requests_data import Label, Request, Split
+from safesteer_edge.calibration.targets import FalseAlarmTargets
 from safesteer_edge.engine.requantize import requantize
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model
 from tests.guarded_tiny import GuardedTiny

@@ -15,7 +15,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge import __version__
 from safesteer_edge.bundle.canaries import MIN_CANARY_SPREAD, Canaries, EngineCanary, ProbeCanary
 from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.schema import ModalityScales
@@ -28,6 +27,7 @@ from safesteer_edge.formats.control_vector_file import (
     read_control_vector,
 )
 from safesteer_edge.formats.model_file import ModelInfo
+from safesteer_edge.formats.version import VERSION
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.probe import OnnxProbe
 from safesteer_edge.settings import SessionSettings
@@ -105,7 +105,7 @@ def assemble_bundle(settings: AssemblySettings) -> AssembledBundle:
         }
     parts = BundleParts(
         name=settings.name,
-        created_by=f"safesteer-edge {__version__}",
+        created_by=f"safesteer-edge {VERSION}",
         model=fingerprint_model(settings.model),
         probe_onnx=settings.probe_onnx,
         probe_layers=layers,

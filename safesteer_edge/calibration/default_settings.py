@@ -11,8 +11,8 @@ from safesteer_edge.calibration.harvest_cache import DEFAULT_LIMIT_BYTES
 from safesteer_edge.calibration.harvest_workers import default_workers
 from safesteer_edge.calibration.layer_sets import layer_sets_for
 from safesteer_edge.calibration.make_bundle import CalibrationSettings
-from safesteer_edge.calibration.policy_fit import FalseAlarmTargets
 from safesteer_edge.calibration.preflight import n_needed, smallest_ordinary
+from safesteer_edge.calibration.targets import FalseAlarmTargets
 from safesteer_edge.formats.model_file import check_language_model
 from safesteer_edge.model_choice import choose_model
 from safesteer_edge.settings import SessionSettings

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from safesteer_edge import __version__
 from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.writer import BundleParts, write_bundle
 from safesteer_edge.calibration.cost import CostMeter
@@ -25,7 +24,6 @@ from safesteer_edge.calibration.measured_parts import (
     residual_norms,
 )
 from safesteer_edge.calibration.media_reading import reading_of_media
-from safesteer_edge.calibration.policy_fit import FalseAlarmTargets
 from safesteer_edge.calibration.probe_fit import FitSettings, fit_calibrated
 from safesteer_edge.calibration.probe_stage import (
     ProbeResult,
@@ -37,9 +35,11 @@ from safesteer_edge.calibration.report.bundle_report import bundle_report
 from safesteer_edge.calibration.requests_data import Request
 from safesteer_edge.calibration.scored_answers import score_own_answers
 from safesteer_edge.calibration.separation import separation_by_layer
+from safesteer_edge.calibration.targets import FalseAlarmTargets
 from safesteer_edge.calibration.vector_candidates import VectorSettings
 from safesteer_edge.calibration.vector_stage import VectorResult, VectorTask, fit_vector
 from safesteer_edge.formats.finite_json import without_nan
+from safesteer_edge.formats.version import VERSION
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.probe import OnnxProbe
 from safesteer_edge.runtime import Runtime, open_runtime
@@ -148,7 +148,7 @@ def bundle_from_harvest(
     }
     parts = BundleParts(
         name=settings.name,
-        created_by=f"safesteer-edge {__version__}",
+        created_by=f"safesteer-edge {VERSION}",
         model=fingerprint_model(runtime.info),
         probe_onnx=probe_onnx,
         probe_layers=layers,

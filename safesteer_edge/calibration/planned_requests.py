@@ -12,8 +12,8 @@ from safesteer_edge.calibration.harvest_cache import StateShape
 from safesteer_edge.calibration.harvest_settings import HarvestSettings
 from safesteer_edge.calibration.lot import lot_of
 from safesteer_edge.calibration.requests_data import LABELS, Label, Request
-from safesteer_edge.formats.model_file import ModelInfo, check_language_model
-from safesteer_edge.model_choice import check_projector_fits, choose_model
+from safesteer_edge.formats.model_file import ModelInfo, check_language_model, check_projector_fits
+from safesteer_edge.model_choice import choose_model
 
 # Of the package's requests: enough for a vector and for false alarms, in some minutes. A user's few
 # are all drawn, and both of a pair.

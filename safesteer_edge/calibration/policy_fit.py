@@ -22,6 +22,7 @@ from safesteer_edge.calibration.policy_curves import (
     touched_share,
 )
 from safesteer_edge.calibration.refusal_grid import AnswerTable, Trajectories
+from safesteer_edge.calibration.targets import FalseAlarmTargets
 from safesteer_edge.guard.policy import GuardPolicy
 
 __all__ = [
@@ -46,25 +47,6 @@ _ANSWER_PRIORS: Final = (0, 4, 8)
 # risk may use up; the run of hard tokens has the rest.
 _HARD_SHARES: Final = (0.0, 0.5)
 _RISK_SHARES: Final = (0.5, 0.75, 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class FalseAlarmTargets:
-    """Chances that are allowed, and what is wanted in return.
-
-    touched: of any score above τ in an ordinary answer; borderline_touched: in one to a borderline
-    request. ordinary_refused, borderline_refused: of a refusal of such an answer, by either rule.
-    An ordinary answer stays what it was but for 1 %: half of that for either.
-    residual: the share of complying answers to harmful requests that need not be refused.
-    kept: the mean chance that is left to a harmful answer's token above τ.
-    """
-
-    touched: float = 0.005
-    ordinary_refused: float = 0.005
-    borderline_refused: float = 0.03
-    borderline_touched: float = 0.1
-    residual: float = 0.1
-    kept: float = 0.05
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Final
 
 from safesteer_edge.calibration.ordinary_pictures import ordinary_picture_requests
-from safesteer_edge.calibration.policy_fit import FalseAlarmTargets
 from safesteer_edge.calibration.requests_data import Label, Request
+from safesteer_edge.calibration.targets import FalseAlarmTargets
 from safesteer_edge.errors import RequestDataError, SettingsError
-from safesteer_edge.formats.model_file import check_language_model
-from safesteer_edge.model_choice import check_projector_fits, choose_model, require_projector
+from safesteer_edge.formats.model_file import check_language_model, check_projector_fits
+from safesteer_edge.model_choice import choose_model, require_projector
 from safesteer_edge.settings import SessionSettings
 
 # Five folds need some of each kind; figures worth having need far more.

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from safesteer_edge import __version__
 from safesteer_edge.bundle.bundle import GuardBundle, check_engine_canaries, load_bundle
 from safesteer_edge.bundle.canaries import Canaries, EngineCanary, ProbeCanary
 from safesteer_edge.bundle.fingerprint import fingerprint_model
@@ -30,18 +29,19 @@ from safesteer_edge.calibration.prompt_states import measure_prompt_states
 from safesteer_edge.calibration.recalibration_figures import (
     Recalibration,
     recalibration_figures,
-    targets_of,
 )
 from safesteer_edge.calibration.replay import Replay, replay_of
 from safesteer_edge.calibration.report.bundle_report import bundle_report
 from safesteer_edge.calibration.requests_data import Label, Request
 from safesteer_edge.calibration.rescale import fit_rescale
 from safesteer_edge.calibration.scored_answers import N_TOKENS, ScoredAnswer, score_own_answers
+from safesteer_edge.calibration.targets import targets_of
 from safesteer_edge.converters.probe_rescale import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
     rescale_probe,
 )
 from safesteer_edge.errors import BundleError, RequestDataError
 from safesteer_edge.formats.model_file import ModelInfo
+from safesteer_edge.formats.version import VERSION
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.probe import OnnxProbe
 from safesteer_edge.runtime import Runtime, last_state_of, open_runtime
@@ -198,7 +198,7 @@ def _parts(
     data = rescale_probe(path.read_bytes(), line.slope, line.intercept, name=str(path))
     return BundleParts(
         name=settings.name,
-        created_by=f"safesteer-edge {__version__}",
+        created_by=f"safesteer-edge {VERSION}",
         model=fingerprint_model(settings.info),
         probe_onnx=data,
         probe_layers=config.probe.layers,

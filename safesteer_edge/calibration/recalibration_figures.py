@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Final, cast
+from dataclasses import asdict, dataclass
+from typing import Final
 
 from safesteer_edge.bundle.bundle import GuardBundle
-from safesteer_edge.calibration.policy_fit import FalseAlarmTargets, PolicyChoice
+from safesteer_edge.calibration.policy_fit import PolicyChoice
 from safesteer_edge.calibration.replay import FIGURES_KEY, Replay, replay_to_json
 from safesteer_edge.calibration.requests_data import LABELS
 from safesteer_edge.calibration.rescale import Rescale
 from safesteer_edge.calibration.scored_answers import ScoredAnswer
+from safesteer_edge.calibration.targets import FalseAlarmTargets
 from safesteer_edge.guard.policy import GuardPolicy
 
 _ORIGINAL_KEY: Final = "original"
@@ -31,18 +32,6 @@ class Recalibration:
     def policy(self) -> GuardPolicy:
         """Of rescaled scores."""
         return self.choice.policy
-
-
-def targets_of(figures: Mapping[str, object]) -> FalseAlarmTargets:
-    """The false alarms that a bundle was calibrated for, where its figures say so."""
-    said = figures.get("targets")
-    known: dict[str, Any] = cast("dict[str, Any]", said) if isinstance(said, dict) else {}
-    usable = {
-        field.name: float(known[field.name])
-        for field in fields(FalseAlarmTargets)
-        if isinstance(known.get(field.name), float) and 0 < known[field.name] < 1
-    }
-    return FalseAlarmTargets(**usable)
 
 
 def recalibration_figures(

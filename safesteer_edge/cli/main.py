@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-from safesteer_edge import __version__
 from safesteer_edge.chat.display_text import strip_control_characters
 from safesteer_edge.cli import (
     ask_command,
@@ -30,6 +29,7 @@ from safesteer_edge.cli import (
 )
 from safesteer_edge.cli.exit_codes import BAD_INPUT, INTERRUPTED, RUNTIME_ERROR
 from safesteer_edge.errors import InputError, SafeSteerError
+from safesteer_edge.formats.version import VERSION
 from safesteer_edge.openmp_waiting import spin_briefly
 
 _COMMANDS = (
@@ -85,7 +85,7 @@ def _make_parser() -> argparse.ArgumentParser:
         prog="safesteer-edge",
         description="Local multimodal models that stay safe while they decode.",
     )
-    parser.add_argument("--version", action="version", version=f"safesteer-edge {__version__}")
+    parser.add_argument("--version", action="version", version=f"safesteer-edge {VERSION}")
     parser.add_argument("--verbose", action="store_true", help="show the log, llama.cpp's as well")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in _COMMANDS:

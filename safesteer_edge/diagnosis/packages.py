@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 
-from safesteer_edge import __version__
 from safesteer_edge.diagnosis.check import Check, fail, isolated, ok, warn
 from safesteer_edge.diagnosis.pip_commands import (
     LLAMA_PACKAGE,
@@ -19,6 +18,7 @@ from safesteer_edge.diagnosis.pip_commands import (
     reinstall_command,
     uninstall_command,
 )
+from safesteer_edge.formats.version import VERSION
 
 OWN_PACKAGE = "safesteer-edge"
 ONNX_PACKAGE = "onnxruntime" if sys.platform == "darwin" else "onnxruntime-gpu"
@@ -140,12 +140,12 @@ def _check_python() -> Check:
 
 def _check_own_package() -> Check:
     version = installed_version(OWN_PACKAGE)
-    if version == __version__:
-        return ok(OWN_PACKAGE, __version__)
+    if version == VERSION:
+        return ok(OWN_PACKAGE, VERSION)
     if version is None:
-        finding = f"{__version__}, not installed as a package: what it needs cannot be looked up"
+        finding = f"{VERSION}, not installed as a package: what it needs cannot be looked up"
     else:
-        finding = f"{__version__} is running, and the installed metadata is of {version}"
+        finding = f"{VERSION} is running, and the installed metadata is of {version}"
     return warn(OWN_PACKAGE, finding, f"{install_command('-e', '.')} (in the source folder)")
 
 

@@ -12,10 +12,11 @@ from safesteer_edge.bundle.schema import GuardConfig
 from safesteer_edge.calibration.fixed_requests import held_out_requests, recalibration_requests
 from safesteer_edge.calibration.harvest_run import Progress
 from safesteer_edge.calibration.recalibrate import decide
-from safesteer_edge.calibration.recalibration_figures import Recalibration, targets_of
+from safesteer_edge.calibration.recalibration_figures import Recalibration
 from safesteer_edge.calibration.replay import Replay, ReplayFigures, replay_figures, replay_of
 from safesteer_edge.calibration.requests_data import Request
 from safesteer_edge.calibration.scored_answers import ScoredAnswer
+from safesteer_edge.calibration.targets import targets_of
 from safesteer_edge.engine.requantize import TargetType
 from safesteer_edge.errors import InputError
 from safesteer_edge.evaluation.drift import Drift, measure_drift

@@ -13,7 +13,6 @@ from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.schema import format_guard_json
 from safesteer_edge.calibration.fixed_requests import replay_requests, requests_sha256
 from safesteer_edge.calibration.harvest_run import Progress
-from safesteer_edge.calibration.recalibration_figures import targets_of
 from safesteer_edge.calibration.replay import (
     FIGURES_KEY,
     Replay,
@@ -23,6 +22,7 @@ from safesteer_edge.calibration.replay import (
 )
 from safesteer_edge.calibration.requests_data import Request
 from safesteer_edge.calibration.scored_answers import N_TOKENS, score_own_answers
+from safesteer_edge.calibration.targets import targets_of
 from safesteer_edge.errors import BundleError, SafeSteerError, SettingsError
 from safesteer_edge.evaluation.drift import Drift, measure_drift
 from safesteer_edge.formats.atomic_write import atomic_write

@@ -18,7 +18,13 @@ from safesteer_edge.formats.gguf_file import GgufArray, GgufFile, GgufTensor, re
 from safesteer_edge.formats.projector_file import ProjectorInfo, check_projector
 from safesteer_edge.formats.vocabulary import TOKENS_KEY, check_vocabulary
 
-__all__ = ["ModelInfo", "ProjectorInfo", "check_language_model", "check_projector"]
+__all__ = [
+    "ModelInfo",
+    "ProjectorInfo",
+    "check_language_model",
+    "check_projector",
+    "check_projector_fits",
+]
 
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 _MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
@@ -104,6 +110,18 @@ def check_language_model(path: Path) -> ModelInfo:
         vocabulary_sha256=file.array_sha256(TOKENS_KEY),
         tensor_table_sha256=file.tensor_table_sha256(),
     )
+
+
+def check_projector_fits(mmproj: Path, info: ModelInfo) -> ProjectorInfo:
+    """What the projector is, after checking it, and that it feeds models of this width."""
+    projector_info = check_projector(mmproj)
+    width = projector_info.projection_dim
+    if width is not None and width != info.n_embd:
+        raise ModelFileError(
+            f"projector {str(mmproj)!r} feeds models of width {width}, and {info.path.name!r} has "
+            f"width {info.n_embd}; use the mmproj file that belongs to this model"
+        )
+    return projector_info
 
 
 def _check_kind(file: GgufFile, architecture: str) -> None:

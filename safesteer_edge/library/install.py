@@ -7,10 +7,14 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from safesteer_edge.formats.model_file import ModelInfo, ProjectorInfo, check_language_model
+from safesteer_edge.formats.model_file import (
+    ModelInfo,
+    ProjectorInfo,
+    check_language_model,
+    check_projector_fits,
+)
 from safesteer_edge.library.index import Index, InstalledModel, library_folder
 from safesteer_edge.library.stored_file import StoredFile
-from safesteer_edge.model_choice import check_projector_fits
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 

@@ -18,8 +18,8 @@ from safesteer_edge.calibration.make_bundle import (
     harvest_requests,
     make_bundle,
 )
-from safesteer_edge.calibration.policy_fit import FalseAlarmTargets
 from safesteer_edge.calibration.requests_data import LABELS, Request
+from safesteer_edge.calibration.targets import FalseAlarmTargets
 from tests.guarded_tiny import GuardedTiny
 from tests.made_up_answers import made_up_request
 from tests.session.turns import ask, opened

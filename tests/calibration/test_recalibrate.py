@@ -12,16 +12,15 @@ import numpy as np
 import pytest
 
 from safesteer_edge.bundle.bundle import load_bundle
-from safesteer_edge.calibration.policy_fit import FalseAlarmTargets
 from safesteer_edge.calibration.recalibrate import (
     Recalibrated,
     RecalibrationSettings,
     decide,
     recalibrate,
 )
-from safesteer_edge.calibration.recalibration_figures import targets_of
 from safesteer_edge.calibration.replay import replay_from_json
 from safesteer_edge.calibration.scored_answers import ScoredAnswer
+from safesteer_edge.calibration.targets import FalseAlarmTargets, targets_of
 from safesteer_edge.errors import BundleError, RequestDataError
 from tests.guarded_tiny import GuardedTiny, make_guarded_tiny
 from tests.requantized_tiny import (

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from safesteer_edge import __version__
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.evaluation.baselines import (
     NO_BASELINES,
@@ -56,6 +55,7 @@ from safesteer_edge.evaluation.suites.case import (
     limited,
 )
 from safesteer_edge.formats.atomic_write import atomic_write
+from safesteer_edge.formats.version import VERSION
 
 
 def run_evaluation(settings: EvalSettings, *, narrate: Narrate = lambda _: None) -> None:
@@ -133,7 +133,7 @@ def _plan_facts(
 ) -> dict[str, Any]:
     session = settings.session
     return {
-        "version": __version__,
+        "version": VERSION,
         **model.facts,
         "sampling": asdict(session.sampling),
         "max_tokens": session.max_tokens,
