@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from safesteer_edge.errors import ModelFileError
 from safesteer_edge.formats.ggml_types import FILE_TYPES, UNCOMPUTABLE_TYPES
 from safesteer_edge.formats.gguf_file import GgufArray, GgufFile, GgufTensor, read_gguf
 from safesteer_edge.formats.projector_file import ProjectorInfo, check_projector
