@@ -23,7 +23,7 @@ from tests.cli.test_calibrate import COUNTS, LOOSE, write_requests
 from tests.e2e.socket_watch import UNSUPPORTED
 from tests.guarded_tiny import QUIET, GuardedTiny
 
-_LIMIT_S = 120.0
+_LIMIT_S = 240.0
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "LANG", "OMP_WAIT_POLICY")
 _OURS = tuple(f"home/{where}/safesteer-edge/" for where in (".cache", ".config", ".local/share"))
 _MACHINE = ("--threads", "1", "--ctx", "512")
