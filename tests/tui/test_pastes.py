@@ -169,6 +169,8 @@ def test_a_folded_paste_is_stepped_over_and_removed_as_one(key: str):
             await driver.sees_no("Tab unfolds, Backspace removes")
             await driver.press("ctrl+z")
             assert composer(driver).whole(composer(driver).text) == f"ac{LOG}db"
+            composer(driver).select_all()
+            assert composer(driver).selected_text == f"ac{LOG}db"
 
     driven(test())
 

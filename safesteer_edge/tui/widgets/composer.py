@@ -76,6 +76,11 @@ class Composer(TextArea):
         """What was typed, with the pastes that stand folded in it."""
         return self._folded.whole(typed)
 
+    @property
+    def selected_text(self) -> str:
+        """What is selected, to be copied: pastes whole."""
+        return self.whole(super().selected_text)
+
     def unfold(self) -> None:
         """Show all of what is folded, to be edited."""
         self.replace(self.whole(self.text), (0, 0), self.document.end)
