@@ -106,6 +106,13 @@ class ChatSession(Protocol):
         """
         ...
 
+    def check_fits(self, text: str, *, system: str | None = None) -> None:
+        """Count the tokens of a question, its media left out; nothing is asked.
+
+        Raises PromptTooLongError, which says how many they are, and InputError, as `ask` would.
+        """
+        ...
+
     def continue_answer(self) -> Generator[Event, None, None]:
         """Go on with the last answer, which was cut by the token limit or stopped.
 

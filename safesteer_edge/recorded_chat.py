@@ -134,6 +134,24 @@ class RecordedChat:
         events = self.session.ask(text, images=images, sounds=sounds, system=system)
         return self._ask(text, images, sounds, system, events)
 
+    def check_fits(
+        self, text: str, *, system: str | None = None, in_place_of: str | None = None
+    ) -> None:
+        """Count the tokens of a question at the end, or in the place of one that was asked.
+
+        Media are left out. Raises PromptTooLongError, which says how many they are, and InputError.
+        """
+        if in_place_of is None:
+            self.session.check_fits(text, system=system)
+            return
+        chat = self._need_chat()
+        branch = chat.log.branch()
+        self.session.restore(chat.messages(_branch_before(chat.log, chat.log.entry(in_place_of))))
+        try:
+            self.session.check_fits(text)
+        finally:
+            self.session.restore(chat.messages(branch))
+
     def edit(
         self,
         entry_id: str,

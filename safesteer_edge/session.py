@@ -145,6 +145,12 @@ class Session:
         items, _ = self._to_items(self._with_question(text, (), (), None).conversation)
         return text_token_ids(items)
 
+    def check_fits(self, text: str, *, system: str | None = None) -> None:
+        """Count the tokens of a question; see `ChatSession.check_fits`."""
+        self._runtime.check_open()
+        items, _ = self._to_items(self._with_question(text, (), (), system).conversation)
+        self._runtime.engine.check_fits(items)
+
     def close(self) -> None:
         """Free the model and all that belongs to it. Idempotent."""
         self._runtime.close()

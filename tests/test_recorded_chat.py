@@ -161,6 +161,19 @@ def test_a_question_that_cannot_be_asked_leaves_no_trace(
     assert len(store.list()) == (not is_first)
 
 
+def test_a_question_is_counted_in_the_place_where_it_will_stand(chat: RecordedChat):
+    half = "word " * 100
+    ended(chat.ask(half))
+    shown, messages = texts(chat), chat.session.messages
+    with pytest.raises(PromptTooLongError):
+        chat.check_fits(half)
+    chat.check_fits(half, in_place_of="m1")
+    with pytest.raises(PromptTooLongError):
+        chat.check_fits(half * 3, in_place_of="m1")
+    assert (texts(chat), chat.session.messages) == (shown, messages)
+    assert ended(chat.ask("And then?")).text
+
+
 def test_a_turn_that_nobody_reads_to_its_end_is_taken_back(chat: RecordedChat):
     first = ended(chat.ask("Hello there")).text
     for question in (lambda: chat.ask("And then?"), chat.regenerate, lambda: chat.edit("m1", "x")):

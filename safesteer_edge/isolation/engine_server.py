@@ -113,6 +113,9 @@ class EngineServer:
             )
         elif do == "continue":
             self._tell(int(request["turn"]), session.continue_answer())
+        elif do == "check_fits":
+            session.check_fits(request["text"], system=request["system"])
+            self._say({"done": 0})
         elif do == "restore":
             session.restore([from_json(ChatMessage, item) for item in request["messages"]])
             self._say({"done": 0})

@@ -88,6 +88,10 @@ class IsolatedSession:
         self._n_turns += 1
         return self._run(self._n_turns, request, asked)
 
+    def check_fits(self, text: str, *, system: str | None = None) -> None:
+        """Count the tokens of a question; see `ChatSession.check_fits`."""
+        self._request({"do": "check_fits", "text": text, "system": system})
+
     def continue_answer(self) -> Generator[Event, None, None]:
         """Go on with the last answer; see `ChatSession.continue_answer`."""
         self._n_turns += 1

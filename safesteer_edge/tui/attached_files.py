@@ -64,7 +64,7 @@ class AttachedFiles:
         if picture is not None:
             await self.add_or_complain([picture])
         elif text:
-            self._screen.query_one(Composer).insert(text)
+            self._screen.query_one(Composer).insert_paste(text)
 
     def _check(self, path: Path) -> None:
         """Raise MediaError for a file that cannot go, as far as can be told at once."""

@@ -105,6 +105,14 @@ def ask(
     )
 
 
+def check_fits(
+    chat: RecordedChat, question: str, *, system: str | None, in_place_of: str | None
+) -> None:
+    """Raise PromptTooLongError for a question that `ask` could not. On the engine's thread."""
+    is_first = chat.log is None or not chat.log.branch()
+    chat.check_fits(question, system=system if is_first else None, in_place_of=in_place_of)
+
+
 def go_on(chat: RecordedChat, settings: TurnSettings) -> Iterator[Event]:
     """Go on with the last answer. On the engine's thread."""
     _use(chat, settings)

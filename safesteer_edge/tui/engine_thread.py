@@ -107,6 +107,8 @@ class EngineThread:
         future: Future[_Result] = Future()
 
         def job() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(work(self._need_chat()))
             except BaseException as error:  # whoever waits for it raises it

@@ -123,6 +123,9 @@ class EndlessSession:
         usage, timings = Usage(20, 0, 0, n_steps, n_steps), Timings(0.01, 0.02, 1.0, 0.0, 30.0)
         yield TurnEnded(said, "cancelled", guard, usage, timings)
 
+    def check_fits(self, text: str, *, system: str | None = None) -> None:
+        """All fits."""
+
     def continue_answer(self) -> Generator[Event, None, None]:
         """There is never one to go on with."""
         raise InputError("there is no answer to go on with; ask something first")

@@ -58,7 +58,7 @@ class PlainChat:
         self.say_what_runs()
         while (text := self._read()) is not None:
             try:
-                if not self._obey(text):
+                if not self._obey(strip_control_characters(text)):  # of a pasted log's colours
                     return
             except SafeSteerError as error:
                 self.failed = True

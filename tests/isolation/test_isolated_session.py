@@ -92,6 +92,8 @@ def test_errors_are_of_the_same_class_with_the_same_text(
             lambda s: next(s.ask("x", sounds=[tmp_path / "gone.wav"])),
             lambda s: next(s.ask("x", system="Too late.")),
             lambda s: next(s.ask("word " * 600)),
+            lambda s: s.check_fits("word " * 600),
+            lambda s: s.check_fits("x", system="Too late."),
             lambda s: s.change(replace(s.turn_settings, strength=0.1)),
             lambda s: s.restore([ChatMessage("assistant", "Hi")]),
         )
@@ -102,6 +104,9 @@ def test_errors_are_of_the_same_class_with_the_same_text(
             )
             assert (type(there), str(there)) == (type(here), str(here))
             assert isolated.messages == session.messages
+        for each in (isolated, session):
+            each.check_fits("And then?")
+            assert len(each.messages) == 2  # counting did not ask
     assert list(isolated.ask("And then?"))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safesteer_edge.chat_session import ChatMessage, TurnSettings
-from safesteer_edge.errors import SafeSteerError
+from safesteer_edge.errors import PromptTooLongError, SafeSteerError
 from safesteer_edge.guard.events import (
     Candidate,
     Event,
@@ -156,6 +156,15 @@ class ScriptedSession:
         question = ChatMessage("user", text, tuple(images), tuple(sounds))
         script = self._model.scripts.get(text) or said(f"You said: {text}")
         return self._answer(question, script)
+
+    def check_fits(self, text: str, *, system: str | None = None) -> None:
+        """A word is a token."""
+        n_tokens, n_ctx = len(f"{system or ''} {text}".split()), self.info.n_ctx
+        if n_tokens > n_ctx:
+            raise PromptTooLongError(
+                f"the prompt has {n_tokens} tokens, and a context of {n_ctx} has room for {n_ctx}; "
+                "shorten it, or raise --ctx"
+            )
 
     def continue_answer(self) -> Generator[Event, None, None]:
         """Say the rest of the script."""

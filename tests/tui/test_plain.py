@@ -34,6 +34,12 @@ def test_answers_are_on_stdout_alone_and_lines_can_go_on():
     assert not chatted.failed
 
 
+def test_a_pasted_logs_colours_are_not_asked():
+    pasted = "\x1b[200~\x1b[31merror\x1b[0m: \x1b]0;title\x07no file\x1b[201~"
+    chatted = Chatted(pasted, model=ScriptedModel())
+    assert chatted.out == "You said: error: no file\n"
+
+
 def test_commands_do_what_they_do_on_the_full_screen(tmp_path: Path):
     model = ScriptedModel()
     store = ChatStore(tmp_path / "chats")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from safesteer_edge.errors import InputError
+from safesteer_edge.tui import chat_state
 from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.typed_paths import is_sound
 from safesteer_edge.tui.widgets.composer import Composer
 from safesteer_edge.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
+    from safesteer_edge.recorded_chat import RecordedChat
     from safesteer_edge.tui.screens.chat_screen import ChatScreen
 
 
@@ -27,6 +30,18 @@ async def send(screen: ChatScreen, text: str) -> None:
     if edited is not None:
         in_place_of = await _cut_from(screen, edited)
     await _ask(screen, ShownTurn(text, images, sounds), in_place_of)
+
+
+async def check_fits(screen: ChatScreen, text: str) -> None:
+    """Raise PromptTooLongError for a question that the context has no room for."""
+    state = screen.state
+    in_place_of = state.recorded_from(state.edited) if state.edited is not None else None
+    system = state.system
+
+    def check(chat: RecordedChat) -> None:
+        chat_state.check_fits(chat, text, system=system, in_place_of=in_place_of)
+
+    await asyncio.wrap_future(screen.engine.call(check))
 
 
 async def regenerate(screen: ChatScreen, argument: str) -> None:

@@ -253,7 +253,7 @@ class ChatScreen(Screen[None]):
         title += MODE_MEANINGS[guard] if title else ""
         composer.border_title = "Edit the question" if is_editing else title or None
         hints = _EDIT_HINTS if is_editing else _INPUT_HINTS
-        composer.border_subtitle = hints.format_map(labels)
+        composer.show_hints(hints.format_map(labels))
         self.query_one(Welcome).show_keys(labels)
         self.query_one(StatusBar).show_help_key(labels["help"])
 
