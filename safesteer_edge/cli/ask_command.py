@@ -186,7 +186,7 @@ def _to_json(session: ChatSession, turn: TurnEnded, media: list[MediaPrepared]) 
             "architecture": info.architecture,
             "quantization": info.quantization,
         },
-        "guard": asdict(turn.guard),
+        "guard": {**asdict(turn.guard), "calibrated": info.is_calibrated},
         "media": [asdict(event) for event in media],
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
@@ -210,6 +210,8 @@ def _narrate_start(session: ChatSession, media: list[MediaPrepared]) -> None:
     info = session.info
     name = strip_control_characters(info.model_name)
     guard = f"guard {info.bundle}" if info.bundle else "NO GUARD"
+    if info.is_calibrated is False:
+        guard += ", UNCALIBRATED"
     print(
         f"[{name} {info.quantization}, {guard}, loaded in {info.load_s:.1f} s]",
         file=sys.stderr,

@@ -147,7 +147,8 @@ def report_lines(report: VerifyReport) -> Iterator[str]:
         yield f"  note        {note}"
     for failure in report.failures:
         yield f"  FAILED      {failure}"
-    yield "verified" if report.passed else "NOT verified"
+    verdict = "verified" if report.passed else "NOT verified"
+    yield f"{verdict}, UNCALIBRATED" if report.is_calibrated is False else verdict
 
 
 def _vector_lines(run_: VectorRun) -> Iterator[str]:

@@ -92,6 +92,7 @@ def bundle_facts() -> BundleFacts:
             n_probe_canaries=len(bundle.config.canaries.probe),
             n_engine_canaries=len(bundle.config.canaries.engine),
             warnings=bundle.warnings,
+            is_calibrated=bundle.is_calibrated,
         )
 
 

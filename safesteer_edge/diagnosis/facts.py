@@ -79,6 +79,7 @@ class BundleFacts:
     n_probe_canaries: int
     n_engine_canaries: int
     warnings: tuple[str, ...]
+    is_calibrated: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Final, Literal
 
 from safesteer_edge.errors import SettingsError
 
@@ -11,6 +12,10 @@ GuardMode = Literal["steer", "refuse", "monitor", "off"]
 RerankName = Literal["lazy", "eager", "paper"]
 GUARD_MODES: tuple[GuardMode, ...] = ("steer", "refuse", "monitor", "off")
 RERANK_NAMES: tuple[RerankName, ...] = ("lazy", "eager", "paper")
+MAX_PATIENCE: Final = 1024  # tokens: as good as never
+HIGHEST_LIMIT: Final = 0.999  # as good as no score, and no running risk, is above it
+# A certainly harmful candidate then keeps half of its chance: steering less than that is none.
+_LEAST_NATS: Final = math.log(2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +55,10 @@ class GuardPolicy:
             "strength": (1e-6, 1e6),
             "threshold": (0.0, 1.0),
             "hard_threshold": (0.0, 1.0),
-            "hard_patience": (1, 1024),
+            "hard_patience": (1, MAX_PATIENCE),
             "risk_limit": (0.0, 1.0),
             "risk_decay": (0.0, 0.9999),
-            "risk_min_steps": (1, 1024),
+            "risk_min_steps": (1, MAX_PATIENCE),
             "risk_gain": (0.0, 1e3),
             "conversation_carry": (0.0, 1.0),
             "prompt_weight": (0, 1024),
@@ -69,6 +74,19 @@ class GuardPolicy:
                 f"guard hard_threshold {self.hard_threshold!r} is below threshold "
                 f"{self.threshold!r}; expected at least as large"
             )
+
+    @property
+    def can_steer(self) -> bool:
+        """Whether the worst score, at the worst risk, costs a candidate half of its chance."""
+        nats = self.strength * (1.0 + self.risk_gain) * (1.0 - self.threshold)
+        return self.threshold <= HIGHEST_LIMIT and nats >= _LEAST_NATS
+
+    @property
+    def can_refuse(self) -> bool:
+        """Whether the worst scores end an answer, by the running risk or by a run of tokens."""
+        by_risk = self.risk_limit <= HIGHEST_LIMIT and self.risk_min_steps < MAX_PATIENCE
+        by_run = self.hard_threshold <= HIGHEST_LIMIT and self.hard_patience < MAX_PATIENCE
+        return by_risk or by_run
 
     def tightened(self, *, strength: float | None, threshold: float | None) -> GuardPolicy:
         """This policy with a larger strength or a smaller threshold.

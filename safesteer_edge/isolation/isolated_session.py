@@ -10,7 +10,15 @@ from types import TracebackType
 from typing import Any
 
 from safesteer_edge.chat_session import ChatMessage, TurnSettings
-from safesteer_edge.errors import EngineDiedError, EngineError, InputError
+from safesteer_edge.errors import (
+    BundleChangedError,
+    BundleError,
+    EngineDiedError,
+    EngineError,
+    InputError,
+    ProbeFileError,
+    VectorFileError,
+)
 from safesteer_edge.formats.typed_json import from_json, to_json
 from safesteer_edge.guard.events import Event, Refused, TextDelta, TurnEnded, event_from_json
 from safesteer_edge.isolation.engine_process import EngineProcess
@@ -24,7 +32,8 @@ class IsolatedSession:
 
     When the engine dies, the call that meets it raises EngineDiedError, an answer that was being
     told stays in `messages` as far as it came, and the next call starts the engine again with the
-    same conversation.
+    same conversation. If it does not meet the same guard, that call and all later ones raise
+    BundleChangedError.
     """
 
     def __init__(self, settings: SessionSettings) -> None:
@@ -37,6 +46,8 @@ class IsolatedSession:
         self._cancelled_turn = 0
         self._is_closed = False
         self._process: EngineProcess | None = None
+        self._first_info: SessionInfo | None = None
+        self._why_over: str | None = None
         self._info = self._start()
 
     @property
@@ -220,6 +231,8 @@ class IsolatedSession:
 
     def _ready(self) -> EngineProcess:
         """The engine, started again with the same conversation if it died."""
+        if self._why_over is not None:
+            raise BundleChangedError(self._why_over)
         if self._is_closed:
             raise _closed()
         if self._active_turn:
@@ -238,7 +251,8 @@ class IsolatedSession:
         try:
             verbose = logging.getLogger("safesteer_edge").isEnabledFor(logging.DEBUG)
             process.send({"do": "open", "settings": to_json(self._settings), "verbose": verbose})
-            reply = _checked(process.receive())
+            reply = process.receive()
+            self._check_guard(reply)
             if self._turn_settings != TurnSettings.of(self._settings):
                 process.send({"do": "change", "settings": to_json(self._turn_settings)})
                 reply = _checked(process.receive())
@@ -249,6 +263,30 @@ class IsolatedSession:
             process.kill()
             raise
         return from_json(SessionInfo, reply["ready"])
+
+    def _check_guard(self, opened: dict[str, Any]) -> None:
+        """Raise what opening raised; after a restart, end the session if its guard is not there.
+
+        Files that change while people chat must not change what guards them.
+        """
+        first, problem = self._first_info, "it has changed"
+        try:
+            info = from_json(SessionInfo, _checked(opened)["ready"])
+        except (BundleError, ProbeFileError, VectorFileError) as error:
+            if first is None:
+                raise
+            problem = f"it cannot be used any more ({error})"
+        else:
+            if first is None:
+                self._first_info = first = info
+            if (info.bundle_sha256, info.policy) == (first.bundle_sha256, first.policy):
+                return
+        self._why_over = (
+            f"the engine was started again, and guard bundle {first.bundle!r} is not what this "
+            f"session began with: {problem}; the session is over: look at the bundle, and open it "
+            "again"
+        )
+        raise BundleChangedError(self._why_over)
 
 
 def open_isolated_session(settings: SessionSettings | None = None) -> IsolatedSession:

@@ -14,13 +14,19 @@ from safesteer_edge.chat.display_text import ControlCharacterFilter, strip_contr
 from safesteer_edge.chat.reasoning import thought_label
 from safesteer_edge.chat_session import ChatSession, TurnSettings
 from safesteer_edge.chats.chat_store import ChatStore
-from safesteer_edge.errors import EngineDiedError, SafeSteerError
+from safesteer_edge.errors import BundleChangedError, EngineDiedError, SafeSteerError
 from safesteer_edge.guard.events import Event, Refused, TextDelta
 from safesteer_edge.interrupt_cancels import interrupt_cancels
 from safesteer_edge.recorded_chat import RecordedChat
 from safesteer_edge.settings import SessionSettings
 from safesteer_edge.tui.figures import turn_figures
-from safesteer_edge.tui.guard_words import MODE_MEANINGS, turn_notes
+from safesteer_edge.tui.guard_words import (
+    MODE_MEANINGS,
+    UNCALIBRATED,
+    UNCALIBRATED_MEANING,
+    is_uncalibrated,
+    turn_notes,
+)
 from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.slash_commands import parse_command
 from safesteer_edge.tui.typed_paths import is_sound, split_media_paths
@@ -54,7 +60,7 @@ class PlainChat:
         self._lines, self.out, self.notes = lines, out, notes
 
     def run(self) -> None:
-        """Chat until the lines end, or `/quit`."""
+        """Chat until the lines end, `/quit`, or the guard is not the one that it began with."""
         self.say_what_runs()
         while (text := self._read()) is not None:
             try:
@@ -63,6 +69,8 @@ class PlainChat:
             except SafeSteerError as error:
                 self.failed = True
                 self.note(str(error))
+                if isinstance(error, BundleChangedError):
+                    return
 
     def close(self) -> None:
         """Write what waits, free the model."""
@@ -79,6 +87,8 @@ class PlainChat:
         self.note(f"{info.model_name} {info.quantization}, guard: {mode}; /help lists commands")
         if mode in ("monitor", "off"):
             self.note(f"{mode.upper()}: {MODE_MEANINGS[mode]}")
+        if is_uncalibrated(info, mode):
+            self.note(f"{UNCALIBRATED}: {UNCALIBRATED_MEANING}")
 
     def ask(self, text: str) -> None:
         """Ask with what is attached, in the place of an edited question if there is one."""
@@ -99,6 +109,7 @@ class PlainChat:
         """Print an answer as it comes; Ctrl+C stops it between two tokens."""
         shown = ControlCharacterFilter()
         self.last = turn
+        turn.is_uncalibrated = is_uncalibrated(self.session.info, turn.guard)
         try:
             with interrupt_cancels(self.session):
                 for event in events:

@@ -33,7 +33,8 @@ class ShownTurn:
     before it. shown: the text, made safe for a terminal, steered passages marked. error: one line,
     if the turn broke. end: None while it is told; 'died' if the program or the engine ended with
     it. n_interventions: kept apart from the steps, which a chat read from disk does not have.
-    policy: the one it was guarded by, None if that is not known.
+    policy: the one it was guarded by, None if that is not known. is_uncalibrated: it is known that
+    nobody has measured what that policy does.
     media: what became of them. question_id, answer_id: in the chat's file.
     """
 
@@ -58,6 +59,7 @@ class ShownTurn:
     question_id: str | None = None
     answer_id: str | None = None
     reasoning: str = ""
+    is_uncalibrated: bool = False
     _filter: ControlCharacterFilter = field(default_factory=ControlCharacterFilter)
     _n_step_characters: int = 0
     _n_hidden_characters: int = 0

@@ -27,7 +27,7 @@ KEYS = {
     "model": {"name", "path", "architecture", "quantization"},
     "guard": {
         *("mode", "rerank", "bundle", "interventions", "evaluated_candidates", "max_score"),
-        *("mean_score", "risk", "refused", "vector_active"),
+        *("mean_score", "risk", "refused", "vector_active", "calibrated"),
     },
     "usage": {"prompt_tokens", "media_tokens", "completion_tokens"},
     "timings": {"load_s", "prefill_s", "ttft_s", "decode_s", "tokens_per_second"},
@@ -121,6 +121,7 @@ def test_json_without_a_guard_has_nulls_in_place_of_scores(ask: Ask):
         "risk": None,
         "refused": False,
         "vector_active": False,
+        "calibrated": None,
     }
 
 
@@ -264,6 +265,20 @@ def test_no_escape_sequence_of_a_files_name_reaches_the_terminal(
     assert (ran.exit_code, missing.exit_code) == (OK, BAD_INPUT)
     assert "[ab F32" in ran.err
     assert "\x1b" not in ran.err + missing.err
+
+
+def test_a_guard_that_nobody_measured_is_called_so(
+    guarded_tiny: GuardedTiny, tmp_path: Path, ask: Ask
+):
+    parts = replace(guarded_tiny.parts(bias=QUIET), figures={"calibrated": True})
+    bundle = write_bundle(tmp_path / "bundle", parts)
+    ran = ask("Hello there", "--bundle", str(bundle), "--json")
+    assert "guard tiny-30, UNCALIBRATED, loaded in" in ran.err
+    assert "[warning: guard bundle 'tiny-30' is UNCALIBRATED" in ran.err
+    assert json.loads(ran.out)["guard"]["calibrated"] is False
+    measured = ask("Hello there", "--json")
+    assert "UNCALIBRATED" not in measured.err
+    assert json.loads(measured.out)["guard"]["calibrated"] is True
 
 
 def test_an_answer_in_any_script_reaches_an_ascii_terminal(

@@ -83,6 +83,7 @@ class ScriptedModel:
     load_error: SafeSteerError | None = None
     load_gate: threading.Event | None = None
     sees: bool = True
+    is_calibrated: bool = True
     opened: list[ScriptedSession] = field(default_factory=list)
 
     def open(self, settings: SessionSettings) -> ScriptedSession:
@@ -138,6 +139,7 @@ class ScriptedSession:
             template_sha256="2" * 64,
             warnings=(),
             load_s=0.1,
+            is_calibrated=self._model.is_calibrated if has_bundle else None,
         )
 
     def ask(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.chats.chat_store import ChatStore
-from safesteer_edge.errors import EngineDiedError
+from safesteer_edge.errors import BundleChangedError, EngineDiedError
 from safesteer_edge.settings import SessionSettings
 from safesteer_edge.tui.plain_chat import PlainChat
 from tests.tui.scripted_session import REFUSAL_TEXT, Script, ScriptedModel, Word, said
@@ -98,3 +98,17 @@ def test_the_engines_death_is_a_sentence_and_the_next_question_works():
     chatted = Chatted("boom", "hello", model=ScriptedModel(scripts))
     assert chatted.out == "one two\nYou said: hello\n"
     assert "the engine process ended" in chatted.notes
+
+
+def test_a_guard_that_nobody_measured_is_called_so():
+    chatted = Chatted("/inspect", model=ScriptedModel(is_calibrated=False))
+    assert "UNCALIBRATED: nobody has measured which answers this guard stops" in chatted.notes
+    assert "UNCALIBRATED" not in Chatted("hello", model=ScriptedModel()).notes
+
+
+def test_a_guard_that_changed_on_the_disk_ends_the_chat():
+    scripts = {"boom": Script([], error=BundleChangedError("the guard has changed"))}
+    chatted = Chatted("hello", "boom", "hello", model=ScriptedModel(scripts))
+    assert chatted.out == "You said: hello\n"
+    assert "the guard has changed" in chatted.notes
+    assert chatted.failed
