@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Final, Literal
 
 from safesteer_edge.errors import SettingsError
 
@@ -11,6 +12,28 @@ GuardMode = Literal["steer", "refuse", "monitor", "off"]
 RerankName = Literal["lazy", "eager", "paper"]
 GUARD_MODES: tuple[GuardMode, ...] = ("steer", "refuse", "monitor", "off")
 RERANK_NAMES: tuple[RerankName, ...] = ("lazy", "eager", "paper")
+
+
+_BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
+    "strength": (1e-6, 1e6),
+    "threshold": (0.0, 1.0),
+    "hard_threshold": (0.0, 1.0),
+    "hard_patience": (1, 1024),
+    "risk_limit": (0.0, 1.0),
+    "risk_decay": (0.0, 0.9999),
+    "risk_min_steps": (1, 1024),
+    "risk_gain": (0.0, 1e3),
+    "conversation_carry": (0.0, 1.0),
+    "prompt_weight": (0, 1024),
+    "answer_prior": (0, 1024),
+}
+
+
+def check_policy_number(name: str, value: float | None) -> None:
+    """Raise SettingsError for a number that no policy has; None: the bundle's own."""
+    low, high = _BOUNDS[name]
+    if value is not None and not low <= value <= high:  # false for NaN as well
+        raise SettingsError(f"guard {name} is {value!r}; expected {low} to {high}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +69,8 @@ class GuardPolicy:
     answer_prior: int = 0
 
     def __post_init__(self) -> None:
-        bounds: dict[str, tuple[float, float]] = {
-            "strength": (1e-6, 1e6),
-            "threshold": (0.0, 1.0),
-            "hard_threshold": (0.0, 1.0),
-            "hard_patience": (1, 1024),
-            "risk_limit": (0.0, 1.0),
-            "risk_decay": (0.0, 0.9999),
-            "risk_min_steps": (1, 1024),
-            "risk_gain": (0.0, 1e3),
-            "conversation_carry": (0.0, 1.0),
-            "prompt_weight": (0, 1024),
-            "answer_prior": (0, 1024),
-        }
         for field in fields(self):
-            value = getattr(self, field.name)
-            low, high = bounds[field.name]
-            if not low <= value <= high:  # false for NaN as well
-                raise SettingsError(f"guard {field.name} is {value!r}; expected {low} to {high}")
+            check_policy_number(field.name, getattr(self, field.name))
         if self.hard_threshold < self.threshold:
             raise SettingsError(
                 f"guard hard_threshold {self.hard_threshold!r} is below threshold "

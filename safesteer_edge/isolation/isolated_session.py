@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from safesteer_edge.chat_session import ChatMessage, TurnSettings
-from safesteer_edge.errors import EngineDiedError, EngineError, InputError
+from safesteer_edge.errors import EngineDiedError, EngineError, GuardError, InputError
 from safesteer_edge.formats.typed_json import from_json, to_json
 from safesteer_edge.guard.events import Event, Refused, TextDelta, TurnEnded, event_from_json
 from safesteer_edge.isolation.engine_process import EngineProcess
@@ -181,7 +181,7 @@ class IsolatedSession:
         """The next event of the turn; None: there are no more. Raises the turn's error."""
         reply = process.receive()
         if "event" in reply:
-            return event_from_json(reply)
+            return _event(reply, process)
         self._active_turn = 0
         _checked(reply)
         return None
@@ -202,7 +202,7 @@ class IsolatedSession:
         with contextlib.suppress(EngineDiedError):  # the next call starts it anew
             is_whole = False
             while "event" in (reply := process.receive()):
-                is_whole = is_whole or isinstance(event_from_json(reply), TurnEnded)
+                is_whole = is_whole or isinstance(_event(reply, process), TurnEnded)
             if is_whole:  # the engine was faster, and the turn has joined its conversation
                 process.send(_restoring(self._messages))
                 process.receive()
@@ -267,6 +267,14 @@ def _checked(reply: dict[str, Any]) -> dict[str, Any]:
     if "error" in reply:
         raise error_from_json(reply["error"])
     return reply
+
+
+def _event(reply: dict[str, Any], process: EngineProcess) -> Event:
+    """The event of a reply. Raises EngineDiedError, and ends the process, if it is none."""
+    try:
+        return event_from_json(reply)
+    except (KeyError, TypeError, GuardError) as error:
+        raise process.end_for(error) from error
 
 
 def _is_answer(event: Refused | TextDelta) -> bool:
