@@ -46,7 +46,7 @@ class ChatMessage:
     def __post_init__(self) -> None:
         if self.risk is not None and not is_score(self.risk):
             raise InputError(
-                f"the risk of a {self.role} message is {self.risk!r}; expected 0 to 1, or none "
+                f"the risk of the {self.role} message is {self.risk!r}; expected 0 to 1, or none "
                 "where it is unknown"
             )
 
