@@ -12,9 +12,16 @@ from pathlib import Path
 from typing import Protocol
 
 from safesteer_edge.chat.conversation import Role
-from safesteer_edge.errors import SettingsError
+from safesteer_edge.errors import InputError, SettingsError
 from safesteer_edge.guard.events import Event
-from safesteer_edge.guard.policy import GUARD_MODES, RERANK_NAMES, GuardMode, RerankName
+from safesteer_edge.guard.policy import (
+    GUARD_MODES,
+    RERANK_NAMES,
+    GuardMode,
+    RerankName,
+    check_policy_number,
+)
+from safesteer_edge.guard.risk import is_score
 from safesteer_edge.guard.sampling import SamplingSettings
 from safesteer_edge.session_info import SessionInfo
 from safesteer_edge.settings import SessionSettings
@@ -27,7 +34,7 @@ class ChatMessage:
     images, sounds: files, in the order in which they were attached, before the text.
     risk: of an assistant message, the running risk at its end. None: unknown (the guard was off,
         or the process died); the next turn then starts with as much risk as an answer can end with
-        that was let through.
+        that was let through. Raises InputError for one that no answer has.
     """
 
     role: Role
@@ -35,6 +42,13 @@ class ChatMessage:
     images: tuple[Path, ...] = ()
     sounds: tuple[Path, ...] = ()
     risk: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.risk is not None and not is_score(self.risk):
+            raise InputError(
+                f"the risk of the {self.role} message is {self.risk!r}; expected 0 to 1, or none "
+                "where it is unknown"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +69,8 @@ class TurnSettings:
             raise SettingsError(f"rerank is {self.rerank!r}; expected one of {RERANK_NAMES}")
         if self.max_tokens < 1:
             raise SettingsError(f"max_tokens is {self.max_tokens!r}; expected at least 1")
+        check_policy_number("strength", self.strength)
+        check_policy_number("threshold", self.threshold)
 
     @classmethod
     def of(cls, settings: SessionSettings) -> TurnSettings:

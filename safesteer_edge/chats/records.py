@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, cast
 
 from safesteer_edge.chat.conversation import MediaKind, Role
-from safesteer_edge.errors import ChatFileError
+from safesteer_edge.errors import ChatFileError, SafeSteerError
+from safesteer_edge.formats.finite_json import load_finite
 from safesteer_edge.formats.typed_json import TypedJsonError, from_json, to_json
 from safesteer_edge.guard.events import AnswerPart, GuardSummary, Refused, Usage
 
@@ -149,13 +150,13 @@ def record_to_line(record: Record) -> bytes:
     value = {"type": _NAMES[type(record)], **to_json(record)}
     if isinstance(record, TextAdded) and record.part == "answer":
         del value["part"]  # as ever, so that older programs read chats of most models
-    return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
 
 
 def record_from_line(line: bytes) -> Record:
     """The record of a line. Raises ChatFileError, with the reason alone."""
     try:
-        value = json.loads(line)
+        value = load_finite(line)
     except (ValueError, RecursionError) as error:
         raise ChatFileError(f"not JSON ({error})") from error
     if not isinstance(value, dict):
@@ -171,5 +172,5 @@ def record_from_line(line: bytes) -> Record:
         raise ChatFileError(f"no record is called {name!r}")
     try:
         return cast("Record", from_json(kind, fields))
-    except TypedJsonError as error:
+    except (TypedJsonError, SafeSteerError) as error:
         raise ChatFileError(str(error)) from error

@@ -15,6 +15,7 @@ from safesteer_edge.errors import (
     BundleError,
     EngineDiedError,
     EngineError,
+    GuardError,
     InputError,
     ProbeFileError,
     VectorFileError,
@@ -196,7 +197,7 @@ class IsolatedSession:
         """The next event of the turn; None: there are no more. Raises the turn's error."""
         reply = process.receive()
         if "event" in reply:
-            return event_from_json(reply)
+            return _event(reply, process)
         self._active_turn = 0
         _checked(reply)
         return None
@@ -217,7 +218,7 @@ class IsolatedSession:
         with contextlib.suppress(EngineDiedError):  # the next call starts it anew
             is_whole = False
             while "event" in (reply := process.receive()):
-                is_whole = is_whole or isinstance(event_from_json(reply), TurnEnded)
+                is_whole = is_whole or isinstance(_event(reply, process), TurnEnded)
             if is_whole:  # the engine was faster, and the turn has joined its conversation
                 process.send(_restoring(self._messages))
                 process.receive()
@@ -309,6 +310,14 @@ def _checked(reply: dict[str, Any]) -> dict[str, Any]:
     if "error" in reply:
         raise error_from_json(reply["error"])
     return reply
+
+
+def _event(reply: dict[str, Any], process: EngineProcess) -> Event:
+    """The event of a reply. Raises EngineDiedError, and ends the process, if it is none."""
+    try:
+        return event_from_json(reply)
+    except (KeyError, TypeError, GuardError) as error:
+        raise process.end_for(error) from error
 
 
 def _is_answer(event: Refused | TextDelta) -> bool:

@@ -314,3 +314,10 @@ def test_an_option_that_is_not_understood(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert arguments[0] in captured.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1.1", "-0.1"])
+@pytest.mark.parametrize("guard", ["steer", "off"])
+def test_a_threshold_that_is_none_is_refused_whatever_the_guard(ask: Ask, guard: str, value: str):
+    options = [f"--threshold={value}", "--guard", guard]
+    fails_with_one_line(ask, options, naming=f"threshold is {float(value)}", remedy="")

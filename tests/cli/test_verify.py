@@ -187,6 +187,8 @@ def test_a_probe_that_is_fed_other_layers_is_not_verified(
         (["--source", "probe.npz", "--states", "wrong.npz"], "expected (n, 128)"),
         (["--source", "probe.npz", "--states", "nan.npz"], "not finite"),
         (["--source", "probe.npz", "--states", "x.csv"], "expected one of"),
+        (["--tolerance", "nan"], "--tolerance is nan; expected 0 to 1"),
+        (["--tolerance", "inf"], "--tolerance is inf"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

@@ -81,6 +81,9 @@ def test_a_refusal_says_why_and_what_was_steered_can_be_seen():
     [
         ("/nonsense", "unknown command '/nonsense'"),
         ("/strength 1", "strength 1.0 is below the bundle's 8.0"),
+        ("/strength nan", "strength is nan"),
+        ("/threshold nan", "threshold is nan"),
+        ("/temperature nan", "temperature is nan"),
         ("/models", "/models needs the full screen"),
         ("/continue", "there is no answer yet"),
         ("/attach /no/such.png", "there is no such file"),
