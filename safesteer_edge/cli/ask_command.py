@@ -38,6 +38,14 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="the question; - reads it from stdin")
     parser.add_argument("--image", action="append", type=Path, default=[], metavar="F")
     parser.add_argument("--audio", action="append", type=Path, default=[], metavar="F")
+    parser.add_argument(
+        "--file",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="F",
+        help="a PDF or a text file, whose words go with the question",
+    )
     parser.add_argument("--system", metavar="T", help="system prompt")
     parser.add_argument(
         "--answer-prefix",
@@ -66,6 +74,7 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Answer, and return the exit code."""
     # Deferred: --help needs none of it.
+    from safesteer_edge.chat_session import Document
     from safesteer_edge.model_choice import require_projector
 
     prompt = _read_prompt(options.prompt)
@@ -78,6 +87,7 @@ def run(options: argparse.Namespace) -> int:
             prompt,
             images=options.image,
             sounds=options.audio,
+            documents=[Document.at(path) for path in options.file],
             system=options.system,
             answer_prefix=options.answer_prefix,
         )

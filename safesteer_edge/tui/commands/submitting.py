@@ -8,7 +8,7 @@ from safesteer_edge.errors import SafeSteerError
 from safesteer_edge.tui.commands import asking
 from safesteer_edge.tui.commands.handlers import HANDLERS
 from safesteer_edge.tui.slash_commands import parse_command
-from safesteer_edge.tui.typed_paths import split_media_paths
+from safesteer_edge.tui.typed_paths import require_files, split_media_paths
 from safesteer_edge.tui.widgets.composer import Composer
 
 if TYPE_CHECKING:
@@ -28,7 +28,10 @@ async def submit(screen: ChatScreen, typed: str) -> None:
             raise
         composer.remember(typed.strip())
         return
-    text, paths = split_media_paths(typed)
+    text, paths = split_media_paths(typed, typed=True)
+    require_files(paths)
+    if text:
+        asking.check_idle(screen)
     await screen.attached.add(paths)
     if paths and not text.strip():
         composer.text = ""  # a path alone attaches; the question comes next

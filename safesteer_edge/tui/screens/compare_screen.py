@@ -72,7 +72,7 @@ class CompareScreen(Screen[None]):
             replace(settings, guard=guarded),
         )
         self._turns = tuple(
-            ShownTurn(turn.question, turn.images, turn.sounds, guard=each.guard)
+            ShownTurn(turn.question, turn.images, turn.sounds, turn.documents, guard=each.guard)
             for each in self._settings
         )
         self._turn = 0
