@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import io
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import pypdfium2
@@ -25,9 +24,7 @@ def write_pdf(path: Path, *pages: str | tuple[str, float]) -> Path:
             for number, line in enumerate(text.splitlines()):
                 drawn = raw.FPDFPageObj_CreateTextObj(pdf.raw, font, 12)
                 encoded = (line + "\0").encode("utf-16-le")
-                raw.FPDFText_SetText(
-                    drawn, ctypes.cast(encoded, ctypes.POINTER(ctypes.c_ushort))
-                )
+                raw.FPDFText_SetText(drawn, ctypes.cast(encoded, ctypes.POINTER(ctypes.c_ushort)))
                 raw.FPDFPageObj_Transform(drawn, 1, 0, 0, 1, 40, 790 - 15 * number)
                 raw.FPDFPage_InsertObject(page.raw, drawn)
             if side:
@@ -49,5 +46,3 @@ def write_locked_pdf(path: Path) -> Path:
     lock = b"/ID[<41><41>]/Encrypt<</Filter/Standard/V 1/R 2/P -4/O" + key + b"/U" + key + b">>"
     path.write_bytes(re.sub(rb"trailer\s*<<", lambda m: m.group() + lock, data))
     return path
-
-
