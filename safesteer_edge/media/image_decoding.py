@@ -107,7 +107,8 @@ def decode_image(data: bytes, *, name: str, fit: ImageFit) -> Picture:
             f"image {name} needs too much memory to decode; shrink it first"
         ) from error
     except Exception as error:  # damaged files end in struct.error, KeyError, … inside Pillow
-        raise MediaError(f"cannot decode image {name}: {error}; it may be damaged") from error
+        reason = " ".join(str(error).split())
+        raise MediaError(f"cannot decode image {name}: {reason}; it may be damaged") from error
 
 
 def fit_image(image: Image.Image, fit: ImageFit) -> Picture:

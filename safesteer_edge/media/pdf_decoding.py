@@ -55,7 +55,7 @@ def decode_pdf(data: bytes, *, name: str, fit: ImageFit, sees: bool) -> list[Pag
     except (MediaError, MemoryError):
         raise
     except Exception as error:  # whatever damage provokes behind the binding
-        reason = f"{error}; it may be damaged"
+        reason = f"{' '.join(str(error).split())}; it may be damaged"
         if getattr(error, "err_code", None) == FPDF_ERR_PASSWORD:
             reason = "it is protected by a password; save it without one"
         raise MediaError(f"cannot read PDF {name}: {reason}") from error

@@ -23,7 +23,7 @@ def write_pdf(path: Path, *pages: str | tuple[str, float]) -> Path:
             page = pdf.new_page(*PAGE)
             for number, line in enumerate(text.splitlines()):
                 drawn = raw.FPDFPageObj_CreateTextObj(pdf.raw, font, 12)
-                encoded = (line + "\0").encode("utf-16-le")
+                encoded = ctypes.create_string_buffer(line.encode("utf-16-le") + b"\0\0")
                 raw.FPDFText_SetText(drawn, ctypes.cast(encoded, ctypes.POINTER(ctypes.c_ushort)))
                 raw.FPDFPageObj_Transform(drawn, 1, 0, 0, 1, 40, 790 - 15 * number)
                 raw.FPDFPage_InsertObject(page.raw, drawn)

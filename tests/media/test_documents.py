@@ -13,9 +13,11 @@ from safesteer_edge.media.decoder import MediaDecoder
 from safesteer_edge.media.documents import MAX_CHARACTERS, MAX_FILE_BYTES
 from safesteer_edge.media.image_fit import ImageFit
 from safesteer_edge.media.pdf_decoding import MAX_PAGES, MAX_PICTURES
+from tests.formats.mutations import mutants
 from tests.media.sample_documents import write_locked_pdf, write_pdf
 
 SIDE = 56
+N_DAMAGED = 300
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +117,21 @@ def test_a_pdf_that_cannot_be_used_is_refused_with_the_reason(
     for reason, path in bad.items():
         with pytest.raises(MediaError, match=f"{path.name}.*{reason}"):
             text_of(decoder, path)
+
+
+def test_a_damaged_pdf_ends_in_its_text_or_one_line(decoder: MediaDecoder, tmp_path: Path):
+    good = write_pdf(tmp_path / "a.pdf", ("Sales", 200.0), "Costs").read_bytes()
+    path, n_refused = tmp_path / "damaged.pdf", 0
+    for data in mutants(good, N_DAMAGED, seed=0, header_bytes=len(good)):
+        path.write_bytes(data)
+        try:
+            assert text_of(decoder, path).startswith("File damaged.pdf:\n")
+        except MediaError as error:
+            n_refused += 1
+            assert "\n" not in str(error)
+            assert "damaged.pdf" in str(error)
+            assert "ended the process" not in str(error), data
+    assert 0 < n_refused < N_DAMAGED
 
 
 def test_without_its_extra_a_pdf_is_refused_with_the_line_that_installs_it(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from safesteer_edge.chat_session import ChatMessage, Document
 from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.errors import MediaError
+from safesteer_edge.guard.events import Event, TurnEnded
 from safesteer_edge.isolation.isolated_session import open_isolated_session
 from safesteer_edge.recorded_chat import RecordedChat
 from tests.guarded_tiny import QUIET, WAVERING, GuardedTiny
@@ -16,6 +18,12 @@ from tests.media.sample_documents import write_pdf
 from tests.session.turns import ask, opened
 
 QUESTION = "What is this?"
+
+
+def ended(events: Iterator[Event]) -> TurnEnded:
+    *_, last = events
+    assert isinstance(last, TurnEnded)
+    return last
 
 
 @pytest.fixture
@@ -82,13 +90,13 @@ def test_a_stored_document_keeps_its_name_when_its_file_is_gone(
     )
     with open_isolated_session(settings) as session:
         chat = RecordedChat(session, store)
-        first = list(chat.ask(QUESTION, documents=[notes, report]))[-1]
+        first = ended(chat.ask(QUESTION, documents=[notes, report]))
         chat_id = chat.log.header.id if chat.log else ""
         for document in (notes, report):
             document.path.unlink()
         chat.start_new()
         chat.resume(chat_id)
-        again = list(chat.regenerate())[-1]
+        again = ended(chat.regenerate())
         assert again.text == first.text
         assert again.usage.prompt_tokens == first.usage.prompt_tokens
         question = chat.log.branch()[0] if chat.log else None

@@ -30,15 +30,18 @@ async def submit(screen: ChatScreen, typed: str) -> None:
         return
     text, paths = split_media_paths(typed, typed=True)
     require_files(paths)
-    if text:
+    is_asked = bool(text.strip()) or not paths  # a path alone attaches; the question comes next
+    if is_asked:
+        if not text.strip() and not screen.state.attachments:
+            return
         asking.check_idle(screen)
-    await screen.attached.add(paths)
-    if paths and not text.strip():
-        composer.text = ""  # a path alone attaches; the question comes next
-        return
-    if not text.strip() and not screen.state.attachments:
-        return
-    asking.check_idle(screen)
-    composer.remember(typed)
     composer.text = ""
+    try:
+        await screen.attached.add(paths)  # may take its time, and typing goes on
+    except SafeSteerError:
+        composer.replace_text(typed + composer.text)
+        raise
+    if not is_asked:
+        return
+    composer.remember(typed)
     await asking.send(screen, text.strip())
