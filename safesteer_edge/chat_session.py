@@ -28,10 +28,23 @@ from safesteer_edge.settings import SessionSettings
 
 
 @dataclass(frozen=True, slots=True)
+class Document:
+    """A text file or a PDF. name: what the prompt calls it, wherever its copy lies."""
+
+    path: Path
+    name: str
+
+    @classmethod
+    def at(cls, path: Path) -> Document:
+        """The document of this file, called as the file is."""
+        return cls(path, path.name)
+
+
+@dataclass(frozen=True, slots=True)
 class ChatMessage:
     """One message of a conversation as an interface or a file holds it.
 
-    images, sounds: files, in the order in which they were attached, before the text.
+    images, sounds, documents: files, in the order in which they were attached, before the text.
     risk: of an assistant message, the running risk at its end. None: unknown (the guard was off,
         or the process died); the next turn then starts with as much risk as an answer can end with
         that was let through. Raises InputError for one that no answer has.
@@ -41,6 +54,7 @@ class ChatMessage:
     text: str
     images: tuple[Path, ...] = ()
     sounds: tuple[Path, ...] = ()
+    documents: tuple[Document, ...] = ()
     risk: float | None = None
 
     def __post_init__(self) -> None:
@@ -109,6 +123,7 @@ class ChatSession(Protocol):
         *,
         images: Sequence[Path] = (),
         sounds: Sequence[Path] = (),
+        documents: Sequence[Document] = (),
         system: str | None = None,
         answer_prefix: str = "",
     ) -> Generator[Event, None, None]:

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, cast
 
-from safesteer_edge.chat.conversation import MediaKind, Role
+from safesteer_edge.chat.conversation import Role
 from safesteer_edge.errors import ChatFileError, SafeSteerError
 from safesteer_edge.formats.finite_json import load_finite
 from safesteer_edge.formats.typed_json import TypedJsonError, from_json, to_json
 from safesteer_edge.guard.events import AnswerPart, GuardSummary, Refused, Usage
 
 SCHEMA_VERSION: Final = 1
+StoredKind = Literal["image", "audio", "document"]
 EndReason = Literal["stop", "length", "refused", "cancelled", "died"]
 
 
@@ -48,9 +49,12 @@ class ChatHeader:
 
 @dataclass(frozen=True, slots=True)
 class StoredMedia:
-    """A picture or sound. sha256: of the file's bytes. file: its name in the media folder."""
+    """A picture, sound or document.
 
-    kind: MediaKind
+    sha256: of the file's bytes. file: its name in the media folder. name: what it was called.
+    """
+
+    kind: StoredKind
     sha256: str
     file: str
     name: str

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from safesteer_edge.chat_session import ChatMessage, TurnSettings
+from safesteer_edge.chat_session import ChatMessage, Document, TurnSettings
 from safesteer_edge.errors import (
     BundleChangedError,
     BundleError,
@@ -83,20 +83,20 @@ class IsolatedSession:
         *,
         images: Sequence[Path] = (),
         sounds: Sequence[Path] = (),
+        documents: Sequence[Document] = (),
         system: str | None = None,
         answer_prefix: str = "",
     ) -> Generator[Event, None, None]:
         """Ask; see `ChatSession.ask`."""
+        question = ChatMessage("user", text, tuple(images), tuple(sounds), tuple(documents))
         request = {
             "do": "ask",
-            "text": text,
-            "images": [str(path) for path in images],
-            "sounds": [str(path) for path in sounds],
+            "question": to_json(question),
             "system": system,
             "answer_prefix": answer_prefix,
         }
         asked = () if system is None else (ChatMessage("system", system),)
-        asked += (ChatMessage("user", text, tuple(images), tuple(sounds)),)
+        asked += (question,)
         self._n_turns += 1
         return self._run(self._n_turns, request, asked)
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
-from safesteer_edge.chat_session import ChatMessage, TurnSettings
+from safesteer_edge.chat_session import ChatMessage, Document, TurnSettings
 from safesteer_edge.errors import InputError
 from safesteer_edge.guard.events import (
     Event,
@@ -104,6 +104,7 @@ class EndlessSession:
         *,
         images: Sequence[Path] = (),
         sounds: Sequence[Path] = (),
+        documents: Sequence[Document] = (),
         system: str | None = None,
         answer_prefix: str = "",
     ) -> Generator[Event, None, None]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from safesteer_edge.chat.display_text import ControlCharacterFilter
-from safesteer_edge.chat_session import ChatMessage
+from safesteer_edge.chat_session import ChatMessage, Document
 from safesteer_edge.chats.chat_log import ChatEntry
+from safesteer_edge.chats.open_chat import documents_of
 from safesteer_edge.chats.records import EndReason, StoredMedia
 from safesteer_edge.guard.events import (
     Event,
@@ -41,6 +42,7 @@ class ShownTurn:
     question: str
     images: tuple[Path, ...] = ()
     sounds: tuple[Path, ...] = ()
+    documents: tuple[Document, ...] = ()
     media_names: tuple[str, ...] = ()
     guard: GuardMode = "steer"
     policy: GuardPolicy | None = None
@@ -91,6 +93,11 @@ class ShownTurn:
         return ""
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """All that was attached."""
+        return (*self.images, *self.sounds, *(document.path for document in self.documents))
+
+    @property
     def scores(self) -> list[float]:
         """Harmful scores of the steps so far."""
         return [step.score for step in self.steps if step.score is not None]
@@ -133,7 +140,7 @@ class ShownTurn:
     def to_messages(self) -> tuple[ChatMessage, ChatMessage]:
         """What a session is restored from."""
         return (
-            ChatMessage("user", self.question, self.images, self.sounds),
+            ChatMessage("user", self.question, self.images, self.sounds, self.documents),
             ChatMessage("assistant", self.text, risk=self.risk),
         )
 
@@ -195,6 +202,7 @@ def _asked(entry: ChatEntry, media_path: Callable[[StoredMedia], Path]) -> Shown
         entry.text,
         tuple(media_path(item) for item in entry.media if item.kind == "image"),
         tuple(media_path(item) for item in entry.media if item.kind == "audio"),
+        documents_of(entry, media_path),
         tuple(item.name for item in entry.media),
         end="died",
         question_id=entry.id,

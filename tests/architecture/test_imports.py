@@ -69,6 +69,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
     # A recipe draws the images that it trains on.
     "PIL": ("media", "models.smollm2-135m-instruct.vision"),
     "miniaudio": ("media.sound_decoding",),
+    "pypdfium2": ("media.pdf_decoding",),
+    "pillow_heif": ("media.image_decoding",),
     "textual": ("tui",),
     "jinja2": ("chat.template_worker", "chat.template_sandbox"),
 }
@@ -77,6 +79,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
 NOT_AT_START = (
     "numpy", "llama_cpp", "onnxruntime", "PIL", "jinja2", "sklearn", "onnx", "textual",
     "huggingface_hub", "httpx2", "filelock", "miniaudio",
+    "pypdfium2", "pillow_heif",
 )
 # fmt: on
 

@@ -18,6 +18,7 @@ from safesteer_edge.cli.exit_codes import BAD_INPUT, OK, REFUSED, RUNTIME_ERROR
 from tests.brittle_bundle import limit_within_answer, write_brittle_bundle
 from tests.cli.conftest import Ask, StartAsk
 from tests.guarded_tiny import ALARMED, PATIENT_POLICY, QUIET, REFUSAL_TEXT, WAVERING, GuardedTiny
+from tests.media.sample_documents import write_pdf
 from tests.session.turns import texts
 from tests.tiny_models import write_tiny_llama
 from tests.tiny_models.families import templates
@@ -247,6 +248,25 @@ def test_a_picture_is_asked_about(ask: Ask, guarded_tiny: GuardedTiny, tmp_path:
     assert (medium["original_width"], medium["original_height"]) == (560, 280)
     assert (medium["width"], medium["height"]) == (56, 56)
     assert f"[ab .png 560×280 → 56×56, 4 tokens, {medium['encode_s']:.2f} s]\n" in ran.err
+
+
+def test_files_of_any_kind_go_along(ask: Ask, guarded_tiny: GuardedTiny, tmp_path: Path):
+    from PIL import Image
+
+    (tmp_path / "notes.txt").write_text("some words")
+    Image.new("RGB", (56, 56), "teal").save(tmp_path / "a.png")
+    report = write_pdf(tmp_path / "report.pdf", ("Sales", 200.0))
+    alone = json.loads(ask("What is this?", "--json").out)
+    files = [
+        argument
+        for name in ("notes.txt", "a.png", report.name)
+        for argument in ("--file", str(tmp_path / name))
+    ]
+    value = json.loads(
+        ask("What is this?", "--mmproj", str(guarded_tiny.projector), *files, "--json").out
+    )
+    assert [medium["name"] for medium in value["media"]] == ["a.png", "report.pdf, page 1"]
+    assert value["usage"]["prompt_tokens"] > alone["usage"]["prompt_tokens"] + 8
 
 
 def test_a_model_without_a_guard_says_so_every_time(ask: Ask):

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from safesteer_edge.chat_session import ChatMessage, TurnSettings
+from safesteer_edge.chat_session import ChatMessage, Document, TurnSettings
 from safesteer_edge.errors import PromptTooLongError, SafeSteerError
 from safesteer_edge.guard.events import (
     Candidate,
@@ -148,6 +148,7 @@ class ScriptedSession:
         *,
         images: Sequence[Path] = (),
         sounds: Sequence[Path] = (),
+        documents: Sequence[Document] = (),
         system: str | None = None,
         answer_prefix: str = "",
     ) -> Generator[Event, None, None]:
@@ -155,7 +156,7 @@ class ScriptedSession:
         self._cancelled.clear()
         if system is not None:
             self.messages = (ChatMessage("system", system),)
-        question = ChatMessage("user", text, tuple(images), tuple(sounds))
+        question = ChatMessage("user", text, tuple(images), tuple(sounds), tuple(documents))
         script = self._model.scripts.get(text) or said(f"You said: {text}")
         return self._answer(question, script)
 

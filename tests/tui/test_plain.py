@@ -64,6 +64,20 @@ def test_commands_do_what_they_do_on_the_full_screen(tmp_path: Path):
     assert resumed.out == "You said: two\nYou said: three\n"
 
 
+def test_files_go_along_as_on_the_full_screen(tmp_path: Path):
+    notes, damaged = tmp_path / "notes.md", tmp_path / "damaged.png"
+    notes.write_text("# Milk")
+    damaged.write_bytes(b"no picture")
+    model, store = ScriptedModel(), ChatStore(tmp_path / "chats")
+    chatted = Chatted(
+        str(damaged), str(notes), "what is it?", "/edit 1", "again?", model=model, store=store
+    )
+    assert "is none of PNG" in chatted.notes
+    assert "attached notes.md; now ask about it" in chatted.notes
+    assert chatted.out == "You said: what is it?\nYou said: again?\n"
+    assert [each.name for each in model.session.messages[0].documents] == ["notes.md"]
+
+
 def test_a_refusal_says_why_and_what_was_steered_can_be_seen():
     scripts = {
         "bad?": Script([Word("Well", 0.9)], refuse=True),
@@ -87,6 +101,8 @@ def test_a_refusal_says_why_and_what_was_steered_can_be_seen():
         ("/models", "/models needs the full screen"),
         ("/continue", "there is no answer yet"),
         ("/attach /no/such.png", "there is no such file"),
+        ("/no/photo.heic", "there is no such file"),
+        ("sum up report.pdf", "cannot attach 'report.pdf'"),
     ],
 )
 def test_what_cannot_be_done_is_a_sentence_and_the_chat_goes_on(typed: str, answer: str):

@@ -10,7 +10,7 @@ from safesteer_edge.tui.commands.handlers import HANDLERS
 from safesteer_edge.tui.folded_pastes import is_long
 from safesteer_edge.tui.screens.question import ChoiceScreen
 from safesteer_edge.tui.slash_commands import parse_command
-from safesteer_edge.tui.typed_paths import split_media_paths
+from safesteer_edge.tui.typed_paths import require_files, split_media_paths
 from safesteer_edge.tui.widgets.composer import Composer
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ async def submit(screen: ChatScreen, typed: str) -> None:
             raise
         composer.remember(typed.strip())
         return
-    text, paths = split_media_paths(typed)  # a folded paste is a text, whatever files it names
+    text, paths = split_media_paths(typed, typed=True)  # a folded paste names no files
+    require_files(paths)
     text = composer.whole(text)
     if is_long(text):
         work = _send_if_it_fits(screen, typed, text, paths)
@@ -43,15 +44,20 @@ async def submit(screen: ChatScreen, typed: str) -> None:
 
 async def _send(screen: ChatScreen, typed: str, text: str, paths: list[Path]) -> None:
     composer = screen.query_one(Composer)
-    await screen.attached.add(paths)
-    if paths and not text.strip():
-        composer.text = ""  # a path alone attaches; the question comes next
-        return
-    if not text.strip() and not screen.state.attachments:
-        return
-    asking.check_idle(screen)
-    composer.remember(typed)
+    is_asked = bool(text.strip()) or not paths  # a path alone attaches; the question comes next
+    if is_asked:
+        if not text.strip() and not screen.state.attachments:
+            return
+        asking.check_idle(screen)
     composer.text = ""
+    try:
+        await screen.attached.add(paths)  # may take its time, and typing goes on
+    except SafeSteerError:
+        composer.replace_text(typed + composer.text)
+        raise
+    if not is_asked:
+        return
+    composer.remember(typed)
     await asking.send(screen, text.strip())
 
 

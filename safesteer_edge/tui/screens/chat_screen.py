@@ -53,7 +53,7 @@ from safesteer_edge.tui.widgets.welcome import Welcome
 from safesteer_edge.user_settings.schema import UserSettings
 
 _NUMBERED = ("edit", "regenerate", "fork")  # commands that take a turn's number
-_INPUT_HINTS = "Enter sends · Ctrl+J new line · {attach} picture · / commands"
+_INPUT_HINTS = "Enter sends · Ctrl+J new line · {attach} file · / commands"
 _EDIT_HINTS = "Enter sends it again, in place of what followed · {interrupt} leaves it as it was"
 
 

@@ -77,7 +77,7 @@ class CompareScreen(Screen[None]):
             replace(settings, guard=guarded),
         )
         self._turns = tuple(
-            ShownTurn(turn.question, turn.images, turn.sounds, guard=each.guard)
+            ShownTurn(turn.question, turn.images, turn.sounds, turn.documents, guard=each.guard)
             for each in self._settings
         )
         self._guard_label = f"guard: {guarded}" + (f", {UNCALIBRATED}" if is_uncalibrated else "")
