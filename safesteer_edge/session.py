@@ -153,7 +153,8 @@ class Session:
     def check_fits(self, text: str, *, system: str | None = None) -> None:
         """Count the tokens of a question; see `ChatSession.check_fits`."""
         self._runtime.check_open()
-        items, _ = self._to_items(self._with_question(text, (), (), system).conversation)
+        question = ChatMessage("user", text)
+        items, _ = self._to_items(self._with_question(question, system).conversation)
         self._runtime.engine.check_fits(items)
 
     def close(self) -> None:
