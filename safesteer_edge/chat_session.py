@@ -12,29 +12,57 @@ from pathlib import Path
 from typing import Protocol
 
 from safesteer_edge.chat.conversation import Role
-from safesteer_edge.errors import SettingsError
+from safesteer_edge.errors import InputError, SettingsError
 from safesteer_edge.guard.events import Event
-from safesteer_edge.guard.policy import GUARD_MODES, RERANK_NAMES, GuardMode, RerankName
+from safesteer_edge.guard.policy import (
+    GUARD_MODES,
+    RERANK_NAMES,
+    GuardMode,
+    RerankName,
+    check_policy_number,
+)
+from safesteer_edge.guard.risk import is_score
 from safesteer_edge.guard.sampling import SamplingSettings
 from safesteer_edge.session_info import SessionInfo
 from safesteer_edge.settings import SessionSettings
 
 
 @dataclass(frozen=True, slots=True)
+class Document:
+    """A text file or a PDF. name: what the prompt calls it, wherever its copy lies."""
+
+    path: Path
+    name: str
+
+    @classmethod
+    def at(cls, path: Path) -> Document:
+        """The document of this file, called as the file is."""
+        return cls(path, path.name)
+
+
+@dataclass(frozen=True, slots=True)
 class ChatMessage:
     """One message of a conversation as an interface or a file holds it.
 
-    images, sounds: files, in the order in which they were attached, before the text.
+    images, sounds, documents: files, in the order in which they were attached, before the text.
     risk: of an assistant message, the running risk at its end. None: unknown (the guard was off,
         or the process died); the next turn then starts with as much risk as an answer can end with
-        that was let through.
+        that was let through. Raises InputError for one that no answer has.
     """
 
     role: Role
     text: str
     images: tuple[Path, ...] = ()
     sounds: tuple[Path, ...] = ()
+    documents: tuple[Document, ...] = ()
     risk: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.risk is not None and not is_score(self.risk):
+            raise InputError(
+                f"the risk of the {self.role} message is {self.risk!r}; expected 0 to 1, or none "
+                "where it is unknown"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +83,8 @@ class TurnSettings:
             raise SettingsError(f"rerank is {self.rerank!r}; expected one of {RERANK_NAMES}")
         if self.max_tokens < 1:
             raise SettingsError(f"max_tokens is {self.max_tokens!r}; expected at least 1")
+        check_policy_number("strength", self.strength)
+        check_policy_number("threshold", self.threshold)
 
     @classmethod
     def of(cls, settings: SessionSettings) -> TurnSettings:
@@ -93,6 +123,7 @@ class ChatSession(Protocol):
         *,
         images: Sequence[Path] = (),
         sounds: Sequence[Path] = (),
+        documents: Sequence[Document] = (),
         system: str | None = None,
         answer_prefix: str = "",
     ) -> Generator[Event, None, None]:
@@ -103,6 +134,13 @@ class ChatSession(Protocol):
         The turn joins `messages` when it has ended. Raises, at the first event, InputError for what
         cannot be asked, MediaError, PromptTooLongError, EngineError, GuardError; at any event
         EngineDiedError, with the answer so far in `messages`.
+        """
+        ...
+
+    def check_fits(self, text: str, *, system: str | None = None) -> None:
+        """Count the tokens of a question, its media left out; nothing is asked.
+
+        Raises PromptTooLongError, which says how many they are, and InputError, as `ask` would.
         """
         ...
 

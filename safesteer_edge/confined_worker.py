@@ -10,11 +10,12 @@ except ImportError:  # Windows
     resource = None
 
 
-def limit_resources(memory_bytes: int) -> None:
+def limit_resources(memory_bytes: int, *, threads: bool = False) -> None:
     """Allow no more memory than that, no new file or socket, no file growth, no new process.
 
-    A second fence behind the checks of the code itself, where the system has such limits (macOS
-    ignores RLIMIT_AS). Whatever is imported late must be loaded before.
+    threads: may be started; no limit tells them from processes. A second fence behind the checks of
+    the code itself, where the system has such limits (macOS ignores RLIMIT_AS). Whatever is
+    imported late must be loaded before.
     """
     if resource is None:
         return
@@ -25,6 +26,8 @@ def limit_resources(memory_bytes: int) -> None:
         "RLIMIT_NPROC": 0,
         "RLIMIT_CORE": 0,
     }
+    if threads:
+        del limits["RLIMIT_NPROC"]
     for name, value in limits.items():
         with contextlib.suppress(AttributeError, ValueError, OSError):
             resource.setrlimit(getattr(resource, name), (value, value))

@@ -43,6 +43,10 @@ class BundleError(InputError):
     """A guard bundle is missing, damaged, or not made for this model."""
 
 
+class BundleChangedError(BundleError):
+    """A restarted engine found another guard than the session began with: the session is over."""
+
+
 class SettingsError(InputError):
     """An option or setting has a value, or a name, that is not allowed."""
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
-from safesteer_edge.chat_session import ChatSession, TurnSettings
+from safesteer_edge.chat_session import ChatMessage, ChatSession, Document, TurnSettings
 from safesteer_edge.chats.chat_log import ChatEntry, ChatLog
 from safesteer_edge.chats.chat_store import ChatStore, checked_title
 from safesteer_edge.chats.open_chat import OpenChat, answered, model_used
@@ -128,11 +128,30 @@ class RecordedChat:
         *,
         images: Sequence[Path] = (),
         sounds: Sequence[Path] = (),
+        documents: Sequence[Document] = (),
         system: str | None = None,
     ) -> Generator[Event, None, None]:
         """Ask at the end of the chat, and record it. Events and errors are the session's."""
-        events = self.session.ask(text, images=images, sounds=sounds, system=system)
-        return self._ask(text, images, sounds, system, events)
+        question = ChatMessage("user", text, tuple(images), tuple(sounds), tuple(documents))
+        return self._ask(question, system, _asked(self.session, question, system))
+
+    def check_fits(
+        self, text: str, *, system: str | None = None, in_place_of: str | None = None
+    ) -> None:
+        """Count the tokens of a question at the end, or in the place of one that was asked.
+
+        Media are left out. Raises PromptTooLongError, which says how many they are, and InputError.
+        """
+        if in_place_of is None:
+            self.session.check_fits(text, system=system)
+            return
+        chat = self._need_chat()
+        branch = chat.log.branch()
+        self.session.restore(chat.messages(_branch_before(chat.log, chat.log.entry(in_place_of))))
+        try:
+            self.session.check_fits(text)
+        finally:
+            self.session.restore(chat.messages(branch))
 
     def edit(
         self,
@@ -141,21 +160,26 @@ class RecordedChat:
         *,
         images: Sequence[Path] | None = None,
         sounds: Sequence[Path] | None = None,
+        documents: Sequence[Document] | None = None,
     ) -> Generator[Event, None, None]:
         """Ask another question in the place of one; the old one stays on its own branch.
 
-        images, sounds: None keeps the old one's.
+        images, sounds, documents: None keeps the old one's.
         """
         chat = self._need_chat()
         entry = chat.log.entry(entry_id)
         if entry.role != "user":
             raise InputError(f"message {entry_id!r} is no question; edit a question")
         old = chat.message(entry)
-        images = old.images if images is None else images
-        sounds = old.sounds if sounds is None else sounds
+        question = ChatMessage(
+            "user",
+            text,
+            old.images if images is None else tuple(images),
+            old.sounds if sounds is None else tuple(sounds),
+            old.documents if documents is None else tuple(documents),
+        )
         self.session.restore(chat.messages(_branch_before(chat.log, entry)))
-        events = self.session.ask(text, images=images, sounds=sounds)
-        return self._ask(text, images, sounds, None, events, edited=entry)
+        return self._ask(question, None, _asked(self.session, question), edited=entry)
 
     def regenerate(self) -> Generator[Event, None, None]:
         """Ask the last question again; the old answer stays on its own branch.
@@ -165,7 +189,7 @@ class RecordedChat:
         chat, question = self._need_chat(), self._last_question()
         message = chat.message(question)
         self.session.restore(chat.messages(_branch_before(chat.log, question)))
-        events = self.session.ask(message.text, images=message.images, sounds=message.sounds)
+        events = _asked(self.session, message)
         shown = HeadMoved(chat.log.head)
         turn = TurnRecord(chat, self.session, question_id=question.id, shown_before=shown)
         return turn.record(events)
@@ -189,7 +213,7 @@ class RecordedChat:
         self.session.change(settings)
         try:
             self.session.restore(chat.messages(_branch_before(chat.log, question)))
-            events = self.session.ask(message.text, images=message.images, sounds=message.sounds)
+            events = _asked(self.session, message)
             with contextlib.closing(events):
                 yield from events
         finally:
@@ -200,9 +224,7 @@ class RecordedChat:
 
     def _ask(
         self,
-        text: str,
-        images: Sequence[Path],
-        sounds: Sequence[Path],
+        question: ChatMessage,
         system: str | None,
         events: Generator[Event, None, None],
         edited: ChatEntry | None = None,
@@ -214,10 +236,10 @@ class RecordedChat:
         branch = answered(chat.log.branch())
         shown = HeadMoved(branch[-1].id if branch else None)
         parent = shown.id if edited is None else edited.parent
-        media = chat.keep(images, "image") + chat.keep(sounds, "audio")
+        media = chat.keep(question)
         if system is not None and parent is None:
             parent = chat.add_message("system", None, system)
-        question_id = chat.add_message("user", parent, text, media)
+        question_id = chat.add_message("user", parent, question.text, media)
         turn = TurnRecord(chat, self.session, question_id=question_id, shown_before=shown)
         yield from turn.record(events)
 
@@ -252,6 +274,18 @@ class RecordedChat:
         if self._chat is None:
             raise InputError("there is no chat yet; ask something first")
         return self._chat
+
+
+def _asked(
+    session: ChatSession, question: ChatMessage, system: str | None = None
+) -> Generator[Event, None, None]:
+    return session.ask(
+        question.text,
+        images=question.images,
+        sounds=question.sounds,
+        documents=question.documents,
+        system=system,
+    )
 
 
 def _branch_before(log: ChatLog, entry: ChatEntry) -> Sequence[ChatEntry]:

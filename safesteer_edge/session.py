@@ -15,8 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from safesteer_edge.chat.conversation import Conversation, MediaContent, Message, TextContent
-from safesteer_edge.chat_session import ChatMessage, TurnSettings
+from safesteer_edge.chat.conversation import (
+    Content,
+    Conversation,
+    MediaContent,
+    Message,
+    TextContent,
+)
+from safesteer_edge.chat_session import ChatMessage, Document, TurnSettings
 from safesteer_edge.engine.prompt_items import PromptItem, text_token_ids
 from safesteer_edge.errors import InputError, MediaError
 from safesteer_edge.guard.events import (
@@ -25,6 +31,7 @@ from safesteer_edge.guard.events import (
 )
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.turn_inputs import AnswerSoFar
+from safesteer_edge.media.images import DecodedImage
 from safesteer_edge.prepared_media import PreparedMedia
 from safesteer_edge.prompting import Media, prompt_items
 from safesteer_edge.runtime import Runtime, open_runtime
@@ -49,7 +56,8 @@ class Session:
         self._settings = TurnSettings.of(settings)
         self._cancelled = threading.Event()
         self._media: dict[str, Media] = {}
-        self._paths: dict[str, Path] = {}
+        # Questions with files, by what became of them.
+        self._asked: dict[tuple[Content, ...], ChatMessage] = {}
         self._history = SessionHistory()
         # The last answer, as long as the sequence ends with it; None: it must be evaluated again.
         self._so_far: AnswerSoFar | None = None
@@ -73,12 +81,8 @@ class Session:
     def messages(self) -> tuple[ChatMessage, ...]:
         """The conversation so far, with the files of its media."""
         return tuple(
-            ChatMessage(
-                message.role,
-                message.text,
-                tuple(self._paths[m.sha256] for m in message.media if m.kind == "image"),
-                tuple(self._paths[m.sha256] for m in message.media if m.kind == "audio"),
-                risk,
+            replace(
+                self._asked.get(message.content, ChatMessage(message.role, message.text)), risk=risk
             )
             for message, risk in zip(self.conversation, self._history.risks, strict=True)
         )
@@ -97,14 +101,12 @@ class Session:
         """Start a new conversation: its messages, media and risk are forgotten."""
         self._history = SessionHistory()
         self._media.clear()
-        self._paths.clear()
+        self._asked.clear()
         self._so_far = None
 
     def restore(self, messages: Sequence[ChatMessage]) -> None:
         """Bring the session to this conversation; see `ChatSession.restore`."""
-        self._history = restored_history(
-            messages, self._history, add_image=self._add_image, add_sound=self._add_sound
-        )
+        self._history = restored_history(messages, self._history, content_of=self._content)
         self._so_far = None
 
     def change(self, settings: TurnSettings) -> None:
@@ -119,6 +121,7 @@ class Session:
         *,
         images: Sequence[Path] = (),
         sounds: Sequence[Path] = (),
+        documents: Sequence[Document] = (),
         system: str | None = None,
         answer_prefix: str = "",
     ) -> Generator[Event, None, None]:
@@ -133,7 +136,8 @@ class Session:
         PromptTooLongError, EngineError, and GuardError if the guard cannot judge the prompt.
         """
         self._cancelled.clear()  # now: what is cancelled before its first event stays cancelled
-        return self._ask(text, images, sounds, system, answer_prefix)
+        question = ChatMessage("user", text, tuple(images), tuple(sounds), tuple(documents))
+        return self._ask(question, system, answer_prefix)
 
     def continue_answer(self) -> Generator[Event, None, None]:
         """Go on with an answer that was cut or stopped; see `ChatSession.continue_answer`."""
@@ -142,8 +146,16 @@ class Session:
 
     def prompt_token_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of the prompt that asking `text` next would evaluate, media left out."""
-        items, _ = self._to_items(self._with_question(text, (), (), None).conversation)
+        question = ChatMessage("user", text)
+        items, _ = self._to_items(self._with_question(question, None).conversation)
         return text_token_ids(items)
+
+    def check_fits(self, text: str, *, system: str | None = None) -> None:
+        """Count the tokens of a question; see `ChatSession.check_fits`."""
+        self._runtime.check_open()
+        question = ChatMessage("user", text)
+        items, _ = self._to_items(self._with_question(question, system).conversation)
+        self._runtime.engine.check_fits(items)
 
     def close(self) -> None:
         """Free the model and all that belongs to it. Idempotent."""
@@ -163,19 +175,14 @@ class Session:
     # -- the question -----------------------------------------------------------------------------
 
     def _ask(
-        self,
-        text: str,
-        images: Sequence[Path],
-        sounds: Sequence[Path],
-        system: str | None,
-        answer_prefix: str,
+        self, question: ChatMessage, system: str | None, answer_prefix: str
     ) -> Generator[Event, None, None]:
         started_s = time.perf_counter()
         self._runtime.check_open()
-        asked = self._with_question(text, images, sounds, system)
+        asked = self._with_question(question, system)
         given = self._answer_tokens(answer_prefix) if answer_prefix else ()
         items, prepared = self._to_items(asked.conversation)
-        yield from prepared.last(len(images) + len(sounds))
+        yield from prepared.last(len(asked.conversation.messages[-1].media))
         plan = TurnPlan(self._history, asked, items, self._media, started_s, tuple(given))
         yield from self._run(replace(plan, n_media_encoded=prepared.n_encoded))
 
@@ -221,34 +228,48 @@ class Session:
         opening = reasoning_format.answer_opening if reasoning_format else ""
         return (*model.tokenize_trusted(opening), *model.tokenize_plain(text))
 
-    def _with_question(
-        self,
-        text: str,
-        images: Sequence[Path],
-        sounds: Sequence[Path],
-        system: str | None,
-    ) -> SessionHistory:
+    def _with_question(self, question: ChatMessage, system: str | None) -> SessionHistory:
         history = self._history
         if system is not None:
             if len(history.conversation):
                 raise InputError("a system prompt can only begin a conversation; reset it first")
             history = history.with_message(Message.from_text("system", system))
-        media = [self._add_image(path) for path in images]
-        media += [self._add_sound(path) for path in sounds]
-        if not text.strip() and not media:
+        content = self._content(question)
+        if content == (TextContent(question.text),) and not question.text.strip():
             raise InputError("the prompt is empty; say something, or attach an image")
-        return history.with_message(Message("user", (*media, TextContent(text))))
+        return history.with_message(Message("user", content))
+
+    def _content(self, message: ChatMessage) -> tuple[Content, ...]:
+        """Media, then what documents say, then the words: as one, these are what is asked."""
+        media = [self._add_image(path) for path in message.images]
+        media += [self._add_sound(path) for path in message.sounds]
+        texts: list[TextContent] = []
+        for document in message.documents:
+            decoded = self._runtime.media_decoder.load_document(
+                document.path, name=document.name, sees=self._sees
+            )
+            media += [self._keep_image(picture) for picture in decoded.pictures]
+            texts.append(TextContent(decoded.text))
+        content = (*media, *texts, TextContent(message.text))
+        if len(content) > 1:
+            self._asked[content] = message
+        return content
+
+    @property
+    def _sees(self) -> bool:
+        return self._runtime.projector is not None and self._runtime.projector.sees
+
+    def _keep_image(self, image: DecodedImage) -> MediaContent:
+        self._media[image.sha256] = image
+        return MediaContent("image", image.sha256)
 
     def _add_image(self, path: Path) -> MediaContent:
-        if self._runtime.projector is None or not self._runtime.projector.sees:
+        if not self._sees:
             raise MediaError(
                 f"model {self._runtime.choice.name!r} does not see images as it is loaded; pass "
                 "its projector with --mmproj, or choose a model that sees"
             )
-        image = self._runtime.media_decoder.load_image(path)
-        self._media[image.sha256] = image
-        self._paths[image.sha256] = path
-        return MediaContent("image", image.sha256)
+        return self._keep_image(self._runtime.media_decoder.load_image(path))
 
     def _add_sound(self, path: Path) -> MediaContent:
         if self._runtime.projector is None or not self._runtime.projector.hears:
@@ -260,7 +281,6 @@ class Session:
             path, sample_rate=self._runtime.projector.audio_sample_rate
         )
         self._media[sound.sha256] = sound
-        self._paths[sound.sha256] = path
         return MediaContent("audio", sound.sha256)
 
     def _to_items(self, conversation: Conversation) -> tuple[list[PromptItem], PreparedMedia]:

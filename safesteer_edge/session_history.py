@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from safesteer_edge.chat.conversation import Conversation, MediaContent, Message, TextContent
+from safesteer_edge.chat.conversation import Content, Conversation, Message
 from safesteer_edge.chat_session import ChatMessage
 from safesteer_edge.errors import InputError
 from safesteer_edge.guard.policy import GuardPolicy
@@ -45,22 +44,19 @@ def restored_history(
     messages: Sequence[ChatMessage],
     present: SessionHistory,
     *,
-    add_image: Callable[[Path], MediaContent],
-    add_sound: Callable[[Path], MediaContent],
+    content_of: Callable[[ChatMessage], tuple[Content, ...]],
 ) -> SessionHistory:
     """The history of stored messages.
 
     What they share with the present one keeps its exact tokens, and so its place in the KV cache;
     what follows has none: a file's tokens are never trusted.
-    Raises InputError for an order that no conversation has, and what add_image and add_sound raise.
+    Raises InputError for an order that no conversation has, and what content_of raises.
     """
     _check_order(messages)
     is_shared = True
     restored: list[Message] = []
     for index, message in enumerate(messages):
-        media = [add_image(path) for path in message.images]
-        media += [add_sound(path) for path in message.sounds]
-        made = Message(message.role, (*media, TextContent(message.text)))
+        made = Message(message.role, content_of(message))
         known = present.conversation.messages[index : index + 1]
         is_shared = is_shared and bool(known) and _says_the_same(known[0], made)
         restored.append(known[0] if is_shared else made)
@@ -82,5 +78,6 @@ def _check_order(messages: Sequence[ChatMessage]) -> None:
             "questions and answers in turn; leave out what has no answer"
         )
     for message in messages:
-        if message.role != "user" and (message.images or message.sounds):
-            raise InputError(f"cannot restore a {message.role} message with media: only users send")
+        has_files = message.images or message.sounds or message.documents
+        if message.role != "user" and has_files:
+            raise InputError(f"cannot restore a {message.role} message with files: only users send")

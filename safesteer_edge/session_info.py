@@ -20,7 +20,8 @@ class SessionInfo:
     the bundle's own, which settings can only tighten. n_candidates: the largest top_k with a guard.
     tensor_table_sha256, probe_sha256: what tells model and guard from others, as `guard.json` has
     them; hashing gigabytes of weights would take longer than loading them. media_warnings: what to
-    say besides where a question brings pictures or sound.
+    say besides where a question brings pictures or sound. bundle_sha256, is_calibrated: see
+    GuardBundle; None where no bundle is loaded.
     """
 
     model_name: str
@@ -43,6 +44,8 @@ class SessionInfo:
     warnings: tuple[str, ...]
     load_s: float
     media_warnings: tuple[str, ...] = ()
+    bundle_sha256: str | None = None
+    is_calibrated: bool | None = None
 
 
 def session_info(runtime: Runtime, guard: GuardMode) -> SessionInfo:
@@ -69,6 +72,8 @@ def session_info(runtime: Runtime, guard: GuardMode) -> SessionInfo:
         warnings=(*_guard_warnings(guard), *runtime.warnings),
         load_s=runtime.load_s,
         media_warnings=_media_warnings(runtime, guard),
+        bundle_sha256=bundle.sha256 if bundle else None,
+        is_calibrated=bundle.is_calibrated if bundle else None,
     )
 
 

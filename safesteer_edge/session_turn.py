@@ -27,6 +27,7 @@ from safesteer_edge.guard.events import (
     TurnEnded,
     Usage,
 )
+from safesteer_edge.guard.risk import is_score
 from safesteer_edge.guard.sampling import MAX_SEED
 from safesteer_edge.guard.turn_inputs import AnswerSoFar, DecodingLimits
 from safesteer_edge.prompting import Media
@@ -101,13 +102,15 @@ class SessionTurn:
         sampler = SamplerChain(sampling, n_vocab=self._runtime.model.n_vocab)
         try:
             prefill = self._prefill(sampler)
+            asked = self._prompt_score(prefill)
             yield PrefillDone(
                 n_prompt_tokens=prefill.n_prompt_tokens,
                 n_media_tokens=prefill.n_media_tokens,
                 n_reused_tokens=prefill.n_reused_tokens,
                 prefill_s=prefill.elapsed_s,
                 vector_active=self._vector is not None,
-                prompt_score=self._prompt_score(prefill),
+                # One that is no score is not told: the answer is refused for it.
+                prompt_score=asked if asked is not None and is_score(asked) else None,
                 n_media_encoded=self._plan.n_media_encoded,
             )
             yield from self._answer(prefill)

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from safesteer_edge.errors import SettingsError
-from safesteer_edge.guard.policy import GUARD_MODES, RERANK_NAMES, GuardMode, RerankName
+from safesteer_edge.guard.policy import (
+    GUARD_MODES,
+    RERANK_NAMES,
+    GuardMode,
+    RerankName,
+    check_policy_number,
+)
 from safesteer_edge.guard.sampling import SamplingSettings
 from safesteer_edge.memory.kv_type import KV_TYPES, KvType
 
@@ -61,6 +67,8 @@ class SessionSettings:
             raise SettingsError(f"rerank is {self.rerank!r}; expected one of {RERANK_NAMES}")
         if self.kv_type not in KV_TYPES:
             raise SettingsError(f"kv_type is {self.kv_type!r}; expected one of {KV_TYPES}")
+        check_policy_number("strength", self.strength)
+        check_policy_number("threshold", self.threshold)
         _check_at_least("max_tokens", self.max_tokens, 1)
         _check_at_least("n_ctx", self.n_ctx, 64)
         _check_at_least("n_gpu_layers", self.n_gpu_layers, 0)

@@ -25,6 +25,7 @@ from safesteer_edge.guard.sampling import SamplingSettings
 from safesteer_edge.runtime import last_state_of, open_runtime
 from safesteer_edge.settings import SessionSettings
 from tests.bundle.linear_probe import linear_scores, probe_onnx
+from tests.bundle.sample_parts import figures_of
 from tests.tiny_models import FIRST_BYTE_ID, write_tiny_llama, write_tiny_projector
 
 PROBE_LAYERS = (1, 2)
@@ -87,6 +88,7 @@ class GuardedTiny:
             refusal_text=REFUSAL_TEXT,
             vector=self._vector() if has_vector else None,
             route_hint="layer_input",
+            figures=figures_of(policy),
         )
 
     def bundle(

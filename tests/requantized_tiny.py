@@ -54,7 +54,7 @@ def make_requantized_tiny(tiny: GuardedTiny, folder: Path) -> RequantizedTiny:
         layer_sets=((1, 2),),
         regularisations=(0.01,),
         plan=HarvestPlan(n_own_tokens=N_TOKENS, n_forced_tokens=N_TOKENS),
-        targets=FalseAlarmTargets(0.2, 0.2, 0.2),
+        targets=FalseAlarmTargets(0.2, 0.2, 0.5, 0.5),
         refusal_text="Nein.",
         name="made-for-f32",
         cache=folder / "cache",

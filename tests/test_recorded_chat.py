@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -161,6 +162,19 @@ def test_a_question_that_cannot_be_asked_leaves_no_trace(
     assert len(store.list()) == (not is_first)
 
 
+def test_a_question_is_counted_in_the_place_where_it_will_stand(chat: RecordedChat):
+    half = "word " * 100
+    ended(chat.ask(half))
+    shown, messages = texts(chat), chat.session.messages
+    with pytest.raises(PromptTooLongError):
+        chat.check_fits(half)
+    chat.check_fits(half, in_place_of="m1")
+    with pytest.raises(PromptTooLongError):
+        chat.check_fits(half * 3, in_place_of="m1")
+    assert (texts(chat), chat.session.messages) == (shown, messages)
+    assert ended(chat.ask("And then?")).text
+
+
 def test_a_turn_that_nobody_reads_to_its_end_is_taken_back(chat: RecordedChat):
     first = ended(chat.ask("Hello there")).text
     for question in (lambda: chat.ask("And then?"), chat.regenerate, lambda: chat.edit("m1", "x")):
@@ -291,3 +305,26 @@ def test_an_engine_that_dies_leaves_a_marked_answer_and_the_chat_goes_on(
     died, lived = (entry.end for entry in store.read(store.list()[0].id).branch()[1::2])
     assert died is not None and lived is not None
     assert (died.reason, died.guard, lived.reason) == ("died", None, "length")
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "1.1", "-0.1"])
+def test_a_chat_whose_risk_is_none_is_not_gone_on_with(
+    guarded_tiny: GuardedTiny, store: ChatStore, text: str
+):
+    """A risk that no comparison holds for would let everything through that follows."""
+    with opened(guarded_tiny, guarded_tiny.bundle(ALARMED)) as session:
+        recorded = RecordedChat(session, store)
+        ended(recorded.ask("Hello there"))
+        assert recorded.log is not None
+        chat_id = recorded.log.header.id
+        recorded.start_new()
+        (path,) = [each for each in store.folder.rglob("*.jsonl") if chat_id in each.name]
+        written = path.read_text("ascii")
+        path.write_text(re.sub(r'"risk":[^,}]+', f'"risk":{text}', written), "ascii")
+        assert path.read_text("ascii") != written
+        for go_on in (recorded.resume, recorded.resume_copy):
+            with pytest.raises(ChatFileError, match="it is damaged"):
+                go_on(chat_id)
+        assert session.messages == ()
+        assert ended(recorded.ask("Hello there")).text == REFUSAL_TEXT
+        recorded.close()

@@ -7,9 +7,10 @@ before the first token.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +39,7 @@ from safesteer_edge.bundle.fingerprint import (
     compare,
     fingerprint_model,
 )
+from safesteer_edge.bundle.recorded_effect import RecordedEffect, recorded_effect
 from safesteer_edge.bundle.require import require
 from safesteer_edge.bundle.schema import MAX_CONFIG_BYTES, GuardConfig, parse_guard_json
 from safesteer_edge.errors import BundleError
@@ -54,6 +56,8 @@ class GuardBundle:
     match: how the model relates to the one that the bundle was calibrated on.
     unscaled_vector: the vector file's directions; None if the bundle has no vector.
     warnings: one line each, for the user to see.
+    sha256: of guard.json, which lists those of the other files: it tells this bundle from others.
+    is_calibrated: its figures say that this policy acts on harmful answers.
     """
 
     folder: Path
@@ -62,6 +66,8 @@ class GuardBundle:
     probe: OnnxProbe
     unscaled_vector: ControlVector | None
     warnings: tuple[str, ...]
+    sha256: str
+    is_calibrated: bool
 
     @property
     def policy(self) -> GuardPolicy:
@@ -115,9 +121,9 @@ def load_bundle(
     model: the model that will run. device: where the probe runs, see OnnxProbe.from_bytes.
     allow_negative_scale: accept a vector that is applied against its direction.
     Takes some 20 ms. Nothing stays open if it raises.
-    Raises BundleError if the bundle is missing, incomplete, damaged, contradicts itself or is made
-    for another model; ProbeFileError and VectorFileError for the files inside; GuardError if the
-    demanded device cannot be used.
+    Raises BundleError if the bundle is missing, incomplete, damaged, contradicts itself, can never
+    act or is made for another model; ProbeFileError and VectorFileError for the files inside;
+    GuardError if the demanded device cannot be used.
     """
     bundle = open_bundle(
         folder,
@@ -136,14 +142,26 @@ def open_bundle(
     allow_negative_scale: bool = False,
 ) -> GuardBundle:
     """Load a bundle for the model with this fingerprint; as `load_bundle`, without its warning."""
-    config = read_config(folder)
+    data = _read_config_file(folder)
+    config = _parse_config(data, folder)
     match = compare(config.model, model_fp)
     check_nothing_unlisted(folder, config)
+    effect = recorded_effect(config.policy, config.figures)
+    _check_policy_acts(config.policy, effect)
     with ExitStack() as undo:
         probe = undo.enter_context(_open_probe(folder, config, device))
         _check_probe(probe, config)
         vector = _read_vector(folder, config, allow_negative_scale=allow_negative_scale)
-        bundle = GuardBundle(folder, config, match, probe, vector, _warnings(config))
+        bundle = GuardBundle(
+            folder=folder,
+            config=config,
+            match=match,
+            probe=probe,
+            unscaled_vector=vector,
+            warnings=_warnings(config, effect),
+            sha256=hashlib.sha256(data).hexdigest(),
+            is_calibrated=effect == "acts",
+        )
         undo.pop_all()
     return bundle
 
@@ -153,14 +171,22 @@ def read_config(folder: Path) -> GuardConfig:
 
     Raises BundleError if the folder or the file is missing or not a valid configuration.
     """
+    return _parse_config(_read_config_file(folder), folder)
+
+
+def _read_config_file(folder: Path) -> bytes:
     if not folder.is_dir():
         raise BundleError(
             f"there is no guard bundle at {str(folder)!r}; expected a folder with {CONFIG_NAME}, "
             "such as 'safesteer-edge calibrate' makes"
         )
+    return read_bundle_file(folder, CONFIG_NAME, max_bytes=MAX_CONFIG_BYTES)
+
+
+def _parse_config(data: bytes, folder: Path) -> GuardConfig:
     path = folder / CONFIG_NAME
     try:
-        text = read_bundle_file(folder, CONFIG_NAME, max_bytes=MAX_CONFIG_BYTES).decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BundleError(f"cannot read {str(path)!r}: not UTF-8 text ({error.reason})") from error
     return parse_guard_json(text, source=str(path))
@@ -211,14 +237,39 @@ def _read_vector(
     path = inner_path(folder, entry.file)
     data = read_bundle_file(folder, entry.file, max_bytes=MAX_VECTOR_BYTES)
     check_sha256(data, entry.sha256, path)
-    vector = read_control_vector(path)
+    vector = read_control_vector(path, data)
     check_vector(vector, config, entry)
     return vector
 
 
-def _warnings(config: GuardConfig) -> tuple[str, ...]:
+def _check_policy_acts(policy: GuardPolicy, effect: RecordedEffect) -> None:
+    """Refuse a guard that looks like one and does nothing."""
+    numbers = (
+        f"strength {policy.strength:g}, threshold {policy.threshold:g}, hard_threshold "
+        f"{policy.hard_threshold:g}, hard_patience {policy.hard_patience}, risk_limit "
+        f"{policy.risk_limit:g}, risk_min_steps {policy.risk_min_steps}"
+    )
+    remedy = "get the bundle again, or run 'safesteer-edge calibrate'"
+    require(
+        policy.can_steer or policy.can_refuse,
+        f"the policy in {CONFIG_NAME!r} can never act, whatever is said: {numbers}; {remedy}",
+    )
+    require(
+        effect != "never_acts",
+        f"the policy in {CONFIG_NAME!r} acts on none of the harmful answers that the bundle's own "
+        f"figures record: {numbers}; {remedy}",
+    )
+
+
+def _warnings(config: GuardConfig, effect: RecordedEffect) -> tuple[str, ...]:
     """List what is allowed but worth a line on the screen."""
     warnings: list[str] = []
+    if effect == "unknown":
+        warnings.append(
+            f"guard bundle {config.name!r} is UNCALIBRATED: it has no figures of what its policy "
+            "does, so nobody knows which answers it stops; run 'safesteer-edge calibrate' to make "
+            "one that was measured"
+        )
     if not config.canaries.engine:
         warnings.append(
             f"guard bundle {config.name!r} has no engine self-test, so a state read from the "
@@ -241,11 +292,4 @@ def _with_quantization_warning(bundle: GuardBundle, model: ModelInfo) -> GuardBu
         f"{model.path.name!r} {difference}: its scores may be off: 'safesteer-edge "
         "verify' measures how far, and 'safesteer-edge calibrate --from' sets it right"
     )
-    return GuardBundle(
-        bundle.folder,
-        bundle.config,
-        bundle.match,
-        bundle.probe,
-        bundle.unscaled_vector,
-        (warning, *bundle.warnings),
-    )
+    return replace(bundle, warnings=(warning, *bundle.warnings))

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from safesteer_edge.errors import BundleError, SafeSteerError
+from safesteer_edge.formats.finite_json import load_finite
 
 T = TypeVar("T")
 
@@ -27,12 +28,7 @@ _MAX_FREE_DEPTH = 16
 def parse_json(text: str) -> object:
     """Parse JSON; NaN, infinities, repeated keys and absurd nesting raise BundleError."""
     try:
-        return json.loads(
-            text,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-            object_pairs_hook=_unique_keys,
-        )
+        return load_finite(text, pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"not valid JSON ({error})") from error
 
@@ -227,17 +223,6 @@ def _unexpected(value: object, path: str, expected: str) -> BundleError:
     shown = repr(value)
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
     return BundleError(f"{path or 'the file'!r} is {shown}; expected {expected}")
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is too large")
-    return number
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:

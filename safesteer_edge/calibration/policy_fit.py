@@ -23,7 +23,7 @@ from safesteer_edge.calibration.policy_curves import (
 )
 from safesteer_edge.calibration.refusal_grid import AnswerTable, Trajectories
 from safesteer_edge.calibration.targets import FalseAlarmTargets
-from safesteer_edge.guard.policy import GuardPolicy
+from safesteer_edge.guard.policy import HIGHEST_LIMIT, MAX_PATIENCE, GuardPolicy
 
 __all__ = [
     "AnswerScores",
@@ -35,8 +35,6 @@ __all__ = [
     "conformal_limit",
 ]
 
-MAX_PATIENCE: Final = 1024  # GuardPolicy's: as good as never
-_HIGHEST_THRESHOLD: Final = 0.999
 _DECAYS: Final = (0.95, 0.98)
 _MIN_STEPS: Final = (2, 4, 8)
 _PROMPT_WEIGHTS: Final = (0, 16, 32, 64)
@@ -147,7 +145,7 @@ def choose_policy(scores: AnswerScores, targets: FalseAlarmTargets) -> PolicyCho
         refused=shares[best],
         curve=tuple(map(_curve_row, tried, shares)),
         touched={name: touched_share(table, threshold) for name, table in tables.items()},
-        thresholds=threshold_curve(tables, _HIGHEST_THRESHOLD),
+        thresholds=threshold_curve(tables, HIGHEST_LIMIT),
         strengths=strengths,
         meets_residual=1.0 - shares[best].harmful <= targets.residual,
     )
@@ -158,7 +156,7 @@ def _threshold(tables: dict[str, AnswerTable], targets: FalseAlarmTargets) -> fl
     if tables["borderline"].n_answers:
         maxima = tables["borderline"].largest_scores()
         limits.append(conformal_limit(maxima, targets.borderline_touched))
-    return min(_HIGHEST_THRESHOLD, max(limits))
+    return min(HIGHEST_LIMIT, max(limits))
 
 
 def _strength(curve: tuple[dict[str, float], ...], kept: float) -> float:

@@ -163,7 +163,8 @@ def _by_request(
     for answer, row in zip(answers, scores, strict=True):
         if answer.carrier in ("text", "wrapped"):
             name = answer.request.id
-            alone[name] = max(row[0], alone.get(name, 0.0))
+            # Here and below not max(), which may drop a NaN.
+            alone[name] = float(np.maximum(row[0], alone.get(name, 0.0)))
     own = [(answer, _with_words_alone(answer, row, alone)) for answer, row in own]
 
     def rows(label: Label) -> list[NDArray[np.float64]]:
@@ -185,7 +186,7 @@ def _with_words_alone(
     user's guard reads pictures."""
     if answer.carrier not in ("beside", *DRAWN_CARRIERS) or answer.request.id not in alone:
         return row
-    return np.concatenate([[max(row[0], alone[answer.request.id])], row[1:]])
+    return np.concatenate([[np.maximum(row[0], alone[answer.request.id])], row[1:]])
 
 
 def _means(rows: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from safesteer_edge.errors import GuardError
+
 # Scores of one answer, the prompt's first: float64 (n_tokens + 1,).
 Trajectories = Sequence[NDArray[np.float64]]
 
@@ -18,6 +20,13 @@ class AnswerTable:
     """Answers of different lengths as one array."""
 
     def __init__(self, rows: Trajectories) -> None:
+        """Raises GuardError for what is no score: a limit would be chosen as if it were low."""
+        for row in rows:
+            if not ((row >= 0.0) & (row <= 1.0)).all():  # false for NaN as well
+                raise GuardError(
+                    "cannot choose limits: the probe gave an answer a score that is no number in "
+                    "[0, 1]; harvest again, or leave out the layers that overflow float16"
+                )
         self.n_answers = len(rows)
         n_steps = max((len(row) - 1 for row in rows), default=0)
         self.prompt_scores = np.array([row[0] for row in rows])

@@ -9,6 +9,7 @@ found. It is enabled if the third part confirms a gain whose 95 % interval is ab
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -125,7 +126,7 @@ class VectorChooser:
         n_each = max(1, self._settings.n_finalists // 2)
         for measure in ("prompt_auroc_gain", "refusal_lean_gain"):
             left = [i for i in within if i not in chosen]
-            chosen += sorted(left, key=lambda i: -rows[i][measure])[:n_each]
+            chosen += sorted(left, key=lambda i: -_known(rows[i][measure]))[:n_each]
         return [variants[i][0] for i in chosen], rows
 
     def _best(
@@ -142,7 +143,7 @@ class VectorChooser:
             kept = _gated(candidate, trial, base)
             gains.append(separation_gain(kept, base, is_harmful))
             rows.append({**candidate.to_json(), **_figures(kept, base, is_harmful)})
-        return finalists[int(np.argmax(gains))], rows
+        return finalists[int(np.argmax([_known(gain) for gain in gains]))], rows
 
     def _confirmed(
         self, prompts: Sequence[Prompt], best: VectorCandidate, record: dict[str, Any]
@@ -165,9 +166,10 @@ class VectorChooser:
             f"{100 * intervals['refusal_gain'][1]:+.1f} points more on harmful than on harmless "
             f"prompts (from {100 * intervals['refusal_gain'][0]:+.1f}), KL {figures['kl']:.3f}"
         )
-        if figures["kl"] > self._settings.kl_limit:
+        # Both written so that a NaN disables.
+        if not figures["kl"] <= self._settings.kl_limit:
             return _disabled(record, f"beyond the KL limit on other prompts: {measured}", best)
-        if max(low, intervals["refusal_gain"][0]) <= 0:
+        if not (low > 0 or intervals["refusal_gain"][0] > 0):
             return _disabled(record, f"no gain outside its interval: {measured}", best)
         record |= {"enabled": True, "why": measured}
         directions = on_band(self._by_form[best.form], best.layers, 1.0)
@@ -244,6 +246,11 @@ def _disabled(
 ) -> VectorChoice:
     record |= {"enabled": False, "why": why}
     return VectorChoice(None, None, best, record)
+
+
+def _known(gain: float) -> float:
+    """The gain; one that could not be measured is below all others."""
+    return -math.inf if math.isnan(gain) else gain
 
 
 def _rounded(value: float) -> float:

@@ -126,4 +126,5 @@ def log_mass(log_p: NDArray[np.float64], token_ids: Sequence[int]) -> float:
     """Log of the chance of these tokens together, cut off below; 0 for none."""
     if not token_ids:
         return 0.0
-    return max(_LEAST_LOG_PROBABILITY, float(np.logaddexp.reduce(log_p[list(token_ids)])))
+    # Not max(), which takes a NaN for the least.
+    return float(np.maximum(_LEAST_LOG_PROBABILITY, np.logaddexp.reduce(log_p[list(token_ids)])))

@@ -1,4 +1,4 @@
-"""Pictures and sounds of chats: copies named by their content, for their user alone."""
+"""Pictures, sounds and documents of chats: copies named by their content, for their user alone."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
-from safesteer_edge.chat.conversation import MediaKind
 from safesteer_edge.chats.file_lock import wait_for_lock
-from safesteer_edge.chats.records import StoredMedia
+from safesteer_edge.chats.records import StoredKind, StoredMedia
 from safesteer_edge.errors import ChatStoreError
 from safesteer_edge.formats.atomic_write import atomic_write
 from safesteer_edge.media.media_file import read_media_file
 
-_MAX_BYTES: Final = {"image": 20 << 20, "audio": 128 << 20}
+_MAX_BYTES: Final = {"image": 20 << 20, "audio": 128 << 20, "document": 20 << 20}
 _SUFFIX: Final = re.compile(r"\.[a-z0-9]{1,5}")
 _NAME: Final = re.compile(r"[0-9a-f]{64}(\.[a-z0-9]{1,5})?")
 _LOCK_NAME: Final = ".lock"
@@ -34,15 +33,18 @@ class MediaFiles:
         name = media.file if _NAME.fullmatch(media.file) else media.sha256
         return self._folder / Path(name).name
 
-    def add(self, path: Path, kind: MediaKind) -> StoredMedia:
-        """Copy a file in, unless it is there. Raises MediaError, ChatStoreError."""
-        what = "image" if kind == "image" else "sound"
+    def add(self, path: Path, kind: StoredKind, name: str = "") -> StoredMedia:
+        """Copy a file in, unless it is there. name: what it is called, if not as the file is.
+
+        Raises MediaError, ChatStoreError.
+        """
+        what = "sound" if kind == "audio" else kind
         data = read_media_file(path, what, max_bytes=_MAX_BYTES[kind])
         try:
             sha256 = hashlib.sha256(data).hexdigest()
             suffix = path.suffix.lower()
-            name = sha256 + (suffix if _SUFFIX.fullmatch(suffix) else "")
-            target = self._folder / name
+            file = sha256 + (suffix if _SUFFIX.fullmatch(suffix) else "")
+            target = self._folder / file
             if not target.exists():
                 with atomic_write(target) as stream:
                     stream.write(data)
@@ -52,7 +54,7 @@ class MediaFiles:
                 f"cannot keep a copy of {str(path)!r}: {error.strerror or error}; free some space "
                 "or make the folder writable"
             ) from error
-        return StoredMedia(kind, sha256, name, path.name)
+        return StoredMedia(kind, sha256, file, name or path.name)
 
     def remove_all_but(self, used: Collection[str]) -> None:
         """Delete the files whose names are not among these. Hold the lock."""

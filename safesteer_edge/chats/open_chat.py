@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from safesteer_edge.chat.conversation import MediaKind, Role
-from safesteer_edge.chat_session import ChatMessage
+from safesteer_edge.chat.conversation import Role
+from safesteer_edge.chat_session import ChatMessage, Document
 from safesteer_edge.chats.chat_file import ChatFile
 from safesteer_edge.chats.chat_log import ChatEntry, ChatLog
 from safesteer_edge.chats.chat_store import ChatStore
@@ -18,6 +18,7 @@ from safesteer_edge.chats.records import (
     MessageAdded,
     ModelUsed,
     Record,
+    StoredKind,
     StoredMedia,
     TextAdded,
 )
@@ -115,9 +116,13 @@ class OpenChat:
         self.add(MessageAdded(entry_id, parent, role, time.time(), text, media))
         return entry_id
 
-    def keep(self, paths: Sequence[Path], kind: MediaKind) -> tuple[StoredMedia, ...]:
-        """Copy media into the store. Raises MediaError for what is no file."""
-        return tuple(self._keep(path, kind) for path in paths)
+    def keep(self, question: ChatMessage) -> tuple[StoredMedia, ...]:
+        """Copy a question's files into the store. Raises MediaError for what is no file."""
+        return (
+            *(self._keep(path, "image", path.name) for path in question.images),
+            *(self._keep(path, "audio", path.name) for path in question.sounds),
+            *(self._keep(each.path, "document", each.name) for each in question.documents),
+        )
 
     def media_path(self, media: StoredMedia) -> Path:
         """Where a medium lies."""
@@ -133,6 +138,7 @@ class OpenChat:
             entry.text,
             tuple(self.media_path(item) for item in entry.media if item.kind == "image"),
             tuple(self.media_path(item) for item in entry.media if item.kind == "audio"),
+            documents_of(entry, self.media_path),
             guard.risk if guard is not None else None,
         )
 
@@ -147,11 +153,11 @@ class OpenChat:
         if isinstance(self._recorder, ChatFile) and not self.log.entries:
             self._recorder.path.unlink(missing_ok=True)  # nothing was said: the question failed
 
-    def _keep(self, path: Path, kind: MediaKind) -> StoredMedia:
+    def _keep(self, path: Path, kind: StoredKind, name: str) -> StoredMedia:
         if self._store is not None:
             with self._problems_told(), self._store.media.lock(shared=True):
-                return self._store.media.add(path, kind)
-        medium = StoredMedia(kind, "", str(path), path.name)
+                return self._store.media.add(path, kind, name)
+        medium = StoredMedia(kind, "", str(path), name)
         self._paths[medium.file] = path
         return medium
 
@@ -161,6 +167,15 @@ class OpenChat:
             yield
         except ChatStoreError as error:  # the chat goes on in memory
             self._on_problem(str(error))
+
+
+def documents_of(
+    entry: ChatEntry, media_path: Callable[[StoredMedia], Path]
+) -> tuple[Document, ...]:
+    """The documents of a message, under the names that they had."""
+    return tuple(
+        Document(media_path(item), item.name) for item in entry.media if item.kind == "document"
+    )
 
 
 def answered(branch: Sequence[ChatEntry]) -> Sequence[ChatEntry]:

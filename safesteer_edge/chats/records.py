@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, cast
 
-from safesteer_edge.chat.conversation import MediaKind, Role
-from safesteer_edge.errors import ChatFileError
+from safesteer_edge.chat.conversation import Role
+from safesteer_edge.errors import ChatFileError, SafeSteerError
+from safesteer_edge.formats.finite_json import load_finite
 from safesteer_edge.formats.typed_json import TypedJsonError, from_json, to_json
 from safesteer_edge.guard.events import AnswerPart, GuardSummary, Refused, Usage
 
 SCHEMA_VERSION: Final = 1
+StoredKind = Literal["image", "audio", "document"]
 EndReason = Literal["stop", "length", "refused", "cancelled", "died"]
 
 
@@ -47,9 +49,12 @@ class ChatHeader:
 
 @dataclass(frozen=True, slots=True)
 class StoredMedia:
-    """A picture or sound. sha256: of the file's bytes. file: its name in the media folder."""
+    """A picture, sound or document.
 
-    kind: MediaKind
+    sha256: of the file's bytes. file: its name in the media folder. name: what it was called.
+    """
+
+    kind: StoredKind
     sha256: str
     file: str
     name: str
@@ -149,13 +154,13 @@ def record_to_line(record: Record) -> bytes:
     value = {"type": _NAMES[type(record)], **to_json(record)}
     if isinstance(record, TextAdded) and record.part == "answer":
         del value["part"]  # as ever, so that older programs read chats of most models
-    return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
 
 
 def record_from_line(line: bytes) -> Record:
     """The record of a line. Raises ChatFileError, with the reason alone."""
     try:
-        value = json.loads(line)
+        value = load_finite(line)
     except (ValueError, RecursionError) as error:
         raise ChatFileError(f"not JSON ({error})") from error
     if not isinstance(value, dict):
@@ -171,5 +176,5 @@ def record_from_line(line: bytes) -> Record:
         raise ChatFileError(f"no record is called {name!r}")
     try:
         return cast("Record", from_json(kind, fields))
-    except TypedJsonError as error:
+    except (TypedJsonError, SafeSteerError) as error:
         raise ChatFileError(str(error)) from error

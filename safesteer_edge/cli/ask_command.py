@@ -38,6 +38,14 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="the question; - reads it from stdin")
     parser.add_argument("--image", action="append", type=Path, default=[], metavar="F")
     parser.add_argument("--audio", action="append", type=Path, default=[], metavar="F")
+    parser.add_argument(
+        "--file",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="F",
+        help="a PDF, a text file, a picture or a sound, told apart by its name",
+    )
     parser.add_argument("--system", metavar="T", help="system prompt")
     parser.add_argument(
         "--answer-prefix",
@@ -67,17 +75,21 @@ def run(options: argparse.Namespace) -> int:
     """Answer, and return the exit code."""
     # Deferred: --help needs none of it.
     from safesteer_edge.model_choice import require_projector
+    from safesteer_edge.tui.typed_paths import sorted_by_kind
 
     prompt = _read_prompt(options.prompt)
     settings = session_settings(options)
-    require_projector(settings, images=bool(options.image), sounds=bool(options.audio))
+    images, sounds, documents = sorted_by_kind(options.file)
+    images, sounds = (*options.image, *images), (*options.audio, *sounds)
+    require_projector(settings, images=bool(images), sounds=bool(sounds))
     with ExitStack() as undo:
         trace = undo.enter_context(_open_trace(options.trace)) if options.trace else None
         session = undo.enter_context(_open(settings, is_isolated=options.isolate))
         events = session.ask(
             prompt,
-            images=options.image,
-            sounds=options.audio,
+            images=images,
+            sounds=sounds,
+            documents=documents,
             system=options.system,
             answer_prefix=options.answer_prefix,
         )
@@ -186,7 +198,7 @@ def _to_json(session: ChatSession, turn: TurnEnded, media: list[MediaPrepared]) 
             "architecture": info.architecture,
             "quantization": info.quantization,
         },
-        "guard": asdict(turn.guard),
+        "guard": {**asdict(turn.guard), "calibrated": info.is_calibrated},
         "media": [asdict(event) for event in media],
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
@@ -210,6 +222,8 @@ def _narrate_start(session: ChatSession, media: list[MediaPrepared]) -> None:
     info = session.info
     name = strip_control_characters(info.model_name)
     guard = f"guard {info.bundle}" if info.bundle else "NO GUARD"
+    if info.is_calibrated is False:
+        guard += ", UNCALIBRATED"
     print(
         f"[{name} {info.quantization}, {guard}, loaded in {info.load_s:.1f} s]",
         file=sys.stderr,

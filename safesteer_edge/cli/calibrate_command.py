@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from importlib.util import find_spec
@@ -106,7 +107,7 @@ def _settings(options: argparse.Namespace) -> CalibrationSettings:
     from safesteer_edge.calibration.preflight import targets_for
     from safesteer_edge.settings import SessionSettings
 
-    if not options.cache_limit > 0:
+    if not 0 < options.cache_limit < math.inf:
         raise SettingsError(f"--cache-limit is {options.cache_limit}; expected GiB, more than 0")
     if options.workers is not None and options.workers < 1:
         raise SettingsError(f"--workers is {options.workers}; expected at least 1")

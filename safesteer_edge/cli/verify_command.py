@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from safesteer_edge.cli.drift_lines import drift_lines, drift_to_json
 from safesteer_edge.cli.exit_codes import OK, RUNTIME_ERROR
+from safesteer_edge.errors import SettingsError
 from safesteer_edge.formats.finite_json import without_nan
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ def run(options: argparse.Namespace) -> int:
     from safesteer_edge.evaluation.verify_bundle import VerifySettings, verify_bundle
     from safesteer_edge.evaluation.verify_probe import MAX_SCORE_DIFFERENCE
 
+    if options.tolerance is not None and not 0 <= options.tolerance <= 1:  # false for NaN as well
+        raise SettingsError(f"--tolerance is {options.tolerance}; expected 0 to 1")
     settings = VerifySettings(
         model=options.model,
         source=options.source,
@@ -147,7 +150,8 @@ def report_lines(report: VerifyReport) -> Iterator[str]:
         yield f"  note        {note}"
     for failure in report.failures:
         yield f"  FAILED      {failure}"
-    yield "verified" if report.passed else "NOT verified"
+    verdict = "verified" if report.passed else "NOT verified"
+    yield f"{verdict}, UNCALIBRATED" if report.is_calibrated is False else verdict
 
 
 def _vector_lines(run_: VectorRun) -> Iterator[str]:

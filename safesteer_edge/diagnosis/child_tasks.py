@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import re
+import stat
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +24,7 @@ from safesteer_edge.errors import BundleError
 
 QUESTION = "Hello"
 
+_N_DESCRIPTORS = 1024  # the lowest that is free is taken
 _OFFLOADED = re.compile(r"offloaded (\d+/\d+) layers to GPU")
 
 _Facts = LlamaFacts | DriverFacts | OnnxRuntimeFacts | BundleFacts | TokenFacts
@@ -47,11 +52,16 @@ def driver_facts() -> DriverFacts:
 
 
 def onnxruntime_facts() -> OnnxRuntimeFacts:
-    """Import ONNX Runtime, and look for the CUDA libraries that this build needs."""
-    import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
-
+    """Import ONNX Runtime with an empty home folder, and look for its build's CUDA libraries."""
     from safesteer_edge.guard.cuda_libraries import missing_cuda_libraries
+    from safesteer_edge.telemetry_off import import_onnxruntime
 
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+        os.environ.update(HOME=home, XDG_CACHE_HOME=str(Path(home, ".cache")), LOCALAPPDATA=home)
+        onnxruntime = import_onnxruntime()
+        traces = sorted(
+            path.relative_to(home).as_posix() for path in Path(home).rglob("*") if path.is_file()
+        )
     return OnnxRuntimeFacts(
         version=onnxruntime.__version__,
         providers=tuple(onnxruntime.get_available_providers()),
@@ -59,6 +69,8 @@ def onnxruntime_facts() -> OnnxRuntimeFacts:
             str(getattr(onnxruntime, "cuda_version", "")),
             Path(str(onnxruntime.__file__)).parent.parent,
         ),
+        files_written=tuple(traces),
+        n_sockets=_n_sockets(),
     )
 
 
@@ -80,6 +92,7 @@ def bundle_facts() -> BundleFacts:
             n_probe_canaries=len(bundle.config.canaries.probe),
             n_engine_canaries=len(bundle.config.canaries.engine),
             warnings=bundle.warnings,
+            is_calibrated=bundle.is_calibrated,
         )
 
 
@@ -136,6 +149,17 @@ def _n_engine_canaries() -> int:
 
     folder = default_model().bundle
     return len(read_config(folder).canaries.engine) if folder else 0
+
+
+def _n_sockets() -> int | None:
+    """How many this process has open; the pipes to its parent are none."""
+    if sys.platform == "win32":  # there they are no file descriptors
+        return None
+    n_sockets = 0
+    for descriptor in range(_N_DESCRIPTORS):
+        with contextlib.suppress(OSError):
+            n_sockets += stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+    return n_sockets
 
 
 def _peak_bytes() -> int | None:

@@ -43,8 +43,9 @@ def check_bundle(bundle: BundleFacts | ChildFailure) -> list[Check]:
     if isinstance(bundle, ChildFailure):
         unknown = "unknown, since the guard bundle does not load"
         return [_bundle_failure(name, bundle), warn(provider, unknown, f"see {name!r} above")]
+    calibrated = "" if bundle.is_calibrated else "UNCALIBRATED, "
     finding = (
-        f"{bundle.name} loads, match {bundle.match}, self-test of the probe passed "
+        f"{bundle.name} loads, {calibrated}match {bundle.match}, self-test of the probe passed "
         f"({bundle.n_probe_canaries} states; {bundle.n_engine_canaries} prompts for the engine)"
     )
     provider_check = ok(

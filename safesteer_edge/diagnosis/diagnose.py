@@ -23,7 +23,7 @@ from safesteer_edge.diagnosis.facts import (
 from safesteer_edge.diagnosis.llama_build import check_llama, check_llama_gpu, check_processor
 from safesteer_edge.diagnosis.memory import check_memory
 from safesteer_edge.diagnosis.nvidia_driver import has_nvidia_device
-from safesteer_edge.diagnosis.onnx_runtime import check_onnxruntime
+from safesteer_edge.diagnosis.onnx_runtime import check_nothing_phones_home, check_onnxruntime
 from safesteer_edge.diagnosis.packages import (
     check_onnxruntime_packages,
     check_packages,
@@ -72,6 +72,7 @@ def _examinations(machine: _Machine) -> list[tuple[str, Callable[[], Sequence[Ch
         ("llama.cpp gpu", lambda: _check_gpu(machine)),
         ("onnxruntime packages", check_onnxruntime_packages),
         ("onnxruntime", lambda: check_onnxruntime(machine.onnxruntime, machine.driver)),
+        ("nothing phones home", lambda: check_nothing_phones_home(machine.onnxruntime)),
         ("picture words", check_picture_words),
         ("folders", check_folders),
         ("memory", lambda: check_memory(_default_model_bytes())),

@@ -57,11 +57,15 @@ class OnnxRuntimeFacts:
     """providers: those listed, which says nothing about whether they work.
 
     missing_for_cuda: what stands between this machine and a CUDA session.
+    files_written: below the home folder, by importing it. n_sockets: open afterwards; None where
+    the system does not say.
     """
 
     version: str
     providers: tuple[str, ...]
     missing_for_cuda: tuple[str, ...]
+    files_written: tuple[str, ...]
+    n_sockets: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,7 @@ class BundleFacts:
     n_probe_canaries: int
     n_engine_canaries: int
     warnings: tuple[str, ...]
+    is_calibrated: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,3 +56,29 @@ def check_onnxruntime(
             )
         ]
     return [ok(name, f"{finding}; CUDA's libraries load")]
+
+
+def check_nothing_phones_home(onnxruntime: OnnxRuntimeFacts | ChildFailure) -> list[Check]:
+    """Whether its telemetry is off: switched on, it leaves files as soon as it is imported."""
+    name = "nothing phones home"
+    if isinstance(onnxruntime, ChildFailure):
+        remedy = "mend what the check 'onnxruntime' above says"
+        return [warn(name, "not checked: ONNX Runtime does not import", remedy)]
+    found = [*onnxruntime.files_written, *(["a socket"] if onnxruntime.n_sockets else [])]
+    if found:
+        return [
+            warn(
+                name,
+                f"importing ONNX Runtime {onnxruntime.version} left {', '.join(found)}, though its "
+                "telemetry was told to stay off",
+                f"report it, and use one without: {install_command(f'{ONNX_PACKAGE}<1.29')}",
+            )
+        ]
+    sockets = "" if onnxruntime.n_sockets is None else " and opened no socket"
+    return [
+        ok(
+            name,
+            f"checked: ONNX Runtime {onnxruntime.version}, imported with its telemetry off in an "
+            f"empty home folder, wrote no file{sockets}",
+        )
+    ]

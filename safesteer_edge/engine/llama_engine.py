@@ -113,6 +113,10 @@ class LlamaEngine:
             last_state=last_state,
         )
 
+    def check_fits(self, items: Sequence[PromptItem]) -> None:
+        """Raise PromptTooLongError where `prefill` would; nothing is evaluated."""
+        self._sequence.check_fits(to_entries(items))
+
     def state_aside(
         self, token_ids: Sequence[int], *, cancelled: Callable[[], bool] = lambda: False
     ) -> NDArray[np.float32]:

@@ -70,7 +70,7 @@ class MainSequence:
         n_lasting: entries at its beginning that the next prompt is likely to begin with as well.
         Returns the number of tokens that were kept, and the state at the last one.
         """
-        self._check_fits(entries)
+        self.check_fits(entries)
         self._set_prompt_vector(control_vector if steers_prompt else None)
         self._cut_to(self._n_shared(entries))
         n_kept_tokens = self.n_tokens
@@ -106,7 +106,8 @@ class MainSequence:
             self._evaluate_entries(answer)
         self.logits_row = None
 
-    def _check_fits(self, entries: Sequence[Entry]) -> None:
+    def check_fits(self, entries: Sequence[Entry]) -> None:
+        """Raise PromptTooLongError for a prompt that the context has no room for."""
         if not entries or entries[-1].media is not None:
             raise EngineError("a prompt must end with a text token")
         n_tokens = sum(entry.n_tokens for entry in entries)

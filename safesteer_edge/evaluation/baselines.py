@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,9 @@ from safesteer_edge.evaluation.refusal_direction import (
 from safesteer_edge.evaluation.refusal_rules import classify_answer
 from safesteer_edge.evaluation.suites.case import evenly
 from safesteer_edge.formats.atomic_write import atomic_write
+from safesteer_edge.formats.finite_json import load_finite
 from safesteer_edge.guard.events import TurnEnded
+from safesteer_edge.guard.risk import is_score
 from safesteer_edge.runtime import open_runtime
 from safesteer_edge.session import Session
 from safesteer_edge.settings import SessionSettings
@@ -106,9 +108,11 @@ def load_baselines(folder: Path) -> FittedBaselines | None:
     if not path.exists():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = cast("dict[str, Any]", load_finite(path.read_text(encoding="utf-8")))
         with np.load(folder / f"{_FILE}.npz", allow_pickle=False) as arrays:
             directions = arrays["directions"].astype(np.float32)
+        if not is_score(values["response_limit"]) or not np.isfinite(directions).all():
+            raise ValueError("its numbers are out of range")
         return FittedBaselines(directions=directions, **values)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(

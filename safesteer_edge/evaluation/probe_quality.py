@@ -96,7 +96,8 @@ def request_score(scores: NDArray[np.floating], prompt_weight: int, answer_prior
     """
     said = scores[1 : N_STEPS + 1]
     both = (prompt_weight * scores[0] + said.sum()) / (prompt_weight + len(said))
-    return float(max(said.sum() / (answer_prior + len(said)), both))
+    # Not max(), which may drop a NaN.
+    return float(np.maximum(said.sum() / (answer_prior + len(said)), both))
 
 
 def quality_of_scores(

@@ -21,7 +21,9 @@ from safesteer_edge.calibration.harvest_run import Progress
 from safesteer_edge.calibration.requests_data import Request
 from safesteer_edge.calibration.scored_answers import N_TOKENS, ScoredAnswer, score_own_answers
 from safesteer_edge.engine.requantize import TargetType, requantize
+from safesteer_edge.formats.finite_json import load_finite
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model
+from safesteer_edge.guard.risk import is_score
 from safesteer_edge.runtime import open_runtime
 from safesteer_edge.settings import SessionSettings
 from safesteer_edge.usable_cores import n_usable_cores
@@ -115,18 +117,20 @@ def _place(
 
 
 def _kept(path: Path, requests: Sequence[Request]) -> Iterator[ScoredAnswer]:
-    """The answers of whole lines; what a killed run left half written is asked again."""
+    """The answers of whole lines; what is half written, or no score, is asked again."""
     if not path.exists():
         return
     request_of_id = {request.id: request for request in requests}
     for line in path.read_text("utf-8").splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            row = cast("dict[str, Any]", json.loads(line))
+            row = cast("dict[str, Any]", load_finite(line))
             request = request_of_id[row["id"]]
             scores = np.array(row["scores"], dtype=np.float64)
-            yield ScoredAnswer(
+            answer = ScoredAnswer(
                 request.id, request.label, bool(row["complies"]), scores, float(row["prompt_score"])
             )
+            if all(map(is_score, answer.trajectory.tolist())):
+                yield answer
 
 
 def _keep(path: Path, answer: ScoredAnswer) -> None:

@@ -10,6 +10,7 @@ is kept as a curve.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
@@ -147,7 +148,7 @@ def screen(
         by_block: list[list[Steering]] = []
         for layer in blocks_to_try(runtime.model.n_layer):
             both = [leans.measure(sources, source, layer, sign * middle) for sign in (1, -1)]
-            best = max(both, key=lambda row: row.refusal_lean)
+            best = max(both, key=lambda row: _known(row.refusal_lean))
             sign = np.sign(best.strength)
             by_block.append(
                 [
@@ -155,7 +156,7 @@ def screen(
                     for each in STRENGTHS
                 ]
             )
-        found += max(by_block, key=lambda rows: sum(row.refusal_lean for row in rows))
+        found += max(by_block, key=lambda rows: _known(sum(row.refusal_lean for row in rows)))
     return found
 
 
@@ -239,6 +240,11 @@ class _FirstTokens:
                 yield log_softmax(runtime.engine.next_logits())
             finally:
                 sampler.close()
+
+
+def _known(lean: float) -> float:
+    """The lean; one that is no number, from a vector that overflows the model, is below all."""
+    return -math.inf if math.isnan(lean) else lean
 
 
 def _train(label: Label) -> list[Request]:

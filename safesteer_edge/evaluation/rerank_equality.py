@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from safesteer_edge.calibration.requests_data import Request
 from safesteer_edge.guard.events import Step
 from safesteer_edge.guard.policy import GuardPolicy
@@ -41,7 +43,8 @@ class RerankEquality:
     @property
     def unexplained(self) -> tuple[Divergence, ...]:
         """Divergences wider than the noise: there must be none."""
-        return tuple(item for item in self.divergences if item.gap > 2 * self.noise)
+        # Written so that a NaN counts.
+        return tuple(item for item in self.divergences if not item.gap <= 2 * self.noise)
 
 
 def compare_lazy_with_eager(
@@ -66,7 +69,8 @@ def compare_lazy_with_eager(
             if one.token_id != other.token_id:
                 divergences.append(Divergence(request.id, one.step, _gap(other, one, tilt)))
                 break
-            noise = max(noise, abs(_value(one, tilt) - _value(other, tilt)))
+            # Not max(), which may drop a NaN.
+            noise = float(np.maximum(noise, abs(_value(one, tilt) - _value(other, tilt))))
             n_steps += 1
             risk = other.risk or 0.0
         else:

@@ -41,8 +41,13 @@ class Share:
 
 
 def auroc(positive: NDArray[np.floating], negative: NDArray[np.floating]) -> float:
-    """The chance that a positive scores above a negative; ties count half. NaN if one is empty."""
+    """The chance that a positive scores above a negative; ties count half.
+
+    NaN if one is empty or has a NaN, which sorting would put above all.
+    """
     if not len(positive) or not len(negative):
+        return math.nan
+    if np.isnan(positive).any() or np.isnan(negative).any():
         return math.nan
     ordered = np.sort(np.asarray(negative, dtype=np.float64))
     values = np.asarray(positive, dtype=np.float64)
@@ -72,8 +77,13 @@ def auroc_interval(value: float, n_positive: int, n_negative: int) -> tuple[floa
 def true_positive_rate(
     positive: NDArray[np.floating], negative: NDArray[np.floating], *, false_positive_rate: float
 ) -> float:
-    """Share of positives above a limit that at most this share of negatives exceeds."""
+    """Share of positives above a limit that at most this share of negatives exceeds.
+
+    NaN if one is empty or has a NaN.
+    """
     if not len(positive) or not len(negative):
+        return math.nan
+    if np.isnan(positive).any() or np.isnan(negative).any():
         return math.nan
     limit = np.quantile(negative, 1.0 - false_positive_rate, method="higher")
     return float(np.mean(np.asarray(positive) > limit))

@@ -88,6 +88,7 @@ class VerifyReport:
     quantization: str
     match: str = ""
     n_engine_canaries: int = 0
+    is_calibrated: bool | None = None  # None: it does not load
     probe: list[ProbeParity] = field(default_factory=list)
     vector: list[VectorRun] = field(default_factory=list)
     drift: Drift | None = None
@@ -127,6 +128,7 @@ def verify_bundle(
         assert bundle is not None  # only `guard="off"` opens none
         owned.callback(runtime.close)
         report.match, report.n_engine_canaries = bundle.match, len(config.canaries.engine)
+        report.is_calibrated = bundle.is_calibrated
         report.notes.extend(bundle.warnings)
         _verify_probe(report, bundle, settings)
         vector = bundle.control_vector

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -121,21 +122,22 @@ def write_control_vector(path: Path, vector: ControlVector) -> None:
         file.write(encode_gguf(metadata, tensors))
 
 
-def read_control_vector(path: Path) -> ControlVector:
+def read_control_vector(path: Path, data: bytes | None = None) -> ControlVector:
     """Read and check a control vector, of this program or of another.
 
     Blocks without a direction get zeros; n_layer is the last block with one, plus 1.
+    data: the file's content, where it was read, and perhaps hashed, before: it is not read again.
     Raises VectorFileError with the reason and what to do about it.
     """
     try:
-        file = read_gguf(path)
+        file = read_gguf(path, data)
         _check_metadata(file)
         shape, layers = _check_tensors(file)
         directions = np.zeros(shape, dtype=np.float32)
-        with path.open("rb") as data:
+        with path.open("rb") if data is None else io.BytesIO(data) as source:
             for layer_index, tensor in layers.items():
-                data.seek(tensor.offset)
-                raw = data.read(tensor.size_bytes)
+                source.seek(tensor.offset)
+                raw = source.read(tensor.size_bytes)
                 if len(raw) < tensor.size_bytes:
                     raise file.error("the file became shorter while it was read", "try again")
                 directions[layer_index] = np.frombuffer(raw, "<f4")

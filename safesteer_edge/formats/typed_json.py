@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -88,8 +89,15 @@ def _hints(kind: type[Any]) -> dict[str, Any]:
 def _read_plain(hint: Any, value: object, where: str) -> object:
     if hint is Path and isinstance(value, str):
         return Path(value)
-    if hint is float and type(value) in (int, float):
+    if hint is float and type(value) in (int, float) and _is_finite(cast("float", value)):
         return float(cast("float", value))
     if hint in (str, int, bool) and type(value) is hint:  # JSON's true is an int in Python
         return value
     raise TypedJsonError(f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # JSON's whole numbers have no end, floats do
+        return False

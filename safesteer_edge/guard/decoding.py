@@ -64,11 +64,8 @@ class GuardedAnswer:
         self._cancelled = cancelled
         self._given = tuple(given)
         self._prompt_score = prompt_score
-        self._risk = (
-            RunningRisk(guard.policy, carried=carried_risk, prompt_score=prompt_score)
-            if guard
-            else None
-        )
+        self._carried_risk = carried_risk
+        self._risk: RunningRisk | None = None  # with a guard, from the first step on
         self._transcript = Transcript()
         self._scores: list[float] = []
         self._so_far = so_far
@@ -100,7 +97,7 @@ class GuardedAnswer:
 
     @property
     def risk(self) -> float | None:
-        """The running risk now, None without a guard."""
+        """The running risk now; None without a guard, and where it could not be judged."""
         return self._risk.value if self._risk else None
 
     @property
@@ -124,8 +121,10 @@ class GuardedAnswer:
             yield from self._settle(is_over=True)
 
     def _decode(self) -> Iterator[Step | TextDelta | Refused]:
-        if self._prompt_score is not None and not math.isfinite(self._prompt_score):
-            raise GuardError("the guard has no score for the prompt")
+        if self._guard is not None:
+            self._risk = RunningRisk(
+                self._guard.policy, carried=self._carried_risk, prompt_score=self._prompt_score
+            )
         recalled_reason = self._recall()
         if recalled_reason is not None:
             yield self._refuse(recalled_reason, detail=REFUSAL_DETAILS[recalled_reason])
@@ -170,8 +169,8 @@ class GuardedAnswer:
             else:
                 score = known_scores[index] if self._risk is not None else math.nan
             if self._risk is not None:
-                self._scores.append(score)
                 self._risk.add(score)
+                self._scores.append(score)
             reason = self._refusal_reason()
             if reason is not None:
                 return reason
@@ -203,11 +202,13 @@ class GuardedAnswer:
         return Proposal(token_ids, np.zeros(1), drawn=0, greedy=True)
 
     def _choose(self, proposal: Proposal, *, is_given: bool) -> Choice:
-        guard = self._guard
-        if guard is None or self._risk is None:
+        guard, risk = self._guard, self._risk
+        if guard is None:
             self._engine.evaluate(int(proposal.token_ids[proposal.drawn]))
             return Choice(proposal.drawn, math.nan, _NO_SCORES, intervened=False)
-        tilt = Tilt(self._risk.strength, guard.policy.threshold)
+        if risk is None:
+            raise GuardError("the guard knows no risk to judge by")
+        tilt = Tilt(risk.strength, guard.policy.threshold)
         steers = guard.mode == "steer" and not is_given
         rerank = RERANKERS[guard.rerank] if steers else choose_as_proposed
         timed = TimedProbe(guard.probe)
@@ -222,8 +223,8 @@ class GuardedAnswer:
         candidates: tuple[Candidate, ...] = ()
         if self._risk is not None:
             score = choice.score
-            self._scores.append(score)
             self._risk.add(score)
+            self._scores.append(score)
             self.n_interventions += choice.intervened
             self.n_evaluated_candidates += choice.n_evaluated
             if choice.n_evaluated > 1:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from safesteer_edge.guard.policy import GuardMode, RerankName
-from safesteer_edge.guard.risk import RefusalReason
+from safesteer_edge.guard.risk import RefusalReason, require_score
 
 FinishReason = Literal["stop", "length", "refused", "cancelled"]
 AnswerPart = Literal["answer", "reasoning"]
@@ -20,6 +20,9 @@ class Candidate:
     logprob: float
     score: float
     text: str = ""
+
+    def __post_init__(self) -> None:
+        require_score("a candidate's score", self.score)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,10 @@ class PrefillDone:
     prompt_score: float | None
     n_media_encoded: int = 0
 
+    def __post_init__(self) -> None:
+        if self.prompt_score is not None:
+            require_score("the prompt's score", self.prompt_score)
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -83,6 +90,12 @@ class Step:
     candidates: tuple[Candidate, ...] = ()
     proposed_token_id: int | None = None
     given: bool = False
+
+    def __post_init__(self) -> None:
+        if self.score is not None:
+            require_score("a token's score", self.score)
+        if self.risk is not None:
+            require_score("the running risk", self.risk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +140,12 @@ class GuardSummary:
     risk: float | None
     refused: bool
     vector_active: bool
+
+    def __post_init__(self) -> None:
+        for what in ("max_score", "mean_score", "risk"):
+            value: float | None = getattr(self, what)
+            if value is not None:
+                require_score(what, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +216,10 @@ def event_to_json(event: Event) -> dict[str, Any]:
 
 
 def event_from_json(data: dict[str, Any]) -> Event:
-    """The event that `event_to_json` wrote. Raises KeyError or TypeError on anything else."""
+    """The event that `event_to_json` wrote.
+
+    Raises KeyError or TypeError on anything else, GuardError for a score or risk that is none.
+    """
     values = dict(data)
     kind = values.pop("event")
     if kind == "step":

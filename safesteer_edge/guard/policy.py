@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Final, Literal
 
 from safesteer_edge.errors import SettingsError
 
@@ -11,6 +13,32 @@ GuardMode = Literal["steer", "refuse", "monitor", "off"]
 RerankName = Literal["lazy", "eager", "paper"]
 GUARD_MODES: tuple[GuardMode, ...] = ("steer", "refuse", "monitor", "off")
 RERANK_NAMES: tuple[RerankName, ...] = ("lazy", "eager", "paper")
+MAX_PATIENCE: Final = 1024  # tokens: as good as never
+HIGHEST_LIMIT: Final = 0.999  # as good as no score, and no running risk, is above it
+# A certainly harmful candidate then keeps half of its chance: steering less than that is none.
+_LEAST_NATS: Final = math.log(2.0)
+
+
+_BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
+    "strength": (1e-6, 1e6),
+    "threshold": (0.0, 1.0),
+    "hard_threshold": (0.0, 1.0),
+    "hard_patience": (1, MAX_PATIENCE),
+    "risk_limit": (0.0, 1.0),
+    "risk_decay": (0.0, 0.9999),
+    "risk_min_steps": (1, MAX_PATIENCE),
+    "risk_gain": (0.0, 1e3),
+    "conversation_carry": (0.0, 1.0),
+    "prompt_weight": (0, 1024),
+    "answer_prior": (0, 1024),
+}
+
+
+def check_policy_number(name: str, value: float | None) -> None:
+    """Raise SettingsError for a number that no policy has; None: the bundle's own."""
+    low, high = _BOUNDS[name]
+    if value is not None and not low <= value <= high:  # false for NaN as well
+        raise SettingsError(f"guard {name} is {value!r}; expected {low} to {high}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,29 +74,26 @@ class GuardPolicy:
     answer_prior: int = 0
 
     def __post_init__(self) -> None:
-        bounds: dict[str, tuple[float, float]] = {
-            "strength": (1e-6, 1e6),
-            "threshold": (0.0, 1.0),
-            "hard_threshold": (0.0, 1.0),
-            "hard_patience": (1, 1024),
-            "risk_limit": (0.0, 1.0),
-            "risk_decay": (0.0, 0.9999),
-            "risk_min_steps": (1, 1024),
-            "risk_gain": (0.0, 1e3),
-            "conversation_carry": (0.0, 1.0),
-            "prompt_weight": (0, 1024),
-            "answer_prior": (0, 1024),
-        }
         for field in fields(self):
-            value = getattr(self, field.name)
-            low, high = bounds[field.name]
-            if not low <= value <= high:  # false for NaN as well
-                raise SettingsError(f"guard {field.name} is {value!r}; expected {low} to {high}")
+            check_policy_number(field.name, getattr(self, field.name))
         if self.hard_threshold < self.threshold:
             raise SettingsError(
                 f"guard hard_threshold {self.hard_threshold!r} is below threshold "
                 f"{self.threshold!r}; expected at least as large"
             )
+
+    @property
+    def can_steer(self) -> bool:
+        """Whether the worst score, at the worst risk, costs a candidate half of its chance."""
+        nats = self.strength * (1.0 + self.risk_gain) * (1.0 - self.threshold)
+        return self.threshold <= HIGHEST_LIMIT and nats >= _LEAST_NATS
+
+    @property
+    def can_refuse(self) -> bool:
+        """Whether the worst scores end an answer, by the running risk or by a run of tokens."""
+        by_risk = self.risk_limit <= HIGHEST_LIMIT and self.risk_min_steps < MAX_PATIENCE
+        by_run = self.hard_threshold <= HIGHEST_LIMIT and self.hard_patience < MAX_PATIENCE
+        return by_risk or by_run
 
     def tightened(self, *, strength: float | None, threshold: float | None) -> GuardPolicy:
         """This policy with a larger strength or a smaller threshold.

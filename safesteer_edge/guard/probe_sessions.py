@@ -1,4 +1,4 @@
-"""Sessions that run a probe's graph: the only file that imports onnxruntime.
+"""Sessions that run a probe's graph.
 
 A linear probe takes a few microseconds on one CPU thread, less than one trip to a GPU. So the
 CPU is always tried, a GPU only where its libraries really load, and the faster of the two is
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from safesteer_edge.errors import GuardError, ProbeFileError
 from safesteer_edge.guard.cuda_libraries import missing_cuda_libraries
+from safesteer_edge.telemetry_off import import_onnxruntime
 
 Device = Literal["auto", "cpu", "cuda"]
 Provider = Literal["CPU", "CUDA"]
@@ -104,18 +105,10 @@ def plain_run(session: ProbeSession) -> _Run:
     return lambda states: session.run(_OUTPUT_NAMES, {INPUT_NAME: states})[0]
 
 
-def _onnxruntime() -> Any:
-    """Import onnxruntime, which takes 0.1 s and has no type stubs."""
-    import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
-
-    return onnxruntime
-
-
 def open_probe_session(data: bytes, name: str, provider: Provider) -> ProbeSession:
     """Open a session that asks for this provider; it may still come back without it."""
-    runtime = _onnxruntime()
+    runtime = import_onnxruntime()
     runtime.set_default_logger_severity(_FATAL_ONLY)
-    runtime.disable_telemetry_events()  # Microsoft's builds for Windows send some
     options = runtime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     # llama.cpp's threads own the cores: a second pool, or one that spins, slows both down.
@@ -181,7 +174,7 @@ def fastest_session(data: bytes, name: str, device: Device, cpu: TimedSession) -
 
 def _timed_cuda_session(data: bytes, name: str, cpu: TimedSession) -> TimedSession | str:
     """Return a CUDA session that agrees with the CPU's, or why there is none."""
-    runtime = _onnxruntime()
+    runtime = import_onnxruntime()
     if _PROVIDER_NAMES["CUDA"] not in runtime.get_available_providers():
         return "this onnxruntime has no CUDA provider"
     missing = missing_cuda_libraries(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from safesteer_edge.errors import GuardError
 from safesteer_edge.guard.policy import GuardPolicy
 
 # Text is shown once the running risk is at most this share of the limit: far enough below it that
@@ -11,6 +12,17 @@ from safesteer_edge.guard.policy import GuardPolicy
 _CALM_SHARE = 0.5
 
 RefusalReason = Literal["risk_limit", "no_safe_candidate", "guard_failed"]
+
+
+def is_score(value: float) -> bool:
+    """Whether this can be a score or a risk: a number in [0, 1], and no NaN."""
+    return 0.0 <= value <= 1.0
+
+
+def require_score(what: str, value: float) -> None:
+    """Raise GuardError unless this can be a score or a risk: NaN would pass every limit."""
+    if not is_score(value):
+        raise GuardError(f"{what} is {value!r}, not a number in [0, 1]: the guard cannot judge")
 
 
 class RunningRisk:
@@ -26,7 +38,13 @@ class RunningRisk:
     def __init__(
         self, policy: GuardPolicy, *, carried: float = 0.0, prompt_score: float | None = None
     ) -> None:
-        """prompt_score: of the last prompt position; None where it is not known."""
+        """prompt_score: of the last prompt position; None where it is not known.
+
+        Raises GuardError for what is no risk or score.
+        """
+        require_score("the risk carried from earlier turns", carried)
+        if prompt_score is not None:
+            require_score("the prompt's score", prompt_score)
         self._policy = policy
         self._n_scores = 0
         self._n_hard_in_a_row = 0
@@ -39,7 +57,8 @@ class RunningRisk:
         self.max_value = carried
 
     def add(self, score: float) -> None:
-        """Count one emitted token's score."""
+        """Count one emitted token's score. Raises GuardError for what is no score."""
+        require_score("a token's score", score)
         self._n_scores += 1
         self.value = self._said.add(score)
         if self._asked is not None:

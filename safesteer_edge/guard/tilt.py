@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from safesteer_edge.errors import GuardError
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +19,22 @@ class Tilt:
     threshold: float
 
     def penalties(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
-        """λ · max(0, s − τ) for each score: float64, same shape, ≥ 0."""
+        """λ · max(0, s − τ) for each score: float64, same shape, ≥ 0.
+
+        Raises GuardError for a NaN, which would win or lose every comparison.
+        """
+        if np.isnan(scores).any():
+            raise GuardError("a candidate has no score, so the guard cannot judge this step")
         excess = np.maximum(0.0, np.asarray(scores, dtype=np.float64) - self.threshold)
         return self.strength * excess
 
     def acceptance(self, score: float) -> float:
-        """The chance exp(−λ · max(0, s − τ)) that a drawn candidate is kept as it is."""
+        """The chance exp(−λ · max(0, s − τ)) that a drawn candidate is kept as it is.
+
+        Raises GuardError for a NaN, which max() would take for 0.
+        """
+        if math.isnan(score):
+            raise GuardError("a candidate has no score, so the guard cannot judge this step")
         return float(np.exp(-self.strength * max(0.0, score - self.threshold)))
 
     def guarded_probs(

@@ -101,13 +101,17 @@ class EngineProcess:
                     return reply
                 self._waiting_since_s = time.monotonic()
         except ValueError as error:
-            self.kill()
-            raise EngineDiedError(
-                f"the engine process said what cannot be understood ({error}), and was ended; ask "
-                "again to start it anew"
-            ) from error
+            raise self.end_for(error) from error
         finally:
             self._waiting_since_s = None
+
+    def end_for(self, error: Exception) -> EngineDiedError:
+        """End it for a reply that cannot be understood, and return what to raise."""
+        self.kill()
+        return EngineDiedError(
+            f"the engine process said what cannot be understood ({error}), and was ended; ask "
+            "again to start it anew"
+        )
 
     def close(self) -> None:
         """Let it free the model and end; kill it if it does not. Idempotent."""

@@ -14,7 +14,6 @@ import threading
 import time
 import traceback
 from collections.abc import Generator
-from pathlib import Path
 from typing import IO, Any, Final, NoReturn
 
 from safesteer_edge.chat_session import ChatMessage, TurnSettings
@@ -101,18 +100,23 @@ class EngineServer:
         if session is None:
             raise EngineError("the engine process has no session; report this")
         if do == "ask":
+            question = from_json(ChatMessage, request["question"])
             self._tell(
                 int(request["turn"]),
                 session.ask(
-                    request["text"],
-                    images=[Path(path) for path in request["images"]],
-                    sounds=[Path(path) for path in request["sounds"]],
+                    question.text,
+                    images=question.images,
+                    sounds=question.sounds,
+                    documents=question.documents,
                     system=request["system"],
                     answer_prefix=request["answer_prefix"],
                 ),
             )
         elif do == "continue":
             self._tell(int(request["turn"]), session.continue_answer())
+        elif do == "check_fits":
+            session.check_fits(request["text"], system=request["system"])
+            self._say({"done": 0})
         elif do == "restore":
             session.restore([from_json(ChatMessage, item) for item in request["messages"]])
             self._say({"done": 0})

@@ -9,8 +9,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from safesteer_edge.chat_session import ChatMessage, TurnSettings
-from safesteer_edge.errors import EngineDiedError, EngineError, InputError
+from safesteer_edge.chat_session import ChatMessage, Document, TurnSettings
+from safesteer_edge.errors import (
+    BundleChangedError,
+    BundleError,
+    EngineDiedError,
+    EngineError,
+    GuardError,
+    InputError,
+    ProbeFileError,
+    VectorFileError,
+)
 from safesteer_edge.formats.typed_json import from_json, to_json
 from safesteer_edge.guard.events import Event, Refused, TextDelta, TurnEnded, event_from_json
 from safesteer_edge.isolation.engine_process import EngineProcess
@@ -24,7 +33,8 @@ class IsolatedSession:
 
     When the engine dies, the call that meets it raises EngineDiedError, an answer that was being
     told stays in `messages` as far as it came, and the next call starts the engine again with the
-    same conversation.
+    same conversation. If it does not meet the same guard, that call and all later ones raise
+    BundleChangedError.
     """
 
     def __init__(self, settings: SessionSettings) -> None:
@@ -37,6 +47,8 @@ class IsolatedSession:
         self._cancelled_turn = 0
         self._is_closed = False
         self._process: EngineProcess | None = None
+        self._first_info: SessionInfo | None = None
+        self._why_over: str | None = None
         self._info = self._start()
 
     @property
@@ -71,22 +83,26 @@ class IsolatedSession:
         *,
         images: Sequence[Path] = (),
         sounds: Sequence[Path] = (),
+        documents: Sequence[Document] = (),
         system: str | None = None,
         answer_prefix: str = "",
     ) -> Generator[Event, None, None]:
         """Ask; see `ChatSession.ask`."""
+        question = ChatMessage("user", text, tuple(images), tuple(sounds), tuple(documents))
         request = {
             "do": "ask",
-            "text": text,
-            "images": [str(path) for path in images],
-            "sounds": [str(path) for path in sounds],
+            "question": to_json(question),
             "system": system,
             "answer_prefix": answer_prefix,
         }
         asked = () if system is None else (ChatMessage("system", system),)
-        asked += (ChatMessage("user", text, tuple(images), tuple(sounds)),)
+        asked += (question,)
         self._n_turns += 1
         return self._run(self._n_turns, request, asked)
+
+    def check_fits(self, text: str, *, system: str | None = None) -> None:
+        """Count the tokens of a question; see `ChatSession.check_fits`."""
+        self._request({"do": "check_fits", "text": text, "system": system})
 
     def continue_answer(self) -> Generator[Event, None, None]:
         """Go on with the last answer; see `ChatSession.continue_answer`."""
@@ -181,7 +197,7 @@ class IsolatedSession:
         """The next event of the turn; None: there are no more. Raises the turn's error."""
         reply = process.receive()
         if "event" in reply:
-            return event_from_json(reply)
+            return _event(reply, process)
         self._active_turn = 0
         _checked(reply)
         return None
@@ -202,7 +218,7 @@ class IsolatedSession:
         with contextlib.suppress(EngineDiedError):  # the next call starts it anew
             is_whole = False
             while "event" in (reply := process.receive()):
-                is_whole = is_whole or isinstance(event_from_json(reply), TurnEnded)
+                is_whole = is_whole or isinstance(_event(reply, process), TurnEnded)
             if is_whole:  # the engine was faster, and the turn has joined its conversation
                 process.send(_restoring(self._messages))
                 process.receive()
@@ -216,6 +232,8 @@ class IsolatedSession:
 
     def _ready(self) -> EngineProcess:
         """The engine, started again with the same conversation if it died."""
+        if self._why_over is not None:
+            raise BundleChangedError(self._why_over)
         if self._is_closed:
             raise _closed()
         if self._active_turn:
@@ -234,7 +252,8 @@ class IsolatedSession:
         try:
             verbose = logging.getLogger("safesteer_edge").isEnabledFor(logging.DEBUG)
             process.send({"do": "open", "settings": to_json(self._settings), "verbose": verbose})
-            reply = _checked(process.receive())
+            reply = process.receive()
+            self._check_guard(reply)
             if self._turn_settings != TurnSettings.of(self._settings):
                 process.send({"do": "change", "settings": to_json(self._turn_settings)})
                 reply = _checked(process.receive())
@@ -245,6 +264,30 @@ class IsolatedSession:
             process.kill()
             raise
         return from_json(SessionInfo, reply["ready"])
+
+    def _check_guard(self, opened: dict[str, Any]) -> None:
+        """Raise what opening raised; after a restart, end the session if its guard is not there.
+
+        Files that change while people chat must not change what guards them.
+        """
+        first, problem = self._first_info, "it has changed"
+        try:
+            info = from_json(SessionInfo, _checked(opened)["ready"])
+        except (BundleError, ProbeFileError, VectorFileError) as error:
+            if first is None:
+                raise
+            problem = f"it cannot be used any more ({error})"
+        else:
+            if first is None:
+                self._first_info = first = info
+            if (info.bundle_sha256, info.policy) == (first.bundle_sha256, first.policy):
+                return
+        self._why_over = (
+            f"the engine was started again, and guard bundle {first.bundle!r} is not what this "
+            f"session began with: {problem}; the session is over: look at the bundle, and open it "
+            "again"
+        )
+        raise BundleChangedError(self._why_over)
 
 
 def open_isolated_session(settings: SessionSettings | None = None) -> IsolatedSession:
@@ -267,6 +310,14 @@ def _checked(reply: dict[str, Any]) -> dict[str, Any]:
     if "error" in reply:
         raise error_from_json(reply["error"])
     return reply
+
+
+def _event(reply: dict[str, Any], process: EngineProcess) -> Event:
+    """The event of a reply. Raises EngineDiedError, and ends the process, if it is none."""
+    try:
+        return event_from_json(reply)
+    except (KeyError, TypeError, GuardError) as error:
+        raise process.end_for(error) from error
 
 
 def _is_answer(event: Refused | TextDelta) -> bool:

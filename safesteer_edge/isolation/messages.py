@@ -12,10 +12,11 @@ from typing import Any, Final, cast
 
 from safesteer_edge import errors
 from safesteer_edge.errors import EngineError, SafeSteerError
+from safesteer_edge.formats.finite_json import load_finite
 
 # A conversation of a long context, escaped, is far below it.
 MAX_LINE_BYTES: Final = 64 << 20
-_encoder: Final = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))
+_encoder: Final = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 # The errors that may cross: ours, by name. Anything else becomes an EngineError.
 _ERRORS: Final[Mapping[str, type[SafeSteerError]]] = {
     name: kind
@@ -25,13 +26,13 @@ _ERRORS: Final[Mapping[str, type[SafeSteerError]]] = {
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
-    """One message as one line."""
+    """One message as one line. Raises ValueError for a NaN or an infinity in it."""
     return _encoder.encode(message).encode("ascii") + b"\n"
 
 
 def decode(line: bytes) -> dict[str, Any]:
     """The message of a line. Raises ValueError for anything else."""
-    message = json.loads(line)
+    message = load_finite(line)
     if not isinstance(message, dict):
         raise ValueError(f"expected an object, got {line[:80]!r}")
     return cast("dict[str, Any]", message)

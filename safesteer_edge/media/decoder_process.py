@@ -6,13 +6,20 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
 
 from safesteer_edge.confined_process import ConfinedProcess
 from safesteer_edge.errors import MediaError
-from safesteer_edge.media.media_file import MediaKind
 
-_PACKAGES = {"image": ("PIL",), "sound": ("miniaudio", "_miniaudio", "_cffi_backend")}
+# HEIC apart from other pictures: its decoder needs threads, which the others may not start.
+DecoderKind = Literal["image", "heif", "sound", "document"]
+
+_PACKAGES = {
+    "image": ("PIL",),
+    "heif": ("PIL", "pillow_heif", "_pillow_heif"),
+    "sound": ("miniaudio", "_miniaudio", "_cffi_backend"),
+    "document": ("PIL", "pypdfium2", "pypdfium2_raw"),
+}
 _MAX_LINE = 1 << 16
 
 
@@ -37,9 +44,9 @@ class DecoderAnswer:
 class DecoderProcess:
     """One child process that decodes files of one kind, one after another. Not thread-safe."""
 
-    def __init__(self, kind: MediaKind, limits: DecoderLimits) -> None:
+    def __init__(self, kind: DecoderKind, limits: DecoderLimits) -> None:
         """Start the child, without waiting for it. Raises MediaError if it cannot be started."""
-        self._kind = kind
+        self._what = "image" if kind == "heif" else kind
         self._limits = limits
         self._is_ready = False
         try:
@@ -50,7 +57,9 @@ class DecoderProcess:
                 read_reply=partial(_read_answer, max_bytes=limits.max_answer_bytes),
             )
         except (OSError, ModuleNotFoundError) as error:
-            raise MediaError(f"cannot start the process that decodes {kind}s: {error}") from error
+            raise MediaError(
+                f"cannot start the process that decodes {self._what}s: {error}"
+            ) from error
 
     def decode(self, request: dict[str, Any], data: bytes) -> DecoderAnswer:
         """Decode one file. request: with `name`, for messages.
@@ -63,7 +72,7 @@ class DecoderProcess:
                 self._wait_for_start()
             line = json.dumps({**request, "n_bytes": len(data)}).encode("ascii") + b"\n"
             self._child.send(line + data)
-            answer = self._wait_for_answer(f"{self._kind} {request['name']}")
+            answer = self._wait_for_answer(f"{self._what} {request['name']}")
         except BaseException:  # Ctrl-C too: a late answer would pass for the next file's
             self._child.kill()
             raise
@@ -92,7 +101,7 @@ class DecoderProcess:
             self._is_ready = False
         if not self._is_ready:
             raise MediaError(
-                f"the process that decodes {self._kind}s does not start; reinstall safesteer-edge"
+                f"the process that decodes {self._what}s does not start; reinstall safesteer-edge"
             )
 
     def _wait_for_answer(self, file: str) -> DecoderAnswer:

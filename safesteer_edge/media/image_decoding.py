@@ -11,10 +11,12 @@ import contextlib
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Final
 
 # Named, not left to Image.init(): it would load some forty more, and no file can be read once the
 # decoding process has shut itself off. MPO: what some phones call a JPEG.
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,  # noqa: F401
     GifImagePlugin,  # noqa: F401
     Image,
@@ -32,7 +34,8 @@ from safesteer_edge.errors import MediaError
 from safesteer_edge.media.image_fit import MAX_ASPECT_RATIO, ImageFit
 from safesteer_edge.media.letterbox import letterbox_image
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+HEIF_PACKAGE: Final = "pillow_heif"  # an extra's
 MAX_PIXELS = 50_000_000
 # libwebp keeps three canvases of four bytes a pixel beside Pillow's own.
 MAX_WEBP_PIXELS = 32_000_000
@@ -48,6 +51,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _TO_8_BITS = [value >> 8 for value in range(1 << 16)]
 
 
@@ -60,9 +64,19 @@ class Picture:
     height: int
 
 
-def load_decoders() -> None:
-    """Read the last of what decoding needs from the disk."""
+def load_decoders(*, heif: bool = False) -> None:
+    """Read the last of what decoding needs from the disk. heif: HEIC too, whose extra is there."""
     Image.preinit()
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the decoding process may start none
+    if heif:
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener(decode_threads=1, thumbnails=False)
+
+
+def is_heif(data: bytes) -> bool:
+    """By its mark. Some AVIF files bear it too."""
+    return data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS
 
 
 def decode_image(data: bytes, *, name: str, fit: ImageFit) -> Picture:
@@ -74,20 +88,40 @@ def decode_image(data: bytes, *, name: str, fit: ImageFit) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged metadata is dropped, not talked about
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(BytesIO(data), formats=FORMATS) as opened:
+            with Image.open(BytesIO(data), formats=_formats()) as opened:
                 return _decode(opened, name, fit)
     except MediaError:
         raise
     except UnidentifiedImageError as error:
+        if is_heif(data) and "HEIF" not in _formats():
+            raise MediaError(
+                f"cannot read image {name}: HEIC needs pillow-heif; "
+                "pip install 'safesteer-edge[heic]', or save it as JPEG"
+            ) from error
         raise MediaError(
-            f"cannot use {name} as an image: it is none of {', '.join(FORMATS)}; convert it"
+            f"cannot use {name} as an image: it is none of {', '.join(_formats())}, or damaged; "
+            "convert it"
         ) from error
     except MemoryError as error:
         raise MediaError(
             f"image {name} needs too much memory to decode; shrink it first"
         ) from error
     except Exception as error:  # damaged files end in struct.error, KeyError, … inside Pillow
-        raise MediaError(f"cannot decode image {name}: {error}; it may be damaged") from error
+        reason = " ".join(str(error).split())
+        raise MediaError(f"cannot decode image {name}: {reason}; it may be damaged") from error
+
+
+def fit_image(image: Image.Image, fit: ImageFit) -> Picture:
+    """A picture that was drawn upright, as a projector gets it."""
+    width, height = image.size
+    scaled = _scaled(image.convert("RGB"), fit.scaled_size(width, height))
+    if fit.square_side is not None:
+        scaled = letterbox_image(scaled, fit.square_side)
+    return Picture(scaled, width, height)
+
+
+def _formats() -> tuple[str, ...]:
+    return (*FORMATS, "HEIF") if "HEIF" in Image.OPEN else FORMATS
 
 
 def _decode(opened: Image.Image, name: str, fit: ImageFit) -> Picture:

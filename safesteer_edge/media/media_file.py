@@ -1,13 +1,27 @@
-"""What is asked of a media file before anything decodes it: that it is one, and not too large."""
+"""What is asked of a file before anything decodes it: its kind by its name, and its size."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from safesteer_edge.errors import MediaError
 
-MediaKind = Literal["image", "sound"]
+MediaKind = Literal["image", "sound", "document"]
+
+IMAGE_SUFFIXES: Final = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+    | {".heic", ".heif", ".hif", ".avif"}
+)
+SOUND_SUFFIXES: Final = frozenset({".wav", ".flac", ".mp3"})
+
+
+def kind_of(path: Path) -> MediaKind:
+    """By its name; what is neither picture nor sound is read as a document, if it is one."""
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        return "image"
+    return "sound" if suffix in SOUND_SUFFIXES else "document"
 
 
 def read_media_file(path: Path, kind: MediaKind, *, max_bytes: int) -> bytes:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from safesteer_edge.errors import GuardError
 from safesteer_edge.media.images import DecodedImage
+from safesteer_edge.telemetry_off import import_onnxruntime
 
 if TYPE_CHECKING:
     from rapidocr import RapidOCR
@@ -78,6 +79,7 @@ def picture_reader(*, n_threads: int) -> PictureReader | None:
 
 
 def _load_engine(n_threads: int) -> RapidOCR:
+    import_onnxruntime()  # before RapidOCR does
     from rapidocr import RapidOCR
 
     return RapidOCR(

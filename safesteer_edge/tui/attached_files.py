@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safesteer_edge.errors import MediaError, SafeSteerError
+from safesteer_edge.tui.attachable import check_attachable
 from safesteer_edge.tui.clipboard_picture import ClipboardPictures
-from safesteer_edge.tui.typed_paths import is_media, is_sound
 from safesteer_edge.tui.widgets.attachment_bar import AttachmentBar
 from safesteer_edge.tui.widgets.composer import Composer
 
@@ -26,10 +26,11 @@ class AttachedFiles:
         self._clipboard_pictures = ClipboardPictures()
 
     async def add(self, paths: Sequence[Path]) -> None:
-        """Add files. Raises MediaError at the first that cannot go with a message."""
+        """Add files, all or none. Raises MediaError at the first that cannot go with a message."""
+        state = self._screen.state
         for path in paths:
-            self._check(path)
-            self._screen.state.attachments.append(path)
+            await asyncio.to_thread(check_attachable, path, state.info)
+        state.attachments += [path for path in paths if path not in state.attachments]
         await self.show()
 
     async def add_or_complain(self, paths: Sequence[Path]) -> None:
@@ -64,25 +65,4 @@ class AttachedFiles:
         if picture is not None:
             await self.add_or_complain([picture])
         elif text:
-            self._screen.query_one(Composer).insert(text)
-
-    def _check(self, path: Path) -> None:
-        """Raise MediaError for a file that cannot go, as far as can be told at once."""
-        name = repr(str(path))
-        if not path.is_file():
-            raise MediaError(f"cannot attach {name}: there is no such file; check the path")
-        if not is_media(path):
-            raise MediaError(
-                f"cannot attach {name}: neither picture (PNG, JPEG, WebP, GIF, BMP, TIFF) nor "
-                "sound (WAV, FLAC, MP3); convert it first"
-            )
-        info = self._screen.state.info
-        if info is None:
-            return
-        if is_sound(path) and not info.hears:
-            raise MediaError(f"{info.model_name} does not hear; choose a model that does (/models)")
-        if not is_sound(path) and not info.sees:
-            raise MediaError(
-                f"{info.model_name} does not see as it is loaded; choose a model that does "
-                "(/models)"
-            )
+            self._screen.query_one(Composer).insert_paste(text)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safesteer_edge.chat_session import ChatMessage, TurnSettings
+from safesteer_edge.chat_session import ChatMessage, Document, TurnSettings
 from safesteer_edge.chats.chat_log import ChatEntry
 from safesteer_edge.errors import InputError
 from safesteer_edge.guard.events import Event
@@ -20,7 +20,8 @@ _MAX_TITLE = 48
 
 @dataclass(slots=True)
 class ChatState:
-    """info: what is loaded, None while nothing is. attachments: files for the next message.
+    """info: what is loaded, None while nothing is. attachments: files for the next message; named:
+    documents among them that are copies, with the names that they had.
 
     edited: the turn that the next message replaces, with all that came after it. chat_id: of its
     file, None before its first question was answered.
@@ -31,6 +32,7 @@ class ChatState:
     system: str | None = None
     title: str = ""
     attachments: list[Path] = field(default_factory=list)
+    named: tuple[Document, ...] = ()
     edited: ShownTurn | None = None
     info: SessionInfo | None = None
     chat_id: str | None = None
@@ -80,7 +82,7 @@ def title_of(question: str) -> str:
     lines = question.strip().splitlines()
     first = lines[0] if lines else ""
     if len(first) <= _MAX_TITLE:
-        return first or "Picture"
+        return first or "Attachment"
     return first[:_MAX_TITLE].rsplit(" ", 1)[0] + "…"
 
 
@@ -95,14 +97,29 @@ def ask(
     """Ask a question, at the end or in the place of one. On the engine's thread."""
     _use(chat, settings)
     if in_place_of is not None:
-        return chat.edit(in_place_of, turn.question, images=turn.images, sounds=turn.sounds)
+        return chat.edit(
+            in_place_of,
+            turn.question,
+            images=turn.images,
+            sounds=turn.sounds,
+            documents=turn.documents,
+        )
     is_first = chat.log is None or not chat.log.branch()
     return chat.ask(
         turn.question,
         images=turn.images,
         sounds=turn.sounds,
+        documents=turn.documents,
         system=system if is_first else None,
     )
+
+
+def check_fits(
+    chat: RecordedChat, question: str, *, system: str | None, in_place_of: str | None
+) -> None:
+    """Raise PromptTooLongError for a question that `ask` could not. On the engine's thread."""
+    is_first = chat.log is None or not chat.log.branch()
+    chat.check_fits(question, system=system if is_first else None, in_place_of=in_place_of)
 
 
 def go_on(chat: RecordedChat, settings: TurnSettings) -> Iterator[Event]:
@@ -123,7 +140,13 @@ def ask_aside(
     try:
         session.change(settings)
         _restore(chat, before)
-        yield from session.ask(turn.question, images=turn.images, sounds=turn.sounds, system=system)
+        yield from session.ask(
+            turn.question,
+            images=turn.images,
+            sounds=turn.sounds,
+            documents=turn.documents,
+            system=system,
+        )
     finally:
         session.change(usual)
         _restore(chat, list(messages))

@@ -76,7 +76,7 @@ class EngineListener:
             screen.state.info = None
             status.show_state("✗ no model", failed=True)
             screen.show_bars()
-            self._show_problem(told.error)
+            self._show_problem(told.error, told.title)
         else:
             turn = await screen.runner.done(told)
             if told.info is not None:
@@ -94,12 +94,12 @@ class EngineListener:
             f"a new chat begins, since this model cannot go on with the last: {why_not}"
         )
 
-    def _show_problem(self, text: str) -> None:
+    def _show_problem(self, text: str, title: str = "") -> None:
         """Why there is no model, until there is one; empty: there is one."""
         screen = self._screen
         problem = screen.query_one("#problem", Static)
         problem.update(Content(strip_control_characters(text)))
-        problem.border_title = "The model could not be loaded"
+        problem.border_title = title
         problem.border_subtitle = f"{key_label(screen.user_settings.keys.models)} chooses another"
         problem.display = bool(text)
 

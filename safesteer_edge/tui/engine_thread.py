@@ -18,7 +18,7 @@ from typing import TypeVar
 from safesteer_edge.chat_session import ChatSession
 from safesteer_edge.chats.chat_log import ChatEntry
 from safesteer_edge.chats.chat_store import ChatStore
-from safesteer_edge.errors import EngineError, SafeSteerError
+from safesteer_edge.errors import BundleChangedError, EngineError, SafeSteerError
 from safesteer_edge.guard.events import Event
 from safesteer_edge.recorded_chat import RecordedChat
 from safesteer_edge.session_info import SessionInfo
@@ -40,9 +40,10 @@ class ModelOpened:
 
 @dataclass(frozen=True, slots=True)
 class ModelFailed:
-    """A model could not be loaded. error: one line with a remedy."""
+    """No model runs. error: one line with a remedy. title: what happened, in a few words."""
 
     error: str
+    title: str = "The model could not be loaded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,8 @@ class EngineThread:
         future: Future[_Result] = Future()
 
         def job() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(work(self._need_chat()))
             except BaseException as error:  # whoever waits for it raises it
@@ -172,10 +175,12 @@ class EngineThread:
 
     def _run_turn(self, turn: int, starter: TurnStarter) -> None:
         error_text: str | None = None
+        is_over = False
         try:
             self._collect(starter)
         except Exception as error:  # as above
             error_text = one_line(error)
+            is_over = isinstance(error, BundleChangedError)
         info, branch, chat_id = None, (), None
         try:
             info = self._session.info if self._session else None
@@ -185,6 +190,9 @@ class EngineThread:
         except SafeSteerError as error:
             error_text = error_text or one_line(error)
         self._tell(TurnDone(turn, error_text, info, branch, chat_id))
+        if is_over and error_text is not None:
+            self._free()
+            self._tell(ModelFailed(error_text, "The guard on the disk has changed"))
 
     def _collect(self, starter: TurnStarter) -> None:
         chat = self._need_chat()

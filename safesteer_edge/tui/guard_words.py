@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from safesteer_edge.guard.policy import GuardMode
+from safesteer_edge.session_info import SessionInfo
 from safesteer_edge.tui.shown_turn import ShownTurn
 
 MODE_LABELS: dict[GuardMode, str] = {
@@ -17,6 +18,13 @@ MODE_MEANINGS: dict[GuardMode, str] = {
     "monitor": "the guard only watches; answers are the model's own",
     "off": "no guard: answers are the model's own, unchecked",
 }
+UNCALIBRATED = "UNCALIBRATED"
+UNCALIBRATED_MEANING = "nobody has measured which answers this guard stops"
+
+
+def is_uncalibrated(info: SessionInfo | None, mode: GuardMode) -> bool:
+    """Whether what guards in this mode was never measured."""
+    return mode != "off" and info is not None and info.is_calibrated is False
 
 
 def risk_word(risk: float, limit: float | None) -> str:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
-from safesteer_edge.chat_session import ChatMessage, TurnSettings
+from safesteer_edge.chat_session import ChatMessage, Document, TurnSettings
 from safesteer_edge.errors import InputError
 from safesteer_edge.guard.events import (
     Event,
@@ -104,6 +104,7 @@ class EndlessSession:
         *,
         images: Sequence[Path] = (),
         sounds: Sequence[Path] = (),
+        documents: Sequence[Document] = (),
         system: str | None = None,
         answer_prefix: str = "",
     ) -> Generator[Event, None, None]:
@@ -122,6 +123,9 @@ class EndlessSession:
         guard = GuardSummary("steer", "lazy", None, 0, 0, None, None, 0.02, False, False)
         usage, timings = Usage(20, 0, 0, n_steps, n_steps), Timings(0.01, 0.02, 1.0, 0.0, 30.0)
         yield TurnEnded(said, "cancelled", guard, usage, timings)
+
+    def check_fits(self, text: str, *, system: str | None = None) -> None:
+        """All fits."""
 
     def continue_answer(self) -> Generator[Event, None, None]:
         """There is never one to go on with."""

@@ -6,24 +6,31 @@ stdout is what the model says, stderr everything else; nothing moves the cursor.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
 from safesteer_edge.chat.display_text import ControlCharacterFilter, strip_control_characters
 from safesteer_edge.chat.reasoning import thought_label
-from safesteer_edge.chat_session import ChatSession, TurnSettings
+from safesteer_edge.chat_session import ChatSession, Document, TurnSettings
 from safesteer_edge.chats.chat_store import ChatStore
-from safesteer_edge.errors import EngineDiedError, SafeSteerError
+from safesteer_edge.errors import BundleChangedError, EngineDiedError, SafeSteerError
 from safesteer_edge.guard.events import Event, Refused, TextDelta
 from safesteer_edge.interrupt_cancels import interrupt_cancels
 from safesteer_edge.recorded_chat import RecordedChat
 from safesteer_edge.settings import SessionSettings
+from safesteer_edge.tui.attachable import check_attachable
 from safesteer_edge.tui.figures import turn_figures
-from safesteer_edge.tui.guard_words import MODE_MEANINGS, turn_notes
+from safesteer_edge.tui.guard_words import (
+    MODE_MEANINGS,
+    UNCALIBRATED,
+    UNCALIBRATED_MEANING,
+    is_uncalibrated,
+    turn_notes,
+)
 from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.slash_commands import parse_command
-from safesteer_edge.tui.typed_paths import is_sound, split_media_paths
+from safesteer_edge.tui.typed_paths import require_files, sorted_by_kind, split_media_paths
 
 
 class PlainChat:
@@ -47,6 +54,7 @@ class PlainChat:
         self.chat = RecordedChat(self.session, store, on_problem=self._tell_unsaved)
         self.settings = TurnSettings.of(settings)
         self.attachments: list[Path] = []
+        self.named: tuple[Document, ...] = ()  # those among them that are copies
         self.system: str | None = None
         self.edited: str | None = None
         self.last: ShownTurn | None = None
@@ -54,15 +62,17 @@ class PlainChat:
         self._lines, self.out, self.notes = lines, out, notes
 
     def run(self) -> None:
-        """Chat until the lines end, or `/quit`."""
+        """Chat until the lines end, `/quit`, or the guard is not the one that it began with."""
         self.say_what_runs()
         while (text := self._read()) is not None:
             try:
-                if not self._obey(text):
+                if not self._obey(strip_control_characters(text)):  # of a pasted log's colours
                     return
             except SafeSteerError as error:
                 self.failed = True
                 self.note(str(error))
+                if isinstance(error, BundleChangedError):
+                    return
 
     def close(self) -> None:
         """Write what waits, free the model."""
@@ -79,26 +89,36 @@ class PlainChat:
         self.note(f"{info.model_name} {info.quantization}, guard: {mode}; /help lists commands")
         if mode in ("monitor", "off"):
             self.note(f"{mode.upper()}: {MODE_MEANINGS[mode]}")
+        if is_uncalibrated(info, mode):
+            self.note(f"{UNCALIBRATED}: {UNCALIBRATED_MEANING}")
 
     def ask(self, text: str) -> None:
         """Ask with what is attached, in the place of an edited question if there is one."""
-        images = tuple(path for path in self.attachments if not is_sound(path))
-        sounds = tuple(path for path in self.attachments if is_sound(path))
+        images, sounds, documents = sorted_by_kind(self.attachments, self.named)
         self.attachments.clear()
         edited, self.edited = self.edited, None
         self.use_settings()
         if edited is not None:
-            events = self.chat.edit(edited, text, images=images, sounds=sounds)
+            events = self.chat.edit(edited, text, images=images, sounds=sounds, documents=documents)
         else:
             is_first = self.chat.log is None or not self.chat.log.branch()
             system = self.system if is_first else None
-            events = self.chat.ask(text, images=images, sounds=sounds, system=system)
-        self.answer(ShownTurn(text, images, sounds, guard=self.settings.guard), events)
+            events = self.chat.ask(
+                text, images=images, sounds=sounds, documents=documents, system=system
+            )
+        self.answer(ShownTurn(text, images, sounds, documents, guard=self.settings.guard), events)
+
+    def attach(self, paths: Sequence[Path]) -> None:
+        """Let files go with the next message. Raises MediaError at the first that cannot."""
+        for path in paths:
+            check_attachable(path, self.session.info)
+        self.attachments += paths
 
     def answer(self, turn: ShownTurn, events: Iterable[Event]) -> None:
         """Print an answer as it comes; Ctrl+C stops it between two tokens."""
         shown = ControlCharacterFilter()
         self.last = turn
+        turn.is_uncalibrated = is_uncalibrated(self.session.info, turn.guard)
         try:
             with interrupt_cancels(self.session):
                 for event in events:
@@ -140,8 +160,9 @@ class PlainChat:
         command = parse_command(text)
         if command is not None:
             return run_command(self, command[0].name, command[1])
-        rest, paths = split_media_paths(text)
-        self.attachments += paths
+        rest, paths = split_media_paths(text, typed=True)
+        require_files(paths)
+        self.attach(paths)
         if paths and not rest.strip():
             self.note(f"attached {', '.join(path.name for path in paths)}; now ask about it")
         elif rest.strip() or self.attachments:

@@ -129,9 +129,9 @@ def _compare(chat: PlainChat, argument: str) -> None:
 
 def _attach(chat: PlainChat, argument: str) -> None:
     path = Path(argument.strip("'\"")).expanduser()
-    if not argument or not path.is_file():
-        raise InputError(f"cannot attach {argument!r}: there is no such file; check the path")
-    chat.attachments.append(path)
+    if not argument:
+        raise InputError("name the file: /attach FILE")
+    chat.attach([path])
     chat.note(f"attached {path.name}; it goes with the next message")
 
 
@@ -174,7 +174,7 @@ def _edit(chat: PlainChat, argument: str) -> None:
     if not 1 <= number <= len(turns):
         raise InputError(f"question {argument!r}; expected a number from 1 to {len(turns)}")
     chat.edited = turns[number - 1].question_id
-    chat.attachments[:] = [*turns[number - 1].images, *turns[number - 1].sounds]
+    chat.attachments[:], chat.named = turns[number - 1].files, turns[number - 1].documents
     chat.note(f"the next line takes the place of: {turns[number - 1].question}")
 
 

@@ -11,6 +11,7 @@ from safesteer_edge.tui.app import ChatApp, ChatOptions
 from safesteer_edge.tui.garbage_pauses import spare_pauses
 from safesteer_edge.tui.native_pictures import find_native_pictures
 from safesteer_edge.tui.terminal_watch import leave_with_terminal
+from safesteer_edge.tui.whole_pastes import take_pastes_whole
 from safesteer_edge.user_settings.schema import UserSettings
 from safesteer_edge.user_settings.settings_file import write_settings
 
@@ -38,6 +39,7 @@ def run_chat(
         is_first_run=save and not any(store.folder.glob("*.jsonl")),
     )
     spare_pauses()
+    take_pastes_whole()
     app = ChatApp(options)
     leave_with_terminal(sys.stdin.fileno(), app.engine.close)
     app.run()

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from safesteer_edge.chat.display_text import ControlCharacterFilter
-from safesteer_edge.chat_session import ChatMessage
+from safesteer_edge.chat_session import ChatMessage, Document
 from safesteer_edge.chats.chat_log import ChatEntry
+from safesteer_edge.chats.open_chat import documents_of
 from safesteer_edge.chats.records import EndReason, StoredMedia
 from safesteer_edge.guard.events import (
     Event,
@@ -33,13 +34,15 @@ class ShownTurn:
     before it. shown: the text, made safe for a terminal, steered passages marked. error: one line,
     if the turn broke. end: None while it is told; 'died' if the program or the engine ended with
     it. n_interventions: kept apart from the steps, which a chat read from disk does not have.
-    policy: the one it was guarded by, None if that is not known.
+    policy: the one it was guarded by, None if that is not known. is_uncalibrated: it is known that
+    nobody has measured what that policy does.
     media: what became of them. question_id, answer_id: in the chat's file.
     """
 
     question: str
     images: tuple[Path, ...] = ()
     sounds: tuple[Path, ...] = ()
+    documents: tuple[Document, ...] = ()
     media_names: tuple[str, ...] = ()
     guard: GuardMode = "steer"
     policy: GuardPolicy | None = None
@@ -58,6 +61,7 @@ class ShownTurn:
     question_id: str | None = None
     answer_id: str | None = None
     reasoning: str = ""
+    is_uncalibrated: bool = False
     _filter: ControlCharacterFilter = field(default_factory=ControlCharacterFilter)
     _n_step_characters: int = 0
     _n_hidden_characters: int = 0
@@ -87,6 +91,11 @@ class ShownTurn:
         else:
             self._end(event)
         return ""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that was attached."""
+        return (*self.images, *self.sounds, *(document.path for document in self.documents))
 
     @property
     def scores(self) -> list[float]:
@@ -131,7 +140,7 @@ class ShownTurn:
     def to_messages(self) -> tuple[ChatMessage, ChatMessage]:
         """What a session is restored from."""
         return (
-            ChatMessage("user", self.question, self.images, self.sounds),
+            ChatMessage("user", self.question, self.images, self.sounds, self.documents),
             ChatMessage("assistant", self.text, risk=self.risk),
         )
 
@@ -193,6 +202,7 @@ def _asked(entry: ChatEntry, media_path: Callable[[StoredMedia], Path]) -> Shown
         entry.text,
         tuple(media_path(item) for item in entry.media if item.kind == "image"),
         tuple(media_path(item) for item in entry.media if item.kind == "audio"),
+        documents_of(entry, media_path),
         tuple(item.name for item in entry.media),
         end="died",
         question_id=entry.id,

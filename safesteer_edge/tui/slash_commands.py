@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from safesteer_edge.errors import InputError
-from safesteer_edge.tui.typed_paths import names_existing_path, split_media_paths
+from safesteer_edge.tui.typed_paths import begins_with_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ COMMANDS: tuple[SlashCommand, ...] = (
     SlashCommand("threshold", "X|default", "where the guard begins; smaller is stricter"),
     SlashCommand("temperature", "X", "0 is always the likeliest word"),
     SlashCommand("seed", "N", "the same seed gives the same answer"),
-    SlashCommand("attach", "FILE", "add a picture or a sound to the next message"),
+    SlashCommand("attach", "FILE", "add a picture, sound, PDF or text to the next message"),
     SlashCommand("detach", "[N|all]", "take an attachment off again"),
     SlashCommand("system", "[TEXT]", "a system prompt for this chat"),
     SlashCommand("regenerate", "", "answer the last question anew"),
@@ -72,7 +72,7 @@ def parse_command(text: str) -> tuple[SlashCommand, str] | None:
     name, _, argument = line[1:].partition(" ")
     if name in COMMANDS_BY_NAME:
         return COMMANDS_BY_NAME[name], argument.strip()
-    if names_existing_path(line) or split_media_paths(line)[1]:
+    if begins_with_path(line):
         return None
     near = get_close_matches(name, COMMANDS_BY_NAME, n=1)
     hint = f"did you mean /{near[0]}? " if near else ""

@@ -11,6 +11,7 @@ from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.tui.chat_state import ChatState, ask, go_on
 from safesteer_edge.tui.engine_thread import EngineThread, TurnDone
 from safesteer_edge.tui.figures import live_figures, turn_figures
+from safesteer_edge.tui.guard_words import is_uncalibrated
 from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.widgets.bars import StatusBar
 from safesteer_edge.tui.widgets.composer import Composer
@@ -127,6 +128,7 @@ class TurnRunner:
         if any(isinstance(event, PrefillDone) for event in events):
             self._decode_started_s = self._figures_s = time.perf_counter()
             turn.policy = self._policy()
+            turn.is_uncalibrated = is_uncalibrated(self._state.info, turn.guard)
         n_media, n_thought = len(turn.media), len(turn.reasoning)
         text = "".join([turn.feed(event) for event in events])
         if self._view is not None and text:

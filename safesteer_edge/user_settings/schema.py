@@ -122,7 +122,7 @@ class KeysSection:
         default="f6", metadata=_means("answer once with the guard and once without")
     )
     new: str = field(default="ctrl+n", metadata=_means("begin a new chat"))
-    attach: str = field(default="ctrl+o", metadata=_means("add a picture or a sound"))
+    attach: str = field(default="ctrl+o", metadata=_means("attach a file"))
     regenerate: str = field(default="ctrl+r", metadata=_means("answer the last question anew"))
 
 

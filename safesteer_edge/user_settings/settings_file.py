@@ -188,7 +188,12 @@ def _read(hint: Any, value: object, where: str) -> object:
     if value is None and kind is not hint:
         return None
     if kind is float and type(value) is int:
-        return float(cast("int", value))
+        try:
+            return float(cast("int", value))
+        except OverflowError as error:
+            raise SettingsError(
+                f"{where} is {str(value)[:20]}…; expected a smaller number"
+            ) from error
     if type(value) is not kind:  # TOML's true is an int in Python
         raise SettingsError(f"{where} is {value!r}; expected {_KIND_NAMES[kind]}")
     return value

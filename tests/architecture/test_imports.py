@@ -11,6 +11,7 @@ from graphlib import CycleError, TopologicalSorter
 import pytest
 
 from tests.architecture.source_imports import (
+    REPOSITORY,
     SOURCE_FOLDERS,
     Import,
     find_modules,
@@ -26,12 +27,13 @@ IMPORTS = read_imports(MODULES)
 ALLOWED: dict[str, tuple[str, ...]] = {
     "errors": (),
     "formats": ("errors",),
-    "guard": ("errors", "formats"),
+    "guard": ("errors", "formats", "telemetry_off"),
     "bundle": ("errors", "formats", "guard"),
     "engine": ("errors", "formats", "guard.engine_protocol", "guard.sampling"),
-    "media": ("errors", "confined_process", "confined_worker"),
+    "media": ("errors", "confined_process", "confined_worker", "telemetry_off"),
     "memory": ("errors", "formats"),
     "confined_process": (),
+    "telemetry_off": (),
     "settings": ("errors", "guard.policy", "guard.sampling", "memory.kv_type"),
 }
 # What a package must not import, where the list above would be too tight.
@@ -58,8 +60,8 @@ LEAVES: dict[str, tuple[str, ...]] = {
 # Third-party packages with one owner: a folder, or files.
 OWNERS: dict[str, tuple[str, ...]] = {
     "llama_cpp": ("engine",),
-    # `doctor` asks onnxruntime about itself in a child process, without the package.
-    "onnxruntime": ("guard.probe_sessions", "diagnosis.child_tasks"),
+    "onnxruntime": ("telemetry_off",),
+    "rapidocr": ("media.picture_words",),  # which imports onnxruntime as well
     "platformdirs": ("folders",),
     "huggingface_hub": ("library.hub", "library.hub_errors"),
     "httpx2": ("library.hub", "library.hub_errors"),
@@ -67,6 +69,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
     # A recipe draws the images that it trains on.
     "PIL": ("media", "models.smollm2-135m-instruct.vision"),
     "miniaudio": ("media.sound_decoding",),
+    "pypdfium2": ("media.pdf_decoding",),
+    "pillow_heif": ("media.image_decoding",),
     "textual": ("tui",),
     "jinja2": ("chat.template_worker", "chat.template_sandbox"),
 }
@@ -75,6 +79,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
 NOT_AT_START = (
     "numpy", "llama_cpp", "onnxruntime", "PIL", "jinja2", "sklearn", "onnx", "textual",
     "huggingface_hub", "httpx2", "filelock", "miniaudio",
+    "pypdfium2", "pillow_heif",
 )
 # fmt: on
 
@@ -140,6 +145,13 @@ def test_a_third_party_package_has_one_owner(third_party: str):
             for i in IMPORTS
             if is_within(i.imported, third_party) and not is_in_any(i.importer, owners)
         ]
+    )
+
+
+def test_tests_import_onnxruntime_as_the_package_does():
+    tests = find_modules({"tests": REPOSITORY / "tests"})
+    assert_none(
+        [i for i in read_imports(tests) if is_in_any(i.imported, ("onnxruntime", "rapidocr"))]
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -52,8 +54,20 @@ def sample_parts(model: ModelInfo) -> BundleParts:
             modalities=ModalityScales(image=1.5, audio=None),
         ),
         route_hint="eval_callback",
-        figures={"auroc": {"candidate": 0.95}, "notes": ["measured on τ", 3]},
+        figures={
+            "auroc": {"candidate": 0.95},
+            "notes": ["measured on τ", 3],
+            **figures_of(POLICY),
+        },
     )
+
+
+def figures_of(policy: GuardPolicy, *, acts_on: float = 0.7) -> dict[str, object]:
+    """Return what a calibration records of a policy that refuses this share of harmful answers."""
+    shares = {"ordinary": 0.0, "borderline": 0.01, "harmless_twins": 0.1, "harmful": acts_on}
+    return {
+        "policy_choice": {"policy": asdict(policy), "refused": shares, "touched": {"harmful": 0.0}}
+    }
 
 
 def sample_canaries(weights: NDArray[np.float32]) -> Canaries:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,18 @@ import pytest
 
 from safesteer_edge.bundle import bundle as bundle_module
 from safesteer_edge.bundle.bundle import GuardBundle, load_bundle, read_config
+from safesteer_edge.bundle.recorded_effect import recorded_effect
+from safesteer_edge.bundle.strict_json import format_json
 from safesteer_edge.bundle.writer import BundleParts, VectorParts, write_bundle
+from safesteer_edge.catalogue import default_model
 from safesteer_edge.errors import BundleError, GuardError, ProbeFileError, VectorFileError
 from safesteer_edge.formats.control_vector_file import write_control_vector
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model
+from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.probe import OnnxProbe
 from tests.bundle.conftest import Edit
 from tests.bundle.linear_probe import probe_onnx, weights_for
-from tests.bundle.sample_parts import POLICY, RESIDUAL_NORM, sample_vector
+from tests.bundle.sample_parts import POLICY, RESIDUAL_NORM, figures_of, sample_vector
 from tests.tiny_models import write_tiny_llama, write_tiny_qwen2
 
 EditConfig = Callable[[Edit], None]
@@ -332,3 +337,134 @@ def test_a_loaded_bundle_cannot_be_changed(folder: Path, model: ModelInfo):
     with load_bundle(folder, model) as bundle, pytest.raises(AttributeError):
         bundle.warnings = ()  # pyright: ignore[reportAttributeAccessIssue]  # the test's point
     assert GuardBundle.__dataclass_params__.frozen  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# What a bundle must do nothing with, at every rule.
+NEVER = {
+    "strength": 1e-6,
+    "threshold": 0.999999,
+    "hard_threshold": 0.999999,
+    "hard_patience": 1024,
+    "risk_limit": 1.0,
+}
+
+
+@pytest.mark.parametrize("figures", [{}, {"calibrated": True}, figures_of(POLICY)])
+def test_a_policy_that_can_never_act_is_refused_whatever_its_figures_say(
+    folder: Path, model: ModelInfo, edit_config: EditConfig, figures: dict[str, object]
+):
+    edit_config(lambda c: c["policy"].update(NEVER))
+    edit_config(lambda c: c.update(figures=figures))
+    message = refusal(folder, model)
+    assert "can never act" in message
+    assert "threshold 0.999999" in message
+    assert "calibrate" in message
+
+
+def test_a_policy_that_acted_on_no_harmful_answer_is_refused_and_not_written(
+    tmp_path: Path, folder: Path, model: ModelInfo, edit_config: EditConfig, parts: BundleParts
+):
+    never = figures_of(POLICY, acts_on=0.0)
+    edit_config(lambda c: c.update(figures=never))
+    assert "acts on none of the harmful answers" in refusal(folder, model)
+    with pytest.raises(BundleError, match="acts on none"):
+        write_bundle(tmp_path / "b", replace(parts, figures=never))
+    assert not (tmp_path / "b").exists()
+
+
+def effect_of(policy: GuardPolicy, figures: dict[str, object]) -> str:
+    return recorded_effect(policy, json.loads(format_json(figures)))
+
+
+def test_figures_of_either_calibration_count():
+    choice = figures_of(POLICY)["policy_choice"]
+    assert effect_of(POLICY, {"calibration": {"policy": choice}}) == "acts"
+    assert effect_of(POLICY, {"policy_choice": choice}) == "acts"
+    assert effect_of(POLICY, {"original": {"policy_choice": choice}}) == "unknown"
+
+
+def test_steering_counts_only_where_it_is_felt():
+    def figures(policy: GuardPolicy) -> dict[str, object]:
+        choice = {"policy": asdict(policy), "refused": {"harmful": 0.0}, "touched": {"harmful": 1}}
+        return {"policy_choice": choice}
+
+    weak = replace(POLICY, strength=0.1)
+    assert effect_of(POLICY, figures(POLICY)) == "acts"
+    assert effect_of(weak, figures(weak)) == "never_acts"
+
+
+@pytest.mark.parametrize("share", [None, "0.7", True, 1.7, -0.1, [0.7], {"share": 0.7}])
+@pytest.mark.parametrize("what", ["refused", "touched"])
+def test_figures_that_are_no_shares_say_nothing(what: str, share: object):
+    figures: Any = figures_of(POLICY)
+    figures["policy_choice"][what] = {"harmful": share}
+    assert effect_of(POLICY, figures) == "unknown"
+
+
+@pytest.mark.parametrize("choice", [None, 3, [], {}, {"policy": {}}, {"policy": [1]}])
+def test_figures_of_another_shape_say_nothing(choice: object):
+    assert effect_of(POLICY, {"policy_choice": choice}) == "unknown"
+
+
+def test_figures_of_another_policy_say_nothing_for_this_one(
+    folder: Path, model: ModelInfo, edit_config: EditConfig
+):
+    edit_config(lambda c: c["policy"].update(threshold=0.8))
+    with load_bundle(folder, model) as bundle:
+        assert not bundle.is_calibrated
+        assert "UNCALIBRATED" in bundle.warnings[0]
+
+
+def replayed(*scores: object, complies: bool = True) -> dict[str, object]:
+    return {"replay": {"complies": [complies] * len(scores), "max_score": list(scores)}}
+
+
+def test_a_policy_above_every_replayed_harmful_score_is_refused():
+    high = replace(POLICY, threshold=0.95, hard_threshold=0.95, risk_limit=0.95, strength=1e3)
+    assert high.can_steer and high.can_refuse
+    assert effect_of(high, replayed(0.3, 0.94)) == "never_acts"
+    assert effect_of(high, replayed(0.3, 0.96)) == "unknown"
+    # The prompt's score is not kept, and may be higher than any token's.
+    assert effect_of(replace(high, prompt_weight=8), replayed(0.3)) == "unknown"
+
+
+@pytest.mark.parametrize(
+    "figures", [replayed(), replayed(0.1, complies=False), replayed(0.1, None), {"replay": 1}]
+)
+def test_a_replay_that_is_not_whole_rules_nothing_out(figures: dict[str, object]):
+    assert effect_of(POLICY, figures) == "unknown"
+
+
+def test_the_hash_of_a_bundle_is_that_of_its_guard_json(folder: Path, model: ModelInfo):
+    with load_bundle(folder, model) as bundle:
+        assert bundle.is_calibrated
+        assert bundle.sha256 == hashlib.sha256((folder / "guard.json").read_bytes()).hexdigest()
+
+
+def test_the_vector_that_was_hashed_is_the_vector_that_steers(
+    folder: Path, model: ModelInfo, parts: BundleParts, monkeypatch: pytest.MonkeyPatch
+):
+    path = folder / "vector.gguf"
+    check = bundle_module.check_sha256
+
+    def exchange_after(data: bytes, expected: str, checked: Path) -> None:
+        check(data, expected, checked)
+        if checked == path:
+            write_control_vector(path, sample_vector(model, norm=0.001))
+
+    monkeypatch.setattr(bundle_module, "check_sha256", exchange_after)
+    with load_bundle(folder, model) as bundle:
+        vector = bundle.unscaled_vector
+        assert vector is not None
+        np.testing.assert_array_equal(vector.directions, vector_of(parts).vector.directions)
+
+
+def test_the_embedded_default_is_calibrated_and_does_not_load_with_its_limits_out_of_reach():
+    folder = default_model().bundle
+    assert folder is not None
+    config = read_config(folder)
+    figures = dict(config.figures)
+    assert recorded_effect(config.policy, figures) == "acts"
+    high = {"threshold": 0.995, "hard_threshold": 0.995}
+    assert recorded_effect(replace(config.policy, **high), figures) == "unknown"
+    assert recorded_effect(replace(config.policy, **high, risk_limit=1.0), figures) == "never_acts"

@@ -53,7 +53,7 @@ def calibration(tiny: GuardedTiny) -> CalibrationSettings:
         layer_sets=((2,), (1, 2), (2, 0)),
         regularisations=(0.01,),
         plan=HarvestPlan(n_own_tokens=8, n_forced_tokens=8, n_openings=2),
-        targets=FalseAlarmTargets(0.2, 0.2, 0.2),
+        targets=FalseAlarmTargets(0.2, 0.2, 0.5, 0.5),
         refusal_text=REFUSAL_TEXT,
         name="made-here",
     )
@@ -114,7 +114,7 @@ def test_its_figures_say_what_was_tried(made: Made):
     linear = [(layers, "linear") for layers in made.settings.layer_sets]
     assert tried == [*linear, ((1, 2), "pca-linear"), ((1, 2), "mlp")]
     assert figures["chosen"]["layers"] in [list(layers) for layers in made.settings.layer_sets]
-    assert figures["targets"]["borderline_refused"] == 0.2
+    assert figures["targets"]["borderline_refused"] == 0.5
     policy = figures["calibration"]["policy"]
     config = json.loads((made.folder / "guard.json").read_text())
     assert policy["policy"] == config["policy"]

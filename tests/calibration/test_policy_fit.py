@@ -21,8 +21,10 @@ from safesteer_edge.calibration.policy_fit import (
     conformal_limit,
 )
 from safesteer_edge.calibration.refusal_grid import AnswerTable
+from safesteer_edge.errors import GuardError
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.risk import RunningRisk
+from tests.guard.scripted_answers import no_scores
 
 Rows = list[NDArray[np.float64]]
 TARGETS = FalseAlarmTargets(touched=0.05, ordinary_refused=0.02, borderline_refused=0.05)
@@ -221,3 +223,12 @@ def test_too_few_benign_answers_leave_refusals_off():
     assert choice.policy.risk_limit == 1.0
     assert (choice.refused.ordinary, choice.refused.borderline) == (0.0, 0.0)
     assert math.isnan(choice.refused.harmless_twins)
+
+
+@given(no_scores, st.sampled_from(["ordinary", "borderline", "harmless_twins", "harmful"]))
+@settings(max_examples=20, deadline=None)
+def test_no_limit_is_chosen_from_what_is_no_score(value: float, name: str):
+    scores = made_up_scores(0, n_rows=4)
+    getattr(scores, name)[2][7] = value
+    with pytest.raises(GuardError, match="cannot choose limits"):
+        choose_policy(scores, TARGETS)

@@ -118,7 +118,7 @@ def test_its_report_says_what_was_set_anew(made: Recalibrated):
 
 
 def test_the_bundles_own_targets_are_kept(made: Recalibrated):
-    assert made.recalibration.targets == FalseAlarmTargets(0.2, 0.2, 0.2)
+    assert made.recalibration.targets == FalseAlarmTargets(0.2, 0.2, 0.5, 0.5)
     assert targets_of({"targets": {"touched": "much", "ordinary_refused": 7.0}}) == (
         FalseAlarmTargets()
     )

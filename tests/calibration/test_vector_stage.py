@@ -155,3 +155,14 @@ def test_a_request_is_drawn_the_same_each_time_and_unlike_others(carrier):
     first, second = (draw(REQUESTS[index], carrier, 224) for index in (0, 2))
     assert first.pixels.shape == (224, 224, 3)
     assert first.sha256 == draw(REQUESTS[0], carrier, 224).sha256 != second.sha256
+
+
+def test_a_gain_that_is_no_number_enables_nothing(
+    guarded_tiny: GuardedTiny, harvested: Harvest, monkeypatch: pytest.MonkeyPatch
+):
+    unknown = (float("nan"),) * 3
+    monkeypatch.setattr(
+        "safesteer_edge.calibration.vector_fit.with_interval", lambda *_, **__: unknown
+    )
+    result, _ = fitted(guarded_tiny, harvested, replace(SETTINGS, kl_limit=100.0))
+    assert result.parts is None and "no gain" in result.record["why"]

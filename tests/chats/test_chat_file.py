@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from safesteer_edge.chats.records import (
 )
 from safesteer_edge.errors import ChatFileError, ChatStoreError
 from tests.chats.sample_chats import GUARD, MODEL, USAGE, header, turn
+from tests.guard.scripted_answers import no_scores
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="POSIX limits and signals")
 
@@ -245,3 +247,38 @@ def test_a_kill_loses_half_a_second_at_most(tmp_path: Path):
     assert lost == []
     with ChatFile.open(path) as file:
         assert file.log.entry("m2").end is None
+
+
+def end_line(**numbers: str) -> bytes:
+    """The line of an answer's end, with numbers of its guard as another program wrote them."""
+    line = record_to_line(AnswerEnded("m2", 3.0, "stop", GUARD, USAGE)).decode("ascii")
+    for name, text in numbers.items():
+        line = re.sub(rf'("{name}":)[^,}}]*', rf"\g<1>{text}", line)
+    return line.encode("ascii")
+
+
+NO_RISKS = ["NaN", "Infinity", "-Infinity", "-0.1", "1.1", "1e999", "9" * 400, '"0.5"', "[0.5]"]
+
+
+@pytest.mark.parametrize("text", NO_RISKS)
+@pytest.mark.parametrize("name", ["risk", "max_score", "mean_score"])
+def test_a_record_whose_risk_or_score_is_none_is_damaged(tmp_path: Path, name: str, text: str):
+    path = tmp_path / "chat.jsonl"
+    lines = [record_to_line(record) for record in (header(), *turn(1, "Hello", "Hi there")[:-1])]
+    path.write_bytes(b"".join([*lines, end_line(**{name: "0.5"})]))
+    assert read_chat(path).branch()[-1].text == "Hi there"
+    path.write_bytes(b"".join([*lines, end_line(**{name: text})]))
+    with pytest.raises(ChatFileError, match=r"cannot read chat .*; it is damaged"):
+        read_chat(path)
+
+
+@given(no_scores)
+def test_a_line_with_what_is_no_risk_is_no_record(value: float):
+    with pytest.raises(ChatFileError):
+        record_from_line(end_line(risk=repr(value)))
+
+
+@pytest.mark.parametrize("at", ["NaN", "Infinity", "9" * 400])
+def test_a_record_of_no_time_is_damaged(at: str):
+    with pytest.raises(ChatFileError):
+        record_from_line(end_line(at=at))

@@ -18,6 +18,7 @@ from safesteer_edge.cli.exit_codes import BAD_INPUT, OK, REFUSED, RUNTIME_ERROR
 from tests.brittle_bundle import limit_within_answer, write_brittle_bundle
 from tests.cli.conftest import Ask, StartAsk
 from tests.guarded_tiny import ALARMED, PATIENT_POLICY, QUIET, REFUSAL_TEXT, WAVERING, GuardedTiny
+from tests.media.sample_documents import write_pdf
 from tests.session.turns import texts
 from tests.tiny_models import write_tiny_llama
 from tests.tiny_models.families import templates
@@ -27,7 +28,7 @@ KEYS = {
     "model": {"name", "path", "architecture", "quantization"},
     "guard": {
         *("mode", "rerank", "bundle", "interventions", "evaluated_candidates", "max_score"),
-        *("mean_score", "risk", "refused", "vector_active"),
+        *("mean_score", "risk", "refused", "vector_active", "calibrated"),
     },
     "usage": {"prompt_tokens", "media_tokens", "completion_tokens"},
     "timings": {"load_s", "prefill_s", "ttft_s", "decode_s", "tokens_per_second"},
@@ -121,6 +122,7 @@ def test_json_without_a_guard_has_nulls_in_place_of_scores(ask: Ask):
         "risk": None,
         "refused": False,
         "vector_active": False,
+        "calibrated": None,
     }
 
 
@@ -248,6 +250,25 @@ def test_a_picture_is_asked_about(ask: Ask, guarded_tiny: GuardedTiny, tmp_path:
     assert f"[ab .png 560×280 → 56×56, 4 tokens, {medium['encode_s']:.2f} s]\n" in ran.err
 
 
+def test_files_of_any_kind_go_along(ask: Ask, guarded_tiny: GuardedTiny, tmp_path: Path):
+    from PIL import Image
+
+    (tmp_path / "notes.txt").write_text("some words")
+    Image.new("RGB", (56, 56), "teal").save(tmp_path / "a.png")
+    report = write_pdf(tmp_path / "report.pdf", ("Sales", 200.0))
+    alone = json.loads(ask("What is this?", "--json").out)
+    files = [
+        argument
+        for name in ("notes.txt", "a.png", report.name)
+        for argument in ("--file", str(tmp_path / name))
+    ]
+    value = json.loads(
+        ask("What is this?", "--mmproj", str(guarded_tiny.projector), *files, "--json").out
+    )
+    assert [medium["name"] for medium in value["media"]] == ["a.png", "report.pdf, page 1"]
+    assert value["usage"]["prompt_tokens"] > alone["usage"]["prompt_tokens"] + 8
+
+
 def test_a_model_without_a_guard_says_so_every_time(ask: Ask):
     err = ask("Hello there", "--guard", "off").err
     assert "NO GUARD" in err
@@ -264,6 +285,20 @@ def test_no_escape_sequence_of_a_files_name_reaches_the_terminal(
     assert (ran.exit_code, missing.exit_code) == (OK, BAD_INPUT)
     assert "[ab F32" in ran.err
     assert "\x1b" not in ran.err + missing.err
+
+
+def test_a_guard_that_nobody_measured_is_called_so(
+    guarded_tiny: GuardedTiny, tmp_path: Path, ask: Ask
+):
+    parts = replace(guarded_tiny.parts(bias=QUIET), figures={"calibrated": True})
+    bundle = write_bundle(tmp_path / "bundle", parts)
+    ran = ask("Hello there", "--bundle", str(bundle), "--json")
+    assert "guard tiny-30, UNCALIBRATED, loaded in" in ran.err
+    assert "[warning: guard bundle 'tiny-30' is UNCALIBRATED" in ran.err
+    assert json.loads(ran.out)["guard"]["calibrated"] is False
+    measured = ask("Hello there", "--json")
+    assert "UNCALIBRATED" not in measured.err
+    assert json.loads(measured.out)["guard"]["calibrated"] is True
 
 
 def test_an_answer_in_any_script_reaches_an_ascii_terminal(

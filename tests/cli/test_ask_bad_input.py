@@ -244,6 +244,18 @@ def test_a_file_that_is_no_picture(ask: Ask, guarded_tiny: GuardedTiny, tmp_path
     )
 
 
+def test_a_document_that_cannot_be_read(ask: Ask, tmp_path: Path):
+    (tmp_path / "report.docx").write_bytes(b"PK\x03\x04\0")
+    (tmp_path / "report.pdf").write_bytes(b"%PDF-1.7")
+    for name, remedy in (
+        ("report.docx", "convert it"),
+        ("report.pdf", "damaged"),
+        ("missing.md", "check the path"),
+    ):
+        file = ["--file", str(tmp_path / name)]
+        fails_with_one_line(ask, file, naming=name, remedy=remedy)
+
+
 def test_a_picture_for_a_model_that_does_not_see(ask: Ask, tmp_path: Path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     fails_with_one_line(
@@ -314,3 +326,10 @@ def test_an_option_that_is_not_understood(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert arguments[0] in captured.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1.1", "-0.1"])
+@pytest.mark.parametrize("guard", ["steer", "off"])
+def test_a_threshold_that_is_none_is_refused_whatever_the_guard(ask: Ask, guard: str, value: str):
+    options = [f"--threshold={value}", "--guard", guard]
+    fails_with_one_line(ask, options, naming=f"threshold is {float(value)}", remedy="")

@@ -169,6 +169,9 @@ def test_what_the_model_cannot_take_is_refused_before_any_work(
         (unknown, (), "unknown key 'colour'"),
         (plain, ("--false-alarms", "0"), "expected a share above 0"),
         (plain, ("--cache-limit", "0"), "expected GiB, more than 0"),
+        (plain, ("--cache-limit", "inf"), "expected GiB, more than 0"),
+        (plain, ("--cache-limit", "nan"), "expected GiB, more than 0"),
+        (plain, ("--false-alarms", "nan"), "expected a share above 0"),
         (plain, ("--cache-limit", "0.0001"), "raise --cache-limit"),
     ):
         assert main(command(guarded_tiny, tmp_path / "guard", data, *options)) == BAD_INPUT

@@ -48,11 +48,14 @@ def test_the_bundle_loads_with_all_that_it_claims(
     source = ["--source", str(tmp_path / "source.npz"), "--name", "mine"]
     assert convert(guarded_tiny, probe, tmp_path / "out", *arguments, *source) == 0
     out = capsys.readouterr().out
-    assert "verified" in out
+    assert "verified, UNCALIBRATED\n" in out
     assert "NOT calibrated" in out
     assert "safesteer-edge calibrate" in out
     with load_bundle(tmp_path / "out", guarded_tiny.info, device="cpu") as bundle:
-        assert (bundle.match, bundle.config.name, bundle.warnings) == ("exact", "mine", ())
+        assert (bundle.match, bundle.config.name) == ("exact", "mine")
+        assert not bundle.is_calibrated
+        (warning,) = bundle.warnings
+        assert "UNCALIBRATED" in warning
         assert bundle.config.figures["calibrated"] is False
         assert bundle.config.probe.layers == PROBE_LAYERS
         assert len(bundle.config.canaries.engine) == 2

@@ -27,6 +27,9 @@ def run(*arguments: str) -> int:
         (("-o", "x", "--defence", "nothing"), "no defence 'nothing'"),
         (("-o", "x", "--limit", "0"), "limit is 0"),
         (("-o", "x", "--workers", "0"), "n_workers is 0"),
+        (("-o", "x", "--judge-timeout", "nan"), "judge_timeout_s is nan"),
+        (("-o", "x", "--judge-timeout", "inf"), "judge_timeout_s is inf"),
+        (("-o", "x", "--judge-timeout", "0"), "judge_timeout_s is 0.0"),
         (("--compare", "a.json", "b.json"), "cannot read report 'a.json'"),
     ],
 )

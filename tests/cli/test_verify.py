@@ -137,6 +137,36 @@ def test_a_damaged_bundle_is_not_verified(
     assert out.splitlines()[-1] == "NOT verified"
 
 
+def test_a_guard_that_can_never_act_is_not_verified(
+    guarded_tiny: GuardedTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = write_bundle(tmp_path / "bundle", guarded_tiny.parts())
+    config = json.loads((folder / "guard.json").read_text())
+    config["policy"] |= {
+        "strength": 1e-6,
+        "threshold": 0.999999,
+        "hard_threshold": 0.999999,
+        "risk_limit": 1,
+        "hard_patience": 1024,
+    }
+    (folder / "guard.json").write_text(json.dumps(config))
+    assert main(["verify", str(folder), "--model", str(guarded_tiny.model)]) == 1
+    out = capsys.readouterr().out
+    assert "can never act" in out
+    assert out.splitlines()[-1] == "NOT verified"
+
+
+def test_a_guard_that_nobody_measured_is_verified_as_just_that(
+    guarded_tiny: GuardedTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = write_bundle(tmp_path / "bundle", replace(guarded_tiny.parts(), figures={}))
+    arguments = ["verify", str(folder), "--model", str(guarded_tiny.model), "--threads", "1"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "verified, UNCALIBRATED"
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["is_calibrated"] is False
+
+
 def test_a_probe_that_is_fed_other_layers_is_not_verified(
     guarded_tiny: GuardedTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -157,6 +187,8 @@ def test_a_probe_that_is_fed_other_layers_is_not_verified(
         (["--source", "probe.npz", "--states", "wrong.npz"], "expected (n, 128)"),
         (["--source", "probe.npz", "--states", "nan.npz"], "not finite"),
         (["--source", "probe.npz", "--states", "x.csv"], "expected one of"),
+        (["--tolerance", "nan"], "--tolerance is nan; expected 0 to 1"),
+        (["--tolerance", "inf"], "--tolerance is inf"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

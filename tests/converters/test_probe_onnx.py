@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,6 +26,7 @@ from safesteer_edge.converters.probe_onnx import (  # pyright: ignore[reportMiss
 from safesteer_edge.errors import InputError, ProbeFileError
 from safesteer_edge.formats.onnx_file import check_onnx
 from safesteer_edge.guard.probe import OnnxProbe
+from safesteer_edge.telemetry_off import import_onnxruntime
 
 TOLERANCE = 1e-5
 ACTIVATIONS = {
@@ -41,7 +41,7 @@ ACTIVATIONS = {
 
 
 def run(data: bytes, states: Any) -> Any:
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    session = import_onnxruntime().InferenceSession(data, providers=["CPUExecutionProvider"])
     return session.run(None, {"hidden_state": states})[0]
 
 

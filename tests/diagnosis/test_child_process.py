@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,28 @@ def test_onnxruntime_reports_its_providers():
     facts = ask_child("onnxruntime", OnnxRuntimeFacts, limit_s=LIMIT_S)
     assert isinstance(facts, OnnxRuntimeFacts)
     assert "CPUExecutionProvider" in facts.providers
+    assert facts.files_written == ()
+    assert not facts.n_sockets
+
+
+def test_what_the_import_of_onnxruntime_leaves_is_reported(replace_package):
+    source = """
+        import socket
+        from pathlib import Path
+        __version__ = "9"
+        _socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        _folder = Path.home() / ".cache" / "Microsoft"
+        _folder.mkdir(parents=True)
+        (_folder / "deviceid").touch()
+        def disable_telemetry_events(): pass
+        def get_available_providers(): return []
+    """
+    replace_package("onnxruntime", textwrap.dedent(source))
+    facts = ask_child("onnxruntime", OnnxRuntimeFacts, limit_s=LIMIT_S)
+    assert isinstance(facts, OnnxRuntimeFacts)
+    assert facts.files_written == (".cache/Microsoft/deviceid",)
+    if sys.platform != "win32":
+        assert facts.n_sockets == 1
 
 
 @posix_only
@@ -104,6 +127,7 @@ def test_what_native_code_prints_does_not_spoil_the_reply(replace_package):
     replace_package(
         "onnxruntime",
         "import os\nos.write(1, b'{\"facts\": 1}\\nnoise without end')\n"
+        "def disable_telemetry_events(): pass\n"
         "__version__ = '9'\ndef get_available_providers(): return ['XExecutionProvider']",
     )
     facts = ask_child("onnxruntime", OnnxRuntimeFacts, limit_s=LIMIT_S)

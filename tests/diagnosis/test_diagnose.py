@@ -15,7 +15,8 @@ SUBJECTS = {
     *("python", "safesteer-edge", "llama-cpp-python", "numpy", "pillow", "textual"),
     *("llama.cpp", "cpu cores", "cpu features", "llama.cpp gpu", "onnxruntime packages"),
     *("onnxruntime", "data folder", "cache folder", "config folder", "memory"),
-    *("picture words", "default model", "guard bundle", "probe provider", "guarded token"),
+    *("nothing phones home", "picture words", "default model", "guard bundle"),
+    *("probe provider", "guarded token"),
 }
 
 

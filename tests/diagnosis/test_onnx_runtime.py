@@ -7,7 +7,7 @@ from dataclasses import replace
 from safesteer_edge.diagnosis.check import Check
 from safesteer_edge.diagnosis.child_process import ChildFailure
 from safesteer_edge.diagnosis.facts import DriverFacts, OnnxRuntimeFacts
-from safesteer_edge.diagnosis.onnx_runtime import check_onnxruntime
+from safesteer_edge.diagnosis.onnx_runtime import check_nothing_phones_home, check_onnxruntime
 from tests.diagnosis.sample_facts import H100, NO_DRIVER, ONNXRUNTIME
 
 
@@ -48,3 +48,28 @@ def test_an_onnxruntime_that_does_not_import_fails():
     check = check_of(ChildFailure("missing module", "ModuleNotFoundError: 'onnxruntime'"))
     assert check.status == "fail"
     assert " -m pip install " in str(check.remedy)
+
+
+def test_an_import_that_leaves_nothing_phones_nobody():
+    (check,) = check_nothing_phones_home(ONNXRUNTIME)
+    assert check.status == "ok"
+    assert check.finding.startswith("checked: ONNX Runtime 1.31.1")
+    assert check.finding.endswith("wrote no file and opened no socket")
+    (elsewhere,) = check_nothing_phones_home(replace(ONNXRUNTIME, n_sockets=None))
+    assert elsewhere.finding.endswith("wrote no file")
+
+
+def test_files_or_sockets_of_the_import_are_a_warning():
+    left = replace(ONNXRUNTIME, files_written=(".cache/Microsoft/deviceid",), n_sockets=2)
+    (check,) = check_nothing_phones_home(left)
+    assert check.status == "warn"
+    assert "left .cache/Microsoft/deviceid, a socket," in check.finding
+    assert "<1.29" in str(check.remedy)
+
+
+def test_what_cannot_be_imported_is_not_called_checked():
+    (check,) = check_nothing_phones_home(ChildFailure("crash", "it died"))
+    assert (check.status, check.finding) == (
+        "warn",
+        "not checked: ONNX Runtime does not import",
+    )

@@ -61,9 +61,12 @@ def test_a_divergence_is_explained_up_to_twice_the_noise():
         Divergence("inside", step=1, gap=0.0199),
         Divergence("outside", step=2, gap=0.0201),
         Divergence("unseen", step=3, gap=float("inf")),
+        Divergence("unknown", step=4, gap=float("nan")),
     )
-    result = RerankEquality(3, 0, 10, 2, noise=0.01, divergences=divergences)
-    assert [item.request_id for item in result.unexplained] == ["outside", "unseen"]
+    result = RerankEquality(4, 0, 10, 2, noise=0.01, divergences=divergences)
+    unexplained = [item.request_id for item in result.unexplained]
+    assert unexplained == ["outside", "unseen", "unknown"]
+    assert len(replace(result, noise=float("nan")).unexplained) == 4
 
 
 @pytest.mark.default_model

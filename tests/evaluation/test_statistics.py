@@ -139,3 +139,14 @@ def test_an_aurocs_interval_holds_at_the_ends():
     assert 0.8 < low < 0.95
     assert high == 1.0
     assert auroc_interval(math.nan, 0, 3) == (0.0, 1.0)
+
+
+@given(SCORES, SCORES, st.booleans(), st.data())
+def test_a_missing_score_makes_the_figure_no_number(
+    positive: list[float], negative: list[float], is_positive: bool, data: st.DataObject
+):
+    side = positive if is_positive else negative
+    side[data.draw(st.integers(0, len(side) - 1))] = math.nan
+    sides = np.array(positive), np.array(negative)
+    assert math.isnan(auroc(*sides))
+    assert math.isnan(true_positive_rate(*sides, false_positive_rate=0.1))

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -79,9 +78,9 @@ def _projector_loader(model_path: Path) -> Callable[[Path], None]:
 
 
 def _load_probe(path: Path) -> None:
-    import onnxruntime
+    from safesteer_edge.telemetry_off import import_onnxruntime
 
-    runtime: Any = onnxruntime
+    runtime = import_onnxruntime()
     runtime.set_default_logger_severity(4)
     options = runtime.SessionOptions()
     options.log_severity_level = 4

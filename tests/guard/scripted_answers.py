@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from hypothesis import strategies as st
 
 from safesteer_edge.guard.decoding import GuardedAnswer
 from safesteer_edge.guard.events import (
@@ -35,6 +36,13 @@ POLICY = GuardPolicy(
     risk_min_steps=1,
     risk_gain=0.0,
     conversation_carry=0.5,
+)
+# What can be no score and no risk.
+NO_SCORES = (float("nan"), float("inf"), float("-inf"), -0.1, 1.1)
+no_scores = (
+    st.sampled_from(NO_SCORES)
+    | st.floats(max_value=0.0, exclude_max=True).filter(lambda value: value < 0)
+    | st.floats(min_value=1.0, exclude_min=True)
 )
 # The random answers' tokens: whole words, pieces of characters, and nothing at all.
 _PIECES = (b"", b"a", b" be", "é".encode(), b"\xe4", b"\xbd\xa0", b"x\xf0\x9f", b"\x98\x80", b"!")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safesteer_edge.errors import GuardError
 from safesteer_edge.guard.events import (
     Candidate,
     Event,
@@ -23,12 +25,13 @@ from safesteer_edge.guard.events import (
     event_from_json,
     event_to_json,
 )
-from tests.guard.scripted_answers import through_json
+from tests.guard.scripted_answers import no_scores, through_json
 
 # No NaN and no infinity: JSON has none, and the guard lets none through.
 _numbers = st.floats(allow_nan=False, allow_infinity=False)
-_maybe = st.none() | _numbers
-_candidates = st.builds(Candidate, logprob=_numbers, score=_numbers)
+_scores = st.floats(0.0, 1.0)
+_maybe = st.none() | _scores
+_candidates = st.builds(Candidate, logprob=_numbers, score=_scores)
 _guards = st.builds(GuardSummary, max_score=_maybe, mean_score=_maybe, risk=_maybe)
 _timings = st.builds(Timings, _numbers, _numbers, _numbers, _numbers, _numbers)
 # What is not given is drawn from its annotation.
@@ -64,6 +67,26 @@ EXAMPLE = TurnEnded(
 def test_every_event_survives_json(kind: type[Any], data: st.DataObject):
     event = data.draw(_EVENTS[kind])
     assert through_json(event) == event
+
+
+@given(no_scores, st.sampled_from(["max_score", "mean_score", "risk"]))
+def test_a_summary_with_what_is_no_score_or_risk_cannot_be_made(value: float, name: str):
+    with pytest.raises(GuardError, match=f"{name} is .*cannot judge"):
+        replace(EXAMPLE.guard, **{name: value})  # pyright: ignore[reportArgumentType]
+    data = event_to_json(EXAMPLE)
+    data["guard"][name] = value
+    with pytest.raises(GuardError, match=name):
+        event_from_json(data)
+
+
+@given(no_scores)
+def test_no_event_tells_what_is_no_score_or_risk(value: float):
+    step = Step(1, 7, "a", 0.0, 0.5, True, 0.5)
+    prefill = PrefillDone(1, 0, 0, 0.1, False, 0.5)
+    wrong = [(step, "score"), (step, "risk"), (prefill, "prompt_score")]
+    for event, name in [*wrong, (Candidate(7, 0.0, 0.5), "score")]:
+        with pytest.raises(GuardError, match="cannot judge"):
+            replace(event, **{name: value})  # pyright: ignore[reportArgumentType]
 
 
 def test_the_kind_stands_under_event():

@@ -16,6 +16,7 @@ from safesteer_edge.guard.policy import GuardMode, RerankName
 from tests.guard.plain_probes import BrokenProbe, PlainProbe, by_token
 from tests.guard.scripted_answers import (
     END,
+    NO_SCORES,
     REFUSAL_TEXT,
     ScriptedAnswer,
     refusal_tokens,
@@ -178,10 +179,24 @@ def test_a_reranker_that_chooses_an_unscored_token_is_stopped(monkeypatch: pytes
     assert (answer.text, answer.finish_reason) == (REFUSAL_TEXT, "refused")
 
 
-@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+@pytest.mark.parametrize("score", NO_SCORES)
 def test_a_prompt_without_a_score_ends_the_turn_before_a_word_is_said(score: float):
     script = spelled(("The", 0.0), (" sky", 0.0))
     script.prompt_score = score
     answer = script.decode()
     assert answer.refusal is not None and answer.refusal.reason == "guard_failed"
     assert answer.text == REFUSAL_TEXT and not script.steps
+
+
+@pytest.mark.parametrize(("mode", "rerank"), WAYS)
+@pytest.mark.parametrize("risk", NO_SCORES)
+def test_a_carried_risk_that_is_none_ends_the_turn_before_a_word_is_said(
+    mode: GuardMode, rerank: RerankName, risk: float
+):
+    script = four_steps(mode, rerank, fails_at=99, fail=all_are(np.nan))
+    script.carried_risk = risk
+    answer = script.decode()
+    assert answer.refusal is not None and answer.refusal.reason == "guard_failed"
+    assert "carried from earlier turns" in answer.refusal.detail
+    assert answer.text == REFUSAL_TEXT and not script.steps
+    assert answer.risk is None  # unknown: the next turn starts with the most there can be

@@ -87,3 +87,34 @@ def test_tightening_to_no_number_is_refused(value: float):
         POLICY.tightened(strength=value, threshold=None)
     with pytest.raises(SettingsError):
         POLICY.tightened(strength=None, threshold=value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "can_steer"),
+    [
+        ({"strength": 1e-6}, False),
+        ({"strength": 1.3, "threshold": 0.5, "risk_gain": 0.0}, False),  # 0.65 of 0.69 nats
+        ({"strength": 1.3, "threshold": 0.5, "risk_gain": 0.1}, True),
+        ({"strength": 1e6, "threshold": 0.9991, "hard_threshold": 1.0}, False),
+        ({"strength": 1e6, "threshold": 0.999, "hard_threshold": 1.0}, True),
+    ],
+)
+def test_steering_that_leaves_the_worst_candidate_most_of_its_chance_is_none(
+    changes: dict[str, float], can_steer: bool
+):
+    assert replace(POLICY, **changes).can_steer is can_steer  # pyright: ignore[reportArgumentType]  # one is an int
+
+
+@pytest.mark.parametrize(
+    ("changes", "can_refuse"),
+    [
+        ({"risk_limit": 1.0, "hard_threshold": 1.0}, False),
+        ({"risk_limit": 0.9999, "hard_threshold": 0.9999}, False),
+        ({"risk_limit": 1.0, "hard_patience": 1024}, False),
+        ({"risk_min_steps": 1024, "hard_patience": 1024}, False),
+        ({"risk_limit": 0.999, "hard_patience": 1024}, True),
+        ({"risk_limit": 1.0, "hard_threshold": 0.999, "hard_patience": 1023}, True),
+    ],
+)
+def test_limits_that_nothing_exceeds_refuse_nothing(changes: dict[str, float], can_refuse: bool):
+    assert replace(POLICY, **changes).can_refuse is can_refuse  # pyright: ignore[reportArgumentType]  # some are ints

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,11 +17,13 @@ from safesteer_edge.errors import GuardError, ProbeFileError, ProbeShapeError
 from safesteer_edge.guard.cuda_libraries import missing_cuda_libraries
 from safesteer_edge.guard.probe import OnnxProbe
 from safesteer_edge.guard.probe_protocol import Probe
+from safesteer_edge.telemetry_off import import_onnxruntime
 from tests.bundle.linear_probe import linear_scores, probe_onnx, weights_for
 
 WEIGHTS = weights_for(64)
 N_FEATURES = len(WEIGHTS)
 FIRST_ROW = np.eye(1, N_FEATURES, dtype=np.float32)
+onnxruntime = import_onnxruntime()
 NO_CUDA = missing_cuda_libraries(
     str(getattr(onnxruntime, "cuda_version", "")), Path(onnxruntime.__file__).parent.parent
 )

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safesteer_edge.errors import GuardError
 from safesteer_edge.guard.risk import RunningRisk
-from tests.guard.scripted_answers import POLICY, policy_with
+from tests.guard.scripted_answers import POLICY, no_scores, policy_with
 
 many_scores = st.lists(st.floats(0.0, 1.0, width=32), min_size=1, max_size=60)
 decays = st.sampled_from([0.0, 0.5, 0.9, 0.95]) | st.floats(0.0, 0.9999)
@@ -160,3 +161,17 @@ def test_a_few_chance_scores_refuse_with_no_prior_alone():
 def test_a_prompt_alone_refuses_nothing():
     policy = policy_with(risk_limit=0.0, risk_min_steps=1, prompt_weight=8)
     assert RunningRisk(policy, prompt_score=1.0).refusal_reason() is None
+
+
+@given(many_scores, no_scores, st.integers(0, 8))
+def test_what_is_no_score_cannot_join_the_risk(scores: list[float], value: float, weight: int):
+    policy = policy_with(prompt_weight=weight)
+    with pytest.raises(GuardError, match=r"carried from earlier turns .* cannot judge"):
+        RunningRisk(policy, carried=value)
+    with pytest.raises(GuardError, match=r"the prompt's score .* cannot judge"):
+        RunningRisk(policy, prompt_score=value)
+    risk = risk_after(scores)
+    before = (risk.value, risk.max_value, risk.carry_over())
+    with pytest.raises(GuardError, match=r"a token's score .* cannot judge"):
+        risk.add(value)
+    assert (risk.value, risk.max_value, risk.carry_over()) == before

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from safesteer_edge.errors import GuardError
 from safesteer_edge.guard.tilt import Tilt, draw
 from tests.guard.candidate_sets import (
     CandidateSet,
@@ -132,3 +133,15 @@ def test_an_extreme_tilt_overflows_nowhere(candidates: CandidateSet, tilt: Tilt)
     with np.errstate(all="raise", under="ignore"):
         _, _, q = p_s_q(candidates, Tilt(tilt.strength * 1e3, tilt.threshold))
     assert np.isfinite(q).all()
+
+
+@given(candidate_sets(), tilts, st.data())
+@settings(deadline=None)
+def test_a_missing_score_is_no_low_one(candidates: CandidateSet, tilt: Tilt, data: st.DataObject):
+    _, proposal = candidates.proposed_by(greedy=True)
+    missing = candidates.scores_in_order(proposal).copy()
+    missing[data.draw(st.integers(0, len(missing) - 1))] = np.nan
+    with pytest.raises(GuardError, match="no score"):
+        tilt.guarded_probs(proposal.log_probs, missing)
+    with pytest.raises(GuardError, match="no score"):
+        tilt.acceptance(float("nan"))

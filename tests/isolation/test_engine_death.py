@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.chat_session import ChatMessage
-from safesteer_edge.errors import EngineDiedError
+from safesteer_edge.errors import BundleChangedError, EngineDiedError
 from safesteer_edge.guard.events import Event, Step, TextDelta, TurnEnded
 from safesteer_edge.isolation import engine_process
 from safesteer_edge.isolation.isolated_session import IsolatedSession
-from tests.guarded_tiny import QUIET, GuardedTiny
+from tests.guarded_tiny import ALARMED, QUIET, GuardedTiny
 from tests.isolation.conftest import Open
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
@@ -43,6 +45,11 @@ def kill_while_it_tells(session: IsolatedSession, number: int, question: str) ->
     assert signal.Signals(number).name in str(caught.value)
     assert "ask again" in str(caught.value)
     return seen
+
+
+def kill(session: IsolatedSession) -> None:
+    os.kill(session.process_id or 0, signal.SIGKILL)
+    os.waitid(os.P_PID, session._process._process.pid, os.WEXITED | os.WNOWAIT)  # pyright: ignore[reportOptionalMemberAccess]  # it was there
 
 
 def shown(events: list[Event]) -> str:
@@ -87,8 +94,7 @@ def test_a_death_while_nothing_is_asked_is_not_even_noticed(
 ):
     session = opened_isolated(guarded_tiny.bundle(QUIET))
     list(session.ask("Hello there"))
-    os.kill(session.process_id or 0, signal.SIGKILL)
-    os.waitid(os.P_PID, session._process._process.pid, os.WEXITED | os.WNOWAIT)  # pyright: ignore[reportOptionalMemberAccess]  # it was there
+    kill(session)
     *_, ended = session.ask("And then?")
     assert isinstance(ended, TurnEnded)
     assert len(session.messages) == 4
@@ -102,6 +108,81 @@ def test_settings_outlive_the_process(guarded_tiny: GuardedTiny, opened_isolated
     assert isinstance(ended, TurnEnded)
     assert (ended.guard.mode, ended.usage.completion_tokens) == ("monitor", 30)
     assert session.info.guard == "monitor"
+
+
+def own_copy(bundle: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(bundle, folder / "bundle"))
+
+
+def weaken(bundle: Path, _other: Path) -> None:
+    config = json.loads((bundle / "guard.json").read_text())
+    config["policy"]["strength"] /= 2
+    (bundle / "guard.json").write_text(json.dumps(config))
+
+
+def exchange(bundle: Path, other: Path) -> None:
+    shutil.rmtree(bundle)
+    shutil.copytree(other, bundle)
+
+
+def damage_the_probe(bundle: Path, _other: Path) -> None:
+    (bundle / "probe.onnx").write_bytes(b"another one")
+
+
+def remove(bundle: Path, _other: Path) -> None:
+    shutil.rmtree(bundle)
+
+
+@pytest.mark.parametrize("change", [weaken, exchange, damage_the_probe, remove])
+def test_a_new_process_that_meets_another_guard_ends_the_session(
+    guarded_tiny: GuardedTiny,
+    opened_isolated: Open,
+    tmp_path: Path,
+    change: Callable[[Path, Path], None],
+):
+    bundle = own_copy(guarded_tiny.bundle(ALARMED), tmp_path)
+    session = opened_isolated(bundle, strength=9.0)
+    list(session.ask("Hello there"))
+    before = session.messages
+    change(bundle, guarded_tiny.bundle(QUIET))
+    kill(session)
+    events: list[Event] = []
+    with pytest.raises(BundleChangedError, match=r"'tiny\+30' is not what this session began with"):
+        events.extend(session.ask("And then?"))
+    assert events == []
+    assert session.process_id is None
+    assert session.messages == before
+    for act in (session.continue_answer, lambda: session.ask("Again")):
+        with pytest.raises(BundleChangedError):
+            list(act())
+    with pytest.raises(BundleChangedError):
+        session.change(replace(session.turn_settings, guard="off"))
+    assert session.process_id is None
+
+
+def test_a_guard_that_changes_in_the_middle_of_an_answer_ends_the_session(
+    guarded_tiny: GuardedTiny, opened_isolated: Open, tmp_path: Path
+):
+    bundle = own_copy(guarded_tiny.bundle(QUIET), tmp_path)
+    session = opened_isolated(bundle, max_tokens=N_LONG)
+    with pytest.raises(EngineDiedError):
+        for event in session.ask("Hello there"):
+            if isinstance(event, Step) and event.step == 20:
+                weaken(bundle, bundle)
+                kill(session)
+    with pytest.raises(BundleChangedError):
+        list(session.continue_answer())
+
+
+def test_the_same_guard_written_again_is_the_same(
+    guarded_tiny: GuardedTiny, opened_isolated: Open, tmp_path: Path
+):
+    bundle = own_copy(guarded_tiny.bundle(QUIET), tmp_path)
+    session = opened_isolated(bundle)
+    list(session.ask("Hello there"))
+    exchange(bundle, guarded_tiny.bundle(QUIET))
+    kill(session)
+    assert isinstance(list(session.ask("And then?"))[-1], TurnEnded)
 
 
 def test_a_frozen_engine_is_ended(

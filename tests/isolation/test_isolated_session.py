@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from safesteer_edge.chat_session import ChatMessage, ChatSession
-from safesteer_edge.errors import EngineError, MediaError, ModelFileError, SafeSteerError
+from safesteer_edge.errors import (
+    EngineDiedError,
+    EngineError,
+    InputError,
+    MediaError,
+    ModelFileError,
+    SafeSteerError,
+)
+from safesteer_edge.formats.typed_json import TypedJsonError, from_json
 from safesteer_edge.guard.events import Event, MediaPrepared, PrefillDone, Step, TurnEnded
 from safesteer_edge.isolation.engine_process import EngineProcess
 from safesteer_edge.isolation.isolated_session import IsolatedSession, open_isolated_session
+from safesteer_edge.isolation.messages import decode, encode
+from tests.guard.scripted_answers import NO_SCORES, no_scores
 from tests.guarded_tiny import DRAWN, PATIENT_POLICY, QUIET, WAVERING, GuardedTiny
 from tests.isolation.conftest import Open
 from tests.session.turns import opened
@@ -92,6 +106,8 @@ def test_errors_are_of_the_same_class_with_the_same_text(
             lambda s: next(s.ask("x", sounds=[tmp_path / "gone.wav"])),
             lambda s: next(s.ask("x", system="Too late.")),
             lambda s: next(s.ask("word " * 600)),
+            lambda s: s.check_fits("word " * 600),
+            lambda s: s.check_fits("x", system="Too late."),
             lambda s: s.change(replace(s.turn_settings, strength=0.1)),
             lambda s: s.restore([ChatMessage("assistant", "Hi")]),
         )
@@ -102,6 +118,9 @@ def test_errors_are_of_the_same_class_with_the_same_text(
             )
             assert (type(there), str(there)) == (type(here), str(here))
             assert isolated.messages == session.messages
+        for each in (isolated, session):
+            each.check_fits("And then?")
+            assert len(each.messages) == 2  # counting did not ask
     assert list(isolated.ask("And then?"))
 
 
@@ -211,3 +230,39 @@ def test_a_restored_picture_that_is_gone_is_said(isolated: IsolatedSession, tmp_
     with pytest.raises(MediaError, match=r"gone\.png"):
         isolated.restore([gone, ChatMessage("assistant", "A dog.")])
     assert isolated.messages == ()
+
+
+@pytest.mark.parametrize("value", NO_SCORES)
+def test_an_engine_that_tells_what_is_no_risk_is_ended(
+    guarded_tiny: GuardedTiny,
+    opened_isolated: Open,
+    monkeypatch: pytest.MonkeyPatch,
+    value: float,
+):
+    session = opened_isolated(guarded_tiny.bundle(QUIET))
+    heard = EngineProcess.receive
+
+    def garbled(process: EngineProcess) -> dict[str, Any]:
+        reply = heard(process)
+        if reply.get("event") == "turn_ended":
+            reply["guard"]["risk"] = value
+        return reply
+
+    with monkeypatch.context() as garbling:
+        garbling.setattr(EngineProcess, "receive", garbled)
+        with pytest.raises(EngineDiedError, match=r"cannot be understood \(risk is .*anew"):
+            list(session.ask("Hello there"))
+    assert session.process_id is None
+    assert session.messages[-1].risk is None  # what people read stays, and its risk is unknown
+    assert isinstance(list(session.ask("And then?"))[-1], TurnEnded)
+
+
+@given(no_scores, st.sampled_from(["NaN", "Infinity", "-Infinity", "1e999"]))
+def test_what_is_no_number_does_not_cross_the_pipe(value: float, token: str):
+    with pytest.raises(ValueError, match=r"not a number|too large"):
+        decode(b'{"event":"step","risk":%s}\n' % token.encode())
+    if not math.isfinite(value):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            encode({"do": "restore", "messages": [{"risk": value}]})
+    with pytest.raises((InputError, TypedJsonError)):
+        from_json(ChatMessage, {"role": "assistant", "text": "Hi", "risk": value})

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pillow_heif
 from PIL import Image
 
 from tests.media.png_bytes import GREY_ALPHA, RGB, png_bytes
@@ -103,11 +104,17 @@ SAMPLES: dict[str, Callable[[Path], None]] = {
     "grey16.tif": _saved(_grey_16, "TIFF"),
     "transparent.tif": _saved(_transparent, "TIFF", compression="zstd"),
     "pages.tif": _frames("TIFF"),
+    "turned.avif": _saved(scene, "AVIF", exif=_exif().tobytes()),  # it would empty an Exif
+    "transparent.avif": _saved(_transparent, "AVIF"),
+    "turned.heic": _saved(scene, "HEIF", exif=_exif().tobytes()),
+    "transparent.heic": _saved(_transparent, "HEIF"),
+    "tiles.heic": _saved(lambda: scene().resize((640, 448)), "HEIF", tile_size=256),
 }
 
 
 def write_sample(folder: Path, name: str) -> Path:
     """Write one of SAMPLES and return its path."""
     path = folder / name
+    pillow_heif.register_heif_opener()  # which saves them, too
     SAMPLES[name](path)
     return path

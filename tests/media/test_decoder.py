@@ -15,13 +15,14 @@ import pytest
 from PIL import Image
 
 from safesteer_edge.errors import MediaError
+from safesteer_edge.media import decoder as decoder_module
 from safesteer_edge.media.decoder import IMAGE_LIMITS, MediaDecoder
 from safesteer_edge.media.decoder_process import DecoderLimits, DecoderProcess
 from safesteer_edge.media.image_fit import ImageFit
 from safesteer_edge.media.images import load_image
 from safesteer_edge.media.letterbox import letterbox
 from tests.media.png_bytes import RGB, png_bytes
-from tests.media.sample_pictures import SAMPLES, write_sample
+from tests.media.sample_pictures import HEIGHT, SAMPLES, WIDTH, scene, write_sample
 
 SIDE = 56
 
@@ -145,6 +146,43 @@ def test_a_file_that_needs_too_much_memory_is_refused(tmp_path: Path):
         with pytest.raises(MediaError, match=r"white-7000\.png"):
             decoder.load_image(white_picture(tmp_path))
         assert decoder.load_image(white_picture(tmp_path, 2)).width == 2
+
+
+@pytest.mark.parametrize("name", ["turned.heic", "turned.avif"])
+def test_pictures_of_phones_come_upright(decoder: MediaDecoder, tmp_path: Path, name: str):
+    image = decoder.load_image(write_sample(tmp_path, name))
+    assert (image.width, image.height) == (HEIGHT, WIDTH)
+    turned = np.asarray(scene().transpose(Image.Transpose.ROTATE_270), dtype=int)
+    assert np.abs(image.pixels - turned).mean() < 8
+
+
+def test_without_its_extra_heic_is_refused_with_the_line_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = write_sample(tmp_path, "turned.heic")
+    monkeypatch.setattr(decoder_module, "HEIF_PACKAGE", "no_such_package_anywhere")
+    with (
+        MediaDecoder() as decoder,
+        pytest.raises(MediaError, match=r"pip install 'safesteer-edge\[heic\]'"),
+    ):
+        decoder.load_image(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has prlimit")
+@pytest.mark.parametrize(("name", "may_start"), [("rgb.png", False), ("turned.heic", True)])
+def test_only_the_process_that_decodes_heic_may_start_threads(
+    tmp_path: Path, name: str, may_start: bool
+):
+    import resource
+
+    kind = "heif" if may_start else "image"
+    process = DecoderProcess(kind, IMAGE_LIMITS)
+    request = {"name": "'a'", "square_side": None, "max_pixels": 10_000}
+    process.decode(request, write_sample(tmp_path, name).read_bytes())
+    n_processes, _ = resource.prlimit(process.process_id, resource.RLIMIT_NPROC)
+    n_files, _ = resource.prlimit(process.process_id, resource.RLIMIT_NOFILE)
+    process.close()
+    assert (n_processes != 0, n_files) == (may_start, 0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

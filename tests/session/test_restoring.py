@@ -10,7 +10,16 @@ from PIL import Image
 
 from safesteer_edge.chat_session import ChatMessage
 from safesteer_edge.errors import InputError, MediaError
-from tests.guarded_tiny import PATIENT_POLICY, QUIET, WAVERING, GuardedTiny
+from tests.guard.scripted_answers import NO_SCORES
+from tests.guarded_tiny import (
+    ALARMED,
+    PATIENT_POLICY,
+    POLICY,
+    QUIET,
+    REFUSAL_TEXT,
+    WAVERING,
+    GuardedTiny,
+)
 from tests.session.turns import ask, opened
 
 CARRYING = replace(PATIENT_POLICY, conversation_carry=0.5)
@@ -48,6 +57,42 @@ def test_a_restored_conversation_goes_on_as_it_would_have(guarded_tiny: GuardedT
     assert one.text == two.text
     assert one.scores == pytest.approx(two.scores, abs=1e-3)  # batch shapes round differently
     assert one.steps[0].risk == pytest.approx(two.steps[0].risk, abs=1e-3)
+
+
+@pytest.mark.parametrize("risk", NO_SCORES)
+def test_a_risk_that_is_none_is_refused_and_the_guard_goes_on(
+    guarded_tiny: GuardedTiny, risk: float
+):
+    with opened(guarded_tiny, guarded_tiny.bundle(ALARMED)) as session:
+        ask(session, "Hello there")
+        before = session.messages
+        with pytest.raises(InputError, match=r"risk of the assistant message is"):
+            session.restore(
+                [ChatMessage("user", "Hello"), ChatMessage("assistant", "Hi", risk=risk)]
+            )
+        assert session.messages == before
+        assert ask(session, "And then?").text == REFUSAL_TEXT
+
+
+@pytest.mark.parametrize("guard", ["steer", "refuse", "monitor"])
+@pytest.mark.parametrize("bias", [QUIET, ALARMED])
+@pytest.mark.parametrize("risk", NO_SCORES)
+def test_no_turn_is_answered_on_a_risk_that_is_none(
+    guarded_tiny: GuardedTiny, guard: str, bias: float, risk: float
+):
+    """Even where one got past every door: then the guard cannot judge, and says so."""
+    message = ChatMessage("assistant", "Hi")
+    object.__setattr__(message, "risk", risk)
+    bundle = guarded_tiny.bundle(bias, replace(POLICY, conversation_carry=1.0))
+    with opened(guarded_tiny, bundle, guard=guard) as session:
+        session.restore([ChatMessage("user", "Hello"), message])
+        turn = ask(session, "And then?")
+        assert (turn.text, turn.ended.finish_reason) == (REFUSAL_TEXT, "refused")
+        assert turn.ended.refusal is not None and turn.ended.refusal.reason == "guard_failed"
+        # It is not written on: what cannot be judged is unknown, as after a death.
+        assert turn.ended.guard.risk is None
+        following = ask(session, "And then?")
+        assert (following.text == REFUSAL_TEXT) == (bias == ALARMED and guard != "monitor")
 
 
 def test_asking_again_gives_the_same_answer_from_the_cache(guarded_tiny: GuardedTiny):

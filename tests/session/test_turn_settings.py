@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
 
 from safesteer_edge.chat_session import TurnSettings
 from safesteer_edge.errors import SettingsError
+from safesteer_edge.guard.policy import GUARD_MODES
+from safesteer_edge.settings import SessionSettings
+from tests.guard.scripted_answers import no_scores
 from tests.guarded_tiny import (
     ALARMED,
     DRAWN,
@@ -47,6 +51,17 @@ def test_weaker_modes_are_said_as_long_as_they_last(guarded_tiny: GuardedTiny):
             assert session.info.guard == guard
         session.change(settings)
         assert session.info.warnings == ()
+
+
+@given(no_scores)
+def test_a_number_that_no_guard_has_cannot_be_set_whatever_the_mode(value: float):
+    for guard in GUARD_MODES:
+        for made in (TurnSettings, SessionSettings):
+            with pytest.raises(SettingsError, match="guard threshold is"):
+                made(guard=guard, threshold=value)
+            if not 0 < value < float("inf"):
+                with pytest.raises(SettingsError, match="guard strength is"):
+                    made(guard=guard, strength=value)
 
 
 @pytest.mark.parametrize("guard", ["steer", "refuse", "monitor"])

@@ -134,7 +134,10 @@ def test_a_prompt_longer_than_the_context_is_refused_and_forgotten(guarded_tiny:
     with opened(guarded_tiny, guarded_tiny.bundle(QUIET)) as session:
         with pytest.raises(PromptTooLongError, match="room for"):
             next(session.ask("word " * 600))
+        with pytest.raises(PromptTooLongError, match="room for"):
+            session.check_fits("word " * 600)
         assert len(session.conversation) == 0
+        session.check_fits("Hello there", system="Be brief.")
         ask(session, "Hello there")
 
 

@@ -7,8 +7,8 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from safesteer_edge.chat_session import ChatMessage, TurnSettings
-from safesteer_edge.errors import SafeSteerError
+from safesteer_edge.chat_session import ChatMessage, Document, TurnSettings
+from safesteer_edge.errors import PromptTooLongError, SafeSteerError
 from safesteer_edge.guard.events import (
     Candidate,
     Event,
@@ -83,6 +83,7 @@ class ScriptedModel:
     load_error: SafeSteerError | None = None
     load_gate: threading.Event | None = None
     sees: bool = True
+    is_calibrated: bool = True
     opened: list[ScriptedSession] = field(default_factory=list)
 
     def open(self, settings: SessionSettings) -> ScriptedSession:
@@ -138,6 +139,7 @@ class ScriptedSession:
             template_sha256="2" * 64,
             warnings=(),
             load_s=0.1,
+            is_calibrated=self._model.is_calibrated if has_bundle else None,
         )
 
     def ask(
@@ -146,6 +148,7 @@ class ScriptedSession:
         *,
         images: Sequence[Path] = (),
         sounds: Sequence[Path] = (),
+        documents: Sequence[Document] = (),
         system: str | None = None,
         answer_prefix: str = "",
     ) -> Generator[Event, None, None]:
@@ -153,9 +156,18 @@ class ScriptedSession:
         self._cancelled.clear()
         if system is not None:
             self.messages = (ChatMessage("system", system),)
-        question = ChatMessage("user", text, tuple(images), tuple(sounds))
+        question = ChatMessage("user", text, tuple(images), tuple(sounds), tuple(documents))
         script = self._model.scripts.get(text) or said(f"You said: {text}")
         return self._answer(question, script)
+
+    def check_fits(self, text: str, *, system: str | None = None) -> None:
+        """A word is a token."""
+        n_tokens, n_ctx = len(f"{system or ''} {text}".split()), self.info.n_ctx
+        if n_tokens > n_ctx:
+            raise PromptTooLongError(
+                f"the prompt has {n_tokens} tokens, and a context of {n_ctx} has room for {n_ctx}; "
+                "shorten it, or raise --ctx"
+            )
 
     def continue_answer(self) -> Generator[Event, None, None]:
         """Say the rest of the script."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from safesteer_edge.errors import EngineError, ModelFileError
+from safesteer_edge.errors import BundleChangedError, EngineError, ModelFileError
 from tests.tui.app_driver import driven, opened
 from tests.tui.scripted_session import REFUSAL_TEXT, Script, ScriptedModel, Word, said
 
@@ -127,6 +127,41 @@ def test_a_model_that_cannot_be_loaded_is_a_sentence():
             await driver.sees("no model")
             await driver.send("hello")
             await driver.sees("no model is loaded; choose one")
+
+    driven(test())
+
+
+def test_a_guard_that_changed_on_the_disk_ends_the_chat():
+    async def test():
+        changed = Script([], error=BundleChangedError("guard bundle 'b' is another one"))
+        model = ScriptedModel({"boom": changed})
+        async with opened(model) as driver:
+            await driver.send("boom")
+            await driver.sees("guard bundle 'b' is another one")
+            await driver.sees("The guard on the disk has changed")
+            await driver.sees("no model")
+            await driver.send("hello")
+            await driver.sees("no model is loaded; choose one")
+            assert model.session.is_closed
+
+    driven(test())
+
+
+def test_a_guard_that_nobody_measured_is_called_so_wherever_it_is_seen():
+    async def test():
+        async with opened(ScriptedModel(is_calibrated=False), size=(140, 30)) as driver:
+            await driver.sees("guard: steer, UNCALIBRATED")
+            await driver.sees("nobody has measured which answers this guard stops")
+            await driver.send("hello")
+            await driver.sees("You said: hello")
+            await driver.ready()
+            await driver.send("/inspect")
+            await driver.sees("UNCALIBRATED: nobody has measured")
+            await driver.send("/guard monitor")
+            await driver.sees("MONITOR ONLY, UNCALIBRATED")
+            await driver.send("/guard off")
+            await driver.sees("GUARD OFF")
+            await driver.sees_no("MONITOR ONLY, UNCALIBRATED")
 
     driven(test())
 

@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 from textual.events import Paste
 
+from safesteer_edge.chat_session import Document
+from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.tui.widgets.composer import Composer
 from safesteer_edge.tui.widgets.picture import HalfBlocks
 from tests.media.png_bytes import RGB, png_bytes
+from tests.media.sample_documents import write_pdf
+from tests.media.sample_pictures import write_sample
 from tests.tui.app_driver import Driver, driven, opened
 from tests.tui.scripted_session import Script, ScriptedModel, Word
 
@@ -116,15 +120,92 @@ def test_what_cannot_be_attached_is_explained(picture: Path):
     driven(test())
 
 
-def test_a_damaged_picture_says_so_in_its_place(picture: Path):
-    picture.write_bytes(b"not a picture")
+@pytest.mark.parametrize(
+    ("typed", "reason"),
+    [
+        ("/no/photo.heic", "there is no such file"),
+        ("report.pdf", "in `backquotes` to send it as words"),
+        ("/home/me/nothere.png what is this", "cannot attach '/home/me/nothere.png'"),
+        ("{damaged} what is this", "is none of PNG, JPEG"),
+        ("What is '{damaged}'?", "is none of PNG, JPEG"),
+        ("{office} sum it up", "nor UTF-8 text"),
+    ],
+)
+def test_what_looks_like_a_path_is_refused_before_anything_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, reason: str
+):
+    monkeypatch.chdir(tmp_path)
+    damaged, office = tmp_path / "damaged.png", tmp_path / "report.docx"
+    damaged.write_bytes(b"not a picture")
+    office.write_bytes(b"PK\x03\x04\0\0")
 
     async def test():
-        async with opened() as driver:
+        model = ScriptedModel()
+        async with opened(model) as driver:
             await driver.sees("ready")
-            await driver.send(f"/attach '{picture}'")
-            await driver.send("What is this?")
-            await driver.sees("is none of PNG, JPEG")
+            message = typed.format(damaged=damaged, office=office)
+            await driver.send(message)
+            await driver.sees(reason)
+            assert driver.app.chat.query_one(Composer).text == message  # to be mended
+            assert driver.app.state.attachments == []
+            assert model.session.messages == ()
+            await driver.send("Hello")
+            await driver.sees("You said: Hello")
+
+    driven(test())
+
+
+@pytest.mark.parametrize("name", ["turned.heic", "turned.avif"])
+def test_a_phones_picture_is_attached_and_shown(tmp_path: Path, name: str):
+    path = write_sample(tmp_path, name)
+
+    async def test():
+        model = ScriptedModel()
+        async with opened(model) as driver:
+            await driver.sees("ready")
+            await driver.send(f"{path} What is this?")
+            await driver.sees("You said: What is this?")
+            await driver.until(lambda: bool(driver.app.chat.query(HalfBlocks)), "the picture")
+            await driver.ready()
+            assert asked_with(driver, model) == (path,)
+
+    driven(test())
+
+
+def test_documents_are_attached_shown_kept_and_edited(tmp_path: Path):
+    notes = tmp_path / "notes.md"
+    notes.write_text("# Milk")
+    report = write_pdf(tmp_path / "report.pdf", "Sales", ("A chart", 200.0))
+
+    async def test():
+        model, store = ScriptedModel(), ChatStore(tmp_path / "chats")
+        async with opened(model, store=store) as driver:
+            await driver.sees("ready")
+            await driver.send(str(report))
+            await driver.sees("≡ report.pdf ×")
+            await driver.send(f"Compare it with {notes}")
+            await driver.sees("You said: Compare it with notes.md")
+            await driver.ready()
+            await driver.sees("≡ report.pdf   ≡ notes.md")
+            asked = [Document(report, "report.pdf"), Document(notes, "notes.md")]
+            assert list(model.session.messages[-2].documents) == asked
+        async with opened(model, store=store) as driver:
+            await driver.sees("ready")
+            await driver.press("f2")
+            await driver.sees("Compare it with")
+            await driver.press("enter")
+            await driver.sees("≡ report.pdf   ≡ notes.md")
+            await driver.send("/edit 1")
+            await driver.send("Which is longer?")
+            await driver.sees("You said: Which is longer?")
+            await driver.ready()
+            question = model.session.messages[-2]
+            assert question.text == "Which is longer?"
+            assert [each.name for each in question.documents] == ["report.pdf", "notes.md"]
+            assert [each.path.read_bytes() for each in question.documents] == [
+                report.read_bytes(),
+                notes.read_bytes(),
+            ]
 
     driven(test())
 

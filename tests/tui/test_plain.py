@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.chats.chat_store import ChatStore
-from safesteer_edge.errors import EngineDiedError
+from safesteer_edge.errors import BundleChangedError, EngineDiedError
 from safesteer_edge.settings import SessionSettings
 from safesteer_edge.tui.plain_chat import PlainChat
 from tests.tui.scripted_session import REFUSAL_TEXT, Script, ScriptedModel, Word, said
@@ -32,6 +32,12 @@ def test_answers_are_on_stdout_alone_and_lines_can_go_on():
     assert "guard: steer" in chatted.notes
     assert "tokens/s" in chatted.notes
     assert not chatted.failed
+
+
+def test_a_pasted_logs_colours_are_not_asked():
+    pasted = "\x1b[200~\x1b[31merror\x1b[0m: \x1b]0;title\x07no file\x1b[201~"
+    chatted = Chatted(pasted, model=ScriptedModel())
+    assert chatted.out == "You said: error: no file\n"
 
 
 def test_commands_do_what_they_do_on_the_full_screen(tmp_path: Path):
@@ -58,6 +64,20 @@ def test_commands_do_what_they_do_on_the_full_screen(tmp_path: Path):
     assert resumed.out == "You said: two\nYou said: three\n"
 
 
+def test_files_go_along_as_on_the_full_screen(tmp_path: Path):
+    notes, damaged = tmp_path / "notes.md", tmp_path / "damaged.png"
+    notes.write_text("# Milk")
+    damaged.write_bytes(b"no picture")
+    model, store = ScriptedModel(), ChatStore(tmp_path / "chats")
+    chatted = Chatted(
+        str(damaged), str(notes), "what is it?", "/edit 1", "again?", model=model, store=store
+    )
+    assert "is none of PNG" in chatted.notes
+    assert "attached notes.md; now ask about it" in chatted.notes
+    assert chatted.out == "You said: what is it?\nYou said: again?\n"
+    assert [each.name for each in model.session.messages[0].documents] == ["notes.md"]
+
+
 def test_a_refusal_says_why_and_what_was_steered_can_be_seen():
     scripts = {
         "bad?": Script([Word("Well", 0.9)], refuse=True),
@@ -75,9 +95,14 @@ def test_a_refusal_says_why_and_what_was_steered_can_be_seen():
     [
         ("/nonsense", "unknown command '/nonsense'"),
         ("/strength 1", "strength 1.0 is below the bundle's 8.0"),
+        ("/strength nan", "strength is nan"),
+        ("/threshold nan", "threshold is nan"),
+        ("/temperature nan", "temperature is nan"),
         ("/models", "/models needs the full screen"),
         ("/continue", "there is no answer yet"),
         ("/attach /no/such.png", "there is no such file"),
+        ("/no/photo.heic", "there is no such file"),
+        ("sum up report.pdf", "cannot attach 'report.pdf'"),
     ],
 )
 def test_what_cannot_be_done_is_a_sentence_and_the_chat_goes_on(typed: str, answer: str):
@@ -92,3 +117,17 @@ def test_the_engines_death_is_a_sentence_and_the_next_question_works():
     chatted = Chatted("boom", "hello", model=ScriptedModel(scripts))
     assert chatted.out == "one two\nYou said: hello\n"
     assert "the engine process ended" in chatted.notes
+
+
+def test_a_guard_that_nobody_measured_is_called_so():
+    chatted = Chatted("/inspect", model=ScriptedModel(is_calibrated=False))
+    assert "UNCALIBRATED: nobody has measured which answers this guard stops" in chatted.notes
+    assert "UNCALIBRATED" not in Chatted("hello", model=ScriptedModel()).notes
+
+
+def test_a_guard_that_changed_on_the_disk_ends_the_chat():
+    scripts = {"boom": Script([], error=BundleChangedError("the guard has changed"))}
+    chatted = Chatted("hello", "boom", "hello", model=ScriptedModel(scripts))
+    assert chatted.out == "You said: hello\n"
+    assert "the guard has changed" in chatted.notes
+    assert chatted.failed

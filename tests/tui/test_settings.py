@@ -92,7 +92,7 @@ def test_what_names_a_key_names_the_one_of_the_settings():
         async with opened(user_settings=settings) as driver:
             await driver.sees("F8  all keys and commands")
             await driver.sees("F8 help · Ctrl+P menu")
-            await driver.sees("Ctrl+T picture")
+            await driver.sees("Ctrl+T file")
             await driver.press("f8")
             await driver.sees("keys and commands  [F8]")
 

@@ -50,7 +50,13 @@ class Terminal:
         self._stream = pyte.ByteStream(self._screen)
 
     def type(self, text: str) -> None:
-        os.write(self._main, text.encode())
+        self.send(text.encode())
+
+    def send(self, data: bytes) -> None:
+        """What a terminal sends; it takes in what is drawn meanwhile."""
+        while data:
+            data = data[os.write(self._main, data[:1024]) :]
+            self._read(0)
 
     def sees(self, *texts: str) -> None:
         """Wait until the screen shows all of these."""
@@ -153,3 +159,36 @@ def test_a_chat_whose_terminal_vanishes_is_saved_and_ends(terminal: Terminal, tm
     assert kept[-1]["type"] == "end"
     with pytest.raises(ProcessLookupError):
         os.kill(engine, 0)
+
+
+def test_a_coloured_paste_stands_in_the_input_and_sends_nothing(terminal: Terminal, tmp_path: Path):
+    terminal.sees("What this is")
+    terminal.type("\r")
+    terminal.sees("ready")
+    terminal.send(
+        b"\x1b[200~my build fails with:\r\n\x1b[31merror\x1b[0m: no such file\r\nwhat can I do?"
+        b"\x1b[201~"
+    )
+    lines = ["│ my build fails with:  ", "│ error: no such file  ", "│ what can I do?  "]
+    terminal.sees(*lines)
+    # What a text of a paste smuggles behind an end marker is not sent either.
+    terminal.send(b"\x1b[200~ one\x1b[201~two\rthree\r\xff\x1b[201~")
+    terminal.sees(*lines[:2], "│ what can I do? onetwo  ", "│ three  ", "│ \ufffd  ")
+    assert "ready" in terminal.text()
+    assert not list(tmp_path.glob("safesteer-edge/chats/*.jsonl"))
+
+
+def test_a_paste_of_thousands_of_lines_is_counted_and_can_be_cut_down(
+    terminal: Terminal, tmp_path: Path
+):
+    terminal.sees("What this is")
+    terminal.type("\r")
+    terminal.sees("ready")
+    log = b"".join(b"\x1b[32mline %d\x1b[0m of a log\r" % number for number in range(5_000))
+    terminal.send(b"\x1b[200~" + log + b"\x1b[201~")
+    terminal.sees("│ [pasted 5,000 lines]", "Tab unfolds")
+    terminal.type("\r")
+    terminal.sees("Too long to send", "The prompt has ", "Edit", "Discard")
+    terminal.type("\r")
+    terminal.sees("│ line 4999 of a log")
+    assert not list(tmp_path.glob("safesteer-edge/chats/*.jsonl"))

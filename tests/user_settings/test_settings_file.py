@@ -66,6 +66,13 @@ def test_a_file_is_read_by_section(path: Path):
         ("[chats]\nsave = 1\n", r"chats\.save is 1; expected true or false"),
         ("[sampling]\ntop_p = 2.0\n", r"\[sampling\]: top_p is 2\.0; expected 0\.0 to 1\.0"),
         ("[model]\ncontext = 3\n", r"n_ctx is 3; expected at least 64"),
+        ("[guard]\nstrength = nan\n", r"\[guard\]: guard strength is nan; expected 1e-06"),
+        ("[guard]\nstrength = inf\n", r"\[guard\]: guard strength is inf"),
+        ("[guard]\nthreshold = -nan\n", r"\[guard\]: guard threshold is nan; expected 0\.0"),
+        ("[guard]\nthreshold = 1.1\n", r"\[guard\]: guard threshold is 1\.1"),
+        (f"[guard]\nthreshold = -{'9' * 400}\n", r"guard\.threshold is -9+…; expected a smaller"),
+        ("[sampling]\ntemperature = nan\n", r"\[sampling\]: temperature is nan"),
+        ("[sampling]\nmin_p = -inf\n", r"\[sampling\]: min_p is -inf"),
         ('[look]\ntheme = "pink"\n', r"look\.theme is 'pink'; expected one of"),
         ('[keys]\nhelp = ""\n', r"\[keys\]: a key is ''"),
         ('[keys]\nhelp = "f2"\n', r"key 'f2' is given to two commands"),
@@ -171,3 +178,17 @@ def test_every_setting_is_documented_as_it_is():
         assert row in text, row
     assert text.count("\n| `") == len(all_settings())
     assert {each.section for each in all_settings()} == {each.name for each in fields(UserSettings)}
+
+
+@pytest.mark.parametrize("value", ["nan", "+nan", "inf", "-inf", "-0.1", "1e999", "9" * 400])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "guard.strength",
+        "guard.threshold",
+        *(each.key for each in all_settings() if isinstance(each.default, float)),
+    ],
+)
+def test_no_number_that_is_typed_is_beyond_its_bounds(key: str, value: str):
+    with pytest.raises(SettingsError):
+        with_setting(UserSettings(), key, value)

@@ -14,7 +14,7 @@ def divergence(p: LogProbs, q: LogProbs) -> float:
     """KL(p ‖ q) in nats of two log-distributions; never below 0 but for rounding, which is cut."""
     probabilities = np.exp(p)
     terms = np.where(probabilities > 0, probabilities * (p - q), 0.0)
-    return max(0.0, float(terms.sum()))
+    return float(np.maximum(0.0, terms.sum()))  # not max(), which takes a NaN for 0
 
 
 def log_softmax(logits: NDArray[np.floating]) -> LogProbs:

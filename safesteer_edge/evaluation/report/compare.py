@@ -11,6 +11,7 @@ from safesteer_edge.errors import InputError
 from safesteer_edge.evaluation.report.report_format import FORMAT
 from safesteer_edge.evaluation.report.share_json import share_json
 from safesteer_edge.evaluation.statistics import Share
+from safesteer_edge.formats.finite_json import load_finite
 
 Json = dict[str, Any]
 _FACTS: Final = (
@@ -33,7 +34,7 @@ _STAR: Final = "* the 95 % intervals (of speeds: the ranges over repeats) do not
 def read_report(path: Path) -> Json:
     """A report.json. Raises InputError for anything else."""
     try:
-        value: object = json.loads(path.read_text(encoding="utf-8"))
+        value = load_finite(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read report {str(path)!r}: {error}") from error
     if not isinstance(value, dict) or not {"format", "facts", "attack_success"} <= set(value):

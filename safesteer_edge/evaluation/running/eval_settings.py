@@ -21,6 +21,7 @@ BENCH: Final = "bench.json"
 HELDOUT: Final = "heldout.json"
 
 Narrate = Callable[[str], None]
+_LONGEST_JUDGE_S: Final = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,12 @@ class EvalSettings:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise SettingsError(f"{name} is {value!r}; expected at least {low}")
+
+        if not 0 < self.judge_timeout_s <= _LONGEST_JUDGE_S:  # false for NaN as well
+            raise SettingsError(
+                f"judge_timeout_s is {self.judge_timeout_s!r}; expected seconds, more than 0 and "
+                f"at most {_LONGEST_JUDGE_S:g}"
+            )
 
     def one_worker(self) -> SessionSettings:
         """The session of one of the workers, which share the cores."""

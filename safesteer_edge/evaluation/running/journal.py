@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from safesteer_edge.errors import InputError
+from safesteer_edge.formats.finite_json import load_finite
 
 _Item = TypeVar("_Item")
 
@@ -56,7 +57,7 @@ def read_journal(path: Path, from_json: Callable[[object], _Item]) -> Iterator[_
             if not raw.endswith(b"\n"):
                 return
             try:
-                yield from_json(json.loads(raw.decode("utf-8", "surrogatepass")))
+                yield from_json(load_finite(raw.decode("utf-8", "surrogatepass")))
             except (ValueError, RecursionError) as error:
                 raise InputError(
                     f"cannot go on with {str(path)!r}: line {number} is damaged ({error}); remove "

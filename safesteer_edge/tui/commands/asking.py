@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from safesteer_edge.errors import InputError
+from safesteer_edge.tui import chat_state
 from safesteer_edge.tui.shown_turn import ShownTurn
-from safesteer_edge.tui.typed_paths import is_sound
+from safesteer_edge.tui.typed_paths import sorted_by_kind
 from safesteer_edge.tui.widgets.composer import Composer
 from safesteer_edge.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
+    from safesteer_edge.recorded_chat import RecordedChat
     from safesteer_edge.tui.screens.chat_screen import ChatScreen
 
 
 async def send(screen: ChatScreen, text: str) -> None:
     """Ask the next question, or the edited one in place of what followed it."""
     state = screen.state
-    images = tuple(path for path in state.attachments if not is_sound(path))
-    sounds = tuple(path for path in state.attachments if is_sound(path))
+    files = sorted_by_kind(state.attachments, state.named)
     state.attachments.clear()
     await screen.attached.show()
     edited, state.edited = state.edited, None
     in_place_of = None
     if edited is not None:
         in_place_of = await _cut_from(screen, edited)
-    await _ask(screen, ShownTurn(text, images, sounds), in_place_of)
+    await _ask(screen, ShownTurn(text, *files), in_place_of)
+
+
+async def check_fits(screen: ChatScreen, text: str) -> None:
+    """Raise PromptTooLongError for a question that the context has no room for."""
+    state = screen.state
+    in_place_of = state.recorded_from(state.edited) if state.edited is not None else None
+    system = state.system
+
+    def check(chat: RecordedChat) -> None:
+        chat_state.check_fits(chat, text, system=system, in_place_of=in_place_of)
+
+    await asyncio.wrap_future(screen.engine.call(check))
 
 
 async def regenerate(screen: ChatScreen, argument: str) -> None:
@@ -39,7 +53,7 @@ async def regenerate(screen: ChatScreen, argument: str) -> None:
         state.settings, sampling=replace(sampling, seed=(sampling.seed + 1) % (2**32 - 1))
     )
     in_place_of = await _cut_from(screen, turn)
-    again = ShownTurn(turn.question, turn.images, turn.sounds, turn.media_names)
+    again = ShownTurn(turn.question, turn.images, turn.sounds, turn.documents, turn.media_names)
     await _ask(screen, again, in_place_of)
 
 
@@ -49,7 +63,7 @@ async def edit(screen: ChatScreen, argument: str) -> None:
     turn = state.numbered(argument)
     check_idle(screen)
     state.edited = turn
-    state.attachments[:] = [*turn.images, *turn.sounds]
+    state.attachments[:], state.named = turn.files, turn.documents
     await screen.attached.show()
     screen.query_one(Composer).replace_text(turn.question)
     screen.show_bars()
@@ -82,7 +96,10 @@ def check_idle(screen: ChatScreen) -> None:
 
 async def _ask(screen: ChatScreen, turn: ShownTurn, in_place_of: str | None) -> None:
     turn.guard = screen.state.settings.guard
-    turn.media_names = turn.media_names or tuple(p.name for p in (*turn.images, *turn.sounds))
+    turn.media_names = turn.media_names or (
+        *(path.name for path in (*turn.images, *turn.sounds)),
+        *(document.name for document in turn.documents),
+    )
     await screen.runner.ask(turn, in_place_of=in_place_of)
     screen.show_bars()
 

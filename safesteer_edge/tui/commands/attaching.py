@@ -29,7 +29,7 @@ async def detach(screen: ChatScreen, argument: str) -> None:
     """Take one file off again, or all."""
     attachments = screen.state.attachments
     if not attachments:
-        raise InputError("nothing is attached; /attach FILE adds a picture")
+        raise InputError("nothing is attached; /attach FILE adds one")
     if argument == "all":
         attachments.clear()
         await screen.attached.show()

@@ -105,6 +105,6 @@ async def _enter(screen: ChatScreen, work: Callable[[RecordedChat], None]) -> No
     if turns and not turns[-1].is_in_conversation:
         unanswered = turns.pop()
         state.turns.pop()
-        state.attachments[:] = [*unanswered.images, *unanswered.sounds]
+        state.attachments[:], state.named = unanswered.files, unanswered.documents
         screen.query_one(Composer).replace_text(unanswered.question)
     await screen.show_chat()

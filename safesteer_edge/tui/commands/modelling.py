@@ -85,7 +85,10 @@ async def compare(screen: ChatScreen, argument: str) -> None:
     else:
         turn = state.numbered("")
         before = state.messages_before(turn)
-    screen.app.push_screen(CompareScreen(screen.engine, turn, before, state.settings))
+    uncalibrated = state.info.is_calibrated is False
+    screen.app.push_screen(
+        CompareScreen(screen.engine, turn, before, state.settings, is_uncalibrated=uncalibrated)
+    )
 
 
 def _ask_about_guard(screen: ChatScreen, name: str) -> None:

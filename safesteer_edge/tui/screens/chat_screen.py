@@ -23,7 +23,12 @@ from safesteer_edge.tui.commands.handlers import HANDLERS
 from safesteer_edge.tui.commands.submitting import submit
 from safesteer_edge.tui.engine_listener import EngineListener
 from safesteer_edge.tui.engine_thread import EngineThread
-from safesteer_edge.tui.guard_words import MODE_MEANINGS
+from safesteer_edge.tui.guard_words import (
+    MODE_MEANINGS,
+    UNCALIBRATED,
+    UNCALIBRATED_MEANING,
+    is_uncalibrated,
+)
 from safesteer_edge.tui.key_labels import key_labels
 from safesteer_edge.tui.messages import (
     ClipboardWanted,
@@ -48,7 +53,7 @@ from safesteer_edge.tui.widgets.welcome import Welcome
 from safesteer_edge.user_settings.schema import UserSettings
 
 _NUMBERED = ("edit", "regenerate", "fork")  # commands that take a turn's number
-_INPUT_HINTS = "Enter sends · Ctrl+J new line · {attach} picture · / commands"
+_INPUT_HINTS = "Enter sends · Ctrl+J new line · {attach} file · / commands"
 _EDIT_HINTS = "Enter sends it again, in place of what followed · {interrupt} leaves it as it was"
 
 
@@ -244,16 +249,21 @@ class ChatScreen(Screen[None]):
         labels = key_labels(self.user_settings.keys)
         info = state.info
         model = f"{info.model_name} {info.quantization}" if info else "no model yet"
-        self.query_one(TopBar).show(title=state.shown_title, model=model, guard=guard)
+        uncalibrated = is_uncalibrated(info, guard)
+        self.query_one(TopBar).show(
+            title=state.shown_title, model=model, guard=guard, is_uncalibrated=uncalibrated
+        )
         self.set_class(guard == "monitor", "-monitor")
         self.set_class(guard == "off", "-off")
         composer = self.query_one(Composer)
         is_editing = state.edited is not None
         title = {"monitor": "MONITOR ONLY: ", "off": "GUARD OFF: "}.get(guard, "")
         title += MODE_MEANINGS[guard] if title else ""
+        if uncalibrated:
+            title = " · ".join(filter(None, (title, f"{UNCALIBRATED}: {UNCALIBRATED_MEANING}")))
         composer.border_title = "Edit the question" if is_editing else title or None
         hints = _EDIT_HINTS if is_editing else _INPUT_HINTS
-        composer.border_subtitle = hints.format_map(labels)
+        composer.show_hints(hints.format_map(labels))
         self.query_one(Welcome).show_keys(labels)
         self.query_one(StatusBar).show_help_key(labels["help"])
 

@@ -18,7 +18,7 @@ from safesteer_edge.chat_session import ChatMessage, TurnSettings
 from safesteer_edge.guard.policy import GuardMode
 from safesteer_edge.tui.chat_state import ask_aside
 from safesteer_edge.tui.engine_thread import EngineThread, TurnDone
-from safesteer_edge.tui.guard_words import turn_notes
+from safesteer_edge.tui.guard_words import UNCALIBRATED, turn_notes
 from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.sparkline import sparkline
 from safesteer_edge.tui.turn_runner import FRAME_S
@@ -61,8 +61,13 @@ class CompareScreen(Screen[None]):
         turn: ShownTurn,
         before: list[ChatMessage],
         settings: TurnSettings,
+        *,
+        is_uncalibrated: bool,
     ) -> None:
-        """turn: the question. before: the conversation that it is asked in."""
+        """turn: the question. before: the conversation that it is asked in.
+
+        is_uncalibrated: nobody has measured what the guard stops.
+        """
         super().__init__()
         self._engine = engine
         self._before = before
@@ -72,9 +77,10 @@ class CompareScreen(Screen[None]):
             replace(settings, guard=guarded),
         )
         self._turns = tuple(
-            ShownTurn(turn.question, turn.images, turn.sounds, guard=each.guard)
+            ShownTurn(turn.question, turn.images, turn.sounds, turn.documents, guard=each.guard)
             for each in self._settings
         )
+        self._guard_label = f"guard: {guarded}" + (f", {UNCALIBRATED}" if is_uncalibrated else "")
         self._turn = 0
         self._timer: Timer | None = None
 
@@ -86,7 +92,7 @@ class CompareScreen(Screen[None]):
         with Horizontal():
             for name, title in (
                 ("left", "GUARD OFF: unchecked"),
-                ("right", f"guard: {self._settings[1].guard}"),
+                ("right", self._guard_label),
             ):
                 with VerticalScroll(id=name) as column:
                     column.border_title = title

@@ -22,7 +22,7 @@ _KEYS = (
     ("Tab, Shift+Tab", "to the answers above; e r f c i n t a then act on one"),
     ("Page Up, wheel", "scroll the chat"),
     ("Ctrl+C", "copy what the mouse selected (Shift selects outside the app)"),
-    ("Ctrl+V, drop", "paste text, a picture or its path"),
+    ("Ctrl+V, drop", "paste text, a picture or its path; Tab unfolds a long paste"),
     ("Ctrl+P", "menu of everything"),
 )
 

@@ -13,7 +13,8 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import DirectoryTree, Input, Static, Tree
 
-from safesteer_edge.tui.typed_paths import is_media, is_sound, split_media_paths
+from safesteer_edge.media.media_file import kind_of
+from safesteer_edge.tui.typed_paths import has_known_name, sign_of, split_media_paths
 from safesteer_edge.tui.widgets.picture import Picture
 
 
@@ -25,7 +26,9 @@ class _MediaTree(DirectoryTree):
     ICON_FILE = "▣ "
 
     def filter_paths(self, paths: Iterable[Path]) -> Iterable[Path]:
-        return [p for p in paths if not p.name.startswith(".") and (p.is_dir() or is_media(p))]
+        return [
+            p for p in paths if not p.name.startswith(".") and (p.is_dir() or has_known_name(p))
+        ]
 
 
 class PicturePicker(ModalScreen[Path | None]):
@@ -57,12 +60,12 @@ class PicturePicker(ModalScreen[Path | None]):
     def compose(self) -> ComposeResult:
         """A path to type, a tree, a preview."""
         with Vertical(id="picker") as box:
-            box.border_title = "Attach a picture"
+            box.border_title = "Attach a file"
             box.border_subtitle = "Enter attaches · Esc cancels · Tab to the path"
-            yield Input(placeholder="path of a picture, or choose below", id="path")
+            yield Input(placeholder="path of a file, or choose below", id="path")
             with Horizontal():
                 yield _MediaTree(self._folder)
-                yield Vertical(Static(Content("no picture yet")), id="preview")
+                yield Vertical(Static(Content("no file yet")), id="preview")
 
     def on_mount(self) -> None:
         """Begin in the tree."""
@@ -75,10 +78,10 @@ class PicturePicker(ModalScreen[Path | None]):
         await preview.remove_children()
         if not isinstance(path, Path) or path.is_dir():
             await preview.mount(Static(Content("choose a picture to see it here")))
-        elif is_sound(path):
-            await preview.mount(Static(Content("♪ a sound")))
-        else:
+        elif kind_of(path) == "image":
             await preview.mount(Picture(path, max_columns=32, max_rows=14))
+        else:
+            await preview.mount(Static(Content(f"{sign_of(path)} a {kind_of(path)}")))
 
     def on_directory_tree_file_selected(self, event: DirectoryTree.FileSelected) -> None:
         """Enter or a click on a file."""
@@ -95,4 +98,4 @@ class PicturePicker(ModalScreen[Path | None]):
             self.query_one(_MediaTree).path = folder
             self.query_one(_MediaTree).focus()
         else:
-            self.notify(f"there is no picture at {event.value!r}", severity="error", markup=False)
+            self.notify(f"there is no such file at {event.value!r}", severity="error", markup=False)

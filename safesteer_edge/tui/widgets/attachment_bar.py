@@ -11,7 +11,7 @@ from textual.message import Message
 from textual.widgets import Static
 
 from safesteer_edge.chat.display_text import strip_control_characters
-from safesteer_edge.tui.typed_paths import is_sound
+from safesteer_edge.tui.typed_paths import sign_of
 
 
 @dataclass
@@ -49,10 +49,7 @@ class AttachmentBar(Horizontal):
         """Show these files."""
         self.set_class(bool(paths), "-shown")
         await self.remove_children()
-        chips = [
-            _Chip(i, f"{'♪' if is_sound(path) else '▣'} {_short(path)} ×")
-            for i, path in enumerate(paths)
-        ]
+        chips = [_Chip(i, f"{sign_of(path)} {_short(path)} ×") for i, path in enumerate(paths)]
         await self.mount_all([*chips, Static(Content("Backspace removes"), classes="hint")])
 
 

@@ -9,7 +9,7 @@ from textual.widgets import Static
 
 from safesteer_edge.chat.display_text import strip_control_characters
 from safesteer_edge.guard.policy import GuardMode
-from safesteer_edge.tui.guard_words import MODE_LABELS
+from safesteer_edge.tui.guard_words import MODE_LABELS, UNCALIBRATED
 
 
 class TopBar(Horizontal):
@@ -27,7 +27,9 @@ class TopBar(Horizontal):
             text-wrap: nowrap; text-overflow: ellipsis;
         }
         & #guard-mode { width: auto; color: $primary; text-style: bold; }
-        &.-monitor #guard-mode { background: $warning; color: $background; padding: 0 1; }
+        &.-monitor #guard-mode, &.-uncalibrated #guard-mode {
+            background: $warning; color: $background; padding: 0 1;
+        }
         &.-off #guard-mode { background: $error; color: $background; padding: 0 1; }
     }
     """
@@ -38,13 +40,17 @@ class TopBar(Horizontal):
         yield Static(id="model-name")
         yield Static(id="guard-mode")
 
-    def show(self, *, title: str, model: str, guard: GuardMode) -> None:
+    def show(
+        self, *, title: str, model: str, guard: GuardMode, is_uncalibrated: bool = False
+    ) -> None:
         """Show these."""
+        self.set_class(is_uncalibrated, "-uncalibrated")
         self.set_class(guard == "monitor", "-monitor")
         self.set_class(guard == "off", "-off")
         self.query_one("#chat-title", Static).update(Content(strip_control_characters(title)))
         self.query_one("#model-name", Static).update(Content(strip_control_characters(model)))
-        self.query_one("#guard-mode", Static).update(Content(MODE_LABELS[guard]))
+        label = MODE_LABELS[guard] + (f", {UNCALIBRATED}" if is_uncalibrated else "")
+        self.query_one("#guard-mode", Static).update(Content(label))
 
 
 class StatusBar(Horizontal):

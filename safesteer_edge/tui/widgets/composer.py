@@ -1,4 +1,4 @@
-"""The input: several lines, history, files dropped into it, slash commands completed."""
+"""The input: several lines, history, long pastes folded, files dropped, commands completed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.widgets import TextArea
+from textual.widgets.text_area import Edit, EditResult, Location, Selection
 
 from safesteer_edge.chat.display_text import strip_control_characters
+from safesteer_edge.tui.folded_pastes import FoldedPastes
 from safesteer_edge.tui.messages import (
     ClipboardWanted,
     CompletionsWanted,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 # Many terminals send Alt+Enter as Escape and Enter, at once.
 _ALT_S = 0.02
 _NEWLINE_KEYS = frozenset({"shift+enter", "ctrl+j", "alt+enter", "ctrl+enter"})
+_FOLDED_HINTS = "Enter sends · beside a paste: Tab unfolds, Backspace removes"
 
 
 class Composer(TextArea):
@@ -55,6 +58,7 @@ class Composer(TextArea):
     """
 
     def __init__(self, history: Sequence[str] = ()) -> None:
+        self._folded = FoldedPastes()  # first: the cursor asks for it
         super().__init__(
             soft_wrap=True,
             show_line_numbers=False,
@@ -65,6 +69,26 @@ class Composer(TextArea):
         self._history_index = len(self._history)
         self._draft = ""
         self._escaped_s = 0.0
+        self._hints = ""
+        self._has_folded = False
+
+    def whole(self, typed: str) -> str:
+        """What was typed, with the pastes that stand folded in it."""
+        return self._folded.whole(typed)
+
+    @property
+    def selected_text(self) -> str:
+        """What is selected, to be copied: pastes whole."""
+        return self.whole(super().selected_text)
+
+    def unfold(self) -> None:
+        """Show all of what is folded, to be edited."""
+        self.replace(self.whole(self.text), (0, 0), self.document.end)
+
+    def show_hints(self, hints: str) -> None:
+        """Say what the keys do; while a paste is folded, what they do with that."""
+        self._hints = hints
+        self.border_subtitle = _FOLDED_HINTS if self._has_folded else hints
 
     def remember(self, text: str) -> None:
         """Add a sent message to the history."""
@@ -74,8 +98,27 @@ class Composer(TextArea):
 
     def replace_text(self, text: str) -> None:
         """Put a text in, the cursor at its end."""
-        self.text = text
+        self.text = self._folded.refolded(text)
         self.move_cursor(self.document.end)
+
+    def insert_paste(self, text: str) -> None:
+        """Put a text in at the cursor, folded if it is long."""
+        self.insert(self._folded.fold(text))
+
+    def edit(self, edit: Edit) -> EditResult:
+        """Change the text; what cuts into a folded paste takes all of it."""
+        edit.from_location, edit.to_location = (
+            self._outside_folded(edit.top, is_forward=False),
+            self._outside_folded(edit.bottom, is_forward=True),
+        )
+        return super().edit(edit)
+
+    def validate_selection(self, selection: Selection) -> Selection:
+        """The cursor steps over a folded paste, never into it."""
+        return Selection(
+            self._outside_folded(selection.start, selection.start > self.selection.start),
+            self._outside_folded(selection.end, selection.end > self.selection.end),
+        )
 
     async def _on_key(self, event: events.Key) -> None:
         now_s = time.monotonic()
@@ -91,6 +134,10 @@ class Composer(TextArea):
             self.insert("\n")
         elif event.key == "backspace" and not self.text:
             self.post_message(LastAttachmentErased())
+        elif event.key == "tab" and (span := self._folded_beside_cursor()):
+            event.stop()
+            event.prevent_default()
+            self.replace(self.whole(self.get_text_range(*span)), *span)
         elif event.key == "tab" and (commands := matching_commands(self.text)):
             event.stop()
             event.prevent_default()
@@ -117,10 +164,14 @@ class Composer(TextArea):
         if paths and not kept:
             self.post_message(PathsDropped(tuple(paths)))
             return
-        self.insert(text)
+        self.insert_paste(text)
 
     def on_text_area_changed(self) -> None:
         """Offer commands as they are typed."""
+        has_folded = bool(self._folded.spans(self.text))
+        if has_folded != self._has_folded:
+            self._has_folded = has_folded
+            self.show_hints(self._hints)
         self.post_message(CompletionsWanted(self.text if self.text.startswith("/") else ""))
 
     def action_cursor_up(self, select: bool = False) -> None:
@@ -150,6 +201,22 @@ class Composer(TextArea):
             self.screen.action_copy_text()
         else:
             self.app.action_interrupt()  # pyright: ignore[reportAttributeAccessIssue]  # ChatApp's
+
+    def _outside_folded(self, location: Location, is_forward: bool) -> Location:
+        row, column = location
+        if row >= self.document.line_count:
+            return location
+        for start, end in self._folded.spans(self.document[row]):
+            if start < column < end:
+                return row, end if is_forward else start
+        return location
+
+    def _folded_beside_cursor(self) -> tuple[Location, Location] | None:
+        row, column = self.cursor_location
+        for start, end in self._folded.spans(self.document[row]):
+            if start <= column <= end:
+                return (row, start), (row, end)
+        return None
 
     def _show_history(self, index: int) -> None:
         if self._history_index == len(self._history):

@@ -10,7 +10,7 @@ from textual.widgets import Static
 from safesteer_edge.chat.display_text import strip_control_characters
 from safesteer_edge.guard.events import Candidate, Step
 from safesteer_edge.guard.policy import GuardPolicy
-from safesteer_edge.tui.guard_words import MODE_MEANINGS
+from safesteer_edge.tui.guard_words import MODE_MEANINGS, UNCALIBRATED, UNCALIBRATED_MEANING
 from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.sparkline import sparkline
 
@@ -109,6 +109,8 @@ def verdict(turn: ShownTurn) -> Content:
     """What the guard did, in lines."""
     mode = turn.guard
     lines = [f"{mode}: {MODE_MEANINGS[mode]}"]
+    if turn.is_uncalibrated:
+        lines.append(f"{UNCALIBRATED}: {UNCALIBRATED_MEANING}")
     if mode != "off":
         steps = len(turn.steps)
         lines.append(f"steps    {steps}, {turn.n_interventions} steered")

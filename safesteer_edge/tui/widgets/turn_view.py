@@ -97,8 +97,7 @@ class TurnView(Vertical, can_focus=True):
         question = strip_control_characters(turn.question)
         if question:
             yield Static(Content(question), classes="question")
-        files = (*turn.images, *turn.sounds)
-        if files:
+        if turn.files:
             yield Static(media_lines(turn), classes="media-line")
             if self._show_images:
                 yield from media_views(turn.images)

@@ -11,7 +11,7 @@ from textual.widgets import Static
 
 _LINES = (
     ("Ask about text or a picture.", "Type below, and press Enter."),
-    ("attach", "attach a picture; or drop, paste or type its path"),
+    ("attach", "attach a picture, a PDF or a text; or drop, paste or type its path"),
     ("chats", "your chats"),
     ("models", "models: the built-in one is small and often wrong"),
     ("settings", "settings: how strict the guard is, how words are drawn"),

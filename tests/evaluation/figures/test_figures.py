@@ -109,3 +109,8 @@ def test_divergence_is_that_of_two_distributions():
     expected = float((np.exp(p) * np.log(np.exp(p) / np.exp(q))).sum())
     assert divergence(p, q) == pytest.approx(expected)
     assert divergence(p, p) == 0.0
+
+
+def test_a_divergence_that_is_no_number_is_not_none():
+    p = log_softmax(np.array([0.0, 1.0]))
+    assert np.isnan(divergence(p, np.array([np.nan, -0.3])))

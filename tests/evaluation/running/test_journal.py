@@ -42,7 +42,9 @@ def test_a_line_that_was_cut_off_is_made_anew(tmp_path: Path):
         assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("line", ["{}", "[]", "3", '{"suite": "x"}', "{broken", "[" * 99_999])
+@pytest.mark.parametrize(
+    "line", ["{}", "[]", "3", "NaN", '{"x": 1e999}', '{"suite": "x"}', "{broken", "[" * 99_999]
+)
 def test_a_damaged_line_is_an_error_that_names_it(tmp_path: Path, line: str):
     path = tmp_path / "rows.jsonl"
     path.write_text(line + "\n")
