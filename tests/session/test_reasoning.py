@@ -126,7 +126,7 @@ def test_channels_are_control_tokens_and_never_shown(tmp_path: Path) -> None:
         model = session._runtime.model
         opened = "<|channel|>analysis<|message|>let me see<|end|>"
         given = model.tokenize_trusted(f"{opened}<|start|>assistant<|channel|>final<|message|>Well")
-        asked = session._with_question("Why?", (), (), None)
+        asked = session._with_question(ChatMessage("user", "Why?"), None)
         items, _ = session._to_items(asked.conversation)
         plan = TurnPlan(SessionHistory(), asked, items, {}, time.perf_counter(), tuple(given))
         events = list(session._run(plan))
