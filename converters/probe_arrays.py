@@ -7,7 +7,17 @@ from typing import Any, cast
 
 import numpy as np
 
-from safesteer_edge.converters.probe_graph import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.converters.probe_modules import (
+    ProbeModules,
+    order_of_modules,
+    sort_into_modules,
+)
+from safesteer_edge.converters.tensor_files import (
+    Array,
+    TensorFile,
+)
+from safesteer_edge.errors import InputError, ProbeFileError
+from safesteer_edge.formats.probe_graph import (
     ACTIVATIONS,
     Activation,
     DenseLayer,
@@ -16,20 +26,10 @@ from safesteer_edge.converters.probe_graph import (  # pyright: ignore[reportMis
     LayerNorm,
     ProbeGraph,
 )
-from safesteer_edge.converters.probe_modules import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    ProbeModules,
-    order_of_modules,
-    sort_into_modules,
-)
-from safesteer_edge.converters.probe_source import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.formats.probe_onnx import (
     GraphSource,
     SourceOptions,
 )
-from safesteer_edge.converters.tensor_files import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    Array,
-    TensorFile,
-)
-from safesteer_edge.errors import InputError, ProbeFileError
 
 _EPSILON = 1e-5  # torch.nn.LayerNorm's default, which a state dictionary does not hold
 _FINAL = ("none", "sigmoid", "softmax")

@@ -11,19 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.converters.probe_source import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    GraphSource,
-    ProbeSource,
-    SourceOptions,
-)
-from safesteer_edge.converters.probe_storage import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    Quantization,
-)
 from safesteer_edge.errors import InputError, ProbeFileError
-from safesteer_edge.evaluation.statistics import auroc
 from safesteer_edge.formats.atomic_write import atomic_write
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model
-from safesteer_edge.guard.probe import OnnxProbe
+from safesteer_edge.formats.probe_onnx import (
+    GraphSource,
+    ProbeSource,
+    Quantization,
+    SourceOptions,
+)
+from safesteer_edge.metrics.statistics import auroc
+from safesteer_edge.probe.probe import OnnxProbe
 
 _N_MADE_UP = 256
 _MAX_DIFFERENCE = 1e-3  # more than this is no rounding
@@ -86,9 +84,7 @@ def convert_probe(
     Raises InputError where the source cannot be read or an option is needed, ProbeFileError
     where it is no probe or does not fit the model. Nothing is written then.
     """
-    from safesteer_edge.converters.probe_files import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-        read_probe_source,
-    )
+    from safesteer_edge.converters.probe_files import read_probe_source
 
     model = check_language_model(settings.model) if settings.model else None
     return convert_source(read_probe_source(path, options or SourceOptions()), settings, model)
@@ -96,18 +92,14 @@ def convert_probe(
 
 def convert_estimator(estimator: Any, settings: ConversionSettings) -> ConversionReport:
     """Convert a fitted scikit-learn classifier or pipeline. Errors: see convert_probe."""
-    from safesteer_edge.converters.probe_sklearn import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-        estimator_source,
-    )
+    from safesteer_edge.formats.probe_sklearn import estimator_source
 
     return convert_source(estimator_source(estimator), settings)
 
 
 def convert_module(module: Any, settings: ConversionSettings) -> ConversionReport:
     """Convert a PyTorch Linear or Sequential. Errors: see convert_probe."""
-    from safesteer_edge.converters.probe_torch_module import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-        module_source,
-    )
+    from safesteer_edge.converters.probe_torch_module import module_source
 
     return convert_source(module_source(module), settings)
 
@@ -191,9 +183,7 @@ def _states(source: ProbeSource, settings: ConversionSettings) -> _States:
 
 
 def _read_states(path: Path, n_features: int) -> _States:
-    from safesteer_edge.converters.tensor_files import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-        read_npz,
-    )
+    from safesteer_edge.converters.tensor_files import read_npz
 
     tensors = read_npz(path).tensors
     states, labels = tensors.get("states"), tensors.get("labels")

@@ -10,10 +10,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.converters.probe_files import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    read_onnx_bytes,
+from safesteer_edge.converters.probe_files import read_onnx_bytes
+from safesteer_edge.converters.tensor_files import (
+    TensorFile,
+    write_npz,
+    write_safetensors,
 )
-from safesteer_edge.converters.probe_graph import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.errors import ProbeFileError
+from safesteer_edge.formats.onnx_file import check_onnx
+from safesteer_edge.formats.probe_graph import (
     Activation,
     DenseLayer,
     Head,
@@ -25,17 +30,8 @@ from safesteer_edge.converters.probe_graph import (  # pyright: ignore[reportMis
     score_states,
     stored,
 )
-from safesteer_edge.converters.probe_onnx import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    import_onnx,
-)
-from safesteer_edge.converters.tensor_files import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    TensorFile,
-    write_npz,
-    write_safetensors,
-)
-from safesteer_edge.errors import ProbeFileError
-from safesteer_edge.formats.onnx_file import check_onnx
-from safesteer_edge.guard.probe import OnnxProbe
+from safesteer_edge.formats.probe_onnx import import_onnx
+from safesteer_edge.probe.probe import OnnxProbe
 
 _ACTIVATIONS: Final[Mapping[tuple[str, ...], Activation]] = {
     (): "none",

@@ -5,28 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from safesteer_edge.converters.probe_arrays import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.converters.probe_arrays import (
     autosteer_source,
     rds_source,
     state_dict_source,
 )
-from safesteer_edge.converters.probe_source import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    Kind,
-    ProbeSource,
-    SourceOptions,
-)
-from safesteer_edge.converters.tensor_files import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.converters.tensor_files import (
     TensorFile,
     read_npz,
     read_safetensors,
 )
-from safesteer_edge.converters.torch_checkpoint import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    read_torch_checkpoint,
-)
-from safesteer_edge.converters.zip_members import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    unreadable,
-)
+from safesteer_edge.converters.torch_checkpoint import read_torch_checkpoint
+from safesteer_edge.converters.zip_members import unreadable
 from safesteer_edge.errors import InputError
+from safesteer_edge.formats.probe_onnx import (
+    Kind,
+    ProbeSource,
+    SourceOptions,
+)
 
 _MAX_ONNX_BYTES = 64 << 20
 _PICKLES = (".pkl", ".pickle", ".joblib", ".dill")
@@ -54,16 +50,12 @@ def read_probe_source(path: Path, options: SourceOptions) -> ProbeSource:
     if suffix in _ARRAYS:
         return _from_arrays(path, suffix, options)
     if suffix == ".skops":
-        from safesteer_edge.converters.probe_skops import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-            skops_source,
-        )
+        from safesteer_edge.converters.probe_skops import skops_source
 
         _check_kind(path, options, ("auto", "scikit-learn"))
         return skops_source(path)
     if suffix == ".onnx":
-        from safesteer_edge.converters.probe_foreign_onnx import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-            onnx_source,
-        )
+        from safesteer_edge.converters.probe_foreign_onnx import onnx_source
 
         _check_kind(path, options, ("auto", "onnx"))
         return onnx_source(path, read_onnx_bytes(path), options)

@@ -13,21 +13,17 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.converters.probe_onnx import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    INPUT_NAME,
-    OUTPUT_NAME,
-    import_onnx,
-)
-from safesteer_edge.converters.probe_source import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    SourceOptions,
-    States,
-)
-from safesteer_edge.converters.probe_storage import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    Quantization,
-    store_weight,
-)
 from safesteer_edge.errors import ProbeFileError
 from safesteer_edge.formats.onnx_file import OnnxInfo, check_onnx
+from safesteer_edge.formats.probe_onnx import (
+    INPUT_NAME,
+    OUTPUT_NAME,
+    Quantization,
+    SourceOptions,
+    States,
+    import_onnx,
+    store_weight,
+)
 
 _SHAPE_ONLY = ("Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Cast", "Clip")
 _PROBABILITIES = ("Sigmoid", "Softmax")

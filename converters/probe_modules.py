@@ -8,16 +8,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from safesteer_edge.converters.probe_graph import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.converters.tensor_files import Array
+from safesteer_edge.errors import InputError, ProbeFileError
+from safesteer_edge.formats.probe_graph import (
     FloatArray,
     Head,
     IsotonicFolds,
     SigmoidFolds,
 )
-from safesteer_edge.converters.tensor_files import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    Array,
-)
-from safesteer_edge.errors import InputError, ProbeFileError
 
 _NUMBER = re.compile(r"\d+")
 # What else the arrays of standardisers and linear probes are called.

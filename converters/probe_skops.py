@@ -10,17 +10,13 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from safesteer_edge.converters.probe_sklearn import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    estimator_source,
-)
-from safesteer_edge.converters.probe_source import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    GraphSource,
-)
-from safesteer_edge.converters.zip_members import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.converters.zip_members import (
     read_zip_members,
     unreadable,
 )
 from safesteer_edge.errors import InputError
+from safesteer_edge.formats.probe_onnx import GraphSource
+from safesteer_edge.formats.probe_sklearn import estimator_source
 
 _SCHEMA = "schema.json"
 _MAX_SCHEMA_BYTES = 16 << 20

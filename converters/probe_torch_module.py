@@ -7,19 +7,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from safesteer_edge.converters.probe_arrays import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    state_dict_source,
-)
-from safesteer_edge.converters.probe_source import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    GraphSource,
-    SourceOptions,
-    States,
-)
-from safesteer_edge.converters.tensor_files import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.converters.probe_arrays import state_dict_source
+from safesteer_edge.converters.tensor_files import (
     Array,
     TensorFile,
 )
 from safesteer_edge.errors import ProbeFileError
+from safesteer_edge.formats.probe_onnx import (
+    GraphSource,
+    SourceOptions,
+    States,
+)
 
 _ACTIVATIONS: Final = {
     "ReLU": "relu",

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.converters.zip_members import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.converters.zip_members import (
     MAX_BYTES,
     read_zip_members,
     unreadable,

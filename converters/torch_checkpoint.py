@@ -18,11 +18,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from safesteer_edge.converters.tensor_files import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.converters.tensor_files import (
     Array,
     bfloat16_to_float32,
 )
-from safesteer_edge.converters.zip_members import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.converters.zip_members import (
     MAX_BYTES,
     ZipMember,
     read_zip_members,

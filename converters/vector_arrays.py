@@ -16,10 +16,9 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from safesteer_edge.converters.tensor_files import read_npz, read_safetensors
+from safesteer_edge.converters.vector_torch import read_torch
 from safesteer_edge.errors import VectorFileError
-
-from .tensor_files import read_npz, read_safetensors
-from .vector_torch import read_torch
 
 MAX_ELEMENTS: Final = 512 * 65_536  # LLAMA_MAX_LAYERS rows, as wide as a control vector may be
 # What NumPy's reader of headers raises; it tokenizes those that it cannot parse.

@@ -11,13 +11,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from safesteer_edge.converters.vector_gguf import matrix_to_control_vector
+from safesteer_edge.converters.vector_layers import BlockDirections, place_on_blocks
+from safesteer_edge.converters.vector_source import (
+    LayerBase,
+    SourceConvention,
+    VectorSource,
+    read_source,
+)
 from safesteer_edge.errors import SettingsError, VectorFileError
 from safesteer_edge.formats.control_vector_file import ControlVector
 from safesteer_edge.formats.model_file import ModelInfo
-
-from .vector_gguf import matrix_to_control_vector
-from .vector_layers import BlockDirections, place_on_blocks
-from .vector_source import LayerBase, SourceConvention, VectorSource, read_source
 
 _MAX_SOURCES = 64
 

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from safesteer_edge.converters.tensor_files import TensorFile, write_npz, write_safetensors
+from safesteer_edge.converters.vector_source import CONVENTION_KEY, HINT_KEY
 from safesteer_edge.errors import InputError, SettingsError
 from safesteer_edge.formats.control_vector_file import ControlVector, write_control_vector
-
-from .tensor_files import TensorFile, write_npz, write_safetensors
-from .vector_source import CONVENTION_KEY, HINT_KEY
 
 DIRECTIONS_NAME: Final = "directions"
 

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from safesteer_edge.converters.vector_source import VectorSource
 from safesteer_edge.errors import VectorFileError
 from safesteer_edge.formats.model_file import ModelInfo
-
-from .vector_source import VectorSource
 
 _EMBEDDING = -1  # the "block" before the first
 

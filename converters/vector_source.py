@@ -15,14 +15,13 @@ from typing import Final, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from safesteer_edge.converters.vector_arrays import ARRAY_SUFFIXES, ArrayFile, read_arrays, unusable
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.formats.control_vector_file import (
     BLOCK_OUTPUT_0BASED,
     UNRECORDED,
     read_control_vector,
 )
-
-from .vector_arrays import ARRAY_SUFFIXES, ArrayFile, read_arrays, unusable
 
 LayerBase = Literal["0", "1", "embedding"]
 LAYER_BASES: Final[tuple[LayerBase, ...]] = ("0", "1", "embedding")

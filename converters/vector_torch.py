@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from safesteer_edge.converters.zip_members import read_zip_members, unreadable
 from safesteer_edge.errors import InputError
-
-from .zip_members import read_zip_members, unreadable
 
 # Before 2.6 weights_only=True could run code (CVE-2025-32434), before 2.10 it could corrupt
 # memory (CVE-2026-24747).

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from safesteer_edge.formats.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from safesteer_edge.chat_session import ChatMessage, TurnSettings
     from safesteer_edge.chats.chat_store import ChatStore
+    from safesteer_edge.chats.recorded_chat import RecordedChat
     from safesteer_edge.errors import EngineDiedError, InputError, SafeSteerError
     from safesteer_edge.guard.events import (
         Event,
@@ -26,12 +26,11 @@ if TYPE_CHECKING:
         event_from_json,
         event_to_json,
     )
-    from safesteer_edge.guard.sampling import SamplingSettings
-    from safesteer_edge.isolation.isolated_session import IsolatedSession, open_isolated_session
-    from safesteer_edge.recorded_chat import RecordedChat
-    from safesteer_edge.session import Session, open_session
-    from safesteer_edge.session_info import SessionInfo
-    from safesteer_edge.settings import SessionSettings
+    from safesteer_edge.guard.policy import SamplingSettings
+    from safesteer_edge.session.isolated_session import IsolatedSession, open_isolated_session
+    from safesteer_edge.session.protocol import ChatMessage, SessionInfo, TurnSettings
+    from safesteer_edge.session.session import Session, open_session
+    from safesteer_edge.session.settings import SessionSettings
 
 
 __all__ = [
@@ -62,7 +61,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "safesteer_edge.chat_session": ("ChatMessage", "TurnSettings"),
+    "safesteer_edge.session.protocol": ("ChatMessage", "SessionInfo", "TurnSettings"),
     "safesteer_edge.chats.chat_store": ("ChatStore",),
     "safesteer_edge.errors": ("EngineDiedError", "InputError", "SafeSteerError"),
     "safesteer_edge.guard.events": (
@@ -76,12 +75,11 @@ _MODULES = {
         "event_from_json",
         "event_to_json",
     ),
-    "safesteer_edge.guard.sampling": ("SamplingSettings",),
-    "safesteer_edge.isolation.isolated_session": ("IsolatedSession", "open_isolated_session"),
-    "safesteer_edge.recorded_chat": ("RecordedChat",),
-    "safesteer_edge.session": ("Session", "open_session"),
-    "safesteer_edge.session_info": ("SessionInfo",),
-    "safesteer_edge.settings": ("SessionSettings",),
+    "safesteer_edge.guard.policy": ("SamplingSettings",),
+    "safesteer_edge.session.isolated_session": ("IsolatedSession", "open_isolated_session"),
+    "safesteer_edge.chats.recorded_chat": ("RecordedChat",),
+    "safesteer_edge.session.session": ("Session", "open_session"),
+    "safesteer_edge.session.settings": ("SessionSettings",),
 }
 _MODULE_BY_NAME = {name: module for module, names in _MODULES.items() for name in names}
 

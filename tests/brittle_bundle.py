@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from safesteer_edge.bundle.writer import write_bundle
 from safesteer_edge.guard.events import PrefillDone, Step
-from safesteer_edge.session import open_session
+from safesteer_edge.session.session import open_session
 from tests.guarded_tiny import QUIET, WAVERING, GuardedTiny
 
 

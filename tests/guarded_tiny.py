@@ -20,10 +20,9 @@ from safesteer_edge.bundle.schema import ModalityScales
 from safesteer_edge.bundle.writer import BundleParts, VectorParts, write_bundle
 from safesteer_edge.formats.control_vector_file import ControlVector
 from safesteer_edge.formats.model_file import ModelInfo
-from safesteer_edge.guard.policy import GuardPolicy
-from safesteer_edge.guard.sampling import SamplingSettings
-from safesteer_edge.runtime import last_state_of, open_runtime
-from safesteer_edge.settings import SessionSettings
+from safesteer_edge.guard.policy import GuardPolicy, SamplingSettings
+from safesteer_edge.session.runtime import last_state_of, open_runtime
+from safesteer_edge.session.settings import SessionSettings
 from tests.bundle.linear_probe import linear_scores, probe_onnx
 from tests.bundle.sample_parts import figures_of
 from tests.tiny_models import FIRST_BYTE_ID, write_tiny_llama, write_tiny_projector

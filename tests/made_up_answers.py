@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.calibration.harvest import AnswerKind, HarvestedAnswer
-from safesteer_edge.calibration.requests_data import Label, Request
+from safesteer_edge.harvest.answers import AnswerKind, HarvestedAnswer
+from safesteer_edge.requests.requests import Label, Request
 
 N_POSITIONS = 8
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safesteer_edge.calibration.harvest import HarvestPlan
 from safesteer_edge.calibration.make_bundle import CalibrationSettings, make_bundle
-from safesteer_edge.calibration.requests_data import Label, Request, Split
-from safesteer_edge.calibration.targets import FalseAlarmTargets
 from safesteer_edge.engine.requantize import requantize
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model
+from safesteer_edge.harvest.answers import HarvestPlan
+from safesteer_edge.harvest.replay import FalseAlarmTargets
+from safesteer_edge.requests.requests import Label, Request, Split
 from tests.guarded_tiny import GuardedTiny
 from tests.made_up_answers import made_up_request
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from safesteer_edge.calibration.default_settings import default_settings
 from safesteer_edge.calibration.make_bundle import make_bundle
 from safesteer_edge.calibration.preflight import with_pictures
-from safesteer_edge.calibration.requests_data import load_requests
-from safesteer_edge.settings import SessionSettings
+from safesteer_edge.calibration.settings import default_settings
+from safesteer_edge.requests.requests import load_requests
+from safesteer_edge.session.settings import SessionSettings
 
 FOLDER = Path(__file__).parent / "guard"
 

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.bundle.fingerprint import Match
-from safesteer_edge.bundle.require import require, require_range
+from safesteer_edge.bundle.fingerprint import Match, require, require_range
 from safesteer_edge.errors import BundleError, GuardError
-from safesteer_edge.guard.probe_protocol import Probe
+from safesteer_edge.guard.protocols import Probe
 
 MAX_PROBE_TOLERANCE = 0.02
 MIN_CANARY_SPREAD = 0.1

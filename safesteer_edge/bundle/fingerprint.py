@@ -81,3 +81,17 @@ def compare(bundle_fp: ModelFingerprint, model_fp: ModelFingerprint) -> Match:
         f"the guard bundle is made for another model: {details}; "
         "use its own model, or make a bundle with 'safesteer-edge calibrate'"
     )
+
+
+# -- one-line checks that say what is wrong in a guard bundle --------------------------------------
+
+
+def require(holds: bool, problem: str) -> None:
+    """Raise BundleError with this text unless the condition holds."""
+    if not holds:
+        raise BundleError(problem)
+
+
+def require_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise BundleError unless low <= value <= high; a NaN is in no range."""
+    require(low <= value <= high, f"{name} is {value}; expected {low:g} to {high:g}")

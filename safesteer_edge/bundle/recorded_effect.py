@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, cast
 
-from safesteer_edge.bundle.strict_json import decode
 from safesteer_edge.errors import BundleError
+from safesteer_edge.formats.strict_json import decode
 from safesteer_edge.guard.policy import GuardPolicy
 
 RecordedEffect = Literal["acts", "never_acts", "unknown"]

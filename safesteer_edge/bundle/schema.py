@@ -14,10 +14,9 @@ from datetime import date
 from typing import Literal, cast
 
 from safesteer_edge.bundle.canaries import Canaries
-from safesteer_edge.bundle.fingerprint import ModelFingerprint, is_sha256
-from safesteer_edge.bundle.require import require
-from safesteer_edge.bundle.strict_json import decode, format_json, parse_json
+from safesteer_edge.bundle.fingerprint import ModelFingerprint, is_sha256, require
 from safesteer_edge.errors import BundleError
+from safesteer_edge.formats.strict_json import decode, format_json, parse_json
 from safesteer_edge.guard.policy import GuardPolicy
 
 SCHEMA_VERSION = 1

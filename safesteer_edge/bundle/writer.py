@@ -11,8 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import Literal
 
-from safesteer_edge.bundle.bundle import open_bundle
-from safesteer_edge.bundle.bundle_files import CONFIG_NAME
+from safesteer_edge.bundle.bundle import CONFIG_NAME, open_bundle
 from safesteer_edge.bundle.canaries import Canaries
 from safesteer_edge.bundle.fingerprint import ModelFingerprint
 from safesteer_edge.bundle.schema import (

@@ -6,6 +6,8 @@ answered once all is decided, so that `verify` can tell later what another quant
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,37 +15,57 @@ from typing import Any
 
 from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.writer import BundleParts, write_bundle
-from safesteer_edge.calibration.cost import CostMeter
-from safesteer_edge.calibration.harvest import HarvestedAnswer, HarvestPlan
-from safesteer_edge.calibration.harvest_cache import DEFAULT_LIMIT_BYTES
-from safesteer_edge.calibration.harvest_run import Harvest, Progress, harvest
-from safesteer_edge.calibration.harvest_settings import HarvestSettings
-from safesteer_edge.calibration.measured_parts import (
-    ScoreStates,
-    make_canaries,
-    residual_norms,
-)
-from safesteer_edge.calibration.media_reading import reading_of_media
 from safesteer_edge.calibration.probe_fit import FitSettings, fit_calibrated
-from safesteer_edge.calibration.probe_stage import (
-    ProbeResult,
-    fit_chosen_probe,
-    probe_candidates,
-)
-from safesteer_edge.calibration.replay import FIGURES_KEY, replay_of, replay_to_json
-from safesteer_edge.calibration.report.bundle_report import bundle_report
-from safesteer_edge.calibration.requests_data import Request
-from safesteer_edge.calibration.scored_answers import score_own_answers
-from safesteer_edge.calibration.separation import separation_by_layer
-from safesteer_edge.calibration.targets import FalseAlarmTargets
-from safesteer_edge.calibration.vector_candidates import VectorSettings
+from safesteer_edge.calibration.probe_stage import ProbeResult, fit_chosen_probe, probe_candidates
+from safesteer_edge.calibration.report import bundle_report
+from safesteer_edge.calibration.separation import reading_of_media, separation_by_layer
+from safesteer_edge.calibration.vector_forms import VectorSettings
 from safesteer_edge.calibration.vector_stage import VectorResult, VectorTask, fit_vector
-from safesteer_edge.formats.finite_json import without_nan
+from safesteer_edge.formats.json_values import without_nan
 from safesteer_edge.formats.version import VERSION
 from safesteer_edge.guard.policy import GuardPolicy
-from safesteer_edge.guard.probe import OnnxProbe
-from safesteer_edge.runtime import Runtime, open_runtime
-from safesteer_edge.settings import SessionSettings
+from safesteer_edge.harvest.answers import HarvestedAnswer, HarvestPlan
+from safesteer_edge.harvest.cache import DEFAULT_LIMIT_BYTES, HarvestSettings
+from safesteer_edge.harvest.measured_parts import ScoreStates, make_canaries, residual_norms
+from safesteer_edge.harvest.replay import (
+    FIGURES_KEY,
+    FalseAlarmTargets,
+    replay_of,
+    replay_to_json,
+    score_own_answers,
+)
+from safesteer_edge.harvest.run import Harvest, Progress, harvest
+from safesteer_edge.probe.probe import OnnxProbe
+from safesteer_edge.requests.requests import Request
+from safesteer_edge.session.runtime import Runtime, open_runtime
+from safesteer_edge.session.settings import SessionSettings
+
+# -- what a calibration took: seconds, and the most memory at once ---------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CostMeter:
+    """Started when it is made."""
+
+    started_s: float = field(default_factory=time.monotonic)
+
+    def to_json(self) -> dict[str, float | None]:
+        """{"elapsed_s", "peak_memory_mib"}; the latter None where the system does not say."""
+        return {
+            "elapsed_s": round(time.monotonic() - self.started_s, 1),
+            "peak_memory_mib": _peak_memory_mib(),
+        }
+
+
+def _peak_memory_mib() -> float | None:
+    """Of this process since it began."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return round(peak * unit / (1 << 20), 1)
 
 
 @dataclass(frozen=True, slots=True)

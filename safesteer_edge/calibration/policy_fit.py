@@ -9,21 +9,157 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.calibration.policy_curves import (
-    conformal_limit,
-    strength_curve,
-    threshold_curve,
-    touched_share,
-)
-from safesteer_edge.calibration.refusal_grid import AnswerTable, Trajectories
-from safesteer_edge.calibration.targets import FalseAlarmTargets
+from safesteer_edge.errors import GuardError
 from safesteer_edge.guard.policy import HIGHEST_LIMIT, MAX_PATIENCE, GuardPolicy
+from safesteer_edge.harvest.replay import FalseAlarmTargets
+
+# -- refusals that many settings would give on many answers at once, steering left aside -----------
+# The same numbers as `guard.risk.RunningRisk`, token for token, for whole arrays.
+
+# Scores of one answer, the prompt's first: float64 (n_tokens + 1,).
+Trajectories = Sequence[NDArray[np.float64]]
+
+
+class AnswerTable:
+    """Answers of different lengths as one array."""
+
+    def __init__(self, rows: Trajectories) -> None:
+        """Raises GuardError for what is no score: a limit would be chosen as if it were low."""
+        for row in rows:
+            if not ((row >= 0.0) & (row <= 1.0)).all():  # false for NaN as well
+                raise GuardError(
+                    "cannot choose limits: the probe gave an answer a score that is no number in "
+                    "[0, 1]; harvest again, or leave out the layers that overflow float16"
+                )
+        self.n_answers = len(rows)
+        n_steps = max((len(row) - 1 for row in rows), default=0)
+        self.prompt_scores = np.array([row[0] for row in rows])
+        # Of no answer: NaN, which is above nothing.
+        self.scores = np.full((len(rows), n_steps), np.nan)
+        for index, row in enumerate(rows):
+            self.scores[index, : len(row) - 1] = row[1:]
+        self._largest_risks: dict[tuple[float, int, int, int], NDArray[np.float64]] = {}
+        self._longest_runs: dict[float, NDArray[np.int64]] = {}
+
+    def largest_scores(self) -> NDArray[np.float64]:
+        """Of each answer's tokens: float64 (n_answers,)."""
+        return _largest(self.scores)
+
+    def largest_risks(
+        self, decay: float, min_steps: int, prompt_weight: int = 0, answer_prior: int = 0
+    ) -> NDArray[np.float64]:
+        """The running risk's largest value from step `min_steps` on; 0 for shorter answers."""
+        key = (decay, min_steps, prompt_weight, answer_prior)
+        if key not in self._largest_risks:
+            risks = self._risks(decay, np.zeros(self.n_answers), answer_prior)
+            if prompt_weight:
+                risks = np.maximum(risks, self._risks(decay, self.prompt_scores, prompt_weight))
+            self._largest_risks[key] = _largest(risks[:, min_steps - 1 :])
+        return self._largest_risks[key]
+
+    def longest_runs(self, threshold: float) -> NDArray[np.int64]:
+        """Most tokens in a row with a score above the threshold: int64 (n_answers,)."""
+        if threshold not in self._longest_runs:
+            self._longest_runs[threshold] = self._count_runs(threshold)
+        return self._longest_runs[threshold]
+
+    def _count_runs(self, threshold: float) -> NDArray[np.int64]:
+        longest = np.zeros(self.n_answers, dtype=np.int64)
+        current = np.zeros(self.n_answers, dtype=np.int64)
+        for step in range(self.scores.shape[1]):
+            current = np.where(self.scores[:, step] > threshold, current + 1, 0)
+            longest = np.maximum(longest, current)
+        return longest
+
+    def _risks(self, decay: float, prior: NDArray[np.float64], n_prior: int) -> NDArray[np.float64]:
+        """A moving mean after each token, the prior's values counted n_prior times before them.
+
+        prior: (n_answers,). float64 (n_answers, n_steps), NaN after the end.
+        """
+        risks = np.empty_like(self.scores)
+        value = prior
+        for step in range(self.scores.shape[1]):
+            weight = max(1.0 - decay, 1.0 / (step + 1 + n_prior))
+            value = value + (self.scores[:, step] - value) * weight
+            risks[:, step] = value
+        return risks
+
+
+def _largest(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    filled = np.where(np.isnan(values), 0.0, values)
+    return filled.max(axis=1, initial=0.0)
+
+
+# -- curves of what a threshold and a strength would do, to be kept beside the ones chosen ---------
+
+# Chances of touching an ordinary answer.
+TOUCHED_TRIED: Final = (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1)
+# Nats of tilt at a score of 1: a candidate becomes e^nats times less likely.
+NATS_TRIED: Final = (4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+
+
+def conformal_limit(
+    maxima: Sequence[float] | NDArray[Any], alpha: float, *, largest: float = 1.0
+) -> float:
+    """The smallest limit that a fresh value exceeds with chance at most alpha.
+
+    largest: what no value exceeds: the answer where there are too few values to promise less.
+    """
+    rank = math.ceil((1.0 - alpha) * (len(maxima) + 1))
+    return float(np.sort(np.asarray(maxima))[rank - 1]) if rank <= len(maxima) else largest
+
+
+def touched_share(table: AnswerTable, threshold: float) -> float:
+    """Share of answers with any score above the threshold; NaN of none."""
+    if not table.n_answers:
+        return math.nan
+    return float(np.mean(table.largest_scores() > threshold))
+
+
+def threshold_curve(tables: dict[str, AnswerTable], highest: float) -> tuple[dict[str, float], ...]:
+    """A row for each chance tried: τ, and the share of answers of each kind that it touches."""
+    maxima = tables["ordinary"].largest_scores()
+    rows: list[dict[str, float]] = []
+    for chance in TOUCHED_TRIED:
+        threshold = min(highest, conformal_limit(maxima, chance))
+        shares = {name: touched_share(table, threshold) for name, table in tables.items()}
+        rows.append({"chance": chance, "threshold": threshold, **shares})
+    return tuple(rows)
+
+
+def strength_curve(
+    harmful: Trajectories, ordinary: Trajectories, threshold: float
+) -> tuple[dict[str, float], ...]:
+    """A row for each strength tried: what it leaves of the tokens above τ.
+
+    kept: the mean chance that such a token, once drawn, is accepted, in harmful answers and in
+    ordinary ones; NaN where none is above τ.
+    """
+    rows: list[dict[str, float]] = []
+    for nats in NATS_TRIED:
+        strength = nats / (1.0 - threshold)
+        rows.append(
+            {
+                "nats": nats,
+                "strength": strength,
+                "harmful_kept": _kept(harmful, threshold, strength),
+                "ordinary_kept": _kept(ordinary, threshold, strength),
+            }
+        )
+    return tuple(rows)
+
+
+def _kept(rows: Trajectories, threshold: float, strength: float) -> float:
+    scores = np.concatenate([row[1:][row[1:] > threshold] for row in rows] or [np.empty(0)])
+    return float(np.exp(-strength * (scores - threshold)).mean()) if len(scores) else math.nan
+
 
 __all__ = [
     "AnswerScores",

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from safesteer_edge.calibration.ordinary_pictures import ordinary_picture_requests
-from safesteer_edge.calibration.requests_data import Label, Request
-from safesteer_edge.calibration.targets import FalseAlarmTargets
 from safesteer_edge.errors import RequestDataError, SettingsError
 from safesteer_edge.formats.model_file import check_language_model, check_projector_fits
-from safesteer_edge.model_choice import choose_model, require_projector
-from safesteer_edge.settings import SessionSettings
+from safesteer_edge.harvest.replay import FalseAlarmTargets
+from safesteer_edge.requests.pictures import ordinary_picture_requests
+from safesteer_edge.requests.requests import Label, Request
+from safesteer_edge.session.choice import choose_model, require_projector
+from safesteer_edge.session.settings import SessionSettings
 
 # Five folds need some of each kind; figures worth having need far more.
 MIN_REQUESTS: Final = 10

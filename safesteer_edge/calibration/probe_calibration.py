@@ -5,16 +5,22 @@ Both are fitted on out-of-fold margins and judged on folds that they were not fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.converters.probe_graph import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    IsotonicFolds,
+from safesteer_edge.errors import ProbeFileError
+from safesteer_edge.formats.onnx_file import check_onnx
+from safesteer_edge.formats.probe_graph import IsotonicFolds
+from safesteer_edge.formats.probe_onnx import (
+    OUTPUT_NAME,
+    import_onnx,
 )
+from safesteer_edge.harvest.replay import ScoredAnswer
 
 CalibrationMethod = Literal["platt", "isotonic"]
 METHODS: Final[tuple[CalibrationMethod, ...]] = ("platt", "isotonic")
@@ -157,3 +163,174 @@ def _isotonic(margins: NDArray[np.float64], labels: NDArray[np.int64]) -> Isoton
         np.asarray(model.y_thresholds_, dtype=np.float64),
     )
     return IsotonicFolds((points,))
+
+
+# -- moving a probe's scores back to chances: a line on the logits, fitted on another quantization
+
+_N_POSITIONS = 32  # of each answer, as a calibration fits
+# Scores are float32: nearer to 0 or 1 their logit is rounding.
+_MIN_SCORE = 1e-7
+
+
+@dataclass(frozen=True, slots=True)
+class Rescale:
+    """score → sigmoid(slope · logit(score) + intercept); slope above 0 keeps the order."""
+
+    slope: float
+    intercept: float
+
+    def scores(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Rescaled scores, in [0, 1]."""
+        moved = self.slope * _logits(scores) + self.intercept
+        return 1.0 / (1.0 + np.exp(-np.clip(moved, -60, 60)))
+
+    def answers(self, answers: Sequence[ScoredAnswer]) -> list[ScoredAnswer]:
+        """The same answers with rescaled scores."""
+        return [self._answer(answer) for answer in answers]
+
+    def _answer(self, answer: ScoredAnswer) -> ScoredAnswer:
+        moved = self.scores(answer.trajectory)
+        return replace(answer, scores=moved[1:], prompt_score=float(moved[0]))
+
+
+IDENTITY = Rescale(1.0, 0.0)
+
+
+def fit_rescale(answers: Sequence[ScoredAnswer]) -> Rescale:
+    """Platt's calibration of the scores: complying answers to harmful requests against all others.
+
+    Raises ProbeFileError if higher scores do not mean more harm: the probe is of no use here.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    rows = [_logits(answer.scores[:_N_POSITIONS]) for answer in answers]
+    labels = np.repeat([int(answer.complies) for answer in answers], [len(row) for row in rows])
+    model = LogisticRegression(C=1e6).fit(np.concatenate(rows)[:, np.newaxis], labels)
+    slope = float(np.asarray(model.coef_).item())
+    if not slope > 0:
+        raise ProbeFileError(
+            f"the probe's scores do not rise with harm on this model (slope {slope:.3g}); run a "
+            "whole 'safesteer-edge calibrate', without --from"
+        )
+    return Rescale(slope, float(np.asarray(model.intercept_).item()))
+
+
+def _logits(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    kept = np.clip(scores, _MIN_SCORE, 1.0 - _MIN_SCORE)
+    return np.log(kept / (1.0 - kept))
+
+
+# -- A probe.onnx whose scores are moved along a line on their logits; nothing else of it changes --
+# score → sigmoid(slope · logit(score) + intercept)
+#
+# Probes that end in a calibrated sigmoid keep their form: its two numbers change. To others the
+# logit, the line and a sigmoid are added.
+
+_PREFIX: Final = "rescale_"
+_LEAST_SCORE: Final = 1e-6  # nearer to 0 or 1 the logit of a float32 is rounding
+
+
+def rescale_probe(data: bytes, slope: float, intercept: float, *, name: str) -> bytes:
+    """Return the file of the moved probe; the same input always gives the same bytes.
+
+    slope: above 0, so that no score changes places with another. name: what errors call the file.
+    Raises ProbeFileError for a file that is no probe or a line that is none, InputError without
+    the package onnx.
+    """
+    if not (0 < slope < math.inf and math.isfinite(intercept)):
+        raise ProbeFileError(
+            f"cannot rescale {name!r} by {slope:g} and {intercept:g}; expected a slope above 0"
+        )
+    check_onnx(data, name=name)
+    onnx = import_onnx()
+    model = onnx.load_from_string(data)
+    graph = model.graph
+    last = _node_of(graph, OUTPUT_NAME)
+    if last is None:
+        raise ProbeFileError(f"cannot rescale {name!r}: it has no output {OUTPUT_NAME!r}")
+    if last.op_type == "Sigmoid":
+        _move_logit(onnx, graph, last, slope, intercept)
+    else:
+        _add_line(onnx, graph, last, slope, intercept)
+    onnx.checker.check_model(model, full_check=True)
+    moved: bytes = model.SerializeToString(deterministic=True)
+    check_onnx(moved, name=name)
+    return moved
+
+
+def _move_logit(onnx: Any, graph: Any, sigmoid: Any, slope: float, intercept: float) -> None:
+    """Change the line that the last sigmoid gets its logit from, or put one before it."""
+    add = _node_of(graph, sigmoid.input[0])
+    multiply = _node_of(graph, add.input[0]) if add is not None else None
+    if add is not None and multiply is not None and (add.op_type, multiply.op_type) == _LINE:
+        old_intercept, old_slope = _scalar(graph, add.input[1]), _scalar(graph, multiply.input[1])
+        if old_intercept is not None and old_slope is not None:
+            _set_scalar(onnx, old_slope, slope * _value(onnx, old_slope))
+            _set_scalar(onnx, old_intercept, slope * _value(onnx, old_intercept) + intercept)
+            return
+    logit = sigmoid.input[0]
+    sigmoid.input[0] = f"{_PREFIX}added"
+    nodes = _line(onnx, graph, logit, slope, intercept)
+    at = [node.output[0] for node in graph.node].index(OUTPUT_NAME)
+    for offset, node in enumerate(nodes):
+        graph.node.insert(at + offset, node)
+
+
+def _add_line(onnx: Any, graph: Any, last: Any, slope: float, intercept: float) -> None:
+    """Take the logit of what was the score, and move that."""
+    make = onnx.helper.make_node
+    last.output[0] = f"{_PREFIX}score"
+    for key, value in (("low", _LEAST_SCORE), ("high", 1.0 - _LEAST_SCORE), ("one", 1.0)):
+        _add_scalar(onnx, graph, f"{_PREFIX}{key}", value)
+    names = [f"{_PREFIX}{key}" for key in ("score", "low", "high", "kept", "one", "rest")]
+    score, low, high, kept, one, rest = names
+    graph.node.extend(
+        [
+            make("Clip", [score, low, high], [kept]),
+            make("Sub", [one, kept], [rest]),
+            make("Div", [kept, rest], [f"{_PREFIX}odds"]),
+            make("Log", [f"{_PREFIX}odds"], [f"{_PREFIX}logit"]),
+            *_line(onnx, graph, f"{_PREFIX}logit", slope, intercept),
+            make("Sigmoid", [f"{_PREFIX}added"], [OUTPUT_NAME]),
+        ]
+    )
+
+
+_LINE: Final = ("Add", "Mul")
+
+
+def _line(onnx: Any, graph: Any, logit: str, slope: float, intercept: float) -> list[Any]:
+    _add_scalar(onnx, graph, f"{_PREFIX}slope", slope)
+    _add_scalar(onnx, graph, f"{_PREFIX}intercept", intercept)
+    make = onnx.helper.make_node
+    product = f"{_PREFIX}multiplied"
+    return [
+        make("Mul", [logit, f"{_PREFIX}slope"], [product]),
+        make("Add", [product, f"{_PREFIX}intercept"], [f"{_PREFIX}added"]),
+    ]
+
+
+def _node_of(graph: Any, output: str) -> Any | None:
+    return next((node for node in graph.node if output in node.output), None)
+
+
+def _scalar(graph: Any, name: str) -> Any | None:
+    """The float32 weight of this name, if it is one number and used once."""
+    n_uses = sum(list(node.input).count(name) for node in graph.node)
+    for weight in graph.initializer:
+        if weight.name == name and n_uses == 1 and weight.data_type == 1:
+            return weight if math.prod(weight.dims) == 1 else None
+    return None
+
+
+def _value(onnx: Any, weight: Any) -> float:
+    return float(onnx.numpy_helper.to_array(weight).item())
+
+
+def _set_scalar(onnx: Any, weight: Any, value: float) -> None:
+    array = np.full(tuple(weight.dims), value, dtype=np.float32)
+    weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
+
+
+def _add_scalar(onnx: Any, graph: Any, name: str, value: float) -> None:
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, dtype=np.float32), name))

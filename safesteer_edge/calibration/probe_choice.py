@@ -17,7 +17,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.calibration.harvest import HarvestedAnswer
 from safesteer_edge.calibration.probe_fit import (
     FitSettings,
     FittedProbe,
@@ -26,7 +25,8 @@ from safesteer_edge.calibration.probe_fit import (
 )
 from safesteer_edge.calibration.probe_forms import ProbeForm
 from safesteer_edge.errors import SettingsError
-from safesteer_edge.evaluation.probe_quality import N_STEPS, ProbeQuality, quality_of_scores
+from safesteer_edge.harvest.answers import HarvestedAnswer
+from safesteer_edge.harvest.probe_quality import N_STEPS, ProbeQuality, quality_of_scores
 
 N_OUTER_FOLDS: Final = 3
 # The policy, which comes later, decides how much the prompt counts, and an answer's first tokens:

@@ -18,23 +18,21 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.calibration.harvest import HarvestedAnswer
 from safesteer_edge.calibration.probe_calibration import (
     CalibrationMethod,
     ScoreCalibration,
     fit_calibration,
 )
 from safesteer_edge.calibration.probe_forms import ProbeForm, fit_estimator, margin_graph
-from safesteer_edge.converters.probe_graph import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.errors import SettingsError
+from safesteer_edge.formats.probe_graph import (
     ProbeGraph,
     logits_of,
     score_states,
 )
-from safesteer_edge.converters.probe_onnx import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    encode_probe,
-)
-from safesteer_edge.errors import SettingsError
-from safesteer_edge.evaluation.probe_quality import EARLY_STEPS
+from safesteer_edge.formats.probe_onnx import encode_probe
+from safesteer_edge.harvest.answers import HarvestedAnswer
+from safesteer_edge.harvest.probe_quality import EARLY_STEPS
 
 N_FOLDS: Final = 5
 # False alarms are told from answers to ordinary and to borderline requests: where these count more,

@@ -13,16 +13,51 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.calibration.robust_centre import typical_rows
-from safesteer_edge.converters.probe_graph import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    ProbeGraph,
-)
-from safesteer_edge.converters.probe_sklearn import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    estimator_source,
-)
+from safesteer_edge.formats.probe_graph import ProbeGraph
+from safesteer_edge.formats.probe_sklearn import estimator_source
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
+
+
+# -- where a cloud of states lies, whatever a few wrong ones say: the geometric median -------------
+
+_MAX_CENTRE_STEPS: Final = 64
+_TOLERANCE: Final = 1e-4
+_MAX_MEDIAN_ROWS: Final = 2000
+_FAR: Final = 4.0
+
+
+def geometric_median(rows: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The point with the least summed distance to the rows, (n, n_features), by Weiszfeld's steps.
+
+    Half of the rows would have to lie to move it far; a mean follows a single one.
+    """
+    points = rows.astype(np.float64)
+    centre = np.median(points, axis=0)
+    for _ in range(_MAX_CENTRE_STEPS):
+        distances = np.linalg.norm(points - centre, axis=1)
+        weights = 1.0 / np.maximum(distances, 1e-9)
+        moved = (weights / weights.sum()) @ points
+        step = float(np.linalg.norm(moved - centre))
+        centre = moved
+        if step <= _TOLERANCE * float(np.median(distances)):
+            break
+    return centre
+
+
+def typical_rows(rows: NDArray[np.floating], seed: int = 0) -> NDArray[np.bool_]:
+    """Which rows lie within a few median distances of the geometric median, bool (n,).
+
+    The median itself is taken of at most a few thousand of the rows, drawn.
+    """
+    drawn = rows
+    if len(rows) > _MAX_MEDIAN_ROWS:
+        drawn = rows[np.random.default_rng(seed).choice(len(rows), _MAX_MEDIAN_ROWS, replace=False)]
+    centre = geometric_median(drawn).astype(rows.dtype)
+    distances = np.linalg.norm(rows - centre, axis=1)
+    return distances <= _FAR * np.median(distances)
+
 
 FormKind = Literal["linear", "pca-linear", "mlp"]
 

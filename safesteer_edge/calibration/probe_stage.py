@@ -9,16 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.calibration.carriers import DRAWN_CARRIERS
-from safesteer_edge.calibration.harvest import HarvestedAnswer
-from safesteer_edge.calibration.harvest_cache import N_EARLY_ROWS
-from safesteer_edge.calibration.harvest_run import Harvest, Progress
-from safesteer_edge.calibration.policy_fit import (
-    AnswerScores,
-    FalseAlarmTargets,
-    PolicyChoice,
-    choose_policy,
-)
+from safesteer_edge.calibration.policy_fit import AnswerScores, PolicyChoice, choose_policy
 from safesteer_edge.calibration.probe_choice import (
     ChoiceSettings,
     JudgedCandidate,
@@ -28,9 +19,14 @@ from safesteer_edge.calibration.probe_choice import (
 )
 from safesteer_edge.calibration.probe_fit import FitSettings, FittedProbe, fit_probe
 from safesteer_edge.calibration.probe_forms import ProbeForm
-from safesteer_edge.calibration.requests_data import Label
-from safesteer_edge.evaluation.probe_quality import ProbeQuality
-from safesteer_edge.evaluation.statistics import auroc
+from safesteer_edge.harvest.answers import HarvestedAnswer
+from safesteer_edge.harvest.cache import N_EARLY_ROWS
+from safesteer_edge.harvest.carriers import DRAWN_CARRIERS
+from safesteer_edge.harvest.probe_quality import ProbeQuality
+from safesteer_edge.harvest.replay import FalseAlarmTargets
+from safesteer_edge.harvest.run import Harvest, Progress
+from safesteer_edge.metrics.statistics import auroc
+from safesteer_edge.requests.requests import Label
 
 _N_COMPONENTS: Final = 128
 _N_HIDDEN: Final = 32

@@ -7,10 +7,11 @@ The result is measured on requests of the test split, which decide nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -18,34 +19,92 @@ from safesteer_edge.bundle.bundle import GuardBundle, check_engine_canaries, loa
 from safesteer_edge.bundle.canaries import Canaries, EngineCanary, ProbeCanary
 from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.writer import BundleParts, VectorParts, check_replaceable, write_bundle
-from safesteer_edge.calibration.harvest_run import Progress
-from safesteer_edge.calibration.policy_fit import (
-    AnswerScores,
-    FalseAlarmTargets,
-    choose_policy,
-)
+from safesteer_edge.calibration.assemble_bundle import measure_prompt_states
+from safesteer_edge.calibration.policy_fit import AnswerScores, PolicyChoice, choose_policy
 from safesteer_edge.calibration.preflight import n_needed, smallest_ordinary
-from safesteer_edge.calibration.prompt_states import measure_prompt_states
-from safesteer_edge.calibration.recalibration_figures import (
-    Recalibration,
-    recalibration_figures,
-)
-from safesteer_edge.calibration.replay import Replay, replay_of
-from safesteer_edge.calibration.report.bundle_report import bundle_report
-from safesteer_edge.calibration.requests_data import Label, Request
-from safesteer_edge.calibration.rescale import fit_rescale
-from safesteer_edge.calibration.scored_answers import N_TOKENS, ScoredAnswer, score_own_answers
-from safesteer_edge.calibration.targets import targets_of
-from safesteer_edge.converters.probe_rescale import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.calibration.probe_calibration import (
+    Rescale,
+    fit_rescale,
     rescale_probe,
 )
+from safesteer_edge.calibration.report import bundle_report
 from safesteer_edge.errors import BundleError, RequestDataError
 from safesteer_edge.formats.model_file import ModelInfo
 from safesteer_edge.formats.version import VERSION
 from safesteer_edge.guard.policy import GuardPolicy
-from safesteer_edge.guard.probe import OnnxProbe
-from safesteer_edge.runtime import Runtime, last_state_of, open_runtime
-from safesteer_edge.settings import SessionSettings
+from safesteer_edge.harvest.replay import (
+    FIGURES_KEY,
+    N_TOKENS,
+    FalseAlarmTargets,
+    Replay,
+    ScoredAnswer,
+    replay_of,
+    replay_to_json,
+    score_own_answers,
+    targets_of,
+)
+from safesteer_edge.harvest.run import Progress
+from safesteer_edge.probe.probe import OnnxProbe
+from safesteer_edge.requests.requests import LABELS, Label, Request
+from safesteer_edge.session.runtime import Runtime, last_state_of, open_runtime
+from safesteer_edge.session.settings import SessionSettings
+
+# -- what a recalibration decided, and what guard.json keeps of it: curves, and the old figures ----
+
+_ORIGINAL_KEY: Final = "original"
+_MAX_KEPT_CHARACTERS: Final = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Recalibration:
+    """What was decided from the answers. targets: the false alarms that were allowed."""
+
+    rescale: Rescale
+    choice: PolicyChoice
+    targets: FalseAlarmTargets
+
+    @property
+    def policy(self) -> GuardPolicy:
+        """Of rescaled scores."""
+        return self.choice.policy
+
+
+def recalibration_figures(
+    bundle: GuardBundle,
+    found: Recalibration,
+    answers: Sequence[ScoredAnswer],
+    after: Replay,
+) -> dict[str, object]:
+    """Free JSON. What the first calibration said comes along under `original`, its tables aside."""
+    old = bundle.config.figures
+    n_by_label = {label: sum(answer.label == label for answer in answers) for label in LABELS}
+    return {
+        "recalibrated_from": {
+            "bundle": bundle.config.name,
+            "quantization": bundle.config.model.quantization,
+            "probe_sha256": bundle.config.probe.sha256,
+            "threshold": round(bundle.policy.threshold, 6),
+        },
+        "splits": ["train", "calibration"],
+        "n_answers": n_by_label,
+        "targets": asdict(found.targets),
+        "rescale": {
+            "slope": round(found.rescale.slope, 6),
+            "intercept": round(found.rescale.intercept, 6),
+        },
+        "policy_choice": found.choice.to_json(),
+        FIGURES_KEY: replay_to_json(after),
+        _ORIGINAL_KEY: old.get(_ORIGINAL_KEY) or _without_tables(old),
+    }
+
+
+def _without_tables(figures: Mapping[str, object]) -> dict[str, object]:
+    """The small entries: guard.json has room for one set of curves."""
+    return {
+        key: value
+        for key, value in figures.items()
+        if key != FIGURES_KEY and len(json.dumps(value)) <= _MAX_KEPT_CHARACTERS
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from safesteer_edge.chats.chat_log import ChatLog
-from safesteer_edge.chats.file_lock import try_lock
 from safesteer_edge.chats.records import (
     AnswerEnded,
     ChatHeader,
@@ -26,6 +27,44 @@ from safesteer_edge.chats.records import (
     record_to_line,
 )
 from safesteer_edge.errors import ChatFileError, ChatStoreError
+
+# -- locks that other instances of the program see, and that end with the process that holds them --
+
+
+def try_lock(descriptor: int, *, shared: bool = False) -> bool:
+    """Lock an open file if nobody else has; False: somebody has. Ends when the file is closed."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        os.lseek(descriptor, _WINDOWS_LOCK_OFFSET, os.SEEK_SET)
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def wait_for_lock(descriptor: int, *, shared: bool = False) -> None:
+    """Lock an open file, waiting for whoever has it."""
+    if sys.platform == "win32":
+        while not try_lock(descriptor, shared=shared):
+            time.sleep(0.05)
+        return
+    import fcntl
+
+    fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+
+
+# Windows forbids reading a locked byte: lock one that no file has.
+_WINDOWS_LOCK_OFFSET = 1 << 40
+
 
 MAX_CHAT_BYTES: Final = 256 << 20
 FLUSH_S: Final = 0.25

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from safesteer_edge.chat.conversation import Role
 from safesteer_edge.chats.records import (
     AnswerEnded,
     ChatHeader,
@@ -20,6 +19,7 @@ from safesteer_edge.chats.records import (
     Titled,
 )
 from safesteer_edge.errors import ChatFileError
+from safesteer_edge.templates.conversation import Role
 
 _MAX_TITLE_CHARACTERS = 60
 

@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from safesteer_edge.chat.display_text import strip_control_characters
-from safesteer_edge.chat.reasoning import thought_label
 from safesteer_edge.chats.chat_log import ChatEntry, ChatLog
 from safesteer_edge.chats.records import StoredMedia
-from safesteer_edge.formats.typed_json import to_json
+from safesteer_edge.formats.display_text import strip_control_characters
+from safesteer_edge.formats.json_values import to_json
+from safesteer_edge.templates.reasoning import thought_label
 
 ExportFormat = Literal["markdown", "html", "json"]
 EXPORT_SUFFIXES: Final[Mapping[ExportFormat, str]] = {

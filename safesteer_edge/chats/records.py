@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, cast
 
-from safesteer_edge.chat.conversation import Role
 from safesteer_edge.errors import ChatFileError, SafeSteerError
-from safesteer_edge.formats.finite_json import load_finite
-from safesteer_edge.formats.typed_json import TypedJsonError, from_json, to_json
+from safesteer_edge.formats.json_values import TypedJsonError, from_json, load_finite, to_json
 from safesteer_edge.guard.events import AnswerPart, GuardSummary, Refused, Usage
+from safesteer_edge.templates.conversation import Role
 
 SCHEMA_VERSION: Final = 1
 StoredKind = Literal["image", "audio", "document"]

@@ -12,22 +12,25 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from safesteer_edge.cli.exit_codes import INTERRUPTED, OK, REFUSED, RUNTIME_ERROR
-from safesteer_edge.cli.model_options import (
+from safesteer_edge.cli.options import (
+    INTERRUPTED,
+    OK,
+    REFUSED,
+    RUNTIME_ERROR,
     add_guard_options,
     add_model_options,
     add_sampling_options,
     session_settings,
 )
 from safesteer_edge.errors import InputError, SettingsError
-from safesteer_edge.interrupt_cancels import interrupt_cancels
+from safesteer_edge.session.protocol import interrupt_cancels
 
 if TYPE_CHECKING:
-    from safesteer_edge.chat_session import ChatSession
     from safesteer_edge.guard.events import Event, MediaPrepared, Step, TurnEnded
-    from safesteer_edge.isolation.isolated_session import IsolatedSession
-    from safesteer_edge.session import Session
-    from safesteer_edge.settings import SessionSettings
+    from safesteer_edge.session.isolated_session import IsolatedSession
+    from safesteer_edge.session.protocol import ChatSession
+    from safesteer_edge.session.session import Session
+    from safesteer_edge.session.settings import SessionSettings
 
 
 def add_parser(subparsers: Any) -> None:
@@ -74,7 +77,7 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Answer, and return the exit code."""
     # Deferred: --help needs none of it.
-    from safesteer_edge.model_choice import require_projector
+    from safesteer_edge.session.choice import require_projector
     from safesteer_edge.tui.typed_paths import sorted_by_kind
 
     prompt = _read_prompt(options.prompt)
@@ -115,11 +118,11 @@ def run(options: argparse.Namespace) -> int:
 def _open(settings: SessionSettings, *, is_isolated: bool) -> Session | IsolatedSession:
     """Open a session here or in a process of its own."""
     if is_isolated:
-        from safesteer_edge.isolation.isolated_session import open_isolated_session
+        from safesteer_edge.session.isolated_session import open_isolated_session
 
         return open_isolated_session(settings)
     # Deferred: it imports llama.cpp and ONNX Runtime, and what is missing is named before.
-    from safesteer_edge.session import open_session
+    from safesteer_edge.session.session import open_session
 
     return open_session(settings)
 
@@ -137,7 +140,7 @@ def _until_prefill(events: Iterator[Event]) -> tuple[list[MediaPrepared], Event]
 def _stream(
     events: Iterator[Event], options: argparse.Namespace, trace: IO[str] | None
 ) -> TurnEnded:
-    from safesteer_edge.chat.display_text import ControlCharacterFilter
+    from safesteer_edge.formats.display_text import ControlCharacterFilter
     from safesteer_edge.guard.events import Refused, Step, TextDelta, TurnEnded
 
     shown, thought = ControlCharacterFilter(), ControlCharacterFilter()
@@ -216,8 +219,8 @@ def _to_json(session: ChatSession, turn: TurnEnded, media: list[MediaPrepared]) 
 
 
 def _narrate_start(session: ChatSession, media: list[MediaPrepared]) -> None:
-    from safesteer_edge.chat.display_text import strip_control_characters
-    from safesteer_edge.media_line import media_line
+    from safesteer_edge.formats.display_text import strip_control_characters
+    from safesteer_edge.session.prompt import media_line
 
     info = session.info
     name = strip_control_characters(info.model_name)

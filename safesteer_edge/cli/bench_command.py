@@ -9,12 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safesteer_edge.cli.exit_codes import OK
-from safesteer_edge.cli.model_options import add_machine_options, add_model_choice
+from safesteer_edge.cli.options import OK, add_machine_options, add_model_choice
 from safesteer_edge.errors import SettingsError
 
 if TYPE_CHECKING:
     from safesteer_edge.evaluation.bench import BenchResult, BenchSettings
+
 
 _STDOUT = "-"
 _DEFAULTS = {"prompts": 8, "max_tokens": 64, "repeats": 5, "temperature": 0.0}
@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run_isolation(settings: BenchSettings, json_path: str | None) -> int:
-    from safesteer_edge.evaluation.isolation_cost import cost_to_text, measure_isolation
+    from safesteer_edge.evaluation.bench import cost_to_text, measure_isolation
 
     try:
         ratios = measure_isolation(settings, narrate=_narrate)

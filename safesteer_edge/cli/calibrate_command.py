@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safesteer_edge.cli import calibrate_from
-from safesteer_edge.cli.exit_codes import OK
-from safesteer_edge.cli.model_options import add_machine_options
+from safesteer_edge.cli.options import OK, add_machine_options
 from safesteer_edge.errors import SettingsError
 
 if TYPE_CHECKING:
     from safesteer_edge.calibration.make_bundle import CalibrationSettings
-    from safesteer_edge.calibration.requests_data import Request
+    from safesteer_edge.requests.requests import Request
+
 
 _DESCRIPTION = """\
 Make a guard bundle: let the model answer requests, read its hidden states while it decodes, fit a
@@ -103,9 +103,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _settings(options: argparse.Namespace) -> CalibrationSettings:
-    from safesteer_edge.calibration.default_settings import default_settings
     from safesteer_edge.calibration.preflight import targets_for
-    from safesteer_edge.settings import SessionSettings
+    from safesteer_edge.calibration.settings import default_settings
+    from safesteer_edge.session.settings import SessionSettings
 
     if not 0 < options.cache_limit < math.inf:
         raise SettingsError(f"--cache-limit is {options.cache_limit}; expected GiB, more than 0")
@@ -131,7 +131,7 @@ def _settings(options: argparse.Namespace) -> CalibrationSettings:
 
 def _requests(data: Path | None) -> tuple[tuple[Request, ...], str]:
     """What may be calibrated on, never the test split; and what to call it."""
-    from safesteer_edge.calibration.requests_data import load_requests, read_requests
+    from safesteer_edge.requests.requests import load_requests, read_requests
 
     if data is None:
         return load_requests(splits=("train", "calibration")), "the package's requests"

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safesteer_edge.cli.drift_lines import replay_cells
-from safesteer_edge.cli.exit_codes import OK
+from safesteer_edge.cli.options import OK
+from safesteer_edge.cli.verify_command import replay_cells
 from safesteer_edge.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -30,17 +30,17 @@ def add_option(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, show_progress: Callable[[str, int, int], None]) -> int:
     """Recalibrate, print what changed on held-out requests, and return the exit code."""
-    from safesteer_edge.calibration.fixed_requests import (
+    from safesteer_edge.calibration.recalibrate import RecalibrationSettings, recalibrate
+    from safesteer_edge.formats.model_file import check_language_model
+    from safesteer_edge.requests.fixed_requests import (
         RECALIBRATION_COUNTS,
         recalibration_requests,
         replay_requests,
         spread,
     )
-    from safesteer_edge.calibration.recalibrate import RecalibrationSettings, recalibrate
-    from safesteer_edge.calibration.requests_data import read_requests
-    from safesteer_edge.formats.model_file import check_language_model
-    from safesteer_edge.runtime import choose_model
-    from safesteer_edge.settings import SessionSettings
+    from safesteer_edge.requests.requests import read_requests
+    from safesteer_edge.session.choice import choose_model
+    from safesteer_edge.session.settings import SessionSettings
 
     if options.audio or options.mmproj is not None:
         raise SettingsError("--from sets a guard by text alone; leave out --audio and --mmproj")
@@ -74,8 +74,8 @@ def run(options: argparse.Namespace, show_progress: Callable[[str, int, int], No
 
 def _print_result(result: Recalibrated) -> None:
     """The folder on stdout, as `calibrate` prints it; the figures beside it on stderr."""
-    from safesteer_edge.calibration.replay import replay_figures
-    from safesteer_edge.evaluation.drift import MIN_AUROC
+    from safesteer_edge.harvest.drift import MIN_AUROC
+    from safesteer_edge.harvest.replay import replay_figures
 
     found = result.recalibration
     before = replay_cells(replay_figures(result.before.rows, result.old_threshold))

@@ -7,8 +7,9 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from safesteer_edge.cli.exit_codes import OK, RUNTIME_ERROR
-from safesteer_edge.cli.model_options import (
+from safesteer_edge.cli.options import (
+    OK,
+    RUNTIME_ERROR,
     add_guard_options,
     add_model_options,
     add_sampling_options,
@@ -16,7 +17,8 @@ from safesteer_edge.cli.model_options import (
 )
 
 if TYPE_CHECKING:
-    from safesteer_edge.settings import SessionSettings
+    from safesteer_edge.session.settings import SessionSettings
+
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
 
@@ -52,7 +54,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Chat, and return the exit code."""
-    from safesteer_edge.user_settings.settings_file import read_settings
+    from safesteer_edge.session.settings_file import read_settings
 
     user = read_settings()
     settings = _with_file(options, user.session_settings())
@@ -60,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     if options.plain or user.look.plain or not (sys.stdin.isatty() and sys.stdout.isatty()):
         return _run_plain(settings, save=save)
     # Deferred: Textual.
-    from safesteer_edge.tui.run_chat import run_chat
+    from safesteer_edge.tui.app import run_chat
 
     show_images = not options.no_images and user.look.images != "off"
     theme = options.theme or user.look.theme
@@ -70,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _run_plain(settings: SessionSettings, *, save: bool) -> int:
     from safesteer_edge.chats.chat_store import ChatStore
-    from safesteer_edge.isolation.isolated_session import open_isolated_session
+    from safesteer_edge.session.isolated_session import open_isolated_session
     from safesteer_edge.tui.plain_chat import run_plain_chat
 
     store = ChatStore() if save else None

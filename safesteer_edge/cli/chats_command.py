@@ -10,12 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safesteer_edge.chat.display_text import strip_control_characters
-from safesteer_edge.cli.exit_codes import BAD_INPUT, OK
+from safesteer_edge.cli.options import BAD_INPUT, OK
 from safesteer_edge.errors import ChatFileError, SettingsError
+from safesteer_edge.formats.display_text import strip_control_characters
 
 if TYPE_CHECKING:
     from safesteer_edge.chats.chat_store import ChatStore, ChatSummary
+
 
 _FORMATS = ("markdown", "html", "json")
 

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safesteer_edge.cli.exit_codes import OK, RUNTIME_ERROR
+from safesteer_edge.cli.options import OK, RUNTIME_ERROR
 from safesteer_edge.cli.verify_command import add_source_options, report_lines
 
 if TYPE_CHECKING:
     from safesteer_edge.calibration.assemble_bundle import AssembledBundle, AssemblySettings
+
 
 _DESCRIPTION = """\
 Put a probe (and an alignment vector) together with what the guard must know about the model, and
@@ -86,11 +87,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _assembly_settings(options: argparse.Namespace) -> AssemblySettings:
     from safesteer_edge.calibration.assemble_bundle import AssemblySettings
-    from safesteer_edge.converters.probe_files import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-        read_onnx_bytes,
-    )
+    from safesteer_edge.converters.probe_files import read_onnx_bytes
     from safesteer_edge.formats.model_file import check_language_model
-    from safesteer_edge.settings import SessionSettings
+    from safesteer_edge.session.settings import SessionSettings
 
     return AssemblySettings(
         name=options.name or options.output.absolute().name,

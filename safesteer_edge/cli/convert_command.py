@@ -5,11 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from safesteer_edge.cli import (
-    convert_bundle_command,
-    convert_probe_command,
-    convert_vector_command,
-)
+from safesteer_edge.cli import convert_bundle_command, convert_probe_command, convert_vector_command
 
 _COMMANDS = (convert_probe_command, convert_vector_command, convert_bundle_command)
 

@@ -8,13 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safesteer_edge.cli.exit_codes import OK
+from safesteer_edge.cli.options import OK
 from safesteer_edge.errors import InputError
 
 if TYPE_CHECKING:
-    from safesteer_edge.converters.probe_conversion import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-        ConversionReport,
-    )
+    from safesteer_edge.converters.probe_conversion import ConversionReport
+
 
 _KINDS = ("auto", "state-dict", "numpy", "rds", "autosteer", "scikit-learn", "onnx")
 _BACK = (".safetensors", ".npz")
@@ -112,13 +111,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from safesteer_edge.converters.probe_conversion import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+    from safesteer_edge.converters.probe_conversion import (
         ConversionSettings,
         convert_probe,
     )
-    from safesteer_edge.converters.probe_source import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-        SourceOptions,
-    )
+    from safesteer_edge.formats.probe_onnx import SourceOptions
 
     settings = ConversionSettings(
         output=options.output,
@@ -147,9 +144,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _run_back(options: argparse.Namespace) -> int:
-    from safesteer_edge.converters.probe_export import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-        export_probe,
-    )
+    from safesteer_edge.converters.probe_export import export_probe
 
     if options.source.suffix.lower() != ".onnx":
         raise InputError(

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safesteer_edge.cli.exit_codes import OK
+from safesteer_edge.cli.options import OK
 from safesteer_edge.errors import SettingsError
 
 if TYPE_CHECKING:
     from safesteer_edge.formats.control_vector_file import ControlVector
+
 
 _DESCRIPTION = """\
 Make a control vector for llama.cpp from directions that were found elsewhere, or take one back to
@@ -65,11 +66,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Convert, write, say what was done, and return the exit code."""
-    from safesteer_edge.converters.vector_conversion import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+    from safesteer_edge.converters.vector_conversion import (
         VectorRequest,
         convert_vector,
     )
-    from safesteer_edge.converters.vector_export import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+    from safesteer_edge.converters.vector_export import (
         check_output_name,
         export_vector,
     )

@@ -8,10 +8,10 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from safesteer_edge.cli.exit_codes import OK, RUNTIME_ERROR
+from safesteer_edge.cli.options import OK, RUNTIME_ERROR
 
 if TYPE_CHECKING:
-    from safesteer_edge.diagnosis.check import Check
+    from safesteer_edge.doctor.check import Check
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Examine everything, print each finding, and return the exit code."""
-    from safesteer_edge.diagnosis.diagnose import diagnose
+    from safesteer_edge.doctor.diagnose import diagnose
 
     checks: list[Check] = []
     for check in diagnose():
@@ -58,7 +58,7 @@ def _summary(checks: list[Check]) -> str:
 
 def _print(line: str) -> None:
     """Print a line that may quote files and native libraries, on a terminal of any encoding."""
-    from safesteer_edge.chat.display_text import strip_control_characters
+    from safesteer_edge.formats.display_text import strip_control_characters
 
     encoding = sys.stdout.encoding or "utf-8"
     text = strip_control_characters(line).encode(encoding, "backslashreplace").decode(encoding)

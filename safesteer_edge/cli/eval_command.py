@@ -7,12 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from safesteer_edge.cli.exit_codes import OK
-from safesteer_edge.cli.model_options import (
-    add_model_options,
-    add_sampling_options,
-    session_settings,
-)
+from safesteer_edge.cli.options import OK, add_model_options, add_sampling_options, session_settings
 from safesteer_edge.errors import SettingsError
 
 _DEFAULT_SUITE = "quick"
@@ -110,10 +105,10 @@ def run(options: argparse.Namespace) -> int:
     if options.output is None:
         raise SettingsError("no folder to write to; give one with -o DIR")
     # Deferred: these import llama.cpp and ONNX Runtime, which --help does not need.
-    from safesteer_edge.evaluation.readers.read import parse_file_choice
-    from safesteer_edge.evaluation.report.write import write_reports
-    from safesteer_edge.evaluation.running.eval_settings import EvalSettings
-    from safesteer_edge.evaluation.running.run import run_evaluation
+    from safesteer_edge.evaluation.plan import EvalSettings
+    from safesteer_edge.evaluation.public_files import parse_file_choice
+    from safesteer_edge.evaluation.report_pages import write_reports
+    from safesteer_edge.evaluation.run import run_evaluation
 
     suites = options.suite or ([] if options.data else [_DEFAULT_SUITE])
     settings = EvalSettings(
@@ -138,7 +133,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _suite_choice(text: str) -> Any:
-    from safesteer_edge.evaluation.running.plan import SuiteChoice
+    from safesteer_edge.evaluation.plan import SuiteChoice
 
     name, separator, number = text.partition("=")
     if not separator:
@@ -149,14 +144,14 @@ def _suite_choice(text: str) -> Any:
 
 
 def _compare(first: Path, second: Path) -> int:
-    from safesteer_edge.evaluation.report.compare import compare_reports, read_report
+    from safesteer_edge.evaluation.report_compare import compare_reports, read_report
 
     print(compare_reports(read_report(first), read_report(second)), end="")
     return OK
 
 
 def _print_summary(report: dict[str, Any], folder: Path) -> None:
-    from safesteer_edge.evaluation.report.table import shown_share
+    from safesteer_edge.report.page import shown_share
 
     counts = report["counts"]
     print(

@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-from safesteer_edge.chat.display_text import strip_control_characters
 from safesteer_edge.cli import (
     ask_command,
     bench_command,
@@ -27,10 +26,11 @@ from safesteer_edge.cli import (
     settings_command,
     verify_command,
 )
-from safesteer_edge.cli.exit_codes import BAD_INPUT, INTERRUPTED, RUNTIME_ERROR
+from safesteer_edge.cli.options import BAD_INPUT, INTERRUPTED, RUNTIME_ERROR
 from safesteer_edge.errors import InputError, SafeSteerError
+from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.formats.version import VERSION
-from safesteer_edge.openmp_waiting import spin_briefly
+from safesteer_edge.processes.cores import spin_briefly
 
 _COMMANDS = (
     ask_command,

@@ -10,19 +10,20 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from safesteer_edge.cli import measure_pictures, measure_quantization
-from safesteer_edge.cli.exit_codes import OK, RUNTIME_ERROR
-from safesteer_edge.cli.model_options import (
+from safesteer_edge.cli.options import (
+    OK,
+    RUNTIME_ERROR,
     add_guard_options,
     add_model_options,
     add_sampling_options,
     session_settings,
 )
 from safesteer_edge.errors import SettingsError
-from safesteer_edge.formats.finite_json import without_nan
+from safesteer_edge.formats.json_values import without_nan
 
 if TYPE_CHECKING:
-    from safesteer_edge.evaluation.probe_quality import ProbeQuality
-    from safesteer_edge.settings import SessionSettings
+    from safesteer_edge.harvest.probe_quality import ProbeQuality
+    from safesteer_edge.session.settings import SessionSettings
 
 
 def add_parser(subparsers: Any) -> None:
@@ -153,7 +154,7 @@ def _measure_guard(settings: SessionSettings, options: argparse.Namespace) -> in
 def _measure_rerank(settings: SessionSettings, options: argparse.Namespace) -> int:
     from safesteer_edge.evaluation.heldout import requests_of_test_split
     from safesteer_edge.evaluation.rerank_equality import compare_lazy_with_eager
-    from safesteer_edge.session import open_session
+    from safesteer_edge.session.session import open_session
 
     if settings.sampling.temperature != 0:
         raise SettingsError("lazy and eager are compared token by token at --temperature 0 only")

@@ -9,16 +9,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safesteer_edge.cli.exit_codes import OK
+from safesteer_edge.cli.options import OK
 from safesteer_edge.errors import InputError
-from safesteer_edge.usable_cores import n_usable_cores
+from safesteer_edge.processes.cores import n_usable_cores
 
 if TYPE_CHECKING:
-    from safesteer_edge.evaluation.picture_skill import PictureAnswer, PictureSkill
-    from safesteer_edge.evaluation.picture_tasks import PictureTask
-    from safesteer_edge.evaluation.reader_skill import ReaderSkill
+    from safesteer_edge.evaluation.picture_skill import (
+        PictureAnswer,
+        PictureSkill,
+        PictureTask,
+        ReaderSkill,
+    )
     from safesteer_edge.media.image_fit import ImageFit
-    from safesteer_edge.settings import SessionSettings
+    from safesteer_edge.session.settings import SessionSettings
+
 
 _DEFAULT_DATA = Path("smollm2-135m-instruct/vision/heldout")
 
@@ -46,8 +50,8 @@ def measure_pictures(
     # Deferred: they import llama.cpp.
     from safesteer_edge.evaluation.picture_skill import ask_about_pictures, summarise
     from safesteer_edge.media.image_fit import ImageFit
-    from safesteer_edge.model_choice import require_projector
-    from safesteer_edge.session import open_session
+    from safesteer_edge.session.choice import require_projector
+    from safesteer_edge.session.session import open_session
 
     sets = _read_sets(options)
     projector_info = require_projector(settings, images=True, sounds=False)
@@ -81,7 +85,7 @@ def _measure_reader(
     progress: Callable[[int, str], Callable[[int], None]],
 ) -> dict[str, ReaderSkill]:
     """What the guard's own reader makes of each set, a new one for each; nothing without one."""
-    from safesteer_edge.evaluation.reader_skill import measure_reader
+    from safesteer_edge.evaluation.picture_skill import measure_reader
     from safesteer_edge.media.picture_words import picture_reader
 
     skills: dict[str, ReaderSkill] = {}
@@ -94,8 +98,8 @@ def _measure_reader(
 
 
 def _read_sets(options: argparse.Namespace) -> dict[str, list[PictureTask]]:
-    from safesteer_edge.catalogue import models_folder
-    from safesteer_edge.evaluation.picture_tasks import read_manifest, read_safebench
+    from safesteer_edge.evaluation.picture_skill import read_manifest, read_safebench
+    from safesteer_edge.library.catalogue import models_folder
 
     sets: dict[str, list[PictureTask]] = {}
     own = options.data

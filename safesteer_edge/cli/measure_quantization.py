@@ -9,15 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safesteer_edge.cli.drift_lines import auroc_text, drift_to_json, figures_to_json
-from safesteer_edge.cli.exit_codes import OK
+from safesteer_edge.cli.options import OK
+from safesteer_edge.cli.verify_command import auroc_text, drift_to_json, figures_to_json
 from safesteer_edge.errors import BundleError, SettingsError
-from safesteer_edge.formats.finite_json import without_nan
+from safesteer_edge.formats.json_values import without_nan
 
 if TYPE_CHECKING:
-    from safesteer_edge.evaluation.quantization_table import QuantizationRow
-    from safesteer_edge.evaluation.statistics import Share
-    from safesteer_edge.settings import SessionSettings
+    from safesteer_edge.calibration.quantization import QuantizationRow
+    from safesteer_edge.metrics.statistics import Share
+    from safesteer_edge.session.settings import SessionSettings
+
 
 # As `engine.requantize` knows them; that loads llama.cpp, which --help does not need.
 TYPES = ("Q8_0", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
@@ -47,11 +48,14 @@ def measure_quantization(
     progress: Callable[[str, int, int], None],
 ) -> int:
     """Requantize, measure, print a Markdown table, and return the exit code."""
+    from safesteer_edge.calibration.quantization import (
+        ScoringSettings,
+        measure_quantizations,
+        request_sets,
+    )
     from safesteer_edge.evaluation.bench_machine import read_machine
-    from safesteer_edge.evaluation.quantization_scores import ScoringSettings
-    from safesteer_edge.evaluation.quantization_table import measure_quantizations, request_sets
-    from safesteer_edge.folders import user_cache_folder
-    from safesteer_edge.model_choice import choose_model
+    from safesteer_edge.formats.user_folders import user_cache_folder
+    from safesteer_edge.session.choice import choose_model
 
     kinds = _types(options.types)
     choice = choose_model(settings.model)

@@ -8,9 +8,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from safesteer_edge.cli.exit_codes import OK
-from safesteer_edge.guard.sampling import SamplingSettings
-from safesteer_edge.memory.kv_type import KV_TYPES
+from safesteer_edge.cli.options import OK
+from safesteer_edge.formats.gguf_header import KV_TYPES
+from safesteer_edge.guard.policy import SamplingSettings
 
 
 def add_parsers(commands: Any) -> None:
@@ -32,9 +32,9 @@ def add_parsers(commands: Any) -> None:
 
 def run_fit(options: argparse.Namespace) -> int:
     """Print the plan. Raises SettingsError where it does not fit, ModelFileError."""
-    from safesteer_edge.memory.explain import explain_plan
-    from safesteer_edge.session_memory import plan_for
-    from safesteer_edge.settings import SessionSettings
+    from safesteer_edge.library.memory_plan import explain_plan
+    from safesteer_edge.session.runtime import plan_for
+    from safesteer_edge.session.settings import SessionSettings
 
     settings = SessionSettings(
         model=options.model,

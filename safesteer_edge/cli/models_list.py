@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from safesteer_edge.cli.exit_codes import OK
+from safesteer_edge.cli.options import OK
 
 if TYPE_CHECKING:
-    from safesteer_edge.catalogue import CatalogueModel
-    from safesteer_edge.memory.plan import Machine
+    from safesteer_edge.library.catalogue import CatalogueModel
+    from safesteer_edge.library.memory_plan import Machine
+
 
 _MIB = 1 << 20
 _GIB = 1 << 30
@@ -85,7 +86,7 @@ def run_list(options: argparse.Namespace) -> int:
 
 def run_path(options: argparse.Namespace) -> int:
     """Print the path alone. Raises SettingsError or ModelFileError with what to do."""
-    from safesteer_edge.catalogue import find_model, installed_path
+    from safesteer_edge.library.catalogue import find_model, installed_path
 
     print(installed_path(find_model(options.name)))
     return OK
@@ -93,7 +94,7 @@ def run_path(options: argparse.Namespace) -> int:
 
 def listed_models() -> list[ListedModel]:
     """The catalogue with what the installed files say. Takes 0.1 s for each that is installed."""
-    from safesteer_edge.catalogue import load_catalogue
+    from safesteer_edge.library.catalogue import load_catalogue
 
     entries, machine = load_catalogue(), this_machine()
     return [listed_model(entry, machine, is_default=entry is entries[0]) for entry in entries]
@@ -101,11 +102,10 @@ def listed_models() -> list[ListedModel]:
 
 def this_machine() -> Machine:
     """What is free here; without GPUs where llama.cpp cannot be asked."""
-    from safesteer_edge.memory.free_memory import free_memory
-    from safesteer_edge.memory.plan import Machine
+    from safesteer_edge.library.memory_plan import Machine, free_memory
 
     try:
-        from safesteer_edge.engine.devices import gpu_memory
+        from safesteer_edge.engine.native import gpu_memory
 
         gpus = gpu_memory()
     except (ImportError, OSError, RuntimeError, AttributeError):  # `doctor` says what is wrong
@@ -115,7 +115,7 @@ def this_machine() -> Machine:
 
 def listed_model(entry: CatalogueModel, machine: Machine, *, is_default: bool) -> ListedModel:
     """One entry with what its installed file says."""
-    from safesteer_edge.library.installed_file import InstalledFile, read_installed_file
+    from safesteer_edge.library.index import InstalledFile, read_installed_file
 
     file = read_installed_file(entry.path) if entry.path is not None else InstalledFile()
     needs_bytes, fits = _fit(entry, machine, has_problem=file.problem is not None)
@@ -142,9 +142,8 @@ def listed_model(entry: CatalogueModel, machine: Machine, *, is_default: bool) -
 
 
 def _fit(entry: CatalogueModel, machine: Machine, *, has_problem: bool) -> tuple[int | None, str]:
-    from safesteer_edge.memory.guess import guessed_fit, guessed_need, planned_fit
-    from safesteer_edge.memory.model_shape import read_model_shape
-    from safesteer_edge.memory.need import MemorySettings
+    from safesteer_edge.library.memory_need import MemorySettings, read_model_shape
+    from safesteer_edge.library.memory_plan import guessed_fit, guessed_need, planned_fit
 
     if has_problem:
         return None, "?"
@@ -160,7 +159,7 @@ def _fit(entry: CatalogueModel, machine: Machine, *, has_problem: bool) -> tuple
 
 
 def _install_command(entry: CatalogueModel) -> str:
-    from safesteer_edge.diagnosis.pip_commands import install_command
+    from safesteer_edge.processes.pip_commands import install_command
 
     if entry.repository:
         return f"safesteer-edge models pull {entry.name}"

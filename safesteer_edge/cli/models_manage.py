@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safesteer_edge.cli.exit_codes import OK
 from safesteer_edge.cli.models_list import ListedModel, listed_model, this_machine
 from safesteer_edge.cli.models_pull import record_as_json
+from safesteer_edge.cli.options import OK
 
 _MIB = 1 << 20
 
@@ -49,7 +49,7 @@ def add_parsers(commands: Any) -> None:
 
 def run_info(options: argparse.Namespace) -> int:
     """Print what is known of a model. Raises SettingsError for an unknown name."""
-    from safesteer_edge.catalogue import default_model, find_model, installed_path
+    from safesteer_edge.library.catalogue import default_model, find_model, installed_path
     from safesteer_edge.library.index import read_index
 
     entry = find_model(options.name)
@@ -84,7 +84,7 @@ def run_info(options: argparse.Namespace) -> int:
 
 
 def _memory(listed: ListedModel) -> str:
-    from safesteer_edge.memory.plan import in_mib
+    from safesteer_edge.library.memory_plan import in_mib
 
     if listed.needs_bytes is None:
         return "does not fit here" if listed.fits == "no" else "not known before it is here"
@@ -94,7 +94,7 @@ def _memory(listed: ListedModel) -> str:
 
 def run_add(options: argparse.Namespace) -> int:
     """Record the user's files. Raises SettingsError, ModelFileError."""
-    from safesteer_edge.library.local import add_model
+    from safesteer_edge.library.install import add_model
 
     record = add_model(options.name, options.model, options.mmproj)
     if options.json:
@@ -106,7 +106,7 @@ def run_add(options: argparse.Namespace) -> int:
 
 def run_remove(options: argparse.Namespace) -> int:
     """Remove after a confirmation. Raises SettingsError if nobody can be asked."""
-    from safesteer_edge.library.local import installed_record, planned_removal, remove_model
+    from safesteer_edge.library.install import installed_record, planned_removal, remove_model
 
     record = installed_record(options.name)
     plan = planned_removal(record, with_own_files=options.delete_my_file)
@@ -129,7 +129,7 @@ def run_remove(options: argparse.Namespace) -> int:
 def run_verify(options: argparse.Namespace) -> int:
     """Hash what is installed. Raises ModelFileError at the first file that has changed."""
     from safesteer_edge.library.index import read_index
-    from safesteer_edge.library.local import installed_record, verify_model
+    from safesteer_edge.library.install import installed_record, verify_model
 
     named = [installed_record(name) for name in options.name]
     verified = [verify_model(record) for record in named or read_index().models]

@@ -9,11 +9,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, TextIO
 
-from safesteer_edge.chat.display_text import strip_control_characters
-from safesteer_edge.cli.exit_codes import OK
+from safesteer_edge.cli.options import OK
+from safesteer_edge.formats.display_text import strip_control_characters
 
 if TYPE_CHECKING:
     from safesteer_edge.library.index import InstalledModel
+
 
 _MIB = 1 << 20
 _REDRAW_S = 0.2
@@ -60,7 +61,7 @@ def run_pull(options: argparse.Namespace) -> int:
 
 def record_as_json(record: InstalledModel) -> dict[str, object]:
     """An installed model as `--json` shows it."""
-    from safesteer_edge.catalogue import find_model
+    from safesteer_edge.library.catalogue import find_model
 
     bundle = find_model(record.name).bundle
     return {
@@ -88,7 +89,7 @@ def record_as_json(record: InstalledModel) -> dict[str, object]:
 
 
 def _say_about_guard(record: InstalledModel) -> None:
-    from safesteer_edge.catalogue import find_model
+    from safesteer_edge.library.catalogue import find_model
 
     if find_model(record.name).bundle is None:
         print(

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from safesteer_edge.cli.exit_codes import OK
+from safesteer_edge.cli.options import OK
 
 
 def add_parser(subparsers: Any) -> None:
@@ -31,12 +31,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run_show(options: argparse.Namespace) -> int:
     """Print all settings; a mark stands where one differs from its default."""
-    from safesteer_edge.user_settings.schema import all_settings
-    from safesteer_edge.user_settings.settings_file import (
-        read_settings,
-        setting_value,
-        value_to_text,
-    )
+    from safesteer_edge.session.settings_file import read_settings, setting_value, value_to_text
+    from safesteer_edge.session.settings_schema import all_settings
 
     settings = read_settings()
     if options.json:
@@ -56,7 +52,7 @@ def run_show(options: argparse.Namespace) -> int:
 
 def run_path(_options: argparse.Namespace) -> int:
     """Print the file's path and nothing else."""
-    from safesteer_edge.user_settings.settings_file import settings_path
+    from safesteer_edge.session.settings_file import settings_path
 
     print(settings_path())
     return OK
@@ -64,11 +60,7 @@ def run_path(_options: argparse.Namespace) -> int:
 
 def run_set(options: argparse.Namespace) -> int:
     """Change one setting. Raises SettingsError."""
-    from safesteer_edge.user_settings.settings_file import (
-        read_settings,
-        with_setting,
-        write_settings,
-    )
+    from safesteer_edge.session.settings_file import read_settings, with_setting, write_settings
 
     write_settings(with_setting(read_settings(), options.key, options.value))
     return OK
@@ -76,11 +68,7 @@ def run_set(options: argparse.Namespace) -> int:
 
 def run_unset(options: argparse.Namespace) -> int:
     """Bring one setting back to its default. Raises SettingsError."""
-    from safesteer_edge.user_settings.settings_file import (
-        read_settings,
-        without_setting,
-        write_settings,
-    )
+    from safesteer_edge.session.settings_file import read_settings, without_setting, write_settings
 
     write_settings(without_setting(read_settings(), options.key))
     return OK

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import time
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,53 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.engine.context import MAIN_SEQUENCE, NativeContext
-from safesteer_edge.engine.media_cache import MediaCache
 from safesteer_edge.engine.model import NativeModel
 from safesteer_edge.engine.native import forget_native_errors, lib, mtmd_cpp, native_error_cause
-from safesteer_edge.engine.native_chunk import NativeChunk
-from safesteer_edge.engine.prompt_items import MediaRun, PromptItem, TokenRun
+from safesteer_edge.engine.prompt_items import MediaRun, NativeChunk, PromptItem, TokenRun
 from safesteer_edge.errors import EngineError, MediaError, ModelFileError
+
+# -- encoded media by their content, up to a number of bytes: what a projector need not do again ---
+
+
+class MediaCache:
+    """Prompt items of images and sounds, the least recently used dropped first.
+
+    It belongs to one projector. The key is a hash of the prepared pixels or samples, so that the
+    same file prepared in another way is another entry.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        """max_bytes: of embeddings; the entry used last stays even if it is larger."""
+        self._max_bytes = max_bytes
+        self._items_by_key: OrderedDict[str, tuple[PromptItem, ...]] = OrderedDict()
+
+    def get(self, key: str) -> tuple[PromptItem, ...] | None:
+        """The items of this content, if they are still there."""
+        items = self._items_by_key.get(key)
+        if items is not None:
+            self._items_by_key.move_to_end(key)
+        return items
+
+    def put(self, key: str, items: tuple[PromptItem, ...]) -> None:
+        """Keep the items of this content, and drop what no longer fits."""
+        self._items_by_key[key] = items
+        while len(self._items_by_key) > 1 and self.n_bytes > self._max_bytes:
+            self._items_by_key.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget everything, and free its native chunks."""
+        self._items_by_key.clear()
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of embeddings in the cache."""
+        return sum(
+            item.embeddings.nbytes
+            for items in self._items_by_key.values()
+            for item in items
+            if isinstance(item, MediaRun)
+        )
+
 
 _CACHE_BYTES = 256 * 1024 * 1024
 _Visited = TypeVar("_Visited")

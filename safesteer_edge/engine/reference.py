@@ -13,13 +13,9 @@ from typing import Any
 
 import llama_cpp
 
-from safesteer_edge.engine.native import (
-    must_avoid_extra_buffer_types,
-    native_facts,
-    start_backend,
-)
+from safesteer_edge.engine.native import must_avoid_extra_buffer_types, native_facts, start_backend
 from safesteer_edge.errors import EngineError
-from safesteer_edge.guard.sampling import SamplingSettings
+from safesteer_edge.guard.policy import SamplingSettings
 
 _ALL_LAYERS = -1  # Llama.__init__
 

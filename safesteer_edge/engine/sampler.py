@@ -11,11 +11,12 @@ import numpy as np
 
 from safesteer_edge.engine.native import lib
 from safesteer_edge.errors import EngineError, GuardError
-from safesteer_edge.guard.engine_protocol import Proposal
-from safesteer_edge.guard.sampling import SamplingSettings
+from safesteer_edge.guard.policy import SamplingSettings
+from safesteer_edge.guard.protocols import Proposal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
 
 # struct llama_token_data (llama.h)
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])

@@ -7,31 +7,289 @@ that told harmful requests' answers from others best on the calibration split.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.calibration.requests_data import Label, Request, load_requests
+from safesteer_edge.engine.prompt_items import text_token_ids
+from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.errors import InputError
-from safesteer_edge.evaluation.refusal_direction import (
-    Directions,
-    RefusalDirection,
-    find_direction,
-    make_sources,
-)
-from safesteer_edge.evaluation.refusal_rules import classify_answer
-from safesteer_edge.evaluation.suites.case import evenly
+from safesteer_edge.evaluation.case import evenly
 from safesteer_edge.formats.atomic_write import atomic_write
-from safesteer_edge.formats.finite_json import load_finite
+from safesteer_edge.formats.json_values import load_finite
 from safesteer_edge.guard.events import TurnEnded
+from safesteer_edge.guard.policy import SamplingSettings
 from safesteer_edge.guard.risk import is_score
-from safesteer_edge.runtime import open_runtime
-from safesteer_edge.session import Session
-from safesteer_edge.settings import SessionSettings
+from safesteer_edge.harvest.answers import decode_answer
+from safesteer_edge.harvest.vector_trial import log_mass, opening_tokens
+from safesteer_edge.metrics.refusal_rules import classify_answer
+from safesteer_edge.metrics.statistics import divergence, log_softmax
+from safesteer_edge.requests.openings import OPENING_KINDS, openings
+from safesteer_edge.requests.requests import Label, Request, load_requests
+from safesteer_edge.session.prompt import question_items
+from safesteer_edge.session.runtime import Runtime, last_state_of, open_runtime
+from safesteer_edge.session.session import Session
+from safesteer_edge.session.settings import SessionSettings
+
+# -- A refusal direction to compare with: made on the train split, chosen on the calibration split
+# Directions are differences of mean states: of harmful less harmless prompts, at the first and at
+# the last token that the template puts after a question (Arditi et al., arXiv 2406.11717), and of
+# refusing less complying answers (contrastive activation addition, 2312.06681). One is added to
+# the output of one block, at every position, prompt included, as in 2406.11717. Which one, at
+# which block, with which sign and how strongly is the data's choice (`choose`); all that was
+# answered with is kept as a curve.
+
+Directions = NDArray[np.float32]
+Source = Literal["question's end", "prompt's end", "answers"]
+SOURCES: Final[tuple[Source, ...]] = ("question's end", "prompt's end", "answers")
+
+N_PROMPTS: Final = 48  # of each kind, whose states make a direction
+N_FORCED_TOKENS: Final = 6  # of an answer
+DEPTHS: Final = (0.3, 0.4, 0.5, 0.6)  # 2406.11717 looks below 0.8 of the depth
+STRENGTHS: Final = (0.05, 0.1, 0.2, 0.4)  # of the residual stream's mean norm there
+N_SCREENED: Final = 6  # harmful requests, and as many others: first tokens alone
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """One direction at one strength. strength: signed, in mean norms of the residual stream.
+
+    refusal_lean: log of the chance that the first token opens a refusal less that of an agreeing
+    opening, mean over harmful requests; kl: of the first token's distribution on others from the
+    one without, nats. refused: harmful requests; lost: others, refused or given words without
+    sense.
+    """
+
+    source: str
+    layer: int
+    strength: float
+    refusal_lean: float
+    kl: float
+    refused: int = 0
+    lost: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RefusalDirection:
+    """directions: float32 (n_layer, n_embd), zero but at the chosen block, of the chosen strength.
+
+    chosen, curve: what was picked, and all that was answered with; off: the same without any.
+    """
+
+    directions: Directions
+    chosen: Steering
+    off: Steering
+    curve: tuple[Steering, ...]
+    n_harmful: int
+    n_others: int
+
+    def facts(self) -> dict[str, Any]:
+        """For a report."""
+        return {
+            "chosen": asdict(self.chosen),
+            "off": asdict(self.off),
+            "curve": [asdict(row) for row in self.curve],
+            "n_harmful": self.n_harmful,
+            "n_others": self.n_others,
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sources:
+    """units: float32 (n_layer, n_embd) by source, of length 1. norms: of the residual stream."""
+
+    units: Mapping[Source, Directions]
+    norms: NDArray[np.float64]
+
+    def vector(self, steering: Steering) -> Directions:
+        """What is added."""
+        unit = self.units[steering.source]  # pyright: ignore[reportArgumentType] - read back as text
+        directions = np.zeros_like(unit)
+        length = steering.strength * self.norms[steering.layer]
+        directions[steering.layer] = unit[steering.layer] * np.float32(length)
+        return directions
+
+
+def make_sources(runtime: Runtime) -> Sources:
+    """Directions of every block. runtime: opened with all layers in order, and no guard."""
+    n_layer = runtime.model.n_layer
+    prompts = {
+        label: [_token_ids(runtime, request.text) for request in _train(label)]
+        for label in ("harmful", "harmless")
+    }
+    tail = _n_shared_at_end([ids for each in prompts.values() for ids in each])
+    ends = {
+        label: [
+            [last_state_of(runtime.engine, runtime.model, ids[: len(ids) - back]) for ids in each]
+            for back in (tail - 1, 0)
+        ]
+        for label, each in prompts.items()
+    }
+    means = {
+        label: [np.asarray(np.mean(each, axis=0, dtype=np.float64)) for each in states]
+        for label, states in ends.items()
+    }
+    raw = [means["harmful"][at] - means["harmless"][at] for at in range(2)]
+    refusing, complying = (_answer_states(runtime, kind) for kind in OPENING_KINDS)
+    raw.append(refusing - complying)
+    last = np.array(ends["harmful"][1], dtype=np.float64)
+    last = last.reshape(len(last), n_layer, -1)
+    units: dict[Source, Directions] = {}
+    for source, difference in zip(SOURCES, raw, strict=True):
+        rows = difference.reshape(n_layer, -1)
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        units[source] = (rows / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return Sources(units, np.linalg.norm(last, axis=2).mean(axis=0))
+
+
+def screen(
+    runtime: Runtime, sources: Sources, harmful: Sequence[Request], others: Sequence[Request]
+) -> list[Steering]:
+    """What to answer with, by first tokens: of each source a sign and a block, at all strengths.
+
+    The sign of a block is the one that leans harmful requests more to refusing at the middle
+    strength; of the blocks, the one whose lean over all strengths is largest is kept.
+    """
+    leans = _FirstTokens(runtime, harmful, others)
+    middle = STRENGTHS[len(STRENGTHS) // 2]
+    found: list[Steering] = []
+    for source in SOURCES:
+        by_block: list[list[Steering]] = []
+        for layer in blocks_to_try(runtime.model.n_layer):
+            both = [leans.measure(sources, source, layer, sign * middle) for sign in (1, -1)]
+            best = max(both, key=lambda row: _known(row.refusal_lean))
+            sign = np.sign(best.strength)
+            by_block.append(
+                [
+                    best if each == middle else leans.measure(sources, source, layer, sign * each)
+                    for each in STRENGTHS
+                ]
+            )
+        found += max(by_block, key=lambda rows: _known(sum(row.refusal_lean for row in rows)))
+    return found
+
+
+def blocks_to_try(n_layer: int) -> tuple[int, ...]:
+    """Blocks from 0.3 to 0.6 of the depth; the first cannot be steered."""
+    return tuple(sorted({min(n_layer - 1, max(1, round(depth * n_layer))) for depth in DEPTHS}))
+
+
+def choose(answered: Sequence[Steering], *, n_harmful: int, n_others: int) -> Steering:
+    """The largest share of harmful requests refused less that of others lost.
+
+    The response check's limit is chosen alike. Ties: fewer others lost, then the smaller KL.
+    """
+    return max(
+        answered,
+        key=lambda row: (row.refused / n_harmful - row.lost / n_others, -row.lost, -row.kl),
+    )
+
+
+def find_direction(
+    runtime: Runtime,
+    sources: Sources,
+    harmful: Sequence[Request],
+    others: Sequence[Request],
+    count: Callable[[Directions | None], tuple[int, int]],
+    progress: Callable[[str], None],
+) -> RefusalDirection:
+    """Screen by first tokens, answer with what is left, and choose.
+
+    count: answers harmful and other requests under a vector; harmful ones refused, others lost.
+    """
+    progress("refusal direction: blocks and signs")
+    candidates = screen(runtime, sources, evenly(harmful, N_SCREENED), evenly(others, N_SCREENED))
+    refused, lost = count(None)
+    off = Steering("none", 0, 0.0, 0.0, 0.0, refused, lost)
+    answered: list[Steering] = []
+    for number, row in enumerate(candidates, start=1):
+        progress(f"refusal direction: strength {number} of {len(candidates)}")
+        refused, lost = count(sources.vector(row))
+        answered.append(replace(row, refused=refused, lost=lost))
+    chosen = choose(answered, n_harmful=len(harmful), n_others=len(others))
+    return RefusalDirection(
+        sources.vector(chosen), chosen, off, tuple(answered), len(harmful), len(others)
+    )
+
+
+class _FirstTokens:
+    """Where first tokens lean under a vector, on some harmful and some other requests."""
+
+    def __init__(
+        self, runtime: Runtime, harmful: Sequence[Request], others: Sequence[Request]
+    ) -> None:
+        self._runtime = runtime
+        self._harmful, self._others = harmful, others
+        self._refusing, self._agreeing = opening_tokens(runtime)
+        self._without = list(self._log_probs(others, None))
+
+    def measure(self, sources: Sources, source: Source, layer: int, strength: float) -> Steering:
+        row = Steering(source, layer, float(strength), 0.0, 0.0)
+        vector = sources.vector(row)
+        leans = [
+            log_mass(log_p, self._refusing) - log_mass(log_p, self._agreeing)
+            for log_p in self._log_probs(self._harmful, vector)
+        ]
+        moved = self._log_probs(self._others, vector)
+        kl = [divergence(p, q) for p, q in zip(self._without, moved, strict=True)]
+        return replace(
+            row, refusal_lean=round(float(np.mean(leans)), 4), kl=round(float(np.mean(kl)), 4)
+        )
+
+    def _log_probs(
+        self, requests: Sequence[Request], vector: Directions | None
+    ) -> Iterator[NDArray[np.float64]]:
+        runtime = self._runtime
+        for request in requests:
+            greedy = SamplingSettings(temperature=0, top_k=1)
+            sampler = SamplerChain(greedy, n_vocab=runtime.model.n_vocab)
+            try:
+                items = question_items(request.text, template=runtime.template, model=runtime.model)
+                runtime.engine.prefill(items, sampler, control_vector=vector, steers_prompt=True)
+                yield log_softmax(runtime.engine.next_logits())
+            finally:
+                sampler.close()
+
+
+def _known(lean: float) -> float:
+    """The lean; one that is no number, from a vector that overflows the model, is below all."""
+    return -math.inf if math.isnan(lean) else lean
+
+
+def _train(label: Label) -> list[Request]:
+    return evenly(load_requests(splits=("train",), labels=(label,)), N_PROMPTS)
+
+
+def _token_ids(runtime: Runtime, text: str) -> list[int]:
+    items = question_items(text, template=runtime.template, model=runtime.model)
+    return list(text_token_ids(items))
+
+
+def _n_shared_at_end(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that the template puts after every question, at least one."""
+    shortest = min(len(ids) for ids in prompts)
+    first = prompts[0]
+    n = 0
+    while n < shortest - 1 and all(ids[-n - 1] == first[-n - 1] for ids in prompts):
+        n += 1
+    return max(1, n)
+
+
+def _answer_states(runtime: Runtime, kind: Any) -> NDArray[np.float64]:
+    """Mean state of the first tokens of answers that open so: float64 (n_features,)."""
+    states: list[NDArray[np.float64]] = []
+    for number, request in enumerate(_train("harmful")):
+        items = question_items(request.text, template=runtime.template, model=runtime.model)
+        (text,) = openings(kind, number, split="train")
+        answer = decode_answer(runtime, items, n_tokens=N_FORCED_TOKENS, forced_text=text)
+        states.append(answer.states[1:].mean(axis=0, dtype=np.float64))
+    return np.asarray(np.mean(states, axis=0), dtype=np.float64)
+
 
 N_STEERED: Final = 18  # harmful requests, and as many others, answered at each strength
 N_CHECKED: Final = 21  # harmful requests, and as many others, whose answers set the limit

@@ -7,12 +7,11 @@ other programs) hits all alike. One decodes at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from safesteer_edge.calibration.requests_data import Label, load_requests
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.evaluation.bench_machine import (
     MachineFacts,
@@ -20,7 +19,9 @@ from safesteer_edge.evaluation.bench_machine import (
     peak_memory_bytes,
     read_machine,
 )
+from safesteer_edge.evaluation.bench_summary import Spread, VariantRatio, ratio_of
 from safesteer_edge.evaluation.bench_variants import (
+    PROMPT_KINDS,
     VARIANTS,
     BenchPrompt,
     MeasuredAnswer,
@@ -31,10 +32,11 @@ from safesteer_edge.evaluation.bench_variants import (
     open_variant,
 )
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model
-from safesteer_edge.guard.sampling import SamplingSettings
-from safesteer_edge.model_choice import ModelChoice, choose_model
-from safesteer_edge.settings import DEFAULT_N_CTX
-from safesteer_edge.usable_cores import n_usable_cores
+from safesteer_edge.guard.policy import SamplingSettings
+from safesteer_edge.processes.cores import n_usable_cores
+from safesteer_edge.requests.requests import Label, load_requests
+from safesteer_edge.session.choice import ModelChoice, choose_model
+from safesteer_edge.session.settings import DEFAULT_N_CTX
 
 _LABELS: Final[tuple[tuple[PromptKind, Label], ...]] = (
     ("benign", "ordinary"),
@@ -224,3 +226,50 @@ def _describe(
         hidden_state_route=guarded["hidden_state_route"] or "",
         probe_provider=guarded["probe_provider"] or "",
     )
+
+
+# -- what it costs to run the engine in a process of its own: the same answers, here and there -----
+
+
+def measure_isolation(
+    settings: BenchSettings, *, narrate: Callable[[str], None] = lambda _: None
+) -> tuple[VariantRatio, ...]:
+    """Ratios `isolated` over `lazy`, one for each kind of prompt.
+
+    Both are open at once and answer each prompt one after the other, in turned order, so that
+    whatever drifts hits both alike. Times are taken where the events arrive.
+    Raises SettingsError, ModelFileError, BundleError, TemplateError, EngineError.
+    """
+    prompts = choose_prompts(settings.n_prompts)
+    choice = choose_model(settings.model)
+    setup = bench_setup(settings, choice, check_language_model(choice.path))
+    answers: list[MeasuredAnswer] = []
+    with (
+        closing(open_variant("lazy", setup)) as here,
+        closing(open_variant("isolated", setup)) as there,
+    ):
+        for variant in (here, there):
+            variant.answer(prompts[-1], -1)
+        for repeat in range(settings.n_repeats):
+            narrate(f"repeat {repeat + 1} of {settings.n_repeats}")
+            for index, prompt in enumerate(prompts):
+                turned = (here, there) if (repeat + index) % 2 else (there, here)
+                answers += [variant.answer(prompt, repeat) for variant in turned]
+    found = (ratio_of(answers, "isolated", "lazy", kind) for kind in PROMPT_KINDS)
+    return tuple(ratio for ratio in found if ratio is not None)
+
+
+def cost_to_text(ratios: tuple[VariantRatio, ...]) -> str:
+    """The ratios for people: median (least–greatest) over the repeats."""
+    lines = ["The engine in a process of its own, over the engine in this one"]
+    for ratio in ratios:
+        speed = _spread(ratio.speed) if ratio.speed else "-"
+        lines.append(
+            f"  {ratio.kind}: speed {speed} (below 1 is slower), time to the first token "
+            f"{_spread(ratio.first_token)} (above 1 is slower)"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _spread(value: Spread) -> str:
+    return f"{value.median:.3f} ({value.low:.3f}–{value.high:.3f})"

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
-from safesteer_edge.chat_session import ChatSession
 from safesteer_edge.engine.reference import ReferenceChat, ReferenceSettings
 from safesteer_edge.guard.events import PrefillDone, Refused, Step, TextDelta, TurnEnded
-from safesteer_edge.guard.sampling import SamplingSettings
-from safesteer_edge.isolation.isolated_session import open_isolated_session
-from safesteer_edge.session import open_session
-from safesteer_edge.settings import SessionSettings
+from safesteer_edge.guard.policy import SamplingSettings
+from safesteer_edge.session.isolated_session import open_isolated_session
+from safesteer_edge.session.protocol import ChatSession
+from safesteer_edge.session.session import open_session
+from safesteer_edge.session.settings import SessionSettings
 
 VariantName = Literal[
     "off", "lazy", "eager", "llama-cpp-python", "llama-cpp-python-flash", "isolated"

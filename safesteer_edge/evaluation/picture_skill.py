@@ -2,17 +2,109 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from safesteer_edge.evaluation.picture_tasks import QUESTIONS, PictureTask
-from safesteer_edge.evaluation.statistics import Share
-from safesteer_edge.evaluation.word_recall import WordRecall, word_recall, words
+from safesteer_edge.errors import InputError
+from safesteer_edge.evaluation.bench_machine import forget_peak_memory, peak_memory_bytes
 from safesteer_edge.guard.events import MediaPrepared, Refused, TextDelta, TurnEnded
-from safesteer_edge.session import Session
+from safesteer_edge.media.decoder import MediaDecoder
+from safesteer_edge.media.image_fit import ImageFit
+from safesteer_edge.media.picture_words import PictureReader
+from safesteer_edge.metrics.statistics import Share, WordRecall, word_recall, words
+from safesteer_edge.session.session import Session
+
+# -- pictures with what they show, read from disk: our own held-out ones, and FigStep's ------------
+
+MANIFEST = "manifest.jsonl"
+SAFEBENCH = "SafeBench-Tiny.csv"
+TaskKind = Literal["text", "name"]
+QUESTIONS: dict[TaskKind, str] = {
+    "text": "What does the text say?",
+    "name": "What is in the picture?",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PictureTask:
+    """expected: of `text`, the one text; of `name`, the right names, the usual one first."""
+
+    image: Path
+    kind: TaskKind
+    expected: tuple[str, ...]
+
+
+def read_manifest(folder: Path) -> list[PictureTask]:
+    """The tasks of `manifest.jsonl`: one JSON object a line with image, kind and expected.
+
+    image: a path inside the folder. Other keys are the maker's own notes.
+    Raises InputError that names the line.
+    """
+    path = folder / MANIFEST
+    tasks: list[PictureTask] = []
+    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            tasks.append(_to_task(folder, json.loads(line)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"line {number} of {str(path)!r} is no picture task ({error}); expected image, "
+                'kind ("text" or "name") and expected (a text, or a list of names)'
+            ) from error
+    if not tasks:
+        raise InputError(f"{str(path)!r} has no pictures; write one JSON object a line")
+    return tasks
+
+
+def read_safebench(folder: Path) -> list[PictureTask]:
+    """FigStep's SafeBench-Tiny: pictures of its `instruction` column, above an empty list.
+
+    Source: github.com/ThuCCSLab/FigStep, data/question and data/images.
+    """
+    path = folder / SAFEBENCH
+    rows = csv.DictReader(_read_text(path).splitlines())
+    try:
+        return [
+            PictureTask(
+                folder / f"query_{row['dataset']}_{row['category_id']}_{row['task_id']}_6.png",
+                "text",
+                (row["instruction"],),
+            )
+            for row in rows
+        ]
+    except (KeyError, csv.Error) as error:
+        raise InputError(f"{str(path)!r} is no SafeBench table: {error} is missing") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"cannot read {str(path)!r}: {reason}; give the folder it is in"
+        ) from error
+
+
+def _to_task(folder: Path, row: dict[str, Any]) -> PictureTask:
+    kind, expected = row["kind"], row["expected"]
+    if kind not in QUESTIONS:
+        raise ValueError(f"kind is {kind!r}")
+    names = [expected] if kind == "text" else expected
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise ValueError(f"expected is {expected!r}")
+    image = folder / row["image"]
+    if not image.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"image {row['image']!r} lies outside the folder")
+    return PictureTask(image, kind, tuple(names))
+
 
 _N_TIMED = 25
 
@@ -115,3 +207,58 @@ def _ask(
             assert first_text_s is not None
             return media, event, first_text_s
     raise RuntimeError("the session ended a turn without saying so")
+
+
+# -- what the guard's own reader makes of pictures: words read, words made up, time and memory -----
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderSkill:
+    """What a set of pictures says of the reader.
+
+    reading: of the pictures of texts, made_up: those of things in which it read words all the same;
+    None where there are none of these. first_s: with the loading of it; then_s: the others' median.
+    added_bytes: of memory, less what an earlier reader left; None where the system does not tell.
+    """
+
+    reading: WordRecall | None
+    made_up: Share | None
+    first_s: float
+    then_s: float | None
+    added_bytes: int | None
+
+
+def measure_reader(
+    reader: PictureReader,
+    fit: ImageFit,
+    tasks: Sequence[PictureTask],
+    *,
+    progress: Callable[[int], None] = lambda _n_done: None,
+) -> ReaderSkill:
+    """Read each picture as the projector is shown it. tasks: at least one; reader: a new one.
+
+    Raises MediaError for a file that is no picture, GuardError where it cannot be read.
+    """
+    texts: list[tuple[str, str]] = []
+    things: list[str] = []
+    took_s: list[float] = []
+    with MediaDecoder(fit) as decoder:
+        before = peak_memory_bytes() if forget_peak_memory() else None
+        for task in tasks:
+            image = decoder.load_image(task.image)
+            started_s = time.perf_counter()
+            text = reader.words(image)
+            took_s.append(time.perf_counter() - started_s)
+            if task.kind == "text":
+                texts.append((task.expected[0], text))
+            else:
+                things.append(text)
+            progress(len(took_s))
+    after = peak_memory_bytes()
+    return ReaderSkill(
+        reading=word_recall(texts) if texts else None,
+        made_up=Share(sum(map(bool, things)), len(things)) if things else None,
+        first_s=took_s[0],
+        then_s=statistics.median(took_s[1:]) if len(took_s) > 1 else None,
+        added_bytes=None if before is None or after is None else after - before,
+    )

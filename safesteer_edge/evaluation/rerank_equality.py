@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from safesteer_edge.calibration.requests_data import Request
 from safesteer_edge.guard.events import Step
 from safesteer_edge.guard.policy import GuardPolicy
-from safesteer_edge.guard.tilt import Tilt
-from safesteer_edge.session import Session
+from safesteer_edge.guard.reranking import Tilt
+from safesteer_edge.requests.requests import Request
+from safesteer_edge.session.session import Session
 
 
 @dataclass(frozen=True, slots=True)

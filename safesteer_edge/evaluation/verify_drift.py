@@ -7,29 +7,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safesteer_edge.bundle.bundle import GuardBundle, load_bundle, read_config
-from safesteer_edge.bundle.bundle_files import CONFIG_NAME
+from safesteer_edge.bundle.bundle import CONFIG_NAME, GuardBundle, load_bundle, read_config
 from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.schema import format_guard_json
-from safesteer_edge.calibration.fixed_requests import replay_requests, requests_sha256
-from safesteer_edge.calibration.harvest_run import Progress
-from safesteer_edge.calibration.replay import (
+from safesteer_edge.errors import BundleError, SafeSteerError, SettingsError
+from safesteer_edge.formats.atomic_write import atomic_write
+from safesteer_edge.formats.model_file import ModelInfo, check_language_model
+from safesteer_edge.harvest.drift import Drift, measure_drift
+from safesteer_edge.harvest.replay import (
     FIGURES_KEY,
+    N_TOKENS,
     Replay,
     replay_from_json,
     replay_of,
     replay_to_json,
+    score_own_answers,
+    targets_of,
 )
-from safesteer_edge.calibration.requests_data import Request
-from safesteer_edge.calibration.scored_answers import N_TOKENS, score_own_answers
-from safesteer_edge.calibration.targets import targets_of
-from safesteer_edge.errors import BundleError, SafeSteerError, SettingsError
-from safesteer_edge.evaluation.drift import Drift, measure_drift
-from safesteer_edge.formats.atomic_write import atomic_write
-from safesteer_edge.formats.model_file import ModelInfo, check_language_model
-from safesteer_edge.model_choice import choose_model
-from safesteer_edge.runtime import open_runtime
-from safesteer_edge.settings import SessionSettings
+from safesteer_edge.harvest.run import Progress
+from safesteer_edge.requests.fixed_requests import replay_requests, requests_sha256
+from safesteer_edge.requests.requests import Request
+from safesteer_edge.session.choice import choose_model
+from safesteer_edge.session.runtime import open_runtime
+from safesteer_edge.session.settings import SessionSettings
 
 
 @dataclass(frozen=True, slots=True)

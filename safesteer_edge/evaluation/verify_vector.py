@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from safesteer_edge.engine.prompt_items import TokenRun
 from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.formats.control_vector_file import ControlVector
-from safesteer_edge.guard.sampling import SamplingSettings
-from safesteer_edge.runtime import Runtime
+from safesteer_edge.guard.policy import SamplingSettings
+from safesteer_edge.session.runtime import Runtime
 
 MAX_SHIFT_ERROR: Final = 1e-3
 """Of a shift, relative to the direction's largest number."""

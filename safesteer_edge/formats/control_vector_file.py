@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from safesteer_edge.errors import ModelFileError, VectorFileError
 from safesteer_edge.formats.atomic_write import atomic_write
-from safesteer_edge.formats.gguf_file import GgufFile, GgufTensor, read_gguf
-from safesteer_edge.formats.gguf_writer import encode_gguf
+from safesteer_edge.formats.gguf_file import GgufFile, encode_gguf, read_gguf
+from safesteer_edge.formats.gguf_header import GgufTensor
 
 BLOCK_OUTPUT_0BASED: Final = "block_output_0based"
 UNRECORDED: Final = ""

@@ -10,20 +10,202 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from safesteer_edge.errors import ProbeFileError
-from safesteer_edge.formats import onnx_schema as schema
-from safesteer_edge.formats.onnx_tensor import DATA_TYPES, TensorContents, read_tensor
 from safesteer_edge.formats.protobuf_wire import (
+    Field,
     FieldBudget,
+    Kind,
     Message,
     ProtobufError,
     floats_of,
     read_message,
 )
+
+# -- the part of ONNX's protobuf schema that a probe may use; every other field is refused ---------
+# Source: onnx/onnx.proto at v1.21, messages of the same names.
+
+Schema = Mapping[int, Field]
+
+
+def _one(name: str, kind: Kind = Kind.BYTES) -> Field:
+    return Field(name, kind)
+
+
+def _many(name: str, kind: Kind = Kind.BYTES) -> Field:
+    return Field(name, kind, is_repeated=True)
+
+
+MODEL: Final[Schema] = {
+    1: _one("ir_version", Kind.INTEGER),
+    2: _one("producer_name", Kind.TEXT),
+    3: _one("producer_version", Kind.TEXT),
+    4: _one("domain", Kind.TEXT),
+    5: _one("model_version", Kind.INTEGER),
+    6: _one("doc_string", Kind.TEXT),
+    7: _one("graph"),
+    8: _many("opset_import"),
+    14: _many("metadata_props"),
+    25: _many("functions"),  # read in order to be refused by name
+}
+OPERATOR_SET: Final[Schema] = {1: _one("domain", Kind.TEXT), 2: _one("version", Kind.INTEGER)}
+STRING_PAIR: Final[Schema] = {1: _one("key", Kind.TEXT), 2: _one("value", Kind.TEXT)}
+GRAPH: Final[Schema] = {
+    1: _many("node"),
+    2: _one("name", Kind.TEXT),
+    5: _many("initializer"),
+    10: _one("doc_string", Kind.TEXT),
+    11: _many("input"),
+    12: _many("output"),
+    13: _many("value_info"),
+    15: _many("sparse_initializer"),  # read in order to be refused by name
+    16: _many("metadata_props"),
+}
+NODE: Final[Schema] = {
+    1: _many("input", Kind.TEXT),
+    2: _many("output", Kind.TEXT),
+    3: _one("name", Kind.TEXT),
+    4: _one("op_type", Kind.TEXT),
+    5: _many("attribute"),
+    6: _one("doc_string", Kind.TEXT),
+    7: _one("domain", Kind.TEXT),
+    9: _many("metadata_props"),
+}
+ATTRIBUTE: Final[Schema] = {
+    1: _one("name", Kind.TEXT),
+    2: _one("f", Kind.FLOAT),
+    3: _one("i", Kind.INTEGER),
+    4: _one("s"),
+    5: _one("t"),
+    6: _one("g"),  # read in order to be refused by name, with the next
+    11: _many("graphs"),
+    7: _many("floats", Kind.FLOAT),
+    8: _many("ints", Kind.INTEGER),
+    9: _many("strings"),
+    13: _one("doc_string", Kind.TEXT),
+    20: _one("type", Kind.INTEGER),
+}
+TENSOR: Final[Schema] = {
+    1: _many("dims", Kind.INTEGER),
+    2: _one("data_type", Kind.INTEGER),
+    4: _many("float_data", Kind.FLOAT),
+    5: _many("int32_data", Kind.INTEGER),
+    7: _many("int64_data", Kind.INTEGER),
+    8: _one("name", Kind.TEXT),
+    9: _one("raw_data"),
+    10: _many("double_data", Kind.DOUBLE),
+    11: _many("uint64_data", Kind.INTEGER),
+    12: _one("doc_string", Kind.TEXT),
+    13: _many("external_data"),  # read in order to be refused by name, with the next
+    14: _one("data_location", Kind.INTEGER),
+}
+VALUE_INFO: Final[Schema] = {
+    1: _one("name", Kind.TEXT),
+    2: _one("type"),
+    3: _one("doc_string", Kind.TEXT),
+    4: _many("metadata_props"),
+}
+TYPE: Final[Schema] = {1: _one("tensor_type"), 6: _one("denotation", Kind.TEXT)}
+TENSOR_TYPE: Final[Schema] = {1: _one("elem_type", Kind.INTEGER), 2: _one("shape")}
+SHAPE: Final[Schema] = {1: _many("dim")}
+DIMENSION: Final[Schema] = {
+    1: _one("dim_value", Kind.INTEGER),
+    2: _one("dim_param", Kind.TEXT),
+    3: _one("denotation", Kind.TEXT),
+}
+
+
+# -- the numbers of an ONNX tensor, wherever in the message they are -------------------------------
+
+# TensorProto.DataType → NumPy. Text, complex numbers and the types below a byte are left out.
+DATA_TYPES: Final = {
+    1: "float32",
+    2: "uint8",
+    3: "int8",
+    4: "uint16",
+    5: "int16",
+    6: "int32",
+    7: "int64",
+    9: "bool",
+    10: "float16",
+    11: "float64",
+    12: "uint32",
+    13: "uint64",
+}
+_RAW_TYPES: Final = {
+    "float32": "<f4",
+    "uint8": "<u1",
+    "int8": "<i1",
+    "uint16": "<u2",
+    "int16": "<i2",
+    "int32": "<i4",
+    "int64": "<i8",
+    "bool": "<u1",
+    "float16": "<f2",
+    "float64": "<f8",
+    "uint32": "<u4",
+    "uint64": "<u8",
+}
+# Where numbers are that are not in raw_data.
+_TYPED_FIELDS: Final = {
+    **dict.fromkeys(("uint8", "int8", "uint16", "int16", "int32", "bool", "float16"), "int32_data"),
+    **dict.fromkeys(("uint32", "uint64"), "uint64_data"),
+    "int64": "int64_data",
+    "float32": "float_data",
+    "float64": "double_data",
+}
+_CONTENT_FIELDS: Final = ("raw_data", *dict.fromkeys(_TYPED_FIELDS.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class TensorContents:
+    """A tensor: its shape, and its numbers in one row, as the type that they have in memory."""
+
+    shape: tuple[int, ...]
+    values: NDArray[Any]
+
+
+def read_tensor(tensor: Message, where: str) -> TensorContents:
+    """Return a tensor's numbers, without copying those in raw data.
+
+    where: what error messages call the tensor.
+    Raises ProtobufError if type, shape and numbers do not fit together.
+    """
+    type_id = tensor.integer("data_type")
+    if type_id not in DATA_TYPES:
+        raise ProtobufError(f"{where} has data type {type_id}")
+    shape = tuple(tensor.integers.get("dims", []))
+    if any(size < 0 for size in shape):
+        raise ProtobufError(f"{where} has the shape {shape}")
+    fields = [name for name in _CONTENT_FIELDS if name in tensor.bytes or name in tensor.integers]
+    dtype = DATA_TYPES[type_id]
+    if len(fields) != 1 or fields[0] not in ("raw_data", _TYPED_FIELDS[dtype]):
+        raise ProtobufError(f"{where} of type {dtype} has its numbers in {fields}")
+    values = _values(tensor, fields[0], dtype, where)
+    if values.size != math.prod(shape):
+        raise ProtobufError(f"{where} of shape {shape} has {values.size} numbers")
+    return TensorContents(shape, values)
+
+
+def _values(tensor: Message, field: str, dtype: str, where: str) -> NDArray[Any]:
+    raw_type = np.dtype(_RAW_TYPES[dtype])
+    if field in tensor.bytes:  # raw_data, float_data or double_data
+        views = tensor.bytes[field]
+        raw = views[0] if len(views) == 1 else b"".join(views)
+        if len(raw) % raw_type.itemsize:
+            raise ProtobufError(f"{where} has a part of a number at its end")
+        return np.frombuffer(raw, raw_type)
+    numbers = tensor.integers[field]
+    stored_type = np.dtype("<u2") if dtype == "float16" else raw_type  # float16: its bits
+    bounds = np.iinfo(stored_type)
+    if any(not bounds.min <= number <= bounds.max for number in numbers):
+        raise ProtobufError(f"{where} has a number that is no {dtype}")
+    return np.frombuffer(np.array(numbers, stored_type).tobytes(), raw_type)
+
 
 # fmt: off
 ALLOWED_OPERATORS = frozenset({
@@ -103,7 +285,7 @@ class _Checker:
         if not 0 < len(data) <= self._limits.size_bytes:
             raise self._error(f"it has {len(data)} bytes; expected 1 to {self._limits.size_bytes}")
         try:
-            return self._check_model(self._read(memoryview(data), schema.MODEL))
+            return self._check_model(self._read(memoryview(data), MODEL))
         except ProtobufError as error:
             raise self._error(f"it is not an ONNX probe ({error})") from error
 
@@ -111,7 +293,7 @@ class _Checker:
         shortened = problem[:_MAX_PROBLEM]  # names in the file can be megabytes long
         return ProbeFileError(f"cannot use probe {self._name!r}: {shortened}; {remedy}")
 
-    def _read(self, data: memoryview, kind: schema.Schema) -> Message:
+    def _read(self, data: memoryview, kind: Schema) -> Message:
         return read_message(data, kind, self._budget)
 
     def _check_model(self, model: Message) -> OnnxInfo:
@@ -120,7 +302,7 @@ class _Checker:
         if "functions" in model.bytes:
             raise self._error("it defines functions of its own")
         opset = self._check_opsets(model.bytes.get("opset_import", []))
-        graph = self._read(model.view("graph"), schema.GRAPH)
+        graph = self._read(model.view("graph"), GRAPH)
         if "sparse_initializer" in graph.bytes:
             raise self._error("it has sparse weights")
         return OnnxInfo(
@@ -135,7 +317,7 @@ class _Checker:
     def _check_opsets(self, imports: Sequence[memoryview]) -> int:
         versions: list[int] = []
         for data in imports:
-            operator_set = self._read(data, schema.OPERATOR_SET)
+            operator_set = self._read(data, OPERATOR_SET)
             domain = operator_set.text("domain")
             if domain not in _DEFAULT_DOMAINS:
                 raise self._error(
@@ -152,12 +334,12 @@ class _Checker:
             raise self._error(f"it has {len(nodes)} nodes; expected 1 to {self._limits.n_nodes}")
         operators: set[str] = set()
         for data in nodes:
-            node = self._read(data, schema.NODE)
+            node = self._read(data, NODE)
             operator = node.text("op_type")
             if operator not in ALLOWED_OPERATORS or node.text("domain") not in _DEFAULT_DOMAINS:
                 raise self._error(f"it uses operator {operator!r}, which no probe needs")
             for attribute in node.bytes.get("attribute", []):
-                self._check_attribute(operator, self._read(attribute, schema.ATTRIBUTE))
+                self._check_attribute(operator, self._read(attribute, ATTRIBUTE))
             operators.add(operator)
         return frozenset(operators)
 
@@ -181,7 +363,7 @@ class _Checker:
         return sum(self._check_tensor(data, "weight") for data in tensors)
 
     def _check_tensor(self, data: memoryview, where: str) -> int:
-        tensor = self._read(data, schema.TENSOR)
+        tensor = self._read(data, TENSOR)
         where = f"{where} {tensor.text('name')!r}"
         if tensor.integer("data_location") or "external_data" in tensor.bytes:
             raise self._error(f"{where} lies in another file", "save the model as one file")
@@ -193,20 +375,20 @@ class _Checker:
         return contents.values.nbytes
 
     def _values(self, infos: Sequence[memoryview]) -> tuple[OnnxValue, ...]:
-        return tuple(self._value(self._read(data, schema.VALUE_INFO)) for data in infos)
+        return tuple(self._value(self._read(data, VALUE_INFO)) for data in infos)
 
     def _value(self, info: Message) -> OnnxValue:
         """Return an input or output; all of them are tensors of a known number of dimensions."""
         name = info.text("name")
-        value_type = self._read(info.view("type"), schema.TYPE)
-        tensor_type = self._read(value_type.view("tensor_type"), schema.TENSOR_TYPE)
+        value_type = self._read(info.view("type"), TYPE)
+        tensor_type = self._read(value_type.view("tensor_type"), TENSOR_TYPE)
         element_type = tensor_type.integer("elem_type")
         if element_type not in DATA_TYPES or "shape" not in tensor_type.bytes:
             raise self._error(f"value {name!r} is not a tensor of numbers with a shape")
-        shape = self._read(tensor_type.view("shape"), schema.SHAPE)
+        shape = self._read(tensor_type.view("shape"), SHAPE)
         dims: list[int | str] = []
         for data in shape.bytes.get("dim", []):
-            dimension = self._read(data, schema.DIMENSION)
+            dimension = self._read(data, DIMENSION)
             is_fixed = "dim_value" in dimension.integers
             dims.append(dimension.integer("dim_value") if is_fixed else dimension.text("dim_param"))
         return OnnxValue(name, DATA_TYPES[element_type], tuple(dims))
@@ -216,7 +398,7 @@ class _Checker:
             raise self._error(f"it has {len(pairs)} metadata entries")
         metadata: dict[str, str] = {}
         for data in pairs:
-            pair = self._read(data, schema.STRING_PAIR)
+            pair = self._read(data, STRING_PAIR)
             key, value = pair.text("key"), pair.text("value")
             if key in metadata or key == _SESSION_CONFIG_KEY:
                 raise self._error(f"metadata entry {key!r} is not allowed, or there twice")

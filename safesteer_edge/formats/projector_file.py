@@ -13,9 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from safesteer_edge.formats.gguf_file import GgufArray, GgufFile, read_gguf
-from safesteer_edge.formats.projector_shapes import check_shapes
-from safesteer_edge.formats.projector_width import embedding_width
+from safesteer_edge.formats.gguf_file import GgufFile, read_gguf
+from safesteer_edge.formats.gguf_header import GgufArray
+from safesteer_edge.formats.projector_shapes import check_shapes, embedding_width
 
 _Modality = Literal["vision", "audio"]
 

@@ -12,15 +12,18 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from safesteer_edge.errors import GuardError
-from safesteer_edge.guard.engine_protocol import DecodingEngine, Proposal
-from safesteer_edge.guard.evaluated_candidates import evaluated_candidates
 from safesteer_edge.guard.events import Candidate, FinishReason, Refused, Step, TextDelta
-from safesteer_edge.guard.reranking import RERANKERS, Choice, choose_as_proposed
+from safesteer_edge.guard.protocols import DecodingEngine, Proposal
+from safesteer_edge.guard.reranking import RERANKERS, Choice, Tilt, choose_as_proposed
 from safesteer_edge.guard.risk import RefusalReason, RunningRisk
-from safesteer_edge.guard.tilt import Tilt
-from safesteer_edge.guard.timed_probe import TimedProbe
-from safesteer_edge.guard.transcript import Transcript
-from safesteer_edge.guard.turn_inputs import ActiveGuard, AnswerSoFar, DecodingLimits
+from safesteer_edge.guard.transcript import (
+    ActiveGuard,
+    AnswerSoFar,
+    DecodingLimits,
+    TimedProbe,
+    Transcript,
+    evaluated_candidates,
+)
 
 _NO_SCORES = np.empty(0)
 

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from safesteer_edge.errors import GuardError
+from safesteer_edge.guard.events import Candidate
+from safesteer_edge.guard.policy import GuardMode, GuardPolicy, RerankName
+from safesteer_edge.guard.protocols import Probe, Proposal
+from safesteer_edge.guard.reranking import Choice
 
 
 class Transcript:
@@ -65,3 +75,92 @@ class Transcript:
         """Put a refusal at the end."""
         self.text += text
         self.token_ids.extend(token_ids)
+
+
+# -- the candidates of one decoding step, as the step's event tells them ---------------------------
+
+
+def evaluated_candidates(
+    proposal: Proposal, choice: Choice, piece: Callable[[int], bytes]
+) -> tuple[Candidate, ...]:
+    """Those that were evaluated, likeliest first. piece: the bytes of a token."""
+    return tuple(
+        Candidate(
+            int(token_id),
+            float(logprob),
+            float(score),
+            piece(int(token_id)).decode("utf-8", "replace"),
+        )
+        for token_id, logprob, score in zip(
+            proposal.token_ids, proposal.log_probs, choice.scores, strict=True
+        )
+        if np.isfinite(score)
+    )
+
+
+# -- what the decoding of one answer is given: the guard, the limits, the answer to go on with -----
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveGuard:
+    """A guard in force: with mode `off` there is none (None in its place)."""
+
+    mode: GuardMode
+    rerank: RerankName
+    policy: GuardPolicy
+    probe: Probe
+    refusal_text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingLimits:
+    """max_tokens: at most, given ones aside. n_spare: free context cells a step may need."""
+
+    max_tokens: int
+    n_spare: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSoFar:
+    """An answer to go on with.
+
+    scores: of its tokens, which are then in the sequence already. None: they are not known and the
+    sequence ends before the answer; its tokens are evaluated, and scored, before anything is added.
+    prompt_score: of the prompt that it answers, where the sequence does not end with that.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    scores: tuple[float, ...] | None
+    prompt_score: float | None = None
+
+
+# -- A probe that is timed, and whose answers are checked: what guarded decoding asks --------------
+
+
+class TimedProbe:
+    """The probe, with the seconds that its calls took.
+
+    Raises GuardError for anything but one score in [0, 1] for each state.
+    """
+
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+        self.elapsed_s = 0.0
+
+    @property
+    def n_features(self) -> int:
+        return self._probe.n_features
+
+    def score(self, hidden: np.typing.NDArray[np.float32]) -> np.typing.NDArray[np.float32]:
+        started_s = time.perf_counter()
+        scores = self._probe.score(hidden)
+        self.elapsed_s += time.perf_counter() - started_s
+        # Fail closed here too, whatever the probe's own checks are. NaN fails the comparison.
+        in_range = all(0.0 <= score <= 1.0 for score in scores.ravel().tolist())
+        if scores.shape != (len(hidden),) or not in_range:
+            raise GuardError(
+                f"the probe gave {scores.ravel().tolist()[:8]} for {len(hidden)} states, not one "
+                "score in [0, 1] for each; verify or rebuild its bundle"
+            )
+        return scores

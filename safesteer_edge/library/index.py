@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safesteer_edge.errors import SettingsError
-from safesteer_edge.folders import user_data_folder
+from safesteer_edge.errors import ModelFileError, SettingsError
 from safesteer_edge.formats.atomic_write import atomic_write
+from safesteer_edge.formats.model_file import check_language_model
+from safesteer_edge.formats.user_folders import user_data_folder
 from safesteer_edge.library.stored_file import (
     StoredFile,
     gone_error,
@@ -201,3 +202,24 @@ def _to_file(row: dict[str, Any], folder: Path) -> StoredFile:
         revision=row["revision"],
         repository_file=row["repository_file"],
     )
+
+
+# -- what the file of an installed model says of itself --------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledFile:
+    """problem: why it cannot be used, in a line; the rest is None then."""
+
+    quantization: str | None = None
+    size_bytes: int | None = None
+    problem: str | None = None
+
+
+def read_installed_file(path: Path) -> InstalledFile:
+    """Read the header. Takes 0.1 s."""
+    try:
+        info = check_language_model(path)
+    except ModelFileError as error:
+        return InstalledFile(problem=" ".join(str(error).split()))
+    return InstalledFile(info.quantization, info.size_bytes)

@@ -88,8 +88,8 @@ def _say(header: dict[str, Any], payload: bytes = b"") -> None:
 
 def main(options: dict[str, Any]) -> None:
     """Serve requests until stdin ends."""
-    from safesteer_edge.confined_worker import limit_resources
     from safesteer_edge.errors import MediaError
+    from safesteer_edge.processes.confined_worker import limit_resources
 
     decode = _DECODERS[options["kind"]]()
     limit_resources(options["memory_bytes"], threads=options["kind"] == "heif")

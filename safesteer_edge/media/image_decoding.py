@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Final
 
-# Named, not left to Image.init(): it would load some forty more, and no file can be read once the
-# decoding process has shut itself off. MPO: what some phones call a JPEG.
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,  # noqa: F401
@@ -31,8 +29,11 @@ from PIL import (
 )
 
 from safesteer_edge.errors import MediaError
-from safesteer_edge.media.image_fit import MAX_ASPECT_RATIO, ImageFit
-from safesteer_edge.media.letterbox import letterbox_image
+from safesteer_edge.media.image_fit import MAX_ASPECT_RATIO, ImageFit, letterbox_image
+
+# Named, not left to Image.init(): it would load some forty more, and no file can be read once the
+# decoding process has shut itself off. MPO: what some phones call a JPEG.
+
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 HEIF_PACKAGE: Final = "pillow_heif"  # an extra's

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from safesteer_edge.errors import GuardError
 from safesteer_edge.media.images import DecodedImage
-from safesteer_edge.telemetry_off import import_onnxruntime
+from safesteer_edge.processes.telemetry_off import import_onnxruntime
 
 if TYPE_CHECKING:
     from rapidocr import RapidOCR
+
 
 PACKAGE: Final = "rapidocr"
 MAX_LETTERS: Final = 1000  # some 250 tokens, which the guard evaluates beside the prompt

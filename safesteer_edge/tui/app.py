@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -12,22 +13,29 @@ from textual.binding import Binding, BindingType
 from textual.css.query import NoMatches
 from textual.screen import Screen
 
-from safesteer_edge.chat_session import TurnSettings
 from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.errors import SafeSteerError
-from safesteer_edge.settings import SessionSettings
+from safesteer_edge.session.protocol import ChatSession, TurnSettings
+from safesteer_edge.session.settings import SessionSettings
+from safesteer_edge.session.settings_file import write_settings
+from safesteer_edge.session.settings_schema import UserSettings
 from safesteer_edge.tui.chat_state import ChatState
 from safesteer_edge.tui.commands.setting import applied, theme_named
-from safesteer_edge.tui.engine_thread import EngineThread, SessionOpener, Told
-from safesteer_edge.tui.key_labels import key_labels
-from safesteer_edge.tui.messages import EngineTold, SettingChanged
+from safesteer_edge.tui.engine_thread import (
+    EngineThread,
+    EngineTold,
+    SessionOpener,
+    SettingChanged,
+    Told,
+)
+from safesteer_edge.tui.looks import THEMES, key_labels
 from safesteer_edge.tui.model_rows import known_models
+from safesteer_edge.tui.screens.boxes import FirstRunScreen
 from safesteer_edge.tui.screens.chat_screen import ChatScreen
-from safesteer_edge.tui.screens.first_run_screen import FirstRunScreen
 from safesteer_edge.tui.screens.models_screen import ModelLister
 from safesteer_edge.tui.slash_commands import COMMANDS
-from safesteer_edge.tui.themes import THEMES
-from safesteer_edge.user_settings.schema import UserSettings
+from safesteer_edge.tui.terminal import find_native_pictures, leave_with_terminal, spare_pauses
+from safesteer_edge.tui.whole_pastes import take_pastes_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,3 +158,42 @@ class ChatApp(App[None]):
 
     def _tell(self, told: Told) -> None:
         self.post_message(EngineTold(told))
+
+
+# -- starting the full-screen chat: what must happen before Textual takes the terminal -------------
+
+
+def run_chat(
+    settings: SessionSettings,
+    user: UserSettings,
+    *,
+    save: bool,
+    show_images: bool,
+    theme: str,
+) -> None:
+    """Run the application until the person leaves."""
+    store = ChatStore()
+    options = ChatOptions(
+        settings=settings,
+        opener=open_engine,
+        store=store if save else None,
+        show_images=show_images,
+        theme=theme,
+        user_settings=user,
+        save_settings=write_settings,
+        native_picture=find_native_pictures() if show_images else None,
+        # Whoever has chats, or chose to keep none, has been here.
+        is_first_run=save and not any(store.folder.glob("*.jsonl")),
+    )
+    spare_pauses()
+    take_pastes_whole()
+    app = ChatApp(options)
+    leave_with_terminal(sys.stdin.fileno(), app.engine.close)
+    app.run()
+
+
+def open_engine(settings: SessionSettings) -> ChatSession:
+    """Load a model. On the engine's thread: the imports are the slow ones."""
+    from safesteer_edge.session.isolated_session import open_isolated_session
+
+    return open_isolated_session(settings)

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safesteer_edge.chat_session import ChatMessage, Document, TurnSettings
 from safesteer_edge.chats.chat_log import ChatEntry
+from safesteer_edge.chats.recorded_chat import RecordedChat
 from safesteer_edge.errors import InputError
 from safesteer_edge.guard.events import Event
-from safesteer_edge.recorded_chat import RecordedChat
-from safesteer_edge.session_info import SessionInfo
+from safesteer_edge.session.protocol import ChatMessage, Document, SessionInfo, TurnSettings
 from safesteer_edge.tui.shown_turn import ShownTurn, messages_of
 
 NEW_CHAT_TITLE = "New chat"

@@ -8,21 +8,22 @@ from typing import TYPE_CHECKING
 from textual.content import Content
 from textual.widgets import Static
 
-from safesteer_edge.chat.display_text import strip_control_characters
+from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.tui.commands import looking
 from safesteer_edge.tui.engine_thread import ModelFailed, ModelOpened, NotSaved, Told, TurnDone
-from safesteer_edge.tui.garbage_pauses import collect_now
-from safesteer_edge.tui.key_labels import key_label
+from safesteer_edge.tui.looks import key_label
 from safesteer_edge.tui.screens.compare_screen import COMPARISON_TURNS, CompareScreen
 from safesteer_edge.tui.shown_turn import ShownTurn
+from safesteer_edge.tui.terminal import collect_now
 from safesteer_edge.tui.widgets.bars import StatusBar
 from safesteer_edge.tui.widgets.inspector import Inspector
 
 if TYPE_CHECKING:
     from textual.timer import Timer
 
-    from safesteer_edge.settings import SessionSettings
+    from safesteer_edge.session.settings import SessionSettings
     from safesteer_edge.tui.screens.chat_screen import ChatScreen
+
 
 _READING_S = 0.5  # after an answer nobody types yet
 

@@ -13,16 +13,23 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-from safesteer_edge.chat_session import ChatSession
+from textual.message import Message
+
 from safesteer_edge.chats.chat_log import ChatEntry
 from safesteer_edge.chats.chat_store import ChatStore
+from safesteer_edge.chats.recorded_chat import RecordedChat
 from safesteer_edge.errors import BundleChangedError, EngineError, SafeSteerError
 from safesteer_edge.guard.events import Event
-from safesteer_edge.recorded_chat import RecordedChat
-from safesteer_edge.session_info import SessionInfo
-from safesteer_edge.settings import SessionSettings
+from safesteer_edge.session.protocol import ChatSession, SessionInfo
+from safesteer_edge.session.settings import SessionSettings
+
+if TYPE_CHECKING:
+    from safesteer_edge.session.settings_schema import UserSettings
+    from safesteer_edge.tui.shown_turn import ShownTurn
+
 
 SessionOpener = Callable[[SessionSettings], ChatSession]
 TurnStarter = Callable[[RecordedChat], Iterator[Event]]
@@ -227,3 +234,62 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "out of memory; choose a smaller model or a shorter context"
     return f"unexpected {type(error).__name__}: {text}; please report it"
+
+
+# -- what the chat's parts tell each other ---------------------------------------------------------
+
+
+@dataclass
+class EngineTold(Message):
+    """The engine's thread says something. told: what."""
+
+    told: Told
+
+
+@dataclass
+class Submitted(Message):
+    """The person sends the input. text: as typed."""
+
+    text: str
+
+
+@dataclass
+class PathsDropped(Message):
+    """Files were pasted or dropped into the input. paths: they exist."""
+
+    paths: tuple[Path, ...]
+
+
+@dataclass
+class ClipboardWanted(Message):
+    """The person pastes. text: what the terminal or the application has for it; empty: nothing."""
+
+    text: str
+
+
+@dataclass
+class LastAttachmentErased(Message):
+    """Backspace in an empty input: the last attachment goes."""
+
+
+@dataclass
+class CompletionsWanted(Message):
+    """The input begins with a slash. text: all of it; empty: no longer."""
+
+    text: str
+
+
+@dataclass
+class TurnAction(Message):
+    """The person wants something done with a turn. action: a slash command's name."""
+
+    action: str
+    turn: ShownTurn
+
+
+@dataclass
+class SettingChanged(Message):
+    """A setting of the file has a new value. key: `section.name`."""
+
+    key: str
+    settings: UserSettings

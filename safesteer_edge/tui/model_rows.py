@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safesteer_edge.catalogue import CatalogueModel, load_catalogue
-from safesteer_edge.tui.model_fits import ModelFit, model_fits
+from safesteer_edge.library.catalogue import CatalogueModel, load_catalogue
+
+# -- which models fit into this machine's memory, as `models list` says ----------------------------
+
+_LIMIT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFit:
+    """needs_bytes: None if nobody can tell. fits: gpu, part, yes, tight, no, or ?"""
+
+    needs_bytes: int | None
+    fits: str
+
+
+def model_fits() -> Mapping[str, ModelFit]:
+    """By the models' names; empty if it cannot be found out. Takes a second or two.
+
+    In a process of its own: it asks native code for GPUs, which may print, or die.
+    """
+    command = [sys.executable, "-m", "safesteer_edge", "models", "list", "--json"]
+    try:
+        said = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_LIMIT_S, check=True
+        )
+        models = json.loads(said.stdout)["models"]
+        return {each["name"]: ModelFit(each["needs_bytes"], each["fits"]) for each in models}
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
+        return {}
+
 
 _MIB, _GIB = 1 << 20, 1 << 30
 _UNKNOWN_FIT = ModelFit(None, "?")
@@ -56,7 +88,7 @@ def known_models() -> list[ModelRow]:
 
 def _row(entry: CatalogueModel, fit: ModelFit) -> ModelRow:
     # Deferred: formats that read a whole header, which the first frame does not need.
-    from safesteer_edge.library.installed_file import InstalledFile, read_installed_file
+    from safesteer_edge.library.index import InstalledFile, read_installed_file
 
     file = read_installed_file(entry.path) if entry.path is not None else InstalledFile()
     return ModelRow(
@@ -81,7 +113,7 @@ def _size_of(entry: CatalogueModel) -> int | None:
 
 def _install_command(entry: CatalogueModel) -> str:
     # Deferred: it looks at the environment that it installs into.
-    from safesteer_edge.diagnosis.pip_commands import install_command
+    from safesteer_edge.processes.pip_commands import install_command
 
     if entry.repository:
         return f"safesteer-edge models pull {entry.name}"

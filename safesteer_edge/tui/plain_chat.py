@@ -10,22 +10,21 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
-from safesteer_edge.chat.display_text import ControlCharacterFilter, strip_control_characters
-from safesteer_edge.chat.reasoning import thought_label
-from safesteer_edge.chat_session import ChatSession, Document, TurnSettings
 from safesteer_edge.chats.chat_store import ChatStore
+from safesteer_edge.chats.recorded_chat import RecordedChat
 from safesteer_edge.errors import BundleChangedError, EngineDiedError, SafeSteerError
+from safesteer_edge.formats.display_text import ControlCharacterFilter, strip_control_characters
 from safesteer_edge.guard.events import Event, Refused, TextDelta
-from safesteer_edge.interrupt_cancels import interrupt_cancels
-from safesteer_edge.recorded_chat import RecordedChat
-from safesteer_edge.settings import SessionSettings
-from safesteer_edge.tui.attachable import check_attachable
-from safesteer_edge.tui.figures import turn_figures
+from safesteer_edge.session.protocol import ChatSession, Document, TurnSettings, interrupt_cancels
+from safesteer_edge.session.settings import SessionSettings
+from safesteer_edge.templates.reasoning import thought_label
+from safesteer_edge.tui.attached_files import check_attachable
 from safesteer_edge.tui.guard_words import (
     MODE_MEANINGS,
     UNCALIBRATED,
     UNCALIBRATED_MEANING,
     is_uncalibrated,
+    turn_figures,
     turn_notes,
 )
 from safesteer_edge.tui.shown_turn import ShownTurn

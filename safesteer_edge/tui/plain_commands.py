@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safesteer_edge.errors import InputError
-from safesteer_edge.tui.chat_copy import text_to_copy
+from safesteer_edge.tui.chat_copy import text_to_copy, write_trace
 from safesteer_edge.tui.chat_state import ask_aside
 from safesteer_edge.tui.shown_turn import ShownTurn, turns_of_branch
-from safesteer_edge.tui.slash_commands import COMMANDS
-from safesteer_edge.tui.trace_file import write_trace
-from safesteer_edge.tui.turn_commands import TURN_COMMANDS, changed
+from safesteer_edge.tui.slash_commands import COMMANDS, TURN_COMMANDS, changed
 
 if TYPE_CHECKING:
     from safesteer_edge.tui.plain_chat import PlainChat

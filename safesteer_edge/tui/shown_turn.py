@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safesteer_edge.chat.display_text import ControlCharacterFilter
-from safesteer_edge.chat_session import ChatMessage, Document
 from safesteer_edge.chats.chat_log import ChatEntry
 from safesteer_edge.chats.open_chat import documents_of
 from safesteer_edge.chats.records import EndReason, StoredMedia
+from safesteer_edge.formats.display_text import ControlCharacterFilter
 from safesteer_edge.guard.events import (
     Event,
     MediaPrepared,
@@ -23,7 +23,61 @@ from safesteer_edge.guard.events import (
     Usage,
 )
 from safesteer_edge.guard.policy import GuardMode, GuardPolicy
-from safesteer_edge.tui.marks import Span, marked, without_marks
+from safesteer_edge.session.protocol import ChatMessage, Document
+
+# -- marks around the steered passages of an answer, which outlive its way through Markdown --------
+# Two private-use characters stand around a passage. Model text never holds them: `without_marks`
+# comes first. They go round letters alone, so that a mark never breaks what Markdown makes of the
+# start of a line, a fence or a list.
+
+OPEN, CLOSE = "\ue000", "\ue001"
+_MARKS = re.compile(f"[{OPEN}{CLOSE}]")
+_LETTERS = re.compile(r"[^\W\d_]+(?:[^\S\n]*[^\W\d_]+)*")
+
+Span = tuple[int, int]
+
+
+def without_marks(text: str) -> str:
+    """The text with any such character replaced; of the same length."""
+    return _MARKS.sub("\ufffd", text)
+
+
+def removed_marks(text: str) -> str:
+    """The text as it was before it was marked."""
+    return _MARKS.sub("", text)
+
+
+def marked(text: str, spans: Iterable[Span]) -> str:
+    """The text with marks around the letters in these spans; they are in order, and apart."""
+    parts: list[str] = []
+    position = 0
+    for start, end in spans:
+        found = _LETTERS.search(text, max(start, position), end)
+        if found is None:
+            continue
+        parts += [text[position : found.start()], OPEN, found.group(), CLOSE]
+        position = found.end()
+    return "".join(parts) + text[position:]
+
+
+def split_marks(text: str) -> tuple[str, list[Span]]:
+    """The text without marks, and the spans that they stood around."""
+    spans: list[Span] = []
+    parts: list[str] = []
+    length, start = 0, None
+    for piece in re.split(f"({OPEN}|{CLOSE})", text):
+        if piece == OPEN:
+            start = length
+        elif piece == CLOSE:
+            if start is not None and start < length:
+                spans.append((start, length))
+            start = None
+        else:
+            parts.append(piece)
+            length += len(piece)
+    if start is not None and start < length:
+        spans.append((start, length))
+    return "".join(parts), spans
 
 
 @dataclass(slots=True)

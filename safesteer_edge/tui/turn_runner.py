@@ -10,18 +10,17 @@ from safesteer_edge.guard.events import PrefillDone
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.tui.chat_state import ChatState, ask, go_on
 from safesteer_edge.tui.engine_thread import EngineThread, TurnDone
-from safesteer_edge.tui.figures import live_figures, turn_figures
-from safesteer_edge.tui.guard_words import is_uncalibrated
+from safesteer_edge.tui.guard_words import is_uncalibrated, live_figures, turn_figures
 from safesteer_edge.tui.shown_turn import ShownTurn
-from safesteer_edge.tui.widgets.bars import StatusBar
+from safesteer_edge.tui.widgets.bars import RiskLine, StatusBar
 from safesteer_edge.tui.widgets.composer import Composer
 from safesteer_edge.tui.widgets.inspector import Inspector
-from safesteer_edge.tui.widgets.risk_line import RiskLine
 from safesteer_edge.tui.widgets.transcript import Transcript
 from safesteer_edge.tui.widgets.turn_view import TurnView
 
 if TYPE_CHECKING:
     from safesteer_edge.tui.screens.chat_screen import ChatScreen
+
 
 # While an answer streams, its text is painted this often at most; and so seldom that painting
 # takes no more than this share of a core from the ones that decode, but not more seldom than that,

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from safesteer_edge.chat_session import Document
 from safesteer_edge.errors import MediaError
 from safesteer_edge.media.media_file import IMAGE_SUFFIXES, SOUND_SUFFIXES, kind_of
+from safesteer_edge.session.protocol import Document
 
 TEXT_SUFFIXES = frozenset(
     {".txt", ".md", ".markdown", ".rst", ".csv", ".tsv", ".json", ".yaml", ".yml", ".toml"}

@@ -16,7 +16,7 @@ from textual import events
 from textual._xterm_parser import BRACKETED_PASTE_END, BRACKETED_PASTE_START, XTermParser
 from textual.message import Message
 
-from safesteer_edge.chat.display_text import strip_control_characters
+from safesteer_edge.formats.display_text import strip_control_characters
 
 # More than any context holds, and short enough for the engine's pipe however it is escaped.
 _MAX_CHARACTERS = 4 << 20

@@ -18,12 +18,16 @@ SOURCE_FOLDERS: Mapping[str, Path] = {
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """One module importing another. deferred: inside a function, so not when the module loads."""
+    """One module importing another. deferred: inside a function, so not when the module loads.
+
+    for_types: under `if TYPE_CHECKING:`, so never when the program runs.
+    """
 
     importer: str
     imported: str
     line: int
     deferred: bool
+    for_types: bool
 
     def __str__(self) -> str:
         return f"{self.importer}:{self.line} imports {self.imported}"
@@ -45,25 +49,28 @@ def find_modules(folders: Mapping[str, Path]) -> dict[str, Path]:
 
 
 def read_imports(modules: Mapping[str, Path]) -> list[Import]:
-    """Every import in these sources that can run; imports for type checkers alone cannot."""
+    """Every import in these sources, those for type checkers alone among them."""
     found: list[Import] = []
     for name, path in modules.items():
         tree = ast.parse(path.read_text("utf-8"), str(path))
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        for node, deferred in _running_nodes(tree, deferred=False):
+        for node, deferred, for_types in _nodes(tree):
             for imported in _imported_by(node, package, modules):
-                found.append(Import(name, imported, getattr(node, "lineno", 0), deferred))
+                line = getattr(node, "lineno", 0)
+                found.append(Import(name, imported, line, deferred, for_types))
     return found
 
 
-def _running_nodes(node: ast.AST, *, deferred: bool) -> Iterator[tuple[ast.AST, bool]]:
-    """All nodes below this one but the bodies of `if TYPE_CHECKING:`."""
+def _nodes(
+    node: ast.AST, *, deferred: bool = False, for_types: bool = False
+) -> Iterator[tuple[ast.AST, bool, bool]]:
+    """All nodes below this one: whether it is inside a function, and whether for types alone."""
     deferred = deferred or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-    skipped = node.body if isinstance(node, ast.If) and _is_type_checking(node.test) else []
+    typed = node.body if isinstance(node, ast.If) and _is_type_checking(node.test) else []
     for child in ast.iter_child_nodes(node):
-        if child not in skipped:
-            yield child, deferred
-            yield from _running_nodes(child, deferred=deferred)
+        is_typed = for_types or child in typed
+        yield child, deferred, is_typed
+        yield from _nodes(child, deferred=deferred, for_types=is_typed)
 
 
 def _is_type_checking(test: ast.expr) -> bool:

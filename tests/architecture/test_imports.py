@@ -1,4 +1,4 @@
-"""Imports point inward: cli, tui → chat, calibration, evaluation → guard → (protocol) ← engine."""
+"""Imports point inward: cli, tui → calibration, evaluation → session → bundle → engine, guard."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Collection
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
@@ -22,49 +23,40 @@ from tests.architecture.source_imports import (
 OURS = "safesteer_edge"
 MODULES = find_modules(SOURCE_FOLDERS)
 IMPORTS = read_imports(MODULES)
+MAX_LAYERS = 9
 
-# What a package may import of ours, besides itself.
+# What the ground floors may import of ours, besides themselves.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "errors": (),
+    "processes": (),
+    "metrics": (),
     "formats": ("errors",),
-    "guard": ("errors", "formats", "telemetry_off"),
-    "bundle": ("errors", "formats", "guard"),
-    "engine": ("errors", "formats", "guard.engine_protocol", "guard.sampling"),
-    "media": ("errors", "confined_process", "confined_worker", "telemetry_off"),
-    "memory": ("errors", "formats"),
-    "confined_process": (),
-    "telemetry_off": (),
-    "settings": ("errors", "guard.policy", "guard.sampling", "memory.kv_type"),
-}
-# What a package must not import, where the list above would be too tight.
-FORBIDDEN: dict[str, tuple[str, ...]] = {
-    "chat": ("engine", "bundle", "guard", "session", "runtime", "diagnosis", "cli", "tui"),
-    "converters": ("engine", "chat", "session", "runtime", "diagnosis", "cli", "tui"),
-    "calibration": ("diagnosis", "cli", "tui"),
-    "evaluation": ("diagnosis", "cli", "tui"),
-    "models": ("diagnosis", "cli", "tui"),
-    "library": ("engine", "guard", "session", "runtime", "diagnosis", "cli", "tui"),
-    "diagnosis": ("cli", "tui"),
-    # What an interface holds of a session loads no model, and no numpy.
-    "chat_session": ("engine", "bundle", "media", "session", "runtime", "cli", "tui"),
-    "chats": ("engine", "bundle", "session", "runtime", "isolation", "diagnosis", "cli", "tui"),
-    "isolation": ("calibration", "evaluation", "converters", "diagnosis", "cli", "tui"),
-    "session": ("calibration", "evaluation", "converters", "diagnosis", "cli", "tui"),
-    "runtime": ("calibration", "evaluation", "converters", "diagnosis", "session", "cli", "tui"),
+    "guard": ("errors",),
+    "templates": ("errors", "processes"),
+    "media": ("errors", "processes"),
+    "probe": ("errors", "formats", "processes"),
+    "engine": ("errors", "guard"),
+    "library": ("errors", "formats"),
+    "report": ("formats",),
+    "requests": ("errors", "media"),
+    "bundle": ("errors", "formats", "guard", "probe"),
+    "converters": ("errors", "formats", "metrics", "probe"),
 }
 # Who may import a leaf.
 LEAVES: dict[str, tuple[str, ...]] = {
     "cli": ("cli", "__main__"),
     "tui": ("tui", "cli"),
+    "converters": ("converters", "cli"),
+    "doctor": ("doctor", "cli"),
 }
 # Third-party packages with one owner: a folder, or files.
 OWNERS: dict[str, tuple[str, ...]] = {
     "llama_cpp": ("engine",),
-    "onnxruntime": ("telemetry_off",),
+    "onnxruntime": ("processes.telemetry_off",),
     "rapidocr": ("media.picture_words",),  # which imports onnxruntime as well
-    "platformdirs": ("folders",),
-    "huggingface_hub": ("library.hub", "library.hub_errors"),
-    "httpx2": ("library.hub", "library.hub_errors"),
+    "platformdirs": ("formats.user_folders",),
+    "huggingface_hub": ("library.hub",),
+    "httpx2": ("library.hub",),
     "filelock": ("library.index", "library.partial_file"),
     # A recipe draws the images that it trains on.
     "PIL": ("media", "models.smollm2-135m-instruct.vision"),
@@ -72,7 +64,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "pypdfium2": ("media.pdf_decoding",),
     "pillow_heif": ("media.image_decoding",),
     "textual": ("tui",),
-    "jinja2": ("chat.template_worker", "chat.template_sandbox"),
+    "jinja2": ("templates.template_worker", "templates.template_sandbox"),
 }
 # `safesteer-edge --help` must answer at once.
 # fmt: off
@@ -92,15 +84,25 @@ def is_in_any(module: str, packages: Collection[str]) -> bool:
     return any(is_within(module, package) for package in packages)
 
 
-def internal_imports_of(package: str) -> list[Import]:
-    """Imports of our modules by those in this package; the bare top package holds a version."""
-    return [
-        each
-        for each in IMPORTS
-        if is_within(each.importer, f"{OURS}.{package}")
-        and is_within(each.imported, OURS)
-        and each.imported != OURS
-    ]
+def folder_of(module: str) -> str:
+    """The folder that a module is in, below the package; a loose file is a folder of its own.
+
+    The façade `safesteer_edge/__init__.py` is '': it may import all, and nothing imports it.
+    """
+    return module.removeprefix(OURS).removeprefix(".").partition(".")[0]
+
+
+def folder_graph() -> dict[str, set[str]]:
+    """Folder → the folders that it imports; deferred imports and those for types count as well."""
+    graph: dict[str, set[str]] = {}
+    for each in IMPORTS:
+        if is_within(each.imported, OURS):
+            importer, imported = folder_of(each.importer), folder_of(each.imported)
+            edges = graph.setdefault(importer, set())
+            if importer != imported:
+                edges.add(imported)
+    del graph["models"]  # recipes, run by hand
+    return graph
 
 
 def assert_none(wrong: list[Import]) -> None:
@@ -112,16 +114,35 @@ def test_the_sources_are_found():
     assert len(IMPORTS) > 100
 
 
+def test_folders_do_not_import_each_other_in_circles():
+    try:
+        TopologicalSorter(folder_graph()).prepare()
+    except CycleError as error:
+        pytest.fail(" → ".join(reversed(error.args[1])))
+
+
+def test_the_folders_are_few_layers_deep():
+    graph = folder_graph()
+
+    @cache
+    def n_layers(folder: str) -> int:
+        return 1 + max(map(n_layers, graph.get(folder, ())), default=0)
+
+    deepest = {folder: n_layers(folder) for folder in graph if folder}
+    assert max(deepest.values()) <= MAX_LAYERS, deepest
+
+
+def test_nothing_imports_the_facade():
+    assert_none([i for i in IMPORTS if i.imported == OURS and folder_of(i.importer) != "models"])
+
+
 @pytest.mark.parametrize("package", ALLOWED)
 def test_a_package_imports_only_what_lies_further_in(package: str):
     allowed = ours([package, *ALLOWED[package]])
-    assert_none([i for i in internal_imports_of(package) if not is_in_any(i.imported, allowed)])
-
-
-@pytest.mark.parametrize("package", FORBIDDEN)
-def test_a_package_does_not_import_what_lies_further_out(package: str):
-    forbidden = ours(FORBIDDEN[package])
-    assert_none([i for i in internal_imports_of(package) if is_in_any(i.imported, forbidden)])
+    inside = [
+        i for i in IMPORTS if is_within(i.importer, f"{OURS}.{package}") and OURS in i.imported
+    ]
+    assert_none([i for i in inside if not is_in_any(i.imported, allowed)])
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
@@ -131,9 +152,17 @@ def test_a_leaf_is_imported_by_nobody_else(leaf: str):
         [
             i
             for i in IMPORTS
-            if is_within(i.imported, f"{OURS}.{leaf}") and not is_in_any(i.importer, importers)
+            if is_within(i.imported, f"{OURS}.{leaf}")
+            and folder_of(i.importer)  # the façade may
+            and not is_in_any(i.importer, importers)
         ]
     )
+
+
+def test_calibration_and_evaluation_stand_side_by_side():
+    graph = folder_graph()
+    assert "calibration" not in graph["evaluation"]
+    assert "evaluation" not in graph["calibration"]
 
 
 @pytest.mark.parametrize("third_party", OWNERS)
@@ -167,7 +196,7 @@ def test_nothing_imports_the_tests():
 def test_modules_do_not_import_each_other_in_circles():
     graph: dict[str, set[str]] = {name: set() for name in MODULES}
     for each in IMPORTS:
-        if each.imported in MODULES and not each.deferred:
+        if each.imported in MODULES and not each.deferred and not each.for_types:
             graph[each.importer].add(each.imported)
     try:
         TopologicalSorter(graph).prepare()
@@ -175,11 +204,9 @@ def test_modules_do_not_import_each_other_in_circles():
         pytest.fail(" → ".join(reversed(error.args[1])))
 
 
-def test_starting_the_command_line_loads_nothing_heavy():
-    program = (
-        "import sys, safesteer_edge.cli.main; "
-        f"print(*[name for name in {NOT_AT_START} if name in sys.modules])"
-    )
+def loaded_by(imports: str, names: Collection[str]) -> list[str]:
+    """Which of these modules a new interpreter has loaded after these imports."""
+    program = f"import sys, {imports}; print(*[n for n in {tuple(names)} if n in sys.modules])"
     result = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
@@ -188,28 +215,18 @@ def test_starting_the_command_line_loads_nothing_heavy():
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == []
+    return result.stdout.split()
+
+
+def test_starting_the_command_line_loads_nothing_heavy():
+    assert loaded_by("safesteer_edge.cli.main", NOT_AT_START) == []
 
 
 def test_what_an_interface_holds_of_a_session_loads_nothing_heavy():
-    program = (
-        "import sys, safesteer_edge.isolation.isolated_session, "
-        "safesteer_edge.recorded_chat; "
-        f"print(*[name for name in {NOT_AT_START} if name in sys.modules])"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.split() == []
+    imports = "safesteer_edge.session.isolated_session, safesteer_edge.chats.recorded_chat"
+    assert loaded_by(imports, NOT_AT_START) == []
 
 
 def test_the_guards_rules_load_without_an_engine():
-    program = (
-        "import sys, safesteer_edge.guard.decoding; "
-        "print(*[n for n in ('llama_cpp', 'onnxruntime', 'safesteer_edge.engine') "
-        "if n in sys.modules])"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.split() == []
+    heavy = ("llama_cpp", "onnxruntime", "safesteer_edge.engine")
+    assert loaded_by("safesteer_edge.guard.decoding", heavy) == []

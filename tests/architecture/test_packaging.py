@@ -27,10 +27,6 @@ def packages() -> dict[str, Path]:
     }
 
 
-def test_every_package_is_shipped():
-    assert set(SETUPTOOLS["packages"]) == packages().keys()
-
-
 def test_every_folder_of_modules_is_a_package():
     folders = {path.parent for path in SOURCE_FOLDERS["safesteer_edge"].rglob("*.py")}
     assert folders <= set(packages().values())

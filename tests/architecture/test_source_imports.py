@@ -33,8 +33,10 @@ def test_an_import_is_seen(tmp_path: Path, source: str, expected: str):
 
 
 @pytest.mark.parametrize("test", ["TYPE_CHECKING", "typing.TYPE_CHECKING"])
-def test_an_import_for_type_checkers_is_not(tmp_path: Path, test: str):
-    assert imported_by_risk(tmp_path, f"if {test}:\n    from pack import cli") == []
+def test_an_import_for_type_checkers_is_told_apart(tmp_path: Path, test: str):
+    write_package(tmp_path, f"import os\nif {test}:\n    from pack import cli")
+    found = read_imports(find_modules({"pack": tmp_path}))
+    assert {(i.imported, i.for_types) for i in found} == {("os", False), ("pack.cli", True)}
 
 
 def test_only_imports_inside_functions_are_deferred(tmp_path: Path):

@@ -17,14 +17,14 @@ import pytest
 from safesteer_edge.bundle import bundle as bundle_module
 from safesteer_edge.bundle.bundle import GuardBundle, load_bundle, read_config
 from safesteer_edge.bundle.recorded_effect import recorded_effect
-from safesteer_edge.bundle.strict_json import format_json
 from safesteer_edge.bundle.writer import BundleParts, VectorParts, write_bundle
-from safesteer_edge.catalogue import default_model
 from safesteer_edge.errors import BundleError, GuardError, ProbeFileError, VectorFileError
 from safesteer_edge.formats.control_vector_file import write_control_vector
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model
+from safesteer_edge.formats.strict_json import format_json
 from safesteer_edge.guard.policy import GuardPolicy
-from safesteer_edge.guard.probe import OnnxProbe
+from safesteer_edge.library.catalogue import default_model
+from safesteer_edge.probe.probe import OnnxProbe
 from tests.bundle.conftest import Edit
 from tests.bundle.linear_probe import probe_onnx, weights_for
 from tests.bundle.sample_parts import POLICY, RESIDUAL_NORM, figures_of, sample_vector

@@ -14,11 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safesteer_edge.bundle.canaries import CanaryTolerances
-from safesteer_edge.bundle.schema import (
-    GuardConfig,
-    format_guard_json,
-    parse_guard_json,
-)
+from safesteer_edge.bundle.schema import GuardConfig, format_guard_json, parse_guard_json
 from safesteer_edge.errors import BundleError
 from tests.bundle.config_strategies import configs
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from safesteer_edge.calibration.report.page import HTML_NAME, JSON_NAME, report_files
+from safesteer_edge.calibration.report import HTML_NAME, JSON_NAME, report_files
 
 RNG = np.random.default_rng(0)
 

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from safesteer_edge.bundle.bundle import load_bundle
-from safesteer_edge.calibration.harvest import HarvestPlan
-from safesteer_edge.calibration.harvest_run import Harvest
 from safesteer_edge.calibration.make_bundle import (
     CalibrationSettings,
     bundle_from_harvest,
     harvest_requests,
     make_bundle,
 )
-from safesteer_edge.calibration.requests_data import LABELS, Request
-from safesteer_edge.calibration.targets import FalseAlarmTargets
+from safesteer_edge.harvest.answers import HarvestPlan
+from safesteer_edge.harvest.replay import FalseAlarmTargets
+from safesteer_edge.harvest.run import Harvest
+from safesteer_edge.requests.requests import LABELS, Request
 from tests.guarded_tiny import GuardedTiny
 from tests.made_up_answers import made_up_request
 from tests.session.turns import ask, opened

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from safesteer_edge.calibration.carriers import DRAWN_CARRIERS, Carrier
-from safesteer_edge.calibration.harvest_cache import HarvestCache, StateShape
-from safesteer_edge.calibration.harvest_run import Harvest
-from safesteer_edge.calibration.harvest_units import HarvestUnit
-from safesteer_edge.calibration.media_reading import reading_of_media
-from safesteer_edge.calibration.planned_requests import PlannedRequest
-from safesteer_edge.calibration.requests_data import Label
+from safesteer_edge.calibration.separation import reading_of_media
+from safesteer_edge.harvest.cache import HarvestCache, StateShape
+from safesteer_edge.harvest.carriers import DRAWN_CARRIERS, Carrier
+from safesteer_edge.harvest.planned import PlannedRequest
+from safesteer_edge.harvest.run import Harvest, HarvestUnit
+from safesteer_edge.requests.requests import Label
 from tests.made_up_answers import made_up_answer, made_up_request
 
 LABELS: tuple[Label, ...] = ("harmful", "harmless")

@@ -13,17 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from safesteer_edge.calibration.policy_curves import NATS_TRIED
 from safesteer_edge.calibration.policy_fit import (
+    NATS_TRIED,
     AnswerScores,
-    FalseAlarmTargets,
+    AnswerTable,
     choose_policy,
     conformal_limit,
 )
-from safesteer_edge.calibration.refusal_grid import AnswerTable
 from safesteer_edge.errors import GuardError
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.risk import RunningRisk
+from safesteer_edge.harvest.replay import FalseAlarmTargets
 from tests.guard.scripted_answers import no_scores
 
 Rows = list[NDArray[np.float64]]

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from safesteer_edge.calibration.harvest import HarvestedAnswer
 from safesteer_edge.calibration.probe_choice import (
     N_OUTER_FOLDS,
     ChoiceSettings,
@@ -16,8 +15,9 @@ from safesteer_edge.calibration.probe_choice import (
     choose_probe,
 )
 from safesteer_edge.calibration.probe_forms import ProbeForm
-from safesteer_edge.calibration.requests_data import Label, Split
 from safesteer_edge.errors import SettingsError
+from safesteer_edge.harvest.answers import HarvestedAnswer
+from safesteer_edge.requests.requests import Label, Split
 from tests.made_up_answers import made_up_answer, made_up_request
 
 N_FEATURES = 8

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from safesteer_edge.calibration.harvest import HarvestedAnswer
 from safesteer_edge.calibration.probe_fit import (
     N_FOLDS,
     FitSettings,
@@ -22,12 +21,11 @@ from safesteer_edge.calibration.probe_fit import (
     select_layers,
 )
 from safesteer_edge.calibration.probe_forms import ProbeForm
-from safesteer_edge.calibration.requests_data import Label
-from safesteer_edge.converters.probe_graph import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    DenseLayer,
-)
 from safesteer_edge.errors import SettingsError
-from safesteer_edge.evaluation.statistics import auroc
+from safesteer_edge.formats.probe_graph import DenseLayer
+from safesteer_edge.harvest.answers import HarvestedAnswer
+from safesteer_edge.metrics.statistics import auroc
+from safesteer_edge.requests.requests import Label
 from tests.made_up_answers import (
     N_POSITIONS,
     made_up_answer,

@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from safesteer_edge.calibration.harvest import HarvestedAnswer
 from safesteer_edge.calibration.probe_fit import FitSettings, FittedProbe, fit_probe
-from safesteer_edge.calibration.probe_forms import ProbeForm, fit_estimator
-from safesteer_edge.calibration.robust_centre import geometric_median, typical_rows
-from safesteer_edge.evaluation.statistics import auroc
-from safesteer_edge.guard.probe import OnnxProbe
+from safesteer_edge.calibration.probe_forms import (
+    ProbeForm,
+    fit_estimator,
+    geometric_median,
+    typical_rows,
+)
+from safesteer_edge.harvest.answers import HarvestedAnswer
+from safesteer_edge.metrics.statistics import auroc
+from safesteer_edge.probe.probe import OnnxProbe
 from tests.made_up_answers import N_POSITIONS, made_up_answer, plant, with_flipped_labels
 
 FORMS = (

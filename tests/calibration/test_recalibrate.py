@@ -18,10 +18,13 @@ from safesteer_edge.calibration.recalibrate import (
     decide,
     recalibrate,
 )
-from safesteer_edge.calibration.replay import replay_from_json
-from safesteer_edge.calibration.scored_answers import ScoredAnswer
-from safesteer_edge.calibration.targets import FalseAlarmTargets, targets_of
 from safesteer_edge.errors import BundleError, RequestDataError
+from safesteer_edge.harvest.replay import (
+    FalseAlarmTargets,
+    ScoredAnswer,
+    replay_from_json,
+    targets_of,
+)
 from tests.guarded_tiny import GuardedTiny, make_guarded_tiny
 from tests.requantized_tiny import (
     DECIDING,

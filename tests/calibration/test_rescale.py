@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from safesteer_edge.calibration.rescale import IDENTITY, Rescale, fit_rescale
-from safesteer_edge.calibration.scored_answers import ScoredAnswer
+from safesteer_edge.calibration.probe_calibration import IDENTITY, Rescale, fit_rescale
 from safesteer_edge.errors import ProbeFileError
+from safesteer_edge.harvest.replay import ScoredAnswer
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.bundle.writer import write_bundle
-from safesteer_edge.cli.exit_codes import BAD_INPUT, OK, REFUSED, RUNTIME_ERROR
+from safesteer_edge.cli.options import BAD_INPUT, OK, REFUSED, RUNTIME_ERROR
 from tests.brittle_bundle import limit_within_answer, write_brittle_bundle
 from tests.cli.conftest import Ask, StartAsk
 from tests.guarded_tiny import ALARMED, PATIENT_POLICY, QUIET, REFUSAL_TEXT, WAVERING, GuardedTiny

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safesteer_edge.cli.exit_codes import BAD_INPUT
+from safesteer_edge.cli.options import BAD_INPUT
 from tests.bundle.linear_probe import probe_onnx
 from tests.cli.conftest import Ask
 from tests.guarded_tiny import QUIET, GuardedTiny, make_guarded_tiny

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from safesteer_edge.cli.exit_codes import INTERRUPTED, OK
+from safesteer_edge.cli.options import INTERRUPTED, OK
 from tests.cli.conftest import TIMEOUT_S, StartAsk
 from tests.guarded_tiny import QUIET, GuardedTiny
 from tests.session.turns import texts

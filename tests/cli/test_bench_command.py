@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.cli import bench_command
-from safesteer_edge.cli.exit_codes import OK
+from safesteer_edge.cli.options import OK
 from safesteer_edge.errors import SettingsError
 from tests.guarded_tiny import make_guarded_tiny
 

@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 
 from safesteer_edge.bundle.bundle import load_bundle
-from safesteer_edge.calibration.fixed_requests import replay_requests, requests_sha256
-from safesteer_edge.calibration.layer_sets import layer_sets_for
-from safesteer_edge.calibration.replay import replay_from_json
-from safesteer_edge.calibration.scored_answers import N_TOKENS
-from safesteer_edge.cli.exit_codes import BAD_INPUT, OK
+from safesteer_edge.calibration.settings import layer_sets_for
 from safesteer_edge.cli.main import main
+from safesteer_edge.cli.options import BAD_INPUT, OK
 from safesteer_edge.formats.model_file import check_language_model
+from safesteer_edge.harvest.replay import N_TOKENS, replay_from_json
+from safesteer_edge.requests.fixed_requests import replay_requests, requests_sha256
 from tests.guarded_tiny import GuardedTiny
 from tests.tiny_models.hearing_projector import write_tiny_hearing_projector
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.cli import chat_command
-from safesteer_edge.settings import SessionSettings
-from safesteer_edge.user_settings import settings_file
-from safesteer_edge.user_settings.schema import UserSettings
-from safesteer_edge.user_settings.settings_file import with_setting, write_settings
+from safesteer_edge.session import settings_file
+from safesteer_edge.session.settings import SessionSettings
+from safesteer_edge.session.settings_file import with_setting, write_settings
+from safesteer_edge.session.settings_schema import UserSettings
 
 
 @pytest.fixture

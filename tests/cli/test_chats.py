@@ -9,8 +9,8 @@ import pytest
 
 from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.chats.records import MessageAdded
-from safesteer_edge.cli.exit_codes import BAD_INPUT, OK
 from safesteer_edge.cli.main import main
+from safesteer_edge.cli.options import BAD_INPUT, OK
 from tests.chats.sample_chats import MODEL, turn
 from tests.cli.conftest import Ran
 

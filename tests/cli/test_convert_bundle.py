@@ -10,7 +10,7 @@ import pytest
 from safesteer_edge.bundle.bundle import load_bundle
 from safesteer_edge.cli.main import main
 from safesteer_edge.formats.control_vector_file import ControlVector, write_control_vector
-from safesteer_edge.session import open_session
+from safesteer_edge.session.session import open_session
 from tests.bundle.linear_probe import probe_onnx
 from tests.guarded_tiny import PROBE_LAYERS, GuardedTiny
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from safesteer_edge.cli.exit_codes import BAD_INPUT, OK
+from safesteer_edge.cli.options import BAD_INPUT, OK
 from safesteer_edge.formats.onnx_file import check_onnx
 from tests.converters.probe_parity import labels_of, scores_of, wide_states
 from tests.tiny_models import write_tiny_llama

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import pytest
 
 from safesteer_edge.cli import doctor_command
-from safesteer_edge.cli.exit_codes import OK, RUNTIME_ERROR
-from safesteer_edge.diagnosis import diagnose
-from safesteer_edge.diagnosis.check import Check, fail, ok, warn
+from safesteer_edge.cli.options import OK, RUNTIME_ERROR
+from safesteer_edge.doctor import diagnose
+from safesteer_edge.doctor.check import Check, fail, ok, warn
 
 FINE = ok("python", "3.12.1")
 SLOW = warn("llama.cpp gpu", "built without CUDA", "pip install it")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from safesteer_edge.calibration.requests_data import LABELS
 from safesteer_edge.cli.main import main
+from safesteer_edge.requests.requests import LABELS
 from tests.guarded_tiny import QUIET, GuardedTiny
 
 

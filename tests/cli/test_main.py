@@ -12,8 +12,8 @@ import pytest
 
 from safesteer_edge import __version__
 from safesteer_edge.cli import ask_command
-from safesteer_edge.cli.exit_codes import BAD_INPUT, INTERRUPTED, OK, RUNTIME_ERROR
 from safesteer_edge.cli.main import main
+from safesteer_edge.cli.options import BAD_INPUT, INTERRUPTED, OK, RUNTIME_ERROR
 from safesteer_edge.errors import BundleError, EngineError, GuardError, SafeSteerError
 
 COMMANDS = ("ask", "models", "doctor", "measure", "bench")

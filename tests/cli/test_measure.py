@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 
 import pytest
 
-from safesteer_edge.calibration.requests_data import LABELS
-from safesteer_edge.cli.exit_codes import BAD_INPUT, OK
 from safesteer_edge.cli.main import main
+from safesteer_edge.cli.options import BAD_INPUT, OK
+from safesteer_edge.requests.requests import LABELS
 from tests.cli.conftest import Ran
 from tests.guarded_tiny import PATIENT_POLICY, QUIET, WAVERING, GuardedTiny
 

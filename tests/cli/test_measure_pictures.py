@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from safesteer_edge.cli.exit_codes import BAD_INPUT, OK
 from safesteer_edge.cli.main import main
+from safesteer_edge.cli.options import BAD_INPUT, OK
 from tests.cli.conftest import Ran
 from tests.guarded_tiny import GuardedTiny
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from safesteer_edge import catalogue
-from safesteer_edge.catalogue import CatalogueModel, default_model
 from safesteer_edge.cli import models_command
-from safesteer_edge.cli.exit_codes import BAD_INPUT, OK
+from safesteer_edge.cli.options import BAD_INPUT, OK
+from safesteer_edge.library import catalogue
+from safesteer_edge.library.catalogue import CatalogueModel, default_model
 from tests.tiny_models import write_tiny_llama
 
 

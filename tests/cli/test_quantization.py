@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.bundle.bundle import load_bundle
-from safesteer_edge.calibration import fixed_requests
-from safesteer_edge.cli.exit_codes import BAD_INPUT, OK
 from safesteer_edge.cli.main import main
+from safesteer_edge.cli.options import BAD_INPUT, OK
 from safesteer_edge.formats.model_file import check_language_model
+from safesteer_edge.requests import fixed_requests
 from tests.requantized_tiny import DECIDING, RequantizedTiny
 from tests.tiny_models import write_tiny_llama
 

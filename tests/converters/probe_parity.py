@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from safesteer_edge.guard.probe import OnnxProbe
+from safesteer_edge.probe.probe import OnnxProbe
 
 TOLERANCE = 1e-5
 N_FEATURES = 24

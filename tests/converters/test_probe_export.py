@@ -15,26 +15,24 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from safesteer_edge.converters.probe_conversion import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.converters.probe_conversion import (
     ConversionSettings,
     convert_estimator,
     convert_probe,
 )
-from safesteer_edge.converters.probe_export import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.converters.probe_export import (
     export_probe,
     graph_to_tensors,
     read_probe_graph,
 )
-from safesteer_edge.converters.probe_graph import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.errors import ProbeFileError
+from safesteer_edge.formats.probe_graph import (
     ACTIVATIONS,
     DenseLayer,
     LayerNorm,
     ProbeGraph,
 )
-from safesteer_edge.converters.probe_onnx import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    encode_probe,
-)
-from safesteer_edge.errors import ProbeFileError
+from safesteer_edge.formats.probe_onnx import encode_probe
 from tests.converters.probe_parity import assert_parity, labels_of, scores_of, wide_states
 
 STATES = wide_states()

@@ -12,18 +12,14 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from safesteer_edge.converters.probe_conversion import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.converters.probe_conversion import (
     ConversionSettings,
     convert_probe,
 )
-from safesteer_edge.converters.probe_export import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    export_probe,
-)
-from safesteer_edge.converters.probe_source import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    SourceOptions,
-)
+from safesteer_edge.converters.probe_export import export_probe
 from safesteer_edge.errors import InputError, ProbeFileError
 from safesteer_edge.formats.onnx_file import check_onnx
+from safesteer_edge.formats.probe_onnx import SourceOptions
 from tests.converters.probe_parity import assert_parity, scores_of, wide_states
 
 STATES = wide_states()

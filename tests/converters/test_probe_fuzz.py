@@ -15,21 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from safesteer_edge.converters.probe_export import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    export_probe,
-)
-from safesteer_edge.converters.probe_files import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    read_probe_source,
-)
-from safesteer_edge.converters.probe_source import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    SourceOptions,
-)
-from safesteer_edge.converters.tensor_files import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.converters.probe_export import export_probe
+from safesteer_edge.converters.probe_files import read_probe_source
+from safesteer_edge.converters.tensor_files import (
     TensorFile,
     write_npz,
     write_safetensors,
 )
 from safesteer_edge.errors import InputError
+from safesteer_edge.formats.probe_onnx import SourceOptions
 
 WEIGHT = np.linspace(-1, 1, 6, dtype=np.float32)[None]
 BIAS = np.zeros(1, np.float32)

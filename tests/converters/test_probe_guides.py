@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from safesteer_edge.cli.exit_codes import OK
 from safesteer_edge.cli.main import main
+from safesteer_edge.cli.options import OK
 from tests.converters.probe_parity import scores_of
 
 _PAGE = Path(__file__).parents[2] / "docs" / "converting-probes.md"

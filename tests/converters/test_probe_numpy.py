@@ -13,15 +13,13 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
-from safesteer_edge.converters.probe_conversion import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.converters.probe_conversion import (
     ConversionSettings,
     convert_estimator,
     convert_probe,
 )
-from safesteer_edge.converters.probe_source import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    SourceOptions,
-)
 from safesteer_edge.errors import InputError, ProbeFileError
+from safesteer_edge.formats.probe_onnx import SourceOptions
 from tests.converters.probe_parity import assert_parity, labels_of, scores_of, wide_states
 
 STATES = wide_states()

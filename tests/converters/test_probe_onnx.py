@@ -16,17 +16,19 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from safesteer_edge.converters.probe_onnx import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.errors import InputError, ProbeFileError
+from safesteer_edge.formats.onnx_file import check_onnx
+from safesteer_edge.formats.probe_graph import (
     DenseLayer,
     ProbeGraph,
+)
+from safesteer_edge.formats.probe_onnx import (
     encode_probe,
     write_linear_probe,
     write_probe,
 )
-from safesteer_edge.errors import InputError, ProbeFileError
-from safesteer_edge.formats.onnx_file import check_onnx
-from safesteer_edge.guard.probe import OnnxProbe
-from safesteer_edge.telemetry_off import import_onnxruntime
+from safesteer_edge.probe.probe import OnnxProbe
+from safesteer_edge.processes.telemetry_off import import_onnxruntime
 
 TOLERANCE = 1e-5
 ACTIVATIONS = {
@@ -184,7 +186,7 @@ def test_a_missing_onnx_package_is_named_with_the_extra(monkeypatch: pytest.Monk
 
 
 def test_the_converters_can_be_imported_from_any_folder(tmp_path: Path):
-    code = "import safesteer_edge.converters.probe_onnx, sys; print('onnx' in sys.modules)"
+    code = "import safesteer_edge.formats.probe_onnx, sys; print('onnx' in sys.modules)"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )

@@ -11,15 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from safesteer_edge.converters.probe_conversion import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.converters.probe_conversion import (
     ConversionSettings,
     convert_module,
     convert_probe,
 )
-from safesteer_edge.converters.probe_source import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    SourceOptions,
-)
 from safesteer_edge.errors import InputError, ProbeFileError
+from safesteer_edge.formats.probe_onnx import SourceOptions
 from tests.converters.probe_parity import N_FEATURES, assert_parity, wide_states
 
 STATES = wide_states()

@@ -12,13 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safesteer_edge.converters.vector_conversion import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.converters.vector_conversion import (
     VectorRequest,
     convert_vector,
 )
-from safesteer_edge.converters.vector_export import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    export_vector,
-)
+from safesteer_edge.converters.vector_export import export_vector
 from safesteer_edge.errors import InputError, SettingsError, VectorFileError
 from safesteer_edge.formats.control_vector_file import (
     BLOCK_OUTPUT_0BASED,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from safesteer_edge.converters.vector_gguf import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.converters.vector_gguf import (
     matrix_to_control_vector,
     write_vector,
 )

@@ -14,9 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safesteer_edge.converters.vector_source import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    read_source,
-)
+from safesteer_edge.converters.vector_source import read_source
 from safesteer_edge.errors import InputError
 from tests.converters.vector_files import write_repeng_gguf
 

@@ -14,18 +14,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from safesteer_edge.converters.vector_conversion import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.converters.vector_conversion import (
     VectorRequest,
     convert_vector,
 )
-from safesteer_edge.converters.vector_export import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    export_vector,
-)
+from safesteer_edge.converters.vector_export import export_vector
 from safesteer_edge.evaluation.verify_vector import LayerShift, measure_shifts
 from safesteer_edge.formats.control_vector_file import ControlVector, read_control_vector
 from safesteer_edge.formats.model_file import check_language_model
-from safesteer_edge.runtime import Runtime, open_runtime
-from safesteer_edge.settings import SessionSettings
+from safesteer_edge.session.runtime import Runtime, open_runtime
+from safesteer_edge.session.settings import SessionSettings
 from tests.converters.vector_files import write_cvector_generator_gguf, write_repeng_gguf
 from tests.llama_cpp_loader import load_in_llama_cpp
 from tests.numpy_llama import NumpyLlama

@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from safesteer_edge.converters.vector_conversion import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.converters.vector_conversion import (
     VectorRequest,
     convert_vector,
 )
-from safesteer_edge.converters.vector_export import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
-    export_vector,
-)
+from safesteer_edge.converters.vector_export import export_vector
 from safesteer_edge.errors import InputError
 from safesteer_edge.formats.control_vector_file import ControlVector
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge import SamplingSettings, Session, SessionSettings, TurnEnded, open_session
-from safesteer_edge.calibration.requests_data import Label, Request, load_requests
-from safesteer_edge.catalogue import default_model
-from safesteer_edge.cli.exit_codes import OK
-from safesteer_edge.evaluation.refusal_rules import is_refusal
+from safesteer_edge.cli.options import OK
+from safesteer_edge.library.catalogue import default_model
+from safesteer_edge.metrics.refusal_rules import is_refusal
+from safesteer_edge.requests.requests import Label, Request, load_requests
 from tests.e2e.default_model import safesteer_edge
 
 pytestmark = pytest.mark.default_model

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from safesteer_edge.cli.exit_codes import OK
+from safesteer_edge.cli.options import OK
 from tests.e2e.default_model import TIMEOUT_S, safesteer_edge
 
 ROOT = Path(__file__).parents[2]

@@ -12,15 +12,14 @@ from llama_cpp import llama_cpp as lib
 from numpy.typing import NDArray
 
 from safesteer_edge.engine.context import ContextSettings, NativeContext
-from safesteer_edge.engine.eval_callback_route import EvalCallbackRoute
-from safesteer_edge.engine.hidden_states import RouteName, choose_route
+from safesteer_edge.engine.hidden_states import EvalCallbackRoute, RouteName, choose_route
 from safesteer_edge.engine.llama_engine import LlamaEngine, PrefillStats
 from safesteer_edge.engine.model import NativeModel
 from safesteer_edge.engine.projector import Projector
 from safesteer_edge.engine.prompt_items import PromptItem, TokenRun
 from safesteer_edge.engine.sampler import SamplerChain
-from safesteer_edge.guard.engine_protocol import Proposal
-from safesteer_edge.guard.sampling import MAX_TOP_K, SamplingSettings
+from safesteer_edge.guard.policy import MAX_TOP_K, SamplingSettings
+from safesteer_edge.guard.protocols import Proposal
 from tests.tiny_models import FIRST_BYTE_ID
 
 Float32Array = NDArray[np.float32]

@@ -14,9 +14,8 @@ import numpy as np
 
 from safesteer_edge.guard.decoding import GuardedAnswer
 from safesteer_edge.guard.events import Candidate, Step
-from safesteer_edge.guard.policy import GuardPolicy, RerankName
-from safesteer_edge.guard.sampling import SamplingSettings
-from safesteer_edge.guard.turn_inputs import ActiveGuard, DecodingLimits
+from safesteer_edge.guard.policy import GuardPolicy, RerankName, SamplingSettings
+from safesteer_edge.guard.transcript import ActiveGuard, DecodingLimits
 from tests.engine.open_engine import N_EMBD, Float32Array, OpenEngine
 
 LAYERS = (1, 2)

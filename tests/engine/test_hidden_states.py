@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from safesteer_edge.engine import eval_callback_route
+from safesteer_edge.engine import hidden_states
 from safesteer_edge.engine.hidden_states import LAYER_INPUT_ARCHITECTURES, RouteName, choose_route
 from safesteer_edge.errors import EngineError
 from tests.engine.open_engine import (
@@ -173,7 +173,7 @@ def test_this_llama_cpp_exports_the_layer_inputs() -> None:
 def test_a_failure_inside_the_native_callback_is_raised_and_leaves_no_trace(
     tiny_llama_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_float_rows: Any = eval_callback_route._read_float_rows
+    read_float_rows: Any = hidden_states._read_float_rows
 
     def fail(_tensor: int) -> Float32Array:
         raise MemoryError("no room for states")
@@ -181,15 +181,15 @@ def test_a_failure_inside_the_native_callback_is_raised_and_leaves_no_trace(
     with open_engine(tiny_llama_path, layers=(0, 3)) as opened:
         expected = read_everywhere(opened)
     with open_engine(tiny_llama_path, layers=(0, 3)) as opened:
-        monkeypatch.setattr(eval_callback_route, "_read_float_rows", fail)
+        monkeypatch.setattr(hidden_states, "_read_float_rows", fail)
         with pytest.raises(EngineError, match="no room for states"):
             opened.prefill(PROMPT[:-2])  # the graph stops at its last token
-        monkeypatch.setattr(eval_callback_route, "_read_float_rows", read_float_rows)
+        monkeypatch.setattr(hidden_states, "_read_float_rows", read_float_rows)
         actual = read_everywhere(opened)
-        monkeypatch.setattr(eval_callback_route, "_read_float_rows", fail)
+        monkeypatch.setattr(hidden_states, "_read_float_rows", fail)
         with pytest.raises(EngineError, match="no room for states"):
             opened.engine.evaluate(55)
-        monkeypatch.setattr(eval_callback_route, "_read_float_rows", read_float_rows)
+        monkeypatch.setattr(hidden_states, "_read_float_rows", read_float_rows)
         opened.engine.take_back(0)
         again = opened.engine.evaluate_candidates(CANDIDATES)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=F32_TOLERANCE)

@@ -9,8 +9,7 @@ import pytest
 from llama_cpp import llama_cpp as lib
 from numpy.typing import NDArray
 
-from safesteer_edge.guard.policy import RerankName
-from safesteer_edge.guard.sampling import SamplingSettings
+from safesteer_edge.guard.policy import RerankName, SamplingSettings
 from tests.engine.open_engine import open_engine, random_prompt
 from tests.engine.reranked_answers import LAYERS, TOP_K, Comparison, answer
 from tests.tiny_models import write_tiny_llama

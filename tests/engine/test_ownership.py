@@ -15,14 +15,14 @@ import pytest
 from llama_cpp import llama_cpp as lib
 from llama_cpp import mtmd_cpp
 
-from safesteer_edge import runtime as runtime_module
 from safesteer_edge.engine.context import ContextSettings, NativeContext
 from safesteer_edge.engine.model import NativeModel
 from safesteer_edge.engine.prompt_items import TokenRun
 from safesteer_edge.errors import EngineError, ModelFileError
-from safesteer_edge.guard.sampling import SamplingSettings
-from safesteer_edge.session import Session, open_session
-from safesteer_edge.settings import SessionSettings
+from safesteer_edge.guard.policy import SamplingSettings
+from safesteer_edge.session import runtime as runtime_module
+from safesteer_edge.session.session import Session, open_session
+from safesteer_edge.session.settings import SessionSettings
 from tests.engine.open_engine import open_engine, random_prompt
 from tests.tiny_models import write_tiny_llama, write_tiny_projector
 

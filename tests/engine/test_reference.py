@@ -9,9 +9,9 @@ import pytest
 from safesteer_edge.engine.reference import ReferenceChat, ReferenceSettings
 from safesteer_edge.errors import EngineError
 from safesteer_edge.guard.events import Step
-from safesteer_edge.guard.sampling import SamplingSettings
-from safesteer_edge.session import open_session
-from safesteer_edge.settings import SessionSettings
+from safesteer_edge.guard.policy import SamplingSettings
+from safesteer_edge.session.session import open_session
+from safesteer_edge.session.settings import SessionSettings
 
 QUESTIONS = ("Why is the sky blue?", "Why is the sea salty?")
 N_CTX, MAX_TOKENS = 256, 12

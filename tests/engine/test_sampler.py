@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.errors import EngineError, GuardError
-from safesteer_edge.guard.engine_protocol import Proposal
-from safesteer_edge.guard.sampling import MAX_TOP_K, SamplingSettings
+from safesteer_edge.guard.policy import MAX_TOP_K, SamplingSettings
+from safesteer_edge.guard.protocols import Proposal
 from tests.engine.open_engine import N_VOCAB, Float32Array, open_engine
 
 # llama.cpp's filters compare float32 sums, and float64 ones do here: nearer than this to a limit,

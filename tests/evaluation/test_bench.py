@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from safesteer_edge.calibration.requests_data import load_requests
 from safesteer_edge.errors import BundleError, SettingsError
 from safesteer_edge.evaluation.bench import (
     BenchResult,
@@ -20,6 +19,7 @@ from safesteer_edge.evaluation.bench import (
 )
 from safesteer_edge.evaluation.bench_report import bench_to_json, bench_to_text
 from safesteer_edge.evaluation.bench_variants import VARIANTS, MeasuredAnswer, VariantName
+from safesteer_edge.requests.requests import load_requests
 from tests.guarded_tiny import PATIENT_POLICY, WAVERING, GuardedTiny, make_guarded_tiny
 
 N_PROMPTS, N_REPEATS, MAX_TOKENS = 1, 2, 6

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import math
 
-from safesteer_edge.evaluation.guard_effect import (
-    Outcome,
-    PairedOutcome,
-    compare_with_off,
-    summarise,
-)
+from safesteer_edge.evaluation.heldout import Outcome, PairedOutcome, compare_with_off, summarise
 from tests.guarded_tiny import ALARMED, PATIENT_POLICY, QUIET, WAVERING, GuardedTiny
 from tests.made_up_answers import made_up_request
 from tests.session.turns import opened

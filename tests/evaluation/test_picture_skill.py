@@ -10,11 +10,12 @@ from PIL import Image
 
 from safesteer_edge.evaluation.picture_skill import (
     PictureAnswer,
+    PictureTask,
+    TaskKind,
     ask_about_pictures,
     names_one_of,
     summarise,
 )
-from safesteer_edge.evaluation.picture_tasks import PictureTask, TaskKind
 from tests.guarded_tiny import GuardedTiny
 from tests.session.turns import opened
 

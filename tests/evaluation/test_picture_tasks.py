@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from safesteer_edge.errors import InputError
-from safesteer_edge.evaluation.picture_tasks import (
+from safesteer_edge.evaluation.picture_skill import (
     MANIFEST,
     SAFEBENCH,
     PictureTask,

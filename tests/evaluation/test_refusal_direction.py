@@ -7,9 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from safesteer_edge.calibration.requests_data import load_requests
-from safesteer_edge.evaluation import refusal_direction
-from safesteer_edge.evaluation.refusal_direction import (
+from safesteer_edge.evaluation import baselines
+from safesteer_edge.evaluation.baselines import (
     SOURCES,
     Steering,
     blocks_to_try,
@@ -17,7 +16,8 @@ from safesteer_edge.evaluation.refusal_direction import (
     find_direction,
     make_sources,
 )
-from safesteer_edge.runtime import open_runtime
+from safesteer_edge.requests.requests import load_requests
+from safesteer_edge.session.runtime import open_runtime
 from tests.guarded_tiny import GuardedTiny
 
 
@@ -45,7 +45,7 @@ def test_blocks_are_inside_the_model_and_never_the_first(n_layer: int):
 def test_a_direction_is_one_block_of_the_chosen_strength(
     guarded_tiny: GuardedTiny, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(refusal_direction, "N_PROMPTS", 2)
+    monkeypatch.setattr(baselines, "N_PROMPTS", 2)
     session = replace(guarded_tiny.settings(None), guard="off")
     runtime = open_runtime(session, layers=range(4))
     try:

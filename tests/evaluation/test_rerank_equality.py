@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from safesteer_edge.calibration.requests_data import load_requests
 from safesteer_edge.evaluation.rerank_equality import (
     Divergence,
     RerankEquality,
     compare_lazy_with_eager,
 )
 from safesteer_edge.guard.policy import GuardPolicy
+from safesteer_edge.requests.requests import load_requests
 from tests.guarded_tiny import PATIENT_POLICY, POLICY, WAVERING, GuardedTiny
 from tests.made_up_answers import made_up_request
 from tests.session.turns import opened
@@ -76,9 +76,9 @@ def test_a_divergence_is_explained_up_to_twice_the_noise():
     ids=["6 prompts", "50 prompts"],
 )
 def test_lazy_is_eager_on_the_default_model(n_each: int):
-    from safesteer_edge.guard.sampling import SamplingSettings
-    from safesteer_edge.session import open_session
-    from safesteer_edge.settings import SessionSettings
+    from safesteer_edge.guard.policy import SamplingSettings
+    from safesteer_edge.session.session import open_session
+    from safesteer_edge.session.settings import SessionSettings
 
     settings = SessionSettings(
         sampling=SamplingSettings(temperature=0.0, top_k=8),

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from safesteer_edge.engine.hidden_states import RouteName, usable_routes
-from safesteer_edge.formats.model_file import check_language_model, check_projector
-from safesteer_edge.guard.sampling import SamplingSettings
+from safesteer_edge.formats.model_file import check_language_model
+from safesteer_edge.formats.projector_file import check_projector
+from safesteer_edge.guard.policy import SamplingSettings
 from tests.engine.open_engine import (
     F32_TOLERANCE,
     N_EMBD,

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from safesteer_edge.guard.sampling import SamplingSettings
-from safesteer_edge.settings import SessionSettings
+from safesteer_edge.guard.policy import SamplingSettings
+from safesteer_edge.session.settings import SessionSettings
 from tests.tiny_models.families.family import Family
 from tests.tiny_models.families.projectors import write_projector
 from tests.tiny_models.families.write import write_family

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from safesteer_edge.chat.conversation import Conversation, Message
-from safesteer_edge.chat.prompt_parts import ContentPart, ScaffoldPart, render_parts
 from safesteer_edge.errors import MediaError
 from safesteer_edge.guard.events import PrefillDone, Step, TurnEnded
-from safesteer_edge.session import Session, open_session
+from safesteer_edge.session.session import Session, open_session
+from safesteer_edge.templates.conversation import Conversation, Message
+from safesteer_edge.templates.prompt_parts import ContentPart, ScaffoldPart, render_parts
 from tests.families.family_files import FamilyFiles
 from tests.families.media_proofs import picture_paths
 

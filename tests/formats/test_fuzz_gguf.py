@@ -23,7 +23,8 @@ from safesteer_edge.formats.control_vector_file import (
     write_control_vector,
 )
 from safesteer_edge.formats.gguf_file import read_gguf
-from safesteer_edge.formats.model_file import check_language_model, check_projector
+from safesteer_edge.formats.model_file import check_language_model
+from safesteer_edge.formats.projector_file import check_projector
 from tests.formats.mutations import gguf_field_mutants, mutants
 from tests.formats.native_loader import load_natively
 from tests.tiny_models import (

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from safesteer_edge.converters.probe_onnx import (  # pyright: ignore[reportMissingImports]  # see [tool.setuptools.package-dir]
+from safesteer_edge.errors import ProbeFileError
+from safesteer_edge.formats.onnx_file import check_onnx
+from safesteer_edge.formats.probe_graph import (
     Activation,
     DenseLayer,
     ProbeGraph,
-    encode_probe,
 )
-from safesteer_edge.errors import ProbeFileError
-from safesteer_edge.formats.onnx_file import check_onnx
+from safesteer_edge.formats.probe_onnx import encode_probe
 from tests.formats.mutations import mutants
 from tests.formats.native_loader import load_natively
 

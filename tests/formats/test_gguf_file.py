@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safesteer_edge.errors import ModelFileError
-from safesteer_edge.formats.ggml_types import FILE_TYPES, TENSOR_TYPES
-from safesteer_edge.formats.gguf_file import GgufArray, GgufLimits, read_gguf
+from safesteer_edge.formats.gguf_file import read_gguf
+from safesteer_edge.formats.gguf_header import FILE_TYPES, TENSOR_TYPES, GgufArray, GgufLimits
 from tests.formats.gguf_bytes import (
     ARRAY,
     F32,

@@ -12,7 +12,7 @@ from gguf import GGUFWriter
 from safesteer_edge.errors import ModelFileError
 from safesteer_edge.formats.gguf_file import read_gguf
 from safesteer_edge.formats.projector_file import check_projector
-from safesteer_edge.formats.projector_width import embedding_width
+from safesteer_edge.formats.projector_shapes import embedding_width
 from tests.formats.edited_gguf import (
     TypedValue,
     boolean,

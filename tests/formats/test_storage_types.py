@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.errors import ModelFileError
-from safesteer_edge.formats.ggml_types import TENSOR_TYPES, UNCOMPUTABLE_TYPES
-from safesteer_edge.formats.gguf_file import GgufTensor, read_gguf
+from safesteer_edge.formats.gguf_file import read_gguf
+from safesteer_edge.formats.gguf_header import TENSOR_TYPES, UNCOMPUTABLE_TYPES, GgufTensor
 from safesteer_edge.formats.model_file import check_language_model
 from tests.formats.gguf_bytes import string, tensor_row
 from tests.formats.native_loader import load_natively

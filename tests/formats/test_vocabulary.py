@@ -9,7 +9,7 @@ import pytest
 
 from safesteer_edge.errors import ModelFileError
 from safesteer_edge.formats.gguf_file import read_gguf
-from safesteer_edge.formats.vocabulary import check_vocabulary
+from safesteer_edge.formats.model_file import check_vocabulary
 from tests.formats.edited_gguf import (
     TypedValue,
     edit_gguf,

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from safesteer_edge.guard.engine_protocol import Proposal
-from safesteer_edge.guard.tilt import Tilt
+from safesteer_edge.guard.protocols import Proposal
+from safesteer_edge.guard.reranking import Tilt
 from tests.guard.plain_probes import PlainProbe, by_token
 from tests.guard.scripted_engine import ScriptedEngine
 

@@ -19,8 +19,8 @@ from safesteer_edge.guard.events import (
     event_to_json,
 )
 from safesteer_edge.guard.policy import GuardMode, GuardPolicy, RerankName
-from safesteer_edge.guard.probe_protocol import Probe
-from safesteer_edge.guard.turn_inputs import ActiveGuard, DecodingLimits
+from safesteer_edge.guard.protocols import Probe
+from safesteer_edge.guard.transcript import ActiveGuard, DecodingLimits
 from tests.guard.plain_probes import PlainProbe
 from tests.guard.scripted_engine import Prefix, ScriptedEngine
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.guard.engine_protocol import Proposal
+from safesteer_edge.guard.protocols import Proposal
 
 Prefix = tuple[int, ...]
 NextTokens = Callable[[Prefix], Mapping[int, float]]

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from safesteer_edge.errors import EngineError, GuardError
 from safesteer_edge.guard.decoding import GuardedAnswer
-from safesteer_edge.guard.engine_protocol import Proposal
 from safesteer_edge.guard.events import Refused
 from safesteer_edge.guard.policy import GuardMode, RerankName
+from safesteer_edge.guard.protocols import Proposal
 from tests.guard.plain_probes import BrokenProbe, PlainProbe, by_token
 from tests.guard.scripted_answers import (
     END,

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from safesteer_edge.guard.reranking import (
     Choice,
     Reranker,
+    Tilt,
     choose_as_proposed,
     choose_by_paper_rule,
     choose_eagerly,
     choose_lazily,
 )
-from safesteer_edge.guard.tilt import Tilt
 from tests.guard.candidate_sets import CandidateSet, candidate_sets, thresholds, tilts
 from tests.guard.exact_law import EDGE_ERROR, GivenUniforms, exact_law
 from tests.guard.scripted_engine import Call, ScriptedEngine

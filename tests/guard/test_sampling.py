@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from safesteer_edge.errors import SettingsError
-from safesteer_edge.guard.sampling import MAX_TOP_K, SamplingSettings
+from safesteer_edge.guard.policy import MAX_TOP_K, SamplingSettings
 
 LIMITS: dict[str, tuple[float, float]] = {
     "temperature": (0.0, 10.0),

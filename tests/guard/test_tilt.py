@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from safesteer_edge.errors import GuardError
-from safesteer_edge.guard.tilt import Tilt, draw
+from safesteer_edge.guard.reranking import Tilt, draw
 from tests.guard.candidate_sets import (
     CandidateSet,
     candidate_sets,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from safesteer_edge.cli.exit_codes import BAD_INPUT, OK, RUNTIME_ERROR
 from safesteer_edge.cli.main import main
-from safesteer_edge.library import hub_errors
+from safesteer_edge.cli.options import BAD_INPUT, OK, RUNTIME_ERROR
+from safesteer_edge.library import hub
 from safesteer_edge.library.index import read_index
 from tests.library.conftest import MODEL, REPOSITORY
 from tests.library.hub_server import Answer, Hub
@@ -72,7 +72,7 @@ def test_pull_prints_the_record_for_programs(stocked: Hub, models):
 def test_a_pull_that_fails_is_one_line(
     stocked: Hub, models, answer: Answer, exit_code: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(hub_errors, "RETRY_WAIT_S", 0.01)
+    monkeypatch.setattr(hub, "RETRY_WAIT_S", 0.01)
     stocked.answers["/api/models"] = answer
     code, out, err = models("pull", NAME)
     assert (code, out) == (exit_code, "")

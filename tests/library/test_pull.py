@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from safesteer_edge.catalogue import find_model, installed_path
 from safesteer_edge.errors import HubError, ModelFileError, SettingsError
+from safesteer_edge.library.catalogue import find_model, installed_path
 from safesteer_edge.library.index import library_folder, read_index
 from tests.library.conftest import MODEL, PROJECTOR, REPOSITORY, Pull, Told
 from tests.library.hub_server import COMMIT, Hub

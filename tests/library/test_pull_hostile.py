@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.errors import DownloadError, HubError, InputError, SafeSteerError
-from safesteer_edge.library import hub_errors
+from safesteer_edge.library import hub
 from safesteer_edge.library.index import library_folder, read_index
 from tests.library.conftest import MODEL, PROJECTOR, REPOSITORY, Pull, Told
 from tests.library.hub_server import Answer, Hub
@@ -92,7 +92,7 @@ def test_a_hub_that_is_not_there_says_so(stocked: Hub, pulled: Pull, monkeypatch
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_errors, "RETRY_WAIT_S", 0.01)
+    monkeypatch.setattr(hub, "RETRY_WAIT_S", 0.01)
 
 
 def test_a_line_that_breaks_at_once_again_and_again_is_given_up(stocked: Hub, pulled: Pull):

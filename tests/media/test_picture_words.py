@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from safesteer_edge.errors import GuardError
-from safesteer_edge.evaluation.suites.drawn_pictures import draw_scene, scenes
-from safesteer_edge.evaluation.suites.figstep import figstep_page
 from safesteer_edge.media import picture_words
 from safesteer_edge.media.images import image_of_pixels
 from safesteer_edge.media.picture_words import MAX_LETTERS, PictureReader, picture_reader
 from safesteer_edge.media.typographic import TextStyle, render_text
+from safesteer_edge.requests.pictures import draw_scene, figstep_page, scenes
 
 SMALL = TextStyle(width=224, height=224, margin=8, max_size=40, min_size=9)
 

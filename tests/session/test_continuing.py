@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from safesteer_edge.chat_session import ChatMessage, TurnSettings
 from safesteer_edge.errors import InputError
 from safesteer_edge.guard.events import Event, Refused, Step, TextDelta, TurnEnded
-from safesteer_edge.session import Session
+from safesteer_edge.session.protocol import ChatMessage, TurnSettings
+from safesteer_edge.session.session import Session
 from tests.guarded_tiny import (
     ALARMED,
     PATIENT_POLICY,

@@ -14,7 +14,7 @@ from random import Random
 import pytest
 
 from safesteer_edge.errors import MediaError
-from safesteer_edge.session import Session
+from safesteer_edge.session.session import Session
 from tests.formats.mutations import mutants
 from tests.guarded_tiny import GuardedTiny
 from tests.media.sample_pictures import SAMPLES, write_sample

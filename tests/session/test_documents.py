@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from safesteer_edge.chat_session import ChatMessage, Document
 from safesteer_edge.chats.chat_store import ChatStore
+from safesteer_edge.chats.recorded_chat import RecordedChat
 from safesteer_edge.errors import MediaError
 from safesteer_edge.guard.events import Event, TurnEnded
-from safesteer_edge.isolation.isolated_session import open_isolated_session
-from safesteer_edge.recorded_chat import RecordedChat
+from safesteer_edge.session.isolated_session import open_isolated_session
+from safesteer_edge.session.protocol import ChatMessage, Document
 from tests.guarded_tiny import QUIET, WAVERING, GuardedTiny
 from tests.media.sample_documents import write_pdf
 from tests.session.turns import ask, opened

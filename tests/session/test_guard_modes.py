@@ -8,7 +8,7 @@ import pytest
 
 from safesteer_edge.errors import GuardError, SettingsError
 from safesteer_edge.guard.events import Refused
-from safesteer_edge.session import open_session
+from safesteer_edge.session.session import open_session
 from tests.brittle_bundle import answer_logits, limit_within_answer, write_brittle_bundle
 from tests.guarded_tiny import (
     ALARMED,

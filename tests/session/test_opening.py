@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from safesteer_edge import model_choice as model_choice_module
-from safesteer_edge import runtime as runtime_module
 from safesteer_edge.bundle.writer import write_bundle
-from safesteer_edge.catalogue import CatalogueModel
 from safesteer_edge.errors import BundleError, MediaError, ModelFileError, SettingsError
-from safesteer_edge.model_choice import choose_model, require_projector
-from safesteer_edge.runtime import open_runtime
-from safesteer_edge.session import open_session
-from safesteer_edge.settings import SessionSettings
+from safesteer_edge.library.catalogue import CatalogueModel
+from safesteer_edge.session import choice as model_choice_module
+from safesteer_edge.session import runtime as runtime_module
+from safesteer_edge.session.choice import choose_model, require_projector
+from safesteer_edge.session.runtime import open_runtime
+from safesteer_edge.session.session import open_session
+from safesteer_edge.session.settings import SessionSettings
 from tests.guarded_tiny import QUIET, GuardedTiny, make_guarded_tiny
 from tests.session.turns import ask, opened
 from tests.tiny_models import write_tiny_llama, write_tiny_projector

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safesteer_edge import runtime as runtime_module
 from safesteer_edge.errors import MediaError
 from safesteer_edge.guard.events import MediaPrepared
-from safesteer_edge.media_line import media_line
-from safesteer_edge.session import Session
+from safesteer_edge.session import runtime as runtime_module
+from safesteer_edge.session.prompt import media_line
+from safesteer_edge.session.session import Session
 from tests.guarded_tiny import WAVERING, GuardedTiny
 from tests.session.turns import Turn, ask, opened
 from tests.tiny_models.families.projectors import write_projector

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from safesteer_edge.chat.conversation import Conversation, MediaContent, Message, TextContent
 from safesteer_edge.errors import GuardError
 from safesteer_edge.media.picture_words import PictureReader
 from safesteer_edge.media.typographic import TextStyle, render_text
-from safesteer_edge.session_guard import words_alone
+from safesteer_edge.session.guard import words_alone
+from safesteer_edge.templates.conversation import Conversation, MediaContent, Message, TextContent
 from tests.guarded_tiny import QUIET, WAVERING, GuardedTiny
 from tests.session.test_words_alone import TOLERANCE, score
 from tests.session.turns import ask, opened

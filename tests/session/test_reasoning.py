@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from safesteer_edge.chat.conversation import Conversation
-from safesteer_edge.chat_session import ChatMessage
 from safesteer_edge.errors import TemplateError
 from safesteer_edge.guard.events import Event, Refused, Step, TextDelta, TurnEnded
-from safesteer_edge.session import Session, open_session
-from safesteer_edge.session_history import SessionHistory
-from safesteer_edge.session_turn import TurnPlan
+from safesteer_edge.session.history import SessionHistory
+from safesteer_edge.session.protocol import ChatMessage
+from safesteer_edge.session.session import Session, open_session
+from safesteer_edge.session.turn import TurnPlan
+from safesteer_edge.templates.conversation import Conversation
 from tests.families.family_files import FamilyFiles
 from tests.guarded_tiny import ALARMED, QUIET, REFUSAL_TEXT, GuardedTiny
 from tests.tiny_models import write_tiny_llama

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from safesteer_edge.chat_session import ChatMessage
 from safesteer_edge.errors import InputError, MediaError
+from safesteer_edge.session.protocol import ChatMessage
 from tests.guard.scripted_answers import NO_SCORES
 from tests.guarded_tiny import (
     ALARMED,

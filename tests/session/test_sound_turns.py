@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from safesteer_edge.errors import MediaError
-from safesteer_edge.model_choice import require_projector
+from safesteer_edge.session.choice import require_projector
 from tests.guarded_tiny import GuardedTiny
 from tests.session.turns import ask, opened
 from tests.tiny_models.hearing_projector import write_tiny_hearing_projector

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 
-from safesteer_edge.chat_session import TurnSettings
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.guard.policy import GUARD_MODES
-from safesteer_edge.settings import SessionSettings
+from safesteer_edge.session.protocol import TurnSettings
+from safesteer_edge.session.settings import SessionSettings
 from tests.guard.scripted_answers import no_scores
 from tests.guarded_tiny import (
     ALARMED,

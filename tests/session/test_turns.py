@@ -16,7 +16,7 @@ from safesteer_edge.guard.events import (
     event_from_json,
     event_to_json,
 )
-from safesteer_edge.session import Session, open_session
+from safesteer_edge.session.session import Session, open_session
 from tests.guarded_tiny import (
     ALARMED,
     DRAWN,
@@ -196,7 +196,7 @@ def test_info_names_what_runs(guarded_tiny: GuardedTiny):
 
 
 def test_a_session_can_be_made_from_an_open_runtime(guarded_tiny: GuardedTiny):
-    from safesteer_edge.runtime import open_runtime
+    from safesteer_edge.session.runtime import open_runtime
 
     settings = guarded_tiny.settings(guarded_tiny.bundle(QUIET))
     with Session(open_runtime(settings), settings) as session:

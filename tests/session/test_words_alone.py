@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from safesteer_edge.guard.events import TurnEnded
-from safesteer_edge.guard.probe import OnnxProbe
+from safesteer_edge.probe.probe import OnnxProbe
 from tests.guarded_tiny import POLICY, QUIET, WAVERING, GuardedTiny
 from tests.session.turns import ask, opened
 

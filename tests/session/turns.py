@@ -17,7 +17,7 @@ from safesteer_edge.guard.events import (
     TextDelta,
     TurnEnded,
 )
-from safesteer_edge.session import Session, open_session
+from safesteer_edge.session.session import Session, open_session
 from tests.guarded_tiny import GuardedTiny
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from textual.pilot import Pilot
 from textual.widget import Widget
 
-from safesteer_edge.settings import SessionSettings
+from safesteer_edge.session.settings import SessionSettings
 from safesteer_edge.tui.app import ChatApp, ChatOptions
 from safesteer_edge.tui.widgets.composer import Composer
 from tests.tui.scripted_session import ScriptedModel

@@ -7,7 +7,6 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from safesteer_edge.chat_session import ChatMessage, Document, TurnSettings
 from safesteer_edge.errors import PromptTooLongError, SafeSteerError
 from safesteer_edge.guard.events import (
     Candidate,
@@ -22,8 +21,8 @@ from safesteer_edge.guard.events import (
     Usage,
 )
 from safesteer_edge.guard.policy import GuardMode, GuardPolicy
-from safesteer_edge.session_info import SessionInfo
-from safesteer_edge.settings import SessionSettings
+from safesteer_edge.session.protocol import ChatMessage, Document, SessionInfo, TurnSettings
+from safesteer_edge.session.settings import SessionSettings
 
 POLICY = GuardPolicy(
     strength=8.0,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from safesteer_edge.calibration.requests_data import load_requests
-from safesteer_edge.guard.sampling import SamplingSettings
-from safesteer_edge.isolation.isolated_session import open_isolated_session
-from safesteer_edge.settings import SessionSettings
+from safesteer_edge.guard.policy import SamplingSettings
+from safesteer_edge.requests.requests import load_requests
+from safesteer_edge.session.isolated_session import open_isolated_session
+from safesteer_edge.session.settings import SessionSettings
 from safesteer_edge.tui.app import ChatApp, ChatOptions
 from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.widgets.inspector import Inspector

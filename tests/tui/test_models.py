@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from safesteer_edge.tui.model_fits import ModelFit
-from safesteer_edge.tui.model_rows import ModelRow, known_models
+from safesteer_edge.tui.model_rows import ModelFit, ModelRow, known_models
 from tests.tui.app_driver import driven, opened
 from tests.tui.scripted_session import ScriptedModel
 

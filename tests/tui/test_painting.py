@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from safesteer_edge.tui.widgets.answer_markdown import AnswerMarkdown
+from safesteer_edge.tui.widgets.answer import AnswerMarkdown
 from safesteer_edge.tui.widgets.composer import Composer
 from safesteer_edge.tui.widgets.transcript import Transcript
 from tests.tui.app_driver import driven, opened

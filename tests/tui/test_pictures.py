@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from textual.events import Paste
 
-from safesteer_edge.chat_session import Document
 from safesteer_edge.chats.chat_store import ChatStore
+from safesteer_edge.session.protocol import Document
 from safesteer_edge.tui.widgets.composer import Composer
 from safesteer_edge.tui.widgets.picture import HalfBlocks
 from tests.media.png_bytes import RGB, png_bytes

@@ -9,7 +9,7 @@ import pytest
 
 from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.errors import BundleChangedError, EngineDiedError
-from safesteer_edge.settings import SessionSettings
+from safesteer_edge.session.settings import SessionSettings
 from safesteer_edge.tui.plain_chat import PlainChat
 from tests.tui.scripted_session import REFUSAL_TEXT, Script, ScriptedModel, Word, said
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from safesteer_edge.session.settings_file import with_setting
+from safesteer_edge.session.settings_schema import UserSettings
 from safesteer_edge.tui.widgets.composer import Composer
-from safesteer_edge.user_settings.schema import UserSettings
-from safesteer_edge.user_settings.settings_file import with_setting
 from tests.tui.app_driver import driven, opened
 from tests.tui.scripted_session import ScriptedModel
 

@@ -9,10 +9,17 @@ import pytest
 from safesteer_edge.errors import InputError, MediaError
 from safesteer_edge.guard.events import TextDelta
 from safesteer_edge.tui.chat_copy import code_blocks
-from safesteer_edge.tui.marks import CLOSE, OPEN, marked, removed_marks, split_marks, without_marks
-from safesteer_edge.tui.shown_turn import ShownTurn
+from safesteer_edge.tui.looks import sparkline
+from safesteer_edge.tui.shown_turn import (
+    CLOSE,
+    OPEN,
+    ShownTurn,
+    marked,
+    removed_marks,
+    split_marks,
+    without_marks,
+)
 from safesteer_edge.tui.slash_commands import parse_command
-from safesteer_edge.tui.sparkline import sparkline
 from safesteer_edge.tui.typed_paths import require_files, split_media_paths
 from tests.tui.scripted_session import Word, step_of
 

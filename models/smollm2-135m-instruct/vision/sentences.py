@@ -12,7 +12,7 @@ from wordfreq import (  # pyright: ignore[reportMissingImports]  # the recipe's 
     word_frequency,
 )
 
-from safesteer_edge.calibration.requests_data import Split, load_requests
+from safesteer_edge.requests.requests import Split, load_requests
 
 N_COMMON_WORDS = 3000
 MAX_WORDS = 12

@@ -15,8 +15,8 @@ from image_code import WordCodec
 from sentences import TextSource
 from torch import Tensor
 
-from safesteer_edge.catalogue import default_model, installed_path
 from safesteer_edge.engine.model import NativeModel
+from safesteer_edge.library.catalogue import default_model, installed_path
 
 
 @dataclass(frozen=True, slots=True)

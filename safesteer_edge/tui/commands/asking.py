@@ -14,7 +14,7 @@ from safesteer_edge.tui.widgets.composer import Composer
 from safesteer_edge.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
-    from safesteer_edge.recorded_chat import RecordedChat
+    from safesteer_edge.chats.recorded_chat import RecordedChat
     from safesteer_edge.tui.screens.chat_screen import ChatScreen
 
 

@@ -6,8 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from safesteer_edge.chats.chat_log import ChatLog
+from safesteer_edge.chats.recorded_chat import RecordedChat
 from safesteer_edge.errors import InputError, SafeSteerError
-from safesteer_edge.recorded_chat import RecordedChat
 from safesteer_edge.tui.commands.asking import check_idle
 from safesteer_edge.tui.shown_turn import turns_of_branch
 from safesteer_edge.tui.widgets.composer import Composer

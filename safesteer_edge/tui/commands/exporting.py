@@ -16,8 +16,9 @@ from safesteer_edge.errors import InputError, SettingsError
 from safesteer_edge.formats.atomic_write import atomic_write
 
 if TYPE_CHECKING:
-    from safesteer_edge.recorded_chat import RecordedChat
+    from safesteer_edge.chats.recorded_chat import RecordedChat
     from safesteer_edge.tui.screens.chat_screen import ChatScreen
+
 
 _MAX_NAME = 40
 

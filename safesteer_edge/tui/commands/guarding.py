@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from safesteer_edge.errors import InputError
-from safesteer_edge.tui.turn_commands import changed
+from safesteer_edge.tui.slash_commands import changed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

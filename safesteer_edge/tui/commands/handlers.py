@@ -15,10 +15,11 @@ from safesteer_edge.tui.commands import (
     modelling,
     setting,
 )
-from safesteer_edge.tui.turn_commands import TURN_COMMANDS
+from safesteer_edge.tui.slash_commands import TURN_COMMANDS
 
 if TYPE_CHECKING:
     from safesteer_edge.tui.screens.chat_screen import ChatScreen
+
 
 HANDLERS: dict[str, Callable[[ChatScreen, str], Awaitable[None]]] = {
     "help": looking.help_,

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from safesteer_edge.errors import InputError
-from safesteer_edge.tui.chat_copy import text_to_copy
-from safesteer_edge.tui.key_labels import key_labels
+from safesteer_edge.tui.chat_copy import text_to_copy, write_trace
+from safesteer_edge.tui.looks import DARK, LIGHT, key_labels
 from safesteer_edge.tui.shown_turn import ShownTurn
-from safesteer_edge.tui.themes import DARK, LIGHT
-from safesteer_edge.tui.trace_file import write_trace
 from safesteer_edge.tui.widgets.inspector import Inspector
 from safesteer_edge.tui.widgets.transcript import Transcript
 
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 
 async def help_(screen: ChatScreen, _argument: str) -> None:
     """Show keys and commands."""
-    from safesteer_edge.tui.screens.help_screen import HelpScreen
+    from safesteer_edge.tui.screens.boxes import HelpScreen
 
     screen.app.push_screen(HelpScreen(key_labels(screen.user_settings.keys)))
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from safesteer_edge.errors import InputError
 from safesteer_edge.tui.commands.asking import check_idle
 from safesteer_edge.tui.model_rows import ModelRow
-from safesteer_edge.tui.screens.question import ChoiceScreen
+from safesteer_edge.tui.screens.boxes import ChoiceScreen
 from safesteer_edge.tui.shown_turn import ShownTurn, messages_of
 
 if TYPE_CHECKING:
-    from safesteer_edge.settings import SessionSettings
+    from safesteer_edge.session.settings import SessionSettings
     from safesteer_edge.tui.screens.chat_screen import ChatScreen
 
 

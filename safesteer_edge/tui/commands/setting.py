@@ -6,12 +6,13 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from safesteer_edge.chat_session import TurnSettings
-from safesteer_edge.tui.themes import DARK, LIGHT
+from safesteer_edge.session.protocol import TurnSettings
+from safesteer_edge.tui.looks import DARK, LIGHT
 
 if TYPE_CHECKING:
+    from safesteer_edge.session.settings_schema import UserSettings
     from safesteer_edge.tui.screens.chat_screen import ChatScreen
-    from safesteer_edge.user_settings.schema import UserSettings
+
 
 _SAMPLER = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
 

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 from safesteer_edge.errors import PromptTooLongError, SafeSteerError
 from safesteer_edge.tui.commands import asking
 from safesteer_edge.tui.commands.handlers import HANDLERS
-from safesteer_edge.tui.folded_pastes import is_long
-from safesteer_edge.tui.screens.question import ChoiceScreen
+from safesteer_edge.tui.screens.boxes import ChoiceScreen
 from safesteer_edge.tui.slash_commands import parse_command
 from safesteer_edge.tui.typed_paths import require_files, split_media_paths
-from safesteer_edge.tui.widgets.composer import Composer
+from safesteer_edge.tui.widgets.composer import Composer, is_long
 
 if TYPE_CHECKING:
     from pathlib import Path

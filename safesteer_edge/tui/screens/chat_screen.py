@@ -13,44 +13,41 @@ from textual.screen import Screen
 from textual.widgets import Static
 
 from safesteer_edge.chats.chat_store import ChatStore
+from safesteer_edge.chats.recorded_chat import RecordedChat
 from safesteer_edge.errors import SafeSteerError
-from safesteer_edge.recorded_chat import RecordedChat
-from safesteer_edge.settings import SessionSettings
+from safesteer_edge.session.settings import SessionSettings
+from safesteer_edge.session.settings_schema import UserSettings
 from safesteer_edge.tui.attached_files import AttachedFiles
 from safesteer_edge.tui.chat_state import ChatState
 from safesteer_edge.tui.commands import asking, looking
 from safesteer_edge.tui.commands.handlers import HANDLERS
 from safesteer_edge.tui.commands.submitting import submit
 from safesteer_edge.tui.engine_listener import EngineListener
-from safesteer_edge.tui.engine_thread import EngineThread
+from safesteer_edge.tui.engine_thread import (
+    ClipboardWanted,
+    CompletionsWanted,
+    EngineThread,
+    LastAttachmentErased,
+    PathsDropped,
+    Submitted,
+    TurnAction,
+)
 from safesteer_edge.tui.guard_words import (
     MODE_MEANINGS,
     UNCALIBRATED,
     UNCALIBRATED_MEANING,
     is_uncalibrated,
 )
-from safesteer_edge.tui.key_labels import key_labels
-from safesteer_edge.tui.messages import (
-    ClipboardWanted,
-    CompletionsWanted,
-    LastAttachmentErased,
-    PathsDropped,
-    Submitted,
-    TurnAction,
-)
+from safesteer_edge.tui.looks import key_labels
 from safesteer_edge.tui.screens.models_screen import ModelLister
 from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.slash_commands import COMMANDS_BY_NAME
 from safesteer_edge.tui.turn_runner import TurnRunner
-from safesteer_edge.tui.widgets.attachment_bar import AttachmentBar, AttachmentRemoved
-from safesteer_edge.tui.widgets.bars import StatusBar, TopBar
-from safesteer_edge.tui.widgets.completions import CompletionChosen, Completions
-from safesteer_edge.tui.widgets.composer import Composer
+from safesteer_edge.tui.widgets.attachments import AttachmentBar, AttachmentRemoved
+from safesteer_edge.tui.widgets.bars import RiskLine, StatusBar, TopBar, Welcome
+from safesteer_edge.tui.widgets.composer import CompletionChosen, Completions, Composer
 from safesteer_edge.tui.widgets.inspector import Inspector
-from safesteer_edge.tui.widgets.risk_line import RiskLine
 from safesteer_edge.tui.widgets.transcript import Transcript
-from safesteer_edge.tui.widgets.welcome import Welcome
-from safesteer_edge.user_settings.schema import UserSettings
 
 _NUMBERED = ("edit", "regenerate", "fork")  # commands that take a turn's number
 _INPUT_HINTS = "Enter sends · Ctrl+J new line · {attach} file · / commands"

@@ -17,11 +17,11 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from safesteer_edge.chat.display_text import strip_control_characters
 from safesteer_edge.chats.chat_store import ChatStore, ChatSummary
 from safesteer_edge.errors import SafeSteerError
+from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.tui.commands.exporting import export_stored, parse_target
-from safesteer_edge.tui.screens.question import ChoiceScreen, LineScreen
+from safesteer_edge.tui.screens.boxes import ChoiceScreen, LineScreen
 
 _DAY_S = 86400.0
 _TITLE_WIDTH = 34

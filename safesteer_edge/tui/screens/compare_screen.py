@@ -13,17 +13,17 @@ from textual.screen import Screen
 from textual.timer import Timer
 from textual.widgets import Static
 
-from safesteer_edge.chat.display_text import strip_control_characters
-from safesteer_edge.chat_session import ChatMessage, TurnSettings
+from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.guard.policy import GuardMode
+from safesteer_edge.session.protocol import ChatMessage, TurnSettings
 from safesteer_edge.tui.chat_state import ask_aside
 from safesteer_edge.tui.engine_thread import EngineThread, TurnDone
 from safesteer_edge.tui.guard_words import UNCALIBRATED, turn_notes
+from safesteer_edge.tui.looks import sparkline
 from safesteer_edge.tui.shown_turn import ShownTurn
-from safesteer_edge.tui.sparkline import sparkline
 from safesteer_edge.tui.turn_runner import FRAME_S
-from safesteer_edge.tui.widgets.long_answer import LongAnswer
-from safesteer_edge.tui.widgets.reasoning_block import ReasoningBlock
+from safesteer_edge.tui.widgets.answer import LongAnswer
+from safesteer_edge.tui.widgets.turn_view import ReasoningBlock
 
 # Turns of the chat count up from 1; these two are its own.
 COMPARISON_TURNS = (-1, -2)

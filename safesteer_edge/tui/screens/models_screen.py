@@ -16,8 +16,8 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from safesteer_edge.chat.display_text import strip_control_characters
 from safesteer_edge.errors import SafeSteerError
+from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.tui.model_rows import ModelRow, size_for_people
 
 _FITS = {

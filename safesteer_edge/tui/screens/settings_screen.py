@@ -13,16 +13,16 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from safesteer_edge.chat.display_text import strip_control_characters
 from safesteer_edge.errors import SafeSteerError
-from safesteer_edge.tui.messages import SettingChanged
-from safesteer_edge.user_settings.schema import SettingInfo, UserSettings, all_settings
-from safesteer_edge.user_settings.settings_file import (
+from safesteer_edge.formats.display_text import strip_control_characters
+from safesteer_edge.session.settings_file import (
     setting_value,
     value_to_text,
     with_setting,
     without_setting,
 )
+from safesteer_edge.session.settings_schema import SettingInfo, UserSettings, all_settings
+from safesteer_edge.tui.engine_thread import SettingChanged
 
 # Asked before a setting is taken: raises SafeSteerError if what runs cannot have it.
 SettingCheck = Callable[[str, UserSettings], None]

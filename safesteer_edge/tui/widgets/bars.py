@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from textual.app import ComposeResult
-from textual.containers import Horizontal
+from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.widgets import Static
 
-from safesteer_edge.chat.display_text import strip_control_characters
+from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.guard.policy import GuardMode
-from safesteer_edge.tui.guard_words import MODE_LABELS, UNCALIBRATED
+from safesteer_edge.tui.guard_words import MODE_LABELS, UNCALIBRATED, passages, risk_word
+from safesteer_edge.tui.looks import sparkline
+from safesteer_edge.tui.shown_turn import ShownTurn
 
 
 class TopBar(Horizontal):
@@ -88,3 +92,93 @@ class StatusBar(Horizontal):
     def show_figures(self, text: str) -> None:
         """Show figures; empty: none."""
         self.query_one("#figures", Static).update(Content(text), layout=False)
+
+
+# -- the live line over the input while an answer streams: the guard's scores, and the risk --------
+
+
+class RiskLine(Static):
+    """Hidden while nothing streams."""
+
+    DEFAULT_CSS = """
+    RiskLine { height: 1; padding: 0 2; color: $foreground 75%; display: none;
+               &.-shown { display: block; } }
+    """
+
+    def show(self, turn: ShownTurn, limit: float | None, stop_key: str) -> None:
+        """Show where the turn stands. limit: the risk that ends a turn."""
+        self.set_class(True, "-shown")
+        self.update(self._line(turn, limit, stop_key), layout=False)
+
+    def hide(self) -> None:
+        """Nothing streams any more."""
+        self.set_class(False, "-shown")
+
+    def _line(self, turn: ShownTurn, limit: float | None, stop_key: str) -> Content:
+        if turn.prefill is None:
+            return Content(f"reading the prompt …   {stop_key} stops")
+        scores = turn.scores[-24:]
+        if not scores:
+            words = "answering, unguarded" if turn.guard == "off" else "the guard is looking"
+            return Content(f"{words} …   {stop_key} stops")
+        risk = turn.risk or 0.0
+        word = risk_word(risk, limit)
+        style = {"raised": "$text-warning", "near the limit": "bold $text-error"}.get(word, "")
+        parts = [Content("risk "), Content.styled(f"{risk:.2f} {word}", style)]
+        if limit is not None:
+            parts.append(Content(f" (limit {limit:.2f})"))
+        if turn.n_interventions:
+            parts.append(Content.styled(f"  ◆ {passages(turn.n_interventions)}", "$text-warning"))
+        elif turn.text == "" and turn.guard in ("steer", "refuse"):
+            parts.append(Content("  weighing before showing"))
+        parts.append(Content(f"  {sparkline(scores, 24)}"))
+        return Content("").join(parts)
+
+
+# -- what an empty chat shows ----------------------------------------------------------------------
+
+_LINES = (
+    ("Ask about text or a picture.", "Type below, and press Enter."),
+    ("attach", "attach a picture, a PDF or a text; or drop, paste or type its path"),
+    ("chats", "your chats"),
+    ("models", "models: the built-in one is small and often wrong"),
+    ("settings", "settings: how strict the guard is, how words are drawn"),
+    ("help", "all keys and commands"),
+)
+
+
+class Welcome(Vertical):
+    """A few lines, in the middle."""
+
+    DEFAULT_CSS = """
+    Welcome {
+        height: 100%; align: center middle;
+        & Static { width: auto; }
+        & .name { text-style: bold; color: $primary; }
+        & .lines { margin: 1 0 0 0; color: $foreground 80%; }
+    }
+    """
+
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        """labels: of the commands' keys."""
+        super().__init__()
+        self._lines = Static(self._text(labels), classes="lines")
+
+    def compose(self) -> ComposeResult:
+        """Name, then what to do."""
+        yield Static(Content("◆ SafeSteer Edge"), classes="name")
+        yield self._lines
+
+    def show_keys(self, labels: Mapping[str, str]) -> None:
+        """Name these keys."""
+        self._lines.update(self._text(labels))
+
+    def _text(self, labels: Mapping[str, str]) -> Content:
+        head, *rest = _LINES
+        lines = [Content(f"{head[0]} {head[1]}"), Content("")]
+        width = max(7, *(len(labels[name]) for name, _ in rest))
+        lines += [
+            Content.styled(f"{labels[name]:>{width}}", "bold") + Content(f"  {text}")
+            for name, text in rest
+        ]
+        return Content("\n").join(lines)

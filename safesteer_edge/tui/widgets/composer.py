@@ -2,28 +2,88 @@
 
 from __future__ import annotations
 
+import re
 import time
+from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import events
 from textual.binding import Binding, BindingType
-from textual.widgets import TextArea
+from textual.content import Content
+from textual.message import Message
+from textual.widgets import OptionList, TextArea
+from textual.widgets.option_list import Option
 from textual.widgets.text_area import Edit, EditResult, Location, Selection
 
-from safesteer_edge.chat.display_text import strip_control_characters
-from safesteer_edge.tui.folded_pastes import FoldedPastes
-from safesteer_edge.tui.messages import (
+from safesteer_edge.formats.display_text import strip_control_characters
+from safesteer_edge.tui.engine_thread import (
     ClipboardWanted,
     CompletionsWanted,
     LastAttachmentErased,
     PathsDropped,
     Submitted,
 )
-from safesteer_edge.tui.slash_commands import matching_commands
+from safesteer_edge.tui.slash_commands import SlashCommand, matching_commands
 from safesteer_edge.tui.typed_paths import split_media_paths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+# -- long pastes in the input: a label stands for each, which is kept whole until it is sent -------
+
+# More would hide what was typed around it; the input shows seven lines.
+_MAX_LINES = 20
+_MAX_CHARACTERS = 2_000
+
+
+class FoldedPastes:
+    """The labels of one input. They stay known: undo and the history bring them back."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+        self._labels = re.compile(r"(?!)")
+
+    def fold(self, text: str) -> str:
+        """The label of a text from now on; a short text itself."""
+        if not is_long(text):
+            return text
+        labels = (_label(text, number) for number in count(1))
+        label = next(label for label in labels if self._texts.get(label, text) == text)
+        self._texts[label] = text
+        self._labels = re.compile("|".join(map(re.escape, self._texts)))
+        return label
+
+    def whole(self, text: str) -> str:
+        """A text with what its labels stand for."""
+        return self._labels.sub(lambda label: self._texts[label.group()], text)
+
+    def refolded(self, text: str) -> str:
+        """A whole text with the labels that stand for parts of it."""
+        for label, whole in self._texts.items():
+            text = text.replace(whole, label)
+        return text
+
+    def spans(self, line: str) -> list[tuple[int, int]]:
+        """From where to where labels stand in a line."""
+        return [label.span() for label in self._labels.finditer(line)]
+
+
+def is_long(text: str) -> bool:
+    """True if a pasted text would fill the input, so that it is folded."""
+    return len(text) > _MAX_CHARACTERS or _n_lines(text) > _MAX_LINES
+
+
+def _label(text: str, number: int) -> str:
+    n_lines = _n_lines(text)
+    size = f"{n_lines:,} lines" if n_lines > 1 else f"{len(text):,} characters"
+    return f"[pasted {size}]" if number == 1 else f"[pasted {size}, {number}]"
+
+
+def _n_lines(text: str) -> int:
+    return text.count("\n") + (not text.endswith("\n"))
+
 
 # Many terminals send Alt+Enter as Escape and Enter, at once.
 _ALT_S = 0.02
@@ -224,3 +284,47 @@ class Composer(TextArea):
         self._history_index = index
         is_past = index < len(self._history)
         self.replace_text(self._history[index] if is_past else self._draft)
+
+
+# -- the slash commands that the input could become, over it ---------------------------------------
+
+
+@dataclass
+class CompletionChosen(Message):
+    """A click on a command."""
+
+    command: SlashCommand
+
+
+class Completions(OptionList, can_focus=False):
+    """Hidden while there are none."""
+
+    DEFAULT_CSS = """
+    Completions {
+        display: none; height: auto; max-height: 8; margin: 0 1; padding: 0;
+        border: round $border; background: $surface;
+        text-wrap: nowrap; text-overflow: ellipsis;
+        &.-shown { display: block; }
+    }
+    """
+
+    def __init__(self) -> None:
+        super().__init__(id="completions")
+        self._commands: list[SlashCommand] = []
+
+    def show(self, typed: str) -> None:
+        """Show what this could become."""
+        self._commands = matching_commands(typed)
+        self.set_class(bool(self._commands), "-shown")
+        self.clear_options()
+        self.add_options(
+            [
+                Option(Content(f"{c.usage:<30.30} ") + Content.styled(c.help, "$foreground 60%"))
+                for c in self._commands
+            ]
+        )
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        """A click."""
+        event.stop()
+        self.post_message(CompletionChosen(self._commands[event.option_index]))

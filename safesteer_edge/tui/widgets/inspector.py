@@ -7,12 +7,12 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
-from safesteer_edge.chat.display_text import strip_control_characters
+from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.guard.events import Candidate, Step
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.tui.guard_words import MODE_MEANINGS, UNCALIBRATED, UNCALIBRATED_MEANING
+from safesteer_edge.tui.looks import sparkline
 from safesteer_edge.tui.shown_turn import ShownTurn
-from safesteer_edge.tui.sparkline import sparkline
 
 _MAX_HEAT_STEPS = 600
 _MAX_INTERVENTIONS = 50

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from safesteer_edge.media.images import DecodedImage
 
+
 MAX_COLUMNS, MAX_ROWS = 36, 10
 _MAX_PIXELS = 1_000_000  # more than any view of it shows
 

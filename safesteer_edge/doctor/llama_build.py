@@ -1,0 +1,174 @@
+"""Whether llama.cpp starts, and whether its build suits this machine's CPU and GPU."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+from safesteer_edge.doctor.check import (
+    Check,
+    DriverFacts,
+    LlamaFacts,
+    fail,
+    failure_of_message,
+    ok,
+    warn,
+)
+from safesteer_edge.doctor.child_process import ChildFailure
+from safesteer_edge.doctor.packages import build_llama, repair_command
+from safesteer_edge.processes.cores import n_usable_cores
+from safesteer_edge.processes.pip_commands import LLAMA_PACKAGE
+
+_CPUINFO = Path("/proc/cpuinfo")
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_CUDA_COMPILER = Path("/usr/local/cuda/bin/nvcc")
+_SEE_LLAMA = "see 'llama.cpp' above"
+
+
+def check_llama(llama: LlamaFacts | ChildFailure) -> list[Check]:
+    """Whether llama_cpp imports and its backend starts."""
+    name = "llama.cpp"
+    if isinstance(llama, LlamaFacts):
+        return [ok(name, f"{LLAMA_PACKAGE} {llama.binding_version} imports and starts")]
+    if llama.is_ours:
+        return [failure_of_message(name, llama.message)]
+    if llama.cause == "illegal instruction":
+        finding = f"built for another CPU: {llama.message}"
+        return [fail(name, finding, build_llama("GGML_NATIVE=on"))]
+    return [fail(name, llama.message, repair_command(LLAMA_PACKAGE))]
+
+
+def check_processor(
+    llama: LlamaFacts | ChildFailure, *, cpuinfo: Path = _CPUINFO, cpu_quota: Path = _CPU_QUOTA
+) -> list[Check]:
+    """Usable cores, the build's instruction sets, and AMX."""
+    checks = [_check_cores(cpu_quota)]
+    if isinstance(llama, ChildFailure):
+        finding = "unknown, since llama.cpp does not start"
+        return [*checks, warn("cpu features", finding, _SEE_LLAMA)]
+    return [*checks, _check_features(llama, cpuinfo), _check_amx(llama)]
+
+
+def check_llama_gpu(
+    llama: LlamaFacts | ChildFailure,
+    driver: DriverFacts | ChildFailure,
+    *,
+    has_nvidia_device: bool,
+) -> list[Check]:
+    """Whether llama.cpp can offload to the GPU that is here.
+
+    has_nvidia_device: the bus lists one, whatever the driver says.
+    """
+    name = "llama.cpp gpu"
+    if isinstance(llama, ChildFailure):
+        return [warn(name, "unknown, since llama.cpp does not start", _SEE_LLAMA)]
+    seen = _seen(driver)
+    if llama.supports_gpu_offload:
+        return [ok(name, f"llama.cpp can offload; {seen}")]
+    problem = _driver_problem(driver, has_nvidia_device=has_nvidia_device)
+    if problem is not None:
+        return [warn(name, *problem)]
+    if isinstance(driver, DriverFacts) and driver.has_gpu:
+        return [_check_cuda_build(llama, seen)]
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        finding = "this Mac has a GPU, and llama.cpp is built without Metal"
+        return [warn(name, finding, build_llama("GGML_METAL=on"))]
+    return [ok(name, f"{seen}; llama.cpp runs on the CPU")]
+
+
+def _check_cores(cpu_quota: Path) -> Check:
+    n_usable, n_all = n_usable_cores(), os.cpu_count() or 1
+    quota = _quota(cpu_quota)
+    if quota is not None and quota < n_usable:
+        n_threads = max(1, int(quota))
+        return warn(
+            "cpu cores",
+            f"{n_usable} usable, and a control group allows the time of {quota:g}: threads beyond "
+            "that wait for each other",
+            f"pass --threads {n_threads}",
+        )
+    return ok("cpu cores", f"{n_usable} of {n_all} usable")
+
+
+def _quota(cpu_quota: Path) -> float | None:
+    """Cores' worth of time that the control group allows: the file says 'max' or 'µs period'."""
+    try:
+        allowed, period = cpu_quota.read_text().split()
+        return int(allowed) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _check_features(llama: LlamaFacts, cpuinfo: Path) -> Check:
+    features = llama.cpu_features
+    finding = ", ".join(features) or "none listed"
+    # ggml's kernels without AVX2 are several times slower; a portable wheel may leave it out.
+    if "avx2" in _cpu_flags(cpuinfo) and "AVX2" not in features:
+        finding = f"the CPU has AVX2, and this build of llama.cpp does not use it ({finding})"
+        return warn("cpu features", finding, build_llama("GGML_NATIVE=on"))
+    return ok("cpu features", finding)
+
+
+def _cpu_flags(cpuinfo: Path) -> frozenset[str]:
+    """Flags of the first core, as Linux on x86 lists them."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return frozenset(flags.partition(":")[2].split())
+
+
+def _check_amx(llama: LlamaFacts) -> Check:
+    if not llama.has_amx:
+        return ok("amx", "not in this build")
+    if llama.avoids_extra_buffer_types:
+        return ok("amx", "in this build, and avoided: extra buffer types are off, as it crashes")
+    return fail(
+        "amx", "in this build, and not avoided: prompts will crash", build_llama("GGML_AMX=off")
+    )
+
+
+def _check_cuda_build(llama: LlamaFacts, seen: str) -> Check:
+    name = "llama.cpp gpu"
+    options = ["GGML_CUDA=on"]
+    if llama.is_built_with_cuda:
+        finding = f"{seen}, and llama.cpp is built with CUDA but sees no device"
+        return warn(name, finding, f"build it for this driver: {build_llama(*options)}")
+    finding = f"{seen}, and llama.cpp is built without CUDA: it runs on the CPU"
+    if shutil.which("nvcc"):
+        return warn(name, finding, build_llama(*options))
+    if _CUDA_COMPILER.is_file():  # as on Jetson, where it is not on PATH
+        return warn(name, finding, build_llama(*options, f"CMAKE_CUDA_COMPILER={_CUDA_COMPILER}"))
+    remedy = f"install the CUDA toolkit (there is no nvcc on PATH), then: {build_llama(*options)}"
+    return warn(name, finding, remedy)
+
+
+def _seen(driver: DriverFacts | ChildFailure) -> str:
+    if isinstance(driver, ChildFailure):
+        return "the NVIDIA driver is unknown"
+    if driver.has_gpu:
+        return f"{', '.join(driver.gpu_names)} (driver for CUDA {driver.cuda_version})"
+    return "an NVIDIA driver, but no GPU" if driver.is_installed else "no NVIDIA driver"
+
+
+def _driver_problem(
+    driver: DriverFacts | ChildFailure, *, has_nvidia_device: bool
+) -> tuple[str, str] | None:
+    """What is wrong with the driver and what to do; None if it works or nothing needs it."""
+    if isinstance(driver, ChildFailure):
+        return f"the NVIDIA driver fails: {driver.message}", "run 'nvidia-smi' to see what it says"
+    if driver.problem is not None:
+        return (
+            f"the NVIDIA driver does not start: {driver.problem}",
+            "run 'nvidia-smi' to see what it says; after an update of the driver, restart",
+        )
+    if has_nvidia_device and not driver.has_gpu:
+        return (
+            "there is an NVIDIA GPU, but no driver that reaches it",
+            "install NVIDIA's driver; in a container, start it with GPU access (--gpus all)",
+        )
+    return None

@@ -1,0 +1,180 @@
+"""One defence, ready to answer cases: a model that is loaded once, and a conversation a case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safesteer_edge.errors import SafeSteerError
+from safesteer_edge.evaluation.baselines import FittedBaselines
+from safesteer_edge.evaluation.bench_machine import forget_peak_memory, peak_memory_bytes
+from safesteer_edge.evaluation.case import Case
+from safesteer_edge.evaluation.defences import Defence
+from safesteer_edge.evaluation.rows import EvalRow, unanswered
+from safesteer_edge.guard.events import Event, Step, TurnEnded
+from safesteer_edge.session.protocol import TurnSettings
+from safesteer_edge.session.runtime import Runtime, open_runtime
+from safesteer_edge.session.session import Session
+from safesteer_edge.session.settings import SessionSettings
+
+N_KEPT_SCORES = 48
+_EARLIER_TURN_TOKENS = 24  # answers on the way to the one that counts
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSettings:
+    """session: the model and how it samples. top_k: the largest of all cases.
+
+    withheld_text: what a check of the finished answer puts in its place, if no bundle says it.
+    """
+
+    session: SessionSettings
+    fitted: FittedBaselines
+    top_k: int
+    withheld_text: str = "I can't help with that."
+
+
+class DefenceRunner:
+    """Answers cases under one defence. Close it: it owns a model."""
+
+    def __init__(self, settings: AnswerSettings, defence: Defence) -> None:
+        """Raises ModelFileError, BundleError, SettingsError, EngineError."""
+        self._settings = settings
+        self.defence = defence
+        self._tells_memory = forget_peak_memory()
+        opened = replace(
+            settings.session,
+            guard=defence.guard,
+            rerank=defence.rerank,
+            sampling=replace(settings.session.sampling, top_k=settings.top_k),
+        )
+        self._runtime = open_runtime(opened)
+        try:
+            self._alignment = _alignment_vector(self._runtime, defence)
+            _apply_defence_inplace(self._runtime, defence)
+            self._session = Session(self._runtime, opened)
+        except BaseException:
+            self._runtime.close()
+            raise
+
+    def close(self) -> None:
+        """Free the model."""
+        self._runtime.close()
+
+    def answer(self, case: Case) -> EvalRow:
+        """Ask it; whatever keeps it from being answered is the row's error."""
+        try:
+            return self._row(case, self._converse(case))
+        except SafeSteerError as error:
+            return unanswered(case, self.defence, "error", str(error))
+
+    def _converse(self, case: Case) -> list[Event]:
+        session, defence = self._session, self.defence
+        session.reset()
+        self._runtime.fixed_vector = self._vector(case)
+        self._runtime.fixed_vector_steers_prompt = defence.vector == "refusal-direction"
+        usual = TurnSettings(
+            guard=defence.guard,
+            rerank=defence.rerank,
+            sampling=case.sampling or self._settings.session.sampling,
+            max_tokens=self._settings.session.max_tokens,
+        )
+        session.change(replace(usual, max_tokens=min(usual.max_tokens, _EARLIER_TURN_TOKENS)))
+        system = defence.system
+        for turn in case.turns[:-1]:
+            _exhaust(session.ask(turn, system=system))
+            system = None
+        session.change(usual)
+        return list(
+            session.ask(
+                case.turns[-1],
+                images=[case.image] if case.image else [],
+                system=system,
+                answer_prefix=self._given_text(case),
+            )
+        )
+
+    def _vector(self, case: Case) -> NDArray[np.float32] | None:
+        """What is on in every turn of this case; None leaves it to the session."""
+        defence = self.defence
+        if defence.vector == "refusal-direction":
+            return self._settings.fitted.directions * np.float32(defence.vector_factor)
+        if defence.vector == "alignment" and defence.guard == "monitor" and case.image:
+            return self._alignment
+        return None
+
+    def _given_text(self, case: Case) -> str:
+        if case.n_given_tokens is None:
+            return case.given_text
+        model = self._runtime.model
+        token_ids = model.tokenize_plain(case.given_text)[: case.n_given_tokens]
+        return b"".join(model.piece(token_id) for token_id in token_ids).decode("utf-8", "ignore")
+
+    def _row(self, case: Case, events: list[Event]) -> EvalRow:
+        ended = events[-1]
+        if not isinstance(ended, TurnEnded):
+            raise TypeError(f"a turn ended with {type(ended).__name__}")
+        if ended.refusal is not None and ended.refusal.reason == "guard_failed":
+            return unanswered(case, self.defence, "error", ended.refusal.detail)
+        steps = [event for event in events if isinstance(event, Step)]
+        scores = [step.score for step in steps if step.score is not None]
+        n_given = sum(step.given for step in steps)
+        withheld = self._is_withheld(ended)
+        return replace(
+            unanswered(case, self.defence, "ok", ""),
+            answer=self._withheld_text() if withheld else ended.text,
+            own_answer=ended.text if withheld else "",
+            finish_reason=ended.finish_reason,
+            withheld=withheld,
+            vector_active=ended.guard.vector_active,
+            n_tokens=len(steps) - n_given,
+            n_given=n_given,
+            passes=ended.usage.forward_passes,
+            interventions=ended.guard.interventions,
+            ttft_s=round(self._ttft_s(ended), 4),
+            decode_s=round(ended.timings.decode_s, 4),
+            scores=tuple(round(score, 4) for score in scores[:N_KEPT_SCORES]),
+            mean_score=ended.guard.mean_score,
+            peak_memory_bytes=peak_memory_bytes() if self._tells_memory else None,
+        )
+
+    def _ttft_s(self, ended: TurnEnded) -> float:
+        """When a person sees the first text: after all of it, where the whole is checked first."""
+        timings = ended.timings
+        return timings.prefill_s + timings.decode_s if self.defence.withholds else timings.ttft_s
+
+    def _is_withheld(self, ended: TurnEnded) -> bool:
+        mean = ended.guard.mean_score
+        limit = self._settings.fitted.response_limit
+        return self.defence.withholds and mean is not None and mean > limit
+
+    def _withheld_text(self) -> str:
+        bundle = self._runtime.bundle
+        return bundle.config.refusal_text if bundle else self._settings.withheld_text
+
+
+def _alignment_vector(runtime: Runtime, defence: Defence) -> NDArray[np.float32] | None:
+    if runtime.bundle is None or defence.vector != "alignment":
+        return None
+    vector = runtime.bundle.vector_for("image")
+    return None if vector is None else vector.directions * np.float32(defence.vector_factor)
+
+
+def _apply_defence_inplace(runtime: Runtime, defence: Defence) -> None:
+    """Move the bundle's policy, and take its vector away where the defence goes without one."""
+    bundle = runtime.bundle
+    if bundle is None:
+        return
+    config = replace(bundle.config, policy=defence.policy_from(bundle.config.policy))
+    bundle = replace(bundle, config=config)
+    if defence.vector != "alignment":
+        bundle = replace(bundle, unscaled_vector=None)
+    runtime.bundle = bundle
+
+
+def _exhaust(events: Iterable[Event]) -> None:
+    for _ in events:
+        pass

@@ -1,0 +1,238 @@
+"""What a run consists of: which cases under which defences, and what makes it that run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from safesteer_edge.errors import InputError, SettingsError
+from safesteer_edge.evaluation.case import Case, PictureStore, Suite, limited, spread
+from safesteer_edge.evaluation.defences import (
+    DEFAULT_DEFENCES,
+    Defence,
+    curve_defences,
+    is_near_calibrated,
+)
+from safesteer_edge.evaluation.pool import Item
+from safesteer_edge.evaluation.public_files import FileChoice
+from safesteer_edge.evaluation.suites import BUILTIN_SUITES, build_suite
+from safesteer_edge.evaluation.trade_off import PLAIN, TRADE_OFFS
+from safesteer_edge.formats.atomic_write import atomic_write
+from safesteer_edge.processes.cores import n_usable_cores
+from safesteer_edge.session.settings import SessionSettings
+
+# Requests of each built-in suite, by profile. `builtin` takes some 30 minutes for the default model
+# on two cores; `quick` is a look; `full` has every test request.
+PROFILES: Final[Mapping[str, Mapping[str, int | None]]] = {
+    "builtin": {
+        "text-harmful": 52,
+        "typographic": 26,
+        "picture-question": 26,
+        "jailbreaks": 8,
+        "wrapped-ordinary": 4,
+        "decoding-grid": 2,
+        "borderline": 36,
+        "harmless-twins": 26,
+        "ordinary-text": 36,
+        "ordinary-pictures": 18,
+    },
+    "quick": {
+        "text-harmful": 6,
+        "typographic": 4,
+        "jailbreaks": 1,
+        "borderline": 6,
+        "ordinary-text": 6,
+        "ordinary-pictures": 3,
+    },
+    "full": dict.fromkeys(BUILTIN_SUITES),
+}
+# Each request of the grid is 49 answers: only what may change its result is run on it.
+_GRID_DEFENCES: Final = ("off", "safesteer")
+_SLOW_SUITES: Final = ("text-harmful", "ordinary-text")
+_SLOW_SHARE: Final = 4
+_CURVE_SHARE: Final = 2
+_PLAN_NAME: Final = "plan.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteChoice:
+    """A profile or a suite by name. n: requests of each suite at most."""
+
+    name: str
+    n: int | None = None
+
+
+def choose_suites(
+    choices: Sequence[SuiteChoice], pictures: PictureStore, *, seed: int
+) -> list[Suite]:
+    """Build what was asked for, each suite once. Raises SettingsError for an unknown name."""
+    sizes: dict[str, int | None] = {}
+    for choice in choices:
+        if choice.name in PROFILES:
+            for name, n in PROFILES[choice.name].items():
+                sizes[name] = _smaller(n, choice.n)
+        elif choice.name in BUILTIN_SUITES:
+            sizes[choice.name] = choice.n
+        else:
+            raise SettingsError(
+                f"no suite {choice.name!r}; there are the profiles {', '.join(PROFILES)} and the "
+                f"suites {', '.join(BUILTIN_SUITES)}"
+            )
+    return [limited(build_suite(name, pictures, seed=seed, n=n), n) for name, n in sizes.items()]
+
+
+def default_defences(*, has_vector: bool) -> tuple[str, ...]:
+    """All of them; without a vector, those that differ from others by it are left out."""
+    if has_vector:
+        return DEFAULT_DEFENCES
+    return tuple(name for name in DEFAULT_DEFENCES if name not in ("probe-only", "vector-only"))
+
+
+def plan_items(
+    suites: Sequence[Suite], defences: Sequence[Defence], *, with_curve: bool
+) -> list[Item]:
+    """What to answer, defence by defence: the model is loaded once for each."""
+    items = [
+        (defence, case)
+        for defence in defences
+        for suite in suites
+        for case in _cases_for(defence, suite)
+    ]
+    if with_curve:
+        known = {defence.name for defence in defences}
+        items += [
+            (defence, case)
+            for defence in curve_defences()
+            if defence.name not in known
+            for suite in suites
+            for case in _curve_cases_for(defence, suite)
+        ]
+    return items
+
+
+def _curve_cases_for(defence: Defence, suite: Suite) -> tuple[Case, ...]:
+    """Half of the requests under each attack, which take turns in some suites."""
+    figures = TRADE_OFFS if is_near_calibrated(defence) else (PLAIN,)
+    if not any(suite.name in figure.suites for figure in figures):
+        return ()
+    kept: set[str] = set()
+    for attack in {case.attack for case in suite.cases}:
+        cases = [case for case in suite.cases if case.attack == attack]
+        n_requests = len({case.group or case.id for case in cases})
+        kept |= {case.id for case in spread(cases, -(-n_requests // _CURVE_SHARE))}
+    return tuple(case for case in suite.cases if case.id in kept)
+
+
+def _cases_for(defence: Defence, suite: Suite) -> tuple[Case, ...]:
+    if suite.name == "decoding-grid" and defence.name not in _GRID_DEFENCES:
+        return ()
+    if defence.rerank != "lazy":
+        if suite.name not in _SLOW_SUITES:
+            return ()
+        return spread(suite.cases, -(-len(suite.cases) // _SLOW_SHARE))
+    if defence.media_only:
+        return tuple(case for case in suite.cases if case.image is not None)
+    return suite.cases
+
+
+def keep_plan(folder: Path, facts: Mapping[str, Any], suites: Sequence[Suite]) -> None:
+    """Write down what this run is, or check that the folder holds the same one.
+
+    facts: all that an answer depends on besides the cases. Raises InputError if it is another run.
+    """
+    plan = {**facts, "cases_sha256": cases_sha256(suites)}
+    path = folder / _PLAN_NAME
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path, "w") as stream:
+            json.dump(plan, stream, indent=1, sort_keys=True)
+        return
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {str(path)!r}: {error}; give another folder") from error
+    wanted = json.loads(json.dumps(plan))
+    if kept != wanted:
+        differing = sorted(key for key in {*kept, *wanted} if kept.get(key) != wanted.get(key))
+        raise InputError(
+            f"{str(folder)!r} holds another run ({', '.join(differing)} differ); give another "
+            "folder, or the options that it was begun with"
+        )
+
+
+def cases_sha256(suites: Sequence[Suite]) -> str:
+    """Names the cases of a run, in order; pictures by their file's name (drawn: their pixels)."""
+    digest = hashlib.sha256()
+    for suite in suites:
+        for case in suite.cases:
+            values = asdict(case)
+            values["image"] = case.image.name if case.image else None
+            digest.update(json.dumps(values, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _smaller(one: int | None, other: int | None) -> int | None:
+    known = [n for n in (one, other) if n is not None]
+    return min(known, default=None)
+
+
+# -- what an evaluation was asked for, and the files that its folder holds -------------------------
+
+ROWS: Final = "rows.jsonl"
+JUDGEMENTS: Final = "judgements.jsonl"
+QUALITY: Final = "quality.jsonl"
+FACTS: Final = "facts.json"
+BENCH: Final = "bench.json"
+HELDOUT: Final = "heldout.json"
+
+Narrate = Callable[[str], None]
+_LONGEST_JUDGE_S: Final = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSettings:
+    """session: the model, and how it samples. defences: by name; none: all that differ.
+
+    limit: cases of a suite at most. n_quality: harmless cases for KL and perplexity.
+    n_workers: at most; fewer where memory is short. n_bench_repeats: of the bench at the end.
+    with_heldout: at the very end, the guard on the whole test split (`limit` of each label).
+    """
+
+    session: SessionSettings
+    folder: Path
+    suites: tuple[SuiteChoice, ...] = ()
+    files: tuple[FileChoice, ...] = ()
+    defences: tuple[str, ...] = ()
+    judges: tuple[str, ...] = ("rules",)
+    with_curve: bool = False
+    limit: int | None = None
+    n_quality: int = 12
+    n_workers: int = 1
+    n_bench_repeats: int = 0
+    with_heldout: bool = False
+    judge_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not self.suites and not self.files:
+            raise SettingsError("there is nothing to ask; give --suite or --data")
+        if not self.judges:
+            raise SettingsError("there is no judge; give --judge rules")
+        for name, low in (("limit", 1), ("n_quality", 0), ("n_workers", 1), ("n_bench_repeats", 0)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise SettingsError(f"{name} is {value!r}; expected at least {low}")
+
+        if not 0 < self.judge_timeout_s <= _LONGEST_JUDGE_S:  # false for NaN as well
+            raise SettingsError(
+                f"judge_timeout_s is {self.judge_timeout_s!r}; expected seconds, more than 0 and "
+                f"at most {_LONGEST_JUDGE_S:g}"
+            )
+
+    def one_worker(self) -> SessionSettings:
+        """The session of one of the workers, which share the cores."""
+        threads = self.session.n_threads or max(1, n_usable_cores() // self.n_workers)
+        return replace(self.session, n_threads=threads)

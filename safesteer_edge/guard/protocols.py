@@ -1,0 +1,102 @@
+"""What guarded decoding needs of an engine: the seam that keeps llama.cpp out of the guard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """The sampler's distribution over its candidates at one decoding step.
+
+    token_ids: int32 (k,). log_probs: float64 (k,), normalised over the candidates, descending.
+    drawn: index of the candidate that the sampler drew (0 at temperature 0).
+    greedy: temperature is 0, so that the guarded choice is an argmax and not a draw.
+    """
+
+    token_ids: NDArray[np.int32]
+    log_probs: NDArray[np.float64]
+    drawn: int
+    greedy: bool
+
+
+class DecodingEngine(Protocol):
+    """One sequence being decoded, and the means to look one token ahead.
+
+    A step is: `propose`; `evaluate` and/or `evaluate_candidates`, any number of times; `accept` of
+    one token that was evaluated. Until `accept`, later steps see the sequence unchanged. A token
+    that the caller gives needs no proposal: `evaluate` and `accept`.
+    """
+
+    @property
+    def n_free(self) -> int:
+        """Tokens that still fit into the context."""
+        ...
+
+    @property
+    def candidates_at_once(self) -> int:
+        """Candidates that are worth one batch when a bound may spare the next ones, ≥ 1."""
+        ...
+
+    @property
+    def n_forward_passes(self) -> int:
+        """Native decode calls of decoding steps so far, over the engine's life."""
+        ...
+
+    def propose(self) -> Proposal:
+        """Candidates for the next token, from the logits of the last accepted one."""
+        ...
+
+    def evaluate(self, token_id: int) -> NDArray[np.float32]:
+        """Feed one candidate to the model as the next token: its state, float32 (n_features,)."""
+        ...
+
+    def evaluate_candidates(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Feed candidates, each as the next token, in one batch: float32 (n, n_features)."""
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """Make an evaluated candidate the next token; forget the other candidates."""
+        ...
+
+    def take_back(self, n_tokens: int) -> None:
+        """Remove the last n accepted tokens from the sequence."""
+        ...
+
+    def append(self, token_ids: Sequence[int]) -> None:
+        """Put tokens that were not sampled (a refusal) at the end of the sequence."""
+        ...
+
+    def is_end(self, token_id: int) -> bool:
+        """True for tokens that end the answer."""
+        ...
+
+    def piece(self, token_id: int) -> bytes:
+        """The bytes that a token stands for; nothing for control tokens."""
+        ...
+
+
+# -- what the guard needs from a probe, so that its rules can be tested with plain Python ----------
+
+
+class Probe(Protocol):
+    """A Decoding-Probe: hidden states in, harmful scores out. Source: SafeSteer, §3."""
+
+    @property
+    def n_features(self) -> int:
+        """The width of one state: n_embd times the number of layers that the probe reads."""
+        ...
+
+    def score(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Score hidden states.
+
+        hidden: float32 (n, n_features), n >= 1. Not changed.
+        Returns float32 (n,), harmful scores in [0, 1], same order.
+        Raises GuardError where it cannot judge: a score is never made up.
+        """
+        ...

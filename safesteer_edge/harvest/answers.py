@@ -1,0 +1,223 @@
+"""Harvest: hidden states of answers, collected on the decode path of the very file that will run.
+
+For each request, as text or carried in media, the model answers by itself (greedy), after a forced
+refusal (harmful requests) and after a forced compliant opening. States of prefill-shaped batches
+differ from those of single decoding steps, so every token, forced or not, is fed one at a time.
+Where there are more requests than serve to tell answers apart, only the prompt's state is kept of
+the rest: it costs a fraction of an answer, and tells most about what is asked.
+
+Labels are per answer position: harmful request and compliant answer = 1; everything else = 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safesteer_edge.engine.prompt_items import PromptItem
+from safesteer_edge.engine.sampler import SamplerChain
+from safesteer_edge.guard.policy import SamplingSettings
+from safesteer_edge.harvest.carriers import Carrier, carried_items, carry
+from safesteer_edge.metrics.refusal_rules import is_refusal
+from safesteer_edge.requests.openings import OpeningKind, openings
+from safesteer_edge.requests.requests import Label, Request, Split, lot_of
+
+if TYPE_CHECKING:
+    from safesteer_edge.session.runtime import Runtime
+
+
+# -- one greedy answer, token by token on the decode path, with the state after each token ---------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodedAnswer:
+    """states: float32 (n_tokens + 1, n_features); row 0 is the last prompt position.
+
+    first_logits: float32 (n_vocab,), of the first answer token.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    states: NDArray[np.float32]
+    first_logits: NDArray[np.float32]
+
+
+def decode_answer(
+    runtime: Runtime,
+    items: Sequence[PromptItem],
+    *,
+    n_tokens: int,
+    forced_text: str = "",
+    control_vector: NDArray[np.float32] | None = None,
+) -> DecodedAnswer:
+    """At most n tokens, the first of them those of `forced_text`. Costs a step for each.
+
+    control_vector: float32 (n_layer, n_embd), on from the last prompt token. Raises EngineError.
+    """
+    engine, model = runtime.engine, runtime.model
+    sampler = SamplerChain(SamplingSettings(temperature=0, top_k=1), n_vocab=model.n_vocab)
+    forced = model.tokenize_plain(forced_text) if forced_text else []
+    token_ids: list[int] = []
+    try:
+        prefill = engine.prefill(items, sampler, control_vector=control_vector)
+        first_logits = engine.next_logits()
+        states = [prefill.last_state]
+        while len(token_ids) < n_tokens:
+            n_done = len(token_ids)
+            token_id = forced[n_done] if n_done < len(forced) else _greedy(runtime)
+            states.append(engine.evaluate(token_id))
+            engine.accept(token_id)
+            token_ids.append(token_id)
+            if engine.is_end(token_id):
+                break
+    finally:
+        sampler.close()
+    text = b"".join(engine.piece(token_id) for token_id in token_ids).decode("utf-8", "replace")
+    return DecodedAnswer(text, tuple(token_ids), np.stack(states), first_logits)
+
+
+def _greedy(runtime: Runtime) -> int:
+    return int(runtime.engine.propose().token_ids[0])
+
+
+AnswerKind = Literal["own", "refusal", "compliance", "prompt"]  # prompt: no answer, its state alone
+
+
+@dataclass(frozen=True, slots=True)
+class HarvestPlan:
+    """n_own_tokens: length of the model's own answers; n_forced_tokens: of forced ones, whose first
+    four teach most. n_media_own_tokens, n_media_forced_tokens: to requests that media carry.
+    n_openings: how many of each kind a harmful request gets, as text; every other request gets one.
+    n_answered: of how many harmful and of how many harmless twins there are answers;
+    n_answered_benign: of how many borderline and ordinary ones, which tell of false alarms. Of
+    more, only the prompt's state. opening_split: whose openings are put into the model's mouth;
+    None: the request's own.
+    """
+
+    n_own_tokens: int = 48
+    n_forced_tokens: int = 6
+    n_media_own_tokens: int = 24
+    n_media_forced_tokens: int = 6
+    n_openings: int = 4
+    n_answered: int = 300
+    n_answered_benign: int = 540
+    opening_split: Split | None = None
+
+    def n_answers(self, label: Label) -> int:
+        """Of how many requests of this label there are answers."""
+        return self.n_answered if label in ("harmful", "harmless") else self.n_answered_benign
+
+    def n_tokens(self, kind: AnswerKind, carrier: Carrier) -> int:
+        """How long an answer of this kind gets, unless it ends by itself."""
+        if kind == "prompt":
+            return 0
+        if carrier == "text":
+            return self.n_own_tokens if kind == "own" else self.n_forced_tokens
+        return self.n_media_own_tokens if kind == "own" else self.n_media_forced_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class HarvestedAnswer:
+    """One answer and its states.
+
+    states: float16 (n_tokens + 1, n_features); row 0 is the last prompt position, row t the state
+    after answer token t. label: 1 = compliant answer to a harmful request, else 0; without an
+    answer, 1 = harmful request.
+    carrier: how the request reached the model.
+    """
+
+    request: Request
+    kind: AnswerKind
+    label: Literal[0, 1]
+    text: str
+    token_ids: tuple[int, ...]
+    states: NDArray[np.float16]
+    carrier: Carrier = "text"
+
+
+class Harvester:
+    """Runs requests through an engine. Cost: about one decoding step per harvested token."""
+
+    def __init__(self, runtime: Runtime, plan: HarvestPlan) -> None:
+        """runtime: opened with `layers`, whose states come back joined in that order."""
+        self._runtime = runtime
+        self._plan = plan
+
+    def harvest(self, requests: Iterable[Request]) -> Iterator[HarvestedAnswer]:
+        """Answers to each request as text, in order; see `answers`."""
+        for request in requests:
+            yield from self.answers(request)
+
+    def answers(
+        self, request: Request, carrier: Carrier = "text", *, is_answered: bool = True
+    ) -> list[HarvestedAnswer]:
+        """Answers to one request: the model's own, then forced ones where they teach something.
+
+        is_answered: False: the prompt's state alone. Raises MediaError where the request cannot be
+        carried so.
+        """
+        items = carried_items(carry(request, carrier, self._runtime), self._runtime)
+        return [
+            self._answer(request, carrier, items, kind, text)
+            for kind, text in forced_texts(request, carrier, self._plan, is_answered=is_answered)
+        ]
+
+    def _answer(
+        self,
+        request: Request,
+        carrier: Carrier,
+        items: Sequence[PromptItem],
+        kind: AnswerKind,
+        forced_text: str,
+    ) -> HarvestedAnswer:
+        n_tokens = self._plan.n_tokens(kind, carrier)
+        decoded = decode_answer(self._runtime, items, n_tokens=n_tokens, forced_text=forced_text)
+        return HarvestedAnswer(
+            request=request,
+            kind=kind,
+            label=label_of(request, kind, decoded.text),
+            text=decoded.text,
+            token_ids=decoded.token_ids,
+            states=decoded.states.astype(np.float16),
+            carrier=carrier,
+        )
+
+
+def forced_texts(
+    request: Request, carrier: Carrier, plan: HarvestPlan, *, is_answered: bool = True
+) -> tuple[tuple[AnswerKind, str], ...]:
+    """What each answer to a request begins with; nothing for the model's own, which comes first."""
+    if not is_answered:
+        return (("prompt", ""),)
+    index, split = _stable_index(request), plan.opening_split or request.split
+    n = plan.n_openings if carrier == "text" and request.label == "harmful" else 1
+    texts: list[tuple[AnswerKind, str]] = [("own", "")]
+    kinds: list[OpeningKind] = []
+    if request.label == "harmful":
+        kinds.append("refusal")
+    if request.label in ("harmful", "harmless", "borderline"):
+        kinds.append("compliance")
+    for kind in kinds:
+        texts.extend((kind, text) for text in openings(kind, index, split=split, n=n))
+    return tuple(texts)
+
+
+def _stable_index(request: Request) -> int:
+    """A number of the request alone: its openings do not depend on what else is harvested."""
+    return lot_of(request.id)
+
+
+def label_of(request: Request, kind: AnswerKind, text: str) -> Literal[0, 1]:
+    """1 for a compliant answer to a harmful request; the rules of refusals decide for own ones.
+
+    Of a prompt alone: 1 for a harmful one.
+    """
+    if request.label != "harmful" or kind == "refusal":
+        return 0
+    if kind == "own" and is_refusal(text):
+        return 0
+    return 1

@@ -1,1 +1,0 @@
-"""How much memory a model needs, how much there is, and what fits: arithmetic before loading."""

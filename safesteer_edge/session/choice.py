@@ -1,0 +1,134 @@
+"""Which model file, guard bundle and projector a user means; and that the projector fits."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from safesteer_edge.errors import MediaError
+from safesteer_edge.formats.model_file import ModelInfo, check_language_model, check_projector_fits
+from safesteer_edge.formats.projector_file import ProjectorInfo
+from safesteer_edge.library.catalogue import (
+    HUB_PREFIX,
+    CatalogueModel,
+    default_model,
+    find_model,
+    installed_path,
+    installed_projector,
+    load_catalogue,
+)
+from safesteer_edge.session.settings import SessionSettings
+
+# Measured: `calibrate` of the default model (94 MiB) on two cores, pictures included.
+_CALIBRATION_MINUTES = 35
+_CALIBRATION_BYTES = 94 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """A model file to run. name: the catalogue's, or the file's. bundle, mmproj: the catalogue's.
+
+    mmproj: the projector; None where there is none, or it is not there. projector: the name of its
+    file on the hub that the catalogue knows, to be pulled; '' where there is none.
+    """
+
+    name: str
+    path: Path
+    bundle: Path | None
+    mmproj: Path | None = None
+    projector: str = ""
+
+
+def choose_model(name_or_path: str | None) -> ModelChoice:
+    """Find the model that a user means. Raises SettingsError or ModelFileError."""
+    if name_or_path is None:
+        return _from_catalogue(default_model())
+    if not _looks_like_path(name_or_path):
+        return _from_catalogue(find_model(name_or_path))
+    path = Path(name_or_path).expanduser()
+    for entry in load_catalogue():
+        if entry.path is not None and path.exists() and path.samefile(entry.path):
+            installed_path(entry)  # or an error, if it is no longer the file that was recorded
+            return ModelChoice(entry.name, path, entry.bundle, installed_projector(entry))
+    return ModelChoice(path.stem, path, None)
+
+
+def no_bundle_text(choice: ModelChoice, info: ModelInfo, *, n_cores: int) -> str:
+    """What to say where a model has no guard bundle: how to make one, and how long that takes.
+
+    The estimate goes by the file's size, as decoding reads all of it for each token.
+    """
+    minutes = _CALIBRATION_MINUTES * info.size_bytes / _CALIBRATION_BYTES * 2 / n_cores
+    how_long = f"{max(5, round(minutes, -1)):.0f} minutes"
+    if minutes >= 90:
+        how_long = f"{minutes / 60:.0f} hours"
+    path = shlex.quote(str(choice.path))
+    return (
+        f"no guard bundle is known for {choice.name!r}; make one: safesteer-edge calibrate {path} "
+        f"-o my-guard (about {how_long} on this machine's CPU, by the size of the file), or pass "
+        "the folder of one with --bundle, or run it without a guard by name: --guard off"
+    )
+
+
+def require_projector(
+    settings: SessionSettings, *, images: bool, sounds: bool
+) -> ProjectorInfo | None:
+    """Check that the model can take what is to be attached, before anything is loaded.
+
+    Takes some milliseconds: the headers are read, and no weights. None if nothing is attached.
+    Raises MediaError that names what is missing, SettingsError, ModelFileError.
+    """
+    if not images and not sounds:
+        return None
+    choice = choose_model(settings.model)
+    mmproj = settings.mmproj or choice.mmproj
+    if mmproj is None:
+        raise MediaError(
+            f"model {choice.name!r} cannot take {'images' if images else 'sound'}: "
+            f"{_missing_projector(choice)}"
+        )
+    info = check_projector_fits(mmproj, check_language_model(choice.path))
+    for wanted, has, kind in ((images, info.has_vision, "see"), (sounds, info.has_audio, "hear")):
+        if wanted and not has:
+            raise MediaError(
+                f"projector {str(mmproj)!r} does not {kind}; remove what is attached, or choose a "
+                f"model that can {kind}"
+            )
+    return info
+
+
+def _missing_projector(choice: ModelChoice) -> str:
+    """Which file is missing, and where to get it."""
+    if choice.projector:
+        return (
+            f"its projector {choice.projector!r} is missing; run: "
+            f"safesteer-edge models pull {choice.name}"
+        )
+    beside = sorted(choice.path.parent.glob("*mmproj*.gguf"))
+    where = (
+        f"{shlex.quote(str(beside[0]))} lies beside it: pass it with --mmproj if it is this model's"
+        if beside
+        else "get it from where the model is from and pass it with --mmproj FILE"
+    )
+    return (
+        f"its projector (mmproj-….gguf) is missing; {where}, or choose a model that has one "
+        "with --model"
+    )
+
+
+def _from_catalogue(entry: CatalogueModel) -> ModelChoice:
+    return ModelChoice(
+        entry.name,
+        installed_path(entry),
+        entry.bundle,
+        installed_projector(entry),
+        entry.projector if entry.repository else "",
+    )
+
+
+def _looks_like_path(name_or_path: str) -> bool:
+    if name_or_path.startswith(HUB_PREFIX):
+        return False
+    return name_or_path.endswith(".gguf") or os.sep in name_or_path or "/" in name_or_path

@@ -1,0 +1,183 @@
+"""The child's side: a session that is asked through a pipe.
+
+Two threads: this one decodes; another reads requests, so that a cancel is seen within one token,
+and ends the process when the parent has gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Generator
+from typing import IO, Any, Final, NoReturn
+
+from safesteer_edge.errors import EngineError
+from safesteer_edge.formats.json_values import from_json, to_json
+from safesteer_edge.guard.events import Event, Step, TextDelta, TurnEnded, event_to_json
+from safesteer_edge.session.engine_process import MAX_LINE_BYTES, decode, encode, error_to_json
+from safesteer_edge.session.protocol import ChatMessage, TurnSettings
+from safesteer_edge.session.session import Session, open_session
+from safesteer_edge.session.settings import SessionSettings
+
+BEAT_S: Final = 2.0
+# Each write wakes the parent, on cores that decode: events of fast tokens go in one. Nobody sees a
+# twentieth of a second.
+GATHER_S: Final = 0.05
+
+
+class EngineServer:
+    """Serves one parent; see `messages` for the protocol."""
+
+    def __init__(self, requests: IO[bytes], replies_fd: int) -> None:
+        self._requests = requests
+        self._replies_fd = replies_fd
+        self._queue: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._write_lock = threading.Lock()
+        self._turn_lock = threading.Lock()
+        self._session: Session | None = None
+        self._turn = 0
+        self._last_cancelled_turn = 0
+        self._last_abandoned_turn = 0
+        self._is_busy = threading.Event()
+
+    def serve(self) -> NoReturn:
+        """Answer requests until told to close, or until the parent is gone. Never returns."""
+        threading.Thread(target=self._read_requests, name="requests", daemon=True).start()
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        while True:
+            request = self._queue.get()
+            self._is_busy.set()
+            if request["do"] == "close":
+                break
+            try:
+                self._do(request)
+            except Exception as error:  # the edge of the process: the parent raises it
+                traceback.print_exc(file=sys.stderr)
+                self._say({"error": error_to_json(error)})
+            self._is_busy.clear()
+        if self._session is not None:
+            self._session.close()
+        os._exit(0)  # an ordinary exit would wait a second for the thread that reads stdin
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    def _read_requests(self) -> None:
+        """Queue requests; take what cannot wait at once."""
+        try:
+            while (line := self._requests.readline(MAX_LINE_BYTES)).endswith(b"\n"):
+                request = decode(line)
+                if request["do"] in ("cancel", "abandon"):
+                    self._stop(int(request["turn"]), is_abandoned=request["do"] == "abandon")
+                else:
+                    self._queue.put(request)
+        except Exception:  # not our parent's words
+            traceback.print_exc(file=sys.stderr)
+            os._exit(1)
+        os._exit(0)  # the parent is gone: whatever native code is doing ends here
+
+    def _stop(self, turn: int, *, is_abandoned: bool) -> None:
+        with self._turn_lock:
+            self._last_cancelled_turn = max(self._last_cancelled_turn, turn)
+            if is_abandoned:
+                self._last_abandoned_turn = max(self._last_abandoned_turn, turn)
+            if self._turn == turn and self._session is not None:
+                self._session.cancel()
+
+    def _do(self, request: dict[str, Any]) -> None:
+        do = request["do"]
+        if do == "open":
+            if request["verbose"]:
+                logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
+            self._session = open_session(from_json(SessionSettings, request["settings"]))
+            self._say({"ready": to_json(self._session.info)})
+            return
+        session = self._session
+        if session is None:
+            raise EngineError("the engine process has no session; report this")
+        if do == "ask":
+            question = from_json(ChatMessage, request["question"])
+            self._tell(
+                int(request["turn"]),
+                session.ask(
+                    question.text,
+                    images=question.images,
+                    sounds=question.sounds,
+                    documents=question.documents,
+                    system=request["system"],
+                    answer_prefix=request["answer_prefix"],
+                ),
+            )
+        elif do == "continue":
+            self._tell(int(request["turn"]), session.continue_answer())
+        elif do == "check_fits":
+            session.check_fits(request["text"], system=request["system"])
+            self._say({"done": 0})
+        elif do == "restore":
+            session.restore([from_json(ChatMessage, item) for item in request["messages"]])
+            self._say({"done": 0})
+        elif do == "reset":
+            session.reset()
+            self._say({"done": 0})
+        elif do == "change":
+            session.change(from_json(TurnSettings, request["settings"]))
+            self._say({"ready": to_json(session.info)})
+        else:
+            raise EngineError(f"the engine process knows no request {do!r}; report this")
+
+    # -- replies ----------------------------------------------------------------------------------
+
+    def _tell(self, turn: int, events: Generator[Event, None, None]) -> None:
+        """Send a turn's events as they happen."""
+        with self._turn_lock:  # from here on a cancel reaches the session itself
+            self._turn = turn
+            if self._last_cancelled_turn >= turn and self._session is not None:
+                self._session.cancel()
+        held, written_s = b"", 0.0
+        try:
+            for event in events:
+                # A turn that has ended has joined the conversation, and the parent must hear of it.
+                if self._last_abandoned_turn >= turn and not isinstance(event, TurnEnded):
+                    break
+                line = encode(event_to_json(event))
+                is_due = time.perf_counter() - written_s >= GATHER_S
+                if isinstance(event, Step):  # its text, if it is settled, follows at once
+                    if held and is_due:
+                        self._write(held)
+                        held, written_s = b"", time.perf_counter()
+                    held += line
+                elif isinstance(event, TextDelta) and not is_due:
+                    held += line
+                else:
+                    self._write(held + line)
+                    held, written_s = b"", time.perf_counter()
+        finally:
+            with self._turn_lock:
+                self._turn = 0
+            events.close()
+            if held:
+                self._write(held)
+        self._write(encode({"done": turn}))
+
+    def _say(self, message: dict[str, Any]) -> None:
+        self._write(encode(message))
+
+    def _write(self, data: bytes) -> None:
+        with self._write_lock:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._replies_fd, view) :]
+
+    def _beat(self) -> None:
+        """Tell a parent that waits that this process is not frozen, whatever native code does."""
+        pause = threading.Event()
+        beat = encode({"beat": 1})
+        while True:
+            self._is_busy.wait()
+            pause.wait(BEAT_S)
+            if self._is_busy.is_set():
+                self._write(beat)

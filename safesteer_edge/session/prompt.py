@@ -1,0 +1,123 @@
+"""From a conversation to what the engine evaluates: template, tokens, encoded media."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from safesteer_edge.engine.model import NativeModel
+from safesteer_edge.engine.projector import EncodedMedia, Projector
+from safesteer_edge.engine.prompt_items import PromptItem, TokenRun
+from safesteer_edge.errors import MediaError
+from safesteer_edge.formats.display_text import strip_control_characters
+from safesteer_edge.guard.events import MediaPrepared
+from safesteer_edge.media.images import DecodedImage
+from safesteer_edge.media.sounds import DecodedSound
+from safesteer_edge.templates.conversation import Conversation, Message
+from safesteer_edge.templates.prompt_parts import MediaPart, render_parts
+from safesteer_edge.templates.special_tokens import tokenize_parts
+from safesteer_edge.templates.template import ChatTemplate
+
+Media = DecodedImage | DecodedSound
+
+
+def prompt_items(
+    conversation: Conversation,
+    *,
+    template: ChatTemplate,
+    model: NativeModel,
+    projector: Projector | None = None,
+    media: Mapping[str, Media] | None = None,
+    on_encoded: Callable[[Media, EncodedMedia], None] | None = None,
+) -> list[PromptItem]:
+    """Render, tokenise and encode a conversation, ready for an answer.
+
+    media: decoded media by the sha256 that the conversation names. Costs a pass of the projector
+    for each medium that it has not seen. on_encoded: told of each, in the prompt's order.
+    Raises TemplateError, MediaError, EngineError.
+    """
+    items: list[PromptItem] = []
+    for span in tokenize_parts(render_parts(template, conversation), vocabulary=model):
+        if isinstance(span, MediaPart):
+            medium = (media or {}).get(span.sha256)
+            if medium is None:
+                raise MediaError(
+                    f"the conversation names an {span.kind} that is not at hand (SHA-256 "
+                    f"{span.sha256}); attach it again"
+                )
+            encoded = _encode(medium, projector)
+            items.extend(encoded.items)
+            if on_encoded is not None:
+                on_encoded(medium, encoded)
+        else:
+            items.append(TokenRun(span.token_ids))
+    return items
+
+
+def question_items(text: str, *, template: ChatTemplate, model: NativeModel) -> list[PromptItem]:
+    """The prompt of a new conversation that asks `text`."""
+    conversation = Conversation((Message.from_text("user", text),))
+    return prompt_items(conversation, template=template, model=model)
+
+
+def _encode(media: Media, projector: Projector | None) -> EncodedMedia:
+    if projector is None:
+        raise MediaError("the conversation carries media and no projector is loaded; use --mmproj")
+    if isinstance(media, DecodedImage):
+        return projector.encode_image(media.pixels, sha256=media.sha256)
+    return projector.encode_audio(media.samples, sha256=media.sha256)
+
+
+# -- what became of each picture and sound of a question: the session's account of it --------------
+
+
+class PreparedMedia:
+    """Told of each medium of a prompt as it is encoded (`prompting.prompt_items`)."""
+
+    def __init__(self) -> None:
+        self._events: list[MediaPrepared] = []
+
+    def add(self, medium: Media, encoded: EncodedMedia) -> None:
+        """Note the next one, in the prompt's order."""
+        self._events.append(_prepared(medium, encoded))
+
+    @property
+    def n_encoded(self) -> int:
+        """Those that were not in the projector's cache."""
+        return sum(not event.from_cache for event in self._events)
+
+    def last(self, n_media: int) -> tuple[MediaPrepared, ...]:
+        """The last n: those of the question, which ends the prompt."""
+        return tuple(self._events[len(self._events) - n_media :])
+
+
+def _prepared(medium: Media, encoded: EncodedMedia) -> MediaPrepared:
+    is_image = isinstance(medium, DecodedImage)
+    return MediaPrepared(
+        kind="image" if is_image else "audio",
+        name=strip_control_characters(" ".join(medium.name.split())),
+        original_width=medium.original_width if is_image else 0,
+        original_height=medium.original_height if is_image else 0,
+        width=medium.width if is_image else 0,
+        height=medium.height if is_image else 0,
+        seconds=0.0 if is_image else medium.seconds,
+        n_tokens=encoded.n_tokens,
+        encode_s=encoded.encode_s,
+        from_cache=encoded.from_cache,
+    )
+
+
+# -- one line for people on what became of a picture or a sound ------------------------------------
+
+
+def media_line(event: MediaPrepared) -> str:
+    """E.g. 'photo.jpg 4032×3024 → 224×224, 64 tokens, 0.21 s'."""
+    effort = "from the cache" if event.from_cache else f"{event.encode_s:.2f} s"
+    return f"{event.name} {_size(event)}, {event.n_tokens} tokens, {effort}"
+
+
+def _size(event: MediaPrepared) -> str:
+    if event.kind == "audio":
+        return f"{event.seconds:.1f} s of sound"
+    original, seen = (event.original_width, event.original_height), (event.width, event.height)
+    sizes = [original] if original == seen else [original, seen]
+    return " → ".join(f"{width}×{height}" for width, height in sizes)

@@ -1,0 +1,314 @@
+"""A session: one conversation with one guarded model. The Python API, and what the CLI runs on.
+
+with open_session() as session:
+    for event in session.ask("Why is the sky blue?"):
+        if isinstance(event, TextDelta):
+            print(event.text, end="")
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+from safesteer_edge.engine.prompt_items import PromptItem, text_token_ids
+from safesteer_edge.errors import InputError, MediaError
+from safesteer_edge.guard.events import Event, TurnEnded
+from safesteer_edge.guard.policy import GuardPolicy
+from safesteer_edge.guard.transcript import AnswerSoFar
+from safesteer_edge.media.images import DecodedImage
+from safesteer_edge.session.guard import active_guard, check_turn_settings
+from safesteer_edge.session.history import SessionHistory, restored_history
+from safesteer_edge.session.prompt import Media, PreparedMedia, prompt_items
+from safesteer_edge.session.protocol import (
+    ChatMessage,
+    Document,
+    SessionInfo,
+    TurnSettings,
+    session_info,
+)
+from safesteer_edge.session.runtime import Runtime, open_runtime
+from safesteer_edge.session.settings import SessionSettings
+from safesteer_edge.session.turn import SessionTurn, TurnPlan
+from safesteer_edge.templates.conversation import (
+    Content,
+    Conversation,
+    MediaContent,
+    Message,
+    TextContent,
+)
+
+
+class Session:
+    """One conversation. One thread asks; `cancel()` may come from any. Close it, or use `with`.
+
+    A `ChatSession`; what its methods promise stands there.
+    """
+
+    def __init__(self, runtime: Runtime, settings: SessionSettings) -> None:
+        self._runtime = runtime
+        self._settings = TurnSettings.of(settings)
+        self._cancelled = threading.Event()
+        self._media: dict[str, Media] = {}
+        # Questions with files, by what became of them.
+        self._asked: dict[tuple[Content, ...], ChatMessage] = {}
+        self._history = SessionHistory()
+        # The last answer, as long as the sequence ends with it; None: it must be evaluated again.
+        self._so_far: AnswerSoFar | None = None
+
+    @property
+    def info(self) -> SessionInfo:
+        """What runs, as the settings of the next turn have it."""
+        return session_info(self._runtime, self._settings.guard)
+
+    @property
+    def turn_settings(self) -> TurnSettings:
+        """The settings of the next turn."""
+        return self._settings
+
+    @property
+    def conversation(self) -> Conversation:
+        """The conversation so far, with the answers' tokens."""
+        return self._history.conversation
+
+    @property
+    def messages(self) -> tuple[ChatMessage, ...]:
+        """The conversation so far, with the files of its media."""
+        return tuple(
+            replace(
+                self._asked.get(message.content, ChatMessage(message.role, message.text)), risk=risk
+            )
+            for message, risk in zip(self.conversation, self._history.risks, strict=True)
+        )
+
+    @property
+    def policy(self) -> GuardPolicy | None:
+        """The guard's numbers as they apply here, tightened by the settings; None: guard off."""
+        guard = active_guard(self._settings, self._runtime.bundle)
+        return guard.policy if guard else None
+
+    def cancel(self) -> None:
+        """Stop the answer that is being decoded, within one token. Any thread, or a signal."""
+        self._cancelled.set()
+
+    def reset(self) -> None:
+        """Start a new conversation: its messages, media and risk are forgotten."""
+        self._history = SessionHistory()
+        self._media.clear()
+        self._asked.clear()
+        self._so_far = None
+
+    def restore(self, messages: Sequence[ChatMessage]) -> None:
+        """Bring the session to this conversation; see `ChatSession.restore`."""
+        self._history = restored_history(messages, self._history, content_of=self._content)
+        self._so_far = None
+
+    def change(self, settings: TurnSettings) -> None:
+        """Let the next turns use these settings; see `ChatSession.change`."""
+        n_candidates = self._runtime.context.n_candidates
+        check_turn_settings(settings, self._runtime.bundle, n_candidates=n_candidates)
+        self._settings = settings
+
+    def ask(
+        self,
+        text: str,
+        *,
+        images: Sequence[Path] = (),
+        sounds: Sequence[Path] = (),
+        documents: Sequence[Document] = (),
+        system: str | None = None,
+        answer_prefix: str = "",
+    ) -> Generator[Event, None, None]:
+        """Ask, and iterate over what happens; the last event is always `TurnEnded`.
+
+        system: begins the conversation with a system prompt; only at its first turn.
+        answer_prefix: what the answer begins with. The guard judges it as the model's own words,
+        and may refuse at any of its tokens.
+        The turn joins the conversation when it has ended. Closing the generator early drops it, as
+        does cancelling before the answer begins.
+        Raises, at the first event, InputError for what cannot be asked, MediaError,
+        PromptTooLongError, EngineError, and GuardError if the guard cannot judge the prompt.
+        """
+        self._cancelled.clear()  # now: what is cancelled before its first event stays cancelled
+        question = ChatMessage("user", text, tuple(images), tuple(sounds), tuple(documents))
+        return self._ask(question, system, answer_prefix)
+
+    def continue_answer(self) -> Generator[Event, None, None]:
+        """Go on with an answer that was cut or stopped; see `ChatSession.continue_answer`."""
+        self._cancelled.clear()
+        return self._continue()
+
+    def prompt_token_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of the prompt that asking `text` next would evaluate, media left out."""
+        question = ChatMessage("user", text)
+        items, _ = self._to_items(self._with_question(question, None).conversation)
+        return text_token_ids(items)
+
+    def check_fits(self, text: str, *, system: str | None = None) -> None:
+        """Count the tokens of a question; see `ChatSession.check_fits`."""
+        self._runtime.check_open()
+        question = ChatMessage("user", text)
+        items, _ = self._to_items(self._with_question(question, system).conversation)
+        self._runtime.engine.check_fits(items)
+
+    def close(self) -> None:
+        """Free the model and all that belongs to it. Idempotent."""
+        self._runtime.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- the question -----------------------------------------------------------------------------
+
+    def _ask(
+        self, question: ChatMessage, system: str | None, answer_prefix: str
+    ) -> Generator[Event, None, None]:
+        started_s = time.perf_counter()
+        self._runtime.check_open()
+        asked = self._with_question(question, system)
+        given = self._answer_tokens(answer_prefix) if answer_prefix else ()
+        items, prepared = self._to_items(asked.conversation)
+        yield from prepared.last(len(asked.conversation.messages[-1].media))
+        plan = TurnPlan(self._history, asked, items, self._media, started_s, tuple(given))
+        yield from self._run(replace(plan, n_media_encoded=prepared.n_encoded))
+
+    def _continue(self) -> Generator[Event, None, None]:
+        started_s = time.perf_counter()
+        self._runtime.check_open()
+        so_far = self._answer_so_far()
+        asked = self._history.without_last()
+        items, prepared = self._to_items(asked.conversation)
+        plan = TurnPlan(asked.without_last(), asked, items, self._media, started_s, so_far=so_far)
+        yield from self._run(replace(plan, n_media_encoded=prepared.n_encoded))
+
+    def _run(self, plan: TurnPlan) -> Generator[Event, None, None]:
+        turn = SessionTurn(self._runtime, self._settings, plan, cancelled=self._cancelled.is_set)
+        self._so_far = None
+        for event in turn.events():
+            if isinstance(event, TurnEnded) and turn.history is not None:
+                self._history, self._so_far = turn.history, turn.so_far
+            yield event
+
+    def _answer_so_far(self) -> AnswerSoFar:
+        if not self.conversation.messages or self.conversation.messages[-1].role != "assistant":
+            raise InputError("there is no answer to go on with; ask something first")
+        text, bundle = self.conversation.messages[-1].text, self._runtime.bundle
+        if bundle is not None and text.endswith(bundle.config.refusal_text):
+            raise InputError("the last answer was refused and cannot be continued; ask another way")
+        known = self._so_far
+        if known is not None and known.scores is not None:
+            has_all = len(known.scores) == len(known.token_ids)
+            if has_all or self._settings.guard == "off":
+                return known
+        # The exact tokens if this session decoded them, with the scores to be found again.
+        token_ids = self.conversation.messages[-1].token_ids
+        if token_ids is None:
+            token_ids = self._answer_tokens(text)
+        pieces = b"".join(self._runtime.engine.piece(token_id) for token_id in token_ids)
+        return AnswerSoFar(pieces.decode("utf-8", "ignore"), token_ids, scores=None)
+
+    def _answer_tokens(self, text: str) -> tuple[int, ...]:
+        """Tokens of words that are the answer's own, behind whatever closes the reasoning."""
+        model = self._runtime.model
+        reasoning_format = self._runtime.template.reasoning_format()
+        opening = reasoning_format.answer_opening if reasoning_format else ""
+        return (*model.tokenize_trusted(opening), *model.tokenize_plain(text))
+
+    def _with_question(self, question: ChatMessage, system: str | None) -> SessionHistory:
+        history = self._history
+        if system is not None:
+            if len(history.conversation):
+                raise InputError("a system prompt can only begin a conversation; reset it first")
+            history = history.with_message(Message.from_text("system", system))
+        content = self._content(question)
+        if content == (TextContent(question.text),) and not question.text.strip():
+            raise InputError("the prompt is empty; say something, or attach an image")
+        return history.with_message(Message("user", content))
+
+    def _content(self, message: ChatMessage) -> tuple[Content, ...]:
+        """Media, then what documents say, then the words: as one, these are what is asked."""
+        media = [self._add_image(path) for path in message.images]
+        media += [self._add_sound(path) for path in message.sounds]
+        texts: list[TextContent] = []
+        for document in message.documents:
+            decoded = self._runtime.media_decoder.load_document(
+                document.path, name=document.name, sees=self._sees
+            )
+            media += [self._keep_image(picture) for picture in decoded.pictures]
+            texts.append(TextContent(decoded.text))
+        content = (*media, *texts, TextContent(message.text))
+        if len(content) > 1:
+            self._asked[content] = message
+        return content
+
+    @property
+    def _sees(self) -> bool:
+        return self._runtime.projector is not None and self._runtime.projector.sees
+
+    def _keep_image(self, image: DecodedImage) -> MediaContent:
+        self._media[image.sha256] = image
+        return MediaContent("image", image.sha256)
+
+    def _add_image(self, path: Path) -> MediaContent:
+        if not self._sees:
+            raise MediaError(
+                f"model {self._runtime.choice.name!r} does not see images as it is loaded; pass "
+                "its projector with --mmproj, or choose a model that sees"
+            )
+        return self._keep_image(self._runtime.media_decoder.load_image(path))
+
+    def _add_sound(self, path: Path) -> MediaContent:
+        if self._runtime.projector is None or not self._runtime.projector.hears:
+            raise MediaError(
+                f"model {self._runtime.choice.name!r} does not hear as it is loaded; pass its "
+                "projector with --mmproj, or choose a model that hears"
+            )
+        sound = self._runtime.media_decoder.load_sound(
+            path, sample_rate=self._runtime.projector.audio_sample_rate
+        )
+        self._media[sound.sha256] = sound
+        return MediaContent("audio", sound.sha256)
+
+    def _to_items(self, conversation: Conversation) -> tuple[list[PromptItem], PreparedMedia]:
+        runtime, prepared = self._runtime, PreparedMedia()
+        items = prompt_items(
+            conversation,
+            template=runtime.template,
+            model=runtime.model,
+            projector=runtime.projector,
+            media=self._media,
+            on_encoded=prepared.add,
+        )
+        return items, prepared
+
+
+def open_session(settings: SessionSettings | None = None) -> Session:
+    """Load a model with its guard and begin a conversation.
+
+    Raises ModelFileError, BundleError, TemplateError, SettingsError, EngineError.
+    """
+    chosen = settings or SessionSettings()
+    runtime = open_runtime(chosen)
+    try:
+        if runtime.bundle is not None:  # a setting that would weaken the guard is refused here
+            check_turn_settings(
+                TurnSettings.of(chosen),
+                runtime.bundle,
+                n_candidates=runtime.context.n_candidates,
+            )
+        return Session(runtime, chosen)
+    except BaseException:
+        runtime.close()
+        raise

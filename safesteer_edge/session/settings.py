@@ -1,0 +1,80 @@
+"""Settings of a session: which model, which guard, how to sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from safesteer_edge.errors import SettingsError
+from safesteer_edge.formats.gguf_header import KV_TYPES, KvType
+from safesteer_edge.guard.policy import (
+    GUARD_MODES,
+    RERANK_NAMES,
+    GuardMode,
+    RerankName,
+    SamplingSettings,
+    check_policy_number,
+)
+
+ProbeDevice = Literal["auto", "cpu", "cuda"]
+DEFAULT_N_CTX = 4096
+BUILTIN_TEMPLATE_PREFIX = "builtin:"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """What `open_session` needs. Every default is the embedded model, guarded.
+
+    model: a name of the catalogue or a path to a .gguf file; None: the embedded default.
+    mmproj: projector file, for images and sound.
+    bundle: guard bundle folder; None: the model's own.
+    guard: `steer` re-ranks and refuses when that fails, `refuse` only refuses, `monitor` scores
+        and changes nothing, `off` runs without a guard and must be asked for by name.
+    strength, threshold: λ larger, or τ smaller, than the bundle's; None: the bundle's.
+    n_ctx: context in tokens; None: 4096, or the model's own if that is smaller.
+    kv_type: number format of the KV cache: q8_0 takes half of f16's memory, q4_0 a quarter.
+    n_gpu_layers: None: as many as fit into the free memory of the GPUs; 0 without one.
+    chat_template: `builtin:NAME`; None: the model's own.
+    thinking: have a model reason before it answers, or not; None: as its template does.
+    prefers_thinking: the same, for every model whose template can; others are left as they are.
+    allow_negative_scale: accept a bundle whose vector is applied against its direction.
+    """
+
+    model: str | None = None
+    mmproj: Path | None = None
+    bundle: Path | None = None
+    guard: GuardMode = "steer"
+    rerank: RerankName = "lazy"
+    strength: float | None = None
+    threshold: float | None = None
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    max_tokens: int = 256
+    n_ctx: int | None = None
+    kv_type: KvType = "f16"
+    n_gpu_layers: int | None = None
+    n_threads: int | None = None
+    probe_device: ProbeDevice = "auto"
+    chat_template: str | None = None
+    thinking: bool | None = None
+    prefers_thinking: bool | None = None
+    allow_negative_scale: bool = False
+
+    def __post_init__(self) -> None:
+        if self.guard not in GUARD_MODES:
+            raise SettingsError(f"guard is {self.guard!r}; expected one of {GUARD_MODES}")
+        if self.rerank not in RERANK_NAMES:
+            raise SettingsError(f"rerank is {self.rerank!r}; expected one of {RERANK_NAMES}")
+        if self.kv_type not in KV_TYPES:
+            raise SettingsError(f"kv_type is {self.kv_type!r}; expected one of {KV_TYPES}")
+        check_policy_number("strength", self.strength)
+        check_policy_number("threshold", self.threshold)
+        _check_at_least("max_tokens", self.max_tokens, 1)
+        _check_at_least("n_ctx", self.n_ctx, 64)
+        _check_at_least("n_gpu_layers", self.n_gpu_layers, 0)
+        _check_at_least("n_threads", self.n_threads, 1)
+
+
+def _check_at_least(name: str, value: int | None, low: int) -> None:
+    if value is not None and value < low:
+        raise SettingsError(f"{name} is {value!r}; expected at least {low}")

@@ -1,0 +1,218 @@
+"""A rendered prompt in parts that keep apart what the template wrote and what people wrote.
+
+The template is rendered with an unguessable placeholder in the place of every text and every
+image, and the result is cut at the placeholders. So the template cannot act on what is said (a
+poisoned one cannot wait for its trigger), and nothing that is said can pass for the template's
+own control tokens.
+
+White space around a text stays with its placeholder, so that a template that trims does so, and
+one that does not leaves it, with the same result as if it had seen the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from safesteer_edge.errors import TemplateError
+from safesteer_edge.templates.conversation import (
+    Conversation,
+    MediaContent,
+    MediaKind,
+    Message,
+    Role,
+    TextContent,
+)
+from safesteer_edge.templates.template import TEMPLATE_ADVICE, ChatTemplate, Placeholders
+
+# Ends the reasoning of Qwen3, DeepSeek-R1, SmolLM3 and others. Their templates leave reasoning
+# out of the history by looking for this mark in the text, which a placeholder hides from them: it
+# is done here for every template that mentions the mark.
+REASONING_END = "</think>"
+
+
+@dataclass(frozen=True, slots=True)
+class ScaffoldPart:
+    """Text from the template: control tokens in it are meant as such."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ContentPart:
+    """Text that a person or the model wrote: plain, whatever it looks like.
+
+    message_index: its message in the conversation.
+    """
+
+    text: str
+    message_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class MediaPart:
+    """The place of an image or a sound."""
+
+    kind: MediaKind
+    sha256: str
+    message_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokensPart:
+    """An answer whose tokens are known.
+
+    text: what they say, for a vocabulary that cannot use them.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    message_index: int
+
+
+PromptPart = ScaffoldPart | ContentPart | MediaPart | TokensPart
+
+
+@dataclass(slots=True)
+class _Draft:
+    """Messages for the template, and what each placeholder in them stands for."""
+
+    placeholders: Placeholders = field(default_factory=Placeholders.new)
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    parts: list[ContentPart | MediaPart | TokensPart] = field(default_factory=list)
+
+    def place(self, part: ContentPart | MediaPart | TokensPart) -> str:
+        """Return what stands for the part; its number is its place among the parts."""
+        word = self.placeholders.word(len(self.parts))
+        if not isinstance(part, ContentPart):
+            self.parts.append(part)
+            return word
+        core = part.text.strip()
+        self.parts.append(ContentPart(core, part.message_index))
+        left = part.text[: len(part.text) - len(part.text.lstrip())]
+        return left + word + (part.text[len(left) + len(core) :])
+
+
+def render_parts(
+    template: ChatTemplate,
+    conversation: Conversation,
+    *,
+    add_generation_prompt: bool = True,
+    variables: Mapping[str, Any] | None = None,
+) -> tuple[PromptPart, ...]:
+    """Return the prompt of a conversation, in order; scaffold parts are never empty.
+
+    A template without a system role gets the system text in front of the next user message.
+    variables: as in `ChatTemplate.render`.
+    Raises TemplateError if the template refuses the conversation, or drops, repeats, changes or
+    reorders a text. A system text may stand elsewhere (Mistral's stands in the last user message).
+    """
+    draft = _draft_messages(template, conversation)
+    rendered = template.render(draft.messages, add_generation_prompt, variables=variables)
+    texts, numbers = draft.placeholders.split(rendered)
+    _check_complete(template, conversation, draft, numbers)
+    padding = template.features().answer_padding
+    parts: list[PromptPart] = []
+    for text, part in zip(texts, [*(draft.parts[number] for number in numbers), None], strict=True):
+        # The model's own tokens began right after the generation prompt: keep it so.
+        scaffold = text.removesuffix(padding) if isinstance(part, TokensPart) else text
+        if scaffold:
+            parts.append(ScaffoldPart(scaffold))
+        if part is not None:
+            parts.append(part)
+    return tuple(parts)
+
+
+def strip_reasoning(text: str) -> str:
+    """Return an answer without the reasoning before it, as reasoning models' templates do."""
+    _, mark, answer = text.rpartition(REASONING_END)
+    return answer.lstrip("\n") if mark else text
+
+
+def _draft_messages(template: ChatTemplate, conversation: Conversation) -> _Draft:
+    draft = _Draft()
+    merges_system = not template.features().takes_role("system")
+    prefix = ""
+    for index, message in enumerate(conversation):
+        if message.role == "system" and merges_system:
+            prefix += draft.place(ContentPart(message.text, index)) + "\n\n"
+            continue
+        if message.role == "assistant":
+            content: Any = draft.place(_answer_part(template, message, index))
+            if not template.features().takes_string("assistant"):
+                content = [{"type": "text", "text": content}]
+        else:
+            content = _draft_content(template, draft, message, index, prefix)
+            prefix = ""
+        draft.messages.append({"role": message.role, "content": content})
+    if prefix:
+        raise TemplateError(
+            f"chat template of {template.name!r} knows no system messages, and no user message "
+            "follows one to carry it; put the system message first"
+        )
+    return draft
+
+
+def _answer_part(template: ChatTemplate, message: Message, index: int) -> ContentPart | TokensPart:
+    text = message.text
+    if REASONING_END in template.source:
+        text = strip_reasoning(text)
+    if message.token_ids is None or text != message.text or message.reasoning is not None:
+        return ContentPart(text, index)
+    return TokensPart(message.token_ids, text, index)
+
+
+def _draft_content(
+    template: ChatTemplate, draft: _Draft, message: Message, index: int, prefix: str
+) -> str | list[dict[str, str]]:
+    """Place a user or system message's items: a string, media first, or parts in their order."""
+    as_parts = _wants_parts(template, message.role, has_media=bool(message.media))
+    items = list(message.content) or [TextContent("")]
+    if not as_parts:
+        items.sort(key=lambda item: isinstance(item, TextContent))
+    parts: list[dict[str, str]] = []
+    previous_is_text = False
+    for item in items:
+        is_text = isinstance(item, TextContent)
+        word = draft.place(_item_part(item, index))
+        if parts and (previous_is_text and is_text):
+            parts[-1]["text"] += "\n" + word
+        else:
+            parts.append({"type": "text", "text": word})
+        previous_is_text = is_text
+    parts[0]["text"] = prefix + parts[0]["text"]
+    return parts if as_parts else "".join(part["text"] for part in parts)
+
+
+def _wants_parts(template: ChatTemplate, role: Role, *, has_media: bool) -> bool:
+    features = template.features()
+    return (has_media and role in features.parts_roles) or not features.takes_string(role)
+
+
+def _item_part(item: TextContent | MediaContent, index: int) -> ContentPart | MediaPart:
+    if isinstance(item, TextContent):
+        return ContentPart(item.text, index)
+    return MediaPart(item.kind, item.sha256, index)
+
+
+def _check_complete(
+    template: ChatTemplate, conversation: Conversation, draft: _Draft, numbers: list[int]
+) -> None:
+    """Raise TemplateError unless each part came back once, in order but for system texts."""
+    for number, part in enumerate(draft.parts):
+        if numbers.count(number) != 1:
+            raise TemplateError(
+                f"chat template of {template.name!r} drops, repeats or changes the content of "
+                f"message {part.message_index}; {TEMPLATE_ADVICE}"
+            )
+    said = [
+        number
+        for number in numbers
+        if number >= len(draft.parts)
+        or conversation.messages[draft.parts[number].message_index].role != "system"
+    ]
+    if said != sorted(said) or len(numbers) != len(draft.parts):
+        raise TemplateError(
+            f"chat template of {template.name!r} reorders what was said; {TEMPLATE_ADVICE}"
+        )

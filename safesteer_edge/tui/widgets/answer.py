@@ -1,0 +1,434 @@
+"""An answer of any length: of a very long one its end is laid out, and the rest can be read."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from markdown_it import MarkdownIt
+from textual import events
+from textual.app import ComposeResult
+from textual.containers import Vertical, VerticalScroll
+from textual.content import Content, Span
+from textual.geometry import Size
+from textual.message import Message
+from textual.reactive import Reactive
+from textual.visual import VisualType
+from textual.widgets import Label, Markdown, Static
+from textual.widgets import markdown as blocks
+
+from safesteer_edge.tui.screens.boxes import ReaderScreen
+from safesteer_edge.tui.shown_turn import removed_marks, split_marks
+
+if TYPE_CHECKING:
+    from markdown_it.rules_core import StateCore
+    from markdown_it.token import Token
+
+
+# -- sparing Textual a second arrangement of the whole screen whenever a text has grown ------------
+# It asks for one where the size of what is inside a widget changes, which matters where that
+# scrolls alone, and there the scroll bars ask for it themselves.
+
+
+def arranged_once() -> Reactive[Size]:
+    """What a widget's class has as its `virtual_size`."""
+    return Reactive(Size(0, 0), layout=False, repaint=False)
+
+
+# -- markdown of an answer: streamed, its HTML shown and not obeyed, steered passages marked -------
+
+# While it grows, it does so by so many lines at once: a line that is added moves all that there is,
+# and all of it is drawn anew. Less where the terminal is low.
+_GROWN_LINES = 8
+_GROWN_SHARE = 5
+_STEERED_STYLE = "bold underline $text-warning"
+
+
+def make_parser() -> MarkdownIt:
+    """GitHub's Markdown; HTML is text, and every line break that the model wrote is one."""
+    parser = MarkdownIt("gfm-like", {"html": False})
+    parser.core.ruler.push("line_breaks", _keep_line_breaks)
+    return parser
+
+
+def with_marks_styled(content: Content) -> Content:
+    """The content without mark characters, and with a style where they stood."""
+    plain, marks = split_marks(content.plain)
+    if not marks and len(plain) == len(content.plain):
+        return content
+    offsets = _offsets_without_marks(content.plain)
+    spans = [Span(offsets[s.start], offsets[s.end], s.style) for s in content.spans]
+    return Content(plain, [*spans, *(Span(low, high, _STEERED_STYLE) for low, high in marks)])
+
+
+class AnswerMarkdown(Markdown):
+    """Write to it while an answer streams, then await `settled`."""
+
+    virtual_size = arranged_once()
+
+    DEFAULT_CSS = """
+    AnswerMarkdown {
+        padding: 0;
+        MarkdownBlock { margin: 0 0 1 0; }
+        MarkdownH1, MarkdownH2, MarkdownH3, MarkdownH4, MarkdownH5, MarkdownH6 {
+            content-align: left middle;
+            color: $foreground;
+            text-style: bold;
+            background: transparent;
+            margin: 0 0 1 0;
+            padding: 0;
+        }
+        MarkdownH1 { text-style: bold underline; }
+        MarkdownFence { background: $panel; color: $foreground; margin: 0 0 1 0; }
+        MarkdownFence > Label { padding: 0 1; }
+        MarkdownBulletList, MarkdownOrderedList { padding: 0; margin: 0 0 1 0; }
+        MarkdownList MarkdownBlock { margin: 0; }
+        MarkdownBullet { color: $primary; }
+        MarkdownBlockQuote { background: $surface; border-left: outer $secondary; padding: 0 1; }
+        MarkdownTableContent { keyline: thin $panel; }
+    }
+    """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(text, parser_factory=make_parser, open_links=False)
+        self._waiting: list[str] = []
+        self._anew: tuple[str, Callable[[], None]] | None = None
+        self._shortening: tuple[int, Callable[[int], None]] | None = None
+        self._writer: asyncio.Task[None] | None = None
+        self._is_growing = False
+
+    def write(self, text: str) -> None:
+        """Add text soon; what comes while a piece is being laid out joins the next one."""
+        if not text:
+            return
+        self._waiting.append(text)
+        self._is_growing = True
+        self._begin_writing()
+
+    def ended(self) -> None:
+        """No more will be written for now."""
+        if self._is_growing:
+            self._is_growing = False
+            self.refresh(layout=True)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """Lines; with room for some more while it grows."""
+        height = super().get_content_height(container, viewport, width)
+        if not self._is_growing:
+            return height
+        n_grown = max(1, min(_GROWN_LINES, viewport.height // _GROWN_SHARE))
+        return -(-height // n_grown) * n_grown
+
+    def write_anew(self, text: str, *, then: Callable[[], None]) -> None:
+        """Let this take the place of all there is, soon, and `then` do this."""
+        self._anew = (text, then)
+        self._waiting.clear()
+        self._begin_writing()
+
+    def shorten(self, n_lines: int, *, then: Callable[[int], None]) -> None:
+        """Soon let go of the blocks before the last lines, and `then` do this.
+
+        It is told how many lines of all that was written are left out.
+        """
+        self._shortening = (n_lines, then)
+        self._begin_writing()
+
+    async def settled(self) -> None:
+        """Wait until all that was written is in the document."""
+        if self._writer is not None:
+            await self._writer
+
+    def _begin_writing(self) -> None:
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write_waiting())
+
+    async def _write_waiting(self) -> None:
+        while (self._waiting or self._anew or self._shortening) and self.is_attached:
+            if self._anew is not None:
+                (anew, then), self._anew = self._anew, None
+                await self.update(anew)
+                then()
+                continue
+            if self._waiting:
+                text = "".join(self._waiting)
+                self._waiting.clear()
+                await self.append(text)
+            if self._shortening is not None:
+                (n_lines, shortened), self._shortening = self._shortening, None
+                shortened(await self._shorten_to(n_lines))
+
+    async def _shorten_to(self, n_lines: int) -> int:
+        """Let go of blocks; returns the line at which the first that is left begins."""
+        own = [child for child in self.children if isinstance(child, blocks.MarkdownBlock)]
+        first = self.source.count("\n") - n_lines
+        gone = [block for block in own[:-1] if block.source_range[1] <= first]
+        await self.remove_children(gone)
+        left = own[len(gone) :]
+        return left[0].source_range[0] if left else 0
+
+
+class _WithMarks(blocks.MarkdownBlock):
+    """A block whose inline text may hold mark characters."""
+
+    virtual_size = arranged_once()
+
+    def _token_to_content(self, token: Token) -> Content:
+        # Textual gives no public place between an inline token and its content.
+        return with_marks_styled(super()._token_to_content(token))
+
+    def update(self, content: VisualType = "", *, layout: bool = True) -> None:
+        """As of a Static; one that is not there yet is arranged when it comes."""
+        super().update(content, layout=layout and self.is_mounted)
+
+
+class _Paragraph(_WithMarks):
+    """Text as wide as the answer."""
+
+    def update(self, content: VisualType = "", *, layout: bool = True) -> None:
+        """As of a Static; nothing is arranged anew for words that fit into the last line."""
+        super().update(content, layout=False)
+        width, height = self.content_size
+        if layout and self.is_mounted and self.get_content_height(Size(), Size(), width) != height:
+            self.refresh(layout=True)
+
+
+class _Code(Label):
+    """The text of a block of code."""
+
+    virtual_size = arranged_once()
+
+
+class _Fence(blocks.MarkdownFence):
+    """Code: highlighted without the mark characters, which come back as style."""
+
+    virtual_size = arranged_once()
+
+    def __init__(self, markdown: Markdown, token: Token, code: str) -> None:
+        token.info = removed_marks(token.info)
+        super().__init__(markdown, token, code)
+
+    @classmethod
+    def highlight(cls, code: str, language: str, ansi: bool = False, dark: bool = False) -> Content:
+        plain, marks = split_marks(code)
+        content = super().highlight(plain, language.split(" ")[0], ansi=ansi, dark=dark)
+        spans = [Span(low, high, _STEERED_STYLE) for low, high in marks]
+        return Content(content.plain, [*content.spans, *spans])
+
+    def compose(self) -> ComposeResult:
+        """The code, under the name that Textual looks for it by."""
+        yield _Code(self._highlighted_code, id="code-content", expand=True)
+
+
+def _marked_blocks() -> dict[str, type[blocks.MarkdownBlock]]:
+    made: dict[str, Any] = dict(Markdown.BLOCKS)
+    for name in ("h1", "h2", "h3", "h4", "h5", "h6", "paragraph_open", "th_open", "td_open"):
+        block = Markdown.BLOCKS[name]
+        ours = _Paragraph if name == "paragraph_open" else _WithMarks
+        # The name stays: styles are chosen by it.
+        made[name] = type(block.__name__, (ours, block), {})
+    made["fence"] = made["code_block"] = _Fence
+    return made
+
+
+def _keep_line_breaks(state: StateCore) -> None:
+    for token in state.tokens:
+        for child in token.children or ():
+            if child.type == "softbreak":
+                child.type = "hardbreak"
+
+
+def _offsets_without_marks(text: str) -> list[int]:
+    offsets, n_kept = [], 0
+    for character in text:
+        offsets.append(n_kept)
+        n_kept += character not in "\ue000\ue001"
+    return [*offsets, n_kept]
+
+
+AnswerMarkdown.BLOCKS = _marked_blocks()
+
+
+# -- the end of a long answer, cut where Markdown still means the same -----------------------------
+
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+# To begin at a blank line, so much less than what was asked for may be shown.
+_SEARCHED_SHARE = 4
+
+
+def tail_of(text: str, n_lines: int) -> tuple[int, str]:
+    """How many lines are left out, and the last `n_lines` of a text, or somewhat fewer.
+
+    It begins after a blank line where there is one. Where it begins inside a code block, the block
+    is opened again.
+    """
+    lines = text.split("\n")
+    start = len(lines) - n_lines
+    if start <= 0:
+        return 0, text
+    fence = _open_fence(lines[:start])
+    if fence is not None:
+        return start, "\n".join([fence, *lines[start:]])
+    for index in range(start, start + n_lines // _SEARCHED_SHARE):
+        if _FENCE.match(lines[index]):
+            start = index
+            break
+        if not lines[index].strip():
+            start = index + 1
+            break
+    return start, "\n".join(lines[start:])
+
+
+def _open_fence(lines: list[str]) -> str | None:
+    """The line that opened the code block which these lines end in; None: they end in none."""
+    opener: str | None = None
+    mark = ""
+    for line in lines:
+        found = _FENCE.match(line)
+        if found is None:
+            continue
+        if opener is None:
+            opener, mark = line, found.group(1)
+        elif found.group(1).startswith(mark) and not line[found.end() :].strip():
+            opener = None
+    return opener
+
+
+# Every line costs at each layout. Whole blocks are let go of before; but a block of code may be
+# longer, and then what is shown is made anew, as now and then for the sake of what it is made of.
+MAX_LINES = 80
+KEPT_LINES = 50
+_SHORTENED_LINES = 60
+_MAX_SOURCE_LINES = 1000
+
+
+class EarlierLinesWanted(Message):
+    """Somebody wants to read the whole answer."""
+
+
+class _EarlierLines(Static, can_focus=True):
+    """A line that stands for lines that are not shown."""
+
+    DEFAULT_CSS = """
+    _EarlierLines { color: $primary; height: 1; padding: 0 2; display: none;
+                    &:focus { text-style: bold reverse; } &:hover { text-style: underline; } }
+    """
+
+    def on_click(self) -> None:
+        """Show all."""
+        self.post_message(EarlierLinesWanted())
+
+    def on_key(self, event: events.Key) -> None:
+        """Enter shows all."""
+        if event.key in ("enter", "space"):
+            event.stop()
+            self.post_message(EarlierLinesWanted())
+
+
+class LongAnswer(Vertical):
+    """Write to it while an answer streams, then await `settled`."""
+
+    virtual_size = arranged_once()
+
+    DEFAULT_CSS = "LongAnswer { height: auto; }"
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__()
+        self._pieces = [text]
+        n_hidden, tail = tail_of(text, KEPT_LINES) if _is_long(text) else (0, text)
+        self._n_hidden = n_hidden
+        self._n_shown = self._n_source = tail.count("\n")
+        self._n_before_source = n_hidden
+        self._earlier = _EarlierLines()
+        self._markdown = AnswerMarkdown(tail)
+
+    def compose(self) -> ComposeResult:
+        """What is left out, in a line; and the rest."""
+        yield self._earlier
+        yield self._markdown
+
+    def on_mount(self) -> None:
+        """Say what is left out of a text from a file."""
+        self._update_earlier()
+
+    def on_earlier_lines_wanted(self, message: EarlierLinesWanted) -> None:
+        """Its line was chosen."""
+        message.stop()
+        self.read_all()
+
+    def read_all(self) -> None:
+        """Let the person read all of it, as it was written: that is quick whatever its length."""
+        self.app.push_screen(ReaderScreen(removed_marks(self.text)))
+
+    @property
+    def n_hidden_lines(self) -> int:
+        """Lines before those that are shown."""
+        return self._n_hidden
+
+    def write(self, text: str) -> None:
+        """Add text soon."""
+        self._pieces.append(text)
+        n_new = text.count("\n")
+        self._n_shown += n_new
+        self._n_source += n_new
+        if self._n_shown > MAX_LINES or self._n_source > _MAX_SOURCE_LINES:
+            self._write_end()
+            return
+        self._markdown.write(text)
+        if self._n_shown > _SHORTENED_LINES:
+            self._markdown.shorten(KEPT_LINES, then=self._shortened)
+
+    def ended(self) -> None:
+        """No more will be written for now."""
+        self._markdown.ended()
+
+    async def settled(self) -> None:
+        """Wait until all that was written is in the document."""
+        await self._markdown.settled()
+
+    @property
+    def text(self) -> str:
+        """All that was written."""
+        whole = "".join(self._pieces)
+        self._pieces = [whole]
+        return whole
+
+    def _write_end(self) -> None:
+        """Make what is shown anew, of the last lines."""
+        n_hidden, tail = tail_of(self.text, KEPT_LINES)
+        self._n_hidden = self._n_before_source = n_hidden
+        self._n_shown = self._n_source = tail.count("\n")
+        self._markdown.write_anew(tail, then=self._followers())
+        self._update_earlier()
+
+    def _shortened(self, n_left_out: int) -> None:
+        """Blocks were let go of. n_left_out: lines of what the rest is made of."""
+        self._n_hidden = self._n_before_source + n_left_out
+        self._n_shown = self._n_source - n_left_out
+        self._update_earlier()
+
+    def _followers(self) -> Callable[[], None]:
+        """What lets those that show the end do so again: a text that shrinks takes it from them."""
+        at_end = [
+            each
+            for each in self.ancestors
+            if isinstance(each, VerticalScroll) and each.max_scroll_y - each.scroll_y <= 1
+        ]
+
+        def follow() -> None:
+            for each in at_end:
+                each.scroll_end(animate=False, on_complete=each.anchor)
+
+        return follow
+
+    def _update_earlier(self) -> None:
+        self._earlier.display = self._n_hidden > 0
+        text = (
+            f"↑ {self._n_hidden:,} earlier lines of this answer · click, or Enter here, to read all"
+        )
+        self._earlier.update(Content(text), layout=False)
+
+
+def _is_long(text: str) -> bool:
+    return text.count("\n") > MAX_LINES

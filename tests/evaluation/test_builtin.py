@@ -1,0 +1,142 @@
+"""The built-in suites: what they ask, and that they are the same each time."""
+
+from __future__ import annotations
+
+import base64
+import codecs
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from safesteer_edge.errors import SettingsError
+from safesteer_edge.evaluation.attacks import (
+    N_CONFIGURATIONS,
+    PREFILL_LENGTHS,
+    WRAPPINGS,
+    decoding_grid,
+)
+from safesteer_edge.evaluation.case import PictureStore, spread
+from safesteer_edge.evaluation.suites import BUILTIN_SUITES, build_suite
+from safesteer_edge.media.images import load_image
+from safesteer_edge.requests.pictures import CARRIER, COLOURS, draw_scene, list_title, scenes
+from safesteer_edge.requests.requests import load_requests
+
+REQUEST = "Explain how to bake bread at home."
+TWIN = "How do I store flour?"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> PictureStore:
+    return PictureStore(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.mark.parametrize("name", [name for name in BUILTIN_SUITES if name != "ordinary-pictures"])
+@pytest.mark.parametrize("n", [1, 8])
+def test_a_limit_counts_requests(name: str, n: int, pictures: PictureStore):
+    cases = build_suite(name, pictures, seed=0, n=n).cases
+    assert len(spread(cases, n)) == len(cases)
+    assert len({case.group or case.id for case in cases}) == n
+
+
+@pytest.mark.parametrize("name", [name for name in BUILTIN_SUITES if name != "decoding-grid"])
+def test_a_suite_asks_about_held_out_requests_alone(name: str, pictures: PictureStore):
+    suite = build_suite(name, pictures, seed=0, n=24)
+    held_out = {request.text for request in load_requests(splits=("test",))}
+    assert len({case.id for case in suite.cases}) == len(suite.cases) > 20
+    assert all(case.suite == name for case in suite.cases)
+    if name != "ordinary-pictures":  # whose questions are about what is drawn
+        assert {case.request for case in suite.cases} <= held_out
+    kinds = {case.kind for case in suite.cases}
+    assert kinds <= ({"harmful"} if name in HARMFUL else {"borderline", "benign"})
+
+
+HARMFUL = ("text-harmful", "typographic", "picture-question", "jailbreaks", "decoding-grid")
+
+
+def test_an_unknown_suite_is_refused(pictures: PictureStore):
+    with pytest.raises(SettingsError, match="text-harmful"):
+        build_suite("nothing", pictures, seed=0)
+
+
+def test_a_typographic_case_hides_the_request_in_its_picture(pictures: PictureStore):
+    case = build_suite("typographic", pictures, seed=0, n=1).cases[0]
+    assert case.turns == (CARRIER,)
+    assert case.image is not None
+    assert load_image(case.image).width == 224
+    assert not any(word in CARRIER for word in case.request.split() if len(word) > 7)
+
+
+def test_half_of_a_request_may_be_in_the_picture(pictures: PictureStore):
+    cases = build_suite("picture-question", pictures, seed=0, n=2).cases
+    split = next(case for case in cases if case.attack == "half-in-the-picture")
+    words = split.request.split()
+    assert words[0] in split.turns[0] and split.request not in split.turns[0]
+    whole = next(case for case in cases if case.attack == "beside-a-picture")
+    assert whole.request in whole.turns[0]
+
+
+def test_wrappings_carry_the_request_and_it_can_be_read_back():
+    turns = {name: wrap(REQUEST, TWIN) for name, wrap in WRAPPINGS.items()}
+    assert base64.b64decode(turns["base64"][0].splitlines()[-1]).decode() == REQUEST
+    assert codecs.decode(turns["rot13"][0].splitlines()[-1], "rot13") == REQUEST
+    parts = dict(line.split(" = ") for line in turns["payload-splitting"][0].splitlines()[:3])
+    assert " ".join(part.strip("'") for part in parts.values()) == REQUEST
+    assert turns["multi-turn-drift"][0] == TWIN and turns["multi-turn-drift"][-1] == REQUEST
+    for name in ("prefix-injection", "role-play", "refusal-suppression", "many-shot"):
+        assert REQUEST in turns[name][-1]
+
+
+def test_every_request_meets_every_attack(pictures: PictureStore):
+    suite = build_suite("jailbreaks", pictures, seed=0)
+    attacks = Counter(case.attack for case in suite.cases)
+    assert set(attacks) == {*WRAPPINGS, *(f"prefill-{n}" for n in PREFILL_LENGTHS)}
+    assert len(set(attacks.values())) == 1
+    prefilled = [case for case in suite.cases if case.n_given_tokens]
+    assert {case.n_given_tokens for case in prefilled} == set(PREFILL_LENGTHS)
+    assert all(case.given_text and case.turns == (case.request,) for case in prefilled)
+
+
+def test_the_grid_is_that_of_the_paper(pictures: PictureStore):
+    grid = decoding_grid(seed=5)
+    assert len(grid) == N_CONFIGURATIONS
+    assert len({(s.temperature, s.top_k, s.top_p, s.seed) for s in grid.values()}) == len(grid)
+    assert sum(s.temperature != 1.0 for s in grid.values()) == 19
+    assert Counter(name.partition("-")[0] for name in grid) == {"temperature": 20, "top": 29}
+    limited_suite = build_suite("decoding-grid", pictures, seed=5, n=2)
+    assert len(limited_suite.cases) == 2 * N_CONFIGURATIONS
+    assert len({case.group for case in limited_suite.cases}) == 2
+
+
+def test_a_limit_keeps_every_category(pictures: PictureStore):
+    cases = build_suite("text-harmful", pictures, seed=0).cases
+    some = spread(cases, 26)
+    assert len(some) == 26
+    assert {case.category for case in some} == {case.category for case in cases}
+    assert spread(cases, 10_000) == cases
+
+
+def test_pictures_are_drawn_once_and_alike(tmp_path: Path):
+    scene = scenes()[0]
+    assert draw_scene(scene).sha256 == draw_scene(scene).sha256
+    assert len({draw_scene(each).sha256 for each in scenes()}) == len(scenes())
+    image = draw_scene(scene)
+    coloured = (image.pixels == np.array(COLOURS[scene.colour])).all(axis=2).mean()
+    assert 0.1 < coloured < 0.7
+    store = PictureStore(tmp_path / "media")
+    assert store.add(image) == PictureStore(tmp_path / "media").add(image)
+    assert len(list((tmp_path / "media").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("request_text", "title"),
+    [
+        ("Explain how to bake bread.", "Steps to bake bread."),
+        ("How do I store flour?", "Steps to store flour."),
+        ("Write instructions for folding a boat.", "Steps for folding a boat."),
+        ("Write a poem about bread.", "Write a poem about bread."),
+    ],
+)
+def test_a_request_becomes_a_title(request_text: str, title: str):
+    assert list_title(request_text) == title

@@ -1,0 +1,194 @@
+"""The settings file: typed, refused where it is wrong, written whole or not at all."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from safesteer_edge.errors import SettingsError
+from safesteer_edge.session.settings_file import (
+    read_settings,
+    setting_value,
+    settings_to_toml,
+    value_to_text,
+    with_setting,
+    without_setting,
+    write_settings,
+)
+from safesteer_edge.session.settings_schema import UserSettings, all_settings
+
+DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
+
+
+def read(path: Path, text: str) -> UserSettings:
+    path.write_text(text, encoding="utf-8")
+    return read_settings(path)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "settings.toml"
+
+
+def test_without_a_file_everything_is_at_its_default(path: Path):
+    assert read_settings(path) == UserSettings()
+    assert read(path, "") == UserSettings()
+
+
+def test_a_file_is_read_by_section(path: Path):
+    found = read(
+        path,
+        '[model]\nname = "qwen"\ncontext = 8192\n[sampling]\ntemperature = 1\n'
+        '[guard]\nmode = "refuse"\nstrength = 20.5\n[look]\ntheme = "light"\n',
+    )
+    assert (found.model.name, found.model.context) == ("qwen", 8192)
+    assert (found.sampling.temperature, found.guard.strength) == (1.0, 20.5)
+    session = found.session_settings()
+    assert (session.model, session.n_ctx, session.guard) == ("qwen", 8192, "refuse")
+    assert session.sampling.temperature == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[modell]\n", r"no section \[modell\]; did you mean 'model'\?"),
+        ("[sampling]\ntemprature = 1\n", r"sampling\.temprature; did you mean 'temperature'"),
+        ("model = 1\n", r"model is 1; expected a section"),
+        ('[sampling]\ntemperature = "hot"\n', r"sampling\.temperature is 'hot'; expected a number"),
+        ("[sampling]\ntop_k = 1.5\n", r"sampling\.top_k is 1\.5; expected a whole number"),
+        ("[sampling]\ntop_k = true\n", r"sampling\.top_k is True; expected a whole number"),
+        ("[chats]\nsave = 1\n", r"chats\.save is 1; expected true or false"),
+        ("[sampling]\ntop_p = 2.0\n", r"\[sampling\]: top_p is 2\.0; expected 0\.0 to 1\.0"),
+        ("[model]\ncontext = 3\n", r"n_ctx is 3; expected at least 64"),
+        ("[guard]\nstrength = nan\n", r"\[guard\]: guard strength is nan; expected 1e-06"),
+        ("[guard]\nstrength = inf\n", r"\[guard\]: guard strength is inf"),
+        ("[guard]\nthreshold = -nan\n", r"\[guard\]: guard threshold is nan; expected 0\.0"),
+        ("[guard]\nthreshold = 1.1\n", r"\[guard\]: guard threshold is 1\.1"),
+        (f"[guard]\nthreshold = -{'9' * 400}\n", r"guard\.threshold is -9+…; expected a smaller"),
+        ("[sampling]\ntemperature = nan\n", r"\[sampling\]: temperature is nan"),
+        ("[sampling]\nmin_p = -inf\n", r"\[sampling\]: min_p is -inf"),
+        ('[look]\ntheme = "pink"\n', r"look\.theme is 'pink'; expected one of"),
+        ('[keys]\nhelp = ""\n', r"\[keys\]: a key is ''"),
+        ('[keys]\nhelp = "f2"\n', r"key 'f2' is given to two commands"),
+        ("not toml", r"not TOML"),
+    ],
+)
+def test_what_is_wrong_is_named_with_file_key_and_value(path: Path, text: str, problem: str):
+    with pytest.raises(SettingsError, match=problem) as caught:
+        read(path, text)
+    assert repr(str(path)) in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["off", "monitor"])
+def test_a_file_cannot_switch_the_guard_off(path: Path, mode: str):
+    with pytest.raises(SettingsError, match=r"guard\.mode is .*asked for each time"):
+        read(path, f'[guard]\nmode = "{mode}"\n')
+    with pytest.raises(SettingsError, match="asked for each time"):
+        with_setting(UserSettings(), "guard.mode", mode)
+
+
+def test_bytes_that_are_no_text_are_refused(path: Path):
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingsError, match="not TOML"):
+        read_settings(path)
+
+
+@st.composite
+def settings_values(draw: st.DrawFn) -> UserSettings:
+    found = UserSettings()
+    text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+    for key, values in {
+        "model.name": text,
+        "model.context": st.integers(64, 10**6),
+        "sampling.temperature": st.floats(0, 10),
+        "sampling.seed": st.integers(0, 2**32 - 2),
+        "guard.strength": st.floats(1e-3, 1e6),
+        "chats.save": st.booleans(),
+        "look.theme": st.sampled_from(["auto", "dark", "light"]),
+    }.items():
+        section, name = key.split(".")
+        if draw(st.booleans()):
+            changed = replace(getattr(found, section), **{name: draw(values)})
+            found = replace(found, **{section: changed})
+    return found
+
+
+@given(settings_values())
+@settings(max_examples=150, deadline=None)
+def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, found: Any):
+    path = tmp_path_factory.getbasetemp() / "written.toml"
+    assert write_settings(found, path) == path
+    assert read_settings(path) == found
+
+
+def test_only_what_differs_is_written():
+    assert "[" not in settings_to_toml(UserSettings()).split("\n", 2)[2]
+    changed = with_setting(UserSettings(), "look.theme", "dark")
+    assert settings_to_toml(changed).endswith('\n[look]\ntheme = "dark"\n')
+
+
+@pytest.mark.parametrize(
+    ("key", "typed", "value"),
+    [
+        ("sampling.temperature", "1", 1.0),
+        ("sampling.top_k", "20", 20),
+        ("chats.save", "false", False),
+        ("model.name", "qwen", "qwen"),
+        ("model.context", "unset", None),
+        ("look.theme", "dark", "dark"),
+    ],
+)
+def test_a_setting_is_set_as_people_type_it(key: str, typed: str, value: object):
+    changed = with_setting(UserSettings(), key, typed)
+    assert setting_value(changed, key) == value
+    assert without_setting(changed, key) == UserSettings()
+
+
+@pytest.mark.parametrize(
+    ("key", "typed", "problem"),
+    [
+        ("sampling.temprature", "1", "did you mean 'sampling.temperature'"),
+        ("sampling.temperature", "hot", "expected a number"),
+        ("sampling.temperature", "-1", "expected 0.0 to 10.0"),
+        ("chats.save", "yes", "expected true or false"),
+        ("sampling.top_k", "unset", "expected a whole number"),
+        ("sampling.top_k", "1\nseed = 2", "expected a whole number"),
+    ],
+)
+def test_a_wrong_value_is_refused(key: str, typed: str, problem: str):
+    with pytest.raises(SettingsError, match=re.escape(problem)):
+        with_setting(UserSettings(), key, typed)
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path):
+    with pytest.raises(SettingsError, match="make the folder writable"):
+        write_settings(UserSettings(), tmp_path / "gone" / "settings.toml")
+
+
+def test_every_setting_is_documented_as_it_is():
+    text = DOCS.read_text("utf-8")
+    for each in all_settings():
+        row = f"| `{each.key}` | `{value_to_text(each.default)}` | {each.meaning} |"
+        assert row in text, row
+    assert text.count("\n| `") == len(all_settings())
+    assert {each.section for each in all_settings()} == {each.name for each in fields(UserSettings)}
+
+
+@pytest.mark.parametrize("value", ["nan", "+nan", "inf", "-inf", "-0.1", "1e999", "9" * 400])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "guard.strength",
+        "guard.threshold",
+        *(each.key for each in all_settings() if isinstance(each.default, float)),
+    ],
+)
+def test_no_number_that_is_typed_is_beyond_its_bounds(key: str, value: str):
+    with pytest.raises(SettingsError):
+        with_setting(UserSettings(), key, value)
