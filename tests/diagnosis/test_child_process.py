@@ -22,7 +22,7 @@ from safesteer_edge.diagnosis.facts import (
     OnnxRuntimeFacts,
 )
 
-LIMIT_S = 60.0
+LIMIT_S = 240.0
 posix_only = pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
 
 

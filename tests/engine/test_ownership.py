@@ -16,11 +16,13 @@ from llama_cpp import llama_cpp as lib
 from llama_cpp import mtmd_cpp
 
 from safesteer_edge import runtime as runtime_module
+from safesteer_edge import session_memory
 from safesteer_edge.engine.context import ContextSettings, NativeContext
 from safesteer_edge.engine.model import NativeModel
 from safesteer_edge.engine.prompt_items import TokenRun
 from safesteer_edge.errors import EngineError, ModelFileError
 from safesteer_edge.guard.sampling import SamplingSettings
+from safesteer_edge.memory.plan import Machine
 from safesteer_edge.session import Session, open_session
 from safesteer_edge.settings import SessionSettings
 from tests.engine.open_engine import open_engine, random_prompt
@@ -173,8 +175,10 @@ def test_a_projector_that_fails_after_a_good_model_frees_the_model(
 
 
 def test_a_context_too_large_for_the_memory_frees_projector_and_model(
-    ledger: Ledger, tiny_projector_path: Path, tmp_path: Path
+    ledger: Ledger, tiny_projector_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Else a machine with little free memory refuses it before anything is loaded.
+    monkeypatch.setattr(session_memory, "this_machine", lambda: Machine(None, ""))
     path = write_tiny_llama(tmp_path / "long.gguf", n_ctx_train=2**21)
     with (
         little_memory(512 * 2**20),

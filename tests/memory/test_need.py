@@ -150,7 +150,7 @@ def test_the_default_model_takes_as_much_as_was_said(guard: str, kv_type: str, n
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=600,
     )
     resident, said = map(int, ended.stdout.split())
     print(f"{guard} {kv_type} {n_ctx}: said {said / MIB:.0f}, resident {resident / MIB:.0f} MiB")
