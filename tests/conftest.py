@@ -9,27 +9,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
-
-from tests.tiny_models import write_tiny_llama, write_tiny_mamba, write_tiny_projector
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from tests.guarded_tiny import GuardedTiny
     from tests.requantized_tiny import RequantizedTiny
 
 
-# Examples are cases, not timings: a busy machine may take its time over one.
-settings.register_profile("any-machine", deadline=None)
+# Examples are cases, not timings: a busy machine may take its time over one, and over finding it.
+settings.register_profile(
+    "any-machine",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 settings.load_profile("any-machine")
 
 
-def pytest_configure() -> None:
-    """Before OpenMP is loaded: threads that wait sleep, here and in all child processes.
-
-    Spinning is faster on an idle machine; on a busy one, two threads of llama.cpp wait for each
-    other at full power, and take four times as long as one.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Before NumPy, OpenMP and OpenBLAS are loaded (so nothing above loads them), here and in all child
+# processes: threads that wait for others sleep, or there is one. Spinning is faster on an idle
+# machine. On a busy one two threads of llama.cpp take four times as long as one, and a calibration
+# took eight minutes instead of a quarter of one.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -41,18 +42,24 @@ def tiny_models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_llama_path(tiny_models_folder: Path) -> Path:
     """A llama of 4 blocks, 64 wide, 320 tokens, F32."""
+    from tests.tiny_models import write_tiny_llama
+
     return write_tiny_llama(tiny_models_folder / "tiny-llama.gguf")
 
 
 @pytest.fixture(scope="session")
 def tiny_mamba_path(tiny_models_folder: Path) -> Path:
     """A recurrent model of the same width, depth and vocabulary."""
+    from tests.tiny_models import write_tiny_mamba
+
     return write_tiny_mamba(tiny_models_folder / "tiny-mamba.gguf")
 
 
 @pytest.fixture(scope="session")
 def tiny_projector_path(tiny_models_folder: Path) -> Path:
     """A projector for the tiny llama: an image of 56 × 56 pixels becomes 4 tokens."""
+    from tests.tiny_models import write_tiny_projector
+
     return write_tiny_projector(tiny_models_folder / "tiny-mmproj.gguf")
 
 

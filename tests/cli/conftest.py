@@ -14,7 +14,7 @@ import pytest
 
 from tests.guarded_tiny import QUIET, GuardedTiny
 
-TIMEOUT_S = 120
+TIMEOUT_S = 240
 
 
 @dataclass(frozen=True, slots=True)

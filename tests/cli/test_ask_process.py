@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ from tests.cli.conftest import TIMEOUT_S, StartAsk
 from tests.guarded_tiny import QUIET, GuardedTiny
 from tests.session.turns import texts
 
-# A second of decoding: long enough for a signal to come before the end.
-N_LONG = 1200
+# A second or two of decoding: long enough for a signal to come before the end.
+N_LONG = 1800
 LONG = ("--ctx", "2048", "--max-tokens", str(N_LONG))
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and pipes of POSIX")
@@ -92,6 +93,7 @@ def _wait_for_lines(trace: Path, process: subprocess.Popen[bytes], n_lines: int)
     """Return once the trace has so many lines; fails if the process ends before that."""
     while not trace.exists() or trace.read_bytes().count(b"\n") < n_lines:
         assert process.poll() is None, "the answer ended before it was seen to begin"
+        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("arguments", [LONG, ("--json",)], ids=["streaming", "json"])

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from safesteer_edge.cli import models_command
+from safesteer_edge.cli import models_command, models_list
 from safesteer_edge.cli.options import BAD_INPUT, OK
 from safesteer_edge.library import catalogue
 from safesteer_edge.library.catalogue import CatalogueModel, default_model
+from safesteer_edge.library.memory_plan import Machine
 from tests.tiny_models import write_tiny_llama
 
 
@@ -39,6 +40,8 @@ def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[CatalogueM
         replace(first, name="tiny-absent-with-a-long-name", path=None, bundle=None),
     )
     monkeypatch.setattr(catalogue, "load_catalogue", lambda: made)
+    machine = Machine(1 << 30, "available")  # whatever is free on this one
+    monkeypatch.setattr(models_list, "this_machine", lambda: machine)
     return made
 
 

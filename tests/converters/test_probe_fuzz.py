@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import skops.io
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
@@ -52,9 +52,7 @@ def edits(draw: st.DrawFn) -> tuple[list[tuple[float, int]], float]:
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pt", ".onnx"])
-@settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(deadline=None, max_examples=150)
 @given(edit=edits())
 def test_a_changed_file_is_read_or_refused(
     suffix: str, edit: Any, sources: dict[str, bytes], tmp_path: Path
@@ -75,9 +73,7 @@ def test_a_changed_file_is_read_or_refused(
 
 
 @pytest.mark.parametrize(("suffix", "member"), [(".pt", "data.pkl"), (".npz", ".npy")])
-@settings(
-    deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(deadline=None, max_examples=300)
 @given(edit=edits())
 def test_a_changed_member_of_an_intact_zip_is_read_or_refused(
     suffix: str, member: str, edit: Any, sources: dict[str, bytes], tmp_path: Path
@@ -98,9 +94,7 @@ def test_a_changed_member_of_an_intact_zip_is_read_or_refused(
         assert "\n" not in str(error)
 
 
-@settings(
-    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(deadline=None, max_examples=25)
 @given(edit=edits())
 def test_a_changed_skops_file_is_read_or_refused(
     edit: Any, sources: dict[str, bytes], tmp_path: Path

@@ -18,7 +18,7 @@ import pytest
 from safesteer_edge.doctor.check import BundleFacts, DriverFacts, LlamaFacts, OnnxRuntimeFacts
 from safesteer_edge.doctor.child_process import ChildFailure, Task, ask_child
 
-LIMIT_S = 60.0
+LIMIT_S = 240.0
 posix_only = pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
 
 

@@ -33,7 +33,7 @@ from safesteer_edge.engine.projector import Projector
 from safesteer_edge.engine.prompt_items import TokenRun
 from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.errors import ModelFileError
-from safesteer_edge.guard.sampling import SamplingSettings
+from safesteer_edge.guard.policy import SamplingSettings
 
 for load in (lambda: NativeModel(damaged_path), lambda: NativeModel(projector_path)):
     try:
@@ -70,7 +70,7 @@ if records_path.name != "none":
 def run_in_child(*paths: Path) -> None:
     """Run the script; it must succeed and write nothing to fd 1 and 2."""
     arguments = [sys.executable, "-c", _SCRIPT, *(str(path) for path in paths)]
-    done = subprocess.run(arguments, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(arguments, capture_output=True, timeout=240, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 

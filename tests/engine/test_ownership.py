@@ -20,6 +20,7 @@ from safesteer_edge.engine.model import NativeModel
 from safesteer_edge.engine.prompt_items import TokenRun
 from safesteer_edge.errors import EngineError, ModelFileError
 from safesteer_edge.guard.policy import SamplingSettings
+from safesteer_edge.library.memory_plan import Machine
 from safesteer_edge.session import runtime as runtime_module
 from safesteer_edge.session.session import Session, open_session
 from safesteer_edge.session.settings import SessionSettings
@@ -173,8 +174,10 @@ def test_a_projector_that_fails_after_a_good_model_frees_the_model(
 
 
 def test_a_context_too_large_for_the_memory_frees_projector_and_model(
-    ledger: Ledger, tiny_projector_path: Path, tmp_path: Path
+    ledger: Ledger, tiny_projector_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Else a machine with little free memory refuses it before anything is loaded.
+    monkeypatch.setattr(runtime_module, "this_machine", lambda: Machine(None, ""))
     path = write_tiny_llama(tmp_path / "long.gguf", n_ctx_train=2**21)
     with (
         little_memory(512 * 2**20),

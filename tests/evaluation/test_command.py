@@ -12,7 +12,7 @@ from safesteer_edge.errors import SettingsError
 from safesteer_edge.evaluation.judges import CommandJudge
 
 
-def judge_that(program: str, timeout_s: float = 20.0) -> CommandJudge:
+def judge_that(program: str, timeout_s: float = 120.0) -> CommandJudge:
     """A judge that runs a Python program."""
     return CommandJudge(shlex.join([sys.executable, "-c", program]), timeout_s=timeout_s)
 

@@ -151,9 +151,10 @@ def test_a_run_that_was_killed_goes_on_where_it_stood(guarded_tiny: GuardedTiny,
     process = subprocess.Popen(
         command(guarded_tiny, folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not rows.exists() or rows.read_bytes().count(b"\n") < 5:
-        assert process.poll() is None and time.monotonic() < deadline, "no rows came"
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "waited in vain for five rows"
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -161,7 +162,7 @@ def test_a_run_that_was_killed_goes_on_where_it_stood(guarded_tiny: GuardedTiny,
     before = before[: before.rfind(b"\n") + 1]
     assert before.count(b"\n") < 48
     ended = subprocess.run(
-        command(guarded_tiny, folder), capture_output=True, text=True, check=True, timeout=240
+        command(guarded_tiny, folder), capture_output=True, text=True, check=True, timeout=600
     )
     assert rows.read_bytes().startswith(before)
     keys = [(row["case_id"], row["defence"]) for row in rows_of(folder)]

@@ -37,7 +37,7 @@ from tests.tiny_models import (
 resource = pytest.importorskip("resource", reason="memory is measured in the POSIX way")
 
 SCALE = int(os.environ.get("SAFESTEER_FUZZ_SCALE", "1"))
-MAX_SECONDS = 1.0
+MAX_CPU_S = 60.0  # a check takes a millisecond; this is for one that a header drives astray
 MAX_GROWTH_BYTES = 200 << 20
 Check = Callable[[Path], object]
 
@@ -71,7 +71,7 @@ def accepted_mutants(
             path.unlink()
         else:
             accepted.append(path)
-        assert time.process_time() - start < MAX_SECONDS, path
+        assert time.process_time() - start < MAX_CPU_S, f"the check of {path} hardly ends"
     assert peak_bytes() - before < MAX_GROWTH_BYTES
     return accepted
 

@@ -21,7 +21,7 @@ from tests.formats.mutations import mutants
 from tests.formats.native_loader import load_natively
 
 N_MUTANTS = 1_000 * int(os.environ.get("SAFESTEER_FUZZ_SCALE", "1"))
-MAX_SECONDS = 1.0
+MAX_CPU_S = 60.0  # a check takes a millisecond; this is for one that is driven astray
 RNG = np.random.default_rng(0)
 
 
@@ -52,7 +52,7 @@ def test_onnxruntime_survives_every_damaged_probe_that_is_accepted(
         except ProbeFileError:
             continue
         finally:
-            assert time.process_time() - start < MAX_SECONDS
+            assert time.process_time() - start < MAX_CPU_S, f"the check of {index} hardly ends"
         accepted.append(tmp_path / f"{index}.onnx")
         accepted[-1].write_bytes(damaged)
     assert N_MUTANTS // 20 < len(accepted) < N_MUTANTS // 2

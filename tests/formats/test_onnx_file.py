@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -195,9 +194,9 @@ def test_sizes_are_limited():
 
 
 def test_a_file_of_single_byte_fields_is_given_up_early():
-    start = time.process_time()
-    assert_refused(b"\x42\x00" * (8 << 20), "too many separate values")
-    assert time.process_time() - start < 2
+    no_field = b"\x98\x06\x01"  # which nobody finds who has given up before
+    assert_refused(b"\x42\x00" * 1000 + no_field, "field 99")
+    assert_refused(b"\x42\x00" * (8 << 20) + no_field, "too many separate values")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,8 +37,10 @@ class Hub:
 
     files: by 'OWNER/NAME', by file name. answers: by a part of the path. in_git: kept without LFS.
     cut_after: each answer of bytes ends after so many, n_cuts times, by closing the connection, or
-    by resetting it. chunk_wait_s: between pieces of 8 KiB. listed_size, linked_size: what it says
-    instead of the size. extra, missing: bytes too many, too few, in an answer that looks whole.
+    by resetting it once `n_arrived` says that all has come, for a reset throws away what is under
+    way. chunk_wait_s: between pieces of 8 KiB, once `wait_after` bytes have been sent in all.
+    listed_size, linked_size: what it says instead of the size. extra, missing: bytes too many, too
+    few, in an answer that looks whole.
     """
 
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -46,8 +48,9 @@ class Hub:
     in_git: bool = False
     cut_after: int | None = None
     n_cuts: int = 0
-    resets: bool = False
+    n_arrived: Callable[[], int] | None = None
     chunk_wait_s: float = 0.0
+    wait_after: int = 0
     listed_size: int | None = None
     linked_size: int | None = None
     linked_etag: str | None = None
@@ -247,7 +250,7 @@ class _CdnHandler(_Handler):
             self.wfile.write(piece)
             with self.hub.lock:
                 self.hub.n_bytes_sent += len(piece)
-            if self.hub.chunk_wait_s:
+            if self.hub.chunk_wait_s and self.hub.n_bytes_sent >= self.hub.wait_after:
                 time.sleep(self.hub.chunk_wait_s)
         if limit < len(body):
             self.end_early()
@@ -261,14 +264,15 @@ class _CdnHandler(_Handler):
 
     def end_early(self) -> None:
         self.wfile.flush()
-        if self.hub.resets:
-            time.sleep(0.05)  # let what was sent arrive: a reset throws away what is under way
-            now = struct.pack("ii", 1, 0)
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
         self.close_connection = True
-        self.connection.shutdown(
-            socket.SHUT_RDWR
-        ) if not self.hub.resets else self.connection.close()
+        if self.hub.n_arrived is None:
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        while self.hub.n_arrived() < self.hub.n_bytes_sent:
+            time.sleep(0.001)
+        now = struct.pack("ii", 1, 0)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
+        self.connection.close()
 
 
 def _git_oid(content: bytes) -> str:

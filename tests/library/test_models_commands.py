@@ -18,7 +18,7 @@ from tests.library.conftest import MODEL, REPOSITORY
 from tests.library.hub_server import Answer, Hub
 
 NAME = f"hf:{REPOSITORY}"
-TIMEOUT_S = 120
+TIMEOUT_S = 240
 
 
 @pytest.fixture

@@ -121,8 +121,8 @@ def test_weights_are_those_of_the_file(tiny_llama_path: Path, tiny_projector_pat
 
 RESIDENT = """
 import re, sys
-from safesteer_edge.session import open_session
-from safesteer_edge.settings import SessionSettings
+from safesteer_edge.session.session import open_session
+from safesteer_edge.session.settings import SessionSettings
 guard, kv_type, n_ctx = sys.argv[1], sys.argv[2], int(sys.argv[3])
 settings = SessionSettings(guard=guard, kv_type=kv_type, n_ctx=n_ctx, n_threads=1, max_tokens=4)
 with open_session(settings) as session:
@@ -149,7 +149,7 @@ def test_the_default_model_takes_as_much_as_was_said(guard: str, kv_type: str, n
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=600,
     )
     resident, said = map(int, ended.stdout.split())
     print(f"{guard} {kv_type} {n_ctx}: said {said / MIB:.0f}, resident {resident / MIB:.0f} MiB")

@@ -80,10 +80,13 @@ def test_what_was_opened_is_closed_again_when_a_later_step_fails(
     monkeypatch.setattr(
         runtime_module, "_open_template" if is_template else "check_engine_canaries", fail
     )
+    before = set(threading.enumerate())
     with pytest.raises(SettingsError, match="made to fail"):
         open_session(guarded_tiny.settings(guarded_tiny.bundle(QUIET)))
     assert closed == (["NativeModel"] if is_template else ["NativeContext", "NativeModel"])
-    assert not any(thread.name == "chat-template" for thread in threading.enumerate())
+    for thread in set(threading.enumerate()) - before:  # the template's ends with its process
+        thread.join(120)
+        assert not thread.is_alive(), f"waited in vain for thread {thread.name!r} to end"
 
 
 def _noted(original: type, closed: list[str]) -> type:

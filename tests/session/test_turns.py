@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 
 import pytest
@@ -61,7 +62,9 @@ def test_each_token_is_counted_before_its_text_is_shown(guarded_tiny: GuardedTin
 
 def test_the_summary_of_a_turn_agrees_with_its_steps(guarded_tiny: GuardedTiny):
     with opened(guarded_tiny, guarded_tiny.bundle(WAVERING, PATIENT_POLICY)) as session:
+        started_s = time.perf_counter()
         turn = ask(session, "Hello there")
+        took_s = time.perf_counter() - started_s
         info, load_s = session.info, session.info.load_s
     guard, usage, timings = turn.ended.guard, turn.ended.usage, turn.ended.timings
     assert (guard.mode, guard.rerank, guard.bundle) == ("steer", "lazy", info.bundle)
@@ -74,7 +77,8 @@ def test_the_summary_of_a_turn_agrees_with_its_steps(guarded_tiny: GuardedTiny):
     assert guard.risk == turn.steps[-1].risk
     assert usage.prompt_tokens == turn.prefill.n_prompt_tokens
     assert len(turn.steps) <= usage.forward_passes <= n_evaluated
-    assert 0 < timings.prefill_s <= timings.ttft_s <= timings.prefill_s + timings.decode_s + 1
+    assert 0 < timings.prefill_s <= timings.ttft_s < took_s
+    assert 0 < timings.decode_s < took_s
     assert timings.tokens_per_second == pytest.approx(len(turn.steps) / timings.decode_s)
     assert load_s > 0
 

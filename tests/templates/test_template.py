@@ -97,12 +97,12 @@ def test_a_syntax_error_names_its_line_each_time() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_an_interrupted_render_does_not_answer_the_next_one() -> None:
-    slow = "{% for a in range(99999) if messages[0] %}{% for b in range(99) %}{% endfor %}"
-    with _template(slow + "{% endfor %}{{ messages | length }}") as template:
+    endless = "{% for a in range(99999) if messages[0] %}{% for b in range(99999) %}{% endfor %}"
+    with _template(endless + "{% endfor %}{{ messages | length }}", render_s=120.0) as template:
         assert template.render([]) == "0"
         timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
         with pytest.raises(KeyboardInterrupt):
+            timer.start()
             template.render(_HELLO)
         assert template.render([]) == "0"
 
@@ -137,7 +137,7 @@ def test_closing_a_template_that_never_started_is_safe() -> None:
 
 _PARENT = """
     import sys
-    from safesteer_edge.chat.template import ChatTemplate
+    from safesteer_edge.templates.template import ChatTemplate
     template = ChatTemplate.from_source({source!r}, bos_token="", eos_token="", name="x")
     template.render([])
     print(template._process.process_id, flush=True)

@@ -16,18 +16,15 @@ from safesteer_edge.tui.app import ChatApp, ChatOptions
 from safesteer_edge.tui.widgets.composer import Composer
 from tests.tui.scripted_session import ScriptedModel
 
-_PATIENCE_S = 10.0
+_PATIENCE_S = 120.0
 
 
 class Driver:
     """The application with hands and eyes."""
 
-    def __init__(
-        self, app: ChatApp, pilot: Pilot[None], *, patience_s: float = _PATIENCE_S
-    ) -> None:
+    def __init__(self, app: ChatApp, pilot: Pilot[None]) -> None:
         self.app = app
         self.pilot = pilot
-        self._patience_s = patience_s
 
     async def press(self, *keys: str) -> None:
         """Press keys."""
@@ -52,7 +49,7 @@ class Driver:
 
     async def until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for a condition. what: it in words, for the failure."""
-        deadline = time.monotonic() + self._patience_s
+        deadline = time.monotonic() + _PATIENCE_S
         while not condition():
             if time.monotonic() > deadline:
                 raise AssertionError(

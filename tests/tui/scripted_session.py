@@ -88,7 +88,7 @@ class ScriptedModel:
     def open(self, settings: SessionSettings) -> ScriptedSession:
         """An opener for the application."""
         if self.load_gate is not None:
-            self.load_gate.wait(10)
+            assert self.load_gate.wait(120), "waited in vain for the gate of the load to open"
         if self.load_error is not None:
             raise self.load_error
         session = ScriptedSession(settings, self)

@@ -53,7 +53,7 @@ def test_a_refused_and_a_steered_turn_with_a_picture_are_shown_as_such(picture: 
     async def test():
         app = ChatApp(ChatOptions(settings, open_isolated_session))
         async with app.run_test(size=(120, 40), notifications=True) as pilot:
-            driver = Driver(app, pilot, patience_s=60)
+            driver = Driver(app, pilot)
             await driver.sees("ready")
             for text in harmful[:: len(harmful) // _N_TRIED]:
                 turn = await ask_about(driver, picture, text)

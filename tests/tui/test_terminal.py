@@ -20,11 +20,13 @@ from termios import TIOCSWINSZ
 import pyte
 import pytest
 
+from tests.session.isolated.test_engine_death import is_running, wait_until
+
 pytestmark = [
     pytest.mark.default_model,
     pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals"),
 ]
-_PATIENCE_S = 90.0
+_PATIENCE_S = 180.0
 # One thread: two that wait for each other crawl where other programs want the cores.
 _OPTIONS = ("--temperature", "0", "--threads", "1")
 _SUM = "What is 2+2? Answer with the number alone."
@@ -141,7 +143,7 @@ def test_a_person_chats_stops_an_answer_loses_the_engine_and_leaves(terminal: Te
     assert "2 + 2" in terminal.text()
     # Leaving gives the terminal back, at once.
     terminal.type("\x11")
-    assert terminal.process.wait(20) == 0
+    assert terminal.process.wait(_PATIENCE_S) == 0
 
 
 def test_a_chat_whose_terminal_vanishes_is_saved_and_ends(terminal: Terminal, tmp_path: Path):
@@ -152,13 +154,12 @@ def test_a_chat_whose_terminal_vanishes_is_saved_and_ends(terminal: Terminal, tm
     terminal.sees_answer_to("the wind.")
     engine = engine_of(terminal.process.pid)
     terminal.vanish()
-    assert terminal.process.wait(20) == 129
+    assert terminal.process.wait(_PATIENCE_S) == 129
     lines = next(tmp_path.glob("safesteer-edge/chats/*.jsonl")).read_text("utf-8").splitlines()
     kept = [json.loads(line) for line in lines]
     assert any(each["type"] == "text" and each["text"] for each in kept)
     assert kept[-1]["type"] == "end"
-    with pytest.raises(ProcessLookupError):
-        os.kill(engine, 0)
+    wait_until(lambda: not is_running(engine), f"engine {engine} to end")
 
 
 def test_a_coloured_paste_stands_in_the_input_and_sends_nothing(terminal: Terminal, tmp_path: Path):

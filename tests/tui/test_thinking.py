@@ -30,7 +30,7 @@ def test_reasoning_is_told_while_it_comes_and_then_folded_to_a_line():
             await driver.sees("▸ thought for 9 words")
             await driver.sees("The moon.")
             await driver.ready()
-            assert "Tides" not in driver.screen_text()
+            await driver.sees_no("Tides")
             await driver.pilot.click("ReasoningBlock")
             await driver.sees("▾ thought for 9 words")
             await driver.sees("Tides follow the moon, so")
