@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -15,13 +16,8 @@ from textual.widgets.option_list import Option
 
 from safesteer_edge.errors import SafeSteerError
 from safesteer_edge.formats.display_text import strip_control_characters
-from safesteer_edge.session.settings_file import (
-    setting_value,
-    value_to_text,
-    with_setting,
-    without_setting,
-)
-from safesteer_edge.session.settings_schema import SettingInfo, UserSettings, all_settings
+from safesteer_edge.session.settings_file import value_to_text, with_setting, without_setting
+from safesteer_edge.session.settings_schema import SETTINGS, Setting, UserSettings, value_of
 from safesteer_edge.tui.engine_thread import SettingChanged
 
 # Asked before a setting is taken: raises SafeSteerError if what runs cannot have it.
@@ -59,7 +55,7 @@ class SettingsScreen(ModalScreen[None]):
         super().__init__()
         self._settings = settings
         self._check = check
-        self._rows: list[SettingInfo | None] = []
+        self._rows: list[Setting | None] = []
 
     def compose(self) -> ComposeResult:
         """A list, the meaning of the chosen row, a line to type into."""
@@ -79,19 +75,17 @@ class SettingsScreen(ModalScreen[None]):
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
         """Say what the row means."""
         setting = self._rows[event.option_index]
-        if setting is None:
-            return
-        default = value_to_text(setting.default)
-        text = f"{setting.key}: {setting.meaning}\ndefault: {default}"
-        self.query_one("#meaning", Static).update(Content(text))
-        self._complain("")
+        if setting is not None:
+            text = f"{setting.key}: {setting.meaning}\ndefault: {value_to_text(setting.default)}"
+            self.query_one("#meaning", Static).update(Content(text))
+            self._complain("")
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Toggle, or begin to type."""
         setting = self._rows[event.option_index]
         if setting is None:
             return
-        value = setting_value(self._settings, setting.key)
+        value = value_of(self._settings, setting)
         if isinstance(value, bool):
             self._take(setting.key, "false" if value else "true")
             return
@@ -142,7 +136,7 @@ class SettingsScreen(ModalScreen[None]):
         self._complain("")
         self.query_one(OptionList).focus()
 
-    def _chosen(self) -> SettingInfo | None:
+    def _chosen(self) -> Setting | None:
         index = self.query_one(OptionList).highlighted
         return self._rows[index] if index is not None else None
 
@@ -155,27 +149,21 @@ class SettingsScreen(ModalScreen[None]):
         options = self.query_one(OptionList)
         chosen = options.highlighted
         self._rows.clear()
-        rows: list[Option] = []
-        section = ""
-        for setting in all_settings():
-            if setting.section != section:
-                section = setting.section
-                heading = Content.styled(setting.section.capitalize(), "bold $primary")
-                rows.append(Option(heading, disabled=True))
-                self._rows.append(None)
-            rows.append(Option(self._line(setting)))
-            self._rows.append(setting)
         options.clear_options()
-        options.add_options(rows)
+        for section, settings in groupby(SETTINGS, key=lambda each: each.section):
+            heading = Content.styled(section.capitalize(), "bold $primary")
+            options.add_option(Option(heading, disabled=True))
+            self._rows.append(None)
+            for setting in settings:
+                options.add_option(Option(self._line(setting)))
+                self._rows.append(setting)
         options.highlighted = 1 if chosen is None else chosen
 
-    def _line(self, setting: SettingInfo) -> Content:
-        value = setting_value(self._settings, setting.key)
-        is_changed = value != setting.default
-        shown = strip_control_characters(value_to_text(value))
-        sign = "*" if is_changed else " "
+    def _line(self, setting: Setting) -> Content:
+        value = value_of(self._settings, setting)
+        sign, style = ("*", "bold") if value != setting.default else (" ", "")
         return (
             Content(f" {sign} {setting.name:<16} ")
-            + Content.styled(f"{shown:<22.22} ", "bold" if is_changed else "")
+            + Content.styled(f"{strip_control_characters(value_to_text(value)):<22.22} ", style)
             + Content.styled(setting.meaning, "$foreground 60%")
         )
