@@ -6,24 +6,29 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from safesteer_edge.cli.options import (
+    GUARD,
     INTERRUPTED,
+    MODEL,
     OK,
     REFUSED,
     RUNTIME_ERROR,
-    add_guard_options,
-    add_model_options,
-    add_sampling_options,
-    session_settings,
+    Argument,
+    Command,
+    Group,
+    cannot_write,
+    print_json,
+    sampling,
+    say,
+    settings_with_flags,
 )
-from safesteer_edge.errors import InputError, SettingsError
-from safesteer_edge.session.protocol import interrupt_cancels
+from safesteer_edge.errors import InputError
 
 if TYPE_CHECKING:
     from safesteer_edge.guard.events import Event, MediaPrepared, Step, TurnEnded
@@ -33,55 +38,16 @@ if TYPE_CHECKING:
     from safesteer_edge.session.settings import SessionSettings
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the command."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "ask", help="answer one prompt", description="Answer one prompt, guarded while it decodes."
-    )
-    parser.add_argument("prompt", metavar="PROMPT", help="the question; - reads it from stdin")
-    parser.add_argument("--image", action="append", type=Path, default=[], metavar="F")
-    parser.add_argument("--audio", action="append", type=Path, default=[], metavar="F")
-    parser.add_argument(
-        "--file",
-        action="append",
-        type=Path,
-        default=[],
-        metavar="F",
-        help="a PDF, a text file, a picture or a sound, told apart by its name",
-    )
-    parser.add_argument("--system", metavar="T", help="system prompt")
-    parser.add_argument(
-        "--answer-prefix",
-        default="",
-        metavar="T",
-        help="begin the answer with T, judged as its own",
-    )
-    parser.add_argument(
-        "--isolate",
-        action="store_true",
-        help="run the engine in a process of its own, whose crash is an error and no more",
-    )
-    add_model_options(parser)
-    add_guard_options(parser)
-    add_sampling_options(parser)
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="print one JSON object at the end")
-    output.add_argument("--trace", type=Path, metavar="F.jsonl", help="one line per decoding step")
-    output.add_argument("--quiet", action="store_true", help="no narration on stderr")
-    output.add_argument(
-        "--fail-on-refusal", action="store_true", help=f"exit {REFUSED} if the guard refuses"
-    )
-    parser.set_defaults(run=run)
-
-
 def run(options: argparse.Namespace) -> int:
     """Answer, and return the exit code."""
     # Deferred: --help needs none of it.
     from safesteer_edge.session.choice import require_projector
+    from safesteer_edge.session.protocol import interrupt_cancels
+    from safesteer_edge.session.settings_file import user_settings
     from safesteer_edge.tui.typed_paths import sorted_by_kind
 
     prompt = _read_prompt(options.prompt)
-    settings = session_settings(options)
+    settings = settings_with_flags(options, user_settings()).session
     images, sounds, documents = sorted_by_kind(options.file)
     images, sounds = (*options.image, *images), (*options.audio, *sounds)
     require_projector(settings, images=bool(images), sounds=bool(sounds))
@@ -102,13 +68,13 @@ def run(options: argparse.Namespace) -> int:
             _narrate_start(session, media)
         turn = _stream(chain([first], events), options, trace)
         if options.json:
-            print(json.dumps(_to_json(session, turn, media)))
+            print_json(_to_json(session, turn, media))
         if not options.quiet:
             _narrate_end(turn)
     if turn.finish_reason == "cancelled":
         return INTERRUPTED
     if turn.refusal is not None and turn.refusal.reason == "guard_failed":
-        print(f"safesteer-edge: {turn.refusal.detail}", file=sys.stderr)
+        say(f"safesteer-edge: {turn.refusal.detail}")
         return RUNTIME_ERROR
     if options.fail_on_refusal and turn.finish_reason == "refused":
         return REFUSED
@@ -168,18 +134,12 @@ def _read_prompt(prompt: str) -> str:
         raise InputError(f"cannot read the prompt from stdin: {error}; send UTF-8 text") from error
 
 
-@contextmanager
-def _open_trace(path: Path) -> Iterator[IO[str]]:
+def _open_trace(path: Path) -> IO[str]:
     """The trace is written as it happens: half of one is what a cut-off answer needs."""
     try:
-        stream = path.open("w", encoding="utf-8", buffering=1)
+        return path.open("w", encoding="utf-8", buffering=1)
     except OSError as error:
-        raise SettingsError(
-            f"cannot write trace {str(path)!r}: {error.strerror}; give a file in a folder that "
-            "exists and is writable"
-        ) from error
-    with stream:
-        yield stream
+        raise cannot_write(path, error) from error
 
 
 def _step_to_json(step: Step) -> dict[str, Any]:
@@ -227,14 +187,11 @@ def _narrate_start(session: ChatSession, media: list[MediaPrepared]) -> None:
     guard = f"guard {info.bundle}" if info.bundle else "NO GUARD"
     if info.is_calibrated is False:
         guard += ", UNCALIBRATED"
-    print(
-        f"[{name} {info.quantization}, {guard}, loaded in {info.load_s:.1f} s]",
-        file=sys.stderr,
-    )
+    say(f"[{name} {info.quantization}, {guard}, loaded in {info.load_s:.1f} s]")
     for warning in (*info.warnings, *(info.media_warnings if media else ())):
-        print(f"[warning: {strip_control_characters(warning)}]", file=sys.stderr)
+        say(f"[warning: {strip_control_characters(warning)}]")
     for event in media:
-        print(f"[{media_line(event)}]", file=sys.stderr)
+        say(f"[{media_line(event)}]")
 
 
 def _narrate_end(turn: TurnEnded) -> None:
@@ -250,4 +207,45 @@ def _narrate_end(turn: TurnEnded) -> None:
         parts.append(f"refused, because {turn.refusal.detail}")
     elif turn.finish_reason != "stop":
         parts.append({"length": "cut at the token limit"}.get(turn.finish_reason, "stopped"))
-    print(f"[{'; '.join(parts)}]", file=sys.stderr)
+    say(f"[{'; '.join(parts)}]")
+
+
+def _files(name: str, text: str | None = None) -> Argument:
+    return Argument(name, text, action="append", type=Path, default=[], metavar="F")
+
+
+ASK = Command(
+    "ask",
+    "answer one prompt",
+    run,
+    (
+        Argument("prompt", "the question; - reads it from stdin", metavar="PROMPT"),
+        _files("--image"),
+        _files("--audio"),
+        _files("--file", "a PDF, a text file, a picture or a sound, told apart by its name"),
+        Argument("--system", "system prompt", metavar="T"),
+        Argument(
+            "--answer-prefix", "begin the answer with T, judged as its own", default="", metavar="T"
+        ),
+        Argument(
+            "--isolate",
+            "run the engine in a process of its own, whose crash is an error and no more",
+            action="store_true",
+        ),
+        MODEL,
+        GUARD,
+        sampling(),
+        Group(
+            "output",
+            (
+                Argument("--json", "print one JSON object at the end", action="store_true"),
+                Argument("--trace", "one line per decoding step", type=Path, metavar="F.jsonl"),
+                Argument("--quiet", "no narration on stderr", action="store_true"),
+                Argument(
+                    "--fail-on-refusal", f"exit {REFUSED} if the guard refuses", action="store_true"
+                ),
+            ),
+        ),
+    ),
+    "Answer one prompt, guarded while it decodes. What is not given comes from the settings.",
+)

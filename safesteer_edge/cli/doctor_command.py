@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from safesteer_edge.cli.options import OK, RUNTIME_ERROR
+from safesteer_edge.cli.options import OK, RUNTIME_ERROR, Argument, Command, print_json
 
 if TYPE_CHECKING:
     from safesteer_edge.doctor.check import Check
-
-
-def add_parser(subparsers: Any) -> None:
-    """Register the command."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "doctor",
-        help="check the installation, up to one guarded token",
-        description="Check packages, CPU, GPU, folders, memory and the default model, and decode "
-        f"one guarded token. Exit {OK} if nothing failed, else {RUNTIME_ERROR}.",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -37,8 +24,7 @@ def run(options: argparse.Namespace) -> int:
             _print_check(check)
     is_healthy = all(check.status != "fail" for check in checks)
     if options.json:
-        report = {"ok": is_healthy, "checks": [asdict(check) for check in checks]}
-        print(json.dumps(report))
+        print_json({"ok": is_healthy, "checks": [asdict(check) for check in checks]})
     else:
         _print(_summary(checks))
     return OK if is_healthy else RUNTIME_ERROR
@@ -63,3 +49,13 @@ def _print(line: str) -> None:
     encoding = sys.stdout.encoding or "utf-8"
     text = strip_control_characters(line).encode(encoding, "backslashreplace").decode(encoding)
     print(text, flush=True)
+
+
+DOCTOR = Command(
+    "doctor",
+    "check the installation, up to one guarded token",
+    run,
+    (Argument("--json", "print one JSON object at the end", action="store_true"),),
+    "Check packages, CPU, GPU, folders, memory and the default model, and decode one guarded "
+    f"token. Exit {OK} if nothing failed, else {RUNTIME_ERROR}.",
+)

@@ -12,39 +12,34 @@ import os
 import sys
 from collections.abc import Sequence
 
-from safesteer_edge.cli import (
-    ask_command,
-    bench_command,
-    calibrate_command,
-    chat_command,
-    chats_command,
-    convert_command,
-    doctor_command,
-    eval_command,
-    measure_command,
-    models_command,
-    settings_command,
-    verify_command,
-)
+from safesteer_edge.cli.ask_command import ASK
+from safesteer_edge.cli.calibrate_command import CALIBRATE
+from safesteer_edge.cli.chat_command import CHAT, CHATS, SETTINGS_COMMAND
+from safesteer_edge.cli.convert_command import CONVERT
+from safesteer_edge.cli.doctor_command import DOCTOR
+from safesteer_edge.cli.eval_command import BENCH, EVAL
+from safesteer_edge.cli.measure_command import MEASURE
+from safesteer_edge.cli.models_command import MODELS
 from safesteer_edge.cli.options import BAD_INPUT, INTERRUPTED, RUNTIME_ERROR
+from safesteer_edge.cli.verify_command import VERIFY
 from safesteer_edge.errors import InputError, SafeSteerError
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.formats.version import VERSION
 from safesteer_edge.processes.cores import spin_briefly
 
-_COMMANDS = (
-    ask_command,
-    chat_command,
-    chats_command,
-    models_command,
-    doctor_command,
-    calibrate_command,
-    convert_command,
-    verify_command,
-    measure_command,
-    bench_command,
-    eval_command,
-    settings_command,
+COMMANDS = (
+    ASK,
+    CHAT,
+    CHATS,
+    MODELS,
+    DOCTOR,
+    CALIBRATE,
+    CONVERT,
+    VERIFY,
+    MEASURE,
+    BENCH,
+    EVAL,
+    SETTINGS_COMMAND,
 )
 
 
@@ -88,8 +83,8 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"safesteer-edge {VERSION}")
     parser.add_argument("--verbose", action="store_true", help="show the log, llama.cpp's as well")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in _COMMANDS:
-        command.add_parser(subparsers)
+    for command in COMMANDS:
+        command.add_to(subparsers)
     return parser
 
 

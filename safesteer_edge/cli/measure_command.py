@@ -4,85 +4,74 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safesteer_edge.cli import measure_pictures, measure_quantization
 from safesteer_edge.cli.options import (
+    GUARD,
+    JSON,
+    MODEL,
     OK,
     RUNTIME_ERROR,
-    add_guard_options,
-    add_model_options,
-    add_sampling_options,
+    Argument,
+    Command,
+    Progress,
+    print_json,
+    sampling,
     session_settings,
+    write_text,
 )
-from safesteer_edge.errors import SettingsError
-from safesteer_edge.formats.json_values import without_nan
+from safesteer_edge.cli.verify_command import auroc_text, drift_to_json, figures_to_json
+from safesteer_edge.errors import BundleError, InputError, SettingsError
+from safesteer_edge.guard.policy import SamplingSettings
+from safesteer_edge.processes.cores import n_usable_cores
+from safesteer_edge.session.settings import SessionSettings
 
 if TYPE_CHECKING:
+    from safesteer_edge.calibration.quantization import QuantizationRow
+    from safesteer_edge.evaluation.picture_skill import (
+        PictureAnswer,
+        PictureSkill,
+        PictureTask,
+        ReaderSkill,
+    )
     from safesteer_edge.harvest.probe_quality import ProbeQuality
-    from safesteer_edge.session.settings import SessionSettings
+    from safesteer_edge.metrics.statistics import Share
+
+# As `engine.requantize` knows them; that loads llama.cpp, which --help does not need.
+TYPES = ("Q8_0", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
+_DEFAULTS = SessionSettings(sampling=SamplingSettings(temperature=0.0), max_tokens=64)
+_DEFAULT_DATA = Path("smollm2-135m-instruct/vision/heldout")
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the command."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "measure",
-        help="measure the guard on held-out requests, or what the model sees",
-        description="Measure a guard on the test split of the project's own requests, or what the "
-        "model reads and names in held-out pictures, and the guard's reader reads (greedy).",
-    )
-    parser.add_argument(
-        "what",
-        choices=("probe", "guard", "rerank", "pictures", "quantization"),
-        help="probe: AUROC per decoding step; guard: what it changes, against --guard off; "
-        "rerank: lazy against eager, token by token; pictures: words read and things named; "
-        "quantization: the guard on requantized files of the model, before and after "
-        "'calibrate --from'",
-    )
-    parser.add_argument(
-        "--limit", type=int, metavar="N", help="requests of each label, or pictures, at most"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    measure_pictures.add_options(parser)
-    measure_quantization.add_options(parser)
-    add_model_options(parser)
-    add_guard_options(parser)
-    add_sampling_options(parser)
-    parser.set_defaults(run=run, temperature=0.0, max_tokens=64)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Measure, print, and return the exit code."""
-    if options.guard == "off" and options.what != "pictures":
-        raise SettingsError("there is no guard to measure with --guard off; choose another mode")
+def _settings(options: argparse.Namespace) -> SessionSettings:
     if options.limit is not None and options.limit < 1:
         raise SettingsError(f"--limit is {options.limit}; expected at least 1")
-    settings = session_settings(options)
-    measures: dict[str, Callable[[SessionSettings, argparse.Namespace], int]] = {
-        "probe": _measure_probe,
-        "guard": _measure_guard,
-        "rerank": _measure_rerank,
-        "pictures": _measure_pictures,
-        "quantization": _measure_quantization,
-    }
-    return measures[options.what](settings, options)
+    return session_settings(options, _DEFAULTS)
 
 
-def _measure_probe(settings: SessionSettings, options: argparse.Namespace) -> int:
+def _guarded(options: argparse.Namespace) -> SessionSettings:
+    settings = _settings(options)
+    if settings.guard == "off":
+        raise SettingsError("there is no guard to measure with --guard off; choose another mode")
+    return settings
+
+
+def run_probe(options: argparse.Namespace) -> int:
+    """Measure the probe, step by step."""
     from safesteer_edge.evaluation.heldout import (
         measure_probe,
         n_probe_requests,
         requests_of_test_split,
     )
 
-    requests = requests_of_test_split(options.limit)
-    progress = _progress(n_probe_requests(requests))
+    settings, requests = _guarded(options), requests_of_test_split(options.limit)
+    progress = Progress().of("requests", n_probe_requests(requests))
     found = measure_probe(settings, requests, progress=progress)
     if options.json:
-        print(json.dumps(without_nan(found.to_json())))
+        print_json(found.to_json())
     else:
         _print_quality(found.quality, found.known)
     return OK
@@ -128,19 +117,21 @@ def _print_quality(quality: ProbeQuality, known: ProbeQuality) -> None:
     print(f"  on borderline answers  {quality.found_at_1_percent_borderline}")
 
 
-def _measure_guard(settings: SessionSettings, options: argparse.Namespace) -> int:
+def run_guard(options: argparse.Namespace) -> int:
+    """Measure what the guard changes."""
     from safesteer_edge.evaluation.heldout import (
         effect_to_json,
         measure_guard_effects,
         requests_of_test_split,
     )
 
-    requests = requests_of_test_split(options.limit)
-    effects = measure_guard_effects(settings, requests, progress=_progress(len(requests)))
+    settings, requests = _guarded(options), requests_of_test_split(options.limit)
+    progress = Progress().of("requests", len(requests))
+    effects = measure_guard_effects(settings, requests, progress=progress)
     if options.json:
-        print(json.dumps(without_nan([effect_to_json(effect) for effect in effects])))
+        print_json([effect_to_json(effect) for effect in effects])
         return OK
-    print(f"guard {settings.guard} ({settings.rerank}) against off, {options.max_tokens} tokens")
+    print(f"guard {settings.guard} ({settings.rerank}) against off, {settings.max_tokens} tokens")
     for effect in effects:
         print(f"\n{effect.label} requests")
         print(f"  byte-identical answers   {effect.identical}")
@@ -151,25 +142,25 @@ def _measure_guard(settings: SessionSettings, options: argparse.Namespace) -> in
     return OK
 
 
-def _measure_rerank(settings: SessionSettings, options: argparse.Namespace) -> int:
+def run_rerank(options: argparse.Namespace) -> int:
+    """Compare lazy and eager re-ranking, token by token."""
     from safesteer_edge.evaluation.heldout import requests_of_test_split
     from safesteer_edge.evaluation.rerank_equality import compare_lazy_with_eager
     from safesteer_edge.session.session import open_session
 
+    settings = _guarded(options)
     if settings.sampling.temperature != 0:
         raise SettingsError("lazy and eager are compared token by token at --temperature 0 only")
     requests = requests_of_test_split(options.limit or 25, labels=("harmful", "ordinary"))
+    progress = Progress().of("requests", len(requests))
     with (
         open_session(replace(settings, guard="steer", rerank="lazy")) as lazy,
         open_session(replace(settings, guard="steer", rerank="eager")) as eager,
     ):
         assert lazy.policy is not None  # it steers
-        result = compare_lazy_with_eager(
-            requests, lazy, eager, lazy.policy, progress=_progress(len(requests))
-        )
+        result = compare_lazy_with_eager(requests, lazy, eager, lazy.policy, progress=progress)
     if options.json:
-        value = {**asdict(result), "unexplained": len(result.unexplained)}
-        print(json.dumps(without_nan(value)))
+        print_json({**asdict(result), "unexplained": len(result.unexplained)})
     else:
         print(
             f"lazy and eager gave the same tokens for {result.n_identical} of "
@@ -183,22 +174,290 @@ def _measure_rerank(settings: SessionSettings, options: argparse.Namespace) -> i
     return RUNTIME_ERROR if result.unexplained else OK
 
 
-def _measure_pictures(settings: SessionSettings, options: argparse.Namespace) -> int:
-    return measure_pictures.measure_pictures(settings, options, _progress)
+# -- pictures --------------------------------------------------------------------------------------
 
 
-def _measure_quantization(settings: SessionSettings, options: argparse.Namespace) -> int:
-    def show(what: str, n_done: int, n_total: int) -> None:
-        _progress(n_total, what)(n_done)
+def run_pictures(options: argparse.Namespace) -> int:
+    """Measure what model and guard see in pictures."""
+    # Deferred: they import llama.cpp.
+    from safesteer_edge.evaluation.picture_skill import (
+        ask_about_pictures,
+        measure_reader,
+        summarise,
+    )
+    from safesteer_edge.media.image_fit import ImageFit
+    from safesteer_edge.media.picture_words import picture_reader
+    from safesteer_edge.session.choice import require_projector
+    from safesteer_edge.session.session import open_session
 
-    return measure_quantization.measure_quantization(settings, options, show)
+    settings, sets, progress = _settings(options), _read_sets(options), Progress()
+    projector_info = require_projector(settings, images=True, sounds=False)
+    assert projector_info is not None  # or it had raised
+    tasks = [task for each in sets.values() for task in each]
+    # The reader first: what memory it takes cannot be told beside a model.
+    fit, n_threads = ImageFit(projector_info.square_side), settings.n_threads or n_usable_cores()
+    readers: dict[str, ReaderSkill] = {}
+    for name, each in sets.items():
+        reader = picture_reader(n_threads=n_threads)  # a new one for each set
+        if reader is not None:
+            shown = progress.of("pictures read by the guard", len(each))
+            readers[name] = measure_reader(reader, fit, each, progress=shown)
+    with open_session(settings) as session:
+        answers = ask_about_pictures(session, tasks, progress=progress.of("pictures", len(tasks)))
+        name_of_model = session.info.model_name
+    if options.answers is not None:
+        _write_answers(options.answers, answers)
+    skills: dict[str, PictureSkill] = {}
+    for name, each in sets.items():
+        skills[name] = summarise(answers[: len(each)])
+        answers = answers[len(each) :]
+    if options.json:
+        print_json({name: _skill_to_json(skills[name], readers.get(name)) for name in sets})
+        return OK
+    print(f"{name_of_model}, guard {settings.guard}, temperature {settings.sampling.temperature:g}")
+    for name, skill in skills.items():
+        _print_skill(name, skill)
+        _print_reader(readers.get(name))
+    return OK
 
 
-def _progress(n_total: int, what: str = "requests") -> Callable[[int], None]:
-    def show(n_done: int) -> None:
-        if n_done % 10 == 0 or n_done == n_total:
-            print(f"\r{n_done}/{n_total} {what}", end="", file=sys.stderr, flush=True)
-        if n_done == n_total:
-            print(file=sys.stderr)
+def _read_sets(options: argparse.Namespace) -> dict[str, list[PictureTask]]:
+    from safesteer_edge.evaluation.picture_skill import read_manifest, read_safebench
+    from safesteer_edge.library.catalogue import models_folder
 
-    return show
+    sets: dict[str, list[PictureTask]] = {}
+    own = options.data
+    if own is None and (models_folder() / _DEFAULT_DATA).is_dir():
+        own = models_folder() / _DEFAULT_DATA
+    if own is not None:
+        sets["held-out pictures"] = read_manifest(own)[: options.limit]
+    if options.safebench is not None:
+        sets["FigStep SafeBench-Tiny"] = read_safebench(options.safebench)[: options.limit]
+    if not sets:
+        raise InputError("there are no pictures to measure on; give a folder with --data DIR")
+    return sets
+
+
+def _print_skill(name: str, skill: PictureSkill) -> None:
+    print(f"\n{name}: {skill.n_pictures} pictures")
+    if skill.reading is not None:
+        print(f"  words read               {skill.reading}")
+    if skill.naming is not None:
+        print(f"  right name               {skill.naming}, {skill.n_classes} classes")
+    if skill.n_refused:
+        print(f"  ended by the guard       {skill.n_refused}")
+    if skill.added_s is not None:
+        print(f"  added to the first text  {skill.added_s:.2f} s (median)")
+
+
+def _print_reader(skill: ReaderSkill | None) -> None:
+    if skill is None:
+        print("  read by the guard        nothing: the extra picture-words is not installed")
+        return
+    if skill.reading is not None:
+        print(f"  read by the guard        {skill.reading}")
+    if skill.made_up is not None:
+        print(f"  words where none are     {skill.made_up}")
+    then = "" if skill.then_s is None else f", each more {skill.then_s:.2f} s (median)"
+    print(f"  reading took             the first {skill.first_s:.2f} s{then}")
+    if skill.added_bytes is not None:
+        print(f"  memory for reading       {skill.added_bytes / 2**20:.0f} MiB")
+
+
+def _skill_to_json(skill: PictureSkill, reader: ReaderSkill | None) -> dict[str, Any]:
+    value: dict[str, Any] = asdict(skill)
+    if skill.reading is not None:
+        value["reading"]["recall"] = skill.reading.value
+    if skill.naming is not None:
+        value["naming"] |= {"accuracy": skill.naming.value, "wilson_95": skill.naming.interval}
+    value["reader"] = None
+    if reader is not None:
+        read: dict[str, Any] = asdict(reader)
+        if reader.reading is not None:
+            read["reading"]["recall"] = reader.reading.value
+        value["reader"] = read
+    return value
+
+
+def _write_answers(path: Path, answers: list[PictureAnswer]) -> None:
+    rows = [
+        {
+            "image": answer.task.image.name,
+            "kind": answer.task.kind,
+            "expected": list(answer.task.expected),
+            "answer": answer.text,
+            "n_tokens": answer.n_tokens,
+            "refused": answer.refused,
+            "added_s": answer.added_s,
+        }
+        for answer in answers
+    ]
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+# -- quantization ----------------------------------------------------------------------------------
+
+
+def run_quantization(options: argparse.Namespace) -> int:
+    """Requantize, measure, print a Markdown table, and return the exit code."""
+    from safesteer_edge.calibration.quantization import (
+        ScoringSettings,
+        measure_quantizations,
+        request_sets,
+    )
+    from safesteer_edge.evaluation.bench_machine import read_machine
+    from safesteer_edge.formats.user_folders import user_cache_folder
+    from safesteer_edge.session.choice import choose_model
+
+    settings, kinds = _guarded(options), _types(options.types)
+    choice = choose_model(settings.model)
+    bundle = settings.bundle or choice.bundle
+    if bundle is None:
+        raise BundleError(f"there is no guard to measure for {choice.name!r}; pass --bundle")
+    scoring = ScoringSettings(
+        session=settings,
+        source=choice.path,
+        bundle=bundle,
+        folder=options.folder or user_cache_folder(create=True) / "quantization",
+    )
+    rows = measure_quantizations(scoring, kinds, request_sets(options.limit), Progress().show)
+    machine = read_machine()
+    if options.json:
+        shown = [_row_to_json(row) for row in rows]
+        print_json({"cpu": machine.cpu, "n_cores": machine.n_cores, "rows": shown})
+    else:
+        print("\n".join(table_lines(rows)))
+        print(
+            f"\nMachine: {machine.cpu}, {machine.n_cores} cores; {rows[0].drift.n_tokens} tokens."
+        )
+    return OK
+
+
+def table_lines(rows: Sequence[QuantizationRow]) -> Iterator[str]:
+    """A Markdown table, the source file first; → is what a recalibration changes."""
+    n = rows[0].drift.here
+    yield (
+        f"{n.touched_ordinary.n} ordinary and {n.touched_borderline.n} borderline requests, and "
+        "the answers that do what a harmful request asks; none of them decided anything."
+    )
+    yield ""
+    yield (
+        "| file | MiB | stored as | AUROC, ordinary | AUROC, borderline | score shift, harmful | "
+        "ordinary | above τ, ordinary | above τ, borderline | refused, ordinary | refused, "
+        "borderline | harmful stopped |"
+    )
+    yield "|" + " --- |" * 12
+    for row in rows:
+        here, after, drift = row.drift.here, row.after, row.drift
+        cells = (
+            row.quantization,
+            f"{row.size_bytes / (1 << 20):.0f}",
+            _stored_as(row),
+            auroc_text(here.auroc_ordinary),
+            auroc_text(here.auroc_borderline),
+            "-" if drift.shift_harmful is None else f"{drift.shift_harmful.mean:+.3f}",
+            "-" if drift.shift_ordinary is None else f"{drift.shift_ordinary.mean:+.3f}",
+            _change(here.touched_ordinary, after and after.touched_ordinary),
+            _change(here.touched_borderline, after and after.touched_borderline),
+            _change(here.refused_ordinary, after and after.refused_ordinary),
+            _change(here.refused_borderline, after and after.refused_borderline),
+            _change(here.harmful_stopped, after and after.harmful_stopped),
+        )
+        yield "| " + " | ".join(cells) + " |"
+    for row in rows:
+        if row.problem:
+            yield f"\n{row.quantization} cannot be recalibrated: {row.problem}"
+
+
+def _stored_as(row: QuantizationRow) -> str:
+    total = sum(row.bytes_by_type.values())
+    shares = {kind: round(100 * size / total) for kind, size in row.bytes_by_type.items()}
+    return ", ".join(f"{kind} {share} %" for kind, share in shares.items() if share)
+
+
+def _change(before: Share, after: Share | None) -> str:
+    if not before.n:
+        return "-"
+    now = "-" if after is None else f"{100 * after.value:.1f}"
+    return f"{100 * before.value:.1f} → {now} % of {before.n}"
+
+
+def _row_to_json(row: QuantizationRow) -> dict[str, Any]:
+    found = row.recalibration
+    return {
+        "quantization": row.quantization,
+        "size_bytes": row.size_bytes,
+        "bytes_by_type": dict(row.bytes_by_type),
+        "before": drift_to_json(row.drift),
+        "rescale": found and asdict(found.rescale),
+        "threshold": found and found.policy.threshold,
+        "after": row.after and figures_to_json(row.after),
+        "problem": row.problem,
+    }
+
+
+def _types(text: str) -> list[Any]:
+    kinds = [part.strip() for part in text.split(",") if part.strip()]
+    unknown = [kind for kind in kinds if kind not in TYPES]
+    if unknown or not kinds:
+        raise SettingsError(f"--types is {text!r}; expected some of {','.join(TYPES)}")
+    return kinds
+
+
+# -- the commands ----------------------------------------------------------------------------------
+
+_WHAT = (
+    Argument("--limit", "requests of each label, or pictures, at most", int, metavar="N"),
+    JSON,
+)
+_HOW = (MODEL, GUARD, sampling(_DEFAULTS))
+_PICTURES = (
+    Argument("--data", "folder with manifest.jsonl (default: our own)", Path, metavar="DIR"),
+    Argument("--safebench", "FigStep's SafeBench-Tiny as well", Path, metavar="DIR"),
+    Argument("--answers", "write what was said of each picture", Path, metavar="F.jsonl"),
+)
+_QUANTIZATION = (
+    Argument(
+        "--types",
+        f"what the model is requantized to (default: {','.join(TYPES)})",
+        default=",".join(TYPES),
+        metavar="T,T",
+    ),
+    Argument(
+        "--folder",
+        "requantized files and scores are kept here, and a stopped run goes on with them (default: "
+        "in the user's cache folder)",
+        Path,
+        metavar="DIR",
+    ),
+)
+
+
+def _measure(
+    name: str,
+    text: str,
+    run: Callable[[argparse.Namespace], int],
+    *own: Argument,
+) -> Command:
+    return Command(name, text, run, (*_WHAT, *own, *_HOW))
+
+
+MEASURE = Command(
+    "measure",
+    "measure the guard on held-out requests, or what the model sees",
+    description="Measure a guard on the test split of the project's own requests, or what the "
+    "model reads and names in held-out pictures, and the guard's reader reads (greedy). Nothing is "
+    "taken from the settings.",
+    commands=(
+        _measure("probe", "AUROC per decoding step", run_probe),
+        _measure("guard", "what it changes, against --guard off", run_guard),
+        _measure("rerank", "lazy against eager, token by token", run_rerank),
+        _measure("pictures", "words read and things named", run_pictures, *_PICTURES),
+        _measure(
+            "quantization",
+            "the guard on requantized files of the model, before and after 'calibrate --from'",
+            run_quantization,
+            *_QUANTIZATION,
+        ),
+    ),
+)

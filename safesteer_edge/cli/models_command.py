@@ -3,18 +3,352 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from safesteer_edge.cli import models_fit, models_list, models_manage, models_pull
+from safesteer_edge.cli.models_files import (
+    record_as_json,
+    run_add,
+    run_pull,
+    run_remove,
+    run_verify,
+)
+from safesteer_edge.cli.options import (
+    JSON,
+    OK,
+    YES,
+    Argument,
+    Command,
+    print_json,
+    session_settings,
+    setting_flags,
+)
+from safesteer_edge.session.settings import DEFAULT_N_CTX, SessionSettings
+
+if TYPE_CHECKING:
+    from safesteer_edge.library.catalogue import CatalogueModel
+    from safesteer_edge.library.index import InstalledFile
+    from safesteer_edge.library.memory_plan import Machine
+
+_MIB = 1 << 20
+_GIB = 1 << 30
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the command and its own commands."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "models",
-        help="list, pull, add and remove models",
-        description="Which models there are; get them, add them, check them, remove them.",
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """A model of the catalogue with what its installed file says.
+
+    file: empty while it is not installed. install: the command that installs it, '' where none
+    does. needs_bytes: memory for a context of 4096 tokens, a guess from the name for what is not
+    here; None: not known. fits: on this machine, see `memory_plan.guessed_fit`.
+    """
+
+    entry: CatalogueModel
+    is_default: bool
+    file: InstalledFile
+    install: str
+    needs_bytes: int | None
+    fits: str
+
+    @property
+    def quantization(self) -> str | None:
+        """The file's; of a model that is not here, the one that would be pulled."""
+        return self.file.quantization or (not self.entry.path and self.entry.quantization) or None
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """What it reads."""
+        return ("text", *self.entry.takes)
+
+    @property
+    def place(self) -> str:
+        """Where its file is, or what is wrong with it, or how to get it."""
+        if self.file.problem is not None:
+            return f"damaged: {self.file.problem}"
+        return str(self.entry.path or f"not installed; run: {self.install}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        entry = self.entry
+        names = ("name", "title", "architecture", "licence", "takes", "context", "repository")
+        paths = {"path": entry.path, "mmproj": entry.mmproj, "bundle": entry.bundle}
+        return {
+            **{name: getattr(entry, name) for name in names},
+            **{name: str(path) if path else None for name, path in paths.items()},
+            "is_default": self.is_default,
+            "is_installed": entry.is_installed,
+            "install": self.install,
+            "quantization": self.quantization,
+            "size_bytes": self.file.size_bytes,
+            "needs_bytes": self.needs_bytes,
+            "fits": self.fits,
+            "problem": self.file.problem,
+        }
+
+
+def run_list(options: argparse.Namespace) -> int:
+    """Print the table, or JSON, and return the exit code. Takes 0.1 s for an installed model."""
+    from safesteer_edge.library.catalogue import load_catalogue
+
+    entries, machine = load_catalogue(), _this_machine()
+    models = [_listed(entry, machine, is_default=entry is entries[0]) for entry in entries]
+    if options.json:
+        print_json({"models": [model.to_json() for model in models]})
+    else:
+        print("\n".join(_tables(models)))
+    return OK
+
+
+def run_path(options: argparse.Namespace) -> int:
+    """Print the path alone. Raises SettingsError or ModelFileError with what to do."""
+    from safesteer_edge.library.catalogue import find_model, installed_path
+
+    print(installed_path(find_model(options.name)))
+    return OK
+
+
+def run_info(options: argparse.Namespace) -> int:
+    """Print what is known of a model. Raises SettingsError for an unknown name."""
+    from safesteer_edge.library.catalogue import default_model, find_model, installed_path
+    from safesteer_edge.library.index import read_index
+
+    entry = find_model(options.name)
+    if entry.path is not None:
+        installed_path(entry)  # a file that has changed is no news to be printed as a fact
+    listed = _listed(entry, _this_machine(), is_default=entry.name == default_model().name)
+    record = read_index().find(entry.name)
+    if options.json:
+        files = record_as_json(record)["files"] if record else []
+        print_json({**listed.to_json(), "files": files})
+        return OK
+    rows = [
+        ("name", entry.name),
+        ("title", entry.title),
+        ("architecture", entry.architecture),
+        ("licence", entry.licence),
+        ("context", f"{entry.context} tokens" if entry.context else "see its file"),
+        ("takes", ", ".join(listed.takes)),
+        ("quantization", listed.quantization or "-"),
+        ("repository", entry.repository or "-"),
+        ("memory", _memory(listed)),
+        ("guard bundle", entry.bundle or "none: make one with 'safesteer-edge calibrate'"),
+        ("file", listed.file.problem or listed.place),
+        ("projector", entry.mmproj or "-"),
+    ]
+    rows += [
+        ("sha256", f"{file.sha256}  {file.path.name}") for file in (record.files if record else ())
+    ]
+    for key, value in rows:
+        print(f"{key + ':':<14} {value}")
+    return OK
+
+
+def run_fit(options: argparse.Namespace) -> int:
+    """Print the plan. Raises SettingsError where it does not fit, ModelFileError."""
+    from safesteer_edge.library.memory_plan import explain_plan
+    from safesteer_edge.session.runtime import plan_for
+
+    plan = plan_for(session_settings(options, SessionSettings()))
+    if not options.json:
+        print("\n".join(explain_plan(plan)))
+        return OK
+    value = {
+        "name": plan.model.name,
+        "settings": asdict(plan.settings),
+        "need_bytes": {f.name: getattr(plan.need, f.name) for f in fields(plan.need)},
+        "total_bytes": plan.need.total,
+        "free_bytes": plan.machine.free_bytes,
+        "is_tight": plan.is_tight,
+        "n_layers": len(plan.model.layers) + 1,
+        "n_gpu_layers": plan.n_gpu_layers,
+        "gpu_bytes": plan.gpu_bytes,
+        "gpus": [{"name": g.name, "free_bytes": g.free_bytes} for g in plan.machine.gpus],
+    }
+    print_json(value)
+    return OK
+
+
+def _this_machine() -> Machine:
+    """What is free here; without GPUs where llama.cpp cannot be asked."""
+    from safesteer_edge.library.memory_plan import Machine, free_memory
+
+    try:
+        from safesteer_edge.engine.native import gpu_memory
+
+        gpus = gpu_memory()
+    except (ImportError, OSError, RuntimeError, AttributeError):  # `doctor` says what is wrong
+        gpus = ()
+    return Machine(*free_memory(), gpus)
+
+
+def _listed(entry: CatalogueModel, machine: Machine, *, is_default: bool) -> _Listed:
+    from safesteer_edge.library.index import InstalledFile, read_installed_file
+    from safesteer_edge.processes.pip_commands import install_command
+
+    file = read_installed_file(entry.path) if entry.path is not None else InstalledFile()
+    install = install_command(entry.install) if entry.install else ""
+    if entry.repository:
+        install = f"safesteer-edge models pull {entry.name}"
+    fit = (None, "?") if file.problem is not None else _fit(entry, machine)
+    return _Listed(entry, is_default, file, install, *fit)
+
+
+def _fit(entry: CatalogueModel, machine: Machine) -> tuple[int | None, str]:
+    from safesteer_edge.library.memory_need import MemorySettings, read_model_shape
+    from safesteer_edge.library.memory_plan import guessed_fit, guessed_need, planned_fit
+
+    if entry.path is None:
+        needs_bytes = guessed_need(entry.parameters_b, entry.quantization)
+        return needs_bytes, guessed_fit(needs_bytes, machine)
+    shape = read_model_shape(entry.path)
+    settings = MemorySettings(
+        n_ctx=min(DEFAULT_N_CTX, shape.n_ctx_train), has_guard=entry.bundle is not None
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (models_list, models_pull, models_manage, models_fit):
-        module.add_parsers(commands)
+    projector_bytes = entry.mmproj.stat().st_size if entry.mmproj else 0
+    return planned_fit(shape, settings, machine, projector_bytes)
+
+
+def _memory(listed: _Listed) -> str:
+    from safesteer_edge.library.memory_plan import in_mib
+
+    if listed.needs_bytes is None:
+        return "does not fit here" if listed.fits == "no" else "not known before it is here"
+    about = "about " if listed.entry.is_installed else "by a guess "
+    return f"{about}{in_mib(listed.needs_bytes)}; fits here: {listed.fits}; see 'models fit'"
+
+
+def _tables(models: list[_Listed]) -> list[str]:
+    """Columns of at most 80 characters: what is here, each with its path below; then the rest."""
+    here = [each for each in models if each.entry.is_installed or not each.entry.repository]
+    rest = [each for each in models if each not in here]
+    headings = ("NAME", "QUANT", "SIZE", "FITS", "TAKES", "GUARD", "")
+    sizes = [each.file.size_bytes for each in here]
+    rows = [
+        (*_row(each, f"{size / _MIB:.1f} MiB" if size is not None else "-"), default)
+        for each, size in zip(here, sizes, strict=True)
+        for default in ["default" if each.is_default else ""]
+    ]
+    table, *lines = _columns([headings, *rows])
+    shown = [table]
+    for line, each in zip(lines, here, strict=True):
+        shown += [line, f"  {each.place}"]
+    if rest:
+        needs = [f"{each.needs_bytes / _GIB:.1f} GiB" if each.needs_bytes else "-" for each in rest]
+        rows = [_row(each, need) for each, need in zip(rest, needs, strict=True)]
+        shown += [
+            "",
+            "More, with 'safesteer-edge models pull NAME':",
+            *_columns([("NAME", "QUANT", "NEEDS", "FITS", "TAKES", "GUARD"), *rows]),
+            "",
+            "FITS: gpu, all of it; part, some layers on a GPU; yes, in memory; tight; no. NEEDS is "
+            "a guess.",
+        ]
+    return shown
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _row(model: _Listed, size: str) -> tuple[str, ...]:
+    guard = "yes" if model.entry.bundle else "no"
+    takes = "+".join(model.takes)
+    return (model.entry.name, model.quantization or "-", size, model.fits, takes, guard)
+
+
+# -- the commands ----------------------------------------------------------------------------------
+
+_NAME = Argument("name", metavar="NAME")
+_MMPROJ = Argument("--mmproj", "the model's projector file", Path, metavar="F")
+
+MODELS = Command(
+    "models",
+    "list, pull, add and remove models",
+    description="Which models there are; get them, add them, check them, remove them.",
+    commands=(
+        Command(
+            "list",
+            "all known models",
+            run_list,
+            (JSON,),
+            "All known models: those that are here, then those that can be pulled.",
+        ),
+        Command(
+            "path",
+            "where a model's file lies",
+            run_path,
+            (Argument("name", "a name of 'models list'", metavar="NAME"),),
+            "Print the path of a model's file, and nothing else.",
+        ),
+        Command(
+            "pull",
+            "get a model from a hub",
+            run_pull,
+            (
+                Argument(
+                    "model",
+                    "a name of 'models list', or hf:OWNER/NAME[@REVISION][:QUANT or FILE.gguf]",
+                    metavar="NAME[:QUANT]",
+                ),
+                Argument("--no-projector", "the language model alone", action="store_true"),
+                JSON,
+            ),
+            """\
+Get a model and its projector from a hub, checked by hash and header before they are installed. Run
+it again after an interruption: it goes on where it stopped. A file that Ollama, LM Studio or
+llama.cpp already has on this machine is not downloaded. HF_TOKEN gives a token, HF_ENDPOINT a
+mirror, HF_HUB_OFFLINE=1 keeps it off the network.
+""",
+        ),
+        Command("info", "all about one model", run_info, (_NAME, JSON)),
+        Command(
+            "add",
+            "use files of your own by a name",
+            run_add,
+            (
+                Argument("name", "what --model takes afterwards", metavar="NAME"),
+                Argument("model", type=Path, metavar="F.gguf"),
+                _MMPROJ,
+                JSON,
+            ),
+            "Record a model, and its projector, under a name: checked, with their hashes. The "
+            "files stay where they are, and are used there.",
+        ),
+        Command(
+            "remove",
+            "forget a model, and delete what was pulled",
+            run_remove,
+            (
+                _NAME,
+                YES,
+                Argument(
+                    "--delete-my-file", "delete a file of your own as well", action="store_true"
+                ),
+                JSON,
+            ),
+            "Forget a model. Files that were pulled are deleted; files of your own are left alone.",
+        ),
+        Command(
+            "verify",
+            "hash a model's files against their record",
+            run_verify,
+            (Argument("name", "default: all that are installed", metavar="NAME", nargs="*"), JSON),
+        ),
+        Command(
+            "fit",
+            "how much memory a model needs here",
+            run_fit,
+            (
+                Argument("model", "an installed model, or a file", metavar="NAME|F.gguf"),
+                *setting_flags("model.mmproj", "model.context", "model.kv_type"),
+                *setting_flags("model.gpu_layers"),
+                JSON,
+            ),
+            "Print how much memory a model needs, part by part, and which layers would go to a "
+            "GPU; exit with 2 if it does not fit, with the largest settings that would.",
+        ),
+    ),
+)
