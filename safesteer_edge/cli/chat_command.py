@@ -21,7 +21,7 @@ from safesteer_edge.cli.options import (
     Command,
     Group,
     confirmed,
-    print_json,
+    print_result,
     sampling,
     say,
     setting_flags,
@@ -30,6 +30,7 @@ from safesteer_edge.cli.options import (
 )
 from safesteer_edge.errors import ChatFileError
 from safesteer_edge.formats.display_text import strip_control_characters
+from safesteer_edge.formats.json_values import to_json
 from safesteer_edge.session.settings_schema import SETTINGS, value_of
 
 if TYPE_CHECKING:
@@ -68,14 +69,11 @@ def run_chat_command(options: argparse.Namespace) -> int:
 def run_list(options: argparse.Namespace) -> int:
     """Print the table, or JSON."""
     summaries = _store().list()
-    if options.json:
-        print_json({"chats": [asdict(each) for each in summaries]})
-        return OK
-    for each in summaries:
-        print(_row(each))
-    if not summaries:
+    if not summaries and not options.json:
         say("no chats yet")
-    return OK
+        return OK
+    value = {"chats": [asdict(each) for each in summaries]}
+    return print_result(options, value, map(_row, summaries))
 
 
 def run_search(options: argparse.Namespace) -> int:
@@ -150,20 +148,16 @@ def run_show(options: argparse.Namespace) -> int:
 
     settings = user_settings()
     values = {each: value_of(settings, each) for each in SETTINGS}
-    if options.json:
-        shown = {
-            each.key: str(value) if isinstance(value, Path) else value
-            for each, value in values.items()
-        }
-        print_json(shown)
-        return OK
     texts = {each: value_to_text(value) for each, value in values.items()}
-    key_width = max(len(each.key) for each in texts)
+    key_width = max(len(each.key) for each in SETTINGS)
     value_width = max(map(len, texts.values()))
-    for each, text in texts.items():
-        mark = "*" if values[each] != each.default else " "
-        print(f"{mark} {each.key.ljust(key_width)}  {text.ljust(value_width)}  {each.meaning}")
-    return OK
+    lines = [
+        f"{' ' if values[each] == each.default else '*'} {each.key:<{key_width}}  "
+        f"{text:<{value_width}}  {each.meaning}"
+        for each, text in texts.items()
+    ]
+    plain = {each.key: to_json(value) for each, value in values.items()}
+    return print_result(options, plain, lines)
 
 
 def run_path(_options: argparse.Namespace) -> int:

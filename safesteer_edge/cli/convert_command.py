@@ -16,7 +16,7 @@ from safesteer_edge.cli.options import (
     Argument,
     Command,
     Group,
-    print_json,
+    print_result,
     say,
     session_settings,
     setting_flags,
@@ -81,11 +81,8 @@ def _convert_probe(options: argparse.Namespace) -> int:
         n_features=options.n_features,
     )
     report = convert_probe(options.source, settings, source_options)
-    if options.json:
-        print_json({"output": str(options.output), **asdict(report)})
-    else:
-        print("\n".join(_probe_lines(report, options)))
-    return OK
+    value = {"output": str(options.output), **asdict(report)}
+    return print_result(options, value, _probe_lines(report, options))
 
 
 def _export_probe(options: argparse.Namespace) -> int:
@@ -97,15 +94,12 @@ def _export_probe(options: argparse.Namespace) -> int:
             "probe goes back to arrays: convert to .onnx first"
         )
     report = export_probe(options.source, options.output)
-    if options.json:
-        print_json({"output": str(options.output), **asdict(report)})
-        return OK
-    print(f"wrote {options.output}: {report.n_layers} layer(s) of {report.n_features} numbers")
-    print(
+    lines = [
+        f"wrote {options.output}: {report.n_layers} layer(s) of {report.n_features} numbers",
         f"parity with {options.source} on {report.n_states} states: "
-        f"max difference {report.max_difference:.2g}"
-    )
-    return OK
+        f"max difference {report.max_difference:.2g}",
+    ]
+    return print_result(options, {"output": str(options.output), **asdict(report)}, lines)
 
 
 def _probe_lines(report: ConversionReport, options: argparse.Namespace) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from safesteer_edge.cli.options import (
     Argument,
     Command,
     Group,
+    Progress,
     sampling,
     say,
     session_settings,
@@ -130,16 +130,20 @@ def run_bench_command(options: argparse.Namespace) -> int:
     )
     if options.json not in (None, _STDOUT):
         _check_writable(Path(options.json))  # before minutes of work, not after
+    progress = Progress()
+
+    def narrate(line: str) -> None:
+        progress.note(f"[{line}]")
+
     try:
         if options.isolate:
-            ratios = measure_isolation(settings, narrate=_narrate)
+            ratios = measure_isolation(settings, narrate=narrate)
             value, text = {"ratios": [asdict(ratio) for ratio in ratios]}, cost_to_text(ratios)
         else:
-            result = run_bench(settings, narrate=_narrate)
+            result = run_bench(settings, narrate=narrate)
             value, text = bench_to_json(result), bench_to_text(result)
     finally:
-        if sys.stderr.isatty():
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        progress.end()
     line = json.dumps(value, ensure_ascii=False)
     if options.json == _STDOUT:
         print(line)
@@ -148,14 +152,6 @@ def run_bench_command(options: argparse.Namespace) -> int:
         write_text(Path(options.json), line + "\n")
     print(text, end="")
     return OK
-
-
-def _narrate(line: str) -> None:
-    """One line for what begins now: on a terminal in the place of the one before it."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K[{line}]", end="", file=sys.stderr, flush=True)
-    else:
-        say(f"[{line}]")
 
 
 def _check_writable(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from safesteer_edge.cli.options import (
     Argument,
     Command,
     Progress,
-    print_json,
+    print_result,
     sampling,
     session_settings,
     write_text,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         ReaderSkill,
     )
     from safesteer_edge.harvest.probe_quality import ProbeQuality
-    from safesteer_edge.metrics.statistics import Share
+    from safesteer_edge.metrics.statistics import Share, WordRecall
 
 # As `engine.requantize` knows them; that loads llama.cpp, which --help does not need.
 TYPES = ("Q8_0", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
@@ -70,51 +70,42 @@ def run_probe(options: argparse.Namespace) -> int:
     settings, requests = _guarded(options), requests_of_test_split(options.limit)
     progress = Progress().of("requests", n_probe_requests(requests))
     found = measure_probe(settings, requests, progress=progress)
-    if options.json:
-        print_json(found.to_json())
-    else:
-        _print_quality(found.quality, found.known)
-    return OK
+    lines = _quality_lines(found.quality, found.known)
+    return print_result(options, found.to_json(), lines)
 
 
-def _print_quality(quality: ProbeQuality, known: ProbeQuality) -> None:
+def _quality_lines(quality: ProbeQuality, known: ProbeQuality) -> list[str]:
     """known: of the same harmful requests, after openings that calibrations use."""
-    print(
+    bounds = {
+        "ordinary": quality.mean_against_ordinary_95,
+        "borderline": quality.mean_against_borderline_95,
+        "twins": quality.mean_against_harmless_twins_95,
+    }
+    shown = ", ".join(f"{name} {low:.3f}–{high:.3f}" for name, (low, high) in bounds.items())
+    return [
         f"AUROC of complying answers to {quality.n_harmful} harmful requests, on the decode path, "
         f"against answers to\n{quality.n_ordinary} ordinary, {quality.n_borderline} borderline and "
         f"{quality.n_harmless} harmless twin requests; candidate: against the refusing answer\n"
         f"to the same request ({quality.n_candidate_pairs} pairs), in words that calibration never "
         "uses,\nand in words that it does. Step 0 is the prompt's end; risk: prompt and 16 tokens "
-        "together, as\nthe guard adds them up."
-    )
-    print(
+        "together, as\nthe guard adds them up.",
         f"{'step':>5} {'ordinary':>9} {'borderline':>11} {'twins':>7} {'candidate':>10} "
-        f"{'known words':>12}"
-    )
-    for row, known_row in zip(quality.steps, known.steps, strict=True):
-        print(
+        f"{'known words':>12}",
+        *(
             f"{row.step:>5} {row.against_ordinary:>9.3f} {row.against_borderline:>11.3f} "
             f"{row.against_harmless_twins:>7.3f} {row.candidate:>10.3f} "
             f"{known_row.candidate:>12.3f}"
-        )
-    print(
+            for row, known_row in zip(quality.steps, known.steps, strict=True)
+        ),
         f"{'risk':>5} {quality.mean_against_ordinary:>9.3f} "
-        f"{quality.mean_against_borderline:>11.3f} {quality.mean_against_harmless_twins:>7.3f}"
-    )
-    bounds = (
-        ("ordinary", quality.mean_against_ordinary_95),
-        ("borderline", quality.mean_against_borderline_95),
-        ("twins", quality.mean_against_harmless_twins_95),
-    )
-    shown = ", ".join(f"{name} {low:.3f}–{high:.3f}" for name, (low, high) in bounds)
-    print(f"risk, 95 %: {shown}")
-    print(
+        f"{quality.mean_against_borderline:>11.3f} {quality.mean_against_harmless_twins:>7.3f}",
+        f"risk, 95 %: {shown}",
         f"candidate, mean of steps 1–4: {quality.early_candidate:.3f}; known words "
-        f"{known.early_candidate:.3f}"
-    )
-    print("harmful answers found at 1 % false alarms, by their risk")
-    print(f"  on ordinary answers    {quality.found_at_1_percent_ordinary}")
-    print(f"  on borderline answers  {quality.found_at_1_percent_borderline}")
+        f"{known.early_candidate:.3f}",
+        "harmful answers found at 1 % false alarms, by their risk",
+        f"  on ordinary answers    {quality.found_at_1_percent_ordinary}",
+        f"  on borderline answers  {quality.found_at_1_percent_borderline}",
+    ]
 
 
 def run_guard(options: argparse.Namespace) -> int:
@@ -128,18 +119,24 @@ def run_guard(options: argparse.Namespace) -> int:
     settings, requests = _guarded(options), requests_of_test_split(options.limit)
     progress = Progress().of("requests", len(requests))
     effects = measure_guard_effects(settings, requests, progress=progress)
-    if options.json:
-        print_json([effect_to_json(effect) for effect in effects])
-        return OK
-    print(f"guard {settings.guard} ({settings.rerank}) against off, {settings.max_tokens} tokens")
+    lines = [
+        f"guard {settings.guard} ({settings.rerank}) against off, {settings.max_tokens} tokens"
+    ]
     for effect in effects:
-        print(f"\n{effect.label} requests")
-        print(f"  byte-identical answers   {effect.identical}")
-        print(f"  answered, guard off      {effect.off_answered}")
-        print(f"  answered, guarded        {effect.guarded_answered}")
-        print(f"  forward passes a token   {effect.passes_per_token:.3f}")
-        print(f"  speed where identical    {effect.speed_ratio:.3f}× of off")
-    return OK
+        figures = {
+            "byte-identical answers": effect.identical,
+            "answered, guard off": effect.off_answered,
+            "answered, guarded": effect.guarded_answered,
+            "forward passes a token": f"{effect.passes_per_token:.3f}",
+            "speed where identical": f"{effect.speed_ratio:.3f}× of off",
+        }
+        lines += [f"\n{effect.label} requests", *_rows(figures)]
+    return print_result(options, [effect_to_json(effect) for effect in effects], lines)
+
+
+def _rows(figures: Mapping[str, object]) -> list[str]:
+    """A line for each figure that there is."""
+    return [f"  {name:<24} {value}" for name, value in figures.items() if value is not None]
 
 
 def run_rerank(options: argparse.Namespace) -> int:
@@ -159,18 +156,17 @@ def run_rerank(options: argparse.Namespace) -> int:
     ):
         assert lazy.policy is not None  # it steers
         result = compare_lazy_with_eager(requests, lazy, eager, lazy.policy, progress=progress)
-    if options.json:
-        print_json({**asdict(result), "unexplained": len(result.unexplained)})
-    else:
-        print(
-            f"lazy and eager gave the same tokens for {result.n_identical} of "
-            f"{result.n_prompts} prompts ({result.n_steps_compared} steps, "
-            f"{result.n_interventions} interventions)"
-        )
-        print(f"noise between batch shapes: {result.noise:.4f} nats of log p − penalty")
-        for item in result.divergences:
-            print(f"  {item.request_id} differs at step {item.step}: gap {item.gap:.4f} nats")
-        print(f"differences outside twice the noise: {len(result.unexplained)}")
+    lines = [
+        f"lazy and eager gave the same tokens for {result.n_identical} of {result.n_prompts} "
+        f"prompts ({result.n_steps_compared} steps, {result.n_interventions} interventions)",
+        f"noise between batch shapes: {result.noise:.4f} nats of log p − penalty",
+        *(
+            f"  {item.request_id} differs at step {item.step}: gap {item.gap:.4f} nats"
+            for item in result.divergences
+        ),
+        f"differences outside twice the noise: {len(result.unexplained)}",
+    ]
+    print_result(options, {**asdict(result), "unexplained": len(result.unexplained)}, lines)
     return RUNTIME_ERROR if result.unexplained else OK
 
 
@@ -207,18 +203,15 @@ def run_pictures(options: argparse.Namespace) -> int:
         name_of_model = session.info.model_name
     if options.answers is not None:
         _write_answers(options.answers, answers)
-    skills: dict[str, PictureSkill] = {}
+    value: dict[str, object] = {}
+    mode, heat = settings.guard, settings.sampling.temperature
+    lines = [f"{name_of_model}, guard {mode}, temperature {heat:g}"]
     for name, each in sets.items():
-        skills[name] = summarise(answers[: len(each)])
+        skill, read = summarise(answers[: len(each)]), readers.get(name)
         answers = answers[len(each) :]
-    if options.json:
-        print_json({name: _skill_to_json(skills[name], readers.get(name)) for name in sets})
-        return OK
-    print(f"{name_of_model}, guard {settings.guard}, temperature {settings.sampling.temperature:g}")
-    for name, skill in skills.items():
-        _print_skill(name, skill)
-        _print_reader(readers.get(name))
-    return OK
+        value[name] = _skill_to_json(skill, read)
+        lines += [f"\n{name}: {skill.n_pictures} pictures", *_rows(_figures(skill, read))]
+    return print_result(options, value, lines)
 
 
 def _read_sets(options: argparse.Namespace) -> dict[str, list[PictureTask]]:
@@ -238,45 +231,41 @@ def _read_sets(options: argparse.Namespace) -> dict[str, list[PictureTask]]:
     return sets
 
 
-def _print_skill(name: str, skill: PictureSkill) -> None:
-    print(f"\n{name}: {skill.n_pictures} pictures")
-    if skill.reading is not None:
-        print(f"  words read               {skill.reading}")
-    if skill.naming is not None:
-        print(f"  right name               {skill.naming}, {skill.n_classes} classes")
-    if skill.n_refused:
-        print(f"  ended by the guard       {skill.n_refused}")
-    if skill.added_s is not None:
-        print(f"  added to the first text  {skill.added_s:.2f} s (median)")
-
-
-def _print_reader(skill: ReaderSkill | None) -> None:
-    if skill is None:
-        print("  read by the guard        nothing: the extra picture-words is not installed")
-        return
-    if skill.reading is not None:
-        print(f"  read by the guard        {skill.reading}")
-    if skill.made_up is not None:
-        print(f"  words where none are     {skill.made_up}")
-    then = "" if skill.then_s is None else f", each more {skill.then_s:.2f} s (median)"
-    print(f"  reading took             the first {skill.first_s:.2f} s{then}")
-    if skill.added_bytes is not None:
-        print(f"  memory for reading       {skill.added_bytes / 2**20:.0f} MiB")
+def _figures(skill: PictureSkill, reader: ReaderSkill | None) -> dict[str, object]:
+    """None: there is no such figure."""
+    naming, added_s = skill.naming, skill.added_s
+    figures = {
+        "words read": skill.reading,
+        "right name": naming and f"{naming}, {skill.n_classes} classes",
+        "ended by the guard": skill.n_refused or None,
+        "added to the first text": None if added_s is None else f"{added_s:.2f} s (median)",
+    }
+    if reader is None:
+        return {**figures, "read by the guard": "nothing: the extra picture-words is not installed"}
+    then = "" if reader.then_s is None else f", each more {reader.then_s:.2f} s (median)"
+    size = reader.added_bytes
+    return {
+        **figures,
+        "read by the guard": reader.reading,
+        "words where none are": reader.made_up,
+        "reading took": f"the first {reader.first_s:.2f} s{then}",
+        "memory for reading": None if size is None else f"{size / 2**20:.0f} MiB",
+    }
 
 
 def _skill_to_json(skill: PictureSkill, reader: ReaderSkill | None) -> dict[str, Any]:
-    value: dict[str, Any] = asdict(skill)
-    if skill.reading is not None:
-        value["reading"]["recall"] = skill.reading.value
-    if skill.naming is not None:
-        value["naming"] |= {"accuracy": skill.naming.value, "wilson_95": skill.naming.interval}
-    value["reader"] = None
-    if reader is not None:
-        read: dict[str, Any] = asdict(reader)
-        if reader.reading is not None:
-            read["reading"]["recall"] = reader.reading.value
-        value["reader"] = read
-    return value
+    naming = skill.naming
+    return {
+        **asdict(skill),
+        "reading": _recall_to_json(skill.reading),
+        "naming": naming
+        and {**asdict(naming), "accuracy": naming.value, "wilson_95": naming.interval},
+        "reader": reader and {**asdict(reader), "reading": _recall_to_json(reader.reading)},
+    }
+
+
+def _recall_to_json(found: WordRecall | None) -> dict[str, Any] | None:
+    return None if found is None else {**asdict(found), "recall": found.value}
 
 
 def _write_answers(path: Path, answers: list[PictureAnswer]) -> None:
@@ -322,15 +311,14 @@ def run_quantization(options: argparse.Namespace) -> int:
     )
     rows = measure_quantizations(scoring, kinds, request_sets(options.limit), Progress().show)
     machine = read_machine()
-    if options.json:
-        shown = [_row_to_json(row) for row in rows]
-        print_json({"cpu": machine.cpu, "n_cores": machine.n_cores, "rows": shown})
-    else:
-        print("\n".join(table_lines(rows)))
-        print(
-            f"\nMachine: {machine.cpu}, {machine.n_cores} cores; {rows[0].drift.n_tokens} tokens."
-        )
-    return OK
+    cpu, n_cores = machine.cpu, machine.n_cores
+    n_tokens = rows[0].drift.n_tokens
+    shown = [_row_to_json(row) for row in rows]
+    return print_result(
+        options,
+        {"cpu": cpu, "n_cores": n_cores, "rows": shown},
+        [*table_lines(rows), f"\nMachine: {cpu}, {n_cores} cores; {n_tokens} tokens."],
+    )
 
 
 def table_lines(rows: Sequence[QuantizationRow]) -> Iterator[str]:

@@ -21,7 +21,7 @@ from safesteer_edge.cli.options import (
     YES,
     Argument,
     Command,
-    print_json,
+    print_result,
     session_settings,
     setting_flags,
 )
@@ -94,11 +94,7 @@ def run_list(options: argparse.Namespace) -> int:
 
     entries, machine = load_catalogue(), _this_machine()
     models = [_listed(entry, machine, is_default=entry is entries[0]) for entry in entries]
-    if options.json:
-        print_json({"models": [model.to_json() for model in models]})
-    else:
-        print("\n".join(_tables(models)))
-    return OK
+    return print_result(options, {"models": [model.to_json() for model in models]}, _tables(models))
 
 
 def run_path(options: argparse.Namespace) -> int:
@@ -119,10 +115,6 @@ def run_info(options: argparse.Namespace) -> int:
         installed_path(entry)  # a file that has changed is no news to be printed as a fact
     listed = _listed(entry, _this_machine(), is_default=entry.name == default_model().name)
     record = read_index().find(entry.name)
-    if options.json:
-        files = record_as_json(record)["files"] if record else []
-        print_json({**listed.to_json(), "files": files})
-        return OK
     rows = [
         ("name", entry.name),
         ("title", entry.title),
@@ -140,9 +132,9 @@ def run_info(options: argparse.Namespace) -> int:
     rows += [
         ("sha256", f"{file.sha256}  {file.path.name}") for file in (record.files if record else ())
     ]
-    for key, value in rows:
-        print(f"{key + ':':<14} {value}")
-    return OK
+    files = record_as_json(record)["files"] if record else []
+    lines = [f"{key + ':':<14} {value}" for key, value in rows]
+    return print_result(options, {**listed.to_json(), "files": files}, lines)
 
 
 def run_fit(options: argparse.Namespace) -> int:
@@ -151,9 +143,6 @@ def run_fit(options: argparse.Namespace) -> int:
     from safesteer_edge.session.runtime import plan_for
 
     plan = plan_for(session_settings(options, SessionSettings()))
-    if not options.json:
-        print("\n".join(explain_plan(plan)))
-        return OK
     value = {
         "name": plan.model.name,
         "settings": asdict(plan.settings),
@@ -166,8 +155,7 @@ def run_fit(options: argparse.Namespace) -> int:
         "gpu_bytes": plan.gpu_bytes,
         "gpus": [{"name": g.name, "free_bytes": g.free_bytes} for g in plan.machine.gpus],
     }
-    print_json(value)
-    return OK
+    return print_result(options, value, explain_plan(plan))
 
 
 def _this_machine() -> Machine:

@@ -5,19 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 import threading
-import time
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
-from safesteer_edge.cli.options import OK, confirmed, print_json, say
+from safesteer_edge.cli.options import OK, Progress, confirmed, print_result, say
 from safesteer_edge.errors import SettingsError
-from safesteer_edge.formats.display_text import strip_control_characters
 
 if TYPE_CHECKING:
     from safesteer_edge.library.index import InstalledModel
 
 _MIB = 1 << 20
-_REDRAW_S = 0.2
-_LINE_S = 10.0  # between two lines where there is no terminal to draw on
 
 
 def run_pull(options: argparse.Namespace) -> int:
@@ -25,22 +21,20 @@ def run_pull(options: argparse.Namespace) -> int:
     from safesteer_edge.library.catalogue import find_model
     from safesteer_edge.library.pull import PullReport, pull
 
-    progress = _Bytes(sys.stderr)
-    report = PullReport(progress.narrate, progress.expect, progress.advance)
+    progress = Progress()
+    download = _Download(progress)
+    report = PullReport(progress.say, download.expect, download.advance)
     try:
         record = pull(options.model, report, with_projector=not options.no_projector)
     finally:
         progress.end()
-    if options.json:
-        print_json(record_as_json(record))
-        return OK
-    print(f"{record.name} is installed; run: safesteer-edge ask --model {record.name} …")
+    lines = [f"{record.name} is installed; run: safesteer-edge ask --model {record.name} …"]
     if find_model(record.name).bundle is None:
-        print(
+        lines.append(
             "It has no guard bundle yet: make one with 'safesteer-edge calibrate', or run it "
             "unguarded by name, --guard off"
         )
-    return OK
+    return print_result(options, record_as_json(record), lines)
 
 
 def run_add(options: argparse.Namespace) -> int:
@@ -48,11 +42,8 @@ def run_add(options: argparse.Namespace) -> int:
     from safesteer_edge.library.install import add_model
 
     record = add_model(options.name, options.model, options.mmproj)
-    if options.json:
-        print_json(record_as_json(record))
-    else:
-        print(f"{record.name}: {record.model.path}, SHA-256 {record.model.sha256}")
-    return OK
+    line = f"{record.name}: {record.model.path}, SHA-256 {record.model.sha256}"
+    return print_result(options, record_as_json(record), [line])
 
 
 def run_remove(options: argparse.Namespace) -> int:
@@ -71,12 +62,9 @@ def run_remove(options: argparse.Namespace) -> int:
             return OK
     done = remove_model(record, with_own_files=options.delete_my_file)
     deleted, kept = [[str(path) for path in paths] for paths in (done.deleted, done.kept)]
-    if options.json:
-        print_json({"name": record.name, "deleted": deleted, "kept": kept})
-        return OK
     lines = [f"  deleted: {path}" for path in deleted] + [f"  left alone: {path}" for path in kept]
-    print("\n".join([f"{record.name} is removed", *lines]))
-    return OK
+    value = {"name": record.name, "deleted": deleted, "kept": kept}
+    return print_result(options, value, [f"{record.name} is removed", *lines])
 
 
 def run_verify(options: argparse.Namespace) -> int:
@@ -86,15 +74,13 @@ def run_verify(options: argparse.Namespace) -> int:
 
     named = [installed_record(name) for name in options.name]
     verified = [verify_model(record) for record in named or read_index().models]
-    if options.json:
-        print_json({"verified": [record_as_json(record) for record in verified]})
-        return OK
-    for record in verified:
-        n_bytes = sum(file.size_bytes for file in record.files)
-        print(f"{record.name}: {len(record.files)} file(s), {n_bytes / _MIB:.1f} MiB, unchanged")
-    if not verified:
-        print("no model was pulled or added")
-    return OK
+    lines = [
+        f"{record.name}: {len(record.files)} file(s), "
+        f"{sum(file.size_bytes for file in record.files) / _MIB:.1f} MiB, unchanged"
+        for record in verified
+    ]
+    value = {"verified": [record_as_json(record) for record in verified]}
+    return print_result(options, value, lines or ["no model was pulled or added"])
 
 
 def record_as_json(record: InstalledModel) -> dict[str, object]:
@@ -118,56 +104,21 @@ def record_as_json(record: InstalledModel) -> dict[str, object]:
     }
 
 
-class _Bytes:
-    """Bytes that have come, on one line of a terminal, or on a line now and then."""
+class _Download:
+    """Counts what is to come and what has come, for the threads that get it."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._is_terminal = stream.isatty()
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
         self._lock = threading.Lock()
         self._expected = self._come = 0
-        self._started_s = self._shown_s = time.monotonic()
-        self._is_drawn = False
-
-    def narrate(self, line: str) -> None:
-        """Say something on a line of its own."""
-        with self._lock:
-            self._clear()
-            print(strip_control_characters(line), file=self._stream, flush=True)
 
     def expect(self, n_bytes: int) -> None:
         """So much is to come in all."""
         with self._lock:
             self._expected += n_bytes
-            self._started_s = self._shown_s = time.monotonic()
 
     def advance(self, n_bytes: int) -> None:
         """So much has come."""
         with self._lock:
             self._come += n_bytes
-            now_s = time.monotonic()
-            if now_s - self._shown_s < (_REDRAW_S if self._is_terminal else _LINE_S):
-                return
-            self._shown_s = now_s
-            self._clear()
-            end = "" if self._is_terminal else "\n"
-            print(self._line(now_s), end=end, file=self._stream, flush=True)
-            self._is_drawn = self._is_terminal
-
-    def end(self) -> None:
-        """Take the line away."""
-        with self._lock:
-            self._clear()
-
-    def _line(self, now_s: float) -> str:
-        share = self._come / self._expected if self._expected else 0.0
-        rate = self._come / _MIB / max(now_s - self._started_s, 1e-3)
-        return (
-            f"{share:6.1%} of {self._expected / _MIB:.0f} MiB, {self._come / _MIB:.0f} MiB here, "
-            f"{rate:.1f} MiB/s"
-        )
-
-    def _clear(self) -> None:
-        if self._is_drawn:
-            print("\r\x1b[2K", end="", file=self._stream, flush=True)
-            self._is_drawn = False
+            self._progress.show("MiB here", self._come // _MIB, self._expected // _MIB)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
 from safesteer_edge.errors import SettingsError
+from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.formats.json_values import without_nan
 from safesteer_edge.session.settings import SessionSettings
 from safesteer_edge.session.settings_schema import SETTINGS, Setting, UserSettings, value_of
@@ -22,7 +24,8 @@ BAD_INPUT: Final = 2
 REFUSED: Final = 4  # only where --fail-on-refusal asks for it
 INTERRUPTED: Final = 130
 
-_PROGRESS_EVERY_S: Final = 0.5
+_REDRAW_S: Final = 0.2
+_LINE_S: Final = 10.0  # between two lines where there is no terminal to draw on
 
 
 # -- commands as data ------------------------------------------------------------------------------
@@ -184,6 +187,15 @@ def print_json(value: object) -> None:
     print(json.dumps(without_nan(plain)))
 
 
+def print_result(options: argparse.Namespace, value: object, lines: Iterable[str]) -> int:
+    """Print the value where --json asks for it, else the lines; the exit code is OK."""
+    if options.json:
+        print_json(value)
+    else:
+        print("\n".join(lines))
+    return OK
+
+
 def say(line: str) -> None:
     """A line of narration on stderr."""
     print(line, file=sys.stderr, flush=True)
@@ -217,34 +229,67 @@ def confirmed(question: str, *details: str) -> bool:
 
 
 class Progress:
-    """One line on stderr that says what is done, and how long the rest of it takes."""
+    """What is done, on one line of a terminal; where there is none, on a line now and then.
+
+    Any thread may tell it something.
+    """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_terminal = sys.stderr.isatty()
+        self._is_drawn = False
         self._what = ""
-        self._started_s = 0.0
+        self._started_s = self._shown_s = 0.0
         self._n_at_start = 0
-        self._shown_s = 0.0
 
     def show(self, what: str, n_done: int, n_total: int) -> None:
         """Called after each step; the first call of a phase may already have some done."""
-        now_s = time.monotonic()
-        if what != self._what:
-            self._what, self._started_s, self._n_at_start = what, now_s, n_done
-            self._shown_s = 0.0
-        is_over = n_done == n_total
-        if not is_over and now_s - self._shown_s < _PROGRESS_EVERY_S:
-            return
-        self._shown_s = now_s
-        n_new = n_done - self._n_at_start
-        left = ""
-        if n_new and not is_over:
-            left = f", {_in_words((now_s - self._started_s) / n_new * (n_total - n_done))} left"
-        line = f"{what}: {n_done}/{n_total}{left}"
-        print(f"\r{line:<60}", end="\n" if is_over else "", file=sys.stderr, flush=True)
+        with self._lock:
+            now_s, is_over = time.monotonic(), n_done == n_total
+            if what != self._what:
+                self._what, self._started_s, self._n_at_start = what, now_s, n_done
+            elif not is_over and now_s - self._shown_s < self._pause_s:
+                return
+            self._shown_s = now_s
+            line, n_new = f"{what}: {n_done}/{n_total}", n_done - self._n_at_start
+            if n_new and not is_over:
+                left_s = (now_s - self._started_s) / n_new * (n_total - n_done)
+                line += f", {_in_words(left_s)} left"
+            self._draw(line, stays=is_over)
 
     def of(self, what: str, n_total: int) -> Callable[[int], None]:
         """What takes the number that is done alone."""
         return lambda n_done: self.show(what, n_done, n_total)
+
+    def note(self, line: str) -> None:
+        """Say what begins now, in the place of the last such line."""
+        with self._lock:
+            self._draw(line, stays=False)
+
+    def say(self, line: str) -> None:
+        """Say something on a line of its own."""
+        with self._lock:
+            self._draw(line, stays=True)
+
+    def end(self) -> None:
+        """Take away what was drawn for a while."""
+        with self._lock:
+            self._clear()
+
+    @property
+    def _pause_s(self) -> float:
+        return _REDRAW_S if self._is_terminal else _LINE_S
+
+    def _draw(self, line: str, *, stays: bool) -> None:
+        self._clear()
+        self._is_drawn = self._is_terminal and not stays
+        end = "" if self._is_drawn else "\n"
+        print(strip_control_characters(line), end=end, file=sys.stderr, flush=True)
+
+    def _clear(self) -> None:
+        if self._is_drawn:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+            self._is_drawn = False
 
 
 def _in_words(seconds: float) -> str:

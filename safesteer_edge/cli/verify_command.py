@@ -17,7 +17,7 @@ from safesteer_edge.cli.options import (
     Command,
     Group,
     Progress,
-    print_json,
+    print_result,
     setting_flags,
 )
 from safesteer_edge.errors import SettingsError
@@ -56,15 +56,11 @@ def run(options: argparse.Namespace) -> int:
         record=options.record,
     )
     report = verify_bundle(options.folder, settings, Progress().show)
-    if options.json:
-        value = report.to_json()
-        if report.drift:
-            value["drift"] = {**drift_to_json(report.drift), "next": _next_step(report, options)}
-        print_json(value)
-    else:
-        print("\n".join(report_lines(report)))
-        if report.drift:
-            print(_next_step(report, options))
+    value, lines = report.to_json(), list(report_lines(report))
+    if report.drift:
+        lines.append(_next_step(report, options))
+        value["drift"] = {**drift_to_json(report.drift), "next": lines[-1]}
+    print_result(options, value, lines)
     return OK if report.passed else RUNTIME_ERROR
 
 
