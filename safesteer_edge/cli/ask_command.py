@@ -29,13 +29,12 @@ from safesteer_edge.cli.options import (
     settings_with_flags,
 )
 from safesteer_edge.errors import InputError
+from safesteer_edge.formats.display_text import ControlCharacterFilter, strip_control_characters
+from safesteer_edge.session.settings_file import user_settings
 
 if TYPE_CHECKING:
     from safesteer_edge.guard.events import Event, MediaPrepared, Step, TurnEnded
-    from safesteer_edge.session.isolated_session import IsolatedSession
     from safesteer_edge.session.protocol import ChatSession
-    from safesteer_edge.session.session import Session
-    from safesteer_edge.session.settings import SessionSettings
 
 
 def run(options: argparse.Namespace) -> int:
@@ -43,17 +42,20 @@ def run(options: argparse.Namespace) -> int:
     # Deferred: --help needs none of it.
     from safesteer_edge.session.choice import require_projector
     from safesteer_edge.session.protocol import interrupt_cancels
-    from safesteer_edge.session.settings_file import user_settings
     from safesteer_edge.tui.typed_paths import sorted_by_kind
 
     prompt = _read_prompt(options.prompt)
     settings = settings_with_flags(options, user_settings()).session
+    if options.isolate:
+        from safesteer_edge.session.isolated_session import open_isolated_session as open_it
+    else:
+        from safesteer_edge.session.session import open_session as open_it
     images, sounds, documents = sorted_by_kind(options.file)
     images, sounds = (*options.image, *images), (*options.audio, *sounds)
     require_projector(settings, images=bool(images), sounds=bool(sounds))
     with ExitStack() as undo:
         trace = undo.enter_context(_open_trace(options.trace)) if options.trace else None
-        session = undo.enter_context(_open(settings, is_isolated=options.isolate))
+        session = undo.enter_context(open_it(settings))
         events = session.ask(
             prompt,
             images=images,
@@ -81,18 +83,6 @@ def run(options: argparse.Namespace) -> int:
     return OK
 
 
-def _open(settings: SessionSettings, *, is_isolated: bool) -> Session | IsolatedSession:
-    """Open a session here or in a process of its own."""
-    if is_isolated:
-        from safesteer_edge.session.isolated_session import open_isolated_session
-
-        return open_isolated_session(settings)
-    # Deferred: it imports llama.cpp and ONNX Runtime, and what is missing is named before.
-    from safesteer_edge.session.session import open_session
-
-    return open_session(settings)
-
-
 def _until_prefill(events: Iterator[Event]) -> tuple[list[MediaPrepared], Event]:
     """What became of the media, which is told first, and the event after it."""
     from safesteer_edge.guard.events import MediaPrepared
@@ -106,7 +96,6 @@ def _until_prefill(events: Iterator[Event]) -> tuple[list[MediaPrepared], Event]
 def _stream(
     events: Iterator[Event], options: argparse.Namespace, trace: IO[str] | None
 ) -> TurnEnded:
-    from safesteer_edge.formats.display_text import ControlCharacterFilter
     from safesteer_edge.guard.events import Refused, Step, TextDelta, TurnEnded
 
     shown, thought = ControlCharacterFilter(), ControlCharacterFilter()
@@ -119,8 +108,7 @@ def _stream(
         elif isinstance(event, TextDelta | Refused) and not options.json:
             print(shown.feed(event.text), end="", flush=True)
         elif isinstance(event, TurnEnded):
-            if not options.json:
-                print(flush=True)
+            print(end="" if options.json else "\n", flush=True)
             return event
     raise RuntimeError("the session ended a turn without saying so")
 
@@ -179,7 +167,6 @@ def _to_json(session: ChatSession, turn: TurnEnded, media: list[MediaPrepared]) 
 
 
 def _narrate_start(session: ChatSession, media: list[MediaPrepared]) -> None:
-    from safesteer_edge.formats.display_text import strip_control_characters
     from safesteer_edge.session.prompt import media_line
 
     info = session.info
@@ -195,18 +182,19 @@ def _narrate_start(session: ChatSession, media: list[MediaPrepared]) -> None:
 
 
 def _narrate_end(turn: TurnEnded) -> None:
-    guard, timings = turn.guard, turn.timings
-    parts = [f"{turn.usage.completion_tokens} tokens, {timings.tokens_per_second:.0f} tokens/s"]
-    if guard.mode == "off":
-        parts.append("guard off")
-    else:
-        parts.append(f"{guard.mode}: {guard.interventions} tokens steered")
-        if guard.risk is not None:
-            parts.append(f"risk {guard.risk:.2f}")
-    if turn.refusal is not None:
-        parts.append(f"refused, because {turn.refusal.detail}")
+    guard, refusal = turn.guard, turn.refusal
+    parts = [
+        f"{turn.usage.completion_tokens} tokens, {turn.timings.tokens_per_second:.0f} tokens/s",
+        "guard off"
+        if guard.mode == "off"
+        else f"{guard.mode}: {guard.interventions} tokens steered",
+    ]
+    if guard.mode != "off" and guard.risk is not None:
+        parts.append(f"risk {guard.risk:.2f}")
+    if refusal is not None:
+        parts.append(f"refused, because {refusal.detail}")
     elif turn.finish_reason != "stop":
-        parts.append({"length": "cut at the token limit"}.get(turn.finish_reason, "stopped"))
+        parts.append("cut at the token limit" if turn.finish_reason == "length" else "stopped")
     say(f"[{'; '.join(parts)}]")
 
 

@@ -21,6 +21,7 @@ from safesteer_edge.cli.options import (
 )
 from safesteer_edge.cli.verify_command import replay_cells
 from safesteer_edge.errors import SettingsError
+from safesteer_edge.session.settings import SessionSettings
 
 if TYPE_CHECKING:
     from safesteer_edge.calibration.make_bundle import CalibrationSettings
@@ -67,7 +68,6 @@ def run(options: argparse.Namespace) -> int:
 def _settings(options: argparse.Namespace) -> CalibrationSettings:
     from safesteer_edge.calibration.preflight import targets_for
     from safesteer_edge.calibration.settings import default_settings
-    from safesteer_edge.session.settings import SessionSettings
 
     cache_limit_gib = _CACHE_LIMIT_GIB if options.cache_limit is None else options.cache_limit
     if not 0 < cache_limit_gib < math.inf:
@@ -114,7 +114,6 @@ def _recalibrate(options: argparse.Namespace) -> int:
         spread,
     )
     from safesteer_edge.session.choice import choose_model
-    from safesteer_edge.session.settings import SessionSettings
 
     if options.audio or options.mmproj is not None:
         raise SettingsError("--from sets a guard by text alone; leave out --audio and --mmproj")

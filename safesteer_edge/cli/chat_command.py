@@ -31,6 +31,15 @@ from safesteer_edge.cli.options import (
 from safesteer_edge.errors import ChatFileError
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.formats.json_values import to_json
+from safesteer_edge.session.settings_file import (
+    read_settings,
+    settings_path,
+    user_settings,
+    value_to_text,
+    with_setting,
+    without_setting,
+    write_settings,
+)
 from safesteer_edge.session.settings_schema import SETTINGS, value_of
 
 if TYPE_CHECKING:
@@ -39,8 +48,6 @@ if TYPE_CHECKING:
 
 def run_chat_command(options: argparse.Namespace) -> int:
     """Chat, and return the exit code."""
-    from safesteer_edge.session.settings_file import user_settings
-
     user = user_settings()
     chosen = settings_with_flags(options, user)
     if chosen.look.plain or not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -144,8 +151,6 @@ def _row(summary: ChatSummary) -> str:
 
 def run_show(options: argparse.Namespace) -> int:
     """Print all settings; a mark stands where one differs from its default."""
-    from safesteer_edge.session.settings_file import user_settings, value_to_text
-
     settings = user_settings()
     values = {each: value_of(settings, each) for each in SETTINGS}
     texts = {each: value_to_text(value) for each, value in values.items()}
@@ -162,24 +167,18 @@ def run_show(options: argparse.Namespace) -> int:
 
 def run_path(_options: argparse.Namespace) -> int:
     """Print the file's path and nothing else."""
-    from safesteer_edge.session.settings_file import settings_path
-
     print(settings_path())
     return OK
 
 
 def run_set(options: argparse.Namespace) -> int:
     """Change one setting of the file. Raises SettingsError."""
-    from safesteer_edge.session.settings_file import read_settings, with_setting, write_settings
-
     write_settings(with_setting(read_settings(), options.key, options.value))
     return OK
 
 
 def run_unset(options: argparse.Namespace) -> int:
     """Bring one setting of the file back to its default. Raises SettingsError."""
-    from safesteer_edge.session.settings_file import read_settings, without_setting, write_settings
-
     write_settings(without_setting(read_settings(), options.key))
     return OK
 
@@ -232,10 +231,7 @@ CHATS = Command(
             ),
         ),
         Command(
-            "rename",
-            "give a chat a title",
-            run_rename,
-            (_ID, Argument("title", metavar="TITLE")),
+            "rename", "give a chat a title", run_rename, (_ID, Argument("title", metavar="TITLE"))
         ),
         Command("delete", "delete a chat and the media that only it has", run_delete, (_ID, YES)),
     ),

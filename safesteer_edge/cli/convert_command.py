@@ -16,6 +16,7 @@ from safesteer_edge.cli.options import (
     Argument,
     Command,
     Group,
+    cannot_write,
     print_result,
     say,
     session_settings,
@@ -50,16 +51,11 @@ def run_probe(options: argparse.Namespace) -> int:
             )
         return _convert_probe(options)
     except OSError as error:
-        raise InputError(
-            f"cannot write {str(options.output)!r}: {error.strerror or error}; name another file"
-        ) from error
+        raise cannot_write(options.output, error) from error
 
 
 def _convert_probe(options: argparse.Namespace) -> int:
-    from safesteer_edge.converters.probe_conversion import (
-        ConversionSettings,
-        convert_probe,
-    )
+    from safesteer_edge.converters.probe_conversion import ConversionSettings, convert_probe
     from safesteer_edge.formats.probe_onnx import SourceOptions
 
     settings = ConversionSettings(
@@ -126,14 +122,8 @@ def _probe_lines(report: ConversionReport, options: argparse.Namespace) -> list[
 
 def run_vector(options: argparse.Namespace) -> int:
     """Convert, write, say what was done, and return the exit code."""
-    from safesteer_edge.converters.vector_conversion import (
-        VectorRequest,
-        convert_vector,
-    )
-    from safesteer_edge.converters.vector_export import (
-        check_output_name,
-        export_vector,
-    )
+    from safesteer_edge.converters.vector_conversion import VectorRequest, convert_vector
+    from safesteer_edge.converters.vector_export import check_output_name, export_vector
     from safesteer_edge.formats.model_file import check_language_model
 
     check_output_name(options.output)
@@ -361,11 +351,7 @@ _VECTOR = Command(
     (
         Argument("sources", nargs="+", type=Path, metavar="SOURCE"),
         Argument(
-            "-o --output",
-            "vector.gguf, or .npz or .safetensors",
-            Path,
-            required=True,
-            metavar="F",
+            "-o --output", "vector.gguf, or .npz or .safetensors", Path, required=True, metavar="F"
         ),
         Argument(
             "--layer-base",

@@ -211,9 +211,7 @@ _METHOD = Group(
             action="store_true",
         ),
         Argument(
-            "--show-texts",
-            "harmful texts in the HTML, folded, not masked",
-            action="store_true",
+            "--show-texts", "harmful texts in the HTML, folded, not masked", action="store_true"
         ),
     ),
 )

@@ -422,10 +422,7 @@ _QUANTIZATION = (
 
 
 def _measure(
-    name: str,
-    text: str,
-    run: Callable[[argparse.Namespace], int],
-    *own: Argument,
+    name: str, text: str, run: Callable[[argparse.Namespace], int], *own: Argument
 ) -> Command:
     return Command(name, text, run, (*_WHAT, *own, *_HOW))
 

@@ -212,23 +212,15 @@ def _tables(models: list[_Listed]) -> list[str]:
     here = [each for each in models if each.entry.is_installed or not each.entry.repository]
     rest = [each for each in models if each not in here]
     headings = ("NAME", "QUANT", "SIZE", "FITS", "TAKES", "GUARD", "")
-    sizes = [each.file.size_bytes for each in here]
-    rows = [
-        (*_row(each, f"{size / _MIB:.1f} MiB" if size is not None else "-"), default)
-        for each, size in zip(here, sizes, strict=True)
-        for default in ["default" if each.is_default else ""]
-    ]
-    table, *lines = _columns([headings, *rows])
-    shown = [table]
-    for line, each in zip(lines, here, strict=True):
+    table = _columns([headings, *((*_row(each), "default" * each.is_default) for each in here)])
+    shown = table[:1]
+    for line, each in zip(table[1:], here, strict=True):
         shown += [line, f"  {each.place}"]
     if rest:
-        needs = [f"{each.needs_bytes / _GIB:.1f} GiB" if each.needs_bytes else "-" for each in rest]
-        rows = [_row(each, need) for each, need in zip(rest, needs, strict=True)]
         shown += [
             "",
             "More, with 'safesteer-edge models pull NAME':",
-            *_columns([("NAME", "QUANT", "NEEDS", "FITS", "TAKES", "GUARD"), *rows]),
+            *_columns([("NAME", "QUANT", "NEEDS", "FITS", "TAKES", "GUARD"), *map(_row, rest)]),
             "",
             "FITS: gpu, all of it; part, some layers on a GPU; yes, in memory; tight; no. NEEDS is "
             "a guess.",
@@ -241,10 +233,14 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-def _row(model: _Listed, size: str) -> tuple[str, ...]:
-    guard = "yes" if model.entry.bundle else "no"
-    takes = "+".join(model.takes)
-    return (model.entry.name, model.quantization or "-", size, model.fits, takes, guard)
+def _row(model: _Listed) -> tuple[str, ...]:
+    entry, size = model.entry, "-"
+    if model.file.size_bytes is not None:
+        size = f"{model.file.size_bytes / _MIB:.1f} MiB"
+    elif model.needs_bytes and entry.repository and not entry.is_installed:
+        size = f"{model.needs_bytes / _GIB:.1f} GiB"
+    guard, takes = "yes" if entry.bundle else "no", "+".join(model.takes)
+    return (entry.name, model.quantization or "-", size, model.fits, takes, guard)
 
 
 # -- the commands ----------------------------------------------------------------------------------

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from safesteer_edge.errors import SettingsError
+from safesteer_edge.formats.atomic_write import atomic_write
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.formats.json_values import without_nan
 from safesteer_edge.session.settings import SessionSettings
+from safesteer_edge.session.settings_file import with_flags
 from safesteer_edge.session.settings_schema import SETTINGS, Setting, UserSettings, value_of
 
 OK: Final = 0
@@ -160,8 +162,6 @@ def sampling(defaults: SessionSettings | None = None) -> Group:
 
 def settings_with_flags(options: argparse.Namespace, base: UserSettings) -> UserSettings:
     """These settings with what the flags say. Raises SettingsError."""
-    from safesteer_edge.session.settings_file import with_flags
-
     given = {each: getattr(options, each.parts[-1], None) for each in SETTINGS if each.flag}
     values = {each: each.kind(value) for each, value in given.items() if value is not None}
     chosen = with_flags(base, values)
@@ -203,8 +203,6 @@ def say(line: str) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that the user named, whole or not at all. Raises SettingsError."""
-    from safesteer_edge.formats.atomic_write import atomic_write
-
     try:
         with atomic_write(path, "w") as stream:
             stream.write(text)

@@ -184,30 +184,18 @@ SETTINGS: Final = (
     ),
     Setting("sampling.temperature", "0 is greedy", "session.sampling.temperature", "--temperature"),
     Setting(
-        "sampling.top_k",
-        "candidates that the guard re-ranks",
-        "session.sampling.top_k",
-        "--top-k",
+        "sampling.top_k", "candidates that the guard re-ranks", "session.sampling.top_k", "--top-k"
     ),
     Setting("sampling.top_p", "nucleus", "session.sampling.top_p", "--top-p"),
     Setting("sampling.min_p", "relative floor", "session.sampling.min_p", "--min-p"),
     Setting(
-        "sampling.repeat_penalty",
-        "1 is off",
-        "session.sampling.repeat_penalty",
-        "--repeat-penalty",
+        "sampling.repeat_penalty", "1 is off", "session.sampling.repeat_penalty", "--repeat-penalty"
     ),
     Setting(
-        "sampling.seed",
-        "the same seed gives the same answer",
-        "session.sampling.seed",
-        "--seed",
+        "sampling.seed", "the same seed gives the same answer", "session.sampling.seed", "--seed"
     ),
     Setting(
-        "sampling.max_tokens",
-        "tokens of an answer at most",
-        "session.max_tokens",
-        "--max-tokens",
+        "sampling.max_tokens", "tokens of an answer at most", "session.max_tokens", "--max-tokens"
     ),
     Setting(
         "guard.mode",
