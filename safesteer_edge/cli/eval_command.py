@@ -133,7 +133,7 @@ def run_bench_command(options: argparse.Namespace) -> int:
     progress = Progress()
 
     def narrate(line: str) -> None:
-        progress.note(f"[{line}]")
+        progress.tell(f"[{line}]", stays=False)
 
     try:
         if options.isolate:

@@ -237,7 +237,7 @@ class Progress:
         self._is_terminal = sys.stderr.isatty()
         self._is_drawn = False
         self._what = ""
-        self._started_s = self._shown_s = 0.0
+        self._started_s = self._next_s = 0.0
         self._n_at_start = 0
 
     def show(self, what: str, n_done: int, n_total: int) -> None:
@@ -246,9 +246,9 @@ class Progress:
             now_s, is_over = time.monotonic(), n_done == n_total
             if what != self._what:
                 self._what, self._started_s, self._n_at_start = what, now_s, n_done
-            elif not is_over and now_s - self._shown_s < self._pause_s:
+            elif not is_over and now_s < self._next_s:
                 return
-            self._shown_s = now_s
+            self._next_s = now_s + (_REDRAW_S if self._is_terminal else _LINE_S)
             line, n_new = f"{what}: {n_done}/{n_total}", n_done - self._n_at_start
             if n_new and not is_over:
                 left_s = (now_s - self._started_s) / n_new * (n_total - n_done)
@@ -259,24 +259,15 @@ class Progress:
         """What takes the number that is done alone."""
         return lambda n_done: self.show(what, n_done, n_total)
 
-    def note(self, line: str) -> None:
-        """Say what begins now, in the place of the last such line."""
+    def tell(self, line: str, *, stays: bool = True) -> None:
+        """Say something on a line of its own, or until the next such line."""
         with self._lock:
-            self._draw(line, stays=False)
-
-    def say(self, line: str) -> None:
-        """Say something on a line of its own."""
-        with self._lock:
-            self._draw(line, stays=True)
+            self._draw(line, stays=stays)
 
     def end(self) -> None:
         """Take away what was drawn for a while."""
         with self._lock:
             self._clear()
-
-    @property
-    def _pause_s(self) -> float:
-        return _REDRAW_S if self._is_terminal else _LINE_S
 
     def _draw(self, line: str, *, stays: bool) -> None:
         self._clear()

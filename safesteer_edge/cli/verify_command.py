@@ -169,11 +169,8 @@ def shift_text(shift: ScoreShift) -> str:
 
 def drift_to_json(drift: Drift) -> dict[str, Any]:
     """Plain values, shares with their intervals."""
-    value = asdict(drift)
-    for key, figures in (("here", drift.here), ("reference", drift.reference)):
-        if figures is not None:
-            value[key] = figures_to_json(figures)
-    return value
+    reference = drift.reference and figures_to_json(drift.reference)
+    return {**asdict(drift), "here": figures_to_json(drift.here), "reference": reference}
 
 
 def figures_to_json(figures: ReplayFigures) -> dict[str, Any]:
@@ -182,12 +179,7 @@ def figures_to_json(figures: ReplayFigures) -> dict[str, Any]:
     for key in value:
         item = getattr(figures, key)
         if hasattr(item, "count"):
-            value[key] = {
-                "count": item.count,
-                "n": item.n,
-                "share": item.value,
-                "wilson_95": item.interval,
-            }
+            value[key] |= {"share": item.value, "wilson_95": item.interval}
     return value
 
 
