@@ -109,3 +109,10 @@ def test_what_cannot_be_measured_is_bad_input(measure: Measure, arguments: list[
     assert (ran.exit_code, ran.out) == (BAD_INPUT, "")
     (line,) = ran.err.splitlines()
     assert naming in line
+
+
+def test_an_option_of_another_measure_is_refused(measure: Measure, tmp_path: Path):
+    for what, option in (("guard", "--safebench"), ("probe", "--types"), ("pictures", "--folder")):
+        with pytest.raises(SystemExit) as caught:
+            measure(what, option, str(tmp_path))
+        assert caught.value.code == BAD_INPUT
