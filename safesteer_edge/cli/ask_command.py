@@ -33,7 +33,7 @@ from safesteer_edge.formats.display_text import ControlCharacterFilter, strip_co
 from safesteer_edge.session.settings_file import user_settings
 
 if TYPE_CHECKING:
-    from safesteer_edge.guard.events import Event, MediaPrepared, Step, TurnEnded
+    from safesteer_edge.guard.events import Event, MediaPrepared, TurnEnded
     from safesteer_edge.session.protocol import ChatSession
 
 
@@ -101,7 +101,8 @@ def _stream(
     shown, thought = ControlCharacterFilter(), ControlCharacterFilter()
     for event in events:
         if isinstance(event, Step) and trace is not None:
-            trace.write(json.dumps(_step_to_json(event), ensure_ascii=False) + "\n")
+            row = {key: value for key, value in asdict(event).items() if value != ()}
+            trace.write(json.dumps(row, ensure_ascii=False) + "\n")
         elif isinstance(event, TextDelta) and event.part == "reasoning":
             if not options.quiet:  # the answer alone goes to stdout
                 print(thought.feed(event.text), end="", file=sys.stderr, flush=True)
@@ -128,13 +129,6 @@ def _open_trace(path: Path) -> IO[str]:
         return path.open("w", encoding="utf-8", buffering=1)
     except OSError as error:
         raise cannot_write(path, error) from error
-
-
-def _step_to_json(step: Step) -> dict[str, Any]:
-    row = asdict(step)
-    if not step.candidates:
-        del row["candidates"]
-    return row
 
 
 def _to_json(session: ChatSession, turn: TurnEnded, media: list[MediaPrepared]) -> dict[str, Any]:

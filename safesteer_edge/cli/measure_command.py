@@ -218,14 +218,16 @@ def _read_sets(options: argparse.Namespace) -> dict[str, list[PictureTask]]:
     from safesteer_edge.evaluation.picture_skill import read_manifest, read_safebench
     from safesteer_edge.library.catalogue import models_folder
 
-    sets: dict[str, list[PictureTask]] = {}
-    own = options.data
-    if own is None and (models_folder() / _DEFAULT_DATA).is_dir():
-        own = models_folder() / _DEFAULT_DATA
-    if own is not None:
-        sets["held-out pictures"] = read_manifest(own)[: options.limit]
-    if options.safebench is not None:
-        sets["FigStep SafeBench-Tiny"] = read_safebench(options.safebench)[: options.limit]
+    ours = models_folder() / _DEFAULT_DATA
+    folders = {
+        "held-out pictures": (read_manifest, options.data or (ours if ours.is_dir() else None)),
+        "FigStep SafeBench-Tiny": (read_safebench, options.safebench),
+    }
+    sets = {
+        name: list(read(folder)[: options.limit])
+        for name, (read, folder) in folders.items()
+        if folder is not None
+    }
     if not sets:
         raise InputError("there are no pictures to measure on; give a folder with --data DIR")
     return sets

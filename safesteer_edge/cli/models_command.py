@@ -350,7 +350,7 @@ class _Download:
         """So much has come."""
         with self._lock:
             self._come += n_bytes
-            self._progress.show("MiB here", self._come // _MIB, self._expected // _MIB)
+            self._progress.show("MiB here", self._come, self._expected, unit=_MIB)
 
 
 # -- the commands ----------------------------------------------------------------------------------

@@ -240,16 +240,21 @@ class Progress:
         self._started_s = self._next_s = 0.0
         self._n_at_start = 0
 
-    def show(self, what: str, n_done: int, n_total: int) -> None:
-        """Called after each step; the first call of a phase may already have some done."""
+    def show(self, what: str, n_done: int, n_total: int, *, unit: int = 1) -> None:
+        """Called after each step; the first call of a phase may already have some done.
+
+        unit: what is shown as one, such as 1 << 20 bytes.
+        """
         with self._lock:
             now_s, is_over = time.monotonic(), n_done == n_total
+            pause_s = _REDRAW_S if self._is_terminal else _LINE_S
             if what != self._what:
                 self._what, self._started_s, self._n_at_start = what, now_s, n_done
-            elif not is_over and now_s < self._next_s:
+                self._next_s = now_s if self._is_terminal else now_s + pause_s
+            if not is_over and now_s < self._next_s:
                 return
-            self._next_s = now_s + (_REDRAW_S if self._is_terminal else _LINE_S)
-            line, n_new = f"{what}: {n_done}/{n_total}", n_done - self._n_at_start
+            self._next_s = now_s + pause_s
+            line, n_new = f"{what}: {n_done // unit}/{n_total // unit}", n_done - self._n_at_start
             if n_new and not is_over:
                 left_s = (now_s - self._started_s) / n_new * (n_total - n_done)
                 line += f", {_in_words(left_s)} left"
