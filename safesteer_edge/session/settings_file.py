@@ -78,23 +78,7 @@ def read_settings(path: Path | None = None) -> UserSettings:
         raise SettingsError(
             f"cannot read {where}: not TOML ({error}); correct it, or move it away"
         ) from error
-    settings = UserSettings()
-    known = {each.key: each for each in SETTINGS}
-    sections = [name for name, _ in _by_section(SETTINGS)]
-    for section, values in table.items():
-        if section not in sections:
-            raise _unknown(f"{where}: there is no section [{section}]", section, sections)
-        if not isinstance(values, dict):
-            raise SettingsError(f"{where}: {section} is {values!r}; expected a section [{section}]")
-        changed: dict[Setting, object] = {}
-        for name, value in cast("dict[str, object]", values).items():
-            setting = known.get(f"{section}.{name}")
-            if setting is None:
-                names = [each.name for each in SETTINGS if each.section == section]
-                raise _unknown(f"{where}: there is no {section}.{name}", name, names)
-            changed[setting] = _read(setting, value, f"{where}: {section}.{name}")
-        settings = with_values(settings, changed, where=f"{where}: [{section}]")
-    return settings
+    return _from_table(table, where)
 
 
 def with_environment(settings: UserSettings, environment: Mapping[str, str]) -> UserSettings:
@@ -204,6 +188,26 @@ def value_to_text(value: str | int | float | bool | Path | None) -> str:
 
 
 # -- private --------------------------------------------------------------------------------------
+
+
+def _from_table(table: Mapping[str, object], where: str) -> UserSettings:
+    settings = UserSettings()
+    known = {each.key: each for each in SETTINGS}
+    sections = [name for name, _ in _by_section(SETTINGS)]
+    for section, values in table.items():
+        if section not in sections:
+            raise _unknown(f"{where}: there is no section [{section}]", section, sections)
+        if not isinstance(values, dict):
+            raise SettingsError(f"{where}: {section} is {values!r}; expected a section [{section}]")
+        changed: dict[Setting, object] = {}
+        for name, value in cast("dict[str, object]", values).items():
+            setting = known.get(f"{section}.{name}")
+            if setting is None:
+                names = [each.name for each in SETTINGS if each.section == section]
+                raise _unknown(f"{where}: there is no {section}.{name}", name, names)
+            changed[setting] = _read(setting, value, f"{where}: {section}.{name}")
+        settings = with_values(settings, changed, where=f"{where}: [{section}]")
+    return settings
 
 
 def _by_section(settings: Any) -> list[tuple[str, list[Setting]]]:
