@@ -94,4 +94,6 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
             patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
+        for name in [each for each in os.environ if each.startswith("SAFESTEER_")]:
+            patch.delenv(name)  # those that are settings would count
         yield

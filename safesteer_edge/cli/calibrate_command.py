@@ -4,68 +4,32 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
-import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from safesteer_edge.cli import calibrate_from
-from safesteer_edge.cli.options import OK, add_machine_options
+from safesteer_edge.cli.options import (
+    MACHINE,
+    OK,
+    Argument,
+    Command,
+    Progress,
+    say,
+    session_settings,
+    setting_flags,
+)
+from safesteer_edge.cli.verify_command import replay_cells
 from safesteer_edge.errors import SettingsError
+from safesteer_edge.session.settings import SessionSettings
 
 if TYPE_CHECKING:
     from safesteer_edge.calibration.make_bundle import CalibrationSettings
+    from safesteer_edge.calibration.recalibrate import Recalibrated
     from safesteer_edge.requests.requests import Request
 
 
-_DESCRIPTION = """\
-Make a guard bundle: let the model answer requests, read its hidden states while it decodes, fit a
-probe to them, derive the alignment vector where the model sees, and choose the guard's numbers.
-A run that was stopped goes on where it was; measure the result with `measure` and `eval`."""
-_PROGRESS_EVERY_S = 0.5
-
-
-def add_parser(subparsers: Any) -> None:
-    """Register the command."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "calibrate", help="make a guard bundle for a model", description=_DESCRIPTION
-    )
-    parser.add_argument("model", metavar="NAME|F.gguf", help="the model, in its quantization")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="bundle")
-    parser.add_argument(
-        "--mmproj", type=Path, metavar="F", help="its projector: requests come in pictures as well"
-    )
-    parser.add_argument(
-        "--data", type=Path, metavar="F.jsonl", help="requests (default: the project's own)"
-    )
-    parser.add_argument(
-        "--audio", action="store_true", help="play the recordings that rows of --data name"
-    )
-    parser.add_argument("--name", help="the bundle's name (default: from the file)")
-    parser.add_argument(
-        "--cache-limit",
-        type=float,
-        default=8.0,
-        metavar="GIB",
-        help="hidden states kept on disk for the next run (default: 8 GiB)",
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="processes that harvest at once (default: one a core for small models, else one)",
-    )
-    parser.add_argument(
-        "--false-alarms",
-        type=float,
-        metavar="SHARE",
-        help="of ordinary answers, that the guard may act on (default: 0.01, told from 199 "
-        "ordinary requests; 0.05 from 39)",
-    )
-    calibrate_from.add_option(parser)
-    add_machine_options(parser)
-    parser.set_defaults(run=run)
+_CACHE_LIMIT_GIB = 8.0
 
 
 def run(options: argparse.Namespace) -> int:
@@ -76,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
                 f"cannot calibrate without {package}; pip install 'safesteer-edge[calibration]'"
             )
     if options.source_bundle is not None:
-        return calibrate_from.run(options, _Progress().show)
+        return _recalibrate(options)
     # Deferred: these import llama.cpp, which --help does not need.
     from safesteer_edge.bundle.writer import check_replaceable
     from safesteer_edge.calibration.make_bundle import make_bundle
@@ -89,14 +53,13 @@ def run(options: argparse.Namespace) -> int:
     check_media(settings.session, requests, hears=options.audio)
     check_replaceable(options.output)
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        say(f"warning: {warning}")
     # 2. The work.
-    progress = _Progress()
     try:
         requests = with_pictures(settings.session, requests)
-        folder = make_bundle(options.output, settings, requests, progress.show)
+        folder = make_bundle(options.output, settings, requests, Progress().show)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where it was", file=sys.stderr)
+        say("\nstopped; the same command goes on where it was")
         raise
     print(folder)
     return OK
@@ -105,25 +68,17 @@ def run(options: argparse.Namespace) -> int:
 def _settings(options: argparse.Namespace) -> CalibrationSettings:
     from safesteer_edge.calibration.preflight import targets_for
     from safesteer_edge.calibration.settings import default_settings
-    from safesteer_edge.session.settings import SessionSettings
 
-    if not 0 < options.cache_limit < math.inf:
-        raise SettingsError(f"--cache-limit is {options.cache_limit}; expected GiB, more than 0")
+    cache_limit_gib = _CACHE_LIMIT_GIB if options.cache_limit is None else options.cache_limit
+    if not 0 < cache_limit_gib < math.inf:
+        raise SettingsError(f"--cache-limit is {cache_limit_gib}; expected GiB, more than 0")
     if options.workers is not None and options.workers < 1:
         raise SettingsError(f"--workers is {options.workers}; expected at least 1")
-    session = SessionSettings(
-        model=options.model,
-        mmproj=options.mmproj,
-        guard="off",
-        n_ctx=options.ctx,
-        n_gpu_layers=options.gpu_layers,
-        n_threads=options.threads,
-    )
     return default_settings(
-        session,
+        session_settings(options, SessionSettings(guard="off")),
         name=options.name,
         hears=options.audio,
-        cache_limit_bytes=int(options.cache_limit * (1 << 30)),
+        cache_limit_bytes=int(cache_limit_gib * (1 << 30)),
         n_workers=options.workers,
         targets=targets_for(options.false_alarms),
     )
@@ -139,36 +94,118 @@ def _requests(data: Path | None) -> tuple[tuple[Request, ...], str]:
     return requests, f"requests {str(data)!r}"
 
 
-class _Progress:
-    """One line on stderr that says what is done, and how long the rest of it takes."""
+# -- calibrate --from ------------------------------------------------------------------------------
 
-    def __init__(self) -> None:
-        self._what = ""
-        self._started_s = 0.0
-        self._n_at_start = 0
-        self._shown_s = 0.0
-
-    def show(self, what: str, n_done: int, n_total: int) -> None:
-        """Called after each step; the first call of a phase may already have some done."""
-        now_s = time.monotonic()
-        if what != self._what:
-            self._what, self._started_s, self._n_at_start = what, now_s, n_done
-            self._shown_s = 0.0
-        is_over = n_done == n_total
-        if not is_over and now_s - self._shown_s < _PROGRESS_EVERY_S:
-            return
-        self._shown_s = now_s
-        n_new = n_done - self._n_at_start
-        left = ""
-        if n_new and not is_over:
-            left = f", {_in_words((now_s - self._started_s) / n_new * (n_total - n_done))} left"
-        line = f"{what}: {n_done}/{n_total}{left}"
-        print(f"\r{line:<60}", end="\n" if is_over else "", file=sys.stderr, flush=True)
+_NOT_WITH_FROM = {
+    "false_alarms": "keeps to the false alarms that the bundle was made for",
+    "workers": "works in one process",
+    "cache_limit": "keeps no hidden states",
+}
 
 
-def _in_words(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+def _recalibrate(options: argparse.Namespace) -> int:
+    """Set the same probe right for another quantization, and return the exit code."""
+    from safesteer_edge.calibration.recalibrate import RecalibrationSettings, recalibrate
+    from safesteer_edge.formats.model_file import check_language_model
+    from safesteer_edge.requests.fixed_requests import (
+        RECALIBRATION_COUNTS,
+        recalibration_requests,
+        replay_requests,
+        spread,
+    )
+    from safesteer_edge.session.choice import choose_model
+
+    if options.audio or options.mmproj is not None:
+        raise SettingsError("--from sets a guard by text alone; leave out --audio and --mmproj")
+    for name, why in _NOT_WITH_FROM.items():
+        if getattr(options, name) is not None:
+            flag = "--" + name.replace("_", "-")
+            raise SettingsError(f"--from {why}; leave out {flag}")
+    path = choose_model(options.model).path
+    if options.data is None:
+        requests = recalibration_requests()
+    else:
+        requests = spread(_requests(options.data)[0], RECALIBRATION_COUNTS)
+    settings = RecalibrationSettings(
+        bundle=options.source_bundle,
+        session=replace(session_settings(options, SessionSettings(guard="off")), model=str(path)),
+        info=check_language_model(path),
+        requests=requests,
+        replayed=replay_requests(),
+        name=options.name or path.stem,
+    )
+    _print_result(recalibrate(options.output, settings, Progress().show))
+    return OK
+
+
+def _print_result(result: Recalibrated) -> None:
+    """The folder on stdout, as `calibrate` prints it; the figures beside it on stderr."""
+    from safesteer_edge.harvest.drift import MIN_AUROC
+    from safesteer_edge.harvest.replay import replay_figures
+
+    found = result.recalibration
+    before = replay_cells(replay_figures(result.before.rows, result.old_threshold))
+    figures = replay_figures(result.after.rows, found.policy.threshold)
+    after = replay_cells(figures)
+    lines = [
+        f"logit × {found.rescale.slope:.3f} {found.rescale.intercept:+.3f}; "
+        f"τ {result.old_threshold:.3f} → {found.policy.threshold:.3f}",
+        f"{'on held-out requests':<28} {'before':<25} after",
+        *(f"{name:<28} {cell:<25} {after[name]}" for name, cell in before.items()),
+    ]
+    if figures.auroc_ordinary.interval[1] < MIN_AUROC:
+        lines.append(
+            "warning: the probe tells too little apart on this file; make one for it: "
+            "'safesteer-edge calibrate', without --from"
+        )
+    say("\n".join(lines))
+    print(result.folder)
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+CALIBRATE = Command(
+    "calibrate",
+    "make a guard bundle for a model",
+    run,
+    (
+        Argument("model", "the model, in its quantization", metavar="NAME|F.gguf"),
+        Argument("-o --output", "bundle", Path, required=True, metavar="DIR"),
+        *setting_flags("model.mmproj"),
+        Argument("--data", "requests (default: the project's own)", Path, metavar="F.jsonl"),
+        Argument("--audio", "play the recordings that rows of --data name", action="store_true"),
+        Argument("--name", "the bundle's name (default: from the file)"),
+        Argument(
+            "--cache-limit",
+            f"hidden states kept on disk for the next run (default: {_CACHE_LIMIT_GIB:g} GiB)",
+            float,
+            metavar="GIB",
+        ),
+        Argument(
+            "--workers",
+            "processes that harvest at once (default: one a core for small models, else one)",
+            int,
+            metavar="N",
+        ),
+        Argument(
+            "--false-alarms",
+            "of ordinary answers, that the guard may act on (default: 0.01, told from 199 ordinary "
+            "requests; 0.05 from 39)",
+            float,
+            metavar="SHARE",
+        ),
+        Argument(
+            "--from",
+            "recalibrate this bundle, made for another quantization of the same model: its probe "
+            "is kept, scores, threshold and limits are set anew; minutes",
+            Path,
+            metavar="BUNDLE",
+            dest="source_bundle",
+        ),
+        *MACHINE,
+    ),
+    """\
+Make a guard bundle: let the model answer requests, read its hidden states while it decodes, fit a
+probe to them, derive the alignment vector where the model sees, and choose the guard's numbers.
+A run that was stopped goes on where it was; measure the result with `measure` and `eval`.""",
+)

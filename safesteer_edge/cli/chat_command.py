@@ -1,101 +1,251 @@
-"""`safesteer-edge chat`: a chat in the terminal, full-screen or line by line."""
+"""`safesteer-edge chat`, the saved `chats`, and the `settings` that count unless told otherwise."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safesteer_edge.cli.options import (
+    BAD_INPUT,
+    GUARD,
+    JSON,
+    MODEL,
     OK,
     RUNTIME_ERROR,
-    add_guard_options,
-    add_model_options,
-    add_sampling_options,
-    session_settings,
+    YES,
+    Argument,
+    Command,
+    Group,
+    confirmed,
+    print_result,
+    sampling,
+    say,
+    setting_flags,
+    settings_with_flags,
+    write_text,
 )
+from safesteer_edge.errors import ChatFileError
+from safesteer_edge.formats.display_text import strip_control_characters
+from safesteer_edge.formats.json_values import to_json
+from safesteer_edge.session.settings_file import (
+    read_settings,
+    settings_path,
+    user_settings,
+    value_to_text,
+    with_setting,
+    without_setting,
+    write_settings,
+)
+from safesteer_edge.session.settings_schema import SETTINGS, value_of
 
 if TYPE_CHECKING:
-    from safesteer_edge.session.settings import SessionSettings
+    from safesteer_edge.chats.chat_store import ChatStore, ChatSummary
 
 
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
-
-
-def add_parser(subparsers: Any) -> None:
-    """Register the command."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "chat",
-        help="chat in the terminal",
-        description="Chat about text and pictures, guarded while it decodes. F1 shows all keys; "
-        "what is not given here comes from the settings file.",
-    )
-    add_model_options(parser)
-    add_guard_options(parser)
-    add_sampling_options(parser)
-    view = parser.add_argument_group("view")
-    view.add_argument(
-        "--plain", action="store_true", help="line by line: for pipes and screen readers"
-    )
-    view.add_argument("--no-images", action="store_true", help="names of pictures, no views")
-    view.add_argument("--theme", choices=("auto", "dark", "light"))
-    view.add_argument("--no-save", action="store_true", help="keep no chat on the disk")
-    # None: not given, so that the settings file decides.
-    parser.set_defaults(
-        run=run,
-        guard=None,
-        rerank=None,
-        max_tokens=None,
-        kv_type=None,
-        **dict.fromkeys(_SAMPLING),
-    )
-
-
-def run(options: argparse.Namespace) -> int:
+def run_chat_command(options: argparse.Namespace) -> int:
     """Chat, and return the exit code."""
-    from safesteer_edge.session.settings_file import read_settings
+    user = user_settings()
+    chosen = settings_with_flags(options, user)
+    if chosen.look.plain or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        from safesteer_edge.session.isolated_session import open_isolated_session
+        from safesteer_edge.tui.plain_chat import run_plain_chat
 
-    user = read_settings()
-    settings = _with_file(options, user.session_settings())
-    save = user.chats.save and not options.no_save
-    if options.plain or user.look.plain or not (sys.stdin.isatty() and sys.stdout.isatty()):
-        return _run_plain(settings, save=save)
+        store = _store() if chosen.chats.save else None
+        has_answered = run_plain_chat(open_isolated_session, chosen.session, store)
+        return OK if has_answered else RUNTIME_ERROR
     # Deferred: Textual.
     from safesteer_edge.tui.app import run_chat
 
-    show_images = not options.no_images and user.look.images != "off"
-    theme = options.theme or user.look.theme
-    run_chat(settings, user, save=save, show_images=show_images, theme=theme)
+    run_chat(
+        chosen.session,
+        user,
+        save=chosen.chats.save,
+        show_images=chosen.look.images != "off",
+        theme=chosen.look.theme,
+    )
     return OK
 
 
-def _run_plain(settings: SessionSettings, *, save: bool) -> int:
+# -- saved chats -----------------------------------------------------------------------------------
+
+
+def run_list(options: argparse.Namespace) -> int:
+    """Print the table, or JSON."""
+    summaries = _store().list()
+    if not summaries and not options.json:
+        say("no chats yet")
+        return OK
+    value = {"chats": [asdict(each) for each in summaries]}
+    return print_result(options, value, map(_row, summaries))
+
+
+def run_search(options: argparse.Namespace) -> int:
+    """Print the chats and messages that were found."""
+    last = None
+    for hit in _store().search(" ".join(options.words)):
+        if hit.chat.id != last:
+            print(_row(hit.chat))
+            last = hit.chat.id
+        print(f"    {hit.role}: {strip_control_characters(hit.snippet)}")
+    if last is None:
+        say("nothing found")
+    return OK
+
+
+def run_export(options: argparse.Namespace) -> int:
+    """Write a chat to stdout, or atomically to a file. Raises ChatFileError, SettingsError."""
+    from safesteer_edge.chats.export import export_chat
+
+    store = _store()
+    log = store.read(store.find(options.id))
+    text = export_chat(log, options.to, media_path=store.media.path)
+    if options.output is None:
+        print(text, end="")
+    else:
+        write_text(options.output, text)
+    return OK
+
+
+def run_rename(options: argparse.Namespace) -> int:
+    """Give a chat a title. Raises ChatFileError."""
+    store = _store()
+    store.rename(store.find(options.id), options.title)
+    return OK
+
+
+def run_delete(options: argparse.Namespace) -> int:
+    """Delete a chat, after asking. Raises ChatFileError."""
+    store = _store()
+    chat_id = store.find(options.id)
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise ChatFileError(f"chat {chat_id!r} is deleted for good; say so with --yes")
+        (summary,) = (each for each in store.list() if each.id == chat_id)
+        if not confirmed("Delete it for good?", _row(summary)):
+            return BAD_INPUT
+    store.delete(chat_id)
+    return OK
+
+
+def _store() -> ChatStore:
     from safesteer_edge.chats.chat_store import ChatStore
-    from safesteer_edge.session.isolated_session import open_isolated_session
-    from safesteer_edge.tui.plain_chat import run_plain_chat
 
-    store = ChatStore() if save else None
-    return OK if run_plain_chat(open_isolated_session, settings, store) else RUNTIME_ERROR
+    return ChatStore()
 
 
-def _with_file(options: argparse.Namespace, base: SessionSettings) -> SessionSettings:
-    """The settings that the options make, those of the file where they say nothing."""
-    from_file: dict[str, object] = {
-        "guard": base.guard,
-        "rerank": base.rerank,
-        "strength": base.strength,
-        "threshold": base.threshold,
-        "max_tokens": base.max_tokens,
-        "ctx": base.n_ctx,
-        "kv_type": base.kv_type,
-        "gpu_layers": base.n_gpu_layers,
-        "threads": base.n_threads,
-        **{name: getattr(base.sampling, name) for name in _SAMPLING},
-    }
-    if options.model is None:  # the file's projector and bundle belong to the file's model
-        from_file |= {"model": base.model, "mmproj": base.mmproj, "bundle": base.bundle}
-    for name, value in from_file.items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    return replace(session_settings(options), prefers_thinking=base.prefers_thinking)
+def _row(summary: ChatSummary) -> str:
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(summary.updated_at))
+    if summary.problem is not None:
+        return f"{summary.id}  {when}  damaged: {strip_control_characters(summary.problem)}"
+    title = strip_control_characters(summary.title)
+    model = strip_control_characters(summary.model or "-")
+    return f"{summary.id}  {when}  {title}  ({summary.n_messages} messages, {model})"
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+def run_show(options: argparse.Namespace) -> int:
+    """Print all settings; a mark stands where one differs from its default."""
+    settings = user_settings()
+    values = {each: value_of(settings, each) for each in SETTINGS}
+    texts = {each: value_to_text(value) for each, value in values.items()}
+    key_width = max(len(each.key) for each in SETTINGS)
+    value_width = max(map(len, texts.values()))
+    lines = [
+        f"{' ' if values[each] == each.default else '*'} {each.key:<{key_width}}  "
+        f"{text:<{value_width}}  {each.meaning}"
+        for each, text in texts.items()
+    ]
+    plain = {each.key: to_json(value) for each, value in values.items()}
+    return print_result(options, plain, lines)
+
+
+def run_path(_options: argparse.Namespace) -> int:
+    """Print the file's path and nothing else."""
+    print(settings_path())
+    return OK
+
+
+def run_set(options: argparse.Namespace) -> int:
+    """Change one setting of the file. Raises SettingsError."""
+    write_settings(with_setting(read_settings(), options.key, options.value))
+    return OK
+
+
+def run_unset(options: argparse.Namespace) -> int:
+    """Bring one setting of the file back to its default. Raises SettingsError."""
+    write_settings(without_setting(read_settings(), options.key))
+    return OK
+
+
+# -- the commands ----------------------------------------------------------------------------------
+
+CHAT = Command(
+    "chat",
+    "chat in the terminal",
+    run_chat_command,
+    (MODEL, GUARD, sampling(), Group("view", setting_flags("look", "chats"))),
+    "Chat about text and pictures, guarded while it decodes. F1 shows all keys; what is not given "
+    "here comes from the settings.",
+)
+
+_ID = Argument("id", metavar="ID")
+CHATS = Command(
+    "chats",
+    "list, read, search, export, rename and delete saved chats",
+    description="The saved chats. ID is an id of 'chats list', or its beginning or end.",
+    commands=(
+        Command("list", "all chats, the latest first", run_list, (JSON,)),
+        Command(
+            "show",
+            "print a chat",
+            lambda options: run_export(
+                argparse.Namespace(id=options.id, to="markdown", output=None)
+            ),
+            (_ID,),
+        ),
+        Command(
+            "search",
+            "messages that have all these words",
+            run_search,
+            (Argument("words", metavar="WORD", nargs="+"),),
+        ),
+        Command(
+            "export",
+            "write a chat as Markdown, HTML or JSON",
+            run_export,
+            (
+                _ID,
+                Argument(
+                    "--to",
+                    "default: markdown",
+                    choices=("markdown", "html", "json"),
+                    default="markdown",
+                ),
+                Argument("--output", "a file (default: stdout)", type=Path, metavar="F"),
+            ),
+        ),
+        Command(
+            "rename", "give a chat a title", run_rename, (_ID, Argument("title", metavar="TITLE"))
+        ),
+        Command("delete", "delete a chat and the media that only it has", run_delete, (_ID, YES)),
+    ),
+)
+
+_KEY = Argument("key", "as 'settings show' has it", metavar="KEY")
+SETTINGS_COMMAND = Command(
+    "settings",
+    "what ask and chat use unless told otherwise",
+    description="The settings: environment variables go before the file, the file before defaults.",
+    commands=(
+        Command("show", "every setting, with its value and meaning", run_show, (JSON,)),
+        Command("path", "where the file lies", run_path),
+        Command("set", "change a setting", run_set, (_KEY, Argument("value", metavar="VALUE"))),
+        Command("unset", "bring a setting back to its default", run_unset, (_KEY,)),
+    ),
+)

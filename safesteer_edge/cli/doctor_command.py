@@ -3,63 +3,44 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from safesteer_edge.cli.options import OK, RUNTIME_ERROR
+from safesteer_edge.cli.options import OK, RUNTIME_ERROR, Argument, Command, print_result
+from safesteer_edge.formats.display_text import strip_control_characters
 
 if TYPE_CHECKING:
     from safesteer_edge.doctor.check import Check
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the command."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "doctor",
-        help="check the installation, up to one guarded token",
-        description="Check packages, CPU, GPU, folders, memory and the default model, and decode "
-        f"one guarded token. Exit {OK} if nothing failed, else {RUNTIME_ERROR}.",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
-    parser.set_defaults(run=run)
-
-
 def run(options: argparse.Namespace) -> int:
-    """Examine everything, print each finding, and return the exit code."""
+    """Examine everything, print each finding as it comes, and return the exit code."""
     from safesteer_edge.doctor.diagnose import diagnose
 
     checks: list[Check] = []
     for check in diagnose():
         checks.append(check)
         if not options.json:
-            _print_check(check)
-    is_healthy = all(check.status != "fail" for check in checks)
-    if options.json:
-        report = {"ok": is_healthy, "checks": [asdict(check) for check in checks]}
-        print(json.dumps(report))
-    else:
-        _print(_summary(checks))
-    return OK if is_healthy else RUNTIME_ERROR
-
-
-def _print_check(check: Check) -> None:
-    _print(f"{check.status:<4}  {check.name}: {check.finding}")
-    if check.remedy is not None:
-        _print(f"      remedy: {check.remedy}")
-
-
-def _summary(checks: list[Check]) -> str:
+            lines = [f"{check.status:<4}  {check.name}: {check.finding}"]
+            if check.remedy is not None:
+                lines.append(f"      remedy: {check.remedy}")
+            # They may quote files and native libraries.
+            print("\n".join(map(strip_control_characters, lines)), flush=True)
     n_failed = sum(check.status == "fail" for check in checks)
     n_warned = sum(check.status == "warn" for check in checks)
-    return f"{len(checks)} checks: {n_failed} failed, {n_warned} with a warning"
+    print_result(
+        options,
+        {"ok": not n_failed, "checks": [asdict(check) for check in checks]},
+        [f"{len(checks)} checks: {n_failed} failed, {n_warned} with a warning"],
+    )
+    return RUNTIME_ERROR if n_failed else OK
 
 
-def _print(line: str) -> None:
-    """Print a line that may quote files and native libraries, on a terminal of any encoding."""
-    from safesteer_edge.formats.display_text import strip_control_characters
-
-    encoding = sys.stdout.encoding or "utf-8"
-    text = strip_control_characters(line).encode(encoding, "backslashreplace").decode(encoding)
-    print(text, flush=True)
+DOCTOR = Command(
+    "doctor",
+    "check the installation, up to one guarded token",
+    run,
+    (Argument("--json", "print one JSON object at the end", action="store_true"),),
+    "Check packages, CPU, GPU, folders, memory and the default model, and decode one guarded "
+    f"token. Exit {OK} if nothing failed, else {RUNTIME_ERROR}.",
+)

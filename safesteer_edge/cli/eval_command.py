@@ -1,107 +1,47 @@
-"""`safesteer-edge eval`: a model with its guard against the same model without it, and a report."""
+"""`safesteer-edge eval` and `bench`: what the guard gains, and what it costs on this machine."""
 
 from __future__ import annotations
 
 import argparse
-import sys
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from safesteer_edge.cli.options import OK, add_model_options, add_sampling_options, session_settings
-from safesteer_edge.errors import SettingsError
-
-_DEFAULT_SUITE = "quick"
-_DESCRIPTION = (
-    "Ask a model harmful and harmless requests under several defences, judge the answers, and "
-    "write report.html, report.md and report.json into a folder. Given again, the same command "
-    "goes on where it was stopped."
+from safesteer_edge.cli.options import (
+    MACHINE,
+    MODEL,
+    OK,
+    Argument,
+    Command,
+    Group,
+    Progress,
+    sampling,
+    say,
+    session_settings,
+    setting_flags,
+    write_text,
 )
+from safesteer_edge.errors import SettingsError
+from safesteer_edge.guard.policy import SamplingSettings
+from safesteer_edge.session.settings import SessionSettings
+
+if TYPE_CHECKING:
+    from safesteer_edge.evaluation.plan import SuiteChoice
+
+_GREEDY = SamplingSettings(temperature=0.0)
+_EVALUATED = SessionSettings(sampling=_GREEDY, max_tokens=48)
+_BENCHED = SessionSettings(sampling=_GREEDY, max_tokens=64)
+_STDOUT = "-"
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the command."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "eval", help="safety, helpfulness and cost, in one report", description=_DESCRIPTION
-    )
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the run")
-    parser.add_argument(
-        "--compare",
-        nargs=2,
-        type=Path,
-        metavar=("A.json", "B.json"),
-        help="print what changed between two reports, and do nothing else",
-    )
-    _add_suites(parser.add_argument_group("what to ask"))
-    _add_method(parser.add_argument_group("how"))
-    add_model_options(parser)
-    add_sampling_options(parser)
-    parser.set_defaults(
-        run=run,
-        temperature=0.0,
-        max_tokens=48,
-        guard="steer",
-        rerank="lazy",
-        strength=None,
-        threshold=None,
-    )
-
-
-def _add_suites(what: argparse._ArgumentGroup) -> None:
-    what.add_argument(
-        "--suite",
-        action="append",
-        default=[],
-        metavar="NAME[=N]",
-        help="builtin, quick (default), full, or one suite; N requests of each at most",
-    )
-    what.add_argument(
-        "--data",
-        action="append",
-        default=[],
-        metavar="FORMAT=F",
-        help="a public file: advbench, harmbench, jailbreakbench, maliciousinstruct, xstest, "
-        "figstep, mm-safetybench, mm-vet, scienceqa, jsonl",
-    )
-    what.add_argument("--limit", type=int, metavar="N", help="requests of each suite at most")
-
-
-def _add_method(how: argparse._ArgumentGroup) -> None:
-    how.add_argument(
-        "--defence",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="default: all; NAME:strength=X:shift=X:scale=X is another point of its trade-off",
-    )
-    how.add_argument("--curve", action="store_true", help="points of the trade-off as well")
-    how.add_argument(
-        "--judge",
-        action="append",
-        default=[],
-        metavar="JUDGE",
-        help="rules (default), model:F.gguf[:FORM], command:PROGRAM ARGUMENTS",
-    )
-    how.add_argument("--judge-timeout", type=float, default=60.0, metavar="S")
-    how.add_argument("--quality", type=int, default=12, metavar="N", help="requests for KL")
-    how.add_argument("--workers", type=int, default=1, metavar="N", help="processes at once")
-    how.add_argument(
-        "--bench", type=int, default=0, metavar="N", help="repeats of 'bench' at the end (0: none)"
-    )
-    how.add_argument(
-        "--heldout",
-        action="store_true",
-        help="at the end, what 'measure guard' and 'measure probe' measure on the whole test split "
-        "(--limit: of each label)",
-    )
-    how.add_argument(
-        "--show-texts", action="store_true", help="harmful texts in the HTML, folded, not masked"
-    )
-
-
-def run(options: argparse.Namespace) -> int:
+def run_eval(options: argparse.Namespace) -> int:
     """Evaluate, write the report, and return the exit code."""
+    from safesteer_edge.evaluation.report_compare import compare_reports, read_report
+
     if options.compare:
-        return _compare(*options.compare)
+        print(compare_reports(*map(read_report, options.compare)), end="")
+        return OK
     if options.output is None:
         raise SettingsError("no folder to write to; give one with -o DIR")
     # Deferred: these import llama.cpp and ONNX Runtime, which --help does not need.
@@ -110,9 +50,9 @@ def run(options: argparse.Namespace) -> int:
     from safesteer_edge.evaluation.report_pages import write_reports
     from safesteer_edge.evaluation.run import run_evaluation
 
-    suites = options.suite or ([] if options.data else [_DEFAULT_SUITE])
+    suites = options.suite or ([] if options.data else ["quick"])
     settings = EvalSettings(
-        session=session_settings(options),
+        session=session_settings(options, _EVALUATED),
         folder=options.output,
         suites=tuple(_suite_choice(text) for text in suites),
         files=tuple(parse_file_choice(text) for text in options.data),
@@ -126,13 +66,13 @@ def run(options: argparse.Namespace) -> int:
         with_heldout=options.heldout,
         judge_timeout_s=options.judge_timeout,
     )
-    run_evaluation(settings, narrate=lambda line: print(f"[{line}]", file=sys.stderr, flush=True))
+    run_evaluation(settings, narrate=lambda line: say(f"[{line}]"))
     report = write_reports(options.output, with_texts=options.show_texts)
     _print_summary(report, options.output)
     return OK
 
 
-def _suite_choice(text: str) -> Any:
+def _suite_choice(text: str) -> SuiteChoice:
     from safesteer_edge.evaluation.plan import SuiteChoice
 
     name, separator, number = text.partition("=")
@@ -141,13 +81,6 @@ def _suite_choice(text: str) -> Any:
     if not number.isdigit() or int(number) < 1:
         raise SettingsError(f"cannot read {text!r}: N in NAME=N must be 1 or more")
     return SuiteChoice(name, int(number))
-
-
-def _compare(first: Path, second: Path) -> int:
-    from safesteer_edge.evaluation.report_compare import compare_reports, read_report
-
-    print(compare_reports(read_report(first), read_report(second)), end="")
-    return OK
 
 
 def _print_summary(report: dict[str, Any], folder: Path) -> None:
@@ -167,3 +100,175 @@ def _print_summary(report: dict[str, Any], folder: Path) -> None:
     for name, why in report["facts"]["skipped_suites"].items():
         print(f"not run: {name}, {why}")
     print(f"report: {folder / 'report.html'}")
+
+
+# -- bench -----------------------------------------------------------------------------------------
+
+
+def run_bench_command(options: argparse.Namespace) -> int:
+    """Measure, print the report, and return the exit code."""
+    # Deferred: these import llama.cpp and ONNX Runtime, which --help does not need.
+    from safesteer_edge.evaluation.bench import (
+        BenchSettings,
+        cost_to_text,
+        measure_isolation,
+        run_bench,
+    )
+    from safesteer_edge.evaluation.bench_report import bench_to_json, bench_to_text
+
+    session = session_settings(options, _BENCHED)
+    settings = BenchSettings(
+        model=session.model,
+        bundle=session.bundle,
+        n_prompts=options.prompts,
+        max_tokens=session.max_tokens,
+        n_repeats=options.repeats,
+        n_threads=session.n_threads,
+        temperature=session.sampling.temperature,
+        n_ctx=session.n_ctx,
+        n_gpu_layers=session.n_gpu_layers,
+    )
+    if options.json not in (None, _STDOUT):
+        _check_writable(Path(options.json))  # before minutes of work, not after
+    progress = Progress()
+
+    def narrate(line: str) -> None:
+        progress.tell(f"[{line}]", stays=False)
+
+    try:
+        if options.isolate:
+            ratios = measure_isolation(settings, narrate=narrate)
+            value, text = {"ratios": [asdict(ratio) for ratio in ratios]}, cost_to_text(ratios)
+        else:
+            result = run_bench(settings, narrate=narrate)
+            value, text = bench_to_json(result), bench_to_text(result)
+    finally:
+        progress.end()
+    line = json.dumps(value, ensure_ascii=False)
+    if options.json == _STDOUT:
+        print(line)
+        return OK
+    if options.json is not None:
+        write_text(Path(options.json), line + "\n")
+    print(text, end="")
+    return OK
+
+
+def _check_writable(path: Path) -> None:
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise SettingsError(f"cannot write {str(path)!r}: give a file in a folder that exists")
+
+
+# -- the commands ----------------------------------------------------------------------------------
+
+_SUITES = Group(
+    "what to ask",
+    (
+        Argument(
+            "--suite",
+            "builtin, quick (default), full, or one suite; N requests of each at most",
+            action="append",
+            default=[],
+            metavar="NAME[=N]",
+        ),
+        Argument(
+            "--data",
+            "a public file: advbench, harmbench, jailbreakbench, maliciousinstruct, xstest, "
+            "figstep, mm-safetybench, mm-vet, scienceqa, jsonl",
+            action="append",
+            default=[],
+            metavar="FORMAT=F",
+        ),
+        Argument("--limit", "requests of each suite at most", int, metavar="N"),
+    ),
+)
+_METHOD = Group(
+    "how",
+    (
+        Argument(
+            "--defence",
+            "default: all; NAME:strength=X:shift=X:scale=X is another point of its trade-off",
+            action="append",
+            default=[],
+            metavar="NAME",
+        ),
+        Argument("--curve", "points of the trade-off as well", action="store_true"),
+        Argument(
+            "--judge",
+            "rules (default), model:F.gguf[:FORM], command:PROGRAM ARGUMENTS",
+            action="append",
+            default=[],
+            metavar="JUDGE",
+        ),
+        Argument("--judge-timeout", type=float, default=60.0, metavar="S"),
+        Argument("--quality", "requests for KL", int, 12, "N"),
+        Argument("--workers", "processes at once", int, 1, "N"),
+        Argument("--bench", "repeats of 'bench' at the end (0: none)", int, 0, "N"),
+        Argument(
+            "--heldout",
+            "at the end, what 'measure guard' and 'measure probe' measure on the whole test split "
+            "(--limit: of each label)",
+            action="store_true",
+        ),
+        Argument(
+            "--show-texts", "harmful texts in the HTML, folded, not masked", action="store_true"
+        ),
+    ),
+)
+
+EVAL = Command(
+    "eval",
+    "safety, helpfulness and cost, in one report",
+    run_eval,
+    (
+        Argument("-o --output", "folder of the run", Path, metavar="DIR"),
+        Argument(
+            "--compare",
+            "print what changed between two reports, and do nothing else",
+            Path,
+            metavar=("A.json", "B.json"),
+            nargs=2,
+        ),
+        _SUITES,
+        _METHOD,
+        MODEL,
+        sampling(_EVALUATED),
+    ),
+    "Ask a model harmful and harmless requests under several defences, judge the answers, and "
+    "write report.html, report.md and report.json into a folder. Given again, the same command "
+    "goes on where it was stopped. Nothing is taken from the settings.",
+)
+
+BENCH = Command(
+    "bench",
+    "measure what the guard costs on this machine",
+    run_bench_command,
+    (
+        Argument(
+            "--json", "write everything as JSON to F; - prints it instead of text", metavar="F|-"
+        ),
+        Argument(
+            "--isolate",
+            "measure instead what the engine costs in a process of its own",
+            action="store_true",
+        ),
+        Group("model", (*setting_flags("model.name", "model.bundle"), *MACHINE)),
+        Group(
+            "work",
+            (
+                Argument(
+                    "--prompts",
+                    "requests of each kind, benign and harmful (default: 8)",
+                    int,
+                    8,
+                    "N",
+                ),
+                Argument("--repeats", "how often everything is measured (default: 5)", int, 5, "N"),
+                *setting_flags("sampling.max_tokens", "sampling.temperature", defaults=_BENCHED),
+            ),
+        ),
+    ),
+    "Measure speed, time to the first text and memory: the guard off, lazy and eager, and "
+    "llama-cpp-python on the same file, taking turns on the project's own test requests. Takes "
+    "minutes; nothing else should run meanwhile. Nothing is taken from the settings.",
+)

@@ -12,58 +12,56 @@ import os
 import sys
 from collections.abc import Sequence
 
-from safesteer_edge.cli import (
-    ask_command,
-    bench_command,
-    calibrate_command,
-    chat_command,
-    chats_command,
-    convert_command,
-    doctor_command,
-    eval_command,
-    measure_command,
-    models_command,
-    settings_command,
-    verify_command,
-)
-from safesteer_edge.cli.options import BAD_INPUT, INTERRUPTED, RUNTIME_ERROR
+from safesteer_edge.cli.ask_command import ASK
+from safesteer_edge.cli.calibrate_command import CALIBRATE
+from safesteer_edge.cli.chat_command import CHAT, CHATS, SETTINGS_COMMAND
+from safesteer_edge.cli.convert_command import CONVERT
+from safesteer_edge.cli.doctor_command import DOCTOR
+from safesteer_edge.cli.eval_command import BENCH, EVAL
+from safesteer_edge.cli.measure_command import MEASURE
+from safesteer_edge.cli.models_command import MODELS
+from safesteer_edge.cli.options import BAD_INPUT, INTERRUPTED, RUNTIME_ERROR, say
+from safesteer_edge.cli.verify_command import VERIFY
 from safesteer_edge.errors import InputError, SafeSteerError
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.formats.version import VERSION
 from safesteer_edge.processes.cores import spin_briefly
 
-_COMMANDS = (
-    ask_command,
-    chat_command,
-    chats_command,
-    models_command,
-    doctor_command,
-    calibrate_command,
-    convert_command,
-    verify_command,
-    measure_command,
-    bench_command,
-    eval_command,
-    settings_command,
+COMMANDS = (
+    ASK,
+    CHAT,
+    CHATS,
+    MODELS,
+    DOCTOR,
+    CALIBRATE,
+    CONVERT,
+    VERIFY,
+    MEASURE,
+    BENCH,
+    EVAL,
+    SETTINGS_COMMAND,
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    parser = _make_parser()
-    options = parser.parse_args(arguments)
-    _set_up_logging(verbose=options.verbose)
-    _set_up_streams()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _make_parser(arguments).parse_args(arguments)
+    if options.verbose:
+        logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s", stream=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an answer in any script reaches any encoding
+            stream.reconfigure(errors="backslashreplace")
     spin_briefly(os.environ)
     try:
         exit_code = options.run(options)
         sys.stdout.flush()  # a reader that has gone is met here, and not at exit
         return exit_code
     except SafeSteerError as error:
-        print(f"safesteer-edge: {_one_line(error)}", file=sys.stderr)
+        say(f"safesteer-edge: {_one_line(error)}")
         return BAD_INPUT if isinstance(error, InputError) else RUNTIME_ERROR
     except KeyboardInterrupt:
-        print("safesteer-edge: interrupted", file=sys.stderr)
+        say("safesteer-edge: interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our stdout has gone (`… | head`): nothing left to say, and no traceback.
@@ -71,16 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return RUNTIME_ERROR
     except Exception as error:  # the last resort: one line for people, the rest with --verbose
         logging.getLogger("safesteer_edge").debug("unexpected error", exc_info=True)
-        kind = type(error).__name__
-        print(
-            f"safesteer-edge: unexpected {kind}: {_one_line(error)}; "
-            "run again with --verbose and report what it prints",
-            file=sys.stderr,
+        say(
+            f"safesteer-edge: unexpected {type(error).__name__}: {_one_line(error)}; "
+            "run again with --verbose and report what it prints"
         )
         return RUNTIME_ERROR
 
 
-def _make_parser() -> argparse.ArgumentParser:
+def _make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The options of the command that is named; of the others, what the list of them says."""
     parser = argparse.ArgumentParser(
         prog="safesteer-edge",
         description="Local multimodal models that stay safe while they decode.",
@@ -88,21 +85,12 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"safesteer-edge {VERSION}")
     parser.add_argument("--verbose", action="store_true", help="show the log, llama.cpp's as well")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in _COMMANDS:
-        command.add_parser(subparsers)
+    for command in COMMANDS:
+        if command.name in arguments:
+            command.add_to(subparsers)
+        else:
+            subparsers.add_parser(command.name, help=command.help)
     return parser
-
-
-def _set_up_logging(*, verbose: bool) -> None:
-    if verbose:
-        logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s", stream=sys.stderr)
-
-
-def _set_up_streams() -> None:
-    """Let an answer in any script reach a terminal or file of any encoding."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _one_line(error: BaseException) -> str:

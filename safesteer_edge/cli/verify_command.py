@@ -3,172 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safesteer_edge.cli.options import OK, RUNTIME_ERROR
+from safesteer_edge.cli.options import (
+    JSON,
+    OK,
+    RUNTIME_ERROR,
+    Argument,
+    Command,
+    Group,
+    Progress,
+    print_result,
+    setting_flags,
+)
 from safesteer_edge.errors import SettingsError
-from safesteer_edge.formats.json_values import without_nan
 
 if TYPE_CHECKING:
     from safesteer_edge.evaluation.verify_bundle import VectorRun, VerifyReport
     from safesteer_edge.harvest.drift import Drift, ScoreShift
     from safesteer_edge.harvest.replay import Auroc, ReplayFigures
     from safesteer_edge.metrics.statistics import Share
-
-
-# -- A guard's drift between quantizations, for people and as JSON ---------------------------------
-
-
-def drift_lines(drift: Drift) -> Iterator[str]:
-    """A table: what the guard does on this file, and in the bundle's own quantization."""
-    n = drift.here.touched_ordinary.n, drift.here.touched_borderline.n
-    yield (
-        f"  replay      {n[0]} ordinary and {n[1]} borderline requests, "
-        f"{drift.here.harmful_stopped.n} answers that do something harmful; {drift.n_tokens} tokens"
-    )
-    reference = drift.reference_quantization or "not known"
-    yield f"    {'':<28} {drift.quantization:<25} {reference}"
-    before = replay_cells(drift.reference) if drift.reference else {}
-    for name, cell in replay_cells(drift.here).items():
-        yield f"    {name:<28} {cell:<25} {before.get(name, '-')}".rstrip()
-    for label, shift in (("harmful", drift.shift_harmful), ("ordinary", drift.shift_ordinary)):
-        if shift is not None:
-            yield f"    {f'score shift, {label}':<28} {shift_text(shift)}"
-
-
-def replay_cells(figures: ReplayFigures) -> dict[str, str]:
-    """The figures by name, each as a short text."""
-    return {
-        "AUROC against ordinary": auroc_text(figures.auroc_ordinary),
-        "AUROC against borderline": auroc_text(figures.auroc_borderline),
-        "above τ: ordinary": share_text(figures.touched_ordinary),
-        "above τ: borderline": share_text(figures.touched_borderline),
-        "refused: ordinary": share_text(figures.refused_ordinary),
-        "refused: borderline": share_text(figures.refused_borderline),
-        "harmful answers stopped": share_text(figures.harmful_stopped),
-    }
-
-
-def auroc_text(area: Auroc) -> str:
-    """Such as `0.968 (0.93–0.99)`."""
-    if not area.n_positive or not area.n_negative:
-        return "-"
-    return f"{area.value:.3f} ({area.interval[0]:.2f}–{area.interval[1]:.2f})"
-
-
-def share_text(share: Share) -> str:
-    """Such as `3/60 (5.0 %)`."""
-    return f"{share.count}/{share.n} ({100 * share.value:.1f} %)" if share.n else "-"
-
-
-def shift_text(shift: ScoreShift) -> str:
-    """Such as `-0.190 (10 %: -0.350, 50 %: -0.180, 90 %: -0.010)`."""
-    low, middle, high = (f"{value:+.3f}" for value in shift.quantiles)
-    return f"{shift.mean:+.3f} (10 %: {low}, 50 %: {middle}, 90 %: {high})"
-
-
-def drift_to_json(drift: Drift) -> dict[str, Any]:
-    """Plain values, shares with their intervals."""
-    value = asdict(drift)
-    for key, figures in (("here", drift.here), ("reference", drift.reference)):
-        if figures is not None:
-            value[key] = figures_to_json(figures)
-    return value
-
-
-def figures_to_json(figures: ReplayFigures) -> dict[str, Any]:
-    """Plain values, shares with their Wilson intervals."""
-    value = asdict(figures)
-    for key in value:
-        item = getattr(figures, key)
-        if hasattr(item, "count"):
-            value[key] = {
-                "count": item.count,
-                "n": item.n,
-                "share": item.value,
-                "wilson_95": item.interval,
-            }
-    return value
-
-
-_DESCRIPTION = """\
-Load a guard bundle with all its checks; compare its probe in ONNX Runtime with what it was
-converted from; switch on its directions one by one in llama.cpp and read back what they change in
-the residual stream. If the model is in another quantization than the bundle's, replay 160 fixed
-requests and compare the guard's scores and decisions. Exit code 0: all is as it should be; 1:
-something is not; 2: another model."""
-
-
-def add_parser(subparsers: Any) -> None:
-    """Register the command."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "verify", help="check a guard bundle against its model", description=_DESCRIPTION
-    )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the guard bundle")
-    parser.add_argument("--model", type=Path, required=True, metavar="M.gguf")
-    add_source_options(parser)
-    parser.add_argument(
-        "--states",
-        type=Path,
-        metavar="F.npz",
-        help="hidden states to compare on (default: random ones)",
-    )
-    parser.add_argument(
-        "--tolerance", type=float, metavar="X", help="largest difference of scores (default: 1e-5)"
-    )
-    add_replay_options(parser)
-    parser.add_argument("--gpu-layers", type=int, metavar="N", help="layers in the run on the GPU")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
-    parser.add_argument(
-        "--allow-negative-scale",
-        action="store_true",
-        help="check a vector that is applied against its direction as well",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=run)
-
-
-def add_replay_options(parser: argparse.ArgumentParser) -> None:
-    """How the guard's drift between quantizations is measured."""
-    group = parser.add_argument_group("replay")
-    group.add_argument(
-        "--replay",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="replay the fixed requests (default: if the model is in another quantization)",
-    )
-    group.add_argument(
-        "--limit", type=int, metavar="N", help="replay N requests of each label at most"
-    )
-    group.add_argument(
-        "--reference",
-        type=Path,
-        metavar="F.gguf",
-        help="the file that the bundle was calibrated on, if the bundle records no replay",
-    )
-    group.add_argument(
-        "--record",
-        action="store_true",
-        help="keep this replay in the bundle, as what later ones are compared with",
-    )
-
-
-def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """What the probe was made from, to compare it with."""
-    parser.add_argument(
-        "--source",
-        type=Path,
-        metavar="F",
-        help="what the probe was converted from; if 'convert probe' needs options to read it, "
-        "convert it again and name that .onnx",
-    )
-    parser.add_argument("--flip", action="store_true", help="the source's score falls with harm")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -189,24 +47,20 @@ def run(options: argparse.Namespace) -> int:
         max_score_difference=(
             MAX_SCORE_DIFFERENCE if options.tolerance is None else options.tolerance
         ),
-        n_gpu_layers=options.gpu_layers,
-        n_threads=options.threads,
+        n_gpu_layers=options.n_gpu_layers,
+        n_threads=options.n_threads,
         allow_negative_scale=options.allow_negative_scale,
         replay=options.replay,
         n_requests=options.limit,
         reference=options.reference,
         record=options.record,
     )
-    report = verify_bundle(options.folder, settings, _show_progress)
-    if options.json:
-        value = report.to_json()
-        if report.drift:
-            value["drift"] = {**drift_to_json(report.drift), "next": _next_step(report, options)}
-        print(json.dumps(without_nan(value)))
-    else:
-        print("\n".join(report_lines(report)))
-        if report.drift:
-            print(_next_step(report, options))
+    report = verify_bundle(options.folder, settings, Progress().show)
+    value, lines = report.to_json(), list(report_lines(report))
+    if report.drift:
+        lines.append(_next_step(report, options))
+        value["drift"] = {**drift_to_json(report.drift), "next": lines[-1]}
+    print_result(options, value, lines)
     return OK if report.passed else RUNTIME_ERROR
 
 
@@ -262,6 +116,132 @@ def _next_step(report: VerifyReport, options: argparse.Namespace) -> str:
     return f"calibrate one for this file: safesteer-edge calibrate {model} -o {target}"
 
 
-def _show_progress(what: str, n_done: int, n_total: int) -> None:
-    end = "\n" if n_done == n_total else ""
-    print(f"\r{what}: {n_done}/{n_total}", end=end, file=sys.stderr, flush=True)
+# -- a guard's drift between quantizations, for people and as JSON ---------------------------------
+
+
+def drift_lines(drift: Drift) -> Iterator[str]:
+    """A table: what the guard does on this file, and in the bundle's own quantization."""
+    n = drift.here.touched_ordinary.n, drift.here.touched_borderline.n
+    yield (
+        f"  replay      {n[0]} ordinary and {n[1]} borderline requests, "
+        f"{drift.here.harmful_stopped.n} answers that do something harmful; {drift.n_tokens} tokens"
+    )
+    reference = drift.reference_quantization or "not known"
+    yield f"    {'':<28} {drift.quantization:<25} {reference}"
+    before = replay_cells(drift.reference) if drift.reference else {}
+    for name, cell in replay_cells(drift.here).items():
+        yield f"    {name:<28} {cell:<25} {before.get(name, '-')}".rstrip()
+    for label, shift in (("harmful", drift.shift_harmful), ("ordinary", drift.shift_ordinary)):
+        if shift is not None:
+            yield f"    {f'score shift, {label}':<28} {shift_text(shift)}"
+
+
+def replay_cells(figures: ReplayFigures) -> dict[str, str]:
+    """The figures by name, each as a short text."""
+    return {
+        "AUROC against ordinary": auroc_text(figures.auroc_ordinary),
+        "AUROC against borderline": auroc_text(figures.auroc_borderline),
+        "above τ: ordinary": share_text(figures.touched_ordinary),
+        "above τ: borderline": share_text(figures.touched_borderline),
+        "refused: ordinary": share_text(figures.refused_ordinary),
+        "refused: borderline": share_text(figures.refused_borderline),
+        "harmful answers stopped": share_text(figures.harmful_stopped),
+    }
+
+
+def auroc_text(area: Auroc) -> str:
+    """Such as `0.968 (0.93–0.99)`."""
+    if not area.n_positive or not area.n_negative:
+        return "-"
+    return f"{area.value:.3f} ({area.interval[0]:.2f}–{area.interval[1]:.2f})"
+
+
+def share_text(share: Share) -> str:
+    """Such as `3/60 (5.0 %)`."""
+    return f"{share.count}/{share.n} ({100 * share.value:.1f} %)" if share.n else "-"
+
+
+def shift_text(shift: ScoreShift) -> str:
+    """Such as `-0.190 (10 %: -0.350, 50 %: -0.180, 90 %: -0.010)`."""
+    low, middle, high = (f"{value:+.3f}" for value in shift.quantiles)
+    return f"{shift.mean:+.3f} (10 %: {low}, 50 %: {middle}, 90 %: {high})"
+
+
+def drift_to_json(drift: Drift) -> dict[str, Any]:
+    """Plain values, shares with their intervals."""
+    reference = drift.reference and figures_to_json(drift.reference)
+    return {**asdict(drift), "here": figures_to_json(drift.here), "reference": reference}
+
+
+def figures_to_json(figures: ReplayFigures) -> dict[str, Any]:
+    """Plain values, shares with their Wilson intervals."""
+    value = asdict(figures)
+    for key in value:
+        item = getattr(figures, key)
+        if hasattr(item, "count"):
+            value[key] |= {"share": item.value, "wilson_95": item.interval}
+    return value
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+SOURCE: tuple[Argument, ...] = (
+    Argument(
+        "--source",
+        "what the probe was converted from; if 'convert probe' needs options to read it, convert "
+        "it again and name that .onnx",
+        type=Path,
+        metavar="F",
+    ),
+    Argument("--flip", "the source's score falls with harm", action="store_true"),
+)
+
+VERIFY = Command(
+    "verify",
+    "check a guard bundle against its model",
+    run,
+    (
+        Argument("folder", "the guard bundle", type=Path, metavar="DIR"),
+        Argument("--model", type=Path, required=True, metavar="M.gguf"),
+        *SOURCE,
+        Argument(
+            "--states", "hidden states to compare on (default: random ones)", Path, metavar="F.npz"
+        ),
+        Argument("--tolerance", "largest difference of scores (default: 1e-5)", float, metavar="X"),
+        Group(
+            "replay",
+            (
+                Argument(
+                    "--replay",
+                    "replay the fixed requests (default: if the model is in another quantization)",
+                    action=argparse.BooleanOptionalAction,
+                ),
+                Argument("--limit", "replay N requests of each label at most", int, metavar="N"),
+                Argument(
+                    "--reference",
+                    "the file that the bundle was calibrated on, if the bundle records no replay",
+                    Path,
+                    metavar="F.gguf",
+                ),
+                Argument(
+                    "--record",
+                    "keep this replay in the bundle, as what later ones are compared with",
+                    action="store_true",
+                ),
+            ),
+        ),
+        *setting_flags("model.gpu_layers", "model.threads"),
+        Argument(
+            "--allow-negative-scale",
+            "check a vector that is applied against its direction as well",
+            action="store_true",
+        ),
+        JSON,
+    ),
+    """\
+Load a guard bundle with all its checks; compare its probe in ONNX Runtime with what it was
+converted from; switch on its directions one by one in llama.cpp and read back what they change in
+the residual stream. If the model is in another quantization than the bundle's, replay 160 fixed
+requests and compare the guard's scores and decisions. Exit code 0: all is as it should be; 1:
+something is not; 2: another model.""",
+)

@@ -24,6 +24,7 @@ from safesteer_edge.guard.events import Event, Refused, TextDelta, TurnEnded, ev
 from safesteer_edge.session.engine_process import EngineProcess, error_from_json
 from safesteer_edge.session.protocol import ChatMessage, Document, SessionInfo, TurnSettings
 from safesteer_edge.session.settings import SessionSettings
+from safesteer_edge.session.settings_file import user_settings
 
 
 class IsolatedSession:
@@ -291,9 +292,11 @@ class IsolatedSession:
 def open_isolated_session(settings: SessionSettings | None = None) -> IsolatedSession:
     """Load a model with its guard in a child process, and begin a conversation.
 
+    None: the user's own settings.
+
     Raises what `open_session` does, and EngineDiedError.
     """
-    return IsolatedSession(settings or SessionSettings())
+    return IsolatedSession(settings or user_settings().session)
 
 
 def _restoring(messages: Sequence[ChatMessage]) -> dict[str, Any]:

@@ -9,23 +9,15 @@ from __future__ import annotations
 import signal
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from safesteer_edge.errors import InputError, SettingsError
+from safesteer_edge.errors import InputError
 from safesteer_edge.guard.events import Event
-from safesteer_edge.guard.policy import (
-    GUARD_MODES,
-    RERANK_NAMES,
-    GuardMode,
-    GuardPolicy,
-    RerankName,
-    SamplingSettings,
-    check_policy_number,
-)
+from safesteer_edge.guard.policy import GuardMode, GuardPolicy
 from safesteer_edge.guard.risk import is_score
-from safesteer_edge.session.settings import SessionSettings
+from safesteer_edge.session.settings import TurnSettings
 from safesteer_edge.templates.conversation import Role
 
 if TYPE_CHECKING:
@@ -153,40 +145,6 @@ class ChatMessage:
                 f"the risk of the {self.role} message is {self.risk!r}; expected 0 to 1, or none "
                 "where it is unknown"
             )
-
-
-@dataclass(frozen=True, slots=True)
-class TurnSettings:
-    """What may change from one turn to the next; the fields mean what `SessionSettings`' do."""
-
-    guard: GuardMode = "steer"
-    rerank: RerankName = "lazy"
-    strength: float | None = None
-    threshold: float | None = None
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    max_tokens: int = 256
-
-    def __post_init__(self) -> None:
-        if self.guard not in GUARD_MODES:
-            raise SettingsError(f"guard is {self.guard!r}; expected one of {GUARD_MODES}")
-        if self.rerank not in RERANK_NAMES:
-            raise SettingsError(f"rerank is {self.rerank!r}; expected one of {RERANK_NAMES}")
-        if self.max_tokens < 1:
-            raise SettingsError(f"max_tokens is {self.max_tokens!r}; expected at least 1")
-        check_policy_number("strength", self.strength)
-        check_policy_number("threshold", self.threshold)
-
-    @classmethod
-    def of(cls, settings: SessionSettings) -> TurnSettings:
-        """The part of a session's settings that may change between turns."""
-        return cls(
-            guard=settings.guard,
-            rerank=settings.rerank,
-            strength=settings.strength,
-            threshold=settings.threshold,
-            sampling=settings.sampling,
-            max_tokens=settings.max_tokens,
-        )
 
 
 class ChatSession(Protocol):

@@ -33,6 +33,7 @@ from safesteer_edge.session.protocol import (
 )
 from safesteer_edge.session.runtime import Runtime, open_runtime
 from safesteer_edge.session.settings import SessionSettings
+from safesteer_edge.session.settings_file import user_settings
 from safesteer_edge.session.turn import SessionTurn, TurnPlan
 from safesteer_edge.templates.conversation import (
     Content,
@@ -295,11 +296,11 @@ class Session:
 
 
 def open_session(settings: SessionSettings | None = None) -> Session:
-    """Load a model with its guard and begin a conversation.
+    """Load a model with its guard and begin a conversation. None: the user's own settings.
 
     Raises ModelFileError, BundleError, TemplateError, SettingsError, EngineError.
     """
-    chosen = settings or SessionSettings()
+    chosen = settings or user_settings().session
     runtime = open_runtime(chosen)
     try:
         if runtime.bundle is not None:  # a setting that would weaken the guard is refused here

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -23,15 +23,41 @@ BUILTIN_TEMPLATE_PREFIX = "builtin:"
 
 
 @dataclass(frozen=True, slots=True)
-class SessionSettings:
+class TurnSettings:
+    """What may change from one turn to the next. Raises SettingsError for a value out of range.
+
+    guard: `steer` re-ranks and refuses when that fails, `refuse` only refuses, `monitor` scores
+        and changes nothing, `off` runs without a guard and must be asked for by name.
+    strength, threshold: λ larger, or τ smaller, than the bundle's; None: the bundle's.
+    """
+
+    guard: GuardMode = "steer"
+    rerank: RerankName = "lazy"
+    strength: float | None = None
+    threshold: float | None = None
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    max_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        _check_one_of("guard", self.guard, GUARD_MODES)
+        _check_one_of("rerank", self.rerank, RERANK_NAMES)
+        check_policy_number("strength", self.strength)
+        check_policy_number("threshold", self.threshold)
+        _check_at_least("max_tokens", self.max_tokens, 1)
+
+    @classmethod
+    def of(cls, settings: TurnSettings) -> TurnSettings:
+        """The part of a session's settings that may change between turns."""
+        return TurnSettings(*(getattr(settings, each.name) for each in fields(TurnSettings)))
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings(TurnSettings):
     """What `open_session` needs. Every default is the embedded model, guarded.
 
     model: a name of the catalogue or a path to a .gguf file; None: the embedded default.
     mmproj: projector file, for images and sound.
     bundle: guard bundle folder; None: the model's own.
-    guard: `steer` re-ranks and refuses when that fails, `refuse` only refuses, `monitor` scores
-        and changes nothing, `off` runs without a guard and must be asked for by name.
-    strength, threshold: λ larger, or τ smaller, than the bundle's; None: the bundle's.
     n_ctx: context in tokens; None: 4096, or the model's own if that is smaller.
     kv_type: number format of the KV cache: q8_0 takes half of f16's memory, q4_0 a quarter.
     n_gpu_layers: None: as many as fit into the free memory of the GPUs; 0 without one.
@@ -44,12 +70,6 @@ class SessionSettings:
     model: str | None = None
     mmproj: Path | None = None
     bundle: Path | None = None
-    guard: GuardMode = "steer"
-    rerank: RerankName = "lazy"
-    strength: float | None = None
-    threshold: float | None = None
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    max_tokens: int = 256
     n_ctx: int | None = None
     kv_type: KvType = "f16"
     n_gpu_layers: int | None = None
@@ -61,18 +81,16 @@ class SessionSettings:
     allow_negative_scale: bool = False
 
     def __post_init__(self) -> None:
-        if self.guard not in GUARD_MODES:
-            raise SettingsError(f"guard is {self.guard!r}; expected one of {GUARD_MODES}")
-        if self.rerank not in RERANK_NAMES:
-            raise SettingsError(f"rerank is {self.rerank!r}; expected one of {RERANK_NAMES}")
-        if self.kv_type not in KV_TYPES:
-            raise SettingsError(f"kv_type is {self.kv_type!r}; expected one of {KV_TYPES}")
-        check_policy_number("strength", self.strength)
-        check_policy_number("threshold", self.threshold)
-        _check_at_least("max_tokens", self.max_tokens, 1)
+        TurnSettings.__post_init__(self)  # slots make another class of this: no super() here
+        _check_one_of("kv_type", self.kv_type, KV_TYPES)
         _check_at_least("n_ctx", self.n_ctx, 64)
         _check_at_least("n_gpu_layers", self.n_gpu_layers, 0)
         _check_at_least("n_threads", self.n_threads, 1)
+
+
+def _check_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise SettingsError(f"{name} is {value!r}; expected one of {known}")
 
 
 def _check_at_least(name: str, value: int | None, low: int) -> None:

@@ -1,21 +1,30 @@
-"""Reading and writing the settings file. What it does not know it refuses, and so never loses."""
+"""What a user has set: the settings file, and the environment over it.
+
+What neither knows is refused, with the nearest name that it knows, and so nothing is lost.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from difflib import get_close_matches
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Final, Literal, Union, cast, get_args, get_origin
+from typing import Any, Final, TypeVar, cast
 
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.formats.atomic_write import atomic_write
 from safesteer_edge.formats.user_folders import user_config_folder
-from safesteer_edge.session.settings_schema import UserSettings, all_settings, section_type
+from safesteer_edge.session.settings_schema import (
+    SETTINGS,
+    VARIABLE_PREFIX,
+    Setting,
+    UserSettings,
+    value_of,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,15 +39,22 @@ _HEADER: Final = (
 )
 _KIND_NAMES: Final[Mapping[Any, str]] = {
     str: "a text in quotes",
+    Path: "a text in quotes",
     int: "a whole number",
     float: "a number",
     bool: "true or false",
 }
+_Frozen = TypeVar("_Frozen")
 
 
 def settings_path() -> Path:
     """Where the user's settings file lies, whether there is one or not."""
     return user_config_folder() / FILE_NAME
+
+
+def user_settings(environment: Mapping[str, str] = os.environ) -> UserSettings:
+    """What counts: the environment's settings, the file's, the defaults. Raises SettingsError."""
+    return with_environment(read_settings(), environment)
 
 
 def read_settings(path: Path | None = None) -> UserSettings:
@@ -47,22 +63,98 @@ def read_settings(path: Path | None = None) -> UserSettings:
     Raises SettingsError that names file, key and value.
     """
     path = path or settings_path()
+    where = f"settings {str(path)!r}"
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise SettingsError(f"settings {str(path)!r}: more than {_MAX_BYTES} bytes; shorten it")
-        text = path.read_bytes().decode("utf-8")
-        table = tomllib.loads(text)
+            raise SettingsError(f"{where}: more than {_MAX_BYTES} bytes; shorten it")
+        table = tomllib.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError:
         return UserSettings()
     except OSError as error:
         raise SettingsError(
-            f"cannot read settings {str(path)!r}: {error.strerror or error}; make it readable"
+            f"cannot read {where}: {error.strerror or error}; make it readable"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingsError(
-            f"cannot read settings {str(path)!r}: not TOML ({error}); correct it, or move it away"
+            f"cannot read {where}: not TOML ({error}); correct it, or move it away"
         ) from error
-    return _from_table(table, where=f"settings {str(path)!r}")
+    return _from_table(table, where)
+
+
+def with_environment(settings: UserSettings, environment: Mapping[str, str]) -> UserSettings:
+    """These settings with what variables such as SAFESTEER_SAMPLING_TOP_K say; '' says nothing.
+
+    Raises SettingsError for a value that its setting cannot have, and for an unknown variable.
+    """
+    known = {each.variable: each for each in SETTINGS}
+    for name in environment:
+        if name.startswith(VARIABLE_PREFIX) and name not in known:
+            raise _unknown(f"there is no environment variable {name!r}", name, list(known))
+    given = {each: each.variable for each in SETTINGS if environment.get(each.variable)}
+    read = {
+        each: _read(each, _typed(each, environment[name]), name) for each, name in given.items()
+    }
+    for _, section in _by_section(given):
+        values = {each: read[each] for each in section}
+        settings = with_values(
+            _for_its_model(settings, values),
+            values,
+            where=", ".join(map(given.__getitem__, values)),
+        )
+    return settings
+
+
+def with_flags(settings: UserSettings, values: Mapping[Setting, object]) -> UserSettings:
+    """These settings with what a command line says. Raises SettingsError."""
+    return with_values(_for_its_model(settings, values), values)
+
+
+def with_setting(settings: UserSettings, key: str, value: str) -> UserSettings:
+    """These settings with one changed. value: as a person types it. Raises SettingsError."""
+    setting, where = known_setting(key), f"setting {key}"
+    return with_values(
+        settings, {setting: _read(setting, _typed(setting, value), where)}, where=where
+    )
+
+
+def without_setting(settings: UserSettings, key: str) -> UserSettings:
+    """These settings with one back at its default. Raises SettingsError."""
+    setting = known_setting(key)
+    return with_values(settings, {setting: setting.default}, where=f"setting {key}")
+
+
+def with_values(
+    settings: UserSettings, values: Mapping[Setting, object], *, where: str = ""
+) -> UserSettings:
+    """These settings with others of their right types, set together. Raises SettingsError."""
+    tree: dict[str, Any] = {}
+    for setting, value in values.items():
+        *parents, last = setting.parts
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = value
+    try:
+        return _replaced(settings, tree)
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error}" if where else str(error)) from error
+
+
+def known_setting(key: str) -> Setting:
+    """The setting of that key. Raises SettingsError that names the nearest."""
+    known = {each.key: each for each in SETTINGS}
+    if key not in known:
+        raise _unknown(f"there is no setting {key!r}", key, list(known))
+    return known[key]
+
+
+def save_setting(key: str, settings: UserSettings) -> None:
+    """Write one of these settings into the user's file and leave the others. Raises SettingsError.
+
+    What else is in `settings` may come from the environment, which the file does not keep.
+    """
+    setting = known_setting(key)
+    write_settings(with_values(read_settings(), {setting: value_of(settings, setting)}))
 
 
 def write_settings(settings: UserSettings, path: Path | None = None) -> Path:
@@ -83,40 +175,14 @@ def write_settings(settings: UserSettings, path: Path | None = None) -> Path:
 def settings_to_toml(settings: UserSettings) -> str:
     """What differs from the defaults, as TOML."""
     lines = [_HEADER]
-    for section in fields(UserSettings):
-        values = getattr(settings, section.name)
-        changed = [
-            f"{each.name} = {_to_toml(getattr(values, each.name))}\n"
-            for each in fields(values)
-            if getattr(values, each.name) != each.default
-        ]
-        if changed:
-            lines += [f"\n[{section.name}]\n", *changed]
+    changed = [each for each in SETTINGS if value_of(settings, each) != each.default]
+    for section, members in _by_section(changed):
+        lines.append(f"\n[{section}]\n")
+        lines += [f"{each.name} = {_to_toml(value_of(settings, each))}\n" for each in members]
     return "".join(lines)
 
 
-def with_setting(settings: UserSettings, key: str, value: str) -> UserSettings:
-    """These settings with one changed. value: as a person types it. Raises SettingsError."""
-    section, name = _known_key(key)
-    hint = _hints(section)[name]
-    changed = {name: _read(hint, _typed(hint, value), f"setting {key}")}
-    return _with_values(settings, section, changed, where=f"setting {key}")
-
-
-def without_setting(settings: UserSettings, key: str) -> UserSettings:
-    """These settings with one back at its default. Raises SettingsError."""
-    section, name = _known_key(key)
-    default = next(each.default for each in all_settings() if each.key == key)
-    return _with_values(settings, section, {name: default}, where=f"setting {key}")
-
-
-def setting_value(settings: UserSettings, key: str) -> str | int | float | bool | None:
-    """The value of one setting. Raises SettingsError."""
-    section, name = _known_key(key)
-    return getattr(getattr(settings, section), name)
-
-
-def value_to_text(value: str | int | float | bool | None) -> str:
+def value_to_text(value: str | int | float | bool | Path | None) -> str:
     """A value as the file has it; `unset` for None."""
     return "unset" if value is None else _to_toml(value)
 
@@ -124,39 +190,45 @@ def value_to_text(value: str | int | float | bool | None) -> str:
 # -- private --------------------------------------------------------------------------------------
 
 
-def _from_table(table: Mapping[str, object], *, where: str) -> UserSettings:
+def _from_table(table: Mapping[str, object], where: str) -> UserSettings:
     settings = UserSettings()
-    known = [section.name for section in fields(UserSettings)]
+    known = {each.key: each for each in SETTINGS}
+    sections = [name for name, _ in _by_section(SETTINGS)]
     for section, values in table.items():
-        if section not in known:
-            raise _unknown(f"{where}: there is no section [{section}]", section, known)
+        if section not in sections:
+            raise _unknown(f"{where}: there is no section [{section}]", section, sections)
         if not isinstance(values, dict):
             raise SettingsError(f"{where}: {section} is {values!r}; expected a section [{section}]")
-        hints = _hints(section)
-        changed: dict[str, object] = {}
+        changed: dict[Setting, object] = {}
         for name, value in cast("dict[str, object]", values).items():
-            if name not in hints:
-                raise _unknown(f"{where}: there is no {section}.{name}", name, list(hints))
-            changed[name] = _read(hints[name], value, f"{where}: {section}.{name}")
-        settings = _with_values(settings, section, changed, where=f"{where}: [{section}]")
+            setting = known.get(f"{section}.{name}")
+            if setting is None:
+                names = [each.name for each in SETTINGS if each.section == section]
+                raise _unknown(f"{where}: there is no {section}.{name}", name, names)
+            changed[setting] = _read(setting, value, f"{where}: {section}.{name}")
+        settings = with_values(settings, changed, where=f"{where}: [{section}]")
     return settings
 
 
-def _with_values(
-    settings: UserSettings, section: str, values: Mapping[str, Any], *, where: str
-) -> UserSettings:
-    try:
-        changed = replace(getattr(settings, section), **values)
-        return replace(settings, **cast("dict[str, Any]", {section: changed}))
-    except SettingsError as error:
-        raise SettingsError(f"{where}: {error}") from error
+def _by_section(settings: Any) -> list[tuple[str, list[Setting]]]:
+    groups = groupby(settings, key=lambda each: each.section)
+    return [(section, list(members)) for section, members in groups]
 
 
-def _known_key(key: str) -> tuple[str, str]:
-    known = {each.key: (each.section, each.name) for each in all_settings()}
-    if key not in known:
-        raise _unknown(f"there is no setting {key!r}", key, list(known))
-    return known[key]
+def _for_its_model(settings: UserSettings, values: Mapping[Setting, object]) -> UserSettings:
+    """A projector and a bundle belong to the model beside them, and not to another."""
+    if not any(each.key == "model.name" for each in values):
+        return settings
+    return replace(settings, session=replace(settings.session, mmproj=None, bundle=None))
+
+
+def _replaced(value: _Frozen, tree: Mapping[str, Any]) -> _Frozen:
+    """A frozen dataclass with other values, in the dataclasses that it holds as well."""
+    changed: dict[str, Any] = {
+        name: _replaced(getattr(value, name), item) if isinstance(item, dict) else item
+        for name, item in tree.items()
+    }
+    return replace(cast("Any", value), **changed)
 
 
 def _unknown(what: str, name: str, known: list[str]) -> SettingsError:
@@ -165,46 +237,35 @@ def _unknown(what: str, name: str, known: list[str]) -> SettingsError:
     return SettingsError(f"{what}; {hint}")
 
 
-def _hints(section: str) -> dict[str, Any]:
-    return typing.get_type_hints(section_type(section))
-
-
-def _plain_kind(hint: Any) -> Any:
-    """The type without `None`."""
-    if get_origin(hint) in (Union, types.UnionType):
-        return next(kind for kind in get_args(hint) if kind is not type(None))
-    return hint
-
-
-def _read(hint: Any, value: object, where: str) -> object:
-    kind = _plain_kind(hint)
-    if get_origin(kind) is Literal:
-        if value in get_args(kind):
+def _read(setting: Setting, value: object, where: str) -> object:
+    """A value of a file, checked, as its setting has it."""
+    choices = setting.kept or setting.choices
+    if choices:
+        if value in choices:
             return value
-        weaker = (
-            " (weaker guards are asked for each time: --guard)" if "guard.mode" in where else ""
-        )
-        raise SettingsError(f"{where} is {value!r}; expected one of {get_args(kind)}{weaker}")
-    if value is None and kind is not hint:
+        weaker = " (weaker guards are asked for each time: --guard)" if setting.kept else ""
+        raise SettingsError(f"{where} is {value!r}; expected one of {choices}{weaker}")
+    if value is None and setting.is_optional:
         return None
-    if kind is float and type(value) is int:
+    if setting.kind is Path and type(value) is str:
+        return Path(value).expanduser() if value else None
+    if setting.kind is float and type(value) is int:
         try:
-            return float(cast("int", value))
+            return float(value)
         except OverflowError as error:
             raise SettingsError(
                 f"{where} is {str(value)[:20]}…; expected a smaller number"
             ) from error
-    if type(value) is not kind:  # TOML's true is an int in Python
-        raise SettingsError(f"{where} is {value!r}; expected {_KIND_NAMES[kind]}")
+    if type(value) is not setting.kind:  # TOML's true is an int in Python
+        raise SettingsError(f"{where} is {value!r}; expected {_KIND_NAMES[setting.kind]}")
     return value
 
 
-def _typed(hint: Any, value: str) -> object:
+def _typed(setting: Setting, value: str) -> object:
     """What a person typed, as the file would have it; text needs no quotes."""
-    kind = _plain_kind(hint)
-    if value == "unset" and kind is not hint:
+    if value == "unset" and setting.is_optional:
         return None
-    if kind is str or get_origin(kind) is Literal:
+    if setting.kind in (str, Path):
         return value
     try:
         table = tomllib.loads(f"value = {value}")
@@ -213,10 +274,10 @@ def _typed(hint: Any, value: str) -> object:
     return table["value"] if len(table) == 1 else value
 
 
-def _to_toml(value: str | int | float | bool) -> str:
+def _to_toml(value: str | int | float | bool | Path) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, str):
+    if isinstance(value, str | Path):
         # TOML's basic strings escape as JSON's do, but for DEL, which JSON leaves as it is.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")
     return repr(value)

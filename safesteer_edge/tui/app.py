@@ -17,7 +17,7 @@ from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.errors import SafeSteerError
 from safesteer_edge.session.protocol import ChatSession, TurnSettings
 from safesteer_edge.session.settings import SessionSettings
-from safesteer_edge.session.settings_file import write_settings
+from safesteer_edge.session.settings_file import save_setting
 from safesteer_edge.session.settings_schema import UserSettings
 from safesteer_edge.tui.chat_state import ChatState
 from safesteer_edge.tui.commands.setting import applied, theme_named
@@ -53,7 +53,7 @@ class ChatOptions:
     show_images: bool = True
     theme: str = "auto"
     user_settings: UserSettings = field(default_factory=UserSettings)
-    save_settings: Callable[[UserSettings], object] = lambda _: None
+    save_setting: Callable[[str, UserSettings], object] = lambda key, settings: None
     native_picture: Callable[..., object] | None = None
     model_lister: ModelLister = known_models
     is_first_run: bool = False
@@ -117,7 +117,7 @@ class ChatApp(App[None]):
         key, settings = message.key, message.settings
         self.chat.user_settings = settings
         try:
-            self.options.save_settings(settings)
+            self.options.save_setting(key, settings)
         except SafeSteerError as error:
             self.notify(str(error), severity="error", markup=False)
         self.state.settings = applied(self.state.settings, key, settings)
@@ -180,7 +180,7 @@ def run_chat(
         show_images=show_images,
         theme=theme,
         user_settings=user,
-        save_settings=write_settings,
+        save_setting=save_setting,
         native_picture=find_native_pictures() if show_images else None,
         # Whoever has chats, or chose to keep none, has been here.
         is_first_run=save and not any(store.folder.glob("*.jsonl")),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import subprocess
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from safesteer_edge.cli import doctor_command
+from safesteer_edge.cli.main import main
 from safesteer_edge.cli.options import OK, RUNTIME_ERROR
 from safesteer_edge.doctor import diagnose
 from safesteer_edge.doctor.check import Check, fail, ok, warn
@@ -27,10 +26,7 @@ def doctor(monkeypatch: pytest.MonkeyPatch):
 
     def run(checks: Sequence[Check], *arguments: str) -> int:
         monkeypatch.setattr(diagnose, "diagnose", lambda: iter(checks))
-        parser = argparse.ArgumentParser()
-        doctor_command.add_parser(parser.add_subparsers())
-        options = parser.parse_args(["doctor", *arguments])
-        return options.run(options)
+        return main(["doctor", *arguments])
 
     return run
 
@@ -81,20 +77,6 @@ def test_what_it_quotes_cannot_drive_the_terminal_or_break_its_encoding(
     doctor([ok("default model", "\x1b]0;title\x07'/home/jürgen/m.gguf'")])
     first = raw.getvalue().splitlines()[0]
     assert first == b"ok    default model: '/home/j\\xfcrgen/m.gguf'"
-
-
-def test_registering_the_commands_imports_nothing_heavy():
-    heavy = {"numpy", "llama_cpp", "onnxruntime", "platformdirs", "PIL", "textual", "jinja2"}
-    script = (
-        "import argparse, sys\n"
-        "from safesteer_edge.cli import doctor_command, models_command\n"
-        "parsers = argparse.ArgumentParser().add_subparsers()\n"
-        "doctor_command.add_parser(parsers)\n"
-        "models_command.add_parser(parsers)\n"
-        f"print(sorted(sys.modules.keys() & {heavy!r}))\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
-    assert ended.stdout.strip() == b"[]"
 
 
 @pytest.mark.default_model

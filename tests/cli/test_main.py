@@ -11,13 +11,18 @@ from collections.abc import Callable
 import pytest
 
 from safesteer_edge import __version__
-from safesteer_edge.cli import ask_command
+from safesteer_edge.cli import main as main_module
 from safesteer_edge.cli.main import main
-from safesteer_edge.cli.options import BAD_INPUT, INTERRUPTED, OK, RUNTIME_ERROR
+from safesteer_edge.cli.options import BAD_INPUT, INTERRUPTED, OK, RUNTIME_ERROR, Command
 from safesteer_edge.errors import BundleError, EngineError, GuardError, SafeSteerError
 
-COMMANDS = ("ask", "models", "doctor", "measure", "bench")
-HEAVY = ("numpy", "llama_cpp", "onnxruntime", "PIL", "jinja2", "sklearn", "onnx", "textual")
+COMMANDS = [command.name for command in main_module.COMMANDS]
+# fmt: off
+HEAVY = (
+    "numpy", "llama_cpp", "onnxruntime", "PIL", "jinja2", "sklearn", "onnx", "textual",
+    "platformdirs",
+)
+# fmt: on
 MAX_IMPORTED = 250  # modules: NumPy's alone are as many
 
 
@@ -29,8 +34,8 @@ def end_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
         def fail(_options: object) -> int:
             raise error
 
-        monkeypatch.setattr(ask_command, "run", fail)
-        return main(["ask", "Hello"])
+        monkeypatch.setattr(main_module, "COMMANDS", (Command("fail", "it fails", fail),))
+        return main(["fail"])
 
     return run
 

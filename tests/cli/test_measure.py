@@ -49,7 +49,7 @@ def test_probe_prints_a_line_per_step(measure: Measure):
     rows = [line.split() for line in ran.out.splitlines()]
     steps = [row for row in rows if row and row[0].isdigit() and len(row) == 6]
     assert [int(row[0]) for row in steps] == list(range(17))
-    assert ran.err.endswith("5/5 requests\n")  # the harmful one twice, after other openings
+    assert ran.err.rstrip().endswith("requests: 5/5")  # the harmful one twice, after other openings
 
 
 def test_probe_as_json_has_the_figures_of_every_step(measure: Measure):
@@ -109,3 +109,10 @@ def test_what_cannot_be_measured_is_bad_input(measure: Measure, arguments: list[
     assert (ran.exit_code, ran.out) == (BAD_INPUT, "")
     (line,) = ran.err.splitlines()
     assert naming in line
+
+
+def test_an_option_of_another_measure_is_refused(measure: Measure, tmp_path: Path):
+    for what, option in (("guard", "--safebench"), ("probe", "--types"), ("pictures", "--folder")):
+        with pytest.raises(SystemExit) as caught:
+            measure(what, option, str(tmp_path))
+        assert caught.value.code == BAD_INPUT

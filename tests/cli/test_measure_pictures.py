@@ -53,7 +53,7 @@ def test_both_skills_and_the_cost_are_printed(measure: Measure, data: Path, tmp_
     assert "of 3 words in 1 texts (95 % " in ran.out
     assert "right name               0/1 (0.0 %, 95 % 0–79), 1 classes" in ran.out
     assert "s (median)" in ran.out
-    assert ran.err.endswith("2/2 pictures\n")
+    assert ran.err.rstrip().endswith("pictures: 2/2")
     rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
     assert [row["expected"] for row in rows] == [["Mind the gap"], ["cat", "kitten"]]
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from safesteer_edge.cli import models_command, models_list
+from safesteer_edge.cli import models_command
+from safesteer_edge.cli.main import main
 from safesteer_edge.cli.options import BAD_INPUT, OK
 from safesteer_edge.library import catalogue
 from safesteer_edge.library.catalogue import CatalogueModel, default_model
@@ -41,15 +41,12 @@ def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[CatalogueM
     )
     monkeypatch.setattr(catalogue, "load_catalogue", lambda: made)
     machine = Machine(1 << 30, "available")  # whatever is free on this one
-    monkeypatch.setattr(models_list, "this_machine", lambda: machine)
+    monkeypatch.setattr(models_command, "_this_machine", lambda: machine)
     return made
 
 
 def run(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    models_command.add_parser(parser.add_subparsers())
-    options = parser.parse_args(["models", *arguments])
-    return options.run(options)
+    return main(["models", *arguments])
 
 
 def test_the_table_shows_each_model_with_its_place_below(entries, capsys):
@@ -112,14 +109,14 @@ def test_path_prints_the_path_and_nothing_else(entries, capsys):
 
 
 def test_the_path_of_a_model_that_is_not_there_says_how_to_install_it(entries, capsys):
-    assert via_main("path", "tiny-absent-with-a-long-name") == BAD_INPUT
+    assert run("path", "tiny-absent-with-a-long-name") == BAD_INPUT
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "-m pip install tiny-package" in captured.err
 
 
 def test_the_path_of_an_unknown_model_suggests_the_nearest(entries, capsys):
-    assert via_main("path", "tiny-instrukt") == BAD_INPUT
+    assert run("path", "tiny-instrukt") == BAD_INPUT
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "did you mean 'tiny-instruct'?" in captured.err
@@ -140,9 +137,3 @@ def test_the_default_model_is_listed_first_and_found(capsys):
     assert (first["quantization"], first["problem"]) == ("Q4_1", None)
     assert run("path", default_model().name) == OK
     assert capsys.readouterr().out == f"{first['path']}\n"
-
-
-def via_main(*arguments: str) -> int:
-    from safesteer_edge.cli.main import main
-
-    return main(["models", *arguments])

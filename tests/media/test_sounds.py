@@ -29,6 +29,7 @@ Load = Callable[..., DecodedSound]
 
 DATA = Path(__file__).parent / "data"
 HEADER_BYTES = 44
+N_FILES = round(150 * float(os.environ.get("SAFESTEER_FUZZ_SCALE", "1")))
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +246,7 @@ def test_damaged_files_end_in_samples_or_a_media_error(load_sound: Load, tmp_pat
     whole = (folder / name).read_bytes()
     rng = random.Random(name)
     path = tmp_path / "damaged"
-    for _ in range(round(150 * float(os.environ.get("SAFESTEER_FUZZ_SCALE", "1")))):
+    for _ in range(N_FILES):
         data = bytearray(whole)
         for _ in range(rng.randint(1, 4)):
             place = rng.randrange(rng.choice((HEADER_BYTES, len(data))))

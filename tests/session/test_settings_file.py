@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,19 @@ from hypothesis import strategies as st
 
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.session.settings_file import (
+    known_setting,
     read_settings,
-    setting_value,
+    save_setting,
     settings_to_toml,
+    user_settings,
     value_to_text,
+    with_environment,
     with_setting,
+    with_values,
     without_setting,
     write_settings,
 )
-from safesteer_edge.session.settings_schema import UserSettings, all_settings
+from safesteer_edge.session.settings_schema import SETTINGS, UserSettings, value_of
 
 DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -47,9 +50,8 @@ def test_a_file_is_read_by_section(path: Path):
         '[model]\nname = "qwen"\ncontext = 8192\n[sampling]\ntemperature = 1\n'
         '[guard]\nmode = "refuse"\nstrength = 20.5\n[look]\ntheme = "light"\n',
     )
-    assert (found.model.name, found.model.context) == ("qwen", 8192)
-    assert (found.sampling.temperature, found.guard.strength) == (1.0, 20.5)
-    session = found.session_settings()
+    session = found.session
+    assert (session.strength, found.look.theme) == (20.5, "light")
     assert (session.model, session.n_ctx, session.guard) == ("qwen", 8192, "refuse")
     assert session.sampling.temperature == 1.0
 
@@ -112,10 +114,8 @@ def settings_values(draw: st.DrawFn) -> UserSettings:
         "chats.save": st.booleans(),
         "look.theme": st.sampled_from(["auto", "dark", "light"]),
     }.items():
-        section, name = key.split(".")
         if draw(st.booleans()):
-            changed = replace(getattr(found, section), **{name: draw(values)})
-            found = replace(found, **{section: changed})
+            found = with_values(found, {known_setting(key): draw(values)})
     return found
 
 
@@ -146,7 +146,7 @@ def test_only_what_differs_is_written():
 )
 def test_a_setting_is_set_as_people_type_it(key: str, typed: str, value: object):
     changed = with_setting(UserSettings(), key, typed)
-    assert setting_value(changed, key) == value
+    assert value_of(changed, known_setting(key)) == value
     assert without_setting(changed, key) == UserSettings()
 
 
@@ -171,13 +171,66 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path):
         write_settings(UserSettings(), tmp_path / "gone" / "settings.toml")
 
 
-def test_every_setting_is_documented_as_it_is():
-    text = DOCS.read_text("utf-8")
-    for each in all_settings():
-        row = f"| `{each.key}` | `{value_to_text(each.default)}` | {each.meaning} |"
-        assert row in text, row
-    assert text.count("\n| `") == len(all_settings())
-    assert {each.section for each in all_settings()} == {each.name for each in fields(UserSettings)}
+def test_the_docs_have_the_table_that_the_declaration_makes():
+    rows = [
+        f"| `{each.key}` | {f'`{each.flag}`' if each.flag else ''} "
+        f"| `{value_to_text(each.default)}` | {each.meaning} |"
+        for each in SETTINGS
+    ]
+    table = ["| setting | flag | default | meaning |", "| --- | --- | --- | --- |", *rows]
+    assert DOCS.read_text("utf-8").endswith("\n" + "\n".join(table) + "\n")
+
+
+def test_every_setting_is_of_a_section_that_stands_in_one_place():
+    sections = [each.section for each in SETTINGS]
+    assert sections == sorted(sections, key=sections.index)
+    assert len({each.key for each in SETTINGS}) == len(SETTINGS)
+
+
+def test_the_environment_goes_before_the_file(path: Path):
+    file = read(path, "[sampling]\ntemperature = 1\ntop_k = 8\n")
+    found = with_environment(
+        file, {"SAFESTEER_SAMPLING_TOP_K": "9", "SAFESTEER_CHATS_SAVE": "false"}
+    )
+    sampling = found.session.sampling
+    assert (sampling.temperature, sampling.top_k, found.chats.save) == (1.0, 9, False)
+    assert with_environment(file, {"SAFESTEER_SAMPLING_TOP_K": "", "PATH": "/bin"}) == file
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "problem"),
+    [
+        ("SAFESTEER_TEMPERATURE", "1", "did you mean 'SAFESTEER_SAMPLING_TEMPERATURE'?"),
+        (
+            "SAFESTEER_SAMPLING_TOP_K",
+            "many",
+            "SAFESTEER_SAMPLING_TOP_K is 'many'; expected a whole",
+        ),
+        ("SAFESTEER_SAMPLING_TOP_K", "900", "SAFESTEER_SAMPLING_TOP_K: top_k is 900; expected 1"),
+        ("SAFESTEER_GUARD_MODE", "off", "weaker guards are asked for each time: --guard"),
+    ],
+)
+def test_a_wrong_variable_is_refused(variable: str, value: str, problem: str):
+    with pytest.raises(SettingsError, match=re.escape(problem)):
+        with_environment(UserSettings(), {variable: value})
+
+
+def test_the_files_projector_and_guard_belong_to_the_files_model(path: Path):
+    file = read(path, '[model]\nname = "a"\nmmproj = "p.gguf"\nbundle = "b"\n')
+    found = with_environment(file, {"SAFESTEER_MODEL_NAME": "other", "SAFESTEER_MODEL_BUNDLE": "c"})
+    session = found.session
+    assert (session.model, session.mmproj, session.bundle) == ("other", None, Path("c"))
+
+
+def test_saving_one_setting_writes_nothing_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    write_settings(with_setting(UserSettings(), "sampling.seed", "7"))
+    seen = user_settings({"SAFESTEER_SAMPLING_TOP_K": "9"})
+    save_setting("look.theme", with_setting(seen, "look.theme", "dark"))
+    kept = with_setting(with_setting(UserSettings(), "sampling.seed", "7"), "look.theme", "dark")
+    assert read_settings() == kept
 
 
 @pytest.mark.parametrize("value", ["nan", "+nan", "inf", "-inf", "-0.1", "1e999", "9" * 400])
@@ -186,7 +239,7 @@ def test_every_setting_is_documented_as_it_is():
     [
         "guard.strength",
         "guard.threshold",
-        *(each.key for each in all_settings() if isinstance(each.default, float)),
+        *(each.key for each in SETTINGS if isinstance(each.default, float)),
     ],
 )
 def test_no_number_that_is_typed_is_beyond_its_bounds(key: str, value: str):

@@ -13,7 +13,7 @@ def test_the_guards_strength_is_changed_on_the_settings_screen_and_kept():
     async def test():
         saved: list[UserSettings] = []
         model = ScriptedModel()
-        async with opened(model, save_settings=saved.append) as driver:
+        async with opened(model, save_setting=lambda _, new: saved.append(new)) as driver:
             await driver.send("before")
             await driver.ready()
             await driver.press("f4")
@@ -30,7 +30,7 @@ def test_the_guards_strength_is_changed_on_the_settings_screen_and_kept():
             await driver.type("20")
             await driver.press("enter")
             await driver.sees("20.0")
-            assert saved[-1].guard.strength == 20.0
+            assert saved[-1].session.strength == 20.0
             await driver.press("escape")
             await driver.send("after")
             await driver.ready()

@@ -7,14 +7,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from safesteer_edge.session.protocol import TurnSettings
+from safesteer_edge.session.settings_file import known_setting
 from safesteer_edge.tui.looks import DARK, LIGHT
 
 if TYPE_CHECKING:
     from safesteer_edge.session.settings_schema import UserSettings
     from safesteer_edge.tui.screens.chat_screen import ChatScreen
-
-
-_SAMPLER = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
 
 
 async def settings(screen: ChatScreen, _argument: str) -> None:
@@ -28,25 +26,20 @@ async def settings(screen: ChatScreen, _argument: str) -> None:
 
 def check_setting(screen: ChatScreen, key: str, new: UserSettings) -> None:
     """Raise SettingsError if the model that is loaded cannot have it."""
-    info = screen.state.info
+    info, session = screen.state.info, new.session
     if key in ("guard.strength", "guard.threshold") and info is not None and info.policy:
-        info.policy.tightened(strength=new.guard.strength, threshold=new.guard.threshold)
+        info.policy.tightened(strength=session.strength, threshold=session.threshold)
 
 
 def applied(settings: TurnSettings, key: str, new: UserSettings) -> TurnSettings:
-    """The settings of the next answer after one of the file's was changed."""
-    section, _, name = key.partition(".")
-    wanted = TurnSettings.of(new.session_settings())
-    if section == "sampling" and name in _SAMPLER:
-        value = getattr(wanted.sampling, name)
-        return replace(settings, sampling=replace(settings.sampling, **{name: value}))
-    if key == "sampling.max_tokens":
-        return replace(settings, max_tokens=wanted.max_tokens)
-    if key == "guard.mode":
-        return replace(settings, guard=wanted.guard)
-    if section == "guard":
-        return replace(settings, **{name: getattr(wanted, name)})
-    return settings
+    """The settings of the next answer after one of the user's was changed."""
+    root, name, *inner = known_setting(key).parts
+    if root != "session" or not hasattr(settings, name):
+        return settings
+    value = getattr(new.session, name)
+    if inner:  # a field of the sampler: its others stay as the command line has them
+        value = replace(getattr(settings, name), **{inner[0]: getattr(value, inner[0])})
+    return replace(settings, **{name: value})
 
 
 def theme_named(name: str) -> str:

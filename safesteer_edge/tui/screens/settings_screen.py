@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -16,12 +17,12 @@ from textual.widgets.option_list import Option
 from safesteer_edge.errors import SafeSteerError
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.session.settings_file import (
-    setting_value,
+    known_setting,
     value_to_text,
     with_setting,
     without_setting,
 )
-from safesteer_edge.session.settings_schema import SettingInfo, UserSettings, all_settings
+from safesteer_edge.session.settings_schema import SETTINGS, Setting, UserSettings, value_of
 from safesteer_edge.tui.engine_thread import SettingChanged
 
 # Asked before a setting is taken: raises SafeSteerError if what runs cannot have it.
@@ -59,7 +60,6 @@ class SettingsScreen(ModalScreen[None]):
         super().__init__()
         self._settings = settings
         self._check = check
-        self._rows: list[SettingInfo | None] = []
 
     def compose(self) -> ComposeResult:
         """A list, the meaning of the chosen row, a line to type into."""
@@ -73,27 +73,28 @@ class SettingsScreen(ModalScreen[None]):
 
     def on_mount(self) -> None:
         """Fill the list."""
-        self._show_rows()
-        self.query_one(OptionList).focus()
+        options = self.query_one(OptionList)
+        for section, settings in groupby(SETTINGS, key=lambda each: each.section):
+            heading = Content.styled(section.capitalize(), "bold $primary")
+            options.add_option(Option(heading, disabled=True))
+            options.add_options(Option(self._line(each), id=each.key) for each in settings)
+        options.highlighted = 1
+        options.focus()
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
         """Say what the row means."""
-        setting = self._rows[event.option_index]
-        if setting is None:
-            return
-        default = value_to_text(setting.default)
-        text = f"{setting.key}: {setting.meaning}\ndefault: {default}"
-        self.query_one("#meaning", Static).update(Content(text))
-        self._complain("")
+        if event.option_id is not None:
+            setting = known_setting(event.option_id)
+            text = f"{setting.key}: {setting.meaning}\ndefault: {value_to_text(setting.default)}"
+            self.query_one("#meaning", Static).update(Content(text))
+            self._complain("")
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Toggle, or begin to type."""
-        setting = self._rows[event.option_index]
-        if setting is None:
-            return
-        value = setting_value(self._settings, setting.key)
+        setting = known_setting(event.option_id or "")
+        value = value_of(self._settings, setting)
         if isinstance(value, bool):
-            self._take(setting.key, "false" if value else "true")
+            self._take("false" if value else "true")
             return
         line = self.query_one(Input)
         line.value = "" if value is None else str(value)
@@ -103,15 +104,12 @@ class SettingsScreen(ModalScreen[None]):
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Take what was typed."""
-        setting = self._chosen()
-        if setting is not None and self._take(setting.key, event.value.strip()):
+        if self._take(event.value.strip()):
             self._stop_editing()
 
     def action_default(self) -> None:
         """Back to the default."""
-        setting = self._chosen()
-        if setting is not None:
-            self._take(setting.key, "")
+        self._take("")
 
     def action_leave(self) -> None:
         """From the line to the list; from the list to the chat."""
@@ -120,21 +118,25 @@ class SettingsScreen(ModalScreen[None]):
         else:
             self.dismiss(None)
 
-    def _take(self, key: str, value: str) -> bool:
-        """Take a value as typed; empty: the default. False: it says why not."""
+    def _take(self, value: str) -> bool:
+        """Take a value of the chosen setting as typed; '': its default. False: it says why not."""
+        options = self.query_one(OptionList)
+        if options.highlighted_option is None or options.highlighted_option.id is None:
+            return False
+        setting = known_setting(options.highlighted_option.id)
         try:
             if value:
-                settings = with_setting(self._settings, key, value)
+                settings = with_setting(self._settings, setting.key, value)
             else:
-                settings = without_setting(self._settings, key)
-            self._check(key, settings)
+                settings = without_setting(self._settings, setting.key)
+            self._check(setting.key, settings)
         except SafeSteerError as error:
             self._complain(str(error))
             return False
         self._settings = settings
         self._complain("")
-        self._show_rows()
-        self.app.post_message(SettingChanged(key, settings))
+        options.replace_option_prompt(setting.key, self._line(setting))
+        self.app.post_message(SettingChanged(setting.key, settings))
         return True
 
     def _stop_editing(self) -> None:
@@ -142,40 +144,16 @@ class SettingsScreen(ModalScreen[None]):
         self._complain("")
         self.query_one(OptionList).focus()
 
-    def _chosen(self) -> SettingInfo | None:
-        index = self.query_one(OptionList).highlighted
-        return self._rows[index] if index is not None else None
-
     def _complain(self, text: str) -> None:
         problem = self.query_one("#problem", Static)
         problem.update(Content(strip_control_characters(text)))
         problem.display = bool(text)
 
-    def _show_rows(self) -> None:
-        options = self.query_one(OptionList)
-        chosen = options.highlighted
-        self._rows.clear()
-        rows: list[Option] = []
-        section = ""
-        for setting in all_settings():
-            if setting.section != section:
-                section = setting.section
-                heading = Content.styled(setting.section.capitalize(), "bold $primary")
-                rows.append(Option(heading, disabled=True))
-                self._rows.append(None)
-            rows.append(Option(self._line(setting)))
-            self._rows.append(setting)
-        options.clear_options()
-        options.add_options(rows)
-        options.highlighted = 1 if chosen is None else chosen
-
-    def _line(self, setting: SettingInfo) -> Content:
-        value = setting_value(self._settings, setting.key)
-        is_changed = value != setting.default
-        shown = strip_control_characters(value_to_text(value))
-        sign = "*" if is_changed else " "
+    def _line(self, setting: Setting) -> Content:
+        value = value_of(self._settings, setting)
+        sign, style = ("*", "bold") if value != setting.default else (" ", "")
         return (
             Content(f" {sign} {setting.name:<16} ")
-            + Content.styled(f"{shown:<22.22} ", "bold" if is_changed else "")
+            + Content.styled(f"{strip_control_characters(value_to_text(value)):<22.22} ", style)
             + Content.styled(setting.meaning, "$foreground 60%")
         )
