@@ -144,14 +144,14 @@ def _suite_choice(text: str) -> Any:
 
 
 def _compare(first: Path, second: Path) -> int:
-    from safesteer_edge.evaluation.report_compare import compare_reports, read_report
+    from safesteer_edge.evaluation.report_pages import compare_reports, read_report
 
     print(compare_reports(read_report(first), read_report(second)), end="")
     return OK
 
 
 def _print_summary(report: dict[str, Any], folder: Path) -> None:
-    from safesteer_edge.report.page import shown_share
+    from safesteer_edge.report.document import shown_share
 
     counts = report["counts"]
     print(

@@ -41,12 +41,14 @@ def test_a_paired_test_takes_the_cases_that_both_know():
         judged(None, case_id="c2", defence="safesteer"),
         judged("complied", case_id="c9", defence="safesteer"),
     ]
-    result = paired_test("success", first, second, lambda j: j.is_success("rules"))
+    result = paired_test("success", first, second, lambda j: j.verdict("rules").is_success)
     assert result is not None
     assert (result.n, result.only_first, result.only_second) == (2, 2, 0)
     assert (result.first, result.second) == ("off", "safesteer")
     assert result.p_value == 0.5
-    assert paired_test("success", first, second[3:], lambda j: j.is_success("rules")) is None
+    assert (
+        paired_test("success", first, second[3:], lambda j: j.verdict("rules").is_success) is None
+    )
 
 
 def test_judges_are_compared_on_distinct_answers_that_both_judged():
