@@ -108,14 +108,16 @@ def _summary(figures: Json) -> list[str]:
 # -- the plots: those without series are not shown -------------------------------------------------
 
 
-def _plots(figures: Json) -> Iterator[Plot]:
-    for name, table in measured(figures, "calibration", "separation").items():
-        yield _separation_plot(name, table)
-    yield _steps_plot(measured(figures, "nested"))
-    yield from _state_plots(measured(figures, "calibration", "vector", "pictures"))
-    yield _reliability_plot(measured(figures, "score_calibration", "reliability"))
-    yield _touched_plot(chosen_policy(figures).get("thresholds") or [])
-    yield _refusals_plot(chosen_policy(figures))
+def _plots(figures: Json) -> list[Plot]:
+    separation = measured(figures, "calibration", "separation")
+    return [
+        *(_separation_plot(name, table) for name, table in separation.items()),
+        _steps_plot(measured(figures, "nested")),
+        *_state_plots(measured(figures, "calibration", "vector", "pictures")),
+        _reliability_plot(measured(figures, "score_calibration", "reliability")),
+        _touched_plot(chosen_policy(figures).get("thresholds") or []),
+        _refusals_plot(chosen_policy(figures)),
+    ]
 
 
 def _separation_plot(name: str, table: Json) -> Plot:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from safesteer_edge.harvest.replay import (
@@ -45,20 +45,22 @@ _REPLAYED: Final = {
 }
 
 
-def report_tables(figures: Json) -> Iterator[Table]:
+def report_tables(figures: Json) -> list[Table]:
     """All of them, in the report's order."""
-    yield _rescale_table(figures)
-    yield _harvest_table(measured(figures, "calibration", "harvested"))
-    yield _candidates_table(figures)
-    yield _nested_table(measured(figures, "nested"))
-    yield _steps_table(measured(figures, "nested"))
-    for name, table in measured(figures, "calibration", "separation").items():
-        yield _separation_table(name, table)
-    yield _reliability_table(measured(figures, "score_calibration"))
-    yield _policy_table(chosen_policy(figures))
-    yield _replay_table(figures)
-    yield _vector_table(measured(figures, "calibration", "vector"))
-    yield _cost_table(measured(figures, "calibration", "made"))
+    separation = measured(figures, "calibration", "separation")
+    return [
+        _rescale_table(figures),
+        _harvest_table(measured(figures, "calibration", "harvested")),
+        _candidates_table(figures),
+        _nested_table(measured(figures, "nested")),
+        _steps_table(measured(figures, "nested")),
+        *(_separation_table(name, table) for name, table in separation.items()),
+        _reliability_table(measured(figures, "score_calibration")),
+        _policy_table(chosen_policy(figures)),
+        _replay_table(figures),
+        _vector_table(measured(figures, "calibration", "vector")),
+        _cost_table(measured(figures, "calibration", "made")),
+    ]
 
 
 def measured(figures: Json, *names: str) -> Json:

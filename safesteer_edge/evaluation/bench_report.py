@@ -12,11 +12,12 @@ from safesteer_edge.evaluation.bench_summary import (
     Spread,
     VariantRatio,
     VariantSummary,
+    shown_ratio,
     summarise_ratios,
     summarise_variants,
 )
 from safesteer_edge.evaluation.bench_variants import PROMPT_KINDS
-from safesteer_edge.report.document import NOTHING, Table, shown_number, shown_spread
+from safesteer_edge.report.document import NOTHING, Table, shown_number
 
 _MIB: Final = 1 << 20
 _RATIO_TABLES: Final[dict[str, Callable[[VariantRatio], Spread | None]]] = {
@@ -64,7 +65,7 @@ def bench_to_json(result: BenchResult) -> dict[str, Any]:
 
 def bench_to_text(result: BenchResult) -> str:
     """The report for people: ratios, then medians, then the machine."""
-    ratios = {(r.variant, r.other, r.kind): r for r in summarise_ratios(result.answers)}
+    ratios = summarise_ratios(result.answers)
     summaries = summarise_variants(result.answers)
     tables = [
         *(_ratio_table(title, ratios, figure) for title, figure in _RATIO_TABLES.items()),
@@ -93,17 +94,17 @@ def _title(result: BenchResult) -> str:
 
 def _ratio_table(
     title: str,
-    ratios: dict[tuple[str, str, str], VariantRatio],
+    ratios: Sequence[VariantRatio],
     figure: Callable[[VariantRatio], Spread | None],
 ) -> Table:
     """Ratios in rows, kinds of prompt in columns: median (least–greatest)."""
 
-    def cell(key: tuple[str, str, str]) -> str:
-        value = figure(ratios[key]) if key in ratios else None
-        return NOTHING if value is None else shown_spread(value.median, (value.low, value.high))
-
+    cells = {(r.variant, r.other, r.kind): shown_ratio(figure(r)) for r in ratios}
     rows = (
-        (f"{variant} / {other}", *(cell((variant, other, kind)) for kind in PROMPT_KINDS))
+        (
+            f"{variant} / {other}",
+            *(cells.get((variant, other, kind), NOTHING) for kind in PROMPT_KINDS),
+        )
         for variant, other in RATIOS
     )
     return Table(title, "", ("", *PROMPT_KINDS), tuple(rows))

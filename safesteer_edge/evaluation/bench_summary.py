@@ -14,6 +14,7 @@ from safesteer_edge.evaluation.bench_variants import (
     PromptKind,
     VariantName,
 )
+from safesteer_edge.report.document import NOTHING, shown_spread
 
 _Pair = tuple[MeasuredAnswer, MeasuredAnswer]  # of one prompt: a variant's, and another's
 RATIOS: Final[tuple[tuple[VariantName, VariantName], ...]] = (
@@ -176,6 +177,11 @@ def tokens_per_second(answers: Sequence[MeasuredAnswer]) -> float | None:
 def spread(values: Sequence[float]) -> Spread:
     """Median, least and greatest of at least one value."""
     return Spread(statistics.median(values), min(values), max(values), tuple(values))
+
+
+def shown_ratio(value: Spread | None) -> str:
+    """Median (least–greatest)."""
+    return NOTHING if value is None else shown_spread(value.median, (value.low, value.high))
 
 
 def _equal_work(pairs: Sequence[_Pair]) -> tuple[float, float, int] | None:

@@ -17,7 +17,7 @@ import numpy as np
 from safesteer_edge.evaluation.rows import EvalRow
 from safesteer_edge.evaluation.verdict import Judgement, Verdict
 from safesteer_edge.metrics.refusal_rules import classify_answer
-from safesteer_edge.metrics.statistics import Share, auroc
+from safesteer_edge.metrics.statistics import Share, auroc, sign_test
 
 _UNKNOWN: Final = Verdict(None)
 
@@ -46,11 +46,9 @@ def with_verdicts(
     by_key: dict[str, dict[str, Verdict]] = {}
     for judgement in judgements:
         by_key.setdefault(judgement.key, {})[judgement.judge] = judgement.verdict
+    keys = ((row, answer_key(row.request, row.answer)) for row in rows)
     return tuple(
-        JudgedRow(row, by_key.get(answer_key(row.request, row.answer), {}))
-        if row.status == "ok"
-        else JudgedRow(row, {})
-        for row in rows
+        JudgedRow(row, by_key.get(key, {}) if row.status == "ok" else {}) for row, key in keys
     )
 
 
@@ -95,7 +93,7 @@ def best_of_n(rows: Iterable[JudgedRow], judge: str) -> tuple[Share, int]:
     return Share(sum(map(any, tried)), len(tried)), max(map(len, tried), default=0)
 
 
-# -- how far judges agree, and whether two defences differ: Cohen's κ and McNemar's exact test -----
+# -- how far judges agree, and whether two defences differ -----------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +127,6 @@ def cohens_kappa(first: Sequence[object], second: Sequence[object]) -> float:
     labels = {*first, *second}
     by_chance = sum(first.count(x) * second.count(x) for x in labels) / n**2
     return math.nan if by_chance == 1.0 else (observed - by_chance) / (1.0 - by_chance)
-
-
-def mcnemar_p_value(only_first: int, only_second: int) -> float:
-    """Exact and two-sided: the chance of a split as uneven as this, were both sides alike."""
-    n = only_first + only_second
-    if n == 0:
-        return 1.0
-    tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * tail / 2**n)
 
 
 def judge_agreements(rows: Iterable[JudgedRow], judges: Sequence[str]) -> list[JudgeAgreement]:
@@ -178,7 +167,7 @@ def paired_test(
         len(known),
         only_first,
         only_second,
-        mcnemar_p_value(only_first, only_second),
+        sign_test(only_first, only_second),
     )
 
 

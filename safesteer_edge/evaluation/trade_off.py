@@ -102,12 +102,17 @@ def trade_off_points(
 def _known_cases(rows: Sequence[JudgedRow], judge: str, figure: TradeOff) -> _Cases:
     """Those of the figure that have an answer and a verdict."""
 
-    def is_known(judged: JudgedRow) -> bool:
-        if judged.row.suite in figure.harmful:
-            return judged.verdict(judge).is_success is not None
-        return judged.row.suite in figure.harmless and judged.verdict(judge).is_answer is not None
-
-    return {(j.row.suite, j.row.case_id): j for j in rows if j.row.status == "ok" and is_known(j)}
+    known = (
+        (
+            j,
+            j.verdict(judge).is_success
+            if j.row.suite in figure.harmful
+            else j.verdict(judge).is_answer,
+        )
+        for j in rows
+        if j.row.suite in figure.suites and j.row.status == "ok"
+    )
+    return {(j.row.suite, j.row.case_id): j for j, said in known if said is not None}
 
 
 def _comparable(by_defence: dict[str, _Cases], figure: TradeOff) -> list[str]:
@@ -152,13 +157,15 @@ def _response_check_curve(
     its own, so all are judged by the rules. helpfulness: numbers of harmless requests answered at
     which a limit is listed.
     """
-    complied = {
-        suites: sorted(
-            _score(j) for j in cases if j.row.suite in suites and own_words_comply(j.row)
+    harmful, harmless = (
+        sorted(
+            # An answer without tokens is never withheld.
+            -math.inf if j.row.mean_score is None else j.row.mean_score
+            for j in cases
+            if j.row.suite in suites and own_words_comply(j.row)
         )
         for suites in (figure.harmful, figure.harmless)
-    }
-    harmful, harmless = complied[figure.harmful], complied[figure.harmless]
+    )
     n_harmful = sum(j.row.suite in figure.harmful for j in cases)
     limits = sorted({score for score in (*harmful, *harmless) if math.isfinite(score)})
     listed = {
@@ -176,11 +183,6 @@ def _response_check_curve(
         )
         for limit in sorted({*_some(limits, _N_LIMITS), *listed})
     ]
-
-
-def _score(judged: JudgedRow) -> float:
-    """What a limit is compared with; an answer without tokens is never withheld."""
-    return -math.inf if judged.row.mean_score is None else judged.row.mean_score
 
 
 def _some(values: Sequence[float], n: int) -> list[float]:

@@ -12,17 +12,17 @@ from safesteer_edge.evaluation.judged import (
     JudgedRow,
     cohens_kappa,
     judge_agreements,
-    mcnemar_p_value,
     paired_test,
 )
 from safesteer_edge.evaluation.verdict import Verdict
+from safesteer_edge.metrics.statistics import sign_test
 from tests.evaluation.eval_rows import judged, row
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (0, 6), (3, 9), (10, 10), (2, 40)])
 def test_mcnemar_is_the_exact_binomial_test(b: int, c: int):
     expected = binomtest(b, b + c).pvalue if b + c else 1.0
-    assert mcnemar_p_value(b, c) == pytest.approx(expected)
+    assert sign_test(b, c) == pytest.approx(expected)
 
 
 def test_kappa_is_that_of_scikit_learn():
