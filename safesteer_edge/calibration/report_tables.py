@@ -256,13 +256,6 @@ def _replayed(value: Auroc | Share) -> str:
 
 
 def _vector_table(vector: Json) -> Table:
-    def gain(row: Json) -> str:
-        low, middle, high = row.get("auroc_gain") or (0.0, None, 0.0)
-        return NOTHING if middle is None else f"{middle:+.3f} ({low:+.3f} to {high:+.3f})"
-
-    def on(row: Json) -> str:
-        return "always" if row.get("gate") is None else f"prompts above {row['gate']:.3f}"
-
     state = "enabled" if vector.get("enabled") else "not used"
     rows = [{"what": "compared", **row} for row in vector.get("decoded") or []]
     if vector.get("confirmed"):
@@ -278,11 +271,17 @@ def _vector_table(vector: Json) -> Table:
             "sign": lambda row: f"{row['sign']:+d}",
             "blocks": lambda row: "–".join(str(layer) for layer in row["layers"]),
             "α": lambda row: f"{row['scale']:g}",
-            "on": on,
+            "on": lambda row: (
+                "always" if row.get("gate") is None else f"prompts above {row['gate']:.3f}"
+            ),
             "KL, harmless": number_at("kl", 3),
             "AUROC without": number_at("auroc_without", 3),
             "AUROC with": number_at("auroc_with", 3),
-            "gain (95 %)": gain,
+            "gain (95 %)": lambda row: (
+                "{1:+.3f} ({0:+.3f} to {2:+.3f})".format(*row["auroc_gain"])
+                if row.get("auroc_gain")
+                else NOTHING
+            ),
             "harmful refused": lambda row: _from_to(row, "harmful_refused"),
             "harmless refused": lambda row: _from_to(row, "harmless_refused"),
         },

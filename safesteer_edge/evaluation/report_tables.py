@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from safesteer_edge.evaluation.trade_off import HELPFUL_SUITES, PLAIN, TRADE_OFFS, TradeOff
@@ -67,9 +67,11 @@ def conditions(report: Json, judge: str | None = None) -> str:
 
 def report_tables(report: Json) -> list[Table]:
     """All of them, in the report's order."""
+    heldout = report["heldout"]  # half of it, where a run was cut short
     return [
         _summary_table(report),
-        *_heldout_tables(report["heldout"]),
+        *([_guard_table(heldout)] if "guard" in heldout else []),
+        *([_probe_table(heldout["probe"])] if "probe" in heldout else []),
         *(_trade_off_table(report, figure, points) for figure, points in trade_offs(report)),
         *_share_tables(report),
         _paired_table(report),
@@ -310,9 +312,6 @@ def _overhead_table(overheads: Json) -> Table:
     settings: Json = overheads.get("settings") or {}
     passes: Json = overheads.get("passes_per_token") or {}
 
-    def ratio(value: Json | None) -> str:
-        return NOTHING if value is None else shown_ratio(value)
-
     return Table.of(
         "Overheads, side by side",
         f"'bench' at the end of this run, one answer at a time: medians of "
@@ -326,8 +325,8 @@ def _overhead_table(overheads: Json) -> Table:
             "variant": "variant",
             "against": "other",
             "requests": lambda row: "ordinary" if row["kind"] == "benign" else row["kind"],
-            "speed": lambda row: ratio(row["speed"]),
-            "time to first text": lambda row: ratio(row["first_text"]),
+            "speed": lambda row: shown_ratio(row["speed"]),
+            "time to first text": lambda row: shown_ratio(row["first_text"]),
             "passes/token": lambda row: shown_number(
                 passes.get(f"{row['variant']}/{row['kind']}"), 3
             ),
@@ -358,8 +357,10 @@ def _cost_table(report: Json) -> Table:
     )
 
 
-def shown_ratio(value: Json) -> str:
+def shown_ratio(value: Json | None) -> str:
     """A median, and the range over repeats."""
+    if value is None:
+        return NOTHING
     return shown_spread(value["median"], (value["low"], value["high"]), "×")
 
 
@@ -368,13 +369,6 @@ def _mib(n_bytes: int | None) -> str:
 
 
 # -- the guard on held-out requests: what it changes, and how well its probe separates -------------
-
-
-def _heldout_tables(heldout: Json) -> Iterator[Table]:
-    if "guard" in heldout:
-        yield _guard_table(heldout)
-    if "probe" in heldout:
-        yield _probe_table(heldout["probe"])
 
 
 def _guard_table(heldout: Json) -> Table:
