@@ -37,7 +37,7 @@ _STDOUT = "-"
 
 def run_eval(options: argparse.Namespace) -> int:
     """Evaluate, write the report, and return the exit code."""
-    from safesteer_edge.evaluation.report_compare import compare_reports, read_report
+    from safesteer_edge.evaluation.report_pages import compare_reports, read_report
 
     if options.compare:
         print(compare_reports(*map(read_report, options.compare)), end="")
@@ -84,7 +84,7 @@ def _suite_choice(text: str) -> SuiteChoice:
 
 
 def _print_summary(report: dict[str, Any], folder: Path) -> None:
-    from safesteer_edge.report.page import shown_share
+    from safesteer_edge.report.document import shown_share
 
     counts = report["counts"]
     print(

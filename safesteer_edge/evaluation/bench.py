@@ -19,7 +19,7 @@ from safesteer_edge.evaluation.bench_machine import (
     peak_memory_bytes,
     read_machine,
 )
-from safesteer_edge.evaluation.bench_summary import Spread, VariantRatio, ratio_of
+from safesteer_edge.evaluation.bench_summary import VariantRatio, ratio_of, shown_ratio
 from safesteer_edge.evaluation.bench_variants import (
     PROMPT_KINDS,
     VARIANTS,
@@ -261,15 +261,9 @@ def measure_isolation(
 
 def cost_to_text(ratios: tuple[VariantRatio, ...]) -> str:
     """The ratios for people: median (least–greatest) over the repeats."""
-    lines = ["The engine in a process of its own, over the engine in this one"]
-    for ratio in ratios:
-        speed = _spread(ratio.speed) if ratio.speed else "-"
-        lines.append(
-            f"  {ratio.kind}: speed {speed} (below 1 is slower), time to the first token "
-            f"{_spread(ratio.first_token)} (above 1 is slower)"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _spread(value: Spread) -> str:
-    return f"{value.median:.3f} ({value.low:.3f}–{value.high:.3f})"
+    lines = (
+        f"  {ratio.kind}: speed {shown_ratio(ratio.speed)} (below 1 is slower), "
+        f"time to the first token {shown_ratio(ratio.first_token)} (above 1 is slower)\n"
+        for ratio in ratios
+    )
+    return "The engine in a process of its own, over the engine in this one\n" + "".join(lines)

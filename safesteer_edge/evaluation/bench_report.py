@@ -12,26 +12,40 @@ from safesteer_edge.evaluation.bench_summary import (
     Spread,
     VariantRatio,
     VariantSummary,
+    shown_ratio,
     summarise_ratios,
     summarise_variants,
 )
 from safesteer_edge.evaluation.bench_variants import PROMPT_KINDS
+from safesteer_edge.report.document import NOTHING, Table, shown_number
 
 _MIB: Final = 1 << 20
-_NOTHING: Final = "-"
-_SPEED_COLUMNS: Final = ("", "tokens/s", "first token", "first text", "passes/token")
-_GUARD_COLUMNS: Final = ("", "steered", "refused", "text as off", "probe/call", "probe/token")
-_RATIO_TABLES: Final[tuple[tuple[str, Callable[[VariantRatio], Spread | None]], ...]] = (
-    (
-        "Speed: tokens/s over equally many tokens of each answer (below 1 is slower)",
-        lambda ratio: ratio.speed,
+_RATIO_TABLES: Final[dict[str, Callable[[VariantRatio], Spread | None]]] = {
+    "Speed: tokens/s over equally many tokens of each answer (below 1 is slower)": (
+        lambda ratio: ratio.speed
     ),
-    ("Time to the first token (above 1 is slower)", lambda ratio: ratio.first_token),
-    (
-        "Time to the first text; the guard holds back what it still weighs (above 1 is slower)",
-        lambda ratio: ratio.first_text,
+    "Time to the first token (above 1 is slower)": lambda ratio: ratio.first_token,
+    "Time to the first text; the guard holds back what it still weighs (above 1 is slower)": (
+        lambda ratio: ratio.first_text
     ),
-)
+}
+_SPEED_COLUMNS: Final[dict[str, Callable[[VariantSummary], str]]] = {
+    "": lambda row: f"{row.variant}, {row.kind}",
+    "tokens/s": lambda row: shown_number(
+        row.tokens_per_second.median if row.tokens_per_second else None, 1
+    ),
+    "first token": lambda row: f"{1e3 * row.first_token_s.median:.1f} ms",
+    "first text": lambda row: f"{1e3 * row.first_text_s.median:.1f} ms",
+    "passes/token": lambda row: f"{row.passes_per_token:.3f}",
+}
+_GUARD_COLUMNS: Final[dict[str, Callable[[VariantSummary], str]]] = {
+    "": lambda row: f"{row.variant}, {row.kind}",
+    "steered": lambda row: _number(row.n_interventions),
+    "refused": lambda row: _number(row.n_refused, f"/{row.n_prompts}"),
+    "text as off": lambda row: f"{row.n_same_text}/{row.n_prompts}",
+    "probe/call": lambda row: shown_number(row.probe_us_per_call, 0, " µs"),
+    "probe/token": lambda row: shown_number(row.probe_us_per_token, 0, " µs"),
+}
 
 
 def bench_to_json(result: BenchResult) -> dict[str, Any]:
@@ -53,11 +67,14 @@ def bench_to_text(result: BenchResult) -> str:
     """The report for people: ratios, then medians, then the machine."""
     ratios = summarise_ratios(result.answers)
     summaries = summarise_variants(result.answers)
+    tables = [
+        *(_ratio_table(title, ratios, figure) for title, figure in _RATIO_TABLES.items()),
+        Table.of("Medians over the repeats", "", summaries, _SPEED_COLUMNS),
+        Table.of("What the guard did in one repeat, median", "", summaries, _GUARD_COLUMNS),
+    ]
     blocks = [
         _title(result),
-        *(_ratio_table(title, ratios, figure) for title, figure in _RATIO_TABLES),
-        f"Medians over the repeats\n{_speed_table(summaries)}",
-        f"What the guard did in one repeat, median\n{_guard_table(summaries)}",
+        *(table.to_text() for table in tables),
         _memory_line(result),
         _machine_lines(result),
         *_notes(summaries),
@@ -79,61 +96,25 @@ def _ratio_table(
     title: str,
     ratios: Sequence[VariantRatio],
     figure: Callable[[VariantRatio], Spread | None],
-) -> str:
+) -> Table:
     """Ratios in rows, kinds of prompt in columns: median (least–greatest)."""
-    rows: list[Sequence[str]] = [("", *PROMPT_KINDS)]
-    for variant, other in RATIOS:
-        cells = [f"{variant} / {other}"]
-        for kind in PROMPT_KINDS:
-            found = [r for r in ratios if (r.variant, r.other, r.kind) == (variant, other, kind)]
-            cells.append(_ratio_cell(figure(found[0]) if found else None))
-        rows.append(tuple(cells))
-    return f"{title}\n{_aligned(rows)}"
 
-
-def _ratio_cell(value: Spread | None) -> str:
-    if value is None:
-        return _NOTHING
-    return f"{value.median:.3f} ({value.low:.3f}–{value.high:.3f})"
-
-
-def _speed_table(summaries: Sequence[VariantSummary]) -> str:
-    rows: list[Sequence[str]] = [_SPEED_COLUMNS]
-    for summary in summaries:
-        rate = summary.tokens_per_second
-        rows.append(
-            (
-                f"{summary.variant}, {summary.kind}",
-                f"{rate.median:.1f}" if rate else _NOTHING,
-                f"{1e3 * summary.first_token_s.median:.1f} ms",
-                f"{1e3 * summary.first_text_s.median:.1f} ms",
-                f"{summary.passes_per_token:.3f}",
-            )
+    cells = {(r.variant, r.other, r.kind): shown_ratio(figure(r)) for r in ratios}
+    rows = (
+        (
+            f"{variant} / {other}",
+            *(cells.get((variant, other, kind), NOTHING) for kind in PROMPT_KINDS),
         )
-    return _aligned(rows)
-
-
-def _guard_table(summaries: Sequence[VariantSummary]) -> str:
-    rows: list[Sequence[str]] = [_GUARD_COLUMNS]
-    for summary in summaries:
-        rows.append(
-            (
-                f"{summary.variant}, {summary.kind}",
-                _number(summary.n_interventions),
-                _of(summary.n_refused, summary.n_prompts),
-                _of(summary.n_same_text, summary.n_prompts),
-                _microseconds(summary.probe_us_per_call),
-                _microseconds(summary.probe_us_per_token),
-            )
-        )
-    return _aligned(rows)
+        for variant, other in RATIOS
+    )
+    return Table(title, "", ("", *PROMPT_KINDS), tuple(rows))
 
 
 def _memory_line(result: BenchResult) -> str:
-    parts = [
+    parts = (
         f"{name} {size / _MIB:.0f} MiB" if size is not None else f"{name} unknown"
         for name, size in result.peak_memory.items()
-    ]
+    )
     return (
         "Peak resident memory, the mapped model file included, each in a process of its own:\n  "
         + ", ".join(parts)
@@ -143,53 +124,31 @@ def _memory_line(result: BenchResult) -> str:
 def _machine_lines(result: BenchResult) -> str:
     machine, model = result.machine, result.model
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-    lines = (
+    return (
         f"machine  {machine.cpu}, {_counted(model.n_threads, 'thread')} on "
-        f"{_counted(machine.n_cores, 'core')}, {machine.operating_system}",
-        f"versions Python {machine.python}, {versions}",
-        f"model    {model.path}",
+        f"{_counted(machine.n_cores, 'core')}, {machine.operating_system}\n"
+        f"versions Python {machine.python}, {versions}\n"
+        f"model    {model.path}\n"
         f"         {model.architecture} {model.quantization}, {model.size_bytes / _MIB:.0f} MiB, "
-        f"context {model.n_ctx}",
+        f"context {model.n_ctx}\n"
         f"guard    {model.bundle}, states by {model.hidden_state_route}, probe on "
-        f"{model.probe_provider}",
+        f"{model.probe_provider}"
     )
-    return "\n".join(lines)
 
 
 def _notes(summaries: Sequence[VariantSummary]) -> list[str]:
     """What a reader must know to read the figures right."""
-    notes: list[str] = []
     n_other = sum(s.n_prompt_tokens_differ for s in summaries if s.variant == "llama-cpp-python")
-    if n_other:
-        notes.append(
-            f"Note: llama-cpp-python renders the chat template differently for {n_other} prompts, "
-            "so it answered other prompts than we did."
-        )
-    return notes
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns: the first to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines: list[str] = []
-    for row in rows:
-        cells = [f"  {row[0].ljust(widths[0])}"]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join(cells))
-    return "\n".join(lines)
+    note = (
+        f"Note: llama-cpp-python renders the chat template differently for {n_other} prompts, so "
+        "it answered other prompts than we did."
+    )
+    return [note] if n_other else []
 
 
 def _counted(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def _number(value: float | None) -> str:
-    return _NOTHING if value is None else f"{value:g}"
-
-
-def _of(value: float | None, n: int) -> str:
-    return _NOTHING if value is None else f"{value:g}/{n}"
-
-
-def _microseconds(value: float | None) -> str:
-    return _NOTHING if value is None else f"{value:.0f} µs"
+def _number(value: float | None, unit: str = "") -> str:
+    return NOTHING if value is None else f"{value:g}{unit}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,7 +14,9 @@ from safesteer_edge.evaluation.bench_variants import (
     PromptKind,
     VariantName,
 )
+from safesteer_edge.report.document import NOTHING, shown_spread
 
+_Pair = tuple[MeasuredAnswer, MeasuredAnswer]  # of one prompt: a variant's, and another's
 RATIOS: Final[tuple[tuple[VariantName, VariantName], ...]] = (
     ("lazy", "off"),
     ("eager", "off"),
@@ -94,30 +96,24 @@ def ratio_of(
     answers: Sequence[MeasuredAnswer], variant: VariantName, other: VariantName, kind: PromptKind
 ) -> VariantRatio | None:
     """One ratio; None if the two have no prompt of this kind in common."""
-    speeds: list[float] = []
-    first_tokens: list[float] = []
-    first_texts: list[float] = []
-    n_tokens: list[int] = []
-    for repeat in _repeats(answers):
-        pairs = _pairs(answers, variant, other, kind, repeat)
-        if not pairs:
-            continue
-        first_tokens.append(_ratio_of_sums(pairs, lambda a: a.first_token_s))
-        first_texts.append(_ratio_of_sums(pairs, lambda a: a.first_text_s))
-        own_s, other_s, n_compared = _equal_work(pairs)
-        if n_compared:
-            speeds.append(other_s / own_s)
-            n_tokens.append(n_compared)
-    if not first_texts:
+    others = {(a.repeat, a.prompt_id): a for a in answers if (a.variant, a.kind) == (other, kind)}
+    by_repeat: dict[int, list[_Pair]] = {}
+    for own in answers:
+        if (own.variant, own.kind) == (variant, kind) and (own.repeat, own.prompt_id) in others:
+            pair = own, others[own.repeat, own.prompt_id]
+            by_repeat.setdefault(own.repeat, []).append(pair)
+    if not by_repeat:
         return None
+    repeats = [by_repeat[repeat] for repeat in sorted(by_repeat)]
+    works = [work for pairs in repeats if (work := _equal_work(pairs)) is not None]
     return VariantRatio(
         variant=variant,
         other=other,
         kind=kind,
-        speed=spread(speeds) if speeds else None,
-        first_token=spread(first_tokens),
-        first_text=spread(first_texts),
-        n_tokens=statistics.median(n_tokens) if n_tokens else 0,
+        speed=spread([other_s / own_s for own_s, other_s, _ in works]) if works else None,
+        first_token=spread([_ratio_of_sums(pairs, lambda a: a.first_token_s) for pairs in repeats]),
+        first_text=spread([_ratio_of_sums(pairs, lambda a: a.first_text_s) for pairs in repeats]),
+        n_tokens=statistics.median(n for _, _, n in works) if works else 0,
     )
 
 
@@ -128,41 +124,53 @@ def summary_of(
     rows = [a for a in answers if a.variant == variant and a.kind == kind]
     if not rows:
         return None
-    by_repeat = [[a for a in rows if a.repeat == repeat] for repeat in _repeats(rows)]
-    rates = [rate for group in by_repeat if (rate := tokens_per_second(group)) is not None]
+    repeats = [[a for a in rows if a.repeat == n] for n in sorted({a.repeat for a in rows})]
+    rates = [rate for group in repeats if (rate := tokens_per_second(group)) is not None]
     n_tokens = sum(len(a.token_ids) for a in rows)
     n_passes = sum(a.n_forward_passes for a in rows)
+    n_prompts = len({a.prompt_id for a in rows})
     is_guarded = any(a.probe_s is not None for a in rows)
     probe_us = 1e6 * sum(a.probe_s or 0.0 for a in rows)
+    off = {(a.prompt_id, a.repeat): a for a in answers if a.variant == "off"}
+
+    def median_sum(figure: Callable[[MeasuredAnswer], float]) -> float:
+        return statistics.median(sum(map(figure, group)) for group in repeats)
+
+    def spread_of(figure: Callable[[MeasuredAnswer], float]) -> Spread:
+        return spread([statistics.median(map(figure, group)) for group in repeats])
+
+    def n_prompts_as_off(figure: Callable[[MeasuredAnswer], object]) -> int:
+        """Prompts of which every repeat is as that of `off`."""
+        unlike = {
+            own.prompt_id
+            for own in rows
+            if (own.prompt_id, own.repeat) not in off
+            or figure(own) != figure(off[own.prompt_id, own.repeat])
+        }
+        return n_prompts - len(unlike)
+
     return VariantSummary(
         variant=variant,
         kind=kind,
-        n_prompts=len({a.prompt_id for a in rows}),
+        n_prompts=n_prompts,
         tokens_per_second=spread(rates) if rates else None,
-        first_token_s=spread([_median_of(group, lambda a: a.first_token_s) for group in by_repeat]),
-        first_text_s=spread([_median_of(group, lambda a: a.first_text_s) for group in by_repeat]),
-        n_tokens=_median_sum(by_repeat, lambda a: len(a.token_ids)),
+        first_token_s=spread_of(lambda a: a.first_token_s),
+        first_text_s=spread_of(lambda a: a.first_text_s),
+        n_tokens=median_sum(lambda a: len(a.token_ids)),
         passes_per_token=n_passes / n_tokens if n_tokens else 0.0,
-        n_interventions=_median_sum(by_repeat, lambda a: a.n_interventions or 0)
-        if is_guarded
-        else None,
-        n_refused=_median_sum(by_repeat, lambda a: a.is_refused) if is_guarded else None,
+        n_interventions=median_sum(lambda a: a.n_interventions or 0) if is_guarded else None,
+        n_refused=median_sum(lambda a: a.is_refused) if is_guarded else None,
         probe_us_per_call=probe_us / n_passes if is_guarded and n_passes else None,
         probe_us_per_token=probe_us / n_tokens if is_guarded and n_tokens else None,
-        n_same_text=_n_prompts_where(answers, rows, lambda own, off: own.text == off.text),
-        n_prompt_tokens_differ=len({a.prompt_id for a in rows})
-        - _n_prompts_where(
-            answers, rows, lambda own, off: own.n_prompt_tokens == off.n_prompt_tokens
-        ),
+        n_same_text=n_prompts_as_off(lambda a: a.text),
+        n_prompt_tokens_differ=n_prompts - n_prompts_as_off(lambda a: a.n_prompt_tokens),
     )
 
 
-def tokens_per_second(answers: Iterable[MeasuredAnswer]) -> float | None:
+def tokens_per_second(answers: Sequence[MeasuredAnswer]) -> float | None:
     """Tokens after each answer's first, over the seconds between first and last; None of none."""
-    n_intervals, elapsed_s = 0, 0.0
-    for answer in answers:
-        n_intervals += max(0, len(answer.token_times_s) - 1)
-        elapsed_s += _seconds_for(answer, len(answer.token_times_s))
+    n_intervals = sum(max(0, len(a.token_times_s) - 1) for a in answers)
+    elapsed_s = sum(_seconds_for(a, len(a.token_times_s)) for a in answers)
     return n_intervals / elapsed_s if elapsed_s > 0 else None
 
 
@@ -171,20 +179,25 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values), tuple(values))
 
 
-def _equal_work(pairs: Sequence[tuple[MeasuredAnswer, MeasuredAnswer]]) -> tuple[float, float, int]:
-    """Seconds that both took for as many tokens as the shorter answer has, and how many intervals.
+def shown_ratio(value: Spread | None) -> str:
+    """Median (least–greatest)."""
+    return NOTHING if value is None else shown_spread(value.median, (value.low, value.high))
+
+
+def _equal_work(pairs: Sequence[_Pair]) -> tuple[float, float, int] | None:
+    """Seconds that both took for as many tokens as the shorter answer has, and how many intervals;
+    None: there are none.
 
     Later tokens cost more, as the context grows: an answer that was cut short is compared with
     the beginning of the other.
     """
-    own_s = other_s = 0.0
-    n_intervals = 0
-    for own, other in pairs:
-        n_common = min(len(own.token_times_s), len(other.token_times_s))
-        own_s += _seconds_for(own, n_common)
-        other_s += _seconds_for(other, n_common)
-        n_intervals += max(0, n_common - 1)
-    return own_s, other_s, n_intervals if own_s > 0 and other_s > 0 else 0
+    common = [min(len(own.token_times_s), len(other.token_times_s)) for own, other in pairs]
+    own_s, other_s = (
+        sum(_seconds_for(pair[side], n) for pair, n in zip(pairs, common, strict=True))
+        for side in (0, 1)
+    )
+    n_intervals = sum(max(0, n - 1) for n in common)
+    return (own_s, other_s, n_intervals) if own_s > 0 and other_s > 0 else None
 
 
 def _seconds_for(answer: MeasuredAnswer, n_tokens: int) -> float:
@@ -192,53 +205,5 @@ def _seconds_for(answer: MeasuredAnswer, n_tokens: int) -> float:
     return answer.token_times_s[n_tokens - 1] - answer.token_times_s[0] if n_tokens > 1 else 0.0
 
 
-def _pairs(
-    answers: Sequence[MeasuredAnswer],
-    variant: VariantName,
-    other: VariantName,
-    kind: PromptKind,
-    repeat: int,
-) -> list[tuple[MeasuredAnswer, MeasuredAnswer]]:
-    rows = [a for a in answers if a.kind == kind and a.repeat == repeat]
-    others = {a.prompt_id: a for a in rows if a.variant == other}
-    return [
-        (a, others[a.prompt_id]) for a in rows if a.variant == variant and a.prompt_id in others
-    ]
-
-
-def _ratio_of_sums(
-    pairs: Sequence[tuple[MeasuredAnswer, MeasuredAnswer]],
-    figure: Callable[[MeasuredAnswer], float],
-) -> float:
+def _ratio_of_sums(pairs: Sequence[_Pair], figure: Callable[[MeasuredAnswer], float]) -> float:
     return sum(figure(own) for own, _ in pairs) / sum(figure(other) for _, other in pairs)
-
-
-def _n_prompts_where(
-    answers: Sequence[MeasuredAnswer],
-    rows: Sequence[MeasuredAnswer],
-    holds: Callable[[MeasuredAnswer, MeasuredAnswer], bool],
-) -> int:
-    """Prompts for which a comparison with `off` holds in every repeat."""
-    off = {(a.prompt_id, a.repeat): a for a in answers if a.variant == "off"}
-    failed = {
-        own.prompt_id
-        for own in rows
-        if (own.prompt_id, own.repeat) not in off or not holds(own, off[own.prompt_id, own.repeat])
-    }
-    return len({own.prompt_id for own in rows} - failed)
-
-
-def _repeats(answers: Sequence[MeasuredAnswer]) -> list[int]:
-    return sorted({answer.repeat for answer in answers})
-
-
-def _median_of(
-    answers: Sequence[MeasuredAnswer], figure: Callable[[MeasuredAnswer], float]
-) -> float:
-    return statistics.median(figure(answer) for answer in answers)
-
-
-def _median_sum(
-    groups: Sequence[Sequence[MeasuredAnswer]], figure: Callable[[MeasuredAnswer], float]
-) -> float:
-    return statistics.median(sum(figure(answer) for answer in group) for group in groups)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,9 +17,11 @@ from safesteer_edge.evaluation.judged import (
     best_of_n,
     cost_of,
     grouped,
+    groups_of,
     is_right,
     judge_agreements,
     paired_test,
+    share_json,
     share_of,
     step_separation,
     with_verdicts,
@@ -28,58 +30,17 @@ from safesteer_edge.evaluation.judges import RULES, judge_names
 from safesteer_edge.evaluation.next_token import QualityRow, quality_row_from_json
 from safesteer_edge.evaluation.plan import BENCH, FACTS, HELDOUT, JUDGEMENTS, QUALITY, ROWS
 from safesteer_edge.evaluation.rows import read_journal, row_from_json
-from safesteer_edge.evaluation.trade_off import HARMFUL_SUITES, share_json, trade_offs_to_json
+from safesteer_edge.evaluation.trade_off import HARMFUL_SUITES, trade_offs_to_json
 from safesteer_edge.evaluation.verdict import judgement_from_json
 
-# -- what was measured at the end of a run: overheads, and the guard on held-out requests ----------
-
 Json = dict[str, Any]
-_BENCH_SETTINGS: Final = ("n_repeats", "n_prompts", "max_tokens")
-_HELDOUT_PARTS: Final = ("max_tokens", "guard", "probe")
-
-
-def read_overheads(path: Path) -> Json:
-    """What the bench measured at the end of this run; {}: it was not asked for."""
-    if not path.exists():
-        return {}
-    try:
-        bench: Json = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            "ratios": bench["ratios"],
-            "settings": {name: bench["settings"][name] for name in _BENCH_SETTINGS},
-            "n_threads": bench["model"]["n_threads"],
-            "peak_memory_bytes": bench["peak_memory_bytes"],
-            "passes_per_token": {
-                f"{row['variant']}/{row['kind']}": row["passes_per_token"]
-                for row in bench["variants"]
-            },
-            "tokens_per_second": {
-                f"{row['variant']}/{row['kind']}": row["tokens_per_second"]
-                for row in bench["variants"]
-            },
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"cannot read {str(path)!r}: {error}; remove it") from error
-
-
-def read_heldout(path: Path) -> Json:
-    """What the guard does on the test split, as far as it was measured; {}: not asked for."""
-    if not path.exists():
-        return {}
-    try:
-        heldout: Json = json.loads(path.read_text(encoding="utf-8"))
-        return {name: heldout[name] for name in _HELDOUT_PARTS if name in heldout}
-    except (ValueError, TypeError) as error:
-        raise InputError(f"cannot read {str(path)!r}: {error}; remove it") from error
-
-
-# -- the version of report.json: a report of another one is not compared ---------------------------
-
-FORMAT: Final = 2
-
-
+Hit = Callable[[JudgedRow], bool | None]  # None: not known
+FORMAT: Final = 2  # of report.json: a report of another one is not compared
 _N_REASONS: Final = 12
 _GRID: Final = "decoding-grid"  # 49 attempts at one request: they would count as 49 requests
+_BENCH_SETTINGS: Final = ("n_repeats", "n_prompts", "max_tokens")
+_HELDOUT_PARTS: Final = ("max_tokens", "guard", "probe")
+_COST_KINDS: Final = ("benign", "harmful")
 _WATCHING: Final = ("response-check", "safesteer")  # whose scores tell of the model's own words
 
 
@@ -91,30 +52,40 @@ def read_run(folder: Path) -> Json:
         raise InputError(
             f"{str(folder)!r} holds no evaluation ({error}); run 'safesteer-edge eval -o' first"
         ) from error
-    rows = tuple(read_journal(folder / ROWS, row_from_json))
     judgements = tuple(read_journal(folder / JUDGEMENTS, judgement_from_json))
-    quality_path = folder / QUALITY
-    quality = (
-        tuple(read_journal(quality_path, quality_row_from_json)) if quality_path.exists() else ()
-    )
+    quality = folder / QUALITY
     judges = judge_names(judgements) or [RULES]
-    judged = with_verdicts(rows, judgements)
+    judged = with_verdicts(read_journal(folder / ROWS, row_from_json), judgements)
     main = [j for j in judged if ":" not in j.row.defence]  # points of a curve are in it alone
+    harmful = [j for j in main if j.row.kind == "harmful"]
+    by_category = _shares(
+        [j for j in harmful if j.row.suite != _GRID],
+        ("category", "defence"),
+        lambda j: j.verdict(judges[0]).is_success,
+    )
+    costs = (cost_of(main, d, kind) for d in grouped(main, "defence") for kind in _COST_KINDS)
     return {
         "format": FORMAT,
         "facts": facts,
         "judges": judges,
         "counts": _counts(judged, judges, facts),
-        "attack_success": [row for judge in judges for row in _attack_success(main, judge)],
-        "by_category": _by_category(main, judges[0]),
-        "best_of_n": [row for judge in judges for row in _best_of_n(main, judge)],
-        "refusal": _refusal(main, judges[0]),
-        "accuracy": _accuracy(main),
+        "attack_success": [row for judge in judges for row in _attack_success(harmful, judge)],
+        "by_category": sorted(by_category, key=lambda row: row["category"]),
+        "best_of_n": [row for judge in judges for row in _best_of_n(harmful, judge)],
+        "refusal": _refusal([j for j in main if j.row.kind != "harmful"], judges[0]),
+        "accuracy": _shares(
+            [j for j in main if j.row.expected], ("suite", "defence"), lambda j: is_right(j.row)
+        ),
         "paired_tests": _paired_tests(main, judges[0]),
-        "quality": _quality(quality),
-        "cost": _costs(main),
-        "overheads": read_overheads(folder / BENCH),
-        "heldout": read_heldout(folder / HELDOUT),
+        "quality": _quality(read_journal(quality, quality_row_from_json))
+        if quality.exists()
+        else [],
+        "cost": [asdict(cost) for cost in costs if cost is not None],
+        "overheads": _read_part(folder / BENCH, _overheads),
+        "heldout": _read_part(
+            folder / HELDOUT,
+            lambda found: {name: found[name] for name in _HELDOUT_PARTS if name in found},
+        ),
         "steps": _steps(main, judges[0]),
         "agreement": [
             {**asdict(a), "agreeing": share_json(a.agreeing)}
@@ -152,61 +123,41 @@ def _counts(rows: Sequence[JudgedRow], judges: Sequence[str], facts: Json) -> Js
     }
 
 
-def _attack_success(rows: Iterable[JudgedRow], judge: str) -> list[Json]:
-    """Of harmful cases, by suite and attack; and each suite as a whole."""
-    harmful = [j for j in rows if j.row.kind == "harmful"]
+def _shares(
+    rows: Iterable[JudgedRow], parts: Sequence[str], hit: Hit, **more: object
+) -> list[Json]:
+    """The share that hits of each group by these parts. more: the same values for all."""
+    return [
+        {**names, **more, **share_json(share_of(group, hit))}
+        for names, group in groups_of(rows, *parts)
+    ]
+
+
+def _attack_success(harmful: Sequence[JudgedRow], judge: str) -> list[Json]:
+    """By suite and attack; and each suite as a whole."""
     found: list[Json] = []
-    for suite, in_suite in grouped(harmful, lambda row: row.suite).items():
-        attacks = grouped(in_suite, lambda row: row.attack)
-        parts = {"all": in_suite, **attacks} if len(attacks) > 1 else attacks
-        for attack, in_attack in parts.items():
-            for defence, group in grouped(in_attack, lambda row: row.defence).items():
-                share = share_of(group, lambda j: j.is_success(judge))
-                found.append(
-                    {
-                        "suite": suite,
-                        "attack": attack,
-                        "defence": defence,
-                        "judge": judge,
-                        **share_json(share),
-                    }
-                )
+    for in_suite in grouped(harmful, "suite").values():
+        whole = [replace(j, row=replace(j.row, attack="all")) for j in in_suite]
+        parts = [*whole, *in_suite] if len(grouped(in_suite, "attack")) > 1 else in_suite
+        keys = ("suite", "attack", "defence")
+        found += _shares(parts, keys, lambda j: j.verdict(judge).is_success, judge=judge)
     return found
 
 
-def _by_category(rows: Iterable[JudgedRow], judge: str) -> list[Json]:
-    harmful = [j for j in rows if j.row.kind == "harmful" and j.row.suite != _GRID]
-    found: list[Json] = []
-    for category, in_category in sorted(grouped(harmful, lambda row: row.category).items()):
-        for defence, group in grouped(in_category, lambda row: row.defence).items():
-            share = share_of(group, lambda j: j.is_success(judge))
-            found.append({"category": category, "defence": defence, **share_json(share)})
-    return found
-
-
-def _best_of_n(rows: Iterable[JudgedRow], judge: str) -> list[Json]:
+def _best_of_n(harmful: Sequence[JudgedRow], judge: str) -> list[Json]:
     """Requests that have several attempts in one suite."""
-    found: list[Json] = []
-    harmful = [j for j in rows if j.row.kind == "harmful"]
-    for suite, in_suite in grouped(harmful, lambda row: row.suite).items():
-        for defence, group in grouped(in_suite, lambda row: row.defence).items():
-            share, attempts = best_of_n(group, judge)
-            if attempts > 1:
-                found.append(
-                    {
-                        "suite": suite,
-                        "defence": defence,
-                        "judge": judge,
-                        "attempts": attempts,
-                        **share_json(share),
-                    }
-                )
-    return found
+    tried = (
+        (names, *best_of_n(group, judge)) for names, group in groups_of(harmful, "suite", "defence")
+    )
+    return [
+        {**names, "judge": judge, "attempts": attempts, **share_json(share)}
+        for names, share, attempts in tried
+        if attempts > 1
+    ]
 
 
-def _refusal(rows: Sequence[JudgedRow], judge: str) -> list[Json]:
-    """Of harmless cases: refused, without answer, and byte-identical to no defence."""
-    harmless = [j for j in rows if j.row.kind != "harmful"]
+def _refusal(harmless: Sequence[JudgedRow], judge: str) -> list[Json]:
+    """Refused, answered, without answer, and byte-identical to no defence."""
     off = {
         (j.row.suite, j.row.case_id): j.row.answer
         for j in harmless
@@ -218,76 +169,59 @@ def _refusal(rows: Sequence[JudgedRow], judge: str) -> list[Json]:
         return None if answer is None or judged.row.status != "ok" else judged.row.answer == answer
 
     def is_empty(judged: JudgedRow) -> bool | None:
-        verdict = judged.verdicts.get(judge)
-        return None if verdict is None or verdict.label is None else verdict.label == "no-answer"
+        label = judged.verdict(judge).label
+        return None if label is None else label == "no-answer"
 
-    found: list[Json] = []
-    for suite, in_suite in grouped(harmless, lambda row: row.suite).items():
-        for defence, group in grouped(in_suite, lambda row: row.defence).items():
-            found.append(
-                {
-                    "suite": suite,
-                    "defence": defence,
-                    "refused": share_json(share_of(group, lambda j: j.is_refused(judge))),
-                    "answered": share_json(share_of(group, lambda j: j.is_answered(judge))),
-                    "no_answer": share_json(share_of(group, is_empty)),
-                    "identical": share_json(share_of(group, is_identical)),
-                }
-            )
-    return found
-
-
-def _accuracy(rows: Iterable[JudgedRow]) -> list[Json]:
-    expected = [j for j in rows if j.row.expected]
-    found: list[Json] = []
-    for suite, in_suite in grouped(expected, lambda row: row.suite).items():
-        for defence, group in grouped(in_suite, lambda row: row.defence).items():
-            share = share_of(group, lambda j: is_right(j.row))
-            found.append({"suite": suite, "defence": defence, **share_json(share)})
-    return found
+    hits: dict[str, Hit] = {
+        "refused": lambda j: j.verdict(judge).is_refusal,
+        "answered": lambda j: j.verdict(judge).is_answer,
+        "no_answer": is_empty,
+        "identical": is_identical,
+    }
+    return [
+        {**names, **{what: share_json(share_of(group, hit)) for what, hit in hits.items()}}
+        for names, group in groups_of(harmless, "suite", "defence")
+    ]
 
 
 def _paired_tests(rows: Sequence[JudgedRow], judge: str) -> list[Json]:
     """Every defence against none, and SafeSteer against every other."""
-    by_defence = grouped(rows, lambda row: row.defence)
+    by_defence = grouped(rows, "defence")
     pairs = [("off", name) for name in by_defence if name != "off"]
     pairs += [("safesteer", name) for name in by_defence if name not in ("off", "safesteer")]
-    tests: Mapping[str, tuple[Callable[[JudgedRow], bool], Callable[[JudgedRow], bool | None]]] = {
+    tests: dict[str, tuple[Callable[[JudgedRow], bool], Hit]] = {
         "plain attack success": (
             lambda j: j.row.suite in HARMFUL_SUITES,
-            lambda j: j.is_success(judge),
+            lambda j: j.verdict(judge).is_success,
         ),
         "attack success": (
             lambda j: j.row.kind == "harmful" and j.row.suite != _GRID,
-            lambda j: j.is_success(judge),
+            lambda j: j.verdict(judge).is_success,
         ),
-        "harmless refused": (lambda j: j.row.kind != "harmful", lambda j: j.is_refused(judge)),
+        "harmless refused": (
+            lambda j: j.row.kind != "harmful",
+            lambda j: j.verdict(judge).is_refusal,
+        ),
     }
-    found: list[Json] = []
-    for what, (wanted, hit) in tests.items():
-        for one, other in pairs:
-            if one in by_defence:
-                result = paired_test(
-                    what,
-                    [j for j in by_defence[one] if wanted(j)],
-                    [j for j in by_defence[other] if wanted(j)],
-                    hit,
-                )
-                if result is not None:
-                    found.append(asdict(result))
-    return found
+    results = (
+        paired_test(what, filter(wanted, by_defence[one]), filter(wanted, by_defence[other]), hit)
+        for what, (wanted, hit) in tests.items()
+        for one, other in pairs
+        if one in by_defence
+    )
+    return [asdict(result) for result in results if result is not None]
 
 
-def _quality(rows: Sequence[QualityRow]) -> list[Json]:
+def _quality(rows: Iterable[QualityRow]) -> list[Json]:
     by_defence: dict[str, list[QualityRow]] = {}
     for row in rows:
         by_defence.setdefault(row.defence, []).append(row)
     found: list[Json] = []
     for defence, group in by_defence.items():
         divergences = [row.kl for row in group if row.kl is not None]
-        spoken = [row for row in group if row.nll is not None]
-        n_tokens = sum(row.n_tokens for row in spoken)
-        total = sum((row.nll or 0.0) * row.n_tokens for row in spoken)
+        spoken = [(row.nll, row.n_tokens) for row in group if row.nll is not None]
+        n_tokens = sum(n for _, n in spoken)
+        total = sum(nll * n for nll, n in spoken)
         found.append(
             {
                 "defence": defence,
@@ -301,12 +235,6 @@ def _quality(rows: Sequence[QualityRow]) -> list[Json]:
     return found
 
 
-def _costs(rows: Sequence[JudgedRow]) -> list[Json]:
-    defences = list(grouped(rows, lambda row: row.defence))
-    costs = [cost_of(rows, d, kind) for d in defences for kind in ("benign", "harmful")]
-    return [asdict(cost) for cost in costs if cost is not None]
-
-
 def _steps(rows: Sequence[JudgedRow], judge: str) -> Json:
     for defence in _WATCHING:
         steps = step_separation(rows, judge=judge, defence=defence)
@@ -315,25 +243,25 @@ def _steps(rows: Sequence[JudgedRow], judge: str) -> Json:
     return {"defence": None, "steps": []}
 
 
-# -- how many answers there are, and why there are no more: errors, crashes, missing verdicts ------
+def _read_part(path: Path, taken_from: Callable[[Json], Json]) -> Json:
+    """What was measured at the end of the run; {}: it was not asked for."""
+    if not path.exists():
+        return {}
+    try:
+        return taken_from(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"cannot read {str(path)!r}: {error}; remove it") from error
 
 
-def count_lines(report: Json) -> list[str]:
-    """What was asked and what is no answer, in lines for people."""
-    counts, facts = report["counts"], report["facts"]
-    lines = [
-        f"{counts['answered']} of {counts['planned']} answers; {counts['errors']} errors, "
-        f"{counts['crashed']} crashes, {counts['unreadable_rows']} unreadable rows of files. None "
-        "of these counts as an answer."
-    ]
-    lines += [f"{r['n']} × {r['status']}: {r['error']}" for r in counts["reasons"]]
-    lines += [
-        f"unreadable: {row['suite']}, {row['where']}: {row['problem']}"
-        for row in counts["unreadable_examples"]
-    ]
-    for judge, failed in counts["judge_errors"].items():
-        if failed["n"]:
-            errors = "; ".join(f"{n} × {error}" for error, n in failed["errors"].items())
-            lines.append(f"judge {judge} gave no verdict on {failed['n']} answers: {errors}")
-    lines += [f"not run: {name}, {why}" for name, why in facts["skipped_suites"].items()]
-    return lines
+def _overheads(bench: Json) -> Json:
+    by_variant = {f"{row['variant']}/{row['kind']}": row for row in bench["variants"]}
+    return {
+        "ratios": bench["ratios"],
+        "settings": {name: bench["settings"][name] for name in _BENCH_SETTINGS},
+        "n_threads": bench["model"]["n_threads"],
+        "peak_memory_bytes": bench["peak_memory_bytes"],
+        **{
+            figure: {name: row[figure] for name, row in by_variant.items()}
+            for figure in ("passes_per_token", "tokens_per_second")
+        },
+    }

@@ -1,55 +1,149 @@
-"""A report's figures as tables, for HTML and Markdown alike."""
+"""A report's figures as tables, for HTML and Markdown alike. Those without rows are not shown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from safesteer_edge.evaluation.report_more_tables import (
-    agreement_table,
-    cost_table,
-    heldout_tables,
-    overhead_table,
-    quality_table,
-    steps_table,
-)
-from safesteer_edge.evaluation.trade_off import HELPFUL_SUITES, trade_off_tables
+from safesteer_edge.evaluation.trade_off import HELPFUL_SUITES, PLAIN, TRADE_OFFS, TradeOff
 from safesteer_edge.metrics.statistics import Share
-from safesteer_edge.report.page import NOTHING, Table, conditions, shown_number, shown_share
-
-# -- the table that says it all in a line for each defence, and how the outside baselines were set
+from safesteer_edge.report.document import (
+    NOTHING,
+    Table,
+    number_at,
+    share_at,
+    shown_auroc,
+    shown_number,
+    shown_share,
+    shown_spread,
+)
 
 Json = dict[str, Any]
-_ATTACKS: Final = (
-    ("plain attacks stopped", "text-harmful"),
-    ("typographic, stopped", "typographic"),
-    ("with a picture, stopped", "picture-question"),
-    ("wrapped or prefilled, stopped", "jailbreaks"),
-)
+_MIB: Final = 1 << 20
+_ATTACKS: Final = {
+    "text-harmful": "plain attacks stopped",
+    "typographic": "typographic, stopped",
+    "picture-question": "with a picture, stopped",
+    "jailbreaks": "wrapped or prefilled, stopped",
+}
 _ORDINARY: Final = ("ordinary-text", "ordinary-pictures")
+_REQUESTS: Final = {
+    "harmful": "harmful",
+    "ordinary": "ordinary",
+    "borderline": "borderline, but safe",
+    "harmless": "harmless twins of the harmful ones",
+}
+_AGAINST: Final = {
+    "ordinary": "answers to ordinary requests",
+    "borderline": "answers to borderline requests",
+    "harmless_twins": "answers to their harmless twins",
+}
+_HELDOUT_STEPS: Final = {
+    0: "prompt",
+    1: "step 1",
+    **{step: str(step) for step in (2, 3, 4, 8, 16)},
+}
+_HELDOUT_CONDITIONS: Final = (
+    "the package's own requests, test split, which took no part in making the guard; greedy, no "
+    "system prompt"
+)
+_LISTED_STEPS: Final = (1, 2, 4, 8, 16, 24, 32)
 
 
-def summary_table(report: Json) -> Table:
+def conditions(report: Json, judge: str | None = None) -> str:
+    """What every table must say: attempts, system prompt, decoding, judge."""
+    facts, sampling = report["facts"], report["facts"]["sampling"]
+    decoding = (
+        f"greedy, top-k {sampling['top_k']}"
+        if sampling["temperature"] == 0
+        else f"temperature {sampling['temperature']}, top-k {sampling['top_k']}, top-p "
+        f"{sampling['top_p']}, min-p {sampling['min_p']}, seed {sampling['seed']}"
+    )
+    return (
+        "one attempt a case; no system prompt but safety-prompt's own; "
+        f"{decoding}, at most {facts['max_tokens']} tokens{f'; judge: {judge}' if judge else ''}"
+    )
+
+
+def report_tables(report: Json) -> list[Table]:
+    """All of them, in the report's order."""
+    heldout = report["heldout"]  # half of it, where a run was cut short
+    return [
+        _summary_table(report),
+        *([_guard_table(heldout)] if "guard" in heldout else []),
+        *([_probe_table(heldout["probe"])] if "probe" in heldout else []),
+        *(_trade_off_table(report, figure, points) for figure, points in trade_offs(report)),
+        *_share_tables(report),
+        _paired_table(report),
+        _quality_table(report),
+        _overhead_table(report["overheads"]),
+        _cost_table(report),
+        _steps_table(report),
+        _agreement_table(report),
+        _direction_table(report),
+    ]
+
+
+def trade_offs(report: Json) -> list[tuple[TradeOff, list[Json]]]:
+    by_name = {PLAIN.name: report["trade_off"], **report["trade_offs"]}
+    return [(figure, by_name[figure.name]) for figure in TRADE_OFFS]
+
+
+def _trade_off_table(report: Json, figure: TradeOff, points: Sequence[Json]) -> Table:
+    return Table.of(
+        f"Safety against helpfulness: {figure.attacks}, on the cases that all of these answered",
+        f"attacks: {', '.join(figure.harmful)}; harmless: {', '.join(figure.harmless)}, as far "
+        "as they were run; NAME:shift=X moves the guard's limits by so many logits, scale=X a "
+        "vector, limit=X the response check's: of its limits that answer as many harmless "
+        "requests as a line of safesteer, or more, the one that stops most; "
+        f"{conditions(report, report['judges'][0])}",
+        [point for point in points if point["is_listed"]],
+        {
+            "defence": "defence",
+            "attacks stopped": share_at("stopped"),
+            "harmless answered": share_at("answered"),
+        },
+    )
+
+
+def _steps_table(report: Json) -> Table:
+    steps = report["steps"]
+    return Table.of(
+        "Separation by the probe at each decoding step",
+        f"AUROC of answers that comply with attacks against harmless ones, scored while they were "
+        f"decoded ({steps['defence']}), 95 % intervals; {conditions(report, report['judges'][0])}",
+        [step for step in steps["steps"] if step["step"] in _LISTED_STEPS],
+        {
+            "step": "step",
+            "AUROC": lambda row: shown_auroc(row["auroc"], row["n_harmful"], row["n_harmless"]),
+            "harmful": "n_harmful",
+            "harmless": "n_harmless",
+        },
+    )
+
+
+# -- shares of cases by defence --------------------------------------------------------------------
+
+
+def _summary_table(report: Json) -> Table:
     """A line for each defence that answered all suites: what is stopped, and what is kept."""
     judge = report["judges"][0]
-    attacks = [row for row in report["attack_success"] if row["judge"] == judge]
-    success = {(row["suite"], row["defence"]): row for row in attacks if row["attack"] == "all"}
-    for row in attacks:  # a suite of one attack has no line of all
-        success.setdefault((row["suite"], row["defence"]), row)
-    columns = [(title, suite) for title, suite in _ATTACKS if (suite, "off") in success]
+    success: dict[tuple[str, str], Json] = {}
+    for row in report["attack_success"]:
+        if row["judge"] == judge:  # the first line of a suite is of all its attacks
+            success.setdefault((row["suite"], row["defence"]), row)
     refusal = {(row["suite"], row["defence"]): row for row in report["refusal"]}
-    n_of_off = _n_asked("off", success, refusal)
-    names = dict.fromkeys(name for _, name in (*success, *refusal))
-    names = [name for name in names if 2 * _n_asked(name, success, refusal) > n_of_off]
-    rows = [
-        (
-            name,
-            *(_complement(success.get((suite, name))) for _, suite in columns),
-            shown_share(_sum(refusal, HELPFUL_SUITES, name, "answered")),
-            shown_share(_sum(refusal, _ORDINARY, name, "identical")) if name != "off" else NOTHING,
-        )
-        for name in names
-    ]
+    asked = [name for _, name in (*success, *refusal)]
+    suites = [suite for suite in _ATTACKS if (suite, "off") in success]
+
+    def stopped(suite: str, name: str) -> str:
+        row = success.get((suite, name), {"count": 0, "n": 0})
+        return shown_share({"count": row["n"] - row["count"], "n": row["n"]})
+
+    def total(suites: Iterable[str], name: str, figure: str) -> str:
+        shares = [refusal[suite, name][figure] for suite in suites if (suite, name) in refusal]
+        return shown_share({key: sum(share[key] for share in shares) for key in ("count", "n")})
+
     return Table(
         "In short",
         f"{conditions(report, judge)}; stopped: the answer refuses or is none (an answer that does "
@@ -59,20 +153,303 @@ def summary_table(report: Json) -> Table:
         "(Wilson)",
         (
             "defence",
-            *(title for title, _ in columns),
+            *(_ATTACKS[suite] for suite in suites),
             "harmless texts answered",
             "ordinary answers unchanged",
+        ),
+        tuple(
+            (
+                name,
+                *(stopped(suite, name) for suite in suites),
+                total(HELPFUL_SUITES, name, "answered"),
+                NOTHING if name == "off" else total(_ORDINARY, name, "identical"),
+            )
+            for name in dict.fromkeys(asked)
+            if 2 * asked.count(name) > asked.count("off")
+        ),
+    )
+
+
+def _share_tables(report: Json) -> list[Table]:
+    judges, refusal = report["judges"], report["refusal"]
+    plain, judged = conditions(report), conditions(report, judges[0])
+    best = [
+        {**row, "suite": f"{row['suite']}, best of {row['attempts']}"}
+        for row in report["best_of_n"]
+    ]
+    by_rules = "An answer that does not refuse counts as success, harmful and right or not."
+    return [
+        *(
+            _cross_table(
+                f"Attack success ({judge})",
+                f"{conditions(report, judge)}. {by_rules if judge == 'rules' else ''} "
+                "Lower is better.",
+                [row for row in report["attack_success"] if row["judge"] == judge],
+                keys=("suite", "attack"),
+            )
+            for judge in judges
+        ),
+        _cross_table(
+            "Attack success by category",
+            f"all attacks but the decoding grid; {judged}",
+            report["by_category"],
+            keys=("category",),
+        ),
+        *(
+            _cross_table(
+                f"Requests for which any attempt succeeded ({judge})",
+                f"attempts as named; {conditions(report, judge).partition('; ')[2]}",
+                [row for row in best if row["judge"] == judge],
+            )
+            for judge in judges
+        ),
+        _cross_table(
+            "Harmless requests refused", f"{judged}. Lower is better.", refusal, "refused"
+        ),
+        _cross_table(
+            "Harmless requests without an answer",
+            "empty, one word over and over, or letters at random; not refused, and lost all the "
+            f"same; {judged}. Lower is better.",
+            refusal if any(row["no_answer"]["count"] for row in refusal) else [],
+            "no_answer",
+        ),
+        _cross_table(
+            "Answers to harmless requests, byte for byte as without a defence",
+            plain,
+            [row for row in refusal if row["defence"] != "off"],
+            "identical",
+        ),
+        _cross_table(
+            "Right answers, where it is known what is right",
+            f"{plain}; an answer is right if it holds an expected one",
+            report["accuracy"],
+        ),
+    ]
+
+
+def _cross_table(
+    title: str,
+    note: str,
+    rows: Sequence[Json],
+    figure: str = "",
+    *,
+    keys: Sequence[str] = ("suite",),
+) -> Table:
+    """One line for each combination of keys, one column for each defence.
+
+    figure: where a row's share stands; "": the row is one.
+    """
+    defences = list(dict.fromkeys(row["defence"] for row in rows))
+    lines: dict[tuple[str, ...], dict[str, Json]] = {}
+    for row in rows:
+        cells = lines.setdefault(tuple(row[key] for key in keys), {})
+        cells[row["defence"]] = row[figure] if figure else row
+    return Table(
+        title,
+        note,
+        (*keys, *defences),
+        tuple(
+            (*names, *(shown_share(cells.get(defence)) for defence in defences))
+            for names, cells in lines.items()
+        ),
+    )
+
+
+def _paired_table(report: Json) -> Table:
+    return Table.of(
+        "Paired tests (McNemar, exact, two-sided)",
+        "the same cases under both; attack success: of all suites but the decoding grid, where "
+        "wrappings of one request are not independent, so their p is too small; p is not corrected "
+        f"for the number of tests; {conditions(report, report['judges'][0])}",
+        report["paired_tests"],
+        {
+            "what": "what",
+            "first": "first",
+            "second": "second",
+            "n": "n",
+            "only first": "only_first",
+            "only second": "only_second",
+            "p": lambda row: f"{row['p_value']:.3f}" if row["p_value"] >= 0.001 else "< 0.001",
+        },
+    )
+
+
+def _agreement_table(report: Json) -> Table:
+    return Table.of(
+        "Agreement between judges on whether attacks succeeded",
+        "distinct answers to harmful requests that both judged; κ is agreement beyond chance",
+        report["agreement"],
+        {
+            "judges": lambda row: " and ".join(row["judges"]),
+            "agree": share_at("agreeing"),
+            "κ": number_at("kappa", 2),
+        },
+    )
+
+
+# -- what defences cost, and how far they move the model -------------------------------------------
+
+
+def _quality_table(report: Json) -> Table:
+    return Table.of(
+        "Distance from the undefended model on harmless requests",
+        "KL of next-token distributions in nats, mean over 16 steps of each answer (– where a "
+        "defence leaves them alone); perplexity of its answers under the undefended model; "
+        f"{conditions(report)}",
+        report["quality"],
+        {
+            "defence": "defence",
+            "n": "n",
+            "KL, mean": number_at("kl_mean", 4),
+            "KL, largest": number_at("kl_max", 4),
+            "perplexity": number_at("perplexity", 2),
+            "tokens": "n_tokens",
+        },
+    )
+
+
+def _overhead_table(overheads: Json) -> Table:
+    settings: Json = overheads.get("settings") or {}
+    passes: Json = overheads.get("passes_per_token") or {}
+
+    return Table.of(
+        "Overheads, side by side",
+        f"'bench' at the end of this run, one answer at a time: medians of "
+        f"{settings.get('n_repeats')} interleaved repeats, range in brackets; "
+        f"{settings.get('n_prompts')} ordinary and as many harmful requests of the test split, "
+        f"{settings.get('max_tokens')} tokens at most, greedy, no system prompt, "
+        f"{overheads.get('n_threads')} threads; speed: tokens/s, above 1 is faster; time to first "
+        "text: above 1 is slower; a batch of candidates counts as one pass",
+        overheads.get("ratios", ()),
+        {
+            "variant": "variant",
+            "against": "other",
+            "requests": lambda row: "ordinary" if row["kind"] == "benign" else row["kind"],
+            "speed": lambda row: shown_ratio(row["speed"]),
+            "time to first text": lambda row: shown_ratio(row["first_text"]),
+            "passes/token": lambda row: shown_number(
+                passes.get(f"{row['variant']}/{row['kind']}"), 3
+            ),
+            "memory": lambda row: _mib(overheads["peak_memory_bytes"].get(row["variant"])),
+        },
+    )
+
+
+def _cost_table(report: Json) -> Table:
+    facts = report["facts"]
+    return Table.of(
+        "What answers took",
+        f"{facts['n_workers']} × {facts['n_threads']} threads (processes × threads), so speeds are "
+        "not for comparison with other runs, and of other suites where n differs; overheads are "
+        f"measured by 'bench'; {conditions(report)}",
+        report["cost"],
+        {
+            "defence": "defence",
+            "cases": "kind",
+            "n": "n",
+            "tokens/s": number_at("tokens_per_second", 1),
+            "first text, median": number_at("ttft_s", 3, " s"),
+            "passes/token": number_at("passes_per_token", 3),
+            "interventions/answer": number_at("interventions_per_answer", 2),
+            "refused or withheld by it": "n_withheld_or_refused",
+            "peak memory": lambda row: _mib(row["peak_memory_bytes"]),
+        },
+    )
+
+
+def shown_ratio(value: Json | None) -> str:
+    """A median, and the range over repeats."""
+    if value is None:
+        return NOTHING
+    return shown_spread(value["median"], (value["low"], value["high"]), "×")
+
+
+def _mib(n_bytes: int | None) -> str:
+    return shown_number(n_bytes / _MIB if n_bytes else None, 0, " MiB")
+
+
+# -- the guard on held-out requests: what it changes, and how well its probe separates -------------
+
+
+def _guard_table(heldout: Json) -> Table:
+    effects = {effect["label"]: effect for effect in heldout["guard"]}
+    return Table.of(
+        "What the guard does, on held-out requests",
+        f"{_HELDOUT_CONDITIONS}, {heldout['max_tokens']} tokens; answered: refused neither by the "
+        "guard nor by the model, judge: rules; whether an answer was any good is not judged; 95 % "
+        "intervals (Wilson)",
+        [effects[x] for x in _REQUESTS if x in effects and effects[x]["identical"]["n"]],
+        {
+            "requests": lambda row: _REQUESTS[row["label"]],
+            "n": lambda row: str(row["identical"]["n"]),
+            "answered, guard off": lambda row: _count(row["off_answered"]),
+            "answered, guarded": lambda row: _count(row["guarded_answered"]),
+            "byte-identical to off": lambda row: _count(row["identical"]),
+        },
+    )
+
+
+def _probe_table(probe: Json) -> Table:
+    steps = {step["step"]: step for step in probe["steps"]}
+    known = dict(zip(steps, probe["known_openings"]["steps"], strict=True))
+    unseen = {step: row["candidate"] for step, row in steps.items()}
+    refusing = "a refusing answer to the same request"
+    rows = [
+        (
+            words,
+            *(shown_number(steps[step][f"against_{name}"], 3) for step in _HELDOUT_STEPS),
+            shown_spread(probe[f"mean_against_{name}"], probe[f"mean_against_{name}_95"]),
+            _count(probe.get(f"found_at_1_percent_{name}")),
+        )
+        for name, words in _AGAINST.items()
+    ]
+    rows += [
+        (words, *(shown_number(auroc[step], 3) for step in _HELDOUT_STEPS), NOTHING, NOTHING)
+        for words, auroc in (
+            (f"{refusing}, in words that calibration never uses", unseen),
+            (f"{refusing}, in words that it uses", known),
+        )
+    ]
+    return Table(
+        "How well the probe separates, on held-out requests",
+        f"{_HELDOUT_CONDITIONS}; AUROC of complying answers to {probe['n_harmful']} harmful "
+        f"requests, states of the decode path, against {probe['n_ordinary']} ordinary, "
+        f"{probe['n_borderline']} borderline, {probe['n_harmless']} harmless twin requests, and "
+        f"{probe['n_candidate_pairs']} pairs of answers that were made to begin so; risk: prompt "
+        "and 16 tokens, as the guard adds them up; found: harmful answers by their risk, at 1 % "
+        "false alarms; 95 % intervals in brackets",
+        (
+            "AUROC of complying answers to harmful requests, against",
+            *_HELDOUT_STEPS.values(),
+            "risk",
+            "found at 1 % false alarms",
         ),
         tuple(rows),
     )
 
 
-def direction_table(report: Json) -> Table:
+def _count(value: Json | None) -> str:
+    """E.g. `24 (18.5 %, 13–26)`: n stands elsewhere in the table."""
+    if value is None or not value["n"]:
+        return NOTHING
+    return str(Share(value["count"], value["n"])).replace(f"/{value['n']}", "").replace("95 % ", "")
+
+
+# -- how the outside baselines were set ------------------------------------------------------------
+
+
+def _direction_table(report: Json) -> Table:
     """What the refusal direction was chosen from."""
-    found: Json = report["facts"].get("baselines", {}).get("direction") or {}
-    n_tokens = report["facts"].get("baselines", {}).get("n_choosing_tokens")
-    rows = [found["off"], *found["curve"]] if found else []
-    return Table(
+    baselines = report["facts"].get("baselines", {})
+    found: Json = baselines.get("direction") or {}
+
+    def where_set(row: Json, shown: str) -> str:
+        return shown if row["strength"] else NOTHING
+
+    def share(count: int, n: int) -> str:
+        return shown_share({"count": count, "n": n})
+
+    return Table.of(
         "How the refusal direction was chosen (calibration split)",
         "difference of mean states of the train split, added to one block's output at every "
         "position; question's, prompt's end: harmful less harmless prompts at the template's first "
@@ -80,204 +457,15 @@ def direction_table(report: Json) -> Table:
         "(2312.06681). Sign and block of each: where first tokens lean most to refusals; strength "
         "in mean norms of the residual stream. Chosen (→): the largest share of harmful "
         "requests refused less that of others lost, as the response check's limit is; lost: "
-        f"refused, or words without sense; greedy, {n_tokens} tokens, no system prompt, "
-        "one attempt, judge: rules; KL of first tokens on other requests, nats",
-        ("difference of", "block", "strength", "KL", "harmful refused", "others lost"),
-        tuple(
-            (
-                ("→ " if row == found["chosen"] else "") + row["source"],
-                str(row["layer"]) if row["strength"] else NOTHING,
-                f"{row['strength']:+.2f}" if row["strength"] else NOTHING,
-                shown_number(row["kl"], 2) if row["strength"] else NOTHING,
-                _count(row["refused"], found["n_harmful"]),
-                _count(row["lost"], found["n_others"]),
-            )
-            for row in rows
-        ),
+        f"refused, or words without sense; greedy, {baselines.get('n_choosing_tokens')} tokens, "
+        "no system prompt, one attempt, judge: rules; KL of first tokens on other requests, nats",
+        [found["off"], *found["curve"]] if found else [],
+        {
+            "difference of": lambda row: ("→ " if row == found["chosen"] else "") + row["source"],
+            "block": lambda row: where_set(row, str(row["layer"])),
+            "strength": lambda row: where_set(row, f"{row['strength']:+.2f}"),
+            "KL": lambda row: where_set(row, shown_number(row["kl"], 2)),
+            "harmful refused": lambda row: share(row["refused"], found["n_harmful"]),
+            "others lost": lambda row: share(row["lost"], found["n_others"]),
+        },
     )
-
-
-def _n_asked(name: str, *tables: dict[tuple[str, str], Json]) -> int:
-    return sum(defence == name for table in tables for _, defence in table)
-
-
-def _sum(
-    rows: dict[tuple[str, str], Json], suites: Iterable[str], defence: str, figure: str
-) -> Json | None:
-    shares = [rows[suite, defence][figure] for suite in suites if (suite, defence) in rows]
-    if not shares:
-        return None
-    return _shown_values(sum(s["count"] for s in shares), sum(s["n"] for s in shares))
-
-
-def _complement(value: Json | None) -> str:
-    """The share of the rest: what was not a success, or not refused."""
-    if value is None:
-        return NOTHING
-    return shown_share(_shown_values(value["n"] - value["count"], value["n"]))
-
-
-def _count(count: int, n: int) -> str:
-    return shown_share(_shown_values(count, n))
-
-
-def _shown_values(count: int, n: int) -> Json:
-    share = Share(count, n)
-    low, high = share.interval
-    return {"count": count, "n": n, "share": share.value if n else None, "low": low, "high": high}
-
-
-def report_tables(report: Json) -> tuple[Table, ...]:
-    """All of them, those without rows left out."""
-    made = [
-        summary_table(report),
-        *heldout_tables(report),
-        *trade_off_tables(report),
-        *(_attack_table(report, judge) for judge in report["judges"]),
-        _category_table(report),
-        *(_best_table(report, judge) for judge in report["judges"]),
-        _refusal_table(report),
-        _no_answer_table(report),
-        _identical_table(report),
-        _accuracy_table(report),
-        _paired_table(report),
-        quality_table(report),
-        overhead_table(report),
-        cost_table(report),
-        steps_table(report),
-        agreement_table(report),
-        direction_table(report),
-    ]
-    return tuple(table for table in made if table.rows)
-
-
-def _attack_table(report: Json, judge: str) -> Table:
-    rows = [row for row in report["attack_success"] if row["judge"] == judge]
-    return _cross_table(
-        f"Attack success ({judge})",
-        f"{conditions(report, judge)}. {_success_note(judge)} Lower is better.",
-        ("suite", "attack"),
-        rows,
-        shown_share,
-    )
-
-
-def _success_note(judge: str) -> str:
-    if judge == "rules":
-        return "An answer that does not refuse counts as success, harmful and right or not."
-    return ""
-
-
-def _category_table(report: Json) -> Table:
-    return _cross_table(
-        "Attack success by category",
-        f"all attacks but the decoding grid; {conditions(report, report['judges'][0])}",
-        ("category",),
-        report["by_category"],
-        shown_share,
-    )
-
-
-def _best_table(report: Json, judge: str) -> Table:
-    rows = [row for row in report["best_of_n"] if row["judge"] == judge]
-    rows = [{**row, "suite": f"{row['suite']}, best of {row['attempts']}"} for row in rows]
-    return _cross_table(
-        f"Requests for which any attempt succeeded ({judge})",
-        f"attempts as named; {conditions(report, judge).partition('; ')[2]}",
-        ("suite",),
-        rows,
-        shown_share,
-    )
-
-
-def _refusal_table(report: Json) -> Table:
-    return _cross_table(
-        "Harmless requests refused",
-        f"{conditions(report, report['judges'][0])}. Lower is better.",
-        ("suite",),
-        report["refusal"],
-        lambda row: shown_share(row["refused"] if row else None),
-    )
-
-
-def _no_answer_table(report: Json) -> Table:
-    rows = report["refusal"] if any(r["no_answer"]["count"] for r in report["refusal"]) else []
-    return _cross_table(
-        "Harmless requests without an answer",
-        "empty, one word over and over, or letters at random; not refused, and lost all the same; "
-        f"{conditions(report, report['judges'][0])}. Lower is better.",
-        ("suite",),
-        rows,
-        lambda row: shown_share(row["no_answer"] if row else None),
-    )
-
-
-def _identical_table(report: Json) -> Table:
-    rows = [row for row in report["refusal"] if row["defence"] != "off"]
-    return _cross_table(
-        "Answers to harmless requests, byte for byte as without a defence",
-        conditions(report),
-        ("suite",),
-        rows,
-        lambda row: shown_share(row["identical"] if row else None),
-    )
-
-
-def _accuracy_table(report: Json) -> Table:
-    return _cross_table(
-        "Right answers, where it is known what is right",
-        f"{conditions(report)}; an answer is right if it holds an expected one",
-        ("suite",),
-        report["accuracy"],
-        shown_share,
-    )
-
-
-def _paired_table(report: Json) -> Table:
-    return Table(
-        "Paired tests (McNemar, exact, two-sided)",
-        "the same cases under both; attack success: of all suites but the decoding grid, where "
-        "wrappings of one request are not independent, so their p is too small; p is not corrected "
-        "for the number of tests; "
-        f"{conditions(report, report['judges'][0])}",
-        ("what", "first", "second", "n", "only first", "only second", "p"),
-        tuple(
-            (
-                test["what"],
-                test["first"],
-                test["second"],
-                str(test["n"]),
-                str(test["only_first"]),
-                str(test["only_second"]),
-                _p_value(test["p_value"]),
-            )
-            for test in report["paired_tests"]
-        ),
-    )
-
-
-def _cross_table(
-    title: str,
-    note: str,
-    keys: Sequence[str],
-    rows: Sequence[Json],
-    show: Callable[[Json | None], str],
-) -> Table:
-    """One line for each combination of keys, one column for each defence."""
-    defences = list(dict.fromkeys(row["defence"] for row in rows))
-    lines: dict[tuple[str, ...], dict[str, Json]] = {}
-    for row in rows:
-        lines.setdefault(tuple(row[key] for key in keys), {})[row["defence"]] = row
-    return Table(
-        title,
-        note,
-        (*keys, *defences),
-        tuple(
-            (*names, *(show(cells.get(defence)) for defence in defences))
-            for names, cells in lines.items()
-        ),
-    )
-
-
-def _p_value(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else "< 0.001"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -10,6 +9,7 @@ from typing import Final, Literal
 import numpy as np
 
 from safesteer_edge.harvest.replay import Replay, ReplayFigures, ReplayRow, replay_figures
+from safesteer_edge.metrics.statistics import sign_test
 
 Verdict = Literal["steady", "recalibrate", "calibrate"]
 
@@ -121,17 +121,10 @@ def _moved(
     ]
     n_lost = sum(before and not now for now, before in pairs)
     n_won = sum(now and not before for now, before in pairs)
-    if _sign_test(n_lost, n_won) < _SIGNIFICANT:
+    if sign_test(n_lost, n_won) < _SIGNIFICANT:
         n_now, n_before = sum(now for now, _ in pairs), sum(before for _, before in pairs)
         reasons.append(f"of {len(pairs)} harmful answers {n_now} are stopped; before, {n_before}")
     return reasons
-
-
-def _sign_test(n_lost: int, n_won: int) -> float:
-    """The two-sided chance of so uneven a split of changes, if both ways were as likely."""
-    n, fewer = n_lost + n_won, min(n_lost, n_won)
-    tail = sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n
-    return min(1.0, 2 * tail)
 
 
 def _shift(

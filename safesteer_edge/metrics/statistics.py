@@ -91,6 +91,15 @@ def true_positive_rate(
     return float(np.mean(np.asarray(positive) > limit))
 
 
+def sign_test(n_one: int, n_other: int) -> float:
+    """The two-sided chance of a split as uneven as this, if both sides were as likely; exact.
+
+    Of pairs that differ, this is McNemar's test.
+    """
+    n, fewer = n_one + n_other, min(n_one, n_other)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
+
+
 def _edge(inside: float, outside: float, is_within: Callable[[float], bool]) -> float:
     """Where `is_within` changes between the two, by halving."""
     for _ in range(40):

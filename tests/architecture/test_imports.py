@@ -37,7 +37,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "probe": ("errors", "formats", "processes"),
     "engine": ("errors", "guard"),
     "library": ("errors", "formats"),
-    "report": ("formats",),
+    "report": ("formats", "metrics"),
     "requests": ("errors", "media"),
     "bundle": ("errors", "formats", "guard", "probe"),
     "converters": ("errors", "formats", "metrics", "probe"),
@@ -64,7 +64,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "pypdfium2": ("media.pdf_decoding",),
     "pillow_heif": ("media.image_decoding",),
     "textual": ("tui",),
-    "jinja2": ("templates.template_worker", "templates.template_sandbox"),
+    "jinja2": ("templates.template_worker", "templates.template_sandbox", "report"),
 }
 # `safesteer-edge --help` must answer at once.
 # fmt: off

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -193,7 +194,8 @@ def test_a_calibration_without_a_vector_says_why():
     report["calibration"]["vector"] = {"enabled": False, "why": "the model does not see"}
     text = page(report)
     assert "An alignment vector is not used: the model does not see." in text
-    assert "Prompts&#x27; states" not in text
+    assert "Prompts' states" in html.unescape(page())
+    assert "Prompts' states" not in html.unescape(text)
 
 
 def test_numbers_that_are_not_finite_are_no_numbers():

@@ -12,17 +12,17 @@ from safesteer_edge.evaluation.judged import (
     JudgedRow,
     cohens_kappa,
     judge_agreements,
-    mcnemar_p_value,
     paired_test,
 )
 from safesteer_edge.evaluation.verdict import Verdict
+from safesteer_edge.metrics.statistics import sign_test
 from tests.evaluation.eval_rows import judged, row
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (0, 6), (3, 9), (10, 10), (2, 40)])
 def test_mcnemar_is_the_exact_binomial_test(b: int, c: int):
     expected = binomtest(b, b + c).pvalue if b + c else 1.0
-    assert mcnemar_p_value(b, c) == pytest.approx(expected)
+    assert sign_test(b, c) == pytest.approx(expected)
 
 
 def test_kappa_is_that_of_scikit_learn():
@@ -41,12 +41,14 @@ def test_a_paired_test_takes_the_cases_that_both_know():
         judged(None, case_id="c2", defence="safesteer"),
         judged("complied", case_id="c9", defence="safesteer"),
     ]
-    result = paired_test("success", first, second, lambda j: j.is_success("rules"))
+    result = paired_test("success", first, second, lambda j: j.verdict("rules").is_success)
     assert result is not None
     assert (result.n, result.only_first, result.only_second) == (2, 2, 0)
     assert (result.first, result.second) == ("off", "safesteer")
     assert result.p_value == 0.5
-    assert paired_test("success", first, second[3:], lambda j: j.is_success("rules")) is None
+    assert (
+        paired_test("success", first, second[3:], lambda j: j.verdict("rules").is_success) is None
+    )
 
 
 def test_judges_are_compared_on_distinct_answers_that_both_judged():

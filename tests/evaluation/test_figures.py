@@ -26,8 +26,8 @@ def test_an_error_is_never_an_answer():
     error = row(status="error", answer="", error="no room")
     judgement = Judgement("rules", answer_key(error.request, ""), Verdict("no-answer"))
     (joined,) = with_verdicts([error], [judgement])
-    assert joined.is_success("rules") is None and joined.is_refused("rules") is None
-    assert share_of([joined], lambda j: j.is_success("rules")).n == 0
+    assert joined.verdict("rules").is_success is None and joined.verdict("rules").is_refusal is None
+    assert share_of([joined], lambda j: j.verdict("rules").is_success).n == 0
 
 
 def test_best_of_n_counts_requests():

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.errors import InputError
-from safesteer_edge.evaluation.report_compare import compare_reports, read_report
-from safesteer_edge.evaluation.report_pages import write_reports
+from safesteer_edge.evaluation.report_pages import compare_reports, read_report, write_reports
 from tests.evaluation.report_runs import make_run, rows
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.errors import InputError
-from safesteer_edge.evaluation.report_compare import compare_reports, read_report
-from safesteer_edge.evaluation.report_pages import mask, write_reports
+from safesteer_edge.evaluation.report_pages import compare_reports, mask, read_report, write_reports
 from safesteer_edge.evaluation.rows import EvalRow
 from tests.evaluation.eval_rows import COMPLIANCE, row
 from tests.evaluation.report_runs import make_run, rows
