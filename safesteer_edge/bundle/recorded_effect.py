@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, cast
 
-from safesteer_edge.errors import BundleError
-from safesteer_edge.formats.strict_json import decode
+from safesteer_edge.formats.json_values import BadValueError, from_json
 from safesteer_edge.guard.policy import GuardPolicy
 
 RecordedEffect = Literal["acts", "never_acts", "unknown"]
@@ -63,8 +62,8 @@ def _largest_replayed_score(figures: Mapping[str, object]) -> float | None:
 
 def _is_of(choice: object, policy: GuardPolicy) -> bool:
     try:
-        return decode(GuardPolicy, _at(choice, "policy")) == policy
-    except BundleError:
+        return from_json(GuardPolicy, _at(choice, "policy")) == policy
+    except BadValueError:
         return False
 
 

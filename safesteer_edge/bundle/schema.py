@@ -11,12 +11,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from safesteer_edge.bundle.canaries import Canaries
 from safesteer_edge.bundle.fingerprint import ModelFingerprint, is_sha256, require
 from safesteer_edge.errors import BundleError
-from safesteer_edge.formats.strict_json import decode, format_json, parse_json
+from safesteer_edge.formats.json_values import (
+    BadValueError,
+    format_json,
+    from_json,
+    load_json,
+    refuse_control_characters,
+)
 from safesteer_edge.guard.policy import GuardPolicy
 
 SCHEMA_VERSION = 1
@@ -128,7 +134,7 @@ class GuardConfig:
             f"refusal_text has {len(self.refusal_text)} characters; "
             f"expected 1 to {_MAX_REFUSAL_CHARACTERS}",
         )
-        figures_bytes = len(format_json(self.figures).encode())
+        figures_bytes = len(_json_text(self.figures).encode())
         require(
             figures_bytes <= MAX_FIGURES_BYTES,
             f"figures takes {figures_bytes} bytes; expected at most {MAX_FIGURES_BYTES}",
@@ -182,10 +188,11 @@ def parse_guard_json(text: str, *, source: str) -> GuardConfig:
     Raises BundleError for anything that is not a complete, known and consistent configuration.
     """
     try:
-        value = parse_json(text)
+        value = load_json(text)
         _check_version(value)
-        return decode(GuardConfig, value)
-    except BundleError as error:
+        refuse_control_characters(value)
+        return from_json(GuardConfig, value)
+    except (BadValueError, BundleError) as error:
         raise BundleError(
             f"cannot read {source!r}: {error}; get the bundle again, or make one with "
             "'safesteer-edge calibrate'"
@@ -194,7 +201,7 @@ def parse_guard_json(text: str, *, source: str) -> GuardConfig:
 
 def format_guard_json(config: GuardConfig) -> str:
     """Return a configuration as the text of a guard.json; `parse_guard_json` reads it back."""
-    text = format_json(config)
+    text = _json_text(config)
     size_bytes = len(text.encode())
     require(
         size_bytes <= MAX_CONFIG_BYTES,
@@ -209,15 +216,22 @@ def is_plain_name(name: str) -> bool:
     return _PLAIN_NAME.fullmatch(name) is not None
 
 
-def _check_version(value: object) -> None:
+def _check_version(value: Any) -> None:
     """Refuse a version that this program does not know, before its keys look merely unknown."""
-    version = cast(dict[str, object], value).get("schema_version") if isinstance(value, dict) else 0
-    require(isinstance(version, int) and version > 0, "it has no schema_version (a whole number)")
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    require(type(version) is int and version > 0, "it has no schema_version (a whole number)")
     require(
-        version == SCHEMA_VERSION and version is not True,
+        version == SCHEMA_VERSION,
         f"schema_version is {version!r}; this program reads version {SCHEMA_VERSION}: "
         "upgrade safesteer-edge",
     )
+
+
+def _json_text(value: object) -> str:
+    try:
+        return format_json(value)
+    except BadValueError as error:
+        raise BundleError(str(error)) from error
 
 
 def _check_file(name: str, sha256: str, suffix: str) -> None:

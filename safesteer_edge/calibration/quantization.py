@@ -19,7 +19,7 @@ from safesteer_edge.calibration.recalibrate import Recalibration, decide
 from safesteer_edge.engine.requantize import TargetType, requantize
 from safesteer_edge.errors import InputError
 from safesteer_edge.formats.gguf_file import read_gguf
-from safesteer_edge.formats.json_values import load_finite
+from safesteer_edge.formats.json_values import load_json
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.risk import is_score
@@ -144,7 +144,7 @@ def _kept(path: Path, requests: Sequence[Request]) -> Iterator[ScoredAnswer]:
     request_of_id = {request.id: request for request in requests}
     for line in path.read_text("utf-8").splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            row = cast("dict[str, Any]", load_finite(line))
+            row = cast("dict[str, Any]", load_json(line))
             request = request_of_id[row["id"]]
             scores = np.array(row["scores"], dtype=np.float64)
             answer = ScoredAnswer(

@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 from safesteer_edge.errors import InputError
 from safesteer_edge.evaluation.report_content import FORMAT
 from safesteer_edge.evaluation.trade_off import share_json
-from safesteer_edge.formats.json_values import load_finite
+from safesteer_edge.formats.json_values import load_json
 from safesteer_edge.metrics.statistics import Share
 
 Json = dict[str, Any]
@@ -34,7 +34,7 @@ _STAR: Final = "* the 95 % intervals (of speeds: the ranges over repeats) do not
 def read_report(path: Path) -> Json:
     """A report.json. Raises InputError for anything else."""
     try:
-        value = load_finite(path.read_text(encoding="utf-8"))
+        value = load_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read report {str(path)!r}: {error}") from error
     if not isinstance(value, dict) or not {"format", "facts", "attack_success"} <= set(value):

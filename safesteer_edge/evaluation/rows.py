@@ -18,7 +18,7 @@ from typing import IO, Any, Final, Generic, Literal, TypeVar, cast
 from safesteer_edge.errors import InputError
 from safesteer_edge.evaluation.case import Case, CaseKind
 from safesteer_edge.evaluation.defences import Defence
-from safesteer_edge.formats.json_values import load_finite
+from safesteer_edge.formats.json_values import load_json
 
 RowStatus = Literal["ok", "error", "crashed"]
 RowKey = tuple[str, str, str]  # suite, case, defence
@@ -150,7 +150,7 @@ def read_journal(path: Path, from_json: Callable[[object], _Item]) -> Iterator[_
             if not raw.endswith(b"\n"):
                 return
             try:
-                yield from_json(load_finite(raw.decode("utf-8", "surrogatepass")))
+                yield from_json(load_json(raw.decode("utf-8", "surrogatepass")))
             except (ValueError, RecursionError) as error:
                 raise InputError(
                     f"cannot go on with {str(path)!r}: line {number} is damaged ({error}); remove "

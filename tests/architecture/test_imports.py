@@ -38,7 +38,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "engine": ("errors", "guard"),
     "library": ("errors", "formats"),
     "report": ("formats",),
-    "requests": ("errors", "media"),
+    "requests": ("errors", "formats", "media"),
     "bundle": ("errors", "formats", "guard", "probe"),
     "converters": ("errors", "formats", "metrics", "probe"),
 }

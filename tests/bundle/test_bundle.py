@@ -20,8 +20,8 @@ from safesteer_edge.bundle.recorded_effect import recorded_effect
 from safesteer_edge.bundle.writer import BundleParts, VectorParts, write_bundle
 from safesteer_edge.errors import BundleError, GuardError, ProbeFileError, VectorFileError
 from safesteer_edge.formats.control_vector_file import write_control_vector
+from safesteer_edge.formats.json_values import format_json
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model
-from safesteer_edge.formats.strict_json import format_json
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.library.catalogue import default_model
 from safesteer_edge.probe.probe import OnnxProbe
