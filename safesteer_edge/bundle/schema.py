@@ -218,7 +218,7 @@ def is_plain_name(name: str) -> bool:
 
 def _check_version(value: Any) -> None:
     """Refuse a version that this program does not know, before its keys look merely unknown."""
-    version = value.get("schema_version") if isinstance(value, dict) else None
+    version: Any = value.get("schema_version", 0) if type(value) is dict else 0
     require(type(version) is int and version > 0, "it has no schema_version (a whole number)")
     require(
         version == SCHEMA_VERSION,

@@ -60,7 +60,8 @@ def load_json(text: str | bytes) -> Any:
 def load_toml(text: bytes) -> dict[str, Any]:
     """The table of a TOML text. Raises BadValueError."""
     try:
-        return tomllib.loads(text.decode("utf-8"))
+        loads = cast("Callable[[str], dict[str, Any]]", tomllib.loads)
+        return loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, or no TOML
         raise BadValueError(f"not valid TOML ({error})") from error
 
@@ -121,7 +122,7 @@ def from_json(kind: type[Value], value: object, path: str = "") -> Value:
     Raises BadValueError that names the place, the value and what was expected there; also in the
     place of what the dataclass itself raises (ranges).
     """
-    given = _checked(dict, value, path, "an object (keys with values)")
+    given = _object(value, path)
     hints, required = _schema(kind)
     for key in given:
         if key not in hints:
@@ -165,8 +166,8 @@ def _decode(hint: Any, value: object, path: str) -> object:
     if dataclasses.is_dataclass(hint):
         return from_json(cast("type[object]", hint), value, path)
     if origin is not None and issubclass(origin, Mapping):
-        members = _checked(dict, value, path, "an object (keys with values)")
-        return {key: _decode(arguments[1], item, _at(path, key)) for key, item in members.items()}
+        members = _object(value, path).items()
+        return {key: _decode(arguments[1], item, _at(path, key)) for key, item in members}
     return _SCALARS[hint](value, path)
 
 
@@ -184,7 +185,7 @@ def _decode_literal(choices: tuple[object, ...], value: object, path: str) -> ob
 
 
 def _decode_tuple(hints: tuple[Any, ...], value: object, path: str) -> tuple[object, ...]:
-    items = _checked(list, value, path, "a list")
+    items = cast("list[object]", _checked(list, value, path, "a list"))
     if len(hints) == 2 and hints[1] is Ellipsis:
         hints = (hints[0],) * len(items)
     if len(items) != len(hints):
@@ -193,6 +194,10 @@ def _decode_tuple(hints: tuple[Any, ...], value: object, path: str) -> tuple[obj
         _decode(hint, item, f"{path}[{index}]")
         for index, (hint, item) in enumerate(zip(hints, items, strict=True))
     )
+
+
+def _object(value: object, path: str) -> dict[str, object]:
+    return cast("dict[str, object]", _checked(dict, value, path, "an object (keys with values)"))
 
 
 def _decode_float(value: object, path: str) -> float:
@@ -222,7 +227,7 @@ _SCALARS: Mapping[Any, Callable[[object, str], object]] = {
 }
 
 
-def _checked(kind: type[Value], value: object, path: str, expected: str) -> Value:
+def _checked(kind: type[Value], value: Any, path: str, expected: str) -> Value:
     """The value, if its type is exactly this: JSON's true is an int in Python."""
     if type(value) is not kind:
         raise _unexpected(value, path, expected)

@@ -13,21 +13,21 @@ from safesteer_edge.errors import SettingsError
 _NAME = "safesteer-edge"
 
 
-def user_data_folder(*, create: bool = False) -> Path:
+def user_data_folder(inner: str = "", *, create: bool = False) -> Path:
     """The folder of what must last: models, guard bundles, conversations.
 
-    create: make it if it is missing. Raises SettingsError if that fails.
+    inner: a folder in it. create: make it if it is missing. Raises SettingsError if that fails.
     """
     import platformdirs
 
-    return _made(platformdirs.user_data_path(_NAME, appauthor=False), create=create)
+    return _made(platformdirs.user_data_path(_NAME, appauthor=False) / inner, create=create)
 
 
-def user_cache_folder(*, create: bool = False) -> Path:
+def user_cache_folder(inner: str = "", *, create: bool = False) -> Path:
     """The folder of what can be made again; as `user_data_folder`."""
     import platformdirs
 
-    return _made(platformdirs.user_cache_path(_NAME, appauthor=False), create=create)
+    return _made(platformdirs.user_cache_path(_NAME, appauthor=False) / inner, create=create)
 
 
 def user_config_folder(*, create: bool = False) -> Path:

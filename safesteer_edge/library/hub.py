@@ -10,15 +10,16 @@ are plain HTTP; Xet's own protocol, which cannot go on either, is not used.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 
 from safesteer_edge.errors import DownloadError, HubError, SafeSteerError, SettingsError
-from safesteer_edge.library.partial_file import PartialFile, PartialSink, TooManyBytesError
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
@@ -135,6 +136,7 @@ _GIT_OID = re.compile(r"[0-9a-f]{40}")
 _N_RETRIES = 5  # in a row, without a byte between them
 _WHOLE = 200  # the HTTP status of an answer that begins at the first byte
 _MAX_SIZE_BYTES = 1 << 43
+_SYNC_BYTES = 64 << 20
 _LOG = "huggingface_hub"
 
 
@@ -165,6 +167,43 @@ class RemoteFile:
     name: str
     size_bytes: int
     checksum: str
+
+    @property
+    def sha256(self) -> str | None:
+        """The checksum, where it is a SHA-256."""
+        return self.checksum if _SHA256.fullmatch(self.checksum) else None
+
+
+@dataclass(slots=True)
+class PartialFile:
+    """The part of a download that has come: a file named for its checksum.
+
+    It never grows too long, and outlives the process, so that a pull which was killed goes on
+    where it stopped. One process at a time writes to it.
+    """
+
+    path: Path
+
+    @property
+    def size_bytes(self) -> int:
+        """How much has come; 0 if nothing has."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes off it. Raises DownloadError if one is at it now."""
+        import filelock
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock_path = self.path.with_name(f"{self.path.name}.lock")
+        try:
+            # The lock's own file stays: removing it would let two processes lock two files.
+            with filelock.FileLock(lock_path, timeout=0):
+                yield
+        except filelock.Timeout as error:
+            raise DownloadError(
+                "another pull is downloading the same file; wait for it, or end it"
+            ) from error
 
 
 @contextmanager
@@ -247,24 +286,20 @@ def download(
 
     where = f"{file.repository}/{file.name}"
     n_left = _N_RETRIES
-    with partial.open(file.size_bytes, report) as sink, explained(where):
-        while (start := sink.tell()) < file.size_bytes:
+    with _appended(partial.path) as stream, explained(where):
+        if stream.tell() > file.size_bytes:
+            _discard(stream, report)
+        while (start := stream.tell()) < file.size_bytes:
             wait_s = RETRY_WAIT_S
             try:
-                _receive(file, sink)
-                if (n_came := sink.tell()) != file.size_bytes:  # an answer that ended as if whole
-                    sink.discard()
-                    raise _lie(where, f"{file.size_bytes} bytes, and sends {n_came}")
+                _receive(file, stream, report)
                 return
-            except TooManyBytesError as error:
-                sink.discard()
-                raise _lie(where, f"{file.size_bytes} bytes, and sends more") from error
             except HfHubHTTPError as error:
                 n_left, wait_s = n_left - 1, asked_to_wait(error)
                 if n_left >= 0:
                     narrate(waiting_text(error, wait_s))
             except httpx2.TransportError:
-                n_left = _N_RETRIES if sink.tell() > start else n_left - 1
+                n_left = _N_RETRIES if stream.tell() > start else n_left - 1
             if n_left < 0:
                 raise DownloadError(
                     f"the download of {where!r} breaks off again and again; run it again later: "
@@ -273,7 +308,17 @@ def download(
             wait(wait_s, report)
 
 
-def _receive(file: RemoteFile, sink: PartialSink) -> None:
+@contextmanager
+def _appended(path: Path) -> Iterator[IO[bytes]]:
+    with path.open("r+b" if path.exists() else "x+b") as stream:
+        stream.seek(0, os.SEEK_END)
+        try:
+            yield stream
+        finally:
+            _sync(stream)
+
+
+def _receive(file: RemoteFile, stream: IO[bytes], report: Callable[[int], None]) -> None:
     """One request for the bytes that are missing. Writes each piece as it comes.
 
     The library's `http_get` does nearly this, but it writes pieces of 10 MiB: of a line that breaks
@@ -282,7 +327,7 @@ def _receive(file: RemoteFile, sink: PartialSink) -> None:
     from huggingface_hub import constants, get_session, hf_hub_url
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-    start = sink.tell()
+    where, start = f"{file.repository}/{file.name}", stream.tell()
     # The token is for the hub: httpx2 leaves it out where a redirect leads to another origin.
     headers = {**build_hf_headers(token=None), "Accept-Encoding": "identity"}
     if start:
@@ -292,15 +337,37 @@ def _receive(file: RemoteFile, sink: PartialSink) -> None:
     with get_session().stream("GET", url, headers=headers, timeout=timeout_s) as response:
         hf_raise_for_status(response)
         if start and response.status_code == _WHOLE:  # it does not know ranges
-            sink.discard()
+            _discard(stream, report)
         elif start and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            sink.discard()
+            _discard(stream, report)
             raise HubError(
-                f"the hub sends another part of '{file.repository}/{file.name}' than asked for; "
-                "run it again, or try another mirror"
+                f"the hub sends another part of {where!r} than asked for; run it again, or try "
+                "another mirror"
             )
+        synced = stream.tell()
         for piece in response.iter_bytes():
-            sink.write(piece)
+            if stream.tell() + len(piece) > file.size_bytes:
+                _discard(stream, report)
+                raise _lie(where, f"{file.size_bytes} bytes, and sends more")
+            report(stream.write(piece))
+            if stream.tell() - synced >= _SYNC_BYTES:  # after a power cut, not all is lost
+                _sync(stream)
+                synced = stream.tell()
+    if (n_came := stream.tell()) != file.size_bytes:  # an answer that ended as if whole
+        _discard(stream, report)
+        raise _lie(where, f"{file.size_bytes} bytes, and sends {n_came}")
+
+
+def _discard(stream: IO[bytes], report: Callable[[int], None]) -> None:
+    """Give up all that has come."""
+    report(-stream.tell())
+    stream.seek(0)
+    stream.truncate()
+
+
+def _sync(stream: IO[bytes]) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def _is_checksum(text: str) -> bool:

@@ -13,33 +13,30 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from safesteer_edge.errors import DownloadError, HubError, ModelFileError, SettingsError
-from safesteer_edge.formats.model_file import ModelInfo
 from safesteer_edge.library.catalogue import HUB_PREFIX, CatalogueModel, find_model
-from safesteer_edge.library.had_file import HadFile, find_here, has_checksum, sha256_of
 from safesteer_edge.library.hub import (
     HubFile,
     Listing,
+    PartialFile,
     RemoteFile,
     ask_about,
     download,
     list_repository,
     quiet_library,
 )
-from safesteer_edge.library.index import InstalledModel, change_index, library_folder, read_index
-from safesteer_edge.library.install import (
-    check_pair,
-    delete_unused,
-    files_replaced,
-    modalities,
-    move_in,
-    place_for,
+from safesteer_edge.library.index import (
+    InstalledModel,
+    StoredFile,
+    change_index,
+    library_folder,
+    read_index,
 )
-from safesteer_edge.library.partial_file import PartialFile
-from safesteer_edge.library.stored_file import StoredFile, record_file
+from safesteer_edge.library.install import delete_unused, described, place_for
+from safesteer_edge.library.local_copies import find_copy, has_checksum, record_remote
 
 # -- what the user asks to pull, and which files of a repository that means ------------------------
 
@@ -65,14 +62,6 @@ class PullRequest:
     wanted: str
     is_explicit: bool
     entry: CatalogueModel | None
-
-
-@dataclass(frozen=True, slots=True)
-class ChosenFiles:
-    """The model's file, and the projector's if the repository has one and it is wanted."""
-
-    model: HubFile
-    projector: HubFile | None
 
 
 def parse_pull(spec: str) -> PullRequest:
@@ -106,11 +95,13 @@ def parse_pull(spec: str) -> PullRequest:
     )
 
 
-def choose_files(request: PullRequest, listing: Listing, *, with_projector: bool) -> ChosenFiles:
-    """The files that the request means. Raises HubError naming what there is."""
+def choose_files(request: PullRequest, listing: Listing, *, with_projector: bool) -> list[HubFile]:
+    """The model's file, and the projector's if the repository has one and it is wanted.
+
+    Raises HubError naming what there is.
+    """
     files = [file for file in listing.files if file.name.lower().endswith(".gguf")]
     models = [file for file in files if not _is_projector(file) and "imatrix" not in file.name]
-    projectors = [file for file in files if _is_projector(file)]
     if not models:
         raise HubError(
             f"the repository {request.repository!r} has no GGUF model; look for one whose name "
@@ -122,7 +113,8 @@ def choose_files(request: PullRequest, listing: Listing, *, with_projector: bool
             f"{request.repository}/{model.name} is one part of several; choose a quantization in "
             f"one file: {_names(models)}"
         )
-    return ChosenFiles(model, _choose_projector(request, projectors) if with_projector else None)
+    projector = _choose_projector(request, [file for file in files if _is_projector(file)])
+    return [model, projector] if projector and with_projector else [model]
 
 
 def _choose_model(request: PullRequest, models: list[HubFile]) -> HubFile:
@@ -131,8 +123,8 @@ def _choose_model(request: PullRequest, models: list[HubFile]) -> HubFile:
     if wanted in by_name:
         return by_name[wanted]
     if request.entry is not None:
-        for file in request.entry.files:
-            if file.quantization.upper() == wanted.upper() and file.file in by_name:
+        for quantization, file in request.entry.files.items():
+            if quantization.upper() == wanted.upper() and file.file in by_name:
                 return by_name[file.file]
     for quantization in (wanted,) if wanted else _PREFERRED:
         found = [file for file in models if _has_quantization(file.name, quantization)]
@@ -179,7 +171,7 @@ def _names(files: list[HubFile]) -> str:
 
 _ROOM_LEFT_BYTES = 64 << 20
 _MIB = 1 << 20
-_SHA256_DIGITS = 64
+_PARTIAL = ".partial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,14 +198,13 @@ def pull(spec: str, report: PullReport, *, with_projector: bool = True) -> Insta
     with _disk_errors(), quiet_library():
         listing = list_repository(request.repository, request.revision, report.narrate)
         chosen = choose_files(request, listing, with_projector=with_projector)
-        if chosen.projector is None and with_projector and request.entry and request.entry.takes:
+        if len(chosen) == 1 and with_projector and request.entry and request.entry.takes:
             report.narrate("the repository has no projector: the model takes text alone")
-        wanted = [chosen.model] if chosen.projector is None else [chosen.model, chosen.projector]
-        remotes = [ask_about(listing, file, report.narrate) for file in wanted]
+        remotes = [ask_about(listing, file, report.narrate) for file in chosen]
         _check_pins(request, remotes[0])
         with ExitStack() as locks:
-            had = _get_all(request, remotes, report, locks)
-            return _install(request, had, report)
+            files = _get_all(request, remotes, report, locks)
+            return _install(request, remotes, files, report)
 
 
 @contextmanager
@@ -230,9 +221,9 @@ def _disk_errors() -> Iterator[None]:
 
 def _get_all(
     request: PullRequest, remotes: list[RemoteFile], report: PullReport, locks: ExitStack
-) -> list[HadFile]:
+) -> list[StoredFile]:
     """Every file, from this machine or the hub, with its hash checked."""
-    copies = [find_here(request.name, remote, report.narrate) for remote in remotes]
+    copies = [find_copy(request.name, remote, report.narrate) for remote in remotes]
     missing = [remote for remote, copy in zip(remotes, copies, strict=True) if copy is None]
     partials = {remote: _partial(remote) for remote in missing}
     for partial in partials.values():
@@ -247,12 +238,12 @@ def _get_all(
 
 
 def _partial(remote: RemoteFile) -> PartialFile:
-    return PartialFile(library_folder() / ".partial" / f"{remote.checksum}.part")
+    return PartialFile(library_folder() / _PARTIAL / f"{remote.checksum}.part")
 
 
 def _check_pins(request: PullRequest, remote: RemoteFile) -> None:
     """What the catalogue says of size and hash must be so."""
-    for file in request.entry.files if request.entry else ():
+    for file in request.entry.files.values() if request.entry else ():
         if file.file != remote.name:
             continue
         for what, pinned, found in (
@@ -301,7 +292,7 @@ def _download_all(partials: dict[RemoteFile, PartialFile], report: PullReport) -
         task.result()
 
 
-def _verified(remote: RemoteFile, partial: PartialFile, report: PullReport) -> HadFile:
+def _verified(remote: RemoteFile, partial: PartialFile, report: PullReport) -> StoredFile:
     report.narrate(f"{remote.name}: checking its hash")
     if not has_checksum(partial.path, remote):
         partial.path.unlink()
@@ -309,65 +300,48 @@ def _verified(remote: RemoteFile, partial: PartialFile, report: PullReport) -> H
             f"what the hub sent as '{remote.repository}/{remote.name}' does not have the hash that "
             "it says; nothing was installed, and it was deleted: try again, or another mirror"
         )
-    sha256 = sha256_of(partial.path, remote)
-    return HadFile(remote, partial.path, is_owned=True, sha256=sha256, is_new=True)
+    return record_remote(remote, partial.path, is_owned=True)
 
 
-def _install(request: PullRequest, had: list[HadFile], report: PullReport) -> InstalledModel:
+def _install(
+    request: PullRequest,
+    remotes: list[RemoteFile],
+    files: list[StoredFile],
+    report: PullReport,
+) -> InstalledModel:
     """Check the headers, give new files their names, and write the index."""
-    model, projector = had[0], had[1] if len(had) > 1 else None
+    entry = request.entry
     try:
-        info, projector_info = check_pair(model.path, projector.path if projector else None)
+        checked = described(request.name, *files, title=entry.title if entry else "")
     except ModelFileError as error:
-        for each in had:
-            if each.is_new:
-                each.path.unlink()
-        raise _renamed(error, had) from error
-    _warn_of_surprises(request, info, report)
-    record = InstalledModel(
-        name=request.name,
-        title=request.entry.title if request.entry else info.name,
-        architecture=info.architecture,
-        quantization=info.quantization,
-        context=info.n_ctx_train,
-        model=_in_place(request.name, model),
-        projector=_in_place(request.name, projector) if projector else None,
-        takes=modalities(projector_info),
-    )
+        text = str(error)
+        for file in files:
+            if _is_new(file):
+                file.path.unlink()
+            for name in (str(file.path), file.path.name):  # temporary ones mean nothing to people
+                text = text.replace(name, f"{file.repository}/{file.repository_file}")
+        raise HubError(f"{text} (from the hub; nothing was installed)") from error
+    if entry is not None and checked.architecture != entry.architecture:
+        report.narrate(
+            f"the file is for architecture {checked.architecture!r}; the catalogue says "
+            f"{entry.architecture!r}"
+        )
+    checksums = {remote.name: remote.checksum for remote in remotes}
+
+    def in_place(file: StoredFile) -> StoredFile:
+        if not _is_new(file):
+            return file
+        place = place_for(request.name, checksums[file.repository_file], file.repository_file)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return replace(file, path=file.path.replace(place))
+
+    record = checked.with_files(in_place)
     old = read_index().find(request.name)
     index = change_index(lambda index: index.with_model(record))
-    delete_unused(files_replaced(old, record), index)
+    delete_unused(old.files if old else (), index)
     return record
 
 
-def _in_place(name: str, had: HadFile) -> StoredFile:
-    path = had.path
-    if had.is_new:
-        path = place_for(name, had.remote.checksum, had.remote.name)
-        move_in(had.path, path)
-    return record_file(
-        path,
-        is_owned=had.is_owned,
-        sha256=had.sha256,
-        repository=had.remote.repository,
-        revision=had.remote.revision,
-        repository_file=had.remote.name,
-    )
-
-
-def _renamed(error: ModelFileError, had: list[HadFile]) -> HubError:
-    """The error with the repository's names in the place of our temporary ones."""
-    text = str(error)
-    for each in had:
-        for name in (str(each.path), each.path.name):
-            text = text.replace(name, f"{each.remote.repository}/{each.remote.name}")
-    return HubError(f"{text} (from the hub; nothing was installed)")
-
-
-def _warn_of_surprises(request: PullRequest, info: ModelInfo, report: PullReport) -> None:
-    entry = request.entry
-    if entry is not None and info.architecture != entry.architecture:
-        report.narrate(
-            f"the file is for architecture {info.architecture!r}; the catalogue says "
-            f"{entry.architecture!r}"
-        )
+def _is_new(file: StoredFile) -> bool:
+    """It has come just now: its name in the library is to come."""
+    return file.path.parent.name == _PARTIAL

@@ -110,9 +110,9 @@ def load_requests(
     found: list[Request] = []
     if not wanted_labels.isdisjoint(_PAIR_SIDES):
         for pair in package_rows("pairs.jsonl", _PairRow):
-            for side, text in (("harmful", pair.harmful), ("harmless", pair.harmless)):
+            for side in _PAIR_SIDES:
                 place = (pair.scenario, pair.split, "en", pair.id)
-                found.append(Request(f"{pair.id}/{side}", text, side, *place))
+                found.append(Request(f"{pair.id}/{side}", getattr(pair, side), side, *place))
     for label in ("borderline", "ordinary"):
         if label in wanted_labels:
             for row in package_rows(f"{label}.jsonl", _SingleRow):

@@ -57,7 +57,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "platformdirs": ("formats.user_folders",),
     "huggingface_hub": ("library.hub",),
     "httpx2": ("library.hub",),
-    "filelock": ("library.index", "library.partial_file"),
+    "filelock": ("library.index", "library.hub"),
     # A recipe draws the images that it trains on.
     "PIL": ("media", "models.smollm2-135m-instruct.vision"),
     "miniaudio": ("media.sound_decoding",),
