@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from safesteer_edge.bundle.canaries import Canaries
 from safesteer_edge.bundle.fingerprint import ModelFingerprint, is_sha256, require
@@ -216,9 +216,10 @@ def is_plain_name(name: str) -> bool:
     return _PLAIN_NAME.fullmatch(name) is not None
 
 
-def _check_version(value: Any) -> None:
+def _check_version(value: object) -> None:
     """Refuse a version that this program does not know, before its keys look merely unknown."""
-    version: Any = value.get("schema_version", 0) if type(value) is dict else 0
+    given = cast("dict[str, object]", value) if isinstance(value, dict) else {}
+    version = given.get("schema_version")
     require(type(version) is int and version > 0, "it has no schema_version (a whole number)")
     require(
         version == SCHEMA_VERSION,

@@ -53,7 +53,7 @@ def with_verdicts(
     """Join them."""
     by_key: dict[str, dict[str, Verdict]] = {}
     for judgement in judgements:
-        by_key.setdefault(judgement.key, {})[judgement.judge] = judgement.verdict
+        by_key.setdefault(judgement.key, {})[judgement.judge] = judgement
     return tuple(
         JudgedRow(row, by_key.get(answer_key(row.request, row.answer), {}))
         if row.status == "ok"
