@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -28,47 +27,37 @@ from safesteer_edge.chats.records import (
 )
 from safesteer_edge.errors import ChatFileError, ChatStoreError
 
-# -- locks that other instances of the program see, and that end with the process that holds them --
+MAX_CHAT_BYTES: Final = 256 << 20
+FLUSH_S: Final = 0.25
+_WINDOWS_LOCK_OFFSET: Final = 1 << 40  # Windows forbids reading a locked byte: one no file has
+_FLAGS: Final = os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
-def try_lock(descriptor: int, *, shared: bool = False) -> bool:
-    """Lock an open file if nobody else has; False: somebody has. Ends when the file is closed."""
+def lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> bool:
+    """Lock an open file; False: somebody has it, and we do not wait.
+
+    Other instances of the program see it, and it ends when the file is closed.
+    """
     if sys.platform == "win32":
         import msvcrt
 
         os.lseek(descriptor, _WINDOWS_LOCK_OFFSET, os.SEEK_SET)
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
+        while True:
+            try:
+                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+                return True
+            except OSError:
+                if not wait:
+                    return False
+                time.sleep(0.05)
     import fcntl
 
+    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, how)
     except BlockingIOError:
         return False
     return True
-
-
-def wait_for_lock(descriptor: int, *, shared: bool = False) -> None:
-    """Lock an open file, waiting for whoever has it."""
-    if sys.platform == "win32":
-        while not try_lock(descriptor, shared=shared):
-            time.sleep(0.05)
-        return
-    import fcntl
-
-    fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-
-
-# Windows forbids reading a locked byte: lock one that no file has.
-_WINDOWS_LOCK_OFFSET = 1 << 40
-
-
-MAX_CHAT_BYTES: Final = 256 << 20
-FLUSH_S: Final = 0.25
-_FLAGS: Final = os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
 def read_chat(path: Path) -> ChatLog:
@@ -85,7 +74,14 @@ def read_chat(path: Path) -> ChatLog:
             f"cannot read chat {str(path)!r}: {error.strerror or error}; see "
             "'safesteer-edge chats list'"
         ) from error
-    return _parse(data, path)
+    lines = data.split(b"\n")[:-1]  # what follows the last line end is nothing, or a torn line
+    try:
+        return ChatLog.of(map(record_from_line, lines))
+    except ChatFileError as error:
+        raise ChatFileError(
+            f"cannot read chat {str(path)!r}: {error}; it is damaged, or of a newer version: move "
+            "it away, or update"
+        ) from error
 
 
 class ChatFile:
@@ -114,7 +110,7 @@ class ChatFile:
             descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
             raise _cannot_save(path, error) from error
-        try_lock(descriptor)
+        lock(descriptor)
         file = cls(path, descriptor, ChatLog(header))
         try:
             file._write(record_to_line(header))
@@ -138,7 +134,7 @@ class ChatFile:
                 "'safesteer-edge chats list'"
             ) from error
         try:
-            if not try_lock(descriptor):
+            if not lock(descriptor):
                 raise ChatFileError(
                     f"chat {path.stem!r} is open in another window; close it there, or go on "
                     "with a copy"
@@ -146,32 +142,32 @@ class ChatFile:
             if os.fstat(descriptor).st_nlink == 0:
                 raise ChatFileError(f"chat {path.stem!r} was deleted in another window")
             log = read_chat(path)
-            _cut_torn_line(descriptor, path)
+            os.truncate(descriptor, path.read_bytes().rfind(b"\n") + 1)
         except BaseException:
             os.close(descriptor)
             raise
         return cls(path, descriptor, log)
 
     def add(self, record: Record) -> None:
-        """Add a record, after the text that waits. Raises ChatStoreError, ChatFileError."""
+        """Add a record, after the text that waits. Raises ChatStoreError, ChatFileError.
+
+        Text of an answer waits for more: it is on the disk within FLUSH_S.
+        """
         with self._lock:
             self.log.apply(record)
+            if isinstance(record, TextAdded):
+                self._pending.append(record)
+                self._has_pending.set()
+                error, self._error = self._error, None
+                if error is not None:
+                    raise error
+                return
             self._write(self._take_pending() + record_to_line(record))
             if isinstance(record, AnswerEnded):
                 # A kill loses nothing that is written; this is for power cuts, and takes
                 # milliseconds that a question or a first token should not wait for.
                 with contextlib.suppress(OSError):
                     os.fsync(self._descriptor)
-
-    def add_text(self, record: TextAdded) -> None:
-        """Add text of an answer; it is on the disk within FLUSH_S. Raises as `add`."""
-        with self._lock:
-            self.log.apply(record)
-            self._pending.append(record)
-            self._has_pending.set()
-            if self._error is not None:
-                error, self._error = self._error, None
-                raise error
 
     def close(self) -> None:
         """Write what waits, and let others have the chat. Idempotent."""
@@ -232,29 +228,6 @@ class ChatFile:
                     self._write(self._take_pending())
                 except ChatStoreError as error:
                     self._error = error  # whoever adds text next is told
-
-
-def _parse(data: bytes, path: Path) -> ChatLog:
-    try:
-        return ChatLog.of(_records(data))
-    except ChatFileError as error:
-        raise ChatFileError(
-            f"cannot read chat {str(path)!r}: {error}; it is damaged, or of a newer version: move "
-            "it away, or update"
-        ) from error
-
-
-def _records(data: bytes) -> Iterator[Record]:
-    lines = data.split(b"\n")
-    for line in lines[:-1]:  # what follows the last line end is nothing, or a torn line
-        yield record_from_line(line)
-
-
-def _cut_torn_line(descriptor: int, path: Path) -> None:
-    data = path.read_bytes()
-    n_whole = data.rfind(b"\n") + 1
-    if n_whole < len(data):
-        os.truncate(descriptor, n_whole)
 
 
 def _cannot_save(path: Path, error: OSError) -> ChatStoreError:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from safesteer_edge.chats.chat_file import ChatFile, read_chat, wait_for_lock
+from safesteer_edge.chats.chat_file import ChatFile, lock, read_chat
 from safesteer_edge.chats.chat_log import ChatLog
 from safesteer_edge.chats.records import (
     ChatHeader,
@@ -91,7 +91,7 @@ class MediaFiles:
                 "writable"
             ) from error
         try:
-            wait_for_lock(descriptor, shared=shared)
+            lock(descriptor, shared=shared, wait=True)
             yield
         finally:
             os.close(descriptor)
