@@ -15,7 +15,6 @@ from safesteer_edge.chats.records import (
     ModelChanged,
     ModelUsed,
     Record,
-    StoredMedia,
     TextAdded,
     Titled,
 )
@@ -26,19 +25,13 @@ _MAX_TITLE_CHARACTERS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class ChatEntry:
-    """One message.
+class ChatEntry(MessageAdded):
+    """One message, with what came after it was added.
 
     end: of an answer; None while it is told, or if it was cut off. reasoning: what a thinking model
     wrote before its answer; it is no part of the conversation.
     """
 
-    id: str
-    parent: str | None
-    role: Role
-    at: float
-    text: str
-    media: tuple[StoredMedia, ...] = ()
     end: AnswerEnded | None = None
     reasoning: str = ""
 

@@ -24,7 +24,12 @@ def atomic_write(path: Path, mode: Literal["wb", "w"] = "wb") -> Generator[IO[An
     Raises OSError where the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    file = _create(temporary, mode)
+    # 'x': following no link that somebody laid there.
+    file = (
+        temporary.open("xb")
+        if mode == "wb"
+        else temporary.open("x", encoding="utf-8", newline="\n")
+    )
     try:
         with file:
             yield file
@@ -45,10 +50,3 @@ def hash_file(path: Path, *, prefix: bytes = b"", algorithm: str = "sha256") -> 
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _create(path: Path, mode: Literal["wb", "w"]) -> IO[Any]:
-    """Open a file that did not exist before; following no link that somebody laid there."""
-    if mode == "wb":
-        return path.open("xb")
-    return path.open("x", encoding="utf-8", newline="\n")

@@ -20,26 +20,25 @@ def user_data_folder(inner: str = "", *, create: bool = False) -> Path:
     """
     import platformdirs
 
-    return _made(platformdirs.user_data_path(_NAME, appauthor=False) / inner, create=create)
+    return _inside(platformdirs.user_data_path(_NAME, appauthor=False), inner, create=create)
 
 
 def user_cache_folder(inner: str = "", *, create: bool = False) -> Path:
     """The folder of what can be made again; as `user_data_folder`."""
     import platformdirs
 
-    return _made(platformdirs.user_cache_path(_NAME, appauthor=False) / inner, create=create)
+    return _inside(platformdirs.user_cache_path(_NAME, appauthor=False), inner, create=create)
 
 
 def user_config_folder(*, create: bool = False) -> Path:
     """The folder of what the user sets; as `user_data_folder`."""
     import platformdirs
 
-    return _made(platformdirs.user_config_path(_NAME, appauthor=False), create=create)
+    return _inside(platformdirs.user_config_path(_NAME, appauthor=False), "", create=create)
 
 
-def _made(folder: Path, *, create: bool) -> Path:
-    if not create:
-        return folder
+def made_folder(folder: Path) -> Path:
+    """Make a folder, for its user alone, if it is missing. Raises SettingsError."""
     try:
         # Conversations are private: nobody else reads a folder that we make.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -49,3 +48,10 @@ def _made(folder: Path, *, create: bool) -> Path:
             "writable, or see 'safesteer-edge doctor'"
         ) from error
     return folder
+
+
+def _inside(folder: Path, inner: str, *, create: bool) -> Path:
+    if create:
+        made_folder(folder)  # with our mode, which parents of a folder that is made do not get
+        made_folder(folder / inner)
+    return folder / inner

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from safesteer_edge.errors import CacheError, SettingsError
 from safesteer_edge.formats.atomic_write import atomic_write
 from safesteer_edge.formats.json_values import from_json, load_json, to_json
-from safesteer_edge.formats.user_folders import user_cache_folder
+from safesteer_edge.formats.user_folders import made_folder, user_cache_folder
 from safesteer_edge.harvest.answers import AnswerKind, HarvestedAnswer, HarvestPlan, label_of
 from safesteer_edge.harvest.carriers import Carrier
 from safesteer_edge.library.memory_plan import in_mib
@@ -82,15 +82,8 @@ class HarvestCache:
         self, folder: Path | None = None, *, limit_bytes: int = DEFAULT_LIMIT_BYTES
     ) -> None:
         """folder: None is the user's cache folder. Raises SettingsError if it cannot be made."""
-        self.folder = folder or user_cache_folder(create=True) / "harvest"
+        self.folder = made_folder(folder or user_cache_folder("harvest", create=True))
         self.limit_bytes = limit_bytes
-        try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise SettingsError(
-                f"cannot make the folder {str(self.folder)!r}: {error.strerror or error}; make "
-                "its parent writable"
-            ) from error
 
     def has(self, key: str) -> bool:
         """Tell whether a request's answers are there."""

@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 
@@ -141,26 +141,12 @@ _LOG = "huggingface_hub"
 
 
 @dataclass(frozen=True, slots=True)
-class HubFile:
-    """A file of a repository as its listing has it. checksum: SHA-256, or git's SHA-1 of it."""
-
-    name: str
-    size_bytes: int | None
-    checksum: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """What a repository holds. revision: the commit."""
-
-    repository: str
-    revision: str
-    files: tuple[HubFile, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file to download: size and checksum are what listing and file itself agree on."""
+    """A file of a repository at one commit.
+
+    size_bytes, checksum (SHA-256, or git's SHA-1): 0 and '' where a listing does not say; after
+    `ask_about`, what listing and file itself agree on.
+    """
 
     repository: str
     revision: str
@@ -223,7 +209,7 @@ def quiet_library() -> Iterator[None]:
 
 def list_repository(
     repository: str, revision: str | None, narrate: Callable[[str], None]
-) -> Listing:
+) -> list[RemoteFile]:
     """What a repository holds. One request. Raises HubError, DownloadError, SettingsError."""
     from huggingface_hub import HfApi
 
@@ -235,37 +221,35 @@ def list_repository(
         raise HubError(
             f"the hub names no commit of {repository!r} (it says {info.sha!r}); check HF_ENDPOINT"
         )
-    files: list[HubFile] = []
+    files: list[RemoteFile] = []
     for sibling in info.siblings or []:
-        lfs: dict[str, Any] | None = sibling.lfs
-        checksum = (lfs or {}).get("sha256") or sibling.blob_id
-        size = (lfs or {}).get("size", sibling.size)
-        files.append(HubFile(sibling.rfilename, size, checksum))
-    return Listing(repository, info.sha, tuple(files))
+        lfs: dict[str, Any] = sibling.lfs or {}
+        size, checksum = lfs.get("size", sibling.size), lfs.get("sha256") or sibling.blob_id
+        files.append(RemoteFile(repository, info.sha, sibling.rfilename, size or 0, checksum or ""))
+    return files
 
 
-def ask_about(listing: Listing, file: HubFile, narrate: Callable[[str], None]) -> RemoteFile:
+def ask_about(file: RemoteFile, narrate: Callable[[str], None]) -> RemoteFile:
     """Size and checksum of a file, asked at its own address. One request.
 
     Raises HubError where listing and file disagree, or where the hub gives no size or checksum.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    where = f"{listing.repository}/{file.name}"
-    url = hf_hub_url(listing.repository, file.name, revision=listing.revision)
+    where = f"{file.repository}/{file.name}"
+    url = hf_hub_url(file.repository, file.name, revision=file.revision)
     # Not its own retries: it would wait for as long as the hub says, be it a day.
     found = patiently(lambda: get_hf_file_metadata(url, token=None), where, narrate)
-    checksum = file.checksum or found.etag
-    size = found.size if file.size_bytes is None else file.size_bytes
+    checksum, size = file.checksum or found.etag or "", file.size_bytes or found.size or 0
     if found.size is not None and size != found.size:
         raise _lie(where, f"{size} bytes in its listing, {found.size} at the file itself")
     if file.checksum and found.etag and _is_checksum(found.etag) and found.etag != file.checksum:
         raise _lie(where, f"hash {file.checksum[:12]}… in its listing, {found.etag[:12]}… at it")
-    if checksum is None or not _is_checksum(checksum):
+    if not _is_checksum(checksum):
         raise HubError(f"the hub gives no checksum of {where!r}; download it yourself, then add it")
-    if size is None or not 0 < size < _MAX_SIZE_BYTES:
+    if not 0 < size < _MAX_SIZE_BYTES:
         raise HubError(f"the hub says that {where!r} has {size} bytes; it cannot be downloaded so")
-    return RemoteFile(listing.repository, listing.revision, file.name, size, checksum)
+    return replace(file, size_bytes=size, checksum=checksum)
 
 
 def download(

@@ -19,8 +19,6 @@ from pathlib import PurePosixPath
 from safesteer_edge.errors import DownloadError, HubError, ModelFileError, SettingsError
 from safesteer_edge.library.catalogue import HUB_PREFIX, CatalogueModel, find_model
 from safesteer_edge.library.hub import (
-    HubFile,
-    Listing,
     PartialFile,
     RemoteFile,
     ask_about,
@@ -95,12 +93,14 @@ def parse_pull(spec: str) -> PullRequest:
     )
 
 
-def choose_files(request: PullRequest, listing: Listing, *, with_projector: bool) -> list[HubFile]:
+def choose_files(
+    request: PullRequest, listing: list[RemoteFile], *, with_projector: bool
+) -> list[RemoteFile]:
     """The model's file, and the projector's if the repository has one and it is wanted.
 
     Raises HubError naming what there is.
     """
-    files = [file for file in listing.files if file.name.lower().endswith(".gguf")]
+    files = [file for file in listing if file.name.lower().endswith(".gguf")]
     models = [file for file in files if not _is_projector(file) and "imatrix" not in file.name]
     if not models:
         raise HubError(
@@ -117,7 +117,7 @@ def choose_files(request: PullRequest, listing: Listing, *, with_projector: bool
     return [model, projector] if projector and with_projector else [model]
 
 
-def _choose_model(request: PullRequest, models: list[HubFile]) -> HubFile:
+def _choose_model(request: PullRequest, models: list[RemoteFile]) -> RemoteFile:
     by_name = {file.name: file for file in models}
     wanted = request.wanted
     if wanted in by_name:
@@ -143,7 +143,7 @@ def _choose_model(request: PullRequest, models: list[HubFile]) -> HubFile:
     )
 
 
-def _choose_projector(request: PullRequest, projectors: list[HubFile]) -> HubFile | None:
+def _choose_projector(request: PullRequest, projectors: list[RemoteFile]) -> RemoteFile | None:
     usual = request.entry.projector if request.entry else ""
     for file in projectors:
         if file.name == usual:
@@ -155,7 +155,7 @@ def _choose_projector(request: PullRequest, projectors: list[HubFile]) -> HubFil
     return projectors[0] if projectors else None
 
 
-def _is_projector(file: HubFile) -> bool:
+def _is_projector(file: RemoteFile) -> bool:
     return "mmproj" in PurePosixPath(file.name).name.lower()
 
 
@@ -164,7 +164,7 @@ def _has_quantization(name: str, quantization: str) -> bool:
     return re.search(pattern, name.removesuffix(".gguf"), re.IGNORECASE) is not None
 
 
-def _names(files: list[HubFile]) -> str:
+def _names(files: list[RemoteFile]) -> str:
     names = [file.name for file in files[:_MAX_NAMED]]
     return ", ".join(names) + (", …" if len(files) > _MAX_NAMED else "")
 
@@ -200,7 +200,7 @@ def pull(spec: str, report: PullReport, *, with_projector: bool = True) -> Insta
         chosen = choose_files(request, listing, with_projector=with_projector)
         if len(chosen) == 1 and with_projector and request.entry and request.entry.takes:
             report.narrate("the repository has no projector: the model takes text alone")
-        remotes = [ask_about(listing, file, report.narrate) for file in chosen]
+        remotes = [ask_about(file, report.narrate) for file in chosen]
         _check_pins(request, remotes[0])
         with ExitStack() as locks:
             files = _get_all(request, remotes, report, locks)
