@@ -36,12 +36,12 @@ from safesteer_edge.harvest.replay import (
 )
 from safesteer_edge.harvest.run import Progress
 from safesteer_edge.processes.cores import n_usable_cores
-from safesteer_edge.requests.fixed_requests import (
+from safesteer_edge.requests.requests import (
+    Request,
     held_out_requests,
     recalibration_requests,
     requests_sha256,
 )
-from safesteer_edge.requests.requests import Request
 from safesteer_edge.session.runtime import open_runtime
 from safesteer_edge.session.settings import SessionSettings
 

@@ -32,13 +32,13 @@ def run(options: argparse.Namespace, show_progress: Callable[[str, int, int], No
     """Recalibrate, print what changed on held-out requests, and return the exit code."""
     from safesteer_edge.calibration.recalibrate import RecalibrationSettings, recalibrate
     from safesteer_edge.formats.model_file import check_language_model
-    from safesteer_edge.requests.fixed_requests import (
+    from safesteer_edge.requests.requests import (
         RECALIBRATION_COUNTS,
+        read_requests,
         recalibration_requests,
         replay_requests,
         spread,
     )
-    from safesteer_edge.requests.requests import read_requests
     from safesteer_edge.session.choice import choose_model
     from safesteer_edge.session.settings import SessionSettings
 

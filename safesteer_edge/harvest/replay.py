@@ -22,8 +22,7 @@ from safesteer_edge.harvest.answers import Harvester, HarvestPlan, label_of
 from safesteer_edge.harvest.probe_quality import request_score
 from safesteer_edge.harvest.run import Progress
 from safesteer_edge.metrics.statistics import Share, auroc, auroc_interval
-from safesteer_edge.requests.fixed_requests import requests_sha256
-from safesteer_edge.requests.requests import Label, Request
+from safesteer_edge.requests.requests import Label, Request, requests_sha256
 from safesteer_edge.session.runtime import Runtime
 
 # -- the model's own answers and what a probe makes of them, token by token, on the decode path ----
