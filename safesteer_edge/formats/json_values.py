@@ -186,6 +186,8 @@ def _decode_literal(choices: tuple[object, ...], value: object, path: str) -> ob
 def _decode_tuple(hints: tuple[Any, ...], value: object, path: str) -> tuple[object, ...]:
     items = cast("list[object]", _checked(list, value, path, "a list"))
     if len(hints) == 2 and hints[1] is Ellipsis:
+        if hints[0] in (str, int, bool) and set(map(type, items)) <= {hints[0]}:
+            return tuple(items)  # thousands of token ids, in a tenth of the time
         hints = (hints[0],) * len(items)
     if len(items) != len(hints):
         raise _unexpected(items, path, f"a list of {len(hints)}")
