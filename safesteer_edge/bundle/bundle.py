@@ -35,7 +35,7 @@ from safesteer_edge.bundle.schema import (
     parse_guard_json,
     recorded_effect,
 )
-from safesteer_edge.errors import BundleError
+from safesteer_edge.errors import BundleError, os_errors_as
 from safesteer_edge.formats.control_vector_file import ControlVector, read_control_vector
 from safesteer_edge.formats.model_file import ModelInfo
 from safesteer_edge.guard.policy import GuardPolicy
@@ -307,12 +307,10 @@ def read_bundle_file(folder: Path, name: str, *, max_bytes: int) -> bytes:
     file (a pipe would hang the reader), is larger than max_bytes, or cannot be read.
     """
     path = inner_path(folder, name)
-    try:
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
-    except OSError as error:
-        raise BundleError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    require(len(data) <= max_bytes, f"{str(path)!r} is too large; expected at most {max_bytes} bytes")
+    problem = f"cannot read {str(path)!r}"
+    with os_errors_as(BundleError, problem, "make it readable"), path.open("rb") as file:
+        data = file.read(max_bytes + 1)
+    require(len(data) <= max_bytes, f"{problem}: too large; expected at most {max_bytes} bytes")
     return data
 
 

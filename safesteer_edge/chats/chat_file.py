@@ -25,10 +25,11 @@ from safesteer_edge.chats.records import (
     record_from_line,
     record_to_line,
 )
-from safesteer_edge.errors import ChatFileError, ChatStoreError
+from safesteer_edge.errors import ChatFileError, ChatStoreError, os_errors_as
 
 MAX_CHAT_BYTES: Final = 256 << 20
 FLUSH_S: Final = 0.25
+_SEE: Final = "see 'safesteer-edge chats list'"
 _WINDOWS_LOCK_OFFSET: Final = 1 << 40  # Windows forbids reading a locked byte: one no file has
 _FLAGS: Final = os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
 
@@ -62,18 +63,13 @@ def lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> bool:
 
 def read_chat(path: Path) -> ChatLog:
     """The chat in a file, without a torn last line. Raises ChatFileError for any other damage."""
-    try:
+    with os_errors_as(ChatFileError, f"cannot read chat {str(path)!r}", _SEE):
         if path.stat().st_size > MAX_CHAT_BYTES:
             raise ChatFileError(
                 f"cannot read chat {str(path)!r}: it has more than {MAX_CHAT_BYTES >> 20} MiB; "
                 "move it away"
             )
         data = path.read_bytes()
-    except OSError as error:
-        raise ChatFileError(
-            f"cannot read chat {str(path)!r}: {error.strerror or error}; see "
-            "'safesteer-edge chats list'"
-        ) from error
     lines = data.split(b"\n")[:-1]  # what follows the last line end is nothing, or a torn line
     try:
         return ChatLog.of(map(record_from_line, lines))
@@ -106,10 +102,8 @@ class ChatFile:
     @classmethod
     def create(cls, path: Path, header: ChatHeader) -> ChatFile:
         """Make the file of a new chat, for its user alone. Raises ChatStoreError."""
-        try:
+        with _saving(path):
             descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
-        except OSError as error:
-            raise _cannot_save(path, error) from error
         lock(descriptor)
         file = cls(path, descriptor, ChatLog(header))
         try:
@@ -126,13 +120,8 @@ class ChatFile:
 
         Raises ChatFileError if it is damaged, or open in another instance of the program.
         """
-        try:
+        with os_errors_as(ChatFileError, f"cannot open chat {str(path)!r}", _SEE):
             descriptor = os.open(path, _FLAGS)
-        except OSError as error:
-            raise ChatFileError(
-                f"cannot open chat {str(path)!r}: {error.strerror or error}; see "
-                "'safesteer-edge chats list'"
-            ) from error
         try:
             if not lock(descriptor):
                 raise ChatFileError(
@@ -207,13 +196,11 @@ class ChatFile:
         """Append whole lines, or nothing; what a full disk refused goes first next time."""
         self._unsaved += data
         size_bytes = os.fstat(self._descriptor).st_size
-        try:
+        with _saving(self.path):
             n_written = os.write(self._descriptor, self._unsaved)
             if n_written < len(self._unsaved):
                 os.truncate(self._descriptor, size_bytes)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            raise _cannot_save(self.path, error) from error
         self._unsaved = b""
 
     def _flush_in_time(self) -> None:
@@ -230,8 +217,8 @@ class ChatFile:
                     self._error = error  # whoever adds text next is told
 
 
-def _cannot_save(path: Path, error: OSError) -> ChatStoreError:
-    return ChatStoreError(
-        f"cannot save chat {str(path)!r}: {error.strerror or error}; free some space or make the "
-        "folder writable; until then what is said is kept in memory alone"
+def _saving(path: Path) -> contextlib.AbstractContextManager[None]:
+    remedy = (
+        "free some space or make the folder writable; until then what is said is kept in memory"
     )
+    return os_errors_as(ChatStoreError, f"cannot save chat {str(path)!r}", f"{remedy} alone")

@@ -43,6 +43,12 @@ def atomic_write(path: Path, mode: Literal["wb", "w"] = "wb") -> Generator[IO[An
         raise
 
 
+def write_whole(path: Path, content: str | bytes) -> None:
+    """`atomic_write` of content that is there already. Raises OSError."""
+    with atomic_write(path, "w" if isinstance(content, str) else "wb") as file:
+        file.write(content)
+
+
 def hash_file(path: Path, *, prefix: bytes = b"", algorithm: str = "sha256") -> str:
     """The hash in hex of prefix and content. Takes about a second a gigabyte. Raises OSError."""
     digest = hashlib.new(algorithm, prefix, usedforsecurity=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safesteer_edge.errors import SettingsError
+from safesteer_edge.errors import SettingsError, os_errors_as
 
 _NAME = "safesteer-edge"
 
@@ -39,14 +39,10 @@ def user_config_folder(*, create: bool = False) -> Path:
 
 def made_folder(folder: Path) -> Path:
     """Make a folder, for its user alone, if it is missing. Raises SettingsError."""
-    try:
+    remedy = "make it writable, or see 'safesteer-edge doctor'"
+    with os_errors_as(SettingsError, f"cannot make the folder {str(folder)!r}", remedy):
         # Conversations are private: nobody else reads a folder that we make.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(
-            f"cannot make the folder {str(folder)!r}: {error.strerror or error}; make it "
-            "writable, or see 'safesteer-edge doctor'"
-        ) from error
     return folder
 
 

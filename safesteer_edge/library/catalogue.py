@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from safesteer_edge.errors import ModelFileError, SettingsError
+from safesteer_edge.errors import ModelFileError, SettingsError, os_errors_as
 from safesteer_edge.formats.json_values import (
     BadValueError,
     from_json,
@@ -98,19 +98,15 @@ class CatalogueModel(CatalogueEntry):
 def read_catalogue_file(path: Path) -> tuple[CatalogueEntry, ...]:
     """All entries of a catalogue file. Raises SettingsError naming file, entry and key."""
     what = f"catalogue {str(path)!r}"
+    remedy = "check that it is there and readable"
+    with os_errors_as(SettingsError, f"cannot read the {what}", remedy), path.open("rb") as stream:
+        raw = stream.read(_MAX_BYTES + 1)
+    if len(raw) > _MAX_BYTES:
+        raise SettingsError(f"{what} is larger than 1 MiB; make it smaller")
     try:
-        with path.open("rb") as stream:
-            raw = stream.read(_MAX_BYTES + 1)
-        if len(raw) > _MAX_BYTES:
-            raise SettingsError(f"{what} is larger than 1 MiB; make it smaller")
         table = load_toml(raw)
         refuse_control_characters(table)
         rows = from_json(_CatalogueFile, table).model
-    except OSError as error:
-        raise SettingsError(
-            f"cannot read the {what}: {error.strerror or error}; check that it is there and "
-            "readable"
-        ) from error
     except BadValueError as error:
         raise SettingsError(f"{what}: {error}; mend it") from error
     entries: dict[str, CatalogueEntry] = {}

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from safesteer_edge.errors import ModelFileError, SettingsError
-from safesteer_edge.formats.atomic_write import atomic_write, hash_file
+from safesteer_edge.errors import ModelFileError, SettingsError, os_errors_as
+from safesteer_edge.formats.atomic_write import hash_file, write_whole
 from safesteer_edge.formats.json_values import BadValueError, format_json, from_json, load_json
 from safesteer_edge.formats.model_file import check_language_model
 from safesteer_edge.formats.user_folders import user_data_folder
@@ -121,14 +121,10 @@ def change_index(change: Callable[[Index], Index]) -> Index:
     folder = library_folder(create=True)
     with _locked(folder):
         index = change(read_index())
-        try:
-            with atomic_write(folder / _FILE, "w") as stream:
-                stream.write(format_json(index.with_files(lambda file: _relative(file, folder))))
-        except OSError as error:
-            raise SettingsError(
-                f"cannot write {str(folder / _FILE)!r}: {error.strerror or error}; "
-                "make room, or make it writable"
-            ) from error
+        text = format_json(index.with_files(lambda file: _relative(file, folder)))
+        problem = f"cannot write {str(folder / _FILE)!r}"
+        with os_errors_as(SettingsError, problem, "make room, or make it writable"):
+            write_whole(folder / _FILE, text)
     return index
 
 
@@ -185,15 +181,13 @@ def verified_again(file: StoredFile, name: str) -> StoredFile:
         f"models add {name} {os.fspath(file.path)}"
     )
     what = f"{str(file.path)!r} of model {name!r}"
-    try:
+    with os_errors_as(ModelFileError, f"cannot read {what}", remedy):
         found = file.path.stat()
         difference = ""
         if found.st_size != file.size_bytes:
             difference = f"{found.st_size} bytes, recorded {file.size_bytes}"
         elif (digest := hash_file(file.path)) != file.sha256:
             difference = f"SHA-256 {digest[:12]}…, recorded {file.sha256[:12]}…"
-    except OSError as error:
-        raise ModelFileError(f"cannot read {what}: {error.strerror or error}; {remedy}") from error
     if difference:
         raise ModelFileError(
             f"{what} has changed since its hash was recorded ({difference}); {remedy}"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from safesteer_edge.errors import ModelFileError, SettingsError
+from safesteer_edge.errors import ModelFileError, SettingsError, os_errors_as
 from safesteer_edge.formats.model_file import check_language_model, check_projector_fits
 from safesteer_edge.library.catalogue import load_catalogue
 from safesteer_edge.library.index import (
@@ -153,9 +153,5 @@ def verify_model(record: InstalledModel) -> InstalledModel:
 
 
 def _recorded(path: Path) -> StoredFile:
-    try:
+    with os_errors_as(ModelFileError, f"cannot read {str(path)!r}", "check the path"):
         return record_file(path.expanduser().resolve(), is_owned=False)
-    except OSError as error:
-        raise ModelFileError(
-            f"cannot read {str(path)!r}: {error.strerror or error}; check the path"
-        ) from error

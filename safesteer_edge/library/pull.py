@@ -10,13 +10,19 @@ from __future__ import annotations
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from safesteer_edge.errors import DownloadError, HubError, ModelFileError, SettingsError
+from safesteer_edge.errors import (
+    DownloadError,
+    HubError,
+    ModelFileError,
+    SettingsError,
+    os_errors_as,
+)
 from safesteer_edge.library.catalogue import HUB_PREFIX, CatalogueModel, find_model
 from safesteer_edge.library.hub import (
     PartialFile,
@@ -195,7 +201,14 @@ def pull(spec: str, report: PullReport, *, with_projector: bool = True) -> Insta
     """
     request = parse_pull(spec)
     library_folder(create=True)
-    with _disk_errors(), quiet_library():
+    with (
+        os_errors_as(  # of the disk: what belongs to the hub has its own
+            DownloadError,
+            f"cannot write to {str(library_folder())!r}",
+            "make room, then run it again: what has come is kept",
+        ),
+        quiet_library(),
+    ):
         listing = list_repository(request.repository, request.revision, report.narrate)
         chosen = choose_files(request, listing, with_projector=with_projector)
         if len(chosen) == 1 and with_projector and request.entry and request.entry.takes:
@@ -205,18 +218,6 @@ def pull(spec: str, report: PullReport, *, with_projector: bool = True) -> Insta
         with ExitStack() as locks:
             files = _get_all(request, remotes, report, locks)
             return _install(request, remotes, files, report)
-
-
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    """A full or failing disk, in one line; what belongs to the hub has its own."""
-    try:
-        yield
-    except OSError as error:
-        raise DownloadError(
-            f"cannot write to {str(library_folder())!r}: {error.strerror or error}; make room, "
-            "then run it again: what has come is kept"
-        ) from error
 
 
 def _get_all(

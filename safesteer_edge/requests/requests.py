@@ -20,7 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import IO, Final, Literal, TypeVar
 
-from safesteer_edge.errors import RequestDataError, SettingsError
+from safesteer_edge.errors import RequestDataError, SettingsError, os_errors_as
 from safesteer_edge.formats.json_values import BadValueError, from_json, load_json
 
 Split = Literal["train", "calibration", "test"]
@@ -145,18 +145,13 @@ def read_requests(path: Path) -> tuple[Request, ...]:
     """
     source = repr(str(path))
     requests: dict[int, Request] = {}
-    try:
-        with path.open("rb") as stream:
-            for number, row in _read_rows(stream, source, _UserRow):
-                try:
-                    requests[number] = _user_request(row, number, path)
-                except BadValueError as error:
-                    raise _line_error(source, number, f"{error}; correct it") from error
-    except OSError as error:
-        raise RequestDataError(
-            f"cannot read {source}: {error.strerror or error}; give the path of a readable JSONL"
-            " file of requests"
-        ) from error
+    remedy = "give the path of a readable JSONL file of requests"
+    with os_errors_as(RequestDataError, f"cannot read {source}", remedy), path.open("rb") as stream:
+        for number, row in _read_rows(stream, source, _UserRow):
+            try:
+                requests[number] = _user_request(row, number, path)
+            except BadValueError as error:
+                raise _line_error(source, number, f"{error}; correct it") from error
     if not requests:
         raise RequestDataError(
             f'cannot use {source}: it holds no requests; write one {{"text": …, "label": …}} a line'
@@ -168,13 +163,12 @@ def read_requests(path: Path) -> tuple[Request, ...]:
 def package_rows(name: str, kind: type[_AnyRow]) -> list[_AnyRow]:
     """The rows of one of the package's own files. Raises RequestDataError if it is damaged."""
     source = f"the package's {name!r}"
-    try:
-        with (resources.files("safesteer_edge.requests") / "data" / name).open("rb") as stream:
-            return [row for _, row in _read_rows(stream, source, kind)]
-    except OSError as error:
-        raise RequestDataError(
-            f"cannot read {source}: {error.strerror or error}; reinstall safesteer-edge"
-        ) from error
+    file = resources.files("safesteer_edge.requests") / "data" / name
+    with (
+        os_errors_as(RequestDataError, f"cannot read {source}", "reinstall safesteer-edge"),
+        file.open("rb") as stream,
+    ):
+        return [row for _, row in _read_rows(stream, source, kind)]
 
 
 def recalibration_requests() -> tuple[Request, ...]:
