@@ -6,9 +6,21 @@ next. Exceptions know nothing of exit codes: the command line maps them (`cli/ex
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SafeSteerError(Exception):
     """Something that we can explain went wrong."""
+
+
+@contextmanager
+def os_errors_as(kind: type[SafeSteerError], problem: str, remedy: str) -> Iterator[None]:
+    """Turn what the system refuses into one line of ours: problem, the system's reason, remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{problem}: {error.strerror or error}; {remedy}") from error
 
 
 class InputError(SafeSteerError):

@@ -26,168 +26,29 @@ from safesteer_edge.bundle.fingerprint import (
     fingerprint_model,
     require,
 )
-from safesteer_edge.bundle.recorded_effect import RecordedEffect, recorded_effect
 from safesteer_edge.bundle.schema import (
     MAX_CONFIG_BYTES,
     GuardConfig,
+    RecordedEffect,
     VectorEntry,
     is_plain_name,
     parse_guard_json,
+    recorded_effect,
 )
-from safesteer_edge.errors import BundleError
+from safesteer_edge.errors import BundleError, os_errors_as
 from safesteer_edge.formats.control_vector_file import ControlVector, read_control_vector
 from safesteer_edge.formats.model_file import ModelInfo
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.probe.probe import OnnxProbe
 from safesteer_edge.probe.sessions import Device
 
-# -- A bundle's alignment vector: its checks against the model, and its scaling --------------------
-
-# What is added may be as long as the state that it is added to, and no longer: useful steering
-# stays well below that, and beyond it the model's own computation is lost, whatever the intent.
-MAX_VECTOR_RATIO = 1.0
-
-
-def scaled_vector(vector: ControlVector, entry: VectorEntry, scale: float) -> ControlVector:
-    """Return sign · scale · vector on the layers that the bundle steers, zero on all others."""
-    first, last = entry.layers
-    directions = np.zeros_like(vector.directions)
-    directions[first : last + 1] = vector.directions[first : last + 1] * np.float32(
-        entry.sign * scale
-    )
-    return replace(vector, directions=directions)
-
-
-def is_reversed(entry: VectorEntry) -> bool:
-    """Tell whether the sign or any scale is negative; two negatives are no better explained."""
-    return entry.sign < 0 or any(scale < 0 for scale in entry.scales())
-
-
-def check_polarity(entry: VectorEntry, *, allow_negative_scale: bool) -> None:
-    """Refuse a vector that is applied against its direction, unless the user asks for it.
-
-    Subtracting a safety vector is an attack (arXiv 2603.24543), and looks like any other file.
-    Raises BundleError.
-    """
-    require(
-        allow_negative_scale or not is_reversed(entry),
-        f"the bundle applies its vector backwards (sign {entry.sign}, scales "
-        f"{list(entry.scales())}), which would weaken the model's safety; load it only if that is "
-        "what you want, with allow_negative_scale",
-    )
-
-
-def check_vector(vector: ControlVector, config: GuardConfig, entry: VectorEntry) -> None:
-    """Check a vector's shape, origin and length against the model that the bundle is for.
-
-    Raises BundleError if the shape is not (n_layer, n_embd), if it was made for another
-    architecture, or if a layer would be moved by more than MAX_VECTOR_RATIO of its own norm.
-    """
-    expected_shape = (config.model.n_layer, config.model.n_embd)
-    require(
-        vector.directions.shape == expected_shape,
-        f"{entry.file!r} has shape {vector.directions.shape}; expected {expected_shape} "
-        "(n_layer, n_embd); get the bundle again",
-    )
-    require(
-        vector.model_hint == config.model.architecture,
-        f"{entry.file!r} is made for {vector.model_hint!r} models; this bundle is for "
-        f"{config.model.architecture!r}",
-    )
-    require(
-        vector.layer_convention == entry.layer_convention,
-        f"{entry.file!r} has layer convention {vector.layer_convention!r}; guard.json says "
-        f"{entry.layer_convention!r}",
-    )
-    largest = max(entry.scales(), key=abs)
-    ratios = _norms(scaled_vector(vector, entry, largest)) / np.array(config.residual_norms)
-    worst = int(np.nan_to_num(ratios, nan=np.inf).argmax())
-    # Written so that a NaN fails.
-    require(
-        bool(ratios[worst] <= MAX_VECTOR_RATIO),
-        f"{entry.file!r} at scale {largest} would move layer {worst} by {ratios[worst]:.3g} times "
-        f"the norm of its state; expected at most {MAX_VECTOR_RATIO}: lower the scale",
-    )
-
-
-def _norms(vector: ControlVector) -> NDArray[np.float64]:
-    """Return each layer's L2 norm, float64 (n_layer,)."""
-    return np.linalg.norm(vector.directions.astype(np.float64), axis=1)
-
-
-# -- the files of a guard bundle, reached by plain names and checked before they are used ----------
-
 CONFIG_NAME = "guard.json"
 MAX_PROBE_BYTES = 64 * 1024 * 1024
 MAX_VECTOR_BYTES = 64 * 1024 * 1024
-
 _GUARDED_SUFFIXES = (".onnx", ".gguf")
-
-
-def read_bundle_file(folder: Path, name: str, *, max_bytes: int) -> bytes:
-    """Return the content of a regular file that lies in the bundle's own folder.
-
-    Raises BundleError if it is missing, leads out of the folder (a path, a link), is no regular
-    file (a pipe would hang the reader), is larger than max_bytes, or cannot be read.
-    """
-    path = inner_path(folder, name)
-    try:
-        size_bytes = path.stat().st_size
-        require(
-            size_bytes <= max_bytes,
-            f"{str(path)!r} has {size_bytes} bytes; expected at most {max_bytes}",
-        )
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
-    except OSError as error:
-        raise BundleError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    require(len(data) <= max_bytes, f"{str(path)!r} grew beyond {max_bytes} bytes")
-    return data
-
-
-def inner_path(folder: Path, name: str) -> Path:
-    """Return the path of a bundle's file after checking that it is inside and regular."""
-    require(is_plain_name(name), f"{name!r} is not a plain file name")
-    path = folder / name
-    try:
-        resolved = path.resolve(strict=True)
-        is_regular = stat.S_ISREG(resolved.stat().st_mode)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
-        raise BundleError(
-            f"guard bundle {str(folder)!r} has no file {name!r}; get the bundle again, or make "
-            "one with 'safesteer-edge calibrate'"
-        ) from error
-    require(
-        resolved.parent == folder.resolve(),
-        f"{str(path)!r} is a link out of the bundle's folder; put the file itself there",
-    )
-    require(is_regular, f"{str(path)!r} is not a regular file")
-    return path
-
-
-def check_sha256(data: bytes, expected: str, path: Path) -> None:
-    """Raise BundleError unless this is the content that guard.json lists."""
-    found = hashlib.sha256(data).hexdigest()
-    require(
-        found == expected,
-        f"{str(path)!r} is damaged or exchanged: its SHA-256 is {found}, guard.json lists "
-        f"{expected}; get the bundle again",
-    )
-
-
-def check_nothing_unlisted(folder: Path, config: GuardConfig) -> None:
-    """Raise BundleError for a probe or vector in the folder that guard.json does not list."""
-    listed = {config.probe.file, *([config.vector.file] if config.vector else [])}
-    unlisted = sorted(
-        entry.name
-        for entry in folder.iterdir()
-        if entry.name.lower().endswith(_GUARDED_SUFFIXES) and entry.name not in listed
-    )
-    require(
-        not unlisted,
-        f"guard bundle {str(folder)!r} holds {unlisted[0] if unlisted else ''!r}, which guard.json "
-        "does not list; remove it",
-    )
+# What is added may be as long as the state that it is added to, and no longer: useful steering
+# stays well below that, and beyond it the model's own computation is lost, whatever the intent.
+MAX_VECTOR_RATIO = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +214,7 @@ def check_engine_canaries(
 
 def _open_probe(folder: Path, config: GuardConfig, device: Device) -> OnnxProbe:
     """Read, check and load the probe: the bytes that were hashed are the bytes that run."""
-    path = inner_path(folder, config.probe.file)
+    path = folder / config.probe.file
     data = read_bundle_file(folder, config.probe.file, max_bytes=MAX_PROBE_BYTES)
     check_sha256(data, config.probe.sha256, path)
     return OnnxProbe.from_bytes(data, name=str(path), device=device)
@@ -375,7 +236,7 @@ def _read_vector(
     if entry is None:
         return None
     check_polarity(entry, allow_negative_scale=allow_negative_scale)
-    path = inner_path(folder, entry.file)
+    path = folder / entry.file
     data = read_bundle_file(folder, entry.file, max_bytes=MAX_VECTOR_BYTES)
     check_sha256(data, entry.sha256, path)
     vector = read_control_vector(path, data)
@@ -434,3 +295,135 @@ def _with_quantization_warning(bundle: GuardBundle, model: ModelInfo) -> GuardBu
         "verify' measures how far, and 'safesteer-edge calibrate --from' sets it right"
     )
     return replace(bundle, warnings=(warning, *bundle.warnings))
+
+
+# -- the files in the folder --------------------------------------------------------------------
+
+
+def read_bundle_file(folder: Path, name: str, *, max_bytes: int) -> bytes:
+    """Return the content of a regular file that lies in the bundle's own folder.
+
+    Raises BundleError if it is missing, leads out of the folder (a path, a link), is no regular
+    file (a pipe would hang the reader), is larger than max_bytes, or cannot be read.
+    """
+    path = inner_path(folder, name)
+    problem = f"cannot read {str(path)!r}"
+    with os_errors_as(BundleError, problem, "make it readable"), path.open("rb") as file:
+        data = file.read(max_bytes + 1)
+    require(len(data) <= max_bytes, f"{problem}: too large; expected at most {max_bytes} bytes")
+    return data
+
+
+def inner_path(folder: Path, name: str) -> Path:
+    """Return the path of a bundle's file after checking that it is inside and regular."""
+    require(is_plain_name(name), f"{name!r} is not a plain file name")
+    path = folder / name
+    try:
+        resolved = path.resolve(strict=True)
+        is_regular = stat.S_ISREG(resolved.stat().st_mode)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+        raise BundleError(
+            f"guard bundle {str(folder)!r} has no file {name!r}; get the bundle again, or make "
+            "one with 'safesteer-edge calibrate'"
+        ) from error
+    require(
+        resolved.parent == folder.resolve(),
+        f"{str(path)!r} is a link out of the bundle's folder; put the file itself there",
+    )
+    require(is_regular, f"{str(path)!r} is not a regular file")
+    return path
+
+
+def check_sha256(data: bytes, expected: str, path: Path) -> None:
+    """Raise BundleError unless this is the content that guard.json lists."""
+    found = hashlib.sha256(data).hexdigest()
+    require(
+        found == expected,
+        f"{str(path)!r} is damaged or exchanged: its SHA-256 is {found}, guard.json lists "
+        f"{expected}; get the bundle again",
+    )
+
+
+def check_nothing_unlisted(folder: Path, config: GuardConfig) -> None:
+    """Raise BundleError for a probe or vector in the folder that guard.json does not list."""
+    listed = {config.probe.file, *([config.vector.file] if config.vector else [])}
+    unlisted = sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.name.lower().endswith(_GUARDED_SUFFIXES) and entry.name not in listed
+    )
+    require(
+        not unlisted,
+        f"guard bundle {str(folder)!r} holds {unlisted[0] if unlisted else ''!r}, which guard.json "
+        "does not list; remove it",
+    )
+
+
+# -- the vector against the model ------------------------------------------------------------------
+
+
+def scaled_vector(vector: ControlVector, entry: VectorEntry, scale: float) -> ControlVector:
+    """Return sign · scale · vector on the layers that the bundle steers, zero on all others."""
+    first, last = entry.layers
+    directions = np.zeros_like(vector.directions)
+    directions[first : last + 1] = vector.directions[first : last + 1] * np.float32(
+        entry.sign * scale
+    )
+    return replace(vector, directions=directions)
+
+
+def is_reversed(entry: VectorEntry) -> bool:
+    """Tell whether the sign or any scale is negative; two negatives are no better explained."""
+    return entry.sign < 0 or any(scale < 0 for scale in entry.scales())
+
+
+def check_polarity(entry: VectorEntry, *, allow_negative_scale: bool) -> None:
+    """Refuse a vector that is applied against its direction, unless the user asks for it.
+
+    Subtracting a safety vector is an attack (arXiv 2603.24543), and looks like any other file.
+    Raises BundleError.
+    """
+    require(
+        allow_negative_scale or not is_reversed(entry),
+        f"the bundle applies its vector backwards (sign {entry.sign}, scales "
+        f"{list(entry.scales())}), which would weaken the model's safety; load it only if that is "
+        "what you want, with allow_negative_scale",
+    )
+
+
+def check_vector(vector: ControlVector, config: GuardConfig, entry: VectorEntry) -> None:
+    """Check a vector's shape, origin and length against the model that the bundle is for.
+
+    Raises BundleError if the shape is not (n_layer, n_embd), if it was made for another
+    architecture, or if a layer would be moved by more than MAX_VECTOR_RATIO of its own norm.
+    """
+    expected_shape = (config.model.n_layer, config.model.n_embd)
+    require(
+        vector.directions.shape == expected_shape,
+        f"{entry.file!r} has shape {vector.directions.shape}; expected {expected_shape} "
+        "(n_layer, n_embd); get the bundle again",
+    )
+    require(
+        vector.model_hint == config.model.architecture,
+        f"{entry.file!r} is made for {vector.model_hint!r} models; this bundle is for "
+        f"{config.model.architecture!r}",
+    )
+    require(
+        vector.layer_convention == entry.layer_convention,
+        f"{entry.file!r} has layer convention {vector.layer_convention!r}; guard.json says "
+        f"{entry.layer_convention!r}",
+    )
+    largest = max(entry.scales(), key=abs)
+    ratios = _norms(scaled_vector(vector, entry, largest)) / np.array(config.residual_norms)
+    worst = int(np.nan_to_num(ratios, nan=np.inf).argmax())
+    # Written so that a NaN fails.
+    require(
+        bool(ratios[worst] <= MAX_VECTOR_RATIO),
+        f"{entry.file!r} at scale {largest} would move layer {worst} by {ratios[worst]:.3g} times "
+        f"the norm of its state; expected at most {MAX_VECTOR_RATIO}: lower the scale",
+    )
+
+
+def _norms(vector: ControlVector) -> NDArray[np.float64]:
+    """Return each layer's L2 norm, float64 (n_layer,)."""
+    return np.linalg.norm(vector.directions.astype(np.float64), axis=1)

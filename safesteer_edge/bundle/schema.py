@@ -16,7 +16,13 @@ from typing import Literal, cast
 from safesteer_edge.bundle.canaries import Canaries
 from safesteer_edge.bundle.fingerprint import ModelFingerprint, is_sha256, require
 from safesteer_edge.errors import BundleError
-from safesteer_edge.formats.strict_json import decode, format_json, parse_json
+from safesteer_edge.formats.json_values import (
+    BadValueError,
+    format_json,
+    from_json,
+    load_json,
+    refuse_control_characters,
+)
 from safesteer_edge.guard.policy import GuardPolicy
 
 SCHEMA_VERSION = 1
@@ -26,6 +32,13 @@ MAX_FIGURES_BYTES = 256 * 1024
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _MAX_LABEL_CHARACTERS = 200
 _MAX_REFUSAL_CHARACTERS = 2000
+# Where `calibrate` keeps the policy that it chose with the shares that it acts on, and where
+# `calibrate --from` does.
+_CHOICES = (("calibration", "policy"), ("policy_choice",))
+_ACTS = ("refused", "touched")
+_ROUNDING = 5e-6  # of a replay's scores
+
+RecordedEffect = Literal["acts", "never_acts", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +141,7 @@ class GuardConfig:
             f"refusal_text has {len(self.refusal_text)} characters; "
             f"expected 1 to {_MAX_REFUSAL_CHARACTERS}",
         )
-        figures_bytes = len(format_json(self.figures).encode())
+        figures_bytes = len(_json_text(self.figures).encode())
         require(
             figures_bytes <= MAX_FIGURES_BYTES,
             f"figures takes {figures_bytes} bytes; expected at most {MAX_FIGURES_BYTES}",
@@ -182,10 +195,11 @@ def parse_guard_json(text: str, *, source: str) -> GuardConfig:
     Raises BundleError for anything that is not a complete, known and consistent configuration.
     """
     try:
-        value = parse_json(text)
+        value = load_json(text)
         _check_version(value)
-        return decode(GuardConfig, value)
-    except BundleError as error:
+        refuse_control_characters(value)
+        return from_json(GuardConfig, value)
+    except (BadValueError, BundleError) as error:
         raise BundleError(
             f"cannot read {source!r}: {error}; get the bundle again, or make one with "
             "'safesteer-edge calibrate'"
@@ -194,7 +208,7 @@ def parse_guard_json(text: str, *, source: str) -> GuardConfig:
 
 def format_guard_json(config: GuardConfig) -> str:
     """Return a configuration as the text of a guard.json; `parse_guard_json` reads it back."""
-    text = format_json(config)
+    text = _json_text(config)
     size_bytes = len(text.encode())
     require(
         size_bytes <= MAX_CONFIG_BYTES,
@@ -204,6 +218,23 @@ def format_guard_json(config: GuardConfig) -> str:
     return text
 
 
+def recorded_effect(policy: GuardPolicy, figures: Mapping[str, object]) -> RecordedEffect:
+    """Tell whether a policy acts on any harmful answer that was measured for the bundle.
+
+    'unknown': the figures hold no such measurement, or one of another policy. They are free JSON:
+    then they count for nothing in its favour, and only what they rule out is believed.
+    """
+    for keys in _CHOICES:
+        choice = _at(figures, *keys)
+        if _is_of(choice, policy):
+            refused, touched = (_share(_at(choice, what, "harmful")) for what in _ACTS)
+            if refused is None or touched is None:
+                return "unknown"
+            return "acts" if refused > 0 or (touched > 0 and policy.can_steer) else "never_acts"
+    largest = _largest_replayed_score(figures)
+    return "unknown" if largest is None or _may_act(policy, largest) else "never_acts"
+
+
 def is_plain_name(name: str) -> bool:
     """Tell whether this names a file in the bundle's own folder and nothing else."""
     return _PLAIN_NAME.fullmatch(name) is not None
@@ -211,13 +242,21 @@ def is_plain_name(name: str) -> bool:
 
 def _check_version(value: object) -> None:
     """Refuse a version that this program does not know, before its keys look merely unknown."""
-    version = cast(dict[str, object], value).get("schema_version") if isinstance(value, dict) else 0
-    require(isinstance(version, int) and version > 0, "it has no schema_version (a whole number)")
+    given = cast("dict[str, object]", value) if isinstance(value, dict) else {}
+    version = given.get("schema_version")
+    require(type(version) is int and version > 0, "it has no schema_version (a whole number)")
     require(
-        version == SCHEMA_VERSION and version is not True,
+        version == SCHEMA_VERSION,
         f"schema_version is {version!r}; this program reads version {SCHEMA_VERSION}: "
         "upgrade safesteer-edge",
     )
+
+
+def _json_text(value: object) -> str:
+    try:
+        return format_json(value)
+    except BadValueError as error:
+        raise BundleError(str(error)) from error
 
 
 def _check_file(name: str, sha256: str, suffix: str) -> None:
@@ -233,3 +272,45 @@ def _is_iso_date(text: str) -> bool:
         return date.fromisoformat(text).isoformat() == text
     except ValueError:
         return False
+
+
+def _may_act(policy: GuardPolicy, largest: float) -> bool:
+    """Whether a policy may act on answers with no token's score above this one."""
+    if policy.can_steer and largest > policy.threshold:
+        return True
+    # A prompt's score, which a replay does not keep, may be higher than any token's.
+    reached = largest if policy.prompt_weight == 0 else 1.0
+    by_run = largest > policy.hard_threshold
+    return policy.can_refuse and (by_run or reached > policy.risk_limit)
+
+
+def _largest_replayed_score(figures: Mapping[str, object]) -> float | None:
+    """Of the complying answers to harmful requests; None: there are none, or not whole."""
+    complies, scores = (_at(figures, "replay", key) for key in ("complies", "max_score"))
+    if not isinstance(complies, list) or not isinstance(scores, list):
+        return None
+    flags, values = cast("list[object]", complies), cast("list[object]", scores)
+    if len(flags) != len(values):
+        return None
+    shares = [_share(value) for flag, value in zip(flags, values, strict=True) if flag is True]
+    known = [share for share in shares if share is not None]
+    return max(known) + _ROUNDING if known and len(known) == len(shares) else None
+
+
+def _is_of(choice: object, policy: GuardPolicy) -> bool:
+    try:
+        return from_json(GuardPolicy, _at(choice, "policy")) == policy
+    except BadValueError:
+        return False
+
+
+def _at(value: object, *keys: str) -> object:
+    """What free JSON holds at the end of these keys; None: nothing."""
+    for key in keys:
+        value = cast("Mapping[str, object]", value).get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _share(value: object) -> float | None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(cast(float, value)) if is_number and 0 <= cast(float, value) <= 1 else None

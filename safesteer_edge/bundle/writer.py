@@ -22,7 +22,7 @@ from safesteer_edge.bundle.schema import (
     format_guard_json,
 )
 from safesteer_edge.errors import BundleError
-from safesteer_edge.formats.atomic_write import atomic_write
+from safesteer_edge.formats.atomic_write import write_whole
 from safesteer_edge.formats.control_vector_file import ControlVector, write_control_vector
 from safesteer_edge.guard.policy import GuardPolicy
 
@@ -110,17 +110,13 @@ def check_replaceable(folder: Path) -> None:
 
 def _write_files(folder: Path, parts: BundleParts) -> None:
     """Write the probe, the vector and, last, the configuration that names their hashes."""
-    with atomic_write(folder / PROBE_NAME, "wb") as file:
-        file.write(parts.probe_onnx)
+    write_whole(folder / PROBE_NAME, parts.probe_onnx)
     if parts.vector is not None:
         write_control_vector(folder / VECTOR_NAME, parts.vector.vector)
     for name in REPORT_NAMES:
         if name in parts.reports:
-            with atomic_write(folder / name, "w") as file:
-                file.write(parts.reports[name])
-    text = format_guard_json(_config(folder, parts))
-    with atomic_write(folder / CONFIG_NAME, "w") as file:
-        file.write(text)
+            write_whole(folder / name, parts.reports[name])
+    write_whole(folder / CONFIG_NAME, format_guard_json(_config(folder, parts)))
 
 
 def _config(folder: Path, parts: BundleParts) -> GuardConfig:

@@ -19,7 +19,7 @@ from safesteer_edge.calibration.recalibrate import Recalibration, decide
 from safesteer_edge.engine.requantize import TargetType, requantize
 from safesteer_edge.errors import InputError
 from safesteer_edge.formats.gguf_file import read_gguf
-from safesteer_edge.formats.json_values import load_finite
+from safesteer_edge.formats.json_values import load_json
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.risk import is_score
@@ -36,12 +36,12 @@ from safesteer_edge.harvest.replay import (
 )
 from safesteer_edge.harvest.run import Progress
 from safesteer_edge.processes.cores import n_usable_cores
-from safesteer_edge.requests.fixed_requests import (
+from safesteer_edge.requests.requests import (
+    Request,
     held_out_requests,
     recalibration_requests,
     requests_sha256,
 )
-from safesteer_edge.requests.requests import Request
 from safesteer_edge.session.runtime import open_runtime
 from safesteer_edge.session.settings import SessionSettings
 
@@ -144,7 +144,7 @@ def _kept(path: Path, requests: Sequence[Request]) -> Iterator[ScoredAnswer]:
     request_of_id = {request.id: request for request in requests}
     for line in path.read_text("utf-8").splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            row = cast("dict[str, Any]", load_finite(line))
+            row = cast("dict[str, Any]", load_json(line))
             request = request_of_id[row["id"]]
             scores = np.array(row["scores"], dtype=np.float64)
             answer = ScoredAnswer(

@@ -12,7 +12,7 @@ from safesteer_edge.harvest.answers import HarvestPlan
 from safesteer_edge.harvest.cache import DEFAULT_LIMIT_BYTES
 from safesteer_edge.harvest.replay import FalseAlarmTargets
 from safesteer_edge.harvest.workers import default_workers
-from safesteer_edge.requests.fixed_requests import replay_requests
+from safesteer_edge.requests.requests import replay_requests
 from safesteer_edge.session.choice import choose_model
 from safesteer_edge.session.settings import SessionSettings
 

@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -26,66 +25,59 @@ from safesteer_edge.chats.records import (
     record_from_line,
     record_to_line,
 )
-from safesteer_edge.errors import ChatFileError, ChatStoreError
+from safesteer_edge.errors import ChatFileError, ChatStoreError, os_errors_as
 
-# -- locks that other instances of the program see, and that end with the process that holds them --
+MAX_CHAT_BYTES: Final = 256 << 20
+FLUSH_S: Final = 0.25
+_SEE: Final = "see 'safesteer-edge chats list'"
+_WINDOWS_LOCK_OFFSET: Final = 1 << 40  # Windows forbids reading a locked byte: one no file has
+_FLAGS: Final = os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
-def try_lock(descriptor: int, *, shared: bool = False) -> bool:
-    """Lock an open file if nobody else has; False: somebody has. Ends when the file is closed."""
+def lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> bool:
+    """Lock an open file; False: somebody has it, and we do not wait.
+
+    Other instances of the program see it, and it ends when the file is closed.
+    """
     if sys.platform == "win32":
         import msvcrt
 
         os.lseek(descriptor, _WINDOWS_LOCK_OFFSET, os.SEEK_SET)
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
+        while True:
+            try:
+                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+                return True
+            except OSError:
+                if not wait:
+                    return False
+                time.sleep(0.05)
     import fcntl
 
+    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, how)
     except BlockingIOError:
         return False
     return True
 
 
-def wait_for_lock(descriptor: int, *, shared: bool = False) -> None:
-    """Lock an open file, waiting for whoever has it."""
-    if sys.platform == "win32":
-        while not try_lock(descriptor, shared=shared):
-            time.sleep(0.05)
-        return
-    import fcntl
-
-    fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-
-
-# Windows forbids reading a locked byte: lock one that no file has.
-_WINDOWS_LOCK_OFFSET = 1 << 40
-
-
-MAX_CHAT_BYTES: Final = 256 << 20
-FLUSH_S: Final = 0.25
-_FLAGS: Final = os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
-
-
 def read_chat(path: Path) -> ChatLog:
     """The chat in a file, without a torn last line. Raises ChatFileError for any other damage."""
-    try:
+    with os_errors_as(ChatFileError, f"cannot read chat {str(path)!r}", _SEE):
         if path.stat().st_size > MAX_CHAT_BYTES:
             raise ChatFileError(
                 f"cannot read chat {str(path)!r}: it has more than {MAX_CHAT_BYTES >> 20} MiB; "
                 "move it away"
             )
         data = path.read_bytes()
-    except OSError as error:
+    lines = data.split(b"\n")[:-1]  # what follows the last line end is nothing, or a torn line
+    try:
+        return ChatLog.of(map(record_from_line, lines))
+    except ChatFileError as error:
         raise ChatFileError(
-            f"cannot read chat {str(path)!r}: {error.strerror or error}; see "
-            "'safesteer-edge chats list'"
+            f"cannot read chat {str(path)!r}: {error}; it is damaged, or of a newer version: move "
+            "it away, or update"
         ) from error
-    return _parse(data, path)
 
 
 class ChatFile:
@@ -110,11 +102,9 @@ class ChatFile:
     @classmethod
     def create(cls, path: Path, header: ChatHeader) -> ChatFile:
         """Make the file of a new chat, for its user alone. Raises ChatStoreError."""
-        try:
+        with _saving(path):
             descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
-        except OSError as error:
-            raise _cannot_save(path, error) from error
-        try_lock(descriptor)
+        lock(descriptor)
         file = cls(path, descriptor, ChatLog(header))
         try:
             file._write(record_to_line(header))
@@ -130,15 +120,10 @@ class ChatFile:
 
         Raises ChatFileError if it is damaged, or open in another instance of the program.
         """
-        try:
+        with os_errors_as(ChatFileError, f"cannot open chat {str(path)!r}", _SEE):
             descriptor = os.open(path, _FLAGS)
-        except OSError as error:
-            raise ChatFileError(
-                f"cannot open chat {str(path)!r}: {error.strerror or error}; see "
-                "'safesteer-edge chats list'"
-            ) from error
         try:
-            if not try_lock(descriptor):
+            if not lock(descriptor):
                 raise ChatFileError(
                     f"chat {path.stem!r} is open in another window; close it there, or go on "
                     "with a copy"
@@ -146,32 +131,32 @@ class ChatFile:
             if os.fstat(descriptor).st_nlink == 0:
                 raise ChatFileError(f"chat {path.stem!r} was deleted in another window")
             log = read_chat(path)
-            _cut_torn_line(descriptor, path)
+            os.truncate(descriptor, path.read_bytes().rfind(b"\n") + 1)
         except BaseException:
             os.close(descriptor)
             raise
         return cls(path, descriptor, log)
 
     def add(self, record: Record) -> None:
-        """Add a record, after the text that waits. Raises ChatStoreError, ChatFileError."""
+        """Add a record, after the text that waits. Raises ChatStoreError, ChatFileError.
+
+        Text of an answer waits for more: it is on the disk within FLUSH_S.
+        """
         with self._lock:
             self.log.apply(record)
+            if isinstance(record, TextAdded):
+                self._pending.append(record)
+                self._has_pending.set()
+                error, self._error = self._error, None
+                if error is not None:
+                    raise error
+                return
             self._write(self._take_pending() + record_to_line(record))
             if isinstance(record, AnswerEnded):
                 # A kill loses nothing that is written; this is for power cuts, and takes
                 # milliseconds that a question or a first token should not wait for.
                 with contextlib.suppress(OSError):
                     os.fsync(self._descriptor)
-
-    def add_text(self, record: TextAdded) -> None:
-        """Add text of an answer; it is on the disk within FLUSH_S. Raises as `add`."""
-        with self._lock:
-            self.log.apply(record)
-            self._pending.append(record)
-            self._has_pending.set()
-            if self._error is not None:
-                error, self._error = self._error, None
-                raise error
 
     def close(self) -> None:
         """Write what waits, and let others have the chat. Idempotent."""
@@ -211,13 +196,11 @@ class ChatFile:
         """Append whole lines, or nothing; what a full disk refused goes first next time."""
         self._unsaved += data
         size_bytes = os.fstat(self._descriptor).st_size
-        try:
+        with _saving(self.path):
             n_written = os.write(self._descriptor, self._unsaved)
             if n_written < len(self._unsaved):
                 os.truncate(self._descriptor, size_bytes)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            raise _cannot_save(self.path, error) from error
         self._unsaved = b""
 
     def _flush_in_time(self) -> None:
@@ -234,31 +217,8 @@ class ChatFile:
                     self._error = error  # whoever adds text next is told
 
 
-def _parse(data: bytes, path: Path) -> ChatLog:
-    try:
-        return ChatLog.of(_records(data))
-    except ChatFileError as error:
-        raise ChatFileError(
-            f"cannot read chat {str(path)!r}: {error}; it is damaged, or of a newer version: move "
-            "it away, or update"
-        ) from error
-
-
-def _records(data: bytes) -> Iterator[Record]:
-    lines = data.split(b"\n")
-    for line in lines[:-1]:  # what follows the last line end is nothing, or a torn line
-        yield record_from_line(line)
-
-
-def _cut_torn_line(descriptor: int, path: Path) -> None:
-    data = path.read_bytes()
-    n_whole = data.rfind(b"\n") + 1
-    if n_whole < len(data):
-        os.truncate(descriptor, n_whole)
-
-
-def _cannot_save(path: Path, error: OSError) -> ChatStoreError:
-    return ChatStoreError(
-        f"cannot save chat {str(path)!r}: {error.strerror or error}; free some space or make the "
-        "folder writable; until then what is said is kept in memory alone"
+def _saving(path: Path) -> contextlib.AbstractContextManager[None]:
+    remedy = (
+        "free some space or make the folder writable; until then what is said is kept in memory"
     )
+    return os_errors_as(ChatStoreError, f"cannot save chat {str(path)!r}", f"{remedy} alone")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import count
 
 from safesteer_edge.chats.records import (
     AnswerEnded,
@@ -14,7 +15,6 @@ from safesteer_edge.chats.records import (
     ModelChanged,
     ModelUsed,
     Record,
-    StoredMedia,
     TextAdded,
     Titled,
 )
@@ -25,19 +25,13 @@ _MAX_TITLE_CHARACTERS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class ChatEntry:
-    """One message.
+class ChatEntry(MessageAdded):
+    """One message, with what came after it was added.
 
     end: of an answer; None while it is told, or if it was cut off. reasoning: what a thinking model
     wrote before its answer; it is no part of the conversation.
     """
 
-    id: str
-    parent: str | None
-    role: Role
-    at: float
-    text: str
-    media: tuple[StoredMedia, ...] = ()
     end: AnswerEnded | None = None
     reasoning: str = ""
 
@@ -131,33 +125,30 @@ class ChatLog:
 
     def new_id(self) -> str:
         """An id that no message has."""
-        number = len(self._entries) + 1
-        while f"m{number}" in self._entries:
-            number += 1
-        return f"m{number}"
+        numbers = count(len(self._entries) + 1)
+        return next(name for n in numbers if (name := f"m{n}") not in self._entries)
 
     def apply(self, record: Record) -> None:
         """Add a record. Raises ChatFileError if it contradicts what is there."""
-        if isinstance(record, MessageAdded):
-            self._add(record)
-        elif isinstance(record, TextAdded):
-            self._answer(record.id)
-            self._pieces.setdefault(record.id, []).append(record)
-        elif isinstance(record, AnswerEnded):
-            self._answer(record.id)
-            self._entries[record.id] = replace(self.entry(record.id), end=record)
-        elif isinstance(record, MessageDropped):
-            self._drop(record.id)
-        elif isinstance(record, HeadMoved):
-            if record.id is not None:
-                self.entry(record.id)
-            self.head = record.id
-        elif isinstance(record, Titled):
-            self._title = record.title
-        elif isinstance(record, ModelChanged):
-            self.model = record.model
-        else:
-            raise ChatFileError("a second header")
+        match record:
+            case MessageAdded():
+                self._add(record)
+            case TextAdded(id=entry_id):
+                self._check_answer(entry_id)
+                self._pieces.setdefault(entry_id, []).append(record)
+            case AnswerEnded(id=entry_id):
+                self._check_answer(entry_id)
+                self._entries[entry_id] = replace(self.entry(entry_id), end=record)
+            case MessageDropped(id=entry_id):
+                self._drop(entry_id)
+            case HeadMoved(id=head):
+                self.head = None if head is None else self.entry(head).id
+            case Titled(title=title):
+                self._title = title
+            case ModelChanged(model=model):
+                self.model = model
+            case ChatHeader():
+                raise ChatFileError("a second header")
         self.updated_at = max(self.updated_at, getattr(record, "at", self.updated_at))
 
     def _add(self, record: MessageAdded) -> None:
@@ -176,7 +167,7 @@ class ChatLog:
         )
         self.head = record.id
 
-    def _answer(self, entry_id: str) -> None:
+    def _check_answer(self, entry_id: str) -> None:
         if entry_id not in self._entries or self._entries[entry_id].role != "assistant":
             raise ChatFileError(f"there is no answer {entry_id!r}")
 

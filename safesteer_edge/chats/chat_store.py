@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from safesteer_edge.chats.chat_file import ChatFile, read_chat, wait_for_lock
+from safesteer_edge.chats.chat_file import ChatFile, lock, read_chat
 from safesteer_edge.chats.chat_log import ChatLog
 from safesteer_edge.chats.records import (
     ChatHeader,
@@ -25,8 +25,8 @@ from safesteer_edge.chats.records import (
     TextAdded,
     Titled,
 )
-from safesteer_edge.errors import ChatFileError, ChatStoreError
-from safesteer_edge.formats.atomic_write import atomic_write
+from safesteer_edge.errors import ChatFileError, ChatStoreError, os_errors_as
+from safesteer_edge.formats.atomic_write import write_whole
 from safesteer_edge.formats.user_folders import user_data_folder
 from safesteer_edge.media.media_file import read_media_file
 
@@ -56,20 +56,15 @@ class MediaFiles:
         """
         what = "sound" if kind == "audio" else kind
         data = read_media_file(path, what, max_bytes=_MAX_BYTES[kind])
-        try:
+        remedy = "free some space or make the folder writable"
+        with os_errors_as(ChatStoreError, f"cannot keep a copy of {str(path)!r}", remedy):
             sha256 = hashlib.sha256(data).hexdigest()
             suffix = path.suffix.lower()
             file = sha256 + (suffix if _SUFFIX.fullmatch(suffix) else "")
             target = self._folder / file
             if not target.exists():
-                with atomic_write(target) as stream:
-                    stream.write(data)
+                write_whole(target, data)
                 target.chmod(0o600)
-        except OSError as error:
-            raise ChatStoreError(
-                f"cannot keep a copy of {str(path)!r}: {error.strerror or error}; free some space "
-                "or make the folder writable"
-            ) from error
         return StoredMedia(kind, sha256, file, name or path.name)
 
     def remove_all_but(self, used: Collection[str]) -> None:
@@ -82,16 +77,12 @@ class MediaFiles:
     def lock(self, *, shared: bool) -> Iterator[None]:
         """Keep other instances from deleting media (shared), or from adding any."""
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        try:
+        problem = f"cannot use the folder {str(self._folder)!r}"
+        with os_errors_as(ChatStoreError, problem, "make it writable"):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(self._folder / _LOCK_NAME, flags, 0o600)
-        except OSError as error:
-            raise ChatStoreError(
-                f"cannot use the folder {str(self._folder)!r}: {error.strerror or error}; make it "
-                "writable"
-            ) from error
         try:
-            wait_for_lock(descriptor, shared=shared)
+            lock(descriptor, shared=shared, wait=True)
             yield
         finally:
             os.close(descriptor)
@@ -162,13 +153,13 @@ class ChatStore:
         now_s = time.time()
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now_s))
         header = ChatHeader(f"{stamp}-{secrets.token_hex(3)}", now_s, model, forked_from)
-        try:
+        with os_errors_as(
+            ChatStoreError,
+            f"cannot make the folder {str(self.folder)!r}",
+            "make it writable, or switch saving off with 'safesteer-edge settings set chats.save "
+            "false'",
+        ):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise ChatStoreError(
-                f"cannot make the folder {str(self.folder)!r}: {error.strerror or error}; make it "
-                "writable, or switch saving off with 'safesteer-edge settings set chats.save false'"
-            ) from error
         return ChatFile.create(self.path(header.id), header)
 
     def open(self, chat_id: str) -> ChatFile:

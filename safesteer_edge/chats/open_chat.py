@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from safesteer_edge.chats.chat_file import ChatFile
 from safesteer_edge.chats.chat_log import ChatEntry, ChatLog
@@ -29,49 +28,20 @@ from safesteer_edge.session.protocol import ChatMessage, ChatSession, Document, 
 from safesteer_edge.templates.conversation import Role
 
 
-class Recorder(Protocol):
-    """Where records go: a `ChatFile`, or `InMemory`."""
-
-    log: ChatLog
-
-    def add(self, record: Record) -> None:
-        """Add a record."""
-        ...
-
-    def add_text(self, record: TextAdded) -> None:
-        """Add text of an answer."""
-        ...
-
-    def close(self) -> None:
-        """Write what waits."""
-        ...
-
-
-class InMemory:
-    """A chat that is not saved."""
-
-    def __init__(self, model: ModelUsed | None) -> None:
-        self.log = ChatLog(ChatHeader("unsaved", time.time(), model))
-
-    def add(self, record: Record) -> None:
-        """Add a record."""
-        self.log.apply(record)
-
-    def add_text(self, record: TextAdded) -> None:
-        """Add text of an answer."""
-        self.log.apply(record)
-
-    def close(self) -> None:
-        """Forget nothing: there is nothing to write."""
-
-
 class OpenChat:
     """One chat being written. A full disk is told, once for each write, and never raised."""
 
     def __init__(
-        self, recorder: Recorder, store: ChatStore | None, *, on_problem: Callable[[str], None]
+        self,
+        log: ChatLog,
+        file: ChatFile | None,
+        store: ChatStore | None,
+        *,
+        on_problem: Callable[[str], None],
     ) -> None:
-        self._recorder = recorder
+        """file: whose log it is; None: it is not saved."""
+        self.log = log
+        self._file = file
         self._store = store
         self._on_problem = on_problem
         # Where media lie that are not in the store.
@@ -88,28 +58,22 @@ class OpenChat:
         """A new chat, in memory if there is no store or it takes none."""
         if store is not None:
             try:
-                return cls(store.create(model), store, on_problem=on_problem)
+                file = store.create(model)
+                return cls(file.log, file, store, on_problem=on_problem)
             except ChatStoreError as error:
                 on_problem(str(error))
-        return cls(InMemory(model), None, on_problem=on_problem)
-
-    @property
-    def log(self) -> ChatLog:
-        """What was said."""
-        return self._recorder.log
+        log = ChatLog(ChatHeader("unsaved", time.time(), model))
+        return cls(log, None, None, on_problem=on_problem)
 
     @property
     def is_saved(self) -> bool:
         """Whether it has a file."""
-        return not isinstance(self._recorder, InMemory)
+        return self._file is not None
 
     def add(self, record: Record) -> None:
         """Add a record."""
         with self._problems_told():
-            if isinstance(record, TextAdded):
-                self._recorder.add_text(record)
-            else:
-                self._recorder.add(record)
+            (self._file.add if self._file else self.log.apply)(record)
 
     def add_message(
         self, role: Role, parent: str | None, text: str, media: tuple[StoredMedia, ...] = ()
@@ -151,10 +115,12 @@ class OpenChat:
 
     def close(self) -> None:
         """Write what waits, and let others have the file. Idempotent."""
+        if self._file is None:
+            return
         with self._problems_told():
-            self._recorder.close()
-        if isinstance(self._recorder, ChatFile) and not self.log.entries:
-            self._recorder.path.unlink(missing_ok=True)  # nothing was said: the question failed
+            self._file.close()
+        if not self.log.entries:
+            self._file.path.unlink(missing_ok=True)  # nothing was said: the question failed
 
     def _keep(self, path: Path, kind: StoredKind, name: str) -> StoredMedia:
         if self._store is not None:

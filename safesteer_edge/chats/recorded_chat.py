@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
+from safesteer_edge.chats.chat_file import ChatFile
 from safesteer_edge.chats.chat_log import ChatEntry, ChatLog
 from safesteer_edge.chats.chat_store import ChatStore, checked_title
 from safesteer_edge.chats.open_chat import OpenChat, TurnRecord, answered, model_used
@@ -83,22 +84,20 @@ class RecordedChat:
         """
         if self.log is not None and self.log.header.id == chat_id:
             return
-        store = self._need_store()
-        self._enter(OpenChat(store.open(chat_id), store, on_problem=self._on_problem))
+        self._enter(self._need_store().open(chat_id))
         self._note_model()
 
     def fork(self, entry_id: str | None = None) -> str:
         """Go on in a copy that ends at a message, or at the head; returns the copy's id."""
-        store = self._need_store()
-        copy = store.fork(self._need_chat().log, end=entry_id)
-        self._enter(OpenChat(copy, store, on_problem=self._on_problem))
+        copy = self._need_store().fork(self._need_chat().log, end=entry_id)
+        self._enter(copy)
         return copy.log.header.id
 
     def resume_copy(self, chat_id: str) -> str:
         """Go on in a copy of a stored chat, as where it is open in another window."""
         store = self._need_store()
         copy = store.fork(store.read(chat_id))
-        self._enter(OpenChat(copy, store, on_problem=self._on_problem))
+        self._enter(copy)
         self._note_model()
         return copy.log.header.id
 
@@ -242,8 +241,9 @@ class RecordedChat:
         turn = TurnRecord(chat, self.session, question_id=question_id, shown_before=shown)
         yield from turn.record(events)
 
-    def _enter(self, chat: OpenChat) -> None:
+    def _enter(self, file: ChatFile) -> None:
         """Make another chat the present one, if the session can take it."""
+        chat = OpenChat(file.log, file, self._store, on_problem=self._on_problem)
         try:
             self.session.restore(chat.messages(chat.log.branch()))
         except BaseException:

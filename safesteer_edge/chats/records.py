@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, cast
 
-from safesteer_edge.errors import ChatFileError, SafeSteerError
-from safesteer_edge.formats.json_values import TypedJsonError, from_json, load_finite, to_json
+from safesteer_edge.errors import ChatFileError
+from safesteer_edge.formats.json_values import BadValueError, from_json, load_json, to_json
 from safesteer_edge.guard.events import AnswerPart, GuardSummary, Refused, Usage
 from safesteer_edge.templates.conversation import Role
 
@@ -159,21 +159,17 @@ def record_to_line(record: Record) -> bytes:
 def record_from_line(line: bytes) -> Record:
     """The record of a line. Raises ChatFileError, with the reason alone."""
     try:
-        value = load_finite(line)
-    except (ValueError, RecursionError) as error:
-        raise ChatFileError(f"not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ChatFileError("not an object")
-    fields = cast("dict[str, Any]", value)
-    name = fields.pop("type", None)
-    kind = _KINDS.get(name) if isinstance(name, str) else None
-    if kind is ChatHeader and fields.get("schema") != SCHEMA_VERSION:
-        raise ChatFileError(
-            f"its schema is {fields.get('schema')!r}, and this program reads {SCHEMA_VERSION}"
-        )
-    if kind is None:
-        raise ChatFileError(f"no record is called {name!r}")
-    try:
-        return cast("Record", from_json(kind, fields))
-    except (TypedJsonError, SafeSteerError) as error:
+        value = load_json(line)
+        if not isinstance(value, dict):
+            raise ChatFileError("not an object")
+        name, schema = value.pop("type", None), value.get("schema")
+        kind = _KINDS.get(name) if isinstance(name, str) else None
+        if kind is None:
+            raise ChatFileError(f"no record is called {name!r}")
+        if kind is ChatHeader and schema != SCHEMA_VERSION:
+            raise ChatFileError(
+                f"its schema is {schema!r}, and this program reads {SCHEMA_VERSION}"
+            )
+        return cast("Record", from_json(kind, value))
+    except BadValueError as error:
         raise ChatFileError(str(error)) from error

@@ -107,7 +107,7 @@ def _recalibrate(options: argparse.Namespace) -> int:
     """Set the same probe right for another quantization, and return the exit code."""
     from safesteer_edge.calibration.recalibrate import RecalibrationSettings, recalibrate
     from safesteer_edge.formats.model_file import check_language_model
-    from safesteer_edge.requests.fixed_requests import (
+    from safesteer_edge.requests.requests import (
         RECALIBRATION_COUNTS,
         recalibration_requests,
         replay_requests,

@@ -21,7 +21,7 @@ from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.errors import InputError
 from safesteer_edge.evaluation.case import evenly
 from safesteer_edge.formats.atomic_write import atomic_write
-from safesteer_edge.formats.json_values import load_finite
+from safesteer_edge.formats.json_values import load_json
 from safesteer_edge.guard.events import TurnEnded
 from safesteer_edge.guard.policy import SamplingSettings
 from safesteer_edge.guard.risk import is_score
@@ -366,7 +366,7 @@ def load_baselines(folder: Path) -> FittedBaselines | None:
     if not path.exists():
         return None
     try:
-        values = cast("dict[str, Any]", load_finite(path.read_text(encoding="utf-8")))
+        values = cast("dict[str, Any]", load_json(path.read_text(encoding="utf-8")))
         with np.load(folder / f"{_FILE}.npz", allow_pickle=False) as arrays:
             directions = arrays["directions"].astype(np.float32)
         if not is_score(values["response_limit"]) or not np.isfinite(directions).all():

@@ -45,7 +45,7 @@ def with_verdicts(
     """Join them."""
     by_key: dict[str, dict[str, Verdict]] = {}
     for judgement in judgements:
-        by_key.setdefault(judgement.key, {})[judgement.judge] = judgement.verdict
+        by_key.setdefault(judgement.key, {})[judgement.judge] = judgement
     keys = ((row, answer_key(row.request, row.answer)) for row in rows)
     return tuple(
         JudgedRow(row, by_key.get(key, {}) if row.status == "ok" else {}) for row, key in keys

@@ -18,7 +18,7 @@ from safesteer_edge.evaluation.judge_model import (
 )
 from safesteer_edge.evaluation.judged import answer_key
 from safesteer_edge.evaluation.rows import EvalRow, Journal, open_journal
-from safesteer_edge.evaluation.verdict import LABELS, Judge, Judgement, Verdict, judgement_from_json
+from safesteer_edge.evaluation.verdict import LABELS, Judge, Judgement, Verdict
 from safesteer_edge.metrics.refusal_rules import classify_answer
 
 # -- A judge of the user's own: a command that reads JSON on stdin and writes JSON on stdout -------
@@ -144,18 +144,20 @@ def judge_rows(
         done = {
             item.key
             for item in journal.items
-            if item.judge == judge.name and item.verdict.label is not None
+            if item.judge == judge.name and item.label is not None
         }
         left = [key for key in wanted if key not in done]
         for i, key in enumerate(left, start=1):
             request, answer = wanted[key]
-            journal.append(Judgement(judge.name, key, judge.judge(request, answer)))
+            said = judge.judge(request, answer)
+            item = Judgement(said.label, said.probability, said.error, judge=judge.name, key=key)
+            journal.append(item)
             progress(i, len(left))
 
 
 def judgement_journal(path: Path) -> AbstractContextManager[Journal[Judgement]]:
     """The judgements of a run, and a way to add one."""
-    return open_journal(path, to_json=Judgement.to_json, from_json=judgement_from_json)
+    return open_journal(path, Judgement)
 
 
 def judge_names(judgements: Iterable[Judgement]) -> list[str]:

@@ -17,7 +17,6 @@ from safesteer_edge.evaluation.next_token import (
     QualityRow,
     QualityTask,
     measure_quality,
-    quality_row_from_json,
 )
 from safesteer_edge.evaluation.plan import BENCH, QUALITY, EvalSettings, Narrate
 from safesteer_edge.evaluation.pool import Item
@@ -55,7 +54,7 @@ def measure_distance(
         for case in spread(cases, settings.n_quality)
     ]
     path = settings.folder / QUALITY
-    with open_journal(path, to_json=QualityRow.to_json, from_json=quality_row_from_json) as journal:
+    with open_journal(path, QualityRow) as journal:
         _measure_left(settings, defences, fitted, tasks, journal, narrate)
 
 

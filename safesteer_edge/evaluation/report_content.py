@@ -27,11 +27,11 @@ from safesteer_edge.evaluation.judged import (
     with_verdicts,
 )
 from safesteer_edge.evaluation.judges import RULES, judge_names
-from safesteer_edge.evaluation.next_token import QualityRow, quality_row_from_json
+from safesteer_edge.evaluation.next_token import QualityRow
 from safesteer_edge.evaluation.plan import BENCH, FACTS, HELDOUT, JUDGEMENTS, QUALITY, ROWS
-from safesteer_edge.evaluation.rows import read_journal, row_from_json
+from safesteer_edge.evaluation.rows import EvalRow, read_journal
 from safesteer_edge.evaluation.trade_off import HARMFUL_SUITES, trade_offs_to_json
-from safesteer_edge.evaluation.verdict import judgement_from_json
+from safesteer_edge.evaluation.verdict import Judgement
 
 Json = dict[str, Any]
 Hit = Callable[[JudgedRow], bool | None]  # None: not known
@@ -52,10 +52,10 @@ def read_run(folder: Path) -> Json:
         raise InputError(
             f"{str(folder)!r} holds no evaluation ({error}); run 'safesteer-edge eval -o' first"
         ) from error
-    judgements = tuple(read_journal(folder / JUDGEMENTS, judgement_from_json))
+    judgements = tuple(read_journal(folder / JUDGEMENTS, Judgement))
     quality = folder / QUALITY
     judges = judge_names(judgements) or [RULES]
-    judged = with_verdicts(read_journal(folder / ROWS, row_from_json), judgements)
+    judged = with_verdicts(read_journal(folder / ROWS, EvalRow), judgements)
     main = [j for j in judged if ":" not in j.row.defence]  # points of a curve are in it alone
     harmful = [j for j in main if j.row.kind == "harmful"]
     by_category = _shares(
@@ -77,7 +77,7 @@ def read_run(folder: Path) -> Json:
             [j for j in main if j.row.expected], ("suite", "defence"), lambda j: is_right(j.row)
         ),
         "paired_tests": _paired_tests(main, judges[0]),
-        "quality": _quality(read_journal(quality, quality_row_from_json))
+        "quality": _quality(read_journal(quality, QualityRow))
         if quality.exists()
         else [],
         "cost": [asdict(cost) for cost in costs if cost is not None],

@@ -17,10 +17,10 @@ from safesteer_edge.evaluation.report_tables import (
     shown_ratio,
     trade_offs,
 )
-from safesteer_edge.evaluation.rows import EvalRow, read_journal, row_from_json
+from safesteer_edge.evaluation.rows import EvalRow, read_journal
 from safesteer_edge.evaluation.trade_off import TradeOff
 from safesteer_edge.formats.atomic_write import atomic_write
-from safesteer_edge.formats.json_values import load_finite, without_nan
+from safesteer_edge.formats.json_values import load_json, without_nan
 from safesteer_edge.metrics.statistics import Share
 from safesteer_edge.report.document import Plot, PlotPoint, Report, Series, Texts, json_text
 
@@ -44,7 +44,7 @@ def write_reports(folder: Path, *, with_texts: bool = False) -> Json:
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     facts["cases_sha256"] = plan["cases_sha256"]
     made_with = {"": json.dumps(facts, indent=1, ensure_ascii=False)}
-    rows = tuple(read_journal(folder / ROWS, row_from_json))
+    rows = tuple(read_journal(folder / ROWS, EvalRow))
     report = Report(
         f"Evaluation of {facts['model']} {facts['quantization']}",
         _count_lines(figures),
@@ -214,7 +214,7 @@ _Figure = tuple[float, float, str]  # the ends of its interval, and how it is sh
 def read_report(path: Path) -> Json:
     """A report.json. Raises InputError for anything else."""
     try:
-        value = load_finite(path.read_text(encoding="utf-8"))
+        value = load_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read report {str(path)!r}: {error}") from error
     if not isinstance(value, dict) or not {"format", "facts", "attack_success"} <= set(value):

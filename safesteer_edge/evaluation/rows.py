@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, Generic, Literal, TypeVar, cast
+from typing import IO, Final, Generic, Literal, TypeVar
 
 from safesteer_edge.errors import InputError
 from safesteer_edge.evaluation.case import Case, CaseKind
 from safesteer_edge.evaluation.defences import Defence
-from safesteer_edge.formats.json_values import load_finite
+from safesteer_edge.formats.json_values import from_json, load_json, to_json
 
 RowStatus = Literal["ok", "error", "crashed"]
 RowKey = tuple[str, str, str]  # suite, case, defence
@@ -66,24 +66,6 @@ class EvalRow:
         """What makes the row one of its kind in a run."""
         return self.suite, self.case_id, self.defence
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON-ready values; `row_from_json` reads them back."""
-        return asdict(self)
-
-
-def row_from_json(data: object) -> EvalRow:
-    """The row that `to_json` wrote. Raises ValueError for anything else."""
-    names = {field.name for field in fields(EvalRow)}
-    if not isinstance(data, dict) or not set(cast("dict[str, Any]", data)) <= names:
-        raise ValueError("not a row of an evaluation")
-    values = dict(cast("dict[str, Any]", data))
-    for name in ("scores", "expected", "choices"):
-        values[name] = tuple(values.get(name, ()))
-    try:
-        return EvalRow(**values)
-    except TypeError as error:
-        raise ValueError(f"not a row of an evaluation: {error}") from error
-
 
 def unanswered(case: Case, defence: Defence, status: RowStatus, error: str) -> EvalRow:
     """The row of a case that has no answer."""
@@ -114,44 +96,39 @@ _Item = TypeVar("_Item")
 class Journal(Generic[_Item]):
     """The items of a file, and a way to append one. Use `open_journal`."""
 
-    def __init__(
-        self, stream: Any, items: list[_Item], to_json: Callable[[_Item], dict[str, Any]]
-    ) -> None:
+    def __init__(self, stream: IO[bytes], items: list[_Item]) -> None:
         self._stream = stream
-        self._to_json = to_json
         self.items = items
 
     def append(self, item: _Item) -> None:
         """Add one and hand it to the system, which keeps it if this process is killed."""
-        line = json.dumps(self._to_json(item), ensure_ascii=False, allow_nan=False)
+        line = json.dumps(to_json(item), ensure_ascii=False, allow_nan=False)
         self._stream.write(line.encode("utf-8", "surrogatepass") + b"\n")
         self._stream.flush()
         self.items.append(item)
 
 
 @contextmanager
-def open_journal(
-    path: Path,
-    *,
-    to_json: Callable[[_Item], dict[str, Any]],
-    from_json: Callable[[object], _Item],
-) -> Iterator[Journal[_Item]]:
-    """Open a journal with what it already holds. Raises InputError for a file that is not one."""
-    items = list(read_journal(path, from_json)) if path.exists() else []
+def open_journal(path: Path, kind: type[_Item]) -> Iterator[Journal[_Item]]:
+    """Open a journal with what it already holds. Raises InputError for a file that is not one.
+
+    kind: the dataclass of its items.
+    """
+    items = list(read_journal(path, kind)) if path.exists() else []
     with path.open("ab") as stream:
         _cut_half_line(path)
-        yield Journal(stream, items, to_json)
+        yield Journal(stream, items)
 
 
-def read_journal(path: Path, from_json: Callable[[object], _Item]) -> Iterator[_Item]:
+def read_journal(path: Path, kind: type[_Item]) -> Iterator[_Item]:
     """The whole lines of a journal. Raises InputError for one that cannot be read."""
     with path.open("rb") as stream:
         for number, raw in enumerate(stream, start=1):
             if not raw.endswith(b"\n"):
                 return
             try:
-                yield from_json(load_finite(raw.decode("utf-8", "surrogatepass")))
-            except (ValueError, RecursionError) as error:
+                yield from_json(kind, load_json(raw.decode("utf-8", "surrogatepass")))
+            except ValueError as error:
                 raise InputError(
                     f"cannot go on with {str(path)!r}: line {number} is damaged ({error}); remove "
                     "that line, or begin in another folder"

@@ -39,7 +39,7 @@ from safesteer_edge.evaluation.plan import (
 )
 from safesteer_edge.evaluation.pool import Item, answer_all
 from safesteer_edge.evaluation.public_files import read_suite
-from safesteer_edge.evaluation.rows import EvalRow, Progress, open_journal, row_from_json
+from safesteer_edge.evaluation.rows import EvalRow, Progress, open_journal
 from safesteer_edge.formats.atomic_write import atomic_write
 from safesteer_edge.formats.version import VERSION
 from safesteer_edge.harvest.workers import Subject, inspect_subject, workers_that_fit
@@ -164,7 +164,7 @@ def _answer(
         settings.one_worker(), fitted, max(top_k, settings.session.sampling.top_k)
     )
     path = settings.folder / ROWS
-    with open_journal(path, to_json=EvalRow.to_json, from_json=row_from_json) as journal:
+    with open_journal(path, EvalRow) as journal:
         done = {row.key for row in journal.items}
         left = [
             (defence, case)

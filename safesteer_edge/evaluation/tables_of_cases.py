@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import Final, cast
 
 from safesteer_edge.errors import RequestDataError
 from safesteer_edge.evaluation.case import (
-    CASE_KINDS,
     NO_ATTACK,
     Case,
     CaseKind,
@@ -22,6 +19,7 @@ from safesteer_edge.evaluation.case import (
     UnreadableRow,
     safe_id,
 )
+from safesteer_edge.formats.json_values import BadValueError, from_json, load_json, to_json
 
 MAX_FILE_BYTES: Final = 256 * 1024 * 1024
 MAX_TEXT_CHARACTERS: Final = 100_000
@@ -122,8 +120,8 @@ def csv_rows(
 def json_entries(path: Path) -> Iterator[tuple[str, object]]:
     """The entries of a JSON object of objects, or a list of them, by name or number."""
     try:
-        value: object = json.loads(read_text_file(path))
-    except (ValueError, RecursionError) as error:
+        value = load_json(read_text_file(path))
+    except BadValueError as error:
         raise RequestDataError(f"cannot read {str(path)!r} as JSON: {error}") from error
     if isinstance(value, dict):
         yield from ((str(k), v) for k, v in cast("dict[str, object]", value).items())
@@ -169,19 +167,20 @@ def id_at(values: Mapping[str, str], key: str, where: str) -> str:
 # "attack", "turns" (texts, the last one counts), "image" (a path beside the file),
 # "answer_prefix", "expected" (answers that are right), "choices", "group".
 
-_KEYS: Final = (
-    "request",
-    "kind",
-    "id",
-    "category",
-    "attack",
-    "turns",
-    "image",
-    "answer_prefix",
-    "expected",
-    "choices",
-    "group",
-)
+
+@dataclass(frozen=True, slots=True)
+class _CaseRow:
+    request: str
+    kind: CaseKind
+    id: str = ""
+    category: str = ""
+    attack: str = ""
+    turns: tuple[str, ...] = ()
+    image: str = ""
+    answer_prefix: str = ""
+    expected: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    group: str = ""
 
 
 def read_jsonl(path: Path, _pictures: PictureStore) -> Suite:
@@ -192,48 +191,31 @@ def read_jsonl(path: Path, _pictures: PictureStore) -> Suite:
         try:
             if line.strip():
                 builder.add(_case(line, where, builder), where)
-        except RowError as error:
+        except (RowError, BadValueError) as error:
             builder.fail(where, str(error))
     return builder.suite()
 
 
 def _case(line: str, where: str, builder: SuiteBuilder) -> Case:
-    try:
-        value: object = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise RowError(f"not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise RowError("not a JSON object")
-    row = cast("dict[str, object]", value)
-    for key in row:
-        if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise RowError(f"unknown key {key[:40]!r}{hint}")
-    kinds: list[CaseKind] = [kind for kind in CASE_KINDS if kind == row.get("kind")]
-    if not kinds:
-        raise RowError(f"'kind' is {str(row.get('kind'))[:40]!r}; expected one of {CASE_KINDS}")
-    request = text_of(row, "request")
-    image = text_of(row, "image", default="")
+    row = from_json(_CaseRow, load_json(line))
+    values = to_json(row)
+    request = text_of(values, "request")
+    texts = {key: text_of(values, key, default="") for key in values if type(values[key]) is str}
+    for key in ("turns", "expected", "choices"):
+        if not all(text.strip() for text in values[key]):
+            raise RowError(f"{key!r} has an empty text")
+    image = texts["image"]
     return Case(
-        id=safe_id(text_of(row, "id", default=where)),
+        id=safe_id(texts["id"] or where),
         suite=builder.name,
-        kind=kinds[0],
-        category=text_of(row, "category", default="") or "all",
+        kind=row.kind,
+        category=texts["category"] or "all",
         request=request,
-        turns=_texts(row, "turns") or (request,),
-        attack=text_of(row, "attack", default="") or NO_ATTACK,
+        turns=row.turns or (request,),
+        attack=texts["attack"] or NO_ATTACK,
         image=image_at(builder.path.parent / image) if image else None,
-        given_text=text_of(row, "answer_prefix", default=""),
-        group=text_of(row, "group", default="") or None,
-        expected=_texts(row, "expected"),
-        choices=_texts(row, "choices"),
+        given_text=texts["answer_prefix"],
+        group=texts["group"] or None,
+        expected=row.expected,
+        choices=row.choices,
     )
-
-
-def _texts(row: dict[str, object], key: str) -> tuple[str, ...]:
-    value = row.get(key, [])
-    items = cast("list[object]", value) if isinstance(value, list) else [None]
-    if not all(isinstance(item, str) and item.strip() for item in items):
-        raise RowError(f"{key!r} must be a list of texts")
-    return tuple(cast("list[str]", items))

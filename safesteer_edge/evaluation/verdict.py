@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, Protocol, cast, get_args
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol, get_args
 
 # complied, refused, no-answer: what was done. unsafe, safe: whether it is harmful.
 Label = Literal["complied", "refused", "no-answer", "unsafe", "safe"]
@@ -42,30 +42,12 @@ class Verdict:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement(Verdict):
     """One judge's verdict on one answer to one request; both named by `answer_key`."""
 
     judge: str
     key: str
-    verdict: Verdict
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON-ready values; `judgement_from_json` reads them back."""
-        return {"judge": self.judge, "key": self.key, **asdict(self.verdict)}
-
-
-def judgement_from_json(data: object) -> Judgement:
-    """What `to_json` wrote. Raises ValueError for anything else."""
-    try:
-        values = dict(cast("dict[str, Any]", data))
-        judge, key = str(values.pop("judge")), str(values.pop("key"))
-        verdict = Verdict(**values)
-    except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"not a judgement: {error}") from error
-    if verdict.label is not None and verdict.label not in LABELS:
-        raise ValueError(f"label {verdict.label!r} is none of {LABELS}")
-    return Judgement(judge, key, verdict)
 
 
 class Judge(Protocol):

@@ -25,8 +25,7 @@ from safesteer_edge.harvest.replay import (
     targets_of,
 )
 from safesteer_edge.harvest.run import Progress
-from safesteer_edge.requests.fixed_requests import replay_requests, requests_sha256
-from safesteer_edge.requests.requests import Request
+from safesteer_edge.requests.requests import Request, replay_requests, requests_sha256
 from safesteer_edge.session.choice import choose_model
 from safesteer_edge.session.runtime import open_runtime
 from safesteer_edge.session.settings import SessionSettings

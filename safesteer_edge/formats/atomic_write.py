@@ -1,4 +1,4 @@
-"""Writing a file so that it is either the old one or the new one, never half of it."""
+"""Writing a file so that it is either the old one or the new one, never half of it; its hash."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
+
+_CHUNK_BYTES = 8 << 20
 
 
 @contextmanager
@@ -22,7 +24,12 @@ def atomic_write(path: Path, mode: Literal["wb", "w"] = "wb") -> Generator[IO[An
     Raises OSError where the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    file = _create(temporary, mode)
+    # 'x': following no link that somebody laid there.
+    file = (
+        temporary.open("xb")
+        if mode == "wb"
+        else temporary.open("x", encoding="utf-8", newline="\n")
+    )
     try:
         with file:
             yield file
@@ -36,21 +43,15 @@ def atomic_write(path: Path, mode: Literal["wb", "w"] = "wb") -> Generator[IO[An
         raise
 
 
-def _create(path: Path, mode: Literal["wb", "w"]) -> IO[Any]:
-    """Open a file that did not exist before; following no link that somebody laid there."""
-    if mode == "wb":
-        return path.open("xb")
-    return path.open("x", encoding="utf-8", newline="\n")
+def write_whole(path: Path, content: str | bytes) -> None:
+    """`atomic_write` of content that is there already. Raises OSError."""
+    with atomic_write(path, "w" if isinstance(content, str) else "wb") as file:
+        file.write(content)
 
 
-# -- the SHA-256 of a file's content ---------------------------------------------------------------
-
-_CHUNK_BYTES = 8 << 20
-
-
-def file_sha256(path: Path) -> str:
-    """The hash in hex. Takes some 3 s for each 4 GiB. Raises OSError."""
-    digest = hashlib.sha256()
+def hash_file(path: Path, *, prefix: bytes = b"", algorithm: str = "sha256") -> str:
+    """The hash in hex of prefix and content. Takes about a second a gigabyte. Raises OSError."""
+    digest = hashlib.new(algorithm, prefix, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.errors import ModelFileError, VectorFileError
-from safesteer_edge.formats.atomic_write import atomic_write
+from safesteer_edge.formats.atomic_write import write_whole
 from safesteer_edge.formats.gguf_file import GgufFile, encode_gguf, read_gguf
 from safesteer_edge.formats.gguf_header import GgufTensor
 
@@ -118,8 +118,7 @@ def write_control_vector(path: Path, vector: ControlVector) -> None:
         (f"direction.{layer_index}", vector.directions[layer_index])
         for layer_index in range(1, vector.n_layer)
     ]
-    with atomic_write(path, "wb") as file:
-        file.write(encode_gguf(metadata, tensors))
+    write_whole(path, encode_gguf(metadata, tensors))
 
 
 def read_control_vector(path: Path, data: bytes | None = None) -> ControlVector:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.errors import InputError
-from safesteer_edge.formats.atomic_write import atomic_write
+from safesteer_edge.formats.atomic_write import write_whole
 from safesteer_edge.formats.onnx_file import check_onnx
 from safesteer_edge.formats.probe_graph import (
     Activation,
@@ -146,9 +146,7 @@ def write_probe(path: Path, graph: ProbeGraph, metadata: Mapping[str, str]) -> N
     Raises InputError if the package `onnx` is not installed, ProbeFileError if the result would
     not pass our own check, OSError where the folder cannot be written.
     """
-    data = encode_probe(graph, metadata, name=str(path))
-    with atomic_write(path, "wb") as file:
-        file.write(data)
+    write_whole(path, encode_probe(graph, metadata, name=str(path)))
 
 
 def encode_probe(

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from safesteer_edge.formats.json_values import from_json
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.protocols import Probe
-from safesteer_edge.guard.risk import RunningRisk
+from safesteer_edge.guard.risk import RunningRisk, is_score
 from safesteer_edge.harvest.answers import Harvester, HarvestPlan, label_of
 from safesteer_edge.harvest.probe_quality import request_score
 from safesteer_edge.harvest.run import Progress
 from safesteer_edge.metrics.statistics import Share, auroc, auroc_interval
-from safesteer_edge.requests.fixed_requests import requests_sha256
-from safesteer_edge.requests.requests import LABELS, Label, Request
+from safesteer_edge.requests.requests import Label, Request, requests_sha256
 from safesteer_edge.session.runtime import Runtime
 
 # -- the model's own answers and what a probe makes of them, token by token, on the decode path ----
@@ -185,48 +185,38 @@ def replay_figures(rows: Sequence[ReplayRow], threshold: float) -> ReplayFigures
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _ReplayColumns:
+    """As a bundle's figures keep a replay: columns take a third of the room of rows."""
+
+    requests_sha256: str
+    n_tokens: int
+    quantization: str
+    id: tuple[str, ...]
+    label: tuple[Label, ...]
+    complies: tuple[bool, ...]
+    mean_score: tuple[float, ...]
+    max_score: tuple[float, ...]
+    stopped: tuple[bool, ...]
+
+
 def replay_to_json(replay: Replay) -> dict[str, Any]:
-    """What a bundle's figures keep: columns, which take a third of the room of rows."""
-    columns = {key: [asdict(row)[key] for row in replay.rows] for key in ReplayRow.__slots__}
-    return {
-        "requests_sha256": replay.requests_sha256,
-        "n_tokens": replay.n_tokens,
-        "quantization": replay.quantization,
-        **columns,
-    }
+    """What a bundle's figures keep."""
+    kept: dict[str, Any] = {key: getattr(replay, key) for key in Replay.__slots__ if key != "rows"}
+    return kept | {key: [getattr(row, key) for row in replay.rows] for key in ReplayRow.__slots__}
 
 
 def replay_from_json(value: object) -> Replay | None:
     """Read what `replay_to_json` made; None for anything else: it is then measured again."""
-    if not isinstance(value, Mapping):
+    try:  # a bundle's figures are free JSON
+        kept = from_json(_ReplayColumns, value)
+        columns = (getattr(kept, key) for key in ReplayRow.__slots__)
+        rows = tuple(ReplayRow(*values) for values in zip(*columns, strict=True))
+    except ValueError:
         return None
-    fields = cast(Mapping[str, Any], value)
-    try:
-        rows = tuple(
-            ReplayRow(
-                id=str(row_id),
-                label=LABELS[LABELS.index(label)],
-                complies=bool(complies),
-                mean_score=_score(mean_score),
-                max_score=_score(max_score),
-                stopped=bool(stopped),
-            )
-            for row_id, label, complies, mean_score, max_score, stopped in zip(
-                *(fields[key] for key in ReplayRow.__slots__), strict=True
-            )
-        )
-        return Replay(
-            rows, str(fields["requests_sha256"]), int(fields["n_tokens"]), fields["quantization"]
-        )
-    except (KeyError, TypeError, ValueError):  # a bundle's figures are free JSON
+    if not all(is_score(score) for score in (*kept.mean_score, *kept.max_score)):
         return None
-
-
-def _score(value: object) -> float:
-    score = float(cast(float, value))
-    if not 0 <= score <= 1:
-        raise ValueError(f"{score} is no score")
-    return score
+    return Replay(rows, kept.requests_sha256, kept.n_tokens, kept.quantization)
 
 
 def _means(rows: Sequence[ReplayRow], wanted: Callable[[ReplayRow], bool]) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from safesteer_edge.errors import MediaError, SettingsError
-from safesteer_edge.formats.atomic_write import file_sha256
+from safesteer_edge.formats.atomic_write import hash_file
 from safesteer_edge.formats.model_file import ModelInfo
 from safesteer_edge.harvest.answers import AnswerKind, HarvestedAnswer, Harvester, HarvestPlan
 from safesteer_edge.harvest.cache import HarvestCache, HarvestSettings, StateShape
@@ -78,14 +78,14 @@ def units_of(
 def _key_base(settings: HarvestSettings, runtime: Runtime, shape: StateShape) -> dict[str, Any]:
     return {
         "format": _FORMAT,
-        "model": file_sha256(runtime.info.path),
+        "model": hash_file(runtime.info.path),
         "template": hashlib.sha256(runtime.template.source.encode()).hexdigest(),
         "route": runtime.route.name if runtime.route else None,
         "gpu_layers": runtime.plan.n_gpu_layers,
         "kv_type": settings.session.kv_type,
         "layers": shape.layers,
         "tail_layers": shape.tail_layers,
-        "projector": file_sha256(runtime.mmproj) if runtime.mmproj else None,
+        "projector": hash_file(runtime.mmproj) if runtime.mmproj else None,
         "plan": settings.plan,
     }
 
@@ -107,7 +107,7 @@ def _key(base: dict[str, Any], planned: PlannedRequest, runtime: Runtime) -> str
     if carrier in ("text", "wrapped"):
         del entry["projector"]  # another one answers text alike
     elif own_file is not None:
-        entry["file"] = file_sha256(own_file)
+        entry["file"] = hash_file(own_file)
     else:
         entry["fonts"] = [path.name if path else "" for path in page_fonts()]
         entry["side"] = runtime.media_decoder.fit.square_side

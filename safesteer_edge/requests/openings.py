@@ -10,16 +10,22 @@ that fitting and choosing never saw.
 from __future__ import annotations
 
 import functools
-from importlib import resources
+from dataclasses import dataclass
 from typing import Final, Literal
 
-from safesteer_edge.errors import RequestDataError
-from safesteer_edge.requests.requests import SPLITS, Split, read_rows
+from safesteer_edge.requests.requests import Row, Split, package_rows
 
 OpeningKind = Literal["refusal", "compliance"]
 
 OPENING_KINDS: Final[tuple[OpeningKind, ...]] = ("refusal", "compliance")
 _STRIDE: Final = 7  # between the openings of one request, so that they are not all much alike
+
+
+@dataclass(frozen=True, slots=True)
+class _OpeningRow(Row):
+    kind: OpeningKind
+    split: Split
+    text: str
 
 
 @functools.cache
@@ -28,20 +34,8 @@ def all_openings(kind: OpeningKind, split: Split) -> tuple[str, ...]:
 
     Raises RequestDataError for a damaged installation.
     """
-    source = "the package's 'openings.jsonl'"
-    file = resources.files("safesteer_edge.requests") / "data" / "openings.jsonl"
-    try:
-        with file.open("rb") as stream:
-            rows = list(read_rows(stream, source, ("kind", "split", "text")))
-    except OSError as error:
-        raise RequestDataError(
-            f"cannot read {source}: {error.strerror or error}; reinstall safesteer-edge"
-        ) from error
-    return tuple(
-        row.text("text")
-        for row in rows
-        if row.choice("kind", OPENING_KINDS) == kind and row.choice("split", SPLITS) == split
-    )
+    rows = package_rows("openings.jsonl", _OpeningRow)
+    return tuple(row.text for row in rows if (row.kind, row.split) == (kind, split))
 
 
 def openings(kind: OpeningKind, index: int, *, split: Split, n: int = 1) -> tuple[str, ...]:

@@ -1,168 +1,47 @@
-"""The requests that a guard is calibrated and tested on: the package's own, and a user's.
+"""The requests that guards are calibrated and tested on: the package's own, and a user's.
 
 Knows nothing of models, chat templates or hidden states: it reads JSONL, checks every row and
-hands out `Request` values.
+hands out `Request` values. The lines may come from anyone: length, size, encoding, JSON and keys
+are checked before a row is made, and every error names file and line.
+
+The requests that drift is measured on, and those that a recalibration decides on, are fixed, so
+that two runs, and two quantizations, are compared on the same ones; and none is in both: a
+recalibrated guard is measured on requests that it was not set by.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import json
+import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import IO, Final, Literal, TypeVar
 
-from safesteer_edge.errors import RequestDataError, SettingsError
-
-# -- bounded reading of JSONL rows: one flat JSON object per line, its keys from a known list ------
-# Knows nothing of what the rows mean. The lines may come from anyone: length, size, encoding,
-# JSON and keys are checked before a caller sees a row, and every error names file and line.
-
-MAX_LINE_BYTES: Final = 64 * 1024
-MAX_FILE_BYTES: Final = 64 * 1024 * 1024
-
-_Choice = TypeVar("_Choice", bound=str)
-
-
-@dataclass(frozen=True, slots=True)
-class RequestRow:
-    """The JSON object of one line. source: the file as errors name it; line_number: from 1."""
-
-    source: str
-    line_number: int
-    values: Mapping[str, object]
-
-    def error(self, problem: str, remedy: str) -> RequestDataError:
-        """Return (not raise) an error that says where, what, and what to do."""
-        return RequestDataError(f"{self.source}, line {self.line_number}: {problem}; {remedy}")
-
-    def text(self, key: str, default: str | None = None) -> str:
-        """Return a value that must be a non-empty string. Raises RequestDataError."""
-        value = self.values.get(key, default)
-        if key not in self.values and default is None:
-            raise self.error(f"no {key!r}", f"add it as a non-empty string under the key {key!r}")
-        if not isinstance(value, str) or not value.strip():
-            raise self.error(f"{key!r} is {shortened(value)}", "write it as a non-empty string")
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            # JSON can spell a lone surrogate (\ud800), which no tokenizer or file can take.
-            raise self.error(
-                f"{key!r} holds half of a surrogate pair", "write the character itself"
-            ) from error
-        return value
-
-    def choice(
-        self, key: str, allowed: tuple[_Choice, ...], default: _Choice | None = None
-    ) -> _Choice:
-        """Return a value that must be one of `allowed`. Raises RequestDataError."""
-        if default is not None and key not in self.values:
-            return default
-        value = self.text(key)
-        for choice in allowed:
-            if value == choice:
-                return choice
-        raise self.error(f"unknown {key} {shortened(value)}", suggestion(value, allowed))
-
-
-def read_rows(stream: IO[bytes], source: str, keys: tuple[str, ...]) -> Iterator[RequestRow]:
-    """Yield the checked rows of a JSONL stream; blank lines are skipped.
-
-    Holds one line of at most MAX_LINE_BYTES, and reads MAX_FILE_BYTES at most, so that a device
-    or a pipe without an end stops too. Raises RequestDataError.
-    """
-    size_bytes = 0
-    line_number = 0
-    while raw := stream.readline(MAX_LINE_BYTES + 1):
-        line_number += 1
-        size_bytes += len(raw)
-        here = f"{source}, line {line_number}"
-        if len(raw) > MAX_LINE_BYTES:
-            raise RequestDataError(
-                f"{here}: longer than {MAX_LINE_BYTES} bytes; put one JSON object on each line, and"
-                " shorten this one"
-            )
-        if size_bytes > MAX_FILE_BYTES:
-            raise RequestDataError(
-                f"{here}: the file is larger than {MAX_FILE_BYTES} bytes; split it into several"
-            )
-        if line_number == 1:
-            raw = raw.removeprefix(b"\xef\xbb\xbf")  # Windows editors write this mark
-        if raw.strip():
-            yield RequestRow(source, line_number, _parsed_object(raw, here, keys))
-
-
-def suggestion(value: str, allowed: tuple[str, ...]) -> str:
-    """Return the remedy for an unknown name: the nearest allowed one, or all of them."""
-    near = difflib.get_close_matches(value.casefold()[:60], allowed, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"use one of {listed(allowed)}"
-
-
-def listed(values: tuple[str, ...]) -> str:
-    """Return the values in quotes, with commas."""
-    return ", ".join(repr(value) for value in values)
-
-
-def shortened(value: object) -> str:
-    """Return the repr of a value, cut where it would fill an error message."""
-    shown = repr(value.members) if isinstance(value, _JsonObject) else repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:59]}…"
-
-
-@dataclass(frozen=True, slots=True)
-class _JsonObject:
-    """A parsed JSON object, told apart from every other JSON value by its type."""
-
-    members: dict[str, object]
-
-
-def _parsed_object(raw: bytes, here: str, keys: tuple[str, ...]) -> Mapping[str, object]:
-    try:
-        value: object = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeated_keys)
-    except UnicodeDecodeError as error:
-        raise RequestDataError(
-            f"{here}: not UTF-8 (byte {raw[error.start]:#04x}); save the file as UTF-8"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        # ValueError: broken JSON, a repeated key, or a number of too many digits.
-        raise RequestDataError(
-            f"{here}: not a usable JSON object ({error}); write one object with the keys"
-            f" {listed(keys)}"
-        ) from error
-    if not isinstance(value, _JsonObject):
-        raise RequestDataError(
-            f"{here}: {shortened(value)} is not a JSON object; write one with the keys"
-            f" {listed(keys)}"
-        )
-    for key in value.members:
-        if key not in keys:
-            raise RequestDataError(f"{here}: unknown key {shortened(key)}; {suggestion(key, keys)}")
-    return value.members
-
-
-def _without_repeated_keys(pairs: list[tuple[str, object]]) -> _JsonObject:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("a key stands there twice")
-    return _JsonObject(members)
-
+from safesteer_edge.errors import RequestDataError, SettingsError, os_errors_as
+from safesteer_edge.formats.json_values import BadValueError, from_json, load_json
 
 Split = Literal["train", "calibration", "test"]
 Label = Literal["harmful", "harmless", "borderline", "ordinary"]
 
 SPLITS: Final[tuple[Split, ...]] = ("train", "calibration", "test")
 LABELS: Final[tuple[Label, ...]] = ("harmful", "harmless", "borderline", "ordinary")
+MAX_LINE_BYTES: Final = 64 * 1024
+MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 
-_USER_KEYS: Final = ("text", "label", "split", "id", "group", "language", "image", "audio")
-_PAIR_KEYS: Final = ("id", "scenario", "harmful", "harmless", "split")
-_BORDERLINE_KEYS: Final = ("id", "kind", "text", "split")
-_ORDINARY_KEYS: Final = ("id", "kind", "language", "text", "split")
+# 199 ordinary answers are the fewest from which a limit that 0.5 % exceed can be told (policy_fit),
+# 33 borderline ones for 3 %.
+RECALIBRATION_COUNTS: Final[Mapping[Label, int]] = {
+    "ordinary": 200,
+    "borderline": 40,
+    "harmful": 60,
+    "harmless": 30,
+}
+REPLAY_COUNTS: Final[Mapping[Label, int]] = {"ordinary": 60, "borderline": 40, "harmful": 60}
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _PAIR_SIDES: Final[tuple[Label, ...]] = ("harmful", "harmless")
-_UNDETERMINED_LANGUAGE: Final = "und"  # BCP 47
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +63,53 @@ class Request:
     audio: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one line of JSONL holds. Its texts are not empty, and can be written as UTF-8."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, str) and not value.strip():
+                raise ValueError(f"{field.name!r} is {value[:40]!r}; expected a text with a word")
+            # JSON can spell a lone surrogate (\ud800), which no tokenizer or file can take.
+            if isinstance(value, str) and _SURROGATE.search(value):
+                raise ValueError(f"{field.name!r} holds half of a surrogate pair")
+
+
+@dataclass(frozen=True, slots=True)
+class _UserRow(Row):
+    text: str
+    label: Label
+    split: Split | None = None
+    id: str | None = None
+    group: str = "user"
+    language: str = "und"  # BCP 47: not known
+    image: str | None = None
+    audio: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _PairRow(Row):
+    id: str
+    scenario: str
+    harmful: str
+    harmless: str
+    split: Split
+
+
+@dataclass(frozen=True, slots=True)
+class _SingleRow(Row):
+    id: str
+    kind: str
+    text: str
+    split: Split
+    language: str = "en"
+
+
+_AnyRow = TypeVar("_AnyRow", bound=Row)
+
+
 def load_requests(
     *, splits: Collection[Split] | None = None, labels: Collection[Label] | None = None
 ) -> tuple[Request, ...]:
@@ -196,11 +122,15 @@ def load_requests(
     wanted_labels = _checked_choices(labels, LABELS, "label")
     found: list[Request] = []
     if not wanted_labels.isdisjoint(_PAIR_SIDES):
-        found += _package_requests("pairs.jsonl", _PAIR_KEYS, _pair_requests)
-    if "borderline" in wanted_labels:
-        found += _package_requests("borderline.jsonl", _BORDERLINE_KEYS, _borderline_requests)
-    if "ordinary" in wanted_labels:
-        found += _package_requests("ordinary.jsonl", _ORDINARY_KEYS, _ordinary_requests)
+        for pair in package_rows("pairs.jsonl", _PairRow):
+            for side in _PAIR_SIDES:
+                place = (pair.scenario, pair.split, "en", pair.id)
+                found.append(Request(f"{pair.id}/{side}", getattr(pair, side), side, *place))
+    for label in ("borderline", "ordinary"):
+        if label in wanted_labels:
+            for row in package_rows(f"{label}.jsonl", _SingleRow):
+                place = (row.kind, row.split, row.language)
+                found.append(Request(row.id, row.text, label, *place))
     return tuple(r for r in found if r.split in wanted_splits and r.label in wanted_labels)
 
 
@@ -209,26 +139,76 @@ def read_requests(path: Path) -> tuple[Request, ...]:
 
     One object per line: {"text", "label"}, and if wanted "split", "id", "group", "language", and
     "image" or "audio": a file, by its path from where the JSONL file is. A row without a split gets
-    `split_of_text`'s; blank lines are skipped. Lines and file are bounded (request_rows.py).
+    `split_of_text`'s; blank lines are skipped. Lines and file are bounded.
     Raises RequestDataError naming file, line, problem and remedy; a text that stands in two splits
     or under two labels, an id used twice, or a file that is missing is such a problem.
     """
     source = repr(str(path))
-    try:
-        with path.open("rb") as stream:
-            rows = list(read_rows(stream, source, _USER_KEYS))
-    except OSError as error:
-        raise RequestDataError(
-            f"cannot read {source}: {error.strerror or error}; give the path of a readable JSONL"
-            " file of requests"
-        ) from error
-    requests = tuple(_user_request(row, path) for row in rows)
+    requests: dict[int, Request] = {}
+    remedy = "give the path of a readable JSONL file of requests"
+    with os_errors_as(RequestDataError, f"cannot read {source}", remedy), path.open("rb") as stream:
+        for number, row in _read_rows(stream, source, _UserRow):
+            try:
+                requests[number] = _user_request(row, number, path)
+            except BadValueError as error:
+                raise _line_error(source, number, f"{error}; correct it") from error
     if not requests:
         raise RequestDataError(
             f'cannot use {source}: it holds no requests; write one {{"text": …, "label": …}} a line'
         )
-    _refuse_contradictions(rows, requests)
-    return requests
+    _refuse_contradictions(requests, source)
+    return tuple(requests.values())
+
+
+def package_rows(name: str, kind: type[_AnyRow]) -> list[_AnyRow]:
+    """The rows of one of the package's own files. Raises RequestDataError if it is damaged."""
+    source = f"the package's {name!r}"
+    file = resources.files("safesteer_edge.requests") / "data" / name
+    with (
+        os_errors_as(RequestDataError, f"cannot read {source}", "reinstall safesteer-edge"),
+        file.open("rb") as stream,
+    ):
+        return [row for _, row in _read_rows(stream, source, kind)]
+
+
+def recalibration_requests() -> tuple[Request, ...]:
+    """Some requests of the train and calibration splits: 330 of the package's own."""
+    return spread(load_requests(splits=("train", "calibration")), RECALIBRATION_COUNTS)
+
+
+def replay_requests(limit: int | None = None) -> tuple[Request, ...]:
+    """160 requests of the test split. limit: of each label at most, out of those."""
+    requests = held_out_requests()
+    whole = spread(requests, REPLAY_COUNTS)
+    return whole if limit is None else spread(whole, dict.fromkeys(REPLAY_COUNTS, limit))
+
+
+def held_out_requests(limit: int | None = None) -> tuple[Request, ...]:
+    """All requests of the test split, harmless twins aside. limit: of each label at most."""
+    requests = load_requests(splits=("test",), labels=tuple(REPLAY_COUNTS))
+    return spread(requests, dict.fromkeys(REPLAY_COUNTS, limit or len(requests)))
+
+
+def spread(requests: Sequence[Request], counts: Mapping[Label, int]) -> tuple[Request, ...]:
+    """At most so many of each label, evenly spread over those there are, in their order.
+
+    Files are sorted by scenario or kind: the first ones would be of a few kinds only.
+    """
+    picked: list[Request] = []
+    for label, count in counts.items():
+        found = [request for request in requests if request.label == label]
+        n = min(count, len(found))
+        picked += [found[index * len(found) // n] for index in range(n)]
+    return tuple(picked)
+
+
+def requests_sha256(requests: Sequence[Request]) -> str:
+    """What tells one list of requests from another: their ids, labels and texts, in order."""
+    digest = hashlib.sha256()
+    for request in requests:
+        for part in (request.id, request.label, request.text):
+            digest.update(part.encode("utf-8") + b"\0")
+    return digest.hexdigest()
 
 
 def split_of_text(text: str) -> Split:
@@ -244,96 +224,101 @@ def split_of_text(text: str) -> Split:
     return "calibration" if percentile < 80 else "test"
 
 
-def _user_request(row: RequestRow, path: Path) -> Request:
-    text = row.text("text")
-    if "image" in row.values and "audio" in row.values:
-        raise row.error("it has an 'image' and an 'audio'", "keep one of them")
-    return Request(
-        id=row.text("id", f"{path.stem}-{row.line_number:04d}"),
-        text=text,
-        label=row.choice("label", LABELS),
-        group=row.text("group", "user"),
-        split=row.choice("split", SPLITS, split_of_text(_with_image(row, text))),
-        language=row.text("language", _UNDETERMINED_LANGUAGE),
-        image=_media_file(row, "image", path.parent),
-        audio=_media_file(row, "audio", path.parent),
-    )
+def lot_of(text: str) -> int:
+    """A number in [0, 2**32) of the text alone: what draws the same at each time and everywhere."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
-def _with_image(row: RequestRow, text: str) -> str:
-    """What decides a row's split: "What is this?" is asked about many pictures."""
-    return f"{text} {row.text('image')}" if "image" in row.values else text
+def _read_rows(
+    stream: IO[bytes], source: str, kind: type[_AnyRow]
+) -> Iterator[tuple[int, _AnyRow]]:
+    """The checked rows of a JSONL stream, each with its line's number; blank lines are skipped.
+
+    Holds one line of at most MAX_LINE_BYTES, and reads MAX_FILE_BYTES at most, so that a device
+    or a pipe without an end stops too. Raises RequestDataError.
+    """
+    size_bytes = line_number = 0
+    while raw := stream.readline(MAX_LINE_BYTES + 1):
+        line_number += 1
+        size_bytes += len(raw)
+        if len(raw) > MAX_LINE_BYTES:
+            problem = f"longer than {MAX_LINE_BYTES} bytes"
+            raise _line_error(source, line_number, f"{problem}; put one JSON object on each line")
+        if size_bytes > MAX_FILE_BYTES:
+            problem = f"the file is larger than {MAX_FILE_BYTES} bytes"
+            raise _line_error(source, line_number, f"{problem}; split it into several")
+        if line_number == 1:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")  # Windows editors write this mark
+        if raw.strip():
+            try:
+                yield line_number, _row(raw, kind)
+            except BadValueError as error:
+                problem = f"{error}; correct that line, or remove it"
+                raise _line_error(source, line_number, problem) from error
 
 
-def _media_file(row: RequestRow, key: str, folder: Path) -> Path | None:
-    if key not in row.values:
-        return None
-    file = folder / row.text(key)
-    if not file.is_file():
-        raise row.error(f"{key!r} names {shortened(str(file))}, which is no file", "correct it")
-    return file
-
-
-def _pair_requests(row: RequestRow) -> tuple[Request, ...]:
-    pair_id, group = row.text("id"), row.text("scenario")
-    split: Split = row.choice("split", SPLITS)
-    return tuple(
-        Request(f"{pair_id}/{side}", row.text(side), side, group, split, "en", pair_id)
-        for side in _PAIR_SIDES
-    )
-
-
-def _borderline_requests(row: RequestRow) -> tuple[Request, ...]:
-    return (_kind_request(row, "borderline", "en"),)
-
-
-def _ordinary_requests(row: RequestRow) -> tuple[Request, ...]:
-    return (_kind_request(row, "ordinary", row.text("language")),)
-
-
-def _kind_request(row: RequestRow, label: Label, language: str) -> Request:
-    split: Split = row.choice("split", SPLITS)
-    return Request(row.text("id"), row.text("text"), label, row.text("kind"), split, language)
-
-
-def _package_requests(
-    name: str, keys: tuple[str, ...], requests_of_row: Callable[[RequestRow], tuple[Request, ...]]
-) -> list[Request]:
-    source = f"the package's {name!r}"
-    file = resources.files("safesteer_edge.requests") / "data" / name
+def _row(raw: bytes, kind: type[_AnyRow]) -> _AnyRow:
     try:
-        with file.open("rb") as stream:
-            rows = list(read_rows(stream, source, keys))
-    except OSError as error:
-        raise RequestDataError(
-            f"cannot read {source}: {error.strerror or error}; reinstall safesteer-edge"
-        ) from error
-    return [request for row in rows for request in requests_of_row(row)]
+        value = load_json(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadValueError(f"not UTF-8 (byte {raw[error.start]:#04x})") from error
+    if isinstance(value, dict) and None in value.values():
+        raise BadValueError("it has a null; expected a value, or no such key")
+    return from_json(kind, value)
 
 
-def _refuse_contradictions(rows: list[RequestRow], requests: tuple[Request, ...]) -> None:
+def _line_error(source: str, line_number: int, problem: str) -> RequestDataError:
+    return RequestDataError(f"{source}, line {line_number}: {problem}")
+
+
+def _user_request(row: _UserRow, number: int, path: Path) -> Request:
+    if row.image and row.audio:
+        raise BadValueError("it has an 'image' and an 'audio'; expected one of them")
+    image, audio = (_media_file(path.parent, name) for name in (row.image, row.audio))
+    # "What is this?" is asked about many pictures.
+    deciding = f"{row.text} {row.image}" if row.image else row.text
+    return Request(
+        id=row.id or f"{path.stem}-{number:04d}",
+        text=row.text,
+        label=row.label,
+        group=row.group,
+        split=row.split or split_of_text(deciding),
+        language=row.language,
+        image=image,
+        audio=audio,
+    )
+
+
+def _media_file(folder: Path, name: str | None) -> Path | None:
+    if name is not None and not (folder / name).is_file():
+        raise BadValueError(f"{str(folder / name)!r} is no file")
+    return None if name is None else folder / name
+
+
+def _refuse_contradictions(requests: dict[int, Request], source: str) -> None:
+    """requests: by their lines."""
     line_of_id: dict[str, int] = {}
     # The same words about another picture are another request.
     first_of_text: dict[tuple[str, Path | None], tuple[int, Request]] = {}
-    for row, request in zip(rows, requests, strict=True):
-        id_line = line_of_id.setdefault(request.id, row.line_number)
-        if id_line != row.line_number:
-            raise row.error(f"id {shortened(request.id)} is that of line {id_line}", "change one")
-        first_line, first = first_of_text.setdefault(
-            (_normalised(request.text), request.image), (row.line_number, request)
-        )
-        if first.label != request.label:
-            raise row.error(
-                f"labelled {request.label!r}, but {first.label!r} in line {first_line} with the"
-                " same text",
-                "remove the wrong one",
+    for line, request in requests.items():
+        id_line = line_of_id.setdefault(request.id, line)
+        key = (_normalised(request.text), request.image)
+        first_line, first = first_of_text.setdefault(key, (line, request))
+        same = f"in line {first_line} with the same text"
+        if id_line != line:
+            problem = f"id {request.id[:60]!r} is that of line {id_line}; change one"
+        elif first.label != request.label:
+            problem = (
+                f"labelled {request.label!r}, but {first.label!r} {same}; remove the wrong one"
             )
-        if first.split != request.split:
-            raise row.error(
-                f"in split {request.split!r}, but in {first.split!r} in line {first_line} with the"
-                " same text",
-                "keep a text in one split, or the test measures what was trained on",
+        elif first.split != request.split:
+            problem = (
+                f"in split {request.split!r}, but in {first.split!r} {same}; keep a text in one "
+                "split, or the test measures what was trained on"
             )
+        else:
+            continue
+        raise _line_error(source, line, problem)
 
 
 def _checked_choices(
@@ -346,18 +331,10 @@ def _checked_choices(
     if unknown:
         raise SettingsError(
             f"cannot choose requests by {what} {unknown[0]!r}; give a collection of"
-            f" {listed(allowed)}"
+            f" {', '.join(map(repr, allowed))}"
         )
     return frozenset(chosen)
 
 
 def _normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-# -- lots: what draws at random among requests, and draws the same each time and everywhere --------
-
-
-def lot_of(text: str) -> int:
-    """A number in [0, 2**32) of the text alone."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")

@@ -19,7 +19,7 @@ from typing import IO, Any, Final, cast
 from safesteer_edge import errors
 from safesteer_edge.errors import EngineDiedError, EngineError, SafeSteerError
 from safesteer_edge.formats.display_text import strip_control_characters
-from safesteer_edge.formats.json_values import load_finite
+from safesteer_edge.formats.json_values import load_json
 from safesteer_edge.processes.cores import spin_briefly
 from safesteer_edge.processes.process_death import ProcessDeath, death_of
 
@@ -45,7 +45,7 @@ def encode(message: Mapping[str, Any]) -> bytes:
 
 def decode(line: bytes) -> dict[str, Any]:
     """The message of a line. Raises ValueError for anything else."""
-    message = load_finite(line)
+    message = load_json(line)
     if not isinstance(message, dict):
         raise ValueError(f"expected an object, got {line[:80]!r}")
     return cast("dict[str, Any]", message)

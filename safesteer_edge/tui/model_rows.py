@@ -108,7 +108,8 @@ def _row(entry: CatalogueModel, fit: ModelFit) -> ModelRow:
 
 def _size_of(entry: CatalogueModel) -> int | None:
     """The size of the file that would be pulled, where the catalogue knows it."""
-    return next((f.size_bytes for f in entry.files if f.quantization == entry.quantization), None)
+    file = entry.files.get(entry.quantization)
+    return file.size_bytes if file else None
 
 
 def _install_command(entry: CatalogueModel) -> str:

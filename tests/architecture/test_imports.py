@@ -38,7 +38,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "engine": ("errors", "guard"),
     "library": ("errors", "formats"),
     "report": ("formats", "metrics"),
-    "requests": ("errors", "media"),
+    "requests": ("errors", "formats", "media"),
     "bundle": ("errors", "formats", "guard", "probe"),
     "converters": ("errors", "formats", "metrics", "probe"),
 }
@@ -57,7 +57,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "platformdirs": ("formats.user_folders",),
     "huggingface_hub": ("library.hub",),
     "httpx2": ("library.hub",),
-    "filelock": ("library.index", "library.partial_file"),
+    "filelock": ("library.index", "library.hub"),
     # A recipe draws the images that it trains on.
     "PIL": ("media", "models.smollm2-135m-instruct.vision"),
     "miniaudio": ("media.sound_decoding",),

@@ -16,12 +16,12 @@ import pytest
 
 from safesteer_edge.bundle import bundle as bundle_module
 from safesteer_edge.bundle.bundle import GuardBundle, load_bundle, read_config
-from safesteer_edge.bundle.recorded_effect import recorded_effect
+from safesteer_edge.bundle.schema import recorded_effect
 from safesteer_edge.bundle.writer import BundleParts, VectorParts, write_bundle
 from safesteer_edge.errors import BundleError, GuardError, ProbeFileError, VectorFileError
 from safesteer_edge.formats.control_vector_file import write_control_vector
+from safesteer_edge.formats.json_values import format_json
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model
-from safesteer_edge.formats.strict_json import format_json
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.library.catalogue import default_model
 from safesteer_edge.probe.probe import OnnxProbe

@@ -128,10 +128,7 @@ def file(tmp_path: Path) -> Iterator[ChatFile]:
 
 def add_all(file: ChatFile, records: list[Record]) -> None:
     for record in records:
-        if isinstance(record, TextAdded):
-            file.add_text(record)
-        else:
-            file.add(record)
+        file.add(record)
 
 
 def wait_until(holds: Callable[[], bool], what: str) -> None:
@@ -204,7 +201,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost_when_there_is_room_again(file: 
     whole = file.path.read_bytes()
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, limits[1]))
     try:
-        file.add_text(records[2])  # type: ignore[arg-type]
+        file.add(records[2])
         with pytest.raises(ChatStoreError, match="free some space"):
             file.add(records[4])
         assert file.path.read_bytes() == whole
@@ -229,7 +226,7 @@ def test_a_kill_loses_what_half_a_second_brought_and_no_more(tmp_path: Path):
         "file.add(MessageAdded('m1', None, 'user', 1.0, 'Count.'))\n"
         "file.add(MessageAdded('m2', 'm1', 'assistant', 1.0))\n"
         "for number in range(100000):\n"
-        "    file.add_text(TextAdded('m2', f'{number} '))\n"
+        "    file.add(TextAdded('m2', f'{number} '))\n"
         "    if number == 0:\n"
         "        print('begun', flush=True)\n"
         "    time.sleep(0.01)\n"

@@ -19,7 +19,7 @@ from safesteer_edge.cli.main import main
 from safesteer_edge.cli.options import BAD_INPUT, OK
 from safesteer_edge.formats.model_file import check_language_model
 from safesteer_edge.harvest.replay import N_TOKENS, replay_from_json
-from safesteer_edge.requests.fixed_requests import replay_requests, requests_sha256
+from safesteer_edge.requests.requests import replay_requests, requests_sha256
 from tests.guarded_tiny import GuardedTiny
 from tests.tiny_models.hearing_projector import write_tiny_hearing_projector
 

@@ -12,7 +12,7 @@ from safesteer_edge.bundle.bundle import load_bundle
 from safesteer_edge.cli.main import main
 from safesteer_edge.cli.options import BAD_INPUT, OK
 from safesteer_edge.formats.model_file import check_language_model
-from safesteer_edge.requests import fixed_requests
+from safesteer_edge.requests import requests
 from tests.requantized_tiny import DECIDING, RequantizedTiny
 from tests.tiny_models import write_tiny_llama
 
@@ -22,7 +22,7 @@ USUAL = ["--threads", "1"]
 @pytest.fixture
 def few_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the package's own, some only: the tiny model reads letter by letter."""
-    for counts, n in ((fixed_requests.REPLAY_COUNTS, 2), (fixed_requests.RECALIBRATION_COUNTS, 4)):
+    for counts, n in ((requests.REPLAY_COUNTS, 2), (requests.RECALIBRATION_COUNTS, 4)):
         for label in counts:
             monkeypatch.setitem(counts, label, n)  # pyright: ignore[reportArgumentType]  # a dict
 

@@ -16,7 +16,7 @@ from safesteer_edge.harvest.replay import (
     replay_of,
     replay_to_json,
 )
-from safesteer_edge.requests.fixed_requests import (
+from safesteer_edge.requests.requests import (
     RECALIBRATION_COUNTS,
     held_out_requests,
     recalibration_requests,

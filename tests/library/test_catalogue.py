@@ -143,17 +143,20 @@ def read_rows(tmp_path: Path, text: str):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ('licenze = "MIT"', "unknown key 'licenze'; did you mean 'licence'"),
+        ('licenze = "MIT"', r"unknown key 'licenze' \(did you mean 'licence'"),
         ("colour = 1", "unknown key 'colour'"),
         ('package = "a"', "either 'package' or 'repository'"),
-        ('takes = ["video"]', r"'takes' is \['video'\]"),
+        ('takes = ["video"]', r"'takes\[0\]' is 'video'; expected 'images' or 'sound'"),
         ("context = -1", "'context' is -1"),
         ("context = true", "'context' is True"),
         ('parameters_b = "4B"', "'parameters_b' is '4B'"),
         ("bundle = 7", "'bundle' is 7"),
-        ('files = ["a.gguf"]', "expected a table per quantization"),
+        ('files = ["a.gguf"]', r"'files' is \['a.gguf'\]; expected an object"),
         ('files = { Q4_0 = "" }', "'file' is ''"),
-        ('files = { Q4_0 = { file = "a.gguf", size = 5 } }', "did you mean 'size_bytes'"),
+        (
+            'files = { Q4_0 = { file = "a.gguf", size = 5 } }',
+            "files.Q4_0.size' .did you mean 'size_bytes'",
+        ),
         ('files = { Q4_0 = { file = "a.gguf", sha256 = "ab" } }', "64 lower-case hex digits"),
     ],
 )
@@ -169,15 +172,16 @@ def test_an_entry_that_is_not_as_described_is_named_with_its_key(
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("models = []", "unknown key 'models'; did you mean 'model'"),
-        ("model = 3", "not a list"),
+        ("models = []", r"unknown key 'models' \(did you mean 'model'"),
+        ("model = 3", "'model' is 3; expected a list"),
         ("[[model]]\nname = 3", "'title' is missing"),
         (REMOTE + REMOTE, "has 'tiny-two' twice"),
         (REMOTE.replace("tiny-two", "Tiny Two"), "expected lower-case"),
         (REMOTE.replace("tiny/Two-GGUF", "https://tiny/Two"), "expected OWNER/NAME"),
         (REMOTE.replace('quantization = "Q4_0"', ""), "'quantization' is missing"),
-        ("[[model", "is not TOML"),
-        ("\0", "is not TOML"),
+        ("[[model", "not valid TOML"),
+        ("\0", "not valid TOML"),
+        (REMOTE.replace("Tiny Two", r"\u001b[2J"), "without control characters"),
     ],
 )
 def test_a_file_that_is_no_catalogue_is_refused(tmp_path: Path, text: str, problem: str):

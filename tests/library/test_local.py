@@ -11,9 +11,8 @@ import pytest
 
 from safesteer_edge.errors import ModelFileError, SettingsError
 from safesteer_edge.library.catalogue import find_model, installed_path
-from safesteer_edge.library.index import library_folder, read_index
+from safesteer_edge.library.index import library_folder, looks_unchanged, read_index
 from safesteer_edge.library.install import add_model, installed_record, remove_model, verify_model
-from safesteer_edge.library.stored_file import looks_unchanged
 from safesteer_edge.session.choice import choose_model
 from tests.library.conftest import Pull
 from tests.library.hub_server import Hub
