@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import ClassVar
@@ -21,20 +21,15 @@ from safesteer_edge.session.settings_file import write_settings
 from safesteer_edge.session.settings_schema import UserSettings
 from safesteer_edge.tui.chat_state import ChatState
 from safesteer_edge.tui.commands.setting import applied, theme_named
-from safesteer_edge.tui.engine_thread import (
-    EngineThread,
-    EngineTold,
-    SessionOpener,
-    SettingChanged,
-    Told,
-)
-from safesteer_edge.tui.looks import THEMES, key_labels
-from safesteer_edge.tui.model_rows import known_models
+from safesteer_edge.tui.commands.table import COMMANDS
+from safesteer_edge.tui.engine_thread import EngineThread, SessionOpener, Told, TurnDone
 from safesteer_edge.tui.screens.boxes import FirstRunScreen
 from safesteer_edge.tui.screens.chat_screen import ChatScreen
-from safesteer_edge.tui.screens.models_screen import ModelLister
-from safesteer_edge.tui.slash_commands import COMMANDS
+from safesteer_edge.tui.screens.compare_screen import COMPARISON_TURNS, CompareScreen
+from safesteer_edge.tui.screens.models_screen import ModelRow, known_models
+from safesteer_edge.tui.screens.settings_screen import SettingChanged
 from safesteer_edge.tui.terminal import find_native_pictures, leave_with_terminal, spare_pauses
+from safesteer_edge.tui.themes import THEMES
 from safesteer_edge.tui.whole_pastes import take_pastes_whole
 
 
@@ -55,7 +50,7 @@ class ChatOptions:
     user_settings: UserSettings = field(default_factory=UserSettings)
     save_settings: Callable[[UserSettings], object] = lambda _: None
     native_picture: Callable[..., object] | None = None
-    model_lister: ModelLister = known_models
+    model_lister: Callable[[], Sequence[ModelRow]] = known_models
     is_first_run: bool = False
 
 
@@ -79,17 +74,10 @@ class ChatApp(App[None]):
         super().__init__()
         self.options = options
         self.native_picture = options.native_picture
-        self.engine = EngineThread(options.opener, options.store, self._tell)
+        tell = partial(self.call_later, self._told)
+        self.engine = EngineThread(options.opener, options.store, tell)
         self.state = ChatState(TurnSettings.of(options.settings))
-        self.chat = ChatScreen(
-            self.engine,
-            self.state,
-            options.settings,
-            show_images=options.show_images,
-            model_lister=options.model_lister,
-            store=options.store,
-            user_settings=options.user_settings,
-        )
+        self.chat = ChatScreen(self.engine, self.state, options)
         for theme in THEMES:
             self.register_theme(theme)
 
@@ -102,12 +90,15 @@ class ChatApp(App[None]):
         if self.options.is_first_run:
             self.push_screen(FirstRunScreen())
 
-    async def on_engine_told(self, message: EngineTold) -> None:
-        """The engine's thread says something: the chat shows it, whatever lies over it."""
+    async def _told(self, told: Told) -> None:
+        """The engine's thread says something: who has asked shows it, whatever lies over it."""
         if not self.is_running:
             return
         try:
-            await self.chat.listener.told(message.told)
+            if not isinstance(told, TurnDone) or told.turn not in COMPARISON_TURNS:
+                await self.chat.runner.told(told)
+            elif isinstance(self.screen, CompareScreen):
+                await self.screen.told(told)
         except NoMatches:
             if self.is_running:  # else the screen was taken down meanwhile
                 raise
@@ -127,7 +118,7 @@ class ChatApp(App[None]):
             self._use_keys(settings)
         elif key.startswith("model."):
             self.notify("the model settings apply from the next start on", markup=False)
-        self.chat.show_bars()
+        self.chat.show_state()
 
     def _use_keys(self, settings: UserSettings) -> None:
         keys = asdict(settings.keys)
@@ -144,9 +135,8 @@ class ChatApp(App[None]):
         """The menu (Ctrl+P): every slash command; those that need more go into the input."""
         if screen is not self.chat:
             return
-        labels = key_labels(self.chat.user_settings.keys)
         for command in COMMANDS:
-            key = labels.get(command.name, command.keys)
+            key = self.chat.key_labels.get(command.name, command.keys)
             keys = f" · {key}" if key else ""
             title = f"{command.name[:1].upper()}{command.name[1:]}"
             run = partial(self.chat.choose_command, command.name)
@@ -155,9 +145,6 @@ class ChatApp(App[None]):
     def on_unmount(self) -> None:
         """Free the model."""
         self.engine.close()
-
-    def _tell(self, told: Told) -> None:
-        self.post_message(EngineTold(told))
 
 
 # -- starting the full-screen chat: what must happen before Textual takes the terminal -------------

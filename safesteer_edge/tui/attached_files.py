@@ -1,8 +1,7 @@
-"""The files that go with the next message: added, taken off, shown over the input."""
+"""Files that may go with a message: whether they can, and pictures taken off the clipboard."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import shutil
@@ -11,22 +10,15 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from safesteer_edge.errors import MediaError, SafeSteerError
+from safesteer_edge.errors import MediaError
 from safesteer_edge.media.media_file import kind_of
 from safesteer_edge.session.protocol import SessionInfo
-from safesteer_edge.tui.widgets.attachments import AttachmentBar
-from safesteer_edge.tui.widgets.composer import Composer
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+_SAMPLE_RATE = 16_000  # any: the projector's own is for the engine
 
-    from safesteer_edge.tui.screens.chat_screen import ChatScreen
-
-
-# -- A picture on the clipboard, which no terminal sends: a tool that can read it is asked ---------
-
+# A picture on the clipboard, which no terminal sends: a tool that can read it is asked.
 _TIMEOUT_S: Final = 5.0
 # By what is best kept: the first of these that the clipboard offers.
 _SUFFIXES: Final = {
@@ -44,6 +36,33 @@ _TOOLS: Final[Mapping[str, tuple[Sequence[str], Sequence[str]]]] = {
     "xclip": ((*_XCLIP, "TARGETS"), _XCLIP),
 }
 _MAC_PICTURE: Final = re.compile(rb"\xc2\xabdata PNGf([0-9A-F]+)\xc2\xbb")
+
+
+def check_attachable(path: Path, info: SessionInfo | None) -> None:
+    """Raise MediaError with the reason if it cannot. Takes 0.1 s, for large files seconds.
+
+    info: of the model that is to get it; None: it is not known yet.
+    """
+    # Deferred: Pillow and NumPy, which the first frame must not wait for.
+    from safesteer_edge.media.decoder import MediaDecoder
+
+    if not path.is_file():
+        reason = "it is a folder; choose a file" if path.is_dir() else "there is no such file"
+        raise MediaError(f"cannot attach {str(path)!r}: {reason}; check the path")
+    kind = kind_of(path)
+    if info is not None and kind == "sound" and not info.hears:
+        raise MediaError(f"{info.model_name} does not hear; choose a model that does (/models)")
+    if info is not None and kind == "image" and not info.sees:
+        raise MediaError(
+            f"{info.model_name} does not see as it is loaded; choose a model that does (/models)"
+        )
+    with MediaDecoder() as decoder:
+        if kind == "image":
+            decoder.load_image(path)
+        elif kind == "sound":
+            decoder.load_sound(path, sample_rate=_SAMPLE_RATE)
+        else:
+            decoder.load_document(path, name=path.name, sees=info is None or info.sees)
 
 
 class ClipboardPictures:
@@ -120,85 +139,3 @@ def _output_of(command: Sequence[str]) -> bytes:
             "type its path"
         ) from error
     return done.stdout if done.returncode == 0 else b""
-
-
-# -- whether a file can go with a message: it is read as it will be, before anything is sent -------
-
-_SAMPLE_RATE = 16_000  # any: the projector's own is for the engine
-
-
-def check_attachable(path: Path, info: SessionInfo | None) -> None:
-    """Raise MediaError with the reason if it cannot. Takes 0.1 s, for large files seconds.
-
-    info: of the model that is to get it; None: it is not known yet.
-    """
-    # Deferred: Pillow and NumPy, which the first frame must not wait for.
-    from safesteer_edge.media.decoder import MediaDecoder
-
-    if not path.is_file():
-        reason = "it is a folder; choose a file" if path.is_dir() else "there is no such file"
-        raise MediaError(f"cannot attach {str(path)!r}: {reason}; check the path")
-    kind = kind_of(path)
-    if info is not None and kind == "sound" and not info.hears:
-        raise MediaError(f"{info.model_name} does not hear; choose a model that does (/models)")
-    if info is not None and kind == "image" and not info.sees:
-        raise MediaError(
-            f"{info.model_name} does not see as it is loaded; choose a model that does (/models)"
-        )
-    with MediaDecoder() as decoder:
-        if kind == "image":
-            decoder.load_image(path)
-        elif kind == "sound":
-            decoder.load_sound(path, sample_rate=_SAMPLE_RATE)
-        else:
-            decoder.load_document(path, name=path.name, sees=info is None or info.sees)
-
-
-class AttachedFiles:
-    """Of the chat's screen, whose state holds their paths."""
-
-    def __init__(self, screen: ChatScreen) -> None:
-        self._screen = screen
-        self._clipboard_pictures = ClipboardPictures()
-
-    async def add(self, paths: Sequence[Path]) -> None:
-        """Add files, all or none. Raises MediaError at the first that cannot go with a message."""
-        state = self._screen.state
-        for path in paths:
-            await asyncio.to_thread(check_attachable, path, state.info)
-        state.attachments += [path for path in paths if path not in state.attachments]
-        await self.show()
-
-    async def add_or_complain(self, paths: Sequence[Path]) -> None:
-        """The same where nobody waits for the error."""
-        try:
-            await self.add(paths)
-        except SafeSteerError as error:
-            self._screen.complain(str(error))
-
-    async def take_off(self, index: int) -> None:
-        """Take a file off again; -1: the last. Nothing where there is none."""
-        attachments = self._screen.state.attachments
-        if attachments[index : index + 1 or None]:
-            del attachments[index]
-            await self.show()
-
-    async def show(self) -> None:
-        """Show those that the state holds."""
-        await self._screen.query_one(AttachmentBar).show(self._screen.state.attachments)
-
-    async def paste(self, text: str) -> None:
-        """Add the picture that the clipboard holds, else put the text into the input.
-
-        The tool that reads the clipboard may take its time.
-        """
-        try:
-            picture = await asyncio.to_thread(self._clipboard_pictures.take)
-        except MediaError as error:
-            if not text:
-                self._screen.complain(str(error))
-            picture = None
-        if picture is not None:
-            await self.add_or_complain([picture])
-        elif text:
-            self._screen.query_one(Composer).insert_paste(text)

@@ -13,10 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
-
-from textual.message import Message
+from typing import TypeVar
 
 from safesteer_edge.chats.chat_log import ChatEntry
 from safesteer_edge.chats.chat_store import ChatStore
@@ -25,11 +22,6 @@ from safesteer_edge.errors import BundleChangedError, EngineError, SafeSteerErro
 from safesteer_edge.guard.events import Event
 from safesteer_edge.session.protocol import ChatSession, SessionInfo
 from safesteer_edge.session.settings import SessionSettings
-
-if TYPE_CHECKING:
-    from safesteer_edge.session.settings_schema import UserSettings
-    from safesteer_edge.tui.shown_turn import ShownTurn
-
 
 SessionOpener = Callable[[SessionSettings], ChatSession]
 TurnStarter = Callable[[RecordedChat], Iterator[Event]]
@@ -82,7 +74,7 @@ class EngineThread:
     """Start it, give it work, close it. All methods return at once, `close` within seconds."""
 
     def __init__(
-        self, opener: SessionOpener, store: ChatStore | None, tell: Callable[[Told], None]
+        self, opener: SessionOpener, store: ChatStore | None, tell: Callable[[Told], object]
     ) -> None:
         """store: None saves nothing."""
         self._opener = opener
@@ -234,62 +226,3 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "out of memory; choose a smaller model or a shorter context"
     return f"unexpected {type(error).__name__}: {text}; please report it"
-
-
-# -- what the chat's parts tell each other ---------------------------------------------------------
-
-
-@dataclass
-class EngineTold(Message):
-    """The engine's thread says something. told: what."""
-
-    told: Told
-
-
-@dataclass
-class Submitted(Message):
-    """The person sends the input. text: as typed."""
-
-    text: str
-
-
-@dataclass
-class PathsDropped(Message):
-    """Files were pasted or dropped into the input. paths: they exist."""
-
-    paths: tuple[Path, ...]
-
-
-@dataclass
-class ClipboardWanted(Message):
-    """The person pastes. text: what the terminal or the application has for it; empty: nothing."""
-
-    text: str
-
-
-@dataclass
-class LastAttachmentErased(Message):
-    """Backspace in an empty input: the last attachment goes."""
-
-
-@dataclass
-class CompletionsWanted(Message):
-    """The input begins with a slash. text: all of it; empty: no longer."""
-
-    text: str
-
-
-@dataclass
-class TurnAction(Message):
-    """The person wants something done with a turn. action: a slash command's name."""
-
-    action: str
-    turn: ShownTurn
-
-
-@dataclass
-class SettingChanged(Message):
-    """A setting of the file has a new value. key: `section.name`."""
-
-    key: str
-    settings: UserSettings

@@ -1,6 +1,9 @@
-"""What the guard does and did, in words that every view uses."""
+"""What the guard does and did, in the words and figures that every view uses."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
 
 from safesteer_edge.guard.policy import GuardMode
 from safesteer_edge.session.protocol import SessionInfo
@@ -18,6 +21,7 @@ MODE_MEANINGS: dict[GuardMode, str] = {
     "monitor": "the guard only watches; answers are the model's own",
     "off": "no guard: answers are the model's own, unchecked",
 }
+_BLOCKS = "▁▂▃▄▅▆▇█"
 UNCALIBRATED = "UNCALIBRATED"
 UNCALIBRATED_MEANING = "nobody has measured which answers this guard stops"
 
@@ -96,3 +100,14 @@ def live_figures(turn: ShownTurn, decode_s: float, n_ctx: int | None) -> str:
 def context_used(n_tokens: int, n_ctx: int) -> str:
     """How full the context is."""
     return f"context {100 * n_tokens / n_ctx:.0f} %"
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The last values, one character each; of a longer row, the largest of each group.
+
+    values in [0, 1]; the lowest block is 0.
+    """
+    if len(values) > width > 0:
+        edges = [round(i * len(values) / width) for i in range(width + 1)]
+        values = [max(values[low:high]) for low, high in pairwise(edges)]
+    return "".join(_BLOCKS[min(7, int(value * 8))] for value in values)

@@ -12,6 +12,7 @@ from safesteer_edge.chats.open_chat import documents_of
 from safesteer_edge.chats.records import EndReason, StoredMedia
 from safesteer_edge.formats.display_text import ControlCharacterFilter
 from safesteer_edge.guard.events import (
+    Candidate,
     Event,
     MediaPrepared,
     PrefillDone,
@@ -191,6 +192,17 @@ class ShownTurn:
         n_answer_characters = len(self.text) + self._n_hidden_characters
         self._n_step_characters = max(n_answer_characters, self._n_told_characters)
 
+    def asked_again(self, guard: GuardMode) -> ShownTurn:
+        """The same question, to be answered anew."""
+        return ShownTurn(
+            self.question,
+            self.images,
+            self.sounds,
+            self.documents,
+            self.media_names,
+            guard=guard,
+        )
+
     def to_messages(self) -> tuple[ChatMessage, ChatMessage]:
         """What a session is restored from."""
         return (
@@ -224,6 +236,11 @@ class ShownTurn:
         added = self._filter.feed(marked(without_marks(text), spans))
         self.shown += added
         return added
+
+
+def proposed_by_sampler(step: Step) -> Candidate | None:
+    """What the guard put something else in the place of; None if that is not known."""
+    return next((c for c in step.candidates if c.token_id == step.proposed_token_id), None)
 
 
 def turns_of_branch(

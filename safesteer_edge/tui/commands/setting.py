@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from safesteer_edge.session.protocol import TurnSettings
-from safesteer_edge.tui.looks import DARK, LIGHT
+from safesteer_edge.tui.themes import DARK, LIGHT
 
 if TYPE_CHECKING:
     from safesteer_edge.session.settings_schema import UserSettings

@@ -13,7 +13,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static, TextArea
 
 from safesteer_edge.formats.display_text import strip_control_characters
-from safesteer_edge.tui.slash_commands import COMMANDS
+from safesteer_edge.tui.commands.table import COMMANDS
 
 _BOX_CSS = """
     {name} {{

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Awaitable, Sequence
+from typing import ClassVar, NamedTuple
 
 from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.message import Message
 from textual.screen import ModalScreen
 from textual.widgets import Button, Input, OptionList, Static
 from textual.widgets.option_list import Option
@@ -20,15 +19,15 @@ from textual.widgets.option_list import Option
 from safesteer_edge.chats.chat_store import ChatStore, ChatSummary
 from safesteer_edge.errors import SafeSteerError
 from safesteer_edge.formats.display_text import strip_control_characters
-from safesteer_edge.tui.commands.exporting import export_stored, parse_target
+from safesteer_edge.tui.chat_export import export_stored, parse_target
+from safesteer_edge.tui.commands import conversation
 from safesteer_edge.tui.screens.boxes import ChoiceScreen, LineScreen
 
 _DAY_S = 86400.0
 _TITLE_WIDTH = 34
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(NamedTuple):
     """A chat of the list. snippet: where the searched words stand in it."""
 
     chat: ChatSummary
@@ -66,26 +65,12 @@ class ChatsScreen(ModalScreen[str | None]):
     }
     """
 
-    @dataclass
-    class _Listed(Message):
-        """words: that were searched. found: what there is; or why there is no list."""
-
-        words: str
-        found: Sequence[_Found] | str
-
-    def __init__(
-        self,
-        store: ChatStore,
-        current: str | None,
-        words: str,
-        rename_current: Callable[[str], Awaitable[None]],
-    ) -> None:
-        """current: the chat that is open. words: to search for at once."""
+    def __init__(self, store: ChatStore, open_chat: conversation.Chat, words: str) -> None:
+        """words: to search for at once."""
         super().__init__()
         self._store = store
-        self._current = current
+        self._open_chat, self._current = open_chat, open_chat.state.chat_id
         self._words = words
-        self._rename_current = rename_current
         self._found: Sequence[_Found] = ()
 
     def compose(self) -> ComposeResult:
@@ -108,34 +93,26 @@ class ChatsScreen(ModalScreen[str | None]):
         self.query_one(Input).focus()
         self._look(self._words)
 
-    @work(thread=True, exclusive=True)
-    def _look(self, words: str) -> None:
+    @work(exclusive=True)
+    async def _look(self, words: str) -> None:
+        """Show what there is for these words, unless others are typed meanwhile."""
+        problem = ""
         try:
-            self.post_message(self._Listed(words, _found(self._store, words)))
+            self._found = await asyncio.to_thread(_found, self._store, words)
         except SafeSteerError as error:
-            self.post_message(self._Listed(words, str(error)))
+            self._found, problem = (), str(error)
+        empty = "no chat has these words" if words else "no chats yet"
+        options, nothing = self.query_one(OptionList), self.query_one("#nothing", Static)
+        nothing.update(Content(problem or empty))
+        options.display, nothing.display = bool(self._found), not self._found
+        options.clear_options()
+        options.add_options([Option(self._line(each)) for each in self._found])
+        options.highlighted = 0 if self._found else None
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Search as it is typed."""
         self._words = event.value
         self._look(event.value)
-
-    def on_chats_screen__listed(self, message: _Listed) -> None:
-        """Show what was found for what is in the input now."""
-        if message.words != self._words:
-            return
-        options, nothing = self.query_one(OptionList), self.query_one("#nothing", Static)
-        options.clear_options()
-        self._found = () if isinstance(message.found, str) else message.found
-        options.display = bool(self._found)
-        nothing.display = not self._found
-        if isinstance(message.found, str):
-            nothing.update(Content(message.found))
-        elif not self._found:
-            empty = "no chat has these words" if message.words else "no chats yet"
-            nothing.update(Content(empty))
-        options.add_options([Option(self._line(each)) for each in self._found])
-        options.highlighted = 0 if self._found else None
 
     def on_input_submitted(self) -> None:
         """Enter in the search: the first one."""
@@ -168,7 +145,7 @@ class ChatsScreen(ModalScreen[str | None]):
 
         def named(title: str | None) -> None:
             if title is not None:
-                self.run_worker(self._rename(chosen.id, title))
+                self.run_worker(self._attempt(self._rename(chosen.id, title)), group="do")
 
         self.app.push_screen(LineScreen("Rename", "A new title:", chosen.title), named)
 
@@ -180,8 +157,7 @@ class ChatsScreen(ModalScreen[str | None]):
 
         def selected(kind: str | None) -> None:
             if kind is not None:
-                to, _ = parse_target(kind)
-                self._done(lambda: f"wrote {export_stored(self._store, chosen.id, to)}")
+                self.run_worker(self._attempt(self._export(chosen.id, kind)), group="do")
 
         choices = (("md", "Markdown"), ("html", "HTML"), ("json", "JSON"))
         text = f"‘{chosen.title}’ is written to a file in this folder, as:"
@@ -198,29 +174,30 @@ class ChatsScreen(ModalScreen[str | None]):
 
         def answered(choice: str | None) -> None:
             if choice == "delete":
-                self._done(lambda: self._delete(chosen))
+                self.run_worker(self._attempt(self._delete(chosen)), group="do")
 
         text = f"Delete ‘{chosen.title}’, {chosen.n_messages} messages? It cannot be undone."
         choices = (("keep", "Keep it"), ("delete", "Delete"))
         self.app.push_screen(ChoiceScreen("Delete", text, choices), answered)
 
     async def _rename(self, chat_id: str, title: str) -> None:
-        try:
-            if chat_id == self._current:
-                await self._rename_current(title)
-            else:
-                self._store.rename(chat_id, title)
-        except SafeSteerError as error:
-            self.notify(str(error), severity="error", markup=False)
-        self._look(self._words)
+        if chat_id == self._current:
+            await conversation.rename(self._open_chat, title)
+        else:
+            self._store.rename(chat_id, title)
 
-    def _delete(self, chat: ChatSummary) -> str:
+    async def _export(self, chat_id: str, kind: str) -> None:
+        written = export_stored(self._store, chat_id, parse_target(kind)[0])
+        self.notify(f"wrote {written}", markup=False)
+
+    async def _delete(self, chat: ChatSummary) -> None:
         self._store.delete(chat.id)
-        return f"deleted ‘{chat.title}’"
+        self.notify(f"deleted ‘{chat.title}’", markup=False)
 
-    def _done(self, action: Callable[[], str]) -> None:
+    async def _attempt(self, work: Awaitable[None]) -> None:
+        """Do something with a chat, then show the list as it is now."""
         try:
-            self.notify(action(), markup=False)
+            await work
         except SafeSteerError as error:
             self.notify(str(error), severity="error", markup=False)
         self._look(self._words)
@@ -243,14 +220,11 @@ class ChatsScreen(ModalScreen[str | None]):
         sign = "●" if chat.id == self._current else "✗" if chat.problem else " "
         title = strip_control_characters(chat.title)
         about = strip_control_characters(found.snippet or chat.model or "")
-        line = f"{sign} {when(chat.updated_at, time.time()):<10} {_fitted(title):<34} "
+        title = title if len(title) <= _TITLE_WIDTH else f"{title[: _TITLE_WIDTH - 1]}…"
+        line = f"{sign} {when(chat.updated_at, time.time()):<10} {title:<{_TITLE_WIDTH}} "
         return Content(line) + Content.styled(
             f"{(chat.n_messages + 1) // 2:>3} asked  {about}", "$foreground 60%"
         )
-
-
-def _fitted(title: str) -> str:
-    return title if len(title) <= _TITLE_WIDTH else f"{title[: _TITLE_WIDTH - 1]}…"
 
 
 def when(at: float, now: float) -> str:

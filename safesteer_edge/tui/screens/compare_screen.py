@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -14,16 +14,14 @@ from textual.timer import Timer
 from textual.widgets import Static
 
 from safesteer_edge.formats.display_text import strip_control_characters
-from safesteer_edge.guard.policy import GuardMode
-from safesteer_edge.session.protocol import ChatMessage, TurnSettings
-from safesteer_edge.tui.chat_state import ask_aside
+from safesteer_edge.session.protocol import ChatMessage
+from safesteer_edge.tui.chat_state import ChatState, ask_unrecorded, compared_settings
 from safesteer_edge.tui.engine_thread import EngineThread, TurnDone
-from safesteer_edge.tui.guard_words import UNCALIBRATED, turn_notes
-from safesteer_edge.tui.looks import sparkline
+from safesteer_edge.tui.guard_words import UNCALIBRATED, sparkline, turn_notes
+from safesteer_edge.tui.model_runner import FRAME_S
 from safesteer_edge.tui.shown_turn import ShownTurn
-from safesteer_edge.tui.turn_runner import FRAME_S
 from safesteer_edge.tui.widgets.answer import LongAnswer
-from safesteer_edge.tui.widgets.turn_view import ReasoningBlock
+from safesteer_edge.tui.widgets.transcript import ReasoningBlock
 
 # Turns of the chat count up from 1; these two are its own.
 COMPARISON_TURNS = (-1, -2)
@@ -58,29 +56,20 @@ class CompareScreen(Screen[None]):
     def __init__(
         self,
         engine: EngineThread,
-        turn: ShownTurn,
+        state: ChatState,
+        turns: Sequence[ShownTurn],
         before: list[ChatMessage],
-        settings: TurnSettings,
-        *,
-        is_uncalibrated: bool,
     ) -> None:
-        """turn: the question. before: the conversation that it is asked in.
-
-        is_uncalibrated: nobody has measured what the guard stops.
-        """
+        """turns: the question, without the guard and with it. before: what was said before it."""
         super().__init__()
         self._engine = engine
         self._before = before
-        guarded: GuardMode = "steer" if settings.guard in ("off", "monitor") else settings.guard
-        self._settings = (
-            replace(settings, guard="off", strength=None, threshold=None),
-            replace(settings, guard=guarded),
+        self._settings = compared_settings(state.settings)
+        self._turns = turns
+        is_uncalibrated = state.info is not None and state.info.is_calibrated is False
+        self._guard_label = f"guard: {turns[1].guard}" + (
+            f", {UNCALIBRATED}" if is_uncalibrated else ""
         )
-        self._turns = tuple(
-            ShownTurn(turn.question, turn.images, turn.sounds, turn.documents, guard=each.guard)
-            for each in self._settings
-        )
-        self._guard_label = f"guard: {guarded}" + (f", {UNCALIBRATED}" if is_uncalibrated else "")
         self._turn = 0
         self._timer: Timer | None = None
 
@@ -132,15 +121,11 @@ class CompareScreen(Screen[None]):
             column.scroll_relative(y=lines, animate=False)
 
     def _ask(self) -> None:
-        turn, settings, before = (
-            self._turns[self._turn],
-            self._settings[self._turn],
-            self._before,
-        )
+        turn, settings = self._turns[self._turn], self._settings[self._turn]
         self._column().query_one(".figures", Static).update(Content("answering …"))
         self._engine.run_turn(
             COMPARISON_TURNS[self._turn],
-            lambda chat: ask_aside(chat, turn, before, settings),
+            lambda chat: ask_unrecorded(chat, turn, self._before, settings),
         )
 
     def _show_events(self) -> None:

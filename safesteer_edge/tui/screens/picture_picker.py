@@ -15,7 +15,7 @@ from textual.widgets import DirectoryTree, Input, Static, Tree
 
 from safesteer_edge.media.media_file import kind_of
 from safesteer_edge.tui.typed_paths import has_known_name, sign_of, split_media_paths
-from safesteer_edge.tui.widgets.picture import Picture
+from safesteer_edge.tui.widgets.attachments import Picture
 
 
 class _MediaTree(DirectoryTree):

@@ -11,8 +11,13 @@ from textual.widgets import Static
 
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.guard.policy import GuardMode
-from safesteer_edge.tui.guard_words import MODE_LABELS, UNCALIBRATED, passages, risk_word
-from safesteer_edge.tui.looks import sparkline
+from safesteer_edge.tui.guard_words import (
+    MODE_LABELS,
+    UNCALIBRATED,
+    passages,
+    risk_word,
+    sparkline,
+)
 from safesteer_edge.tui.shown_turn import ShownTurn
 
 
@@ -159,21 +164,13 @@ class Welcome(Vertical):
     }
     """
 
-    def __init__(self, labels: Mapping[str, str]) -> None:
-        """labels: of the commands' keys."""
-        super().__init__()
-        self._lines = Static(self._text(labels), classes="lines")
-
     def compose(self) -> ComposeResult:
         """Name, then what to do."""
         yield Static(Content("◆ SafeSteer Edge"), classes="name")
-        yield self._lines
+        yield Static(classes="lines")
 
     def show_keys(self, labels: Mapping[str, str]) -> None:
-        """Name these keys."""
-        self._lines.update(self._text(labels))
-
-    def _text(self, labels: Mapping[str, str]) -> Content:
+        """Say what to do, and by which keys. labels: of the commands' keys."""
         head, *rest = _LINES
         lines = [Content(f"{head[0]} {head[1]}"), Content("")]
         width = max(7, *(len(labels[name]) for name, _ in rest))
@@ -181,4 +178,4 @@ class Welcome(Vertical):
             Content.styled(f"{labels[name]:>{width}}", "bold") + Content(f"  {text}")
             for name, text in rest
         ]
-        return Content("\n").join(lines)
+        self.query_one(".lines", Static).update(Content("\n").join(lines))

@@ -10,9 +10,13 @@ from textual.widgets import Static
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.guard.events import Candidate, Step
 from safesteer_edge.guard.policy import GuardPolicy
-from safesteer_edge.tui.guard_words import MODE_MEANINGS, UNCALIBRATED, UNCALIBRATED_MEANING
-from safesteer_edge.tui.looks import sparkline
-from safesteer_edge.tui.shown_turn import ShownTurn
+from safesteer_edge.tui.guard_words import (
+    MODE_MEANINGS,
+    UNCALIBRATED,
+    UNCALIBRATED_MEANING,
+    sparkline,
+)
+from safesteer_edge.tui.shown_turn import ShownTurn, proposed_by_sampler
 
 _MAX_HEAT_STEPS = 600
 _MAX_INTERVENTIONS = 50
@@ -137,7 +141,7 @@ def interventions(turn: ShownTurn) -> Content:
 
 
 def _intervention(step: Step) -> Content:
-    proposed = next((c for c in step.candidates if c.token_id == step.proposed_token_id), None)
+    proposed = proposed_by_sampler(step)
     before = f"{_quoted(proposed.text)} {proposed.score:.2f}" if proposed else "the proposal"
     score = f" {step.score:.2f}" if step.score is not None else ""
     lines = [
