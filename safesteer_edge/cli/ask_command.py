@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     """Answer, and return the exit code."""
     # Deferred: --help needs none of it.
     from safesteer_edge.session.choice import require_projector
-    from safesteer_edge.tui.typed_paths import sorted_by_kind
+    from safesteer_edge.tui.attached_files import sorted_by_kind
 
     prompt = _read_prompt(options.prompt)
     settings = session_settings(options)

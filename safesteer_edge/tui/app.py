@@ -12,6 +12,7 @@ from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.css.query import NoMatches
 from textual.screen import Screen
+from textual.theme import Theme
 
 from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.errors import SafeSteerError
@@ -28,9 +29,44 @@ from safesteer_edge.tui.screens.chat_screen import ChatScreen
 from safesteer_edge.tui.screens.compare_screen import COMPARISON_TURNS, CompareScreen
 from safesteer_edge.tui.screens.models_screen import ModelRow, known_models
 from safesteer_edge.tui.screens.settings_screen import SettingChanged
-from safesteer_edge.tui.terminal import find_native_pictures, leave_with_terminal, spare_pauses
-from safesteer_edge.tui.themes import THEMES
-from safesteer_edge.tui.whole_pastes import take_pastes_whole
+from safesteer_edge.tui.terminal import (
+    find_native_pictures,
+    leave_with_terminal,
+    spare_pauses,
+    take_pastes_whole,
+)
+
+# Two calm themes with one accent colour each.
+_DARK = Theme(
+    name="safesteer-dark",
+    primary="#56b6a9",
+    secondary="#7f8ea3",
+    accent="#56b6a9",
+    warning="#e5a84b",
+    error="#ef6f6c",
+    success="#56b6a9",
+    foreground="#d9dce3",
+    background="#15171c",
+    surface="#1c1f26",
+    panel="#262a33",
+    dark=True,
+    variables={"input-cursor-background": "#56b6a9", "border": "#4a505d"},
+)
+_LIGHT = Theme(
+    name="safesteer-light",
+    primary="#0b6e64",
+    secondary="#5b6472",
+    accent="#0b6e64",
+    warning="#8f5200",
+    error="#b3261e",
+    success="#0b6e64",
+    foreground="#22252b",
+    background="#fbfaf7",
+    surface="#f2f0ea",
+    panel="#e5e2da",
+    dark=False,
+    variables={"input-cursor-background": "#0b6e64", "border": "#a8a59c"},
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +110,10 @@ class ChatApp(App[None]):
         super().__init__()
         self.options = options
         self.native_picture = options.native_picture
-        tell = partial(self.call_later, self._told)
-        self.engine = EngineThread(options.opener, options.store, tell)
+        self.engine = EngineThread(options.opener, options.store, self._tell)
         self.state = ChatState(TurnSettings.of(options.settings))
         self.chat = ChatScreen(self.engine, self.state, options)
-        for theme in THEMES:
+        for theme in (_DARK, _LIGHT):
             self.register_theme(theme)
 
     def on_mount(self) -> None:
@@ -89,6 +124,9 @@ class ChatApp(App[None]):
         self.push_screen(self.chat)
         if self.options.is_first_run:
             self.push_screen(FirstRunScreen())
+
+    def _tell(self, told: Told) -> None:
+        self.call_later(self._told, told)
 
     async def _told(self, told: Told) -> None:
         """The engine's thread says something: who has asked shows it, whatever lies over it."""
@@ -143,7 +181,6 @@ class ChatApp(App[None]):
             yield SystemCommand(title, f"{command.help}{keys}", run)
 
     def on_unmount(self) -> None:
-        """Free the model."""
         self.engine.close()
 
 
@@ -158,7 +195,6 @@ def run_chat(
     show_images: bool,
     theme: str,
 ) -> None:
-    """Run the application until the person leaves."""
     store = ChatStore()
     options = ChatOptions(
         settings=settings,

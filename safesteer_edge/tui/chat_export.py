@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import get_args
 
 from safesteer_edge.chats.chat_log import ChatLog
-from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.chats.export import EXPORT_SUFFIXES, ExportFormat, export_chat
 from safesteer_edge.chats.records import StoredMedia
 from safesteer_edge.errors import InputError, SettingsError
@@ -50,11 +49,6 @@ def parse_target(argument: str) -> tuple[ExportFormat, Path | None]:
     path = Path(name).expanduser() if name else None
     by_ending = _format_named(path.suffix[1:]) if path is not None else None
     return named or by_ending or "markdown", path
-
-
-def export_stored(store: ChatStore, chat_id: str, to: ExportFormat) -> Path:
-    """Write a stored chat into the folder that the program runs in; returns the file."""
-    return write_export(store.read(chat_id), store.media.path, to, None)
 
 
 def write_export(

@@ -42,7 +42,6 @@ class ChatState:
 
     @property
     def shown_title(self) -> str:
-        """The title, or one made of the first question."""
         if self.title:
             return self.title
         return title_of(self.turns[0].question) if self.turns else NEW_CHAT_TITLE
@@ -158,7 +157,6 @@ def check_fits(
 
 
 def go_on(chat: RecordedChat, settings: TurnSettings) -> Iterator[Event]:
-    """Go on with the last answer."""
     _use(chat, settings)
     return chat.continue_answer()
 

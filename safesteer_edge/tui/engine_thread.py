@@ -74,7 +74,7 @@ class EngineThread:
     """Start it, give it work, close it. All methods return at once, `close` within seconds."""
 
     def __init__(
-        self, opener: SessionOpener, store: ChatStore | None, tell: Callable[[Told], object]
+        self, opener: SessionOpener, store: ChatStore | None, tell: Callable[[Told], None]
     ) -> None:
         """store: None saves nothing."""
         self._opener = opener
@@ -90,7 +90,6 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Begin to take work."""
         self._thread.start()
 
     def open(self, settings: SessionSettings) -> None:
@@ -98,7 +97,6 @@ class EngineThread:
         self._jobs.put(lambda: self._open(settings))
 
     def run_turn(self, turn: int, starter: TurnStarter) -> None:
-        """Run a turn. turn: a number that comes back with its end."""
         self._is_cancelled = False
         self._jobs.put(lambda: self._run_turn(turn, starter))
 
@@ -118,7 +116,6 @@ class EngineThread:
         return future
 
     def take_events(self) -> list[Event]:
-        """Empty the mailbox."""
         with self._lock:
             events, self._events = self._events, []
         return events

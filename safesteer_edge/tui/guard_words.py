@@ -32,7 +32,6 @@ def is_uncalibrated(info: SessionInfo | None, mode: GuardMode) -> bool:
 
 
 def risk_word(risk: float, limit: float | None) -> str:
-    """The running risk as a word."""
     share = risk / limit if limit else risk
     if share < 0.25:
         return "calm"
@@ -44,7 +43,6 @@ def risk_word(risk: float, limit: float | None) -> str:
 
 
 def passages(count: int) -> str:
-    """How many passages were steered."""
     return f"{count} word was steered" if count == 1 else f"{count} words were steered"
 
 
@@ -61,7 +59,7 @@ def turn_notes(turn: ShownTurn, *, can_go_on: bool = True) -> list[str]:
     how = ": /continue goes on" if can_go_on else ""
     if turn.n_interventions and turn.refusal is None:
         notes.append(passages(turn.n_interventions) + " by the guard")
-    if turn.was_stopped:
+    if turn.end == "cancelled":
         notes.append("stopped by you" if turn.text else "stopped before the answer began")
     if turn.end == "length":
         notes.append(f"cut at the token limit{how}")
@@ -98,7 +96,6 @@ def live_figures(turn: ShownTurn, decode_s: float, n_ctx: int | None) -> str:
 
 
 def context_used(n_tokens: int, n_ctx: int) -> str:
-    """How full the context is."""
     return f"context {100 * n_tokens / n_ctx:.0f} %"
 
 

@@ -90,7 +90,6 @@ class ModelRunner:
         )
 
     def go_on(self, turn: ShownTurn) -> None:
-        """Continue the last answer."""
         settings = self._state.settings
         turn.continued()
         view = self._screen.transcript.view_of(turn)
@@ -106,7 +105,6 @@ class ModelRunner:
             self._forget()
 
     async def told(self, told: Told) -> None:
-        """The engine's thread says something."""
         screen, state = self._screen, self._state
         if isinstance(told, NotSaved):
             screen.complain(f"this chat is not saved: {told.problem}")
@@ -165,7 +163,7 @@ class ModelRunner:
         state.take_ids(turn, told.branch)
         state.chat_id, state.info = told.chat_id, told.info or state.info
         if view is not None:
-            await view.settled()
+            await view.answer.settled()
             view.show_outcome()
         screen.status.show_state("● ready" if state.info else "✗ no model")
         screen.status.show_figures(turn_figures(turn, self._n_ctx()))
@@ -183,7 +181,7 @@ class ModelRunner:
             with self._screen.app.batch_update():  # text and risk are drawn together
                 is_painted = self.show_events()
                 if is_painted and self._view is not None:
-                    await self._view.settled()
+                    await self._view.answer.settled()
             self._screen.check_idle()  # else it hears of the batch's end with the next key
             if is_painted:
                 pause_s, frame_cpu_s = _pause_after(cpu_s - frame_cpu_s), cpu_s
@@ -205,7 +203,7 @@ class ModelRunner:
         n_media, n_thought = len(turn.media), len(turn.reasoning)
         text = "".join([turn.feed(event) for event in events])
         if view is not None and text:
-            view.write(text)
+            view.answer.write(text)
         if view is not None and (text or len(turn.reasoning) > n_thought):
             view.show_waiting("")
             view.show_reasoning()
@@ -227,7 +225,7 @@ class ModelRunner:
 
     def _forget(self) -> None:
         self._turn = self._view = None
-        self._screen.risk.hide()
+        self._screen.risk.set_class(False, "-shown")
         self._screen.composer.cursor_blink = True
 
     def _stop_counting(self) -> None:

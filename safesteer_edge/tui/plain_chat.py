@@ -19,7 +19,7 @@ from safesteer_edge.guard.events import Event, Refused, TextDelta
 from safesteer_edge.session.protocol import ChatSession, TurnSettings, interrupt_cancels
 from safesteer_edge.session.settings import SessionSettings
 from safesteer_edge.templates.reasoning import thought_label
-from safesteer_edge.tui.attached_files import check_attachable
+from safesteer_edge.tui.attached_files import check_attachable, require_files, split_media_paths
 from safesteer_edge.tui.chat_state import ChatState, ask, go_on
 from safesteer_edge.tui.commands import conversation
 from safesteer_edge.tui.commands.table import parse_command
@@ -32,7 +32,6 @@ from safesteer_edge.tui.guard_words import (
     turn_notes,
 )
 from safesteer_edge.tui.shown_turn import ShownTurn
-from safesteer_edge.tui.typed_paths import require_files, split_media_paths
 
 _Result = TypeVar("_Result")
 
@@ -61,7 +60,7 @@ class PlainChat:
         self.chat = RecordedChat(self._session, store, on_problem=self._tell_unsaved)
         self.state = ChatState(TurnSettings.of(settings), info=self._session.info)
         self.failed = self.is_over = False
-        self._lines, self._out, self._notes = lines, out, notes
+        self._lines, self.out, self._notes = lines, out, notes
 
     def run(self) -> None:
         """Chat until the lines end, `/quit`, or the guard is not the one that it began with."""
@@ -101,12 +100,6 @@ class PlainChat:
         if is_uncalibrated(info, mode):
             self.say(f"{UNCALIBRATED}: {UNCALIBRATED_MEANING}")
 
-    def show_last(self) -> None:
-        """Show the last turn of a chat that was resumed."""
-        for turn in self.state.turns[-1:]:
-            self.say(f"you asked: {turn.question}")
-            print(turn.shown, file=self._out, flush=True)
-
     def answer(self, turn: ShownTurn, events: Iterable[Event]) -> None:
         """Print an answer as it comes; Ctrl+C stops it between two tokens."""
         shown = ControlCharacterFilter()
@@ -123,19 +116,18 @@ class PlainChat:
                         self.say(f"[{thought_label(turn.reasoning)}; /thoughts shows them]")
                     turn.feed(event)
                     if isinstance(event, TextDelta | Refused) and is_said:
-                        print(shown.feed(event.text), end="", file=self._out, flush=True)
+                        print(shown.feed(event.text), end="", file=self.out, flush=True)
         except SafeSteerError as error:
             turn.error, turn.end = str(error), "died"
             if not isinstance(error, EngineDiedError):  # after which the next question works
                 raise
         if turn.text:
-            print(file=self._out, flush=True)
+            print(file=self.out, flush=True)
         self._tell_end(turn)
 
     # -- what commands ask of a chat --------------------------------------------------------------
 
     def say(self, text: str) -> None:
-        """Say something that is not the model's."""
         print(strip_control_characters(text), file=self._notes, flush=True)
 
     def refuse_while_answering(self) -> None:
@@ -151,28 +143,24 @@ class PlainChat:
         """Their commands say it."""
 
     async def attach(self, paths: Sequence[Path]) -> None:
-        """Let files go with the next message. Raises MediaError at the first that cannot."""
         for path in paths:
             check_attachable(path, self.state.info)
         self.state.attachments += paths
 
     def put_back(self, question: str) -> None:
-        """Say which question the next line is instead of."""
         self.say(f"the next line takes the place of: {question}")
 
     def copy_to_clipboard(self, text: str) -> None:
         """Copy by OSC 52, if a terminal is there to do it."""
-        if not self._out.isatty():
+        if not self.out.isatty():
             raise InputError("there is no terminal to copy with; /export writes a file")
         code = base64.b64encode(text.encode()).decode()
-        print(f"\x1b]52;c;{code}\a", end="", file=self._out, flush=True)
+        print(f"\x1b]52;c;{code}\a", end="", file=self.out, flush=True)
 
     async def do(self, work: Callable[[RecordedChat], _Result]) -> _Result:
-        """Do it at once."""
         return work(self.chat)
 
     async def run_turn(self, turn: ShownTurn, *, in_place_of: str | None) -> None:
-        """Ask, and print the answer."""
         state = self.state
         state.turns.append(turn)
         self._record(
@@ -181,7 +169,6 @@ class PlainChat:
         )
 
     async def go_on(self, turn: ShownTurn) -> None:
-        """Print more of the last answer."""
         turn.continued()
         self._record(turn, go_on(self.chat, self.state.settings))
 
@@ -205,7 +192,6 @@ class PlainChat:
         self.say(f"[{' · '.join(parts)}]")
 
     async def _obey(self, text: str) -> None:
-        """Ask or do what was typed."""
         command, argument = parse_command(text) or (None, "")
         if command is not None:
             if command.run_plain is None:

@@ -149,7 +149,6 @@ class ShownTurn:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All that was attached."""
         return (*self.images, *self.sounds, *(document.path for document in self.documents))
 
     @property
@@ -164,13 +163,7 @@ class ShownTurn:
 
     @property
     def is_over(self) -> bool:
-        """True once nothing more will come."""
         return self.end is not None or self.error is not None
-
-    @property
-    def was_stopped(self) -> bool:
-        """True if the person stopped the answer."""
-        return self.end == "cancelled"
 
     @property
     def can_continue(self) -> bool:
@@ -201,13 +194,6 @@ class ShownTurn:
             self.documents,
             self.media_names,
             guard=guard,
-        )
-
-    def to_messages(self) -> tuple[ChatMessage, ChatMessage]:
-        """What a session is restored from."""
-        return (
-            ChatMessage("user", self.question, self.images, self.sounds, self.documents),
-            ChatMessage("assistant", self.text, risk=self.risk),
         )
 
     def _count(self, step: Step) -> None:
@@ -264,7 +250,10 @@ def messages_of(system: str | None, turns: Sequence[ShownTurn]) -> list[ChatMess
     messages = [ChatMessage("system", system)] if system and turns else []
     for turn in turns:
         if turn.is_in_conversation:
-            messages += turn.to_messages()
+            messages += (
+                ChatMessage("user", turn.question, turn.images, turn.sounds, turn.documents),
+                ChatMessage("assistant", turn.text, risk=turn.risk),
+            )
     return messages
 
 

@@ -13,7 +13,7 @@ from safesteer_edge.session.settings import SessionSettings
 from safesteer_edge.tui.app import ChatApp, ChatOptions
 from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.widgets.attachments import HalfBlocks
-from safesteer_edge.tui.widgets.inspector import Inspector
+from safesteer_edge.tui.widgets.panels import Inspector
 from tests.media.png_bytes import RGB, png_bytes
 from tests.tui.app_driver import Driver, driven
 

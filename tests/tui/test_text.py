@@ -8,6 +8,7 @@ import pytest
 
 from safesteer_edge.errors import InputError, MediaError
 from safesteer_edge.guard.events import TextDelta
+from safesteer_edge.tui.attached_files import require_files, split_media_paths
 from safesteer_edge.tui.chat_export import code_blocks
 from safesteer_edge.tui.commands.table import parse_command
 from safesteer_edge.tui.guard_words import sparkline
@@ -20,7 +21,6 @@ from safesteer_edge.tui.shown_turn import (
     split_marks,
     without_marks,
 )
-from safesteer_edge.tui.typed_paths import require_files, split_media_paths
 from tests.tui.scripted_session import Word, step_of
 
 

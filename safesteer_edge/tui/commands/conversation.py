@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from safesteer_edge.errors import InputError
 from safesteer_edge.guard.policy import GUARD_MODES, GuardMode
 from safesteer_edge.session.protocol import SessionInfo, TurnSettings
+from safesteer_edge.tui.attached_files import sorted_by_kind
 from safesteer_edge.tui.chat_export import parse_target, text_to_copy, write_export, write_trace
 from safesteer_edge.tui.chat_state import ChatState
 from safesteer_edge.tui.guard_words import MODE_MEANINGS
 from safesteer_edge.tui.shown_turn import ShownTurn, turns_of_branch
-from safesteer_edge.tui.typed_paths import sorted_by_kind
 
 if TYPE_CHECKING:
     from safesteer_edge.chats.chat_log import ChatLog
@@ -33,35 +33,27 @@ class Chat(Protocol):
 
     def say(self, text: str) -> None:
         """Say that something was done."""
-        ...
 
     def refuse_while_answering(self) -> None:
         """Raise InputError while an answer is being written."""
-        ...
 
     def show_state(self) -> None:
         """Show what the state says around the turns: title, model, guard."""
-        ...
 
     async def show_chat(self) -> None:
         """Show the turns that the state holds, and all that is around them."""
-        ...
 
     async def show_attachments(self) -> None:
         """Show the files that go with the next message."""
-        ...
 
     async def attach(self, paths: Sequence[Path]) -> None:
         """Add files, all or none. Raises MediaError at the first that cannot go along."""
-        ...
 
     def put_back(self, question: str) -> None:
         """Let the person change a question, and send it again."""
-        ...
 
     def copy_to_clipboard(self, text: str) -> None:
         """Copy by OSC 52, which reaches the clipboard over SSH as well."""
-        ...
 
     async def do(self, work: Callable[[RecordedChat], _Result]) -> _Result:
         """Do something with the recorded chat, on the thread that it is used by."""
@@ -69,11 +61,9 @@ class Chat(Protocol):
 
     async def run_turn(self, turn: ShownTurn, *, in_place_of: str | None) -> None:
         """Add a turn to the chat, ask it, show its answer. in_place_of: in the chat's file."""
-        ...
 
     async def go_on(self, turn: ShownTurn) -> None:
         """Let the last answer go on."""
-        ...
 
 
 # -- asking ----------------------------------------------------------------------------------------
@@ -112,7 +102,6 @@ async def edit(chat: Chat, argument: str) -> None:
 
 
 async def continue_answer(chat: Chat, _argument: str) -> None:
-    """Go on with the last answer."""
     turn = chat.state.numbered("")
     chat.refuse_while_answering()
     if not turn.can_continue:
@@ -268,7 +257,6 @@ async def fork(chat: Chat, argument: str) -> None:
 
 
 async def rename(chat: Chat, argument: str) -> None:
-    """Give the chat a title."""
     if not argument:
         raise InputError("give a title: /rename TITLE")
     await chat.do(lambda recorded: recorded.rename(argument))

@@ -20,21 +20,18 @@ if TYPE_CHECKING:
 
 
 async def help_(screen: ChatScreen, _argument: str) -> None:
-    """Show keys and commands."""
     from safesteer_edge.tui.screens.boxes import HelpScreen
 
     screen.app.push_screen(HelpScreen(screen.key_labels))
 
 
 async def inspect(screen: ChatScreen, _argument: str) -> None:
-    """Open the inspector at the last answer, or close it."""
     turns = screen.state.turns
     if not screen.close_inspector():
         screen.show_in_inspector(turns[-1] if turns else None)
 
 
 async def thoughts(screen: ChatScreen, _argument: str) -> None:
-    """Open the reasoning of the last answer, or close it."""
     turn = screen.state.numbered("")
     view = screen.transcript.view_of(turn)
     if not turn.reasoning or view is None:
@@ -54,7 +51,6 @@ async def compare(screen: ChatScreen, argument: str) -> None:
 
 
 async def theme(screen: ChatScreen, argument: str) -> None:
-    """Change between dark and light."""
     if argument not in ("", "dark", "light"):
         raise InputError(f"theme {argument!r}; expected dark or light")
     is_dark = argument == "dark" or (not argument and not screen.app.current_theme.dark)
@@ -62,7 +58,6 @@ async def theme(screen: ChatScreen, argument: str) -> None:
 
 
 async def quit_(screen: ChatScreen, _argument: str) -> None:
-    """Leave."""
     screen.app.exit()
 
 
@@ -102,7 +97,7 @@ async def attach(screen: ChatScreen, argument: str) -> None:
     if argument:
         await conversation.attach(screen, argument)
         return
-    from safesteer_edge.tui.screens.picture_picker import PicturePicker
+    from safesteer_edge.tui.screens.boxes import PicturePicker
 
     def chosen(path: Path | None) -> None:
         if path is not None:
@@ -115,7 +110,6 @@ async def attach(screen: ChatScreen, argument: str) -> None:
 
 
 async def models(screen: ChatScreen, _argument: str) -> None:
-    """Choose a model from a list."""
     from safesteer_edge.tui.screens.models_screen import ModelsScreen
 
     info = screen.state.info

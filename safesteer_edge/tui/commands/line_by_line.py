@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 
 async def help_(chat: PlainChat, _argument: str) -> None:
-    """List the commands that there are here."""
     from safesteer_edge.tui.commands.table import COMMANDS
 
     for command in COMMANDS:
@@ -26,7 +25,6 @@ async def help_(chat: PlainChat, _argument: str) -> None:
 
 
 async def new(chat: PlainChat, _argument: str) -> None:
-    """Leave the chat, which is kept, and begin another."""
     chat.chat.start_new()
     chat.state.begin_new()
     chat.say("a new chat")
@@ -41,7 +39,9 @@ async def chats(chat: PlainChat, argument: str) -> None:
         if not 1 <= int(argument) <= len(summaries):
             raise InputError(f"chat {argument!r}; expected 1 to {len(summaries)}")
         await conversation.resume(chat, summaries[int(argument) - 1].id)
-        chat.show_last()
+        for turn in chat.state.turns[-1:]:
+            chat.say(f"you asked: {turn.question}")
+            print(turn.shown, file=chat.out, flush=True)
         return
     hits = {hit.chat.id for hit in chat.store.search(argument)} if argument else set[str]()
     for number, each in enumerate(summaries, 1):
@@ -62,7 +62,6 @@ async def model(chat: PlainChat, argument: str) -> None:
 
 
 async def inspect(chat: PlainChat, _argument: str) -> None:
-    """Tell what the guard saw and did in the last answer."""
     turn = chat.state.numbered("")
     if turn.risk is not None:
         chat.say(f"risk at the end {turn.risk:.2f}; {len(turn.steps)} steps")
@@ -77,7 +76,6 @@ async def inspect(chat: PlainChat, _argument: str) -> None:
 
 
 async def thoughts(chat: PlainChat, _argument: str) -> None:
-    """Print what a thinking model wrote before its last answer."""
     reasoning = chat.state.numbered("").reasoning.strip()
     chat.say(reasoning or "the model did not think before its last answer")
 
@@ -93,7 +91,6 @@ async def compare(chat: PlainChat, argument: str) -> None:
 
 
 async def attach(chat: PlainChat, argument: str) -> None:
-    """Add a file to the next message."""
     if not argument:
         raise InputError("name the file: /attach FILE")
     path = await conversation.attach(chat, argument)
@@ -101,17 +98,14 @@ async def attach(chat: PlainChat, argument: str) -> None:
 
 
 async def detach(chat: PlainChat, argument: str) -> None:
-    """Take one file off again, or all."""
     await conversation.detach(chat, argument)
     chat.say(f"attached: {', '.join(path.name for path in chat.state.attachments) or 'nothing'}")
 
 
 async def rename(chat: PlainChat, argument: str) -> None:
-    """Give the chat a title."""
     await conversation.rename(chat, argument)
     chat.say(f"this chat is called {argument!r}")
 
 
 async def quit_(chat: PlainChat, _argument: str) -> None:
-    """Leave."""
     chat.is_over = True

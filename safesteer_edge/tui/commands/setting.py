@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from safesteer_edge.session.protocol import TurnSettings
-from safesteer_edge.tui.themes import DARK, LIGHT
 
 if TYPE_CHECKING:
     from safesteer_edge.session.settings_schema import UserSettings
@@ -54,4 +53,4 @@ def theme_named(name: str) -> str:
     if name == "auto":
         background = os.environ.get("COLORFGBG", "").rpartition(";")[2]
         name = "light" if background in ("7", "15") else "dark"
-    return LIGHT.name if name == "light" else DARK.name
+    return "safesteer-light" if name == "light" else "safesteer-dark"

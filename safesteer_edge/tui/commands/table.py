@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from safesteer_edge.errors import InputError
+from safesteer_edge.tui.attached_files import begins_with_path
 from safesteer_edge.tui.commands import conversation, full_screen, line_by_line, setting
-from safesteer_edge.tui.typed_paths import begins_with_path
 
 if TYPE_CHECKING:
     from safesteer_edge.session.settings_schema import KeysSection
@@ -34,7 +34,6 @@ class SlashCommand:
 
     @property
     def usage(self) -> str:
-        """How it is typed."""
         return f"/{self.name} {self.argument}".rstrip()
 
     @property

@@ -18,7 +18,12 @@ from safesteer_edge.chats.recorded_chat import RecordedChat
 from safesteer_edge.errors import InputError, MediaError, PromptTooLongError, SafeSteerError
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.tui import chat_state
-from safesteer_edge.tui.attached_files import ClipboardPictures, check_attachable
+from safesteer_edge.tui.attached_files import (
+    ClipboardPictures,
+    check_attachable,
+    require_files,
+    split_media_paths,
+)
 from safesteer_edge.tui.chat_state import ChatState
 from safesteer_edge.tui.commands import conversation
 from safesteer_edge.tui.commands.table import COMMANDS_BY_NAME, key_labels, parse_command
@@ -32,9 +37,7 @@ from safesteer_edge.tui.guard_words import (
 from safesteer_edge.tui.model_runner import ModelRunner
 from safesteer_edge.tui.screens.boxes import ChoiceScreen
 from safesteer_edge.tui.shown_turn import ShownTurn
-from safesteer_edge.tui.typed_paths import require_files, split_media_paths
 from safesteer_edge.tui.widgets.attachments import AttachmentBar, AttachmentRemoved
-from safesteer_edge.tui.widgets.bars import RiskLine, StatusBar, TopBar, Welcome
 from safesteer_edge.tui.widgets.composer import (
     ClipboardWanted,
     Completions,
@@ -43,7 +46,7 @@ from safesteer_edge.tui.widgets.composer import (
     Submitted,
     is_long,
 )
-from safesteer_edge.tui.widgets.inspector import Inspector
+from safesteer_edge.tui.widgets.panels import Inspector, RiskLine, StatusBar, TopBar, Welcome
 from safesteer_edge.tui.widgets.transcript import Transcript, TurnAction
 
 if TYPE_CHECKING:
@@ -106,13 +109,12 @@ class ChatScreen(Screen[None]):
         self._clipboard_pictures = ClipboardPictures()
         self._welcome, self._top = Welcome(), TopBar()
         self.transcript = Transcript(show_images=options.show_images, empty=self._welcome)
-        self.inspector, self.composer = Inspector(), Composer()
+        self.inspector, self.composer = Inspector(id="inspector"), Composer()
         self.risk, self.status = RiskLine(), StatusBar()
         self._problem, self._completions = Static(id="problem"), Completions()
         self._attachments = AttachmentBar()
 
     def compose(self) -> ComposeResult:
-        """Top to bottom."""
         yield self._top
         yield Horizontal(self.transcript, self.inspector, id="body")
         yield from (self._problem, self.risk, self._completions, self._attachments)
@@ -120,14 +122,12 @@ class ChatScreen(Screen[None]):
         yield self.status
 
     async def on_mount(self) -> None:
-        """Show the chat that there is."""
         await self.show_chat()
         self.runner.load(self.session_settings, self.session_settings.model or "the model")
 
     # -- what the person does ---------------------------------------------------------------------
 
     async def on_submitted(self, message: Submitted) -> None:
-        """Send a message, or obey a command."""
         await self._attempt(self._submit(message.text))
 
     async def on_turn_action(self, message: TurnAction) -> None:
@@ -170,7 +170,6 @@ class ChatScreen(Screen[None]):
         self.action_focus_composer()
 
     def action_focus_composer(self) -> None:
-        """Back to the input."""
         self.composer.focus()
 
     async def action_page_transcript(self, direction: int) -> None:
@@ -182,7 +181,6 @@ class ChatScreen(Screen[None]):
             await self.transcript.page(direction)
 
     async def on_paths_dropped(self, message: PathsDropped) -> None:
-        """Files were pasted or dropped."""
         await self._attempt(self.attach(message.paths))
 
     async def on_attachment_removed(self, message: AttachmentRemoved) -> None:
@@ -196,7 +194,6 @@ class ChatScreen(Screen[None]):
         self.in_background(self._paste(message.text))
 
     def on_text_area_changed(self, event: TextArea.Changed) -> None:
-        """Show the commands that the input could become."""
         self._completions.show(event.text_area.text)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
@@ -302,17 +299,14 @@ class ChatScreen(Screen[None]):
     # -- what commands ask of a chat --------------------------------------------------------------
 
     def say(self, text: str) -> None:
-        """Say that something was done."""
         self.notify(text, markup=False, timeout=4)
 
     def refuse_while_answering(self) -> None:
-        """Raise InputError while an answer is being written."""
         if self.runner.turn is not None:
             key = self.key_labels["interrupt"]
             raise InputError(f"an answer is being written; {key} stops it first")
 
     def show_state(self) -> None:
-        """Show title, model, guard; and what the input does."""
         state, guard, labels = self.state, self.state.settings.guard, self.key_labels
         info = state.info
         model = f"{info.model_name} {info.quantization}" if info else "no model yet"
@@ -334,7 +328,6 @@ class ChatScreen(Screen[None]):
         self.status.show_help_key(labels["help"])
 
     async def show_chat(self) -> None:
-        """Show the chat that the state holds, from its end."""
         await self.transcript.show_chat(self.state.turns)
         await self.show_attachments()
         self.status.show_figures("")
@@ -342,11 +335,9 @@ class ChatScreen(Screen[None]):
         self.composer.focus()
 
     async def show_attachments(self) -> None:
-        """Show the files that go with the next message."""
         await self._attachments.show(self.state.attachments)
 
     async def attach(self, paths: Sequence[Path]) -> None:
-        """Add files, all or none. Raises MediaError at the first that cannot go with a message."""
         state = self.state
         for path in paths:
             await asyncio.to_thread(check_attachable, path, state.info)
@@ -354,25 +345,20 @@ class ChatScreen(Screen[None]):
         await self.show_attachments()
 
     def put_back(self, question: str) -> None:
-        """Put a question into the input."""
         self.composer.replace_text(question)
         self.show_state()
         self.action_focus_composer()
 
     def copy_to_clipboard(self, text: str) -> None:
-        """Copy by OSC 52, which reaches the clipboard over SSH as well."""
         self.app.copy_to_clipboard(text)
 
     async def do(self, work: Callable[[RecordedChat], _Result]) -> _Result:
-        """Let the engine's thread do something with the chat, and wait for it."""
         return await asyncio.wrap_future(self.engine.call(work))
 
     async def run_turn(self, turn: ShownTurn, *, in_place_of: str | None) -> None:
-        """Add a turn to the chat and ask it; its answer comes later."""
         await self.runner.ask(turn, in_place_of=in_place_of)
 
     async def go_on(self, turn: ShownTurn) -> None:
-        """Continue the last answer, which comes later."""
         self.runner.go_on(turn)
 
     # -- what others ask of the screen ------------------------------------------------------------
@@ -383,7 +369,6 @@ class ChatScreen(Screen[None]):
         return key_labels(self.user_settings.keys)
 
     def complain(self, text: str) -> None:
-        """Say what does not work, and what to do."""
         self.notify(text, severity="error", markup=False, timeout=8)
 
     def show_problem(self, text: str, title: str = "") -> None:
@@ -395,7 +380,6 @@ class ChatScreen(Screen[None]):
         problem.display = bool(text)
 
     def show_in_inspector(self, turn: ShownTurn | None) -> None:
-        """Open the inspector at a turn."""
         self.inspector.set_class(True, "-shown")
         self.set_class(True, "-inspecting")
         self.inspector.show_turn(turn)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 from textual import work
@@ -19,7 +19,7 @@ from textual.widgets.option_list import Option
 from safesteer_edge.chats.chat_store import ChatStore, ChatSummary
 from safesteer_edge.errors import SafeSteerError
 from safesteer_edge.formats.display_text import strip_control_characters
-from safesteer_edge.tui.chat_export import export_stored, parse_target
+from safesteer_edge.tui.chat_export import parse_target, write_export
 from safesteer_edge.tui.commands import conversation
 from safesteer_edge.tui.screens.boxes import ChoiceScreen, LineScreen
 
@@ -74,7 +74,6 @@ class ChatsScreen(ModalScreen[str | None]):
         self._found: Sequence[_Found] = ()
 
     def compose(self) -> ComposeResult:
-        """Search, list, actions."""
         with Vertical(id="chats") as box:
             box.border_title = "Chats"
             box.border_subtitle = "Enter goes on with it · Esc closes"
@@ -88,7 +87,6 @@ class ChatsScreen(ModalScreen[str | None]):
                 yield Button("Delete ^D", id="delete", compact=True)
 
     def on_mount(self) -> None:
-        """Begin to look."""
         self.query_one("#nothing").display = False
         self.query_one(Input).focus()
         self._look(self._words)
@@ -110,7 +108,6 @@ class ChatsScreen(ModalScreen[str | None]):
         options.highlighted = 0 if self._found else None
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Search as it is typed."""
         self._words = event.value
         self._look(event.value)
 
@@ -119,11 +116,9 @@ class ChatsScreen(ModalScreen[str | None]):
         self._open()
 
     def on_option_list_option_selected(self) -> None:
-        """Enter or a click on a chat."""
         self._open()
 
     async def on_button_pressed(self, event: Button.Pressed) -> None:
-        """The same by mouse."""
         if event.button.id == "open":
             self._open()
         else:
@@ -137,67 +132,59 @@ class ChatsScreen(ModalScreen[str | None]):
             if options.option_count > 1:
                 options.action_cursor_down()
 
-    def action_rename(self) -> None:
-        """Ask for a title."""
+    @work(group="do")
+    async def action_rename(self) -> None:
         chosen = self._chosen()
         if chosen is None or chosen.problem is not None:
             return
+        box = LineScreen("Rename", "A new title:", chosen.title)
+        title = await self.app.push_screen_wait(box)
+        if title is not None and chosen.id == self._current:
+            await self._attempt(conversation.rename(self._open_chat, title))
+        elif title is not None:
+            await self._attempt(asyncio.to_thread(self._store.rename, chosen.id, title))
 
-        def named(title: str | None) -> None:
-            if title is not None:
-                self.run_worker(self._attempt(self._rename(chosen.id, title)), group="do")
-
-        self.app.push_screen(LineScreen("Rename", "A new title:", chosen.title), named)
-
-    def action_export(self) -> None:
+    @work(group="do")
+    async def action_export(self) -> None:
         """Ask for a format, then write the file into the folder that the program runs in."""
         chosen = self._chosen()
         if chosen is None or chosen.problem is not None:
             return
-
-        def selected(kind: str | None) -> None:
-            if kind is not None:
-                self.run_worker(self._attempt(self._export(chosen.id, kind)), group="do")
-
         choices = (("md", "Markdown"), ("html", "HTML"), ("json", "JSON"))
         text = f"‘{chosen.title}’ is written to a file in this folder, as:"
-        self.app.push_screen(ChoiceScreen("Export", text, choices), selected)
+        kind = await self.app.push_screen_wait(ChoiceScreen("Export", text, choices))
+        if kind is not None:
+            to = parse_target(kind)[0]
+            doing = asyncio.to_thread(
+                lambda: write_export(
+                    self._store.read(chosen.id), self._store.media.path, to, path=None
+                )
+            )
+            await self._attempt(doing, lambda path: f"wrote {path}")
 
-    def action_delete(self) -> None:
-        """Ask, then delete."""
+    @work(group="do")
+    async def action_delete(self) -> None:
         chosen = self._chosen()
         if chosen is None:
             return
         if chosen.id == self._current:
             self.notify("this chat is open; begin a new one first (/new)", markup=False)
             return
-
-        def answered(choice: str | None) -> None:
-            if choice == "delete":
-                self.run_worker(self._attempt(self._delete(chosen)), group="do")
-
         text = f"Delete ‘{chosen.title}’, {chosen.n_messages} messages? It cannot be undone."
         choices = (("keep", "Keep it"), ("delete", "Delete"))
-        self.app.push_screen(ChoiceScreen("Delete", text, choices), answered)
+        choice = await self.app.push_screen_wait(ChoiceScreen("Delete", text, choices))
+        if choice == "delete":
+            doing = asyncio.to_thread(self._store.delete, chosen.id)
+            await self._attempt(doing, lambda _: f"deleted ‘{chosen.title}’")
 
-    async def _rename(self, chat_id: str, title: str) -> None:
-        if chat_id == self._current:
-            await conversation.rename(self._open_chat, title)
-        else:
-            self._store.rename(chat_id, title)
-
-    async def _export(self, chat_id: str, kind: str) -> None:
-        written = export_stored(self._store, chat_id, parse_target(kind)[0])
-        self.notify(f"wrote {written}", markup=False)
-
-    async def _delete(self, chat: ChatSummary) -> None:
-        self._store.delete(chat.id)
-        self.notify(f"deleted ‘{chat.title}’", markup=False)
-
-    async def _attempt(self, work: Awaitable[None]) -> None:
-        """Do something with a chat, then show the list as it is now."""
+    async def _attempt(
+        self, work: Awaitable[object], done: Callable[[object], str] | None = None
+    ) -> None:
+        """Do something with a chat, then show the list as it is now. done: what to say of it."""
         try:
-            await work
+            result = await work
+            if done is not None:
+                self.notify(done(result), markup=False)
         except SafeSteerError as error:
             self.notify(str(error), severity="error", markup=False)
         self._look(self._words)

@@ -74,7 +74,6 @@ class CompareScreen(Screen[None]):
         self._timer: Timer | None = None
 
     def compose(self) -> ComposeResult:
-        """The question, and two columns."""
         yield Static(Content("Side by side · same question, same seed"), classes="title")
         asked = strip_control_characters(self._turns[0].question)
         yield Static(Content(asked), classes="asked")
@@ -91,7 +90,6 @@ class CompareScreen(Screen[None]):
         yield Static(Content("Esc stops and goes back · ↑↓ scroll both"), classes="keys")
 
     def on_mount(self) -> None:
-        """Ask for the first one."""
         self._timer = self.set_interval(FRAME_S, self._show_events)
         self._ask()
 
@@ -103,20 +101,18 @@ class CompareScreen(Screen[None]):
         turn = self._turns[self._turn]
         turn.error = done.error
         self._show(turn)
-        if self._turn == 0 and not turn.was_stopped:
+        if self._turn == 0 and turn.end != "cancelled":
             self._turn = 1
             self._ask()
         elif self._timer is not None:
             self._timer.stop()
 
     def action_leave(self) -> None:
-        """Stop what runs, and go back."""
         if not self._turns[self._turn].is_over:
             self._engine.cancel()
         self.dismiss()
 
     def action_scroll_both(self, lines: int) -> None:
-        """Scroll both columns."""
         for column in self.query(VerticalScroll):
             column.scroll_relative(y=lines, animate=False)
 
@@ -138,7 +134,6 @@ class CompareScreen(Screen[None]):
         self._show(turn)
 
     def _show(self, turn: ShownTurn) -> None:
-        """Show how far it has come, beside its text."""
         reasoning = self._column().query_one(ReasoningBlock)
         reasoning.show(turn.reasoning, is_over=bool(turn.text) or turn.is_over)
         parts = [f"{len(turn.steps)} tokens"]

@@ -67,7 +67,6 @@ class ModelRow:
 
     @property
     def size(self) -> str:
-        """The size for people."""
         return size_for_people(self.size_bytes)
 
 
@@ -106,7 +105,6 @@ class ModelsScreen(ModalScreen[ModelRow | None]):
         self._rows: Sequence[ModelRow] = ()
 
     def compose(self) -> ComposeResult:
-        """A list, and what there is to know about the chosen row."""
         with Vertical(id="models") as box:
             box.border_title = "Models"
             box.border_subtitle = "Enter loads it · Esc closes"
@@ -115,7 +113,6 @@ class ModelsScreen(ModalScreen[ModelRow | None]):
 
     @work
     async def on_mount(self) -> None:
-        """Look, then show the list, the loaded model chosen."""
         try:
             self._rows = await asyncio.to_thread(self._lister)
         except SafeSteerError as error:
@@ -128,11 +125,9 @@ class ModelsScreen(ModalScreen[ModelRow | None]):
         options.focus()
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
-        """Say more about the row under the cursor."""
         self.query_one("#about", Static).update(_about(self._rows[event.option_index]))
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """Load it, if it can be."""
         row = self._rows[event.option_index]
         if row.problem is not None:
             self.notify(row.problem, severity="error", markup=False)
@@ -213,11 +208,12 @@ def _row(entry: CatalogueModel, fit: ModelFit) -> ModelRow:
     from safesteer_edge.library.index import InstalledFile, read_installed_file
 
     file = read_installed_file(entry.path) if entry.path is not None else InstalledFile()
+    sizes = {each.quantization: each.size_bytes for each in entry.files}  # of what can be pulled
     return ModelRow(
         name=entry.name,
         title=entry.title,
         quantization=file.quantization or entry.quantization,
-        size_bytes=file.size_bytes or _size_of(entry),
+        size_bytes=file.size_bytes or sizes.get(entry.quantization),
         has_bundle=entry.bundle is not None,
         takes=", ".join(("text", *entry.takes)),
         licence=entry.licence,
@@ -226,11 +222,6 @@ def _row(entry: CatalogueModel, fit: ModelFit) -> ModelRow:
         problem=file.problem,
         fit=fit,
     )
-
-
-def _size_of(entry: CatalogueModel) -> int | None:
-    """The size of the file that would be pulled, where the catalogue knows it."""
-    return next((f.size_bytes for f in entry.files if f.quantization == entry.quantization), None)
 
 
 def _install_command(entry: CatalogueModel) -> str:

@@ -48,16 +48,13 @@ class EarlierLine(Static, can_focus=True):
     """
 
     def __init__(self, show: Callable[[], object]) -> None:
-        """show: is called to show it."""
         super().__init__()
         self._show = show
 
     def on_click(self) -> None:
-        """Chosen by mouse."""
         self._show()
 
     def action_show(self) -> None:
-        """Chosen by key."""
         self._show()
 
 
@@ -319,7 +316,6 @@ class LongAnswer(Vertical):
         self._markdown = AnswerMarkdown(tail)
 
     def compose(self) -> ComposeResult:
-        """What is left out, in a line; and the rest."""
         yield self._earlier
         yield self._markdown
 
@@ -333,11 +329,9 @@ class LongAnswer(Vertical):
 
     @property
     def n_hidden_lines(self) -> int:
-        """Lines before those that are shown."""
         return self._n_hidden
 
     def write(self, text: str) -> None:
-        """Add text soon."""
         self._pieces.append(text)
         self._n_shown += text.count("\n")
         if self._n_shown > MAX_LINES:
@@ -346,16 +340,13 @@ class LongAnswer(Vertical):
             self._markdown.write(text)
 
     def ended(self) -> None:
-        """No more will be written for now."""
         self._markdown.ended()
 
     async def settled(self) -> None:
-        """Wait until all that was written is in the document."""
         await self._markdown.settled()
 
     @property
     def text(self) -> str:
-        """All that was written."""
         whole = "".join(self._pieces)
         self._pieces = [whole]
         return whole

@@ -22,8 +22,8 @@ from textual.widgets import Static
 from safesteer_edge.errors import MediaError
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.session.prompt import media_line
+from safesteer_edge.tui.attached_files import sign_of
 from safesteer_edge.tui.shown_turn import ShownTurn
-from safesteer_edge.tui.typed_paths import sign_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,7 +81,6 @@ class AttachmentBar(Horizontal):
     """
 
     async def show(self, paths: Sequence[Path]) -> None:
-        """Show these files."""
         self.set_class(bool(paths), "-shown")
         await self.remove_children()
         chips = [_Chip(i, f"{sign_of(path)} {_short(path)} ×") for i, path in enumerate(paths)]
@@ -111,7 +110,6 @@ class Picture(Container):
 
     @work
     async def on_mount(self) -> None:
-        """Load, then show."""
         try:
             image = await asyncio.to_thread(_load, self._path)
         except MediaError as error:

@@ -18,8 +18,8 @@ from textual.widgets.option_list import Option
 from textual.widgets.text_area import Edit, EditResult, Location, Selection
 
 from safesteer_edge.formats.display_text import strip_control_characters
+from safesteer_edge.tui.attached_files import split_media_paths
 from safesteer_edge.tui.commands.table import SlashCommand, matching_commands
-from safesteer_edge.tui.typed_paths import split_media_paths
 from safesteer_edge.tui.widgets.attachments import AttachmentRemoved
 
 # -- long pastes in the input: a label stands for each, which is kept whole until it is sent -------
@@ -47,7 +47,6 @@ class FoldedPastes:
         return label
 
     def whole(self, text: str) -> str:
-        """A text with what its labels stand for."""
         return self._labels.sub(lambda label: self._texts[label.group()], text)
 
     def refolded(self, text: str) -> str:
@@ -142,7 +141,6 @@ class Composer(TextArea):
         self._draft = ""
         self._escaped_s = 0.0
         self._hints = ""
-        self._has_folded = False
 
     def whole(self, typed: str) -> str:
         """What was typed, with the pastes that stand folded in it."""
@@ -160,16 +158,14 @@ class Composer(TextArea):
     def show_hints(self, hints: str) -> None:
         """Say what the keys do; while a paste is folded, what they do with that."""
         self._hints = hints
-        self.border_subtitle = _FOLDED_HINTS if self._has_folded else hints
+        self.border_subtitle = _FOLDED_HINTS if self._folded.spans(self.text) else hints
 
     def remember(self, text: str) -> None:
-        """Add a sent message to the history."""
         if text and (not self._history or self._history[-1] != text):
             self._history.append(text)
         self._history_index = len(self._history)
 
     def replace_text(self, text: str) -> None:
-        """Put a text in, the cursor at its end."""
         self.text = self._folded.refolded(text)
         self.move_cursor(self.document.end)
 
@@ -238,11 +234,7 @@ class Composer(TextArea):
         self.insert_paste(text)
 
     def on_text_area_changed(self) -> None:
-        """Say what the keys do now."""
-        has_folded = bool(self._folded.spans(self.text))
-        if has_folded != self._has_folded:
-            self._has_folded = has_folded
-            self.show_hints(self._hints)
+        self.show_hints(self._hints)
 
     def action_cursor_up(self, select: bool = False) -> None:
         """Up; from the first line, back in the history."""

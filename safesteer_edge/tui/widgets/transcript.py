@@ -75,7 +75,6 @@ class ReasoningBlock(Vertical, can_focus=True):
         self._thoughts = Static("", classes="thoughts")
 
     def compose(self) -> ComposeResult:
-        """The line, and what it hides."""
         yield self._label
         yield self._thoughts
 
@@ -88,11 +87,9 @@ class ReasoningBlock(Vertical, can_focus=True):
         self._update()
 
     def on_click(self) -> None:
-        """Open or close."""
         self.action_unfold()
 
     def action_unfold(self) -> None:
-        """Open or close."""
         self.toggle_class("-open")
         self._update()
 
@@ -171,10 +168,9 @@ class TurnView(Vertical, can_focus=True):
         self.turn = turn
         self._show_images = show_images
         self._reasoning = ReasoningBlock()
-        self._answer = LongAnswer(turn.shown)
+        self.answer = LongAnswer(turn.shown)
 
     def compose(self) -> ComposeResult:
-        """Question, pictures, answer, notes, keys."""
         turn = self.turn
         question = strip_control_characters(turn.question)
         if question:
@@ -184,43 +180,30 @@ class TurnView(Vertical, can_focus=True):
             if self._show_images:
                 yield from map(Picture, turn.images)
         yield self._reasoning
-        yield self._answer
+        yield self.answer
         yield Static("", classes="waiting", markup=False)
         yield Vertical(classes="outcome")
         yield Static("", classes="turn-keys")
 
     def on_mount(self) -> None:
-        """Say how a turn from a file went."""
         self.query_one(".outcome").styles.height = "auto"
         self.show_outcome()
 
-    def write(self, text: str) -> None:
-        """Add to the answer."""
-        self._answer.write(text)
-
     def show_reasoning(self) -> None:
-        """Show how far the reasoning has come."""
         turn = self.turn
         if turn.reasoning:
             self._reasoning.show(turn.reasoning, is_over=bool(turn.text) or turn.is_over)
 
     def action_thoughts(self) -> None:
-        """Open or close the reasoning."""
         if self.turn.reasoning:
             self._reasoning.action_unfold()
 
     def action_all_lines(self) -> None:
-        """Read the whole of a very long answer."""
-        self._answer.read_all()
+        self.answer.read_all()
 
     def show_media(self) -> None:
-        """Say what became of the pictures and sounds."""
         for line in self.query(".media-line").results(Static):
             line.update(media_lines(self.turn))
-
-    async def settled(self) -> None:
-        """Wait until the answer shows all that was written."""
-        await self._answer.settled()
 
     def show_waiting(self, text: str) -> None:
         """Say what is being waited for; empty: nothing."""
@@ -230,12 +213,11 @@ class TurnView(Vertical, can_focus=True):
             waiting.display = bool(text)
 
     def show_outcome(self) -> None:
-        """Show what there is to say about the turn's end."""
         turn = self.turn
         self.show_reasoning()
         if turn.is_over:
             self.show_waiting("")
-            self._answer.ended()
+            self.answer.ended()
         outcome = self.query_one(".outcome")
         outcome.remove_children()
         notes = turn_notes(turn) if turn.is_over else []
@@ -260,7 +242,6 @@ class TurnView(Vertical, can_focus=True):
         self.action_turn(str(event.button.name))
 
     def action_turn(self, action: str) -> None:
-        """Ask the screen to do something with this turn."""
         self.post_message(TurnAction(action, self.turn))
 
     def _refusal_banner(self) -> Vertical:
@@ -285,7 +266,7 @@ class TurnView(Vertical, can_focus=True):
             keys.insert(2, "n continue")
         if self.turn.reasoning:
             keys.append("t thoughts")
-        if self._answer.n_hidden_lines:
+        if self.answer.n_hidden_lines:
             keys.append("a all lines")
         return "  ·  ".join(keys)
 
@@ -325,12 +306,10 @@ class Transcript(VerticalScroll, can_focus=False):
         self._list = _Turns(self._earlier, id="turns")
 
     def compose(self) -> ComposeResult:
-        """What stands there while there is no turn, and the turns."""
         yield self._empty
         yield self._list
 
     async def show_chat(self, turns: Sequence[ShownTurn]) -> None:
-        """Show a chat from its end."""
         self._turns = list(turns)
         self._n_hidden = len(self._turns) - _n_fitting(self._turns, _N_AT_ONCE)
         shown = [self._view(turn) for turn in self._turns[self._n_hidden :]]
@@ -378,7 +357,6 @@ class Transcript(VerticalScroll, can_focus=False):
         return next((view for view in self.query(TurnView) if view.turn is turn), None)
 
     def follow(self) -> None:
-        """Keep the end in view."""
         self.anchor()
 
     def _show_empty(self, is_empty: bool) -> None:
