@@ -117,7 +117,6 @@ class ChatApp(App[None]):
             self.register_theme(theme)
 
     def on_mount(self) -> None:
-        """Show the chat, then begin to load."""
         self.theme = theme_named(self.options.theme)
         self._use_keys(self.options.user_settings)
         self.engine.start()

@@ -159,16 +159,13 @@ def _unquoted(token: str) -> Path:
 
 
 def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # too long a name, a null byte
-        return False
+    return _exists(path) and path.is_file()
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # too long a name, a null byte
         return False
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import get_args
 
@@ -37,7 +38,6 @@ def text_to_copy(turns: Sequence[ShownTurn], argument: str) -> tuple[str, str]:
 
 
 def code_blocks(text: str) -> list[str]:
-    """The fenced blocks of a Markdown text."""
     return [found.group(2).rstrip("\n") for found in _FENCE.finditer(text + "\n")]
 
 
@@ -104,8 +104,5 @@ def _format_named(name: str) -> ExportFormat | None:
 
 def _free_name(title: str, suffix: str) -> Path:
     words = re.sub(r"[^\w]+", "-", title.casefold()).strip("-")[:_MAX_NAME].strip("-") or "chat"
-    path, number = Path(words + suffix), 1
-    while path.exists():
-        number += 1
-        path = Path(f"{words}-{number}{suffix}")
-    return path
+    names = (f"{words}{'' if number == 1 else f'-{number}'}{suffix}" for number in count(1))
+    return next(path for path in map(Path, names) if not path.exists())

@@ -42,9 +42,13 @@ class ChatState:
 
     @property
     def shown_title(self) -> str:
-        if self.title:
-            return self.title
-        return title_of(self.turns[0].question) if self.turns else NEW_CHAT_TITLE
+        """The title, or the first line of the first question, cut between words."""
+        if self.title or not self.turns:
+            return self.title or NEW_CHAT_TITLE
+        first, *_ = self.turns[0].question.strip().splitlines() or [""]
+        if len(first) <= _MAX_TITLE:
+            return first or "Attachment"
+        return first[:_MAX_TITLE].rsplit(" ", 1)[0] + "…"
 
     def numbered(self, text: str) -> ShownTurn:
         """The turn of that number, counted from 1; the last one if the text is empty."""
@@ -106,15 +110,6 @@ class ChatState:
         return turn, messages_of(self.system, before)
 
 
-def title_of(question: str) -> str:
-    """A title made of a question: its first line, cut between words."""
-    lines = question.strip().splitlines()
-    first = lines[0] if lines else ""
-    if len(first) <= _MAX_TITLE:
-        return first or "Attachment"
-    return first[:_MAX_TITLE].rsplit(" ", 1)[0] + "…"
-
-
 def compared_settings(settings: TurnSettings) -> tuple[TurnSettings, TurnSettings]:
     """Of the two answers of a comparison: without the guard, and with it."""
     guarded: GuardMode = "steer" if settings.guard in ("off", "monitor") else settings.guard
@@ -145,15 +140,8 @@ def ask(
         images=turn.images,
         sounds=turn.sounds,
         documents=turn.documents,
-        system=_first_of(chat, system),
+        system=system_of_first(chat, system),
     )
-
-
-def check_fits(
-    chat: RecordedChat, question: str, *, system: str | None, in_place_of: str | None
-) -> None:
-    """Raise PromptTooLongError for a question that `ask` could not."""
-    chat.check_fits(question, system=_first_of(chat, system), in_place_of=in_place_of)
 
 
 def go_on(chat: RecordedChat, settings: TurnSettings) -> Iterator[Event]:
@@ -190,7 +178,7 @@ def _use(chat: RecordedChat, settings: TurnSettings) -> None:
         chat.session.change(settings)
 
 
-def _first_of(chat: RecordedChat, system: str | None) -> str | None:
+def system_of_first(chat: RecordedChat, system: str | None) -> str | None:
     """The system prompt, if the next question is the first."""
     return system if chat.log is None or not chat.log.branch() else None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -83,8 +84,7 @@ class EngineThread:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._session: ChatSession | None = None
         self._chat: RecordedChat | None = None
-        self._lock = threading.Lock()
-        self._events: list[Event] = []
+        self._events: deque[Event] = deque()
         self._is_cancelled = False
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -116,9 +116,7 @@ class EngineThread:
         return future
 
     def take_events(self) -> list[Event]:
-        with self._lock:
-            events, self._events = self._events, []
-        return events
+        return [self._events.popleft() for _ in range(len(self._events))]
 
     def cancel(self) -> None:
         """Stop the running turn within one token."""
@@ -196,8 +194,7 @@ class EngineThread:
         if self._is_cancelled:  # Escape came while the question waited for its turn
             chat.session.cancel()
         for event in events:
-            with self._lock:
-                self._events.append(event)
+            self._events.append(event)
 
     def _need_chat(self) -> RecordedChat:
         if self._session is None or self._chat is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -27,19 +28,12 @@ UNCALIBRATED_MEANING = "nobody has measured which answers this guard stops"
 
 
 def is_uncalibrated(info: SessionInfo | None, mode: GuardMode) -> bool:
-    """Whether what guards in this mode was never measured."""
     return mode != "off" and info is not None and info.is_calibrated is False
 
 
 def risk_word(risk: float, limit: float | None) -> str:
-    share = risk / limit if limit else risk
-    if share < 0.25:
-        return "calm"
-    if share < 0.5:
-        return "low"
-    if share < 0.8:
-        return "raised"
-    return "near the limit"
+    words = ("calm", "low", "raised", "near the limit")
+    return words[bisect_right((0.25, 0.5, 0.8), risk / limit if limit else risk)]
 
 
 def passages(count: int) -> str:
@@ -47,7 +41,6 @@ def passages(count: int) -> str:
 
 
 def refusal_advice(turn: ShownTurn) -> str:
-    """What a person can do after a refusal."""
     if turn.refusal is not None and turn.refusal.reason == "guard_failed":
         return "The guard itself failed, so nothing was shown. Regenerate, or see 'doctor'."
     return "Ask in other words, or see what the guard saw."

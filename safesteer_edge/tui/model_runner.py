@@ -146,7 +146,7 @@ class ModelRunner:
         elif view is not None:
             key = screen.key_labels["interrupt"]
             view.show_waiting(f"waiting for the model …   {key} takes the question back")
-        screen.transcript.follow()
+        screen.transcript.anchor()
         self._engine.run_turn(self._number, starter)
 
     async def _turn_done(self, told: TurnDone) -> None:

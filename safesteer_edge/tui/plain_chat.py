@@ -57,7 +57,11 @@ class PlainChat:
         self.session_settings = settings
         self._session = opener(settings)
         self.store = store
-        self.chat = RecordedChat(self._session, store, on_problem=self._tell_unsaved)
+        self.chat = RecordedChat(
+            self._session,
+            store,
+            on_problem=lambda problem: self.say(f"this chat is not saved: {problem}"),
+        )
         self.state = ChatState(TurnSettings.of(settings), info=self._session.info)
         self.failed = self.is_over = False
         self._lines, self.out, self._notes = lines, out, notes
@@ -74,7 +78,6 @@ class PlainChat:
                 self.is_over = isinstance(error, BundleChangedError)
 
     def close(self) -> None:
-        """Write what waits, free the model."""
         self.chat.close()
         self._session.close()
 
@@ -231,9 +234,6 @@ class PlainChat:
         except KeyboardInterrupt:
             self.say("Ctrl+D or /quit leaves")
             return ""
-
-    def _tell_unsaved(self, problem: str) -> None:
-        self.say(f"this chat is not saved: {problem}")
 
 
 def run_plain_chat(

@@ -33,6 +33,7 @@ from safesteer_edge.session.protocol import ChatMessage, Document
 
 OPEN, CLOSE = "\ue000", "\ue001"
 _MARKS = re.compile(f"[{OPEN}{CLOSE}]")
+_MARKED = re.compile(f"{OPEN}([^{OPEN}{CLOSE}]+)(?:{CLOSE}|$)", re.DOTALL)
 _LETTERS = re.compile(r"[^\W\d_]+(?:[^\S\n]*[^\W\d_]+)*")
 
 Span = tuple[int, int]
@@ -64,21 +65,10 @@ def marked(text: str, spans: Iterable[Span]) -> str:
 def split_marks(text: str) -> tuple[str, list[Span]]:
     """The text without marks, and the spans that they stood around."""
     spans: list[Span] = []
-    parts: list[str] = []
-    length, start = 0, None
-    for piece in re.split(f"({OPEN}|{CLOSE})", text):
-        if piece == OPEN:
-            start = length
-        elif piece == CLOSE:
-            if start is not None and start < length:
-                spans.append((start, length))
-            start = None
-        else:
-            parts.append(piece)
-            length += len(piece)
-    if start is not None and start < length:
-        spans.append((start, length))
-    return "".join(parts), spans
+    for found in _MARKED.finditer(text):
+        start = len(removed_marks(text[: found.start()]))
+        spans.append((start, start + len(found.group(1))))
+    return removed_marks(text), spans
 
 
 @dataclass(slots=True)
@@ -153,7 +143,6 @@ class ShownTurn:
 
     @property
     def scores(self) -> list[float]:
-        """Harmful scores of the steps so far."""
         return [step.score for step in self.steps if step.score is not None]
 
     @property
@@ -186,7 +175,6 @@ class ShownTurn:
         self._n_step_characters = max(n_answer_characters, self._n_told_characters)
 
     def asked_again(self, guard: GuardMode) -> ShownTurn:
-        """The same question, to be answered anew."""
         return ShownTurn(
             self.question,
             self.images,

@@ -205,18 +205,14 @@ _PROGRAMS = ("ghostty", "WezTerm", "iTerm.app", "kitty", "mintty", "rio", "conto
 _TERMS = ("kitty", "ghostty", "foot", "mlterm", "contour", "sixel", "wezterm")
 
 
-def may_draw_pictures() -> bool:
-    """True if the terminal's name is one of those that draw pictures."""
-    if "TMUX" in os.environ or os.environ.get("TERM", "").startswith("screen"):
-        return False
-    program, term = os.environ.get("TERM_PROGRAM", ""), os.environ.get("TERM", "")
-    has_name = program in _PROGRAMS or any(each in term for each in _TERMS)
-    return has_name or "KITTY_WINDOW_ID" in os.environ or "KONSOLE_VERSION" in os.environ
-
-
 def find_native_pictures() -> Callable[[DecodedImage], Widget] | None:
     """What makes a widget of a picture by the terminal's own graphics; None: half blocks it is."""
-    if not may_draw_pictures():
+    env = os.environ
+    program, term = env.get("TERM_PROGRAM", ""), env.get("TERM", "")
+    has_name = program in _PROGRAMS or any(each in term for each in _TERMS)
+    if not (has_name or "KITTY_WINDOW_ID" in env or "KONSOLE_VERSION" in env):
+        return None
+    if "TMUX" in env or term.startswith("screen"):
         return None
     from textual_image.renderable import Image as Renderable
     from textual_image.renderable import SixelImage, TGPImage

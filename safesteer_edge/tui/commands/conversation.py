@@ -127,14 +127,12 @@ async def _ask(chat: Chat, turn: ShownTurn, replaced: ShownTurn | None) -> None:
 
 
 async def attach(chat: Chat, argument: str) -> Path:
-    """Add a file to the next message; returns it."""
     path = Path(argument.strip("'\"")).expanduser()
     await chat.attach([path])
     return path
 
 
 async def detach(chat: Chat, argument: str) -> None:
-    """Take one file off again, or all."""
     attachments = chat.state.attachments
     if not attachments:
         raise InputError("nothing is attached; /attach FILE adds one")
@@ -152,7 +150,6 @@ async def detach(chat: Chat, argument: str) -> None:
 
 
 async def system(chat: Chat, argument: str) -> None:
-    """Set the chat's system prompt; without an argument, show it."""
     state = chat.state
     if not argument:
         chat.say(f"system prompt: {state.system or 'none'}")
@@ -304,6 +301,5 @@ async def export(chat: Chat, argument: str) -> None:
 
 
 async def trace(chat: Chat, argument: str) -> None:
-    """Write every step of the last answer, one JSON object a line."""
     path, n_steps = write_trace(chat.state.numbered(""), argument)
     chat.say(f"wrote {n_steps} steps to {path}")

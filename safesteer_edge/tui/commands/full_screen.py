@@ -40,7 +40,6 @@ async def thoughts(screen: ChatScreen, _argument: str) -> None:
 
 
 async def compare(screen: ChatScreen, argument: str) -> None:
-    """Answer a question, or the last one, with the guard and without."""
     from safesteer_edge.tui.screens.compare_screen import CompareScreen
 
     screen.refuse_while_answering()
@@ -77,7 +76,6 @@ async def new(screen: ChatScreen, _argument: str) -> None:
 
 
 async def chats(screen: ChatScreen, argument: str) -> None:
-    """Find a chat and go on with it."""
     from safesteer_edge.tui.screens.chats_screen import ChatsScreen
 
     store = screen.store
@@ -137,6 +135,8 @@ async def model(screen: ChatScreen, argument: str) -> None:
 
 def _switch_or_ask(screen: ChatScreen, name: str, *, has_guard: bool) -> None:
     """Load a model; one that no guard was made for, if that is wanted."""
+    from safesteer_edge.tui.screens.boxes import ChoiceScreen
+
     if has_guard:
         _switch_to(screen, name, guarded=True)
         return
@@ -147,13 +147,12 @@ def _switch_or_ask(screen: ChatScreen, name: str, *, has_guard: bool) -> None:
         elif choice == "off":
             _switch_to(screen, name, guarded=False)
 
-    screen.offer(
-        "No guard",
+    text = (
         f"No guard was made for {name}. It can be made on this machine; without one, its answers "
-        "are its own, unchecked.",
-        (("calibrate", "How to make a guard"), ("off", "Chat with the guard off")),
-        chosen,
+        "are its own, unchecked."
     )
+    choices = (("calibrate", "How to make a guard"), ("off", "Chat with the guard off"))
+    screen.app.push_screen(ChoiceScreen("No guard", text, choices), chosen)
 
 
 def _switch_to(screen: ChatScreen, name: str, *, guarded: bool) -> None:

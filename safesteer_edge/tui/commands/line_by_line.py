@@ -52,7 +52,6 @@ async def chats(chat: PlainChat, argument: str) -> None:
 
 
 async def model(chat: PlainChat, argument: str) -> None:
-    """Switch to another model; the chat goes on with it."""
     if not argument:
         raise InputError("give a name or a .gguf file; 'safesteer-edge models list' lists them")
     state = chat.state

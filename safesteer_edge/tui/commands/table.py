@@ -43,7 +43,6 @@ class SlashCommand:
 
 
 def _same(name: str, argument: str, help_: str, run: Handler) -> SlashCommand:
-    """A command that both chats obey in the same way."""
     return SlashCommand(name, argument, help_, run, run)
 
 

@@ -65,11 +65,11 @@ class ChoiceScreen(_Question):
 
     def __init__(self, title: str, text: str, choices: Sequence[tuple[str, str]]) -> None:
         """choices: (name, label) each."""
-        buttons = (Button(Content(label), id=name, compact=True) for name, label in choices)
+        buttons = (
+            Button(Content(label), id=name, compact=True, action=f"screen.dismiss({name!r})")
+            for name, label in choices
+        )
         super().__init__(title, text, Horizontal(*buttons))
-
-    def on_button_pressed(self, event: Button.Pressed) -> None:
-        self.dismiss(event.button.id)
 
 
 class LineScreen(_Question):
@@ -126,10 +126,9 @@ class FirstRunScreen(ModalScreen[None]):
             for heading, text in _SECTIONS:
                 yield Static(Content(heading), classes="heading")
                 yield Static(Content(text), classes="text")
-            yield Button("Start chatting", variant="primary", compact=True)
-
-    def on_button_pressed(self) -> None:
-        self.dismiss(None)
+            yield Button(
+                "Start chatting", variant="primary", compact=True, action="screen.dismiss(None)"
+            )
 
 
 # -- keys and commands -----------------------------------------------------------------------------
@@ -257,6 +256,8 @@ class _MediaTree(DirectoryTree):
 class PicturePicker(ModalScreen[Path | None]):
     """Ends with the chosen file, or None."""
 
+    AUTO_FOCUS = "_MediaTree"
+
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Cancel")]
 
     DEFAULT_CSS = """
@@ -289,9 +290,6 @@ class PicturePicker(ModalScreen[Path | None]):
                 yield _MediaTree(self._folder)
                 yield Vertical(Static(Content("no file yet")), id="preview")
 
-    def on_mount(self) -> None:
-        self.query_one(_MediaTree).focus()
-
     async def on_tree_node_highlighted(self, event: Tree.NodeHighlighted[object]) -> None:
         path = getattr(event.node.data, "path", None)
         preview = self.query_one("#preview")
@@ -307,7 +305,6 @@ class PicturePicker(ModalScreen[Path | None]):
         self.dismiss(event.path)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """A typed path: a folder is opened, a file is chosen."""
         _rest, paths = split_media_paths(event.value)
         if paths:
             self.dismiss(paths[0])

@@ -17,18 +17,18 @@ from textual.widgets import OptionList, Static, TextArea
 from safesteer_edge.chats.recorded_chat import RecordedChat
 from safesteer_edge.errors import InputError, MediaError, PromptTooLongError, SafeSteerError
 from safesteer_edge.formats.display_text import strip_control_characters
-from safesteer_edge.tui import chat_state
 from safesteer_edge.tui.attached_files import (
     ClipboardPictures,
     check_attachable,
     require_files,
     split_media_paths,
 )
-from safesteer_edge.tui.chat_state import ChatState
+from safesteer_edge.tui.chat_state import ChatState, system_of_first
 from safesteer_edge.tui.commands import conversation
 from safesteer_edge.tui.commands.table import COMMANDS_BY_NAME, key_labels, parse_command
 from safesteer_edge.tui.engine_thread import EngineThread
 from safesteer_edge.tui.guard_words import (
+    MODE_LABELS,
     MODE_MEANINGS,
     UNCALIBRATED,
     UNCALIBRATED_MEANING,
@@ -131,7 +131,6 @@ class ChatScreen(Screen[None]):
         await self._attempt(self._submit(message.text))
 
     async def on_turn_action(self, message: TurnAction) -> None:
-        """A key on a turn."""
         turn, action = message.turn, message.action
         if action == "inspect":
             self.show_in_inspector(turn)
@@ -255,7 +254,8 @@ class ChatScreen(Screen[None]):
         system = state.system
 
         def check(chat: RecordedChat) -> None:
-            chat_state.check_fits(chat, text.strip(), system=system, in_place_of=in_place_of)
+            first = system_of_first(chat, system)
+            chat.check_fits(text.strip(), system=first, in_place_of=in_place_of)
 
         try:
             await self.do(check)
@@ -278,7 +278,8 @@ class ChatScreen(Screen[None]):
                 self.say("discarded; the Up key brings it back")
 
         choices = (("edit", "Edit"), ("discard", "Discard"))
-        self.offer("Too long to send", f"{why[:1].upper()}{why[1:]}.", choices, chosen)
+        text = f"{why[:1].upper()}{why[1:]}."
+        self.app.push_screen(ChoiceScreen("Too long to send", text, choices), chosen)
 
     async def _paste(self, text: str) -> None:
         """Add the picture that the clipboard holds, else put the text into the input.
@@ -317,8 +318,8 @@ class ChatScreen(Screen[None]):
         self.set_class(guard == "monitor", "-monitor")
         self.set_class(guard == "off", "-off")
         is_editing = state.edited is not None
-        title = {"monitor": "MONITOR ONLY: ", "off": "GUARD OFF: "}.get(guard, "")
-        title += MODE_MEANINGS[guard] if title else ""
+        is_weak = guard in ("monitor", "off")
+        title = f"{MODE_LABELS[guard]}: {MODE_MEANINGS[guard]}" if is_weak else ""
         if uncalibrated:
             title = " · ".join(filter(None, (title, f"{UNCALIBRATED}: {UNCALIBRATED_MEANING}")))
         self.composer.border_title = "Edit the question" if is_editing else title or None
@@ -365,7 +366,6 @@ class ChatScreen(Screen[None]):
 
     @property
     def key_labels(self) -> Mapping[str, str]:
-        """The keys that the settings have for commands, for people."""
         return key_labels(self.user_settings.keys)
 
     def complain(self, text: str) -> None:
@@ -391,16 +391,6 @@ class ChatScreen(Screen[None]):
         self.inspector.set_class(False, "-shown")
         self.set_class(False, "-inspecting")
         return was_shown
-
-    def offer(
-        self,
-        title: str,
-        text: str,
-        choices: Sequence[tuple[str, str]],
-        chosen: Callable[[str | None], None],
-    ) -> None:
-        """Let the person choose in a box. choices: (name, label) each; chosen: is told the name."""
-        self.app.push_screen(ChoiceScreen(title, text, choices), chosen)
 
     def in_background(self, work: Awaitable[object]) -> None:
         """Do something while the person goes on; if it fails, say so."""

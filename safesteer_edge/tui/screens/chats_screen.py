@@ -59,7 +59,9 @@ class ChatsScreen(ModalScreen[str | None]):
             text-wrap: nowrap; text-overflow: ellipsis; scrollbar-size-vertical: 1;
             &:focus { border: none; }
         }
-        & #nothing { height: 1fr; content-align: center middle; color: $foreground 60%; }
+        & #nothing {
+            display: none; height: 1fr; content-align: center middle; color: $foreground 60%;
+        }
         & Horizontal { height: 1; margin: 1 0 0 0; }
         & Button { margin: 0 2 0 0; min-width: 6; padding: 0 1; }
     }
@@ -81,14 +83,11 @@ class ChatsScreen(ModalScreen[str | None]):
             yield OptionList(id="found")
             yield Static("", id="nothing")
             with Horizontal():
-                yield Button("Open", id="open", compact=True)
-                yield Button("Rename ^T", id="rename", compact=True)
-                yield Button("Export ^E", id="export", compact=True)
-                yield Button("Delete ^D", id="delete", compact=True)
+                for label in ("Open", "Rename ^T", "Export ^E", "Delete ^D"):
+                    action = f"screen.{label.split()[0].lower()}"
+                    yield Button(label, compact=True, action=action)
 
     def on_mount(self) -> None:
-        self.query_one("#nothing").display = False
-        self.query_one(Input).focus()
         self._look(self._words)
 
     @work(exclusive=True)
@@ -113,16 +112,10 @@ class ChatsScreen(ModalScreen[str | None]):
 
     def on_input_submitted(self) -> None:
         """Enter in the search: the first one."""
-        self._open()
+        self.action_open()
 
     def on_option_list_option_selected(self) -> None:
-        self._open()
-
-    async def on_button_pressed(self, event: Button.Pressed) -> None:
-        if event.button.id == "open":
-            self._open()
-        else:
-            await self.run_action(str(event.button.id))
+        self.action_open()
 
     def action_to_list(self) -> None:
         """From the search down to the list, whose first row Enter opens from either."""
@@ -189,7 +182,7 @@ class ChatsScreen(ModalScreen[str | None]):
             self.notify(str(error), severity="error", markup=False)
         self._look(self._words)
 
-    def _open(self) -> None:
+    def action_open(self) -> None:
         chosen = self._chosen()
         if chosen is None:
             return

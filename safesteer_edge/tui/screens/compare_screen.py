@@ -75,8 +75,8 @@ class CompareScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         yield Static(Content("Side by side · same question, same seed"), classes="title")
-        asked = strip_control_characters(self._turns[0].question)
-        yield Static(Content(asked), classes="asked")
+        question = Content(strip_control_characters(self._turns[0].question))
+        yield Static(question, classes="asked")
         with Horizontal():
             for name, title in (
                 ("left", "GUARD OFF: unchecked"),

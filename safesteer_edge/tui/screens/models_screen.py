@@ -65,10 +65,6 @@ class ModelRow:
     problem: str | None = None
     fit: ModelFit = ModelFit(None, "?")
 
-    @property
-    def size(self) -> str:
-        return size_for_people(self.size_bytes)
-
 
 class ModelsScreen(ModalScreen[ModelRow | None]):
     """Ends with the model to load, or None."""
@@ -122,7 +118,6 @@ class ModelsScreen(ModalScreen[ModelRow | None]):
         options.add_options([Option(self._line(row)) for row in self._rows])
         names = [row.name for row in self._rows]
         options.highlighted = names.index(self._loaded) if self._loaded in names else 0
-        options.focus()
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
         self.query_one("#about", Static).update(_about(self._rows[event.option_index]))
@@ -137,16 +132,16 @@ class ModelsScreen(ModalScreen[ModelRow | None]):
             self.dismiss(row)
 
     def _line(self, row: ModelRow) -> Content:
-        sign, state = "·", "to install"
-        if row.problem is not None:
-            sign, state = "✗", "damaged"
-        elif row.name == self._loaded:
-            sign, state = "●", "loaded"
-        elif row.path is not None:
-            sign, state = "○", "installed"
+        states = {
+            "✗ damaged": row.problem is not None,
+            "● loaded": row.name == self._loaded,
+            "○ installed": row.path is not None,
+            "· to install": True,
+        }
+        sign, state = next(name for name, is_so in states.items() if is_so).split(" ", 1)
         guard = "guard" if row.has_bundle else "no guard"
         text = (
-            f"{sign} {row.title:<21.21} {row.quantization:<7} {row.size:>8} "
+            f"{sign} {row.title:<21.21} {row.quantization:<7} {size_for_people(row.size_bytes):>8} "
             f"{_fit_words(row)[0]:<7}  {guard:<8} {state}"
         )
         style = "" if row.path is not None else "$foreground 60%"

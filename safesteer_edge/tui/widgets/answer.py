@@ -76,11 +76,15 @@ def make_parser() -> MarkdownIt:
 
 def with_marks_styled(content: Content) -> Content:
     """The content without mark characters, and with a style where they stood."""
-    plain, marks = split_marks(content.plain)
-    if not marks and len(plain) == len(content.plain):
+    marked = content.plain
+    plain, marks = split_marks(marked)
+    if len(plain) == len(marked):
         return content
-    offsets = _offsets_without_marks(content.plain)
-    spans = [Span(offsets[s.start], offsets[s.end], s.style) for s in content.spans]
+
+    def moved(offset: int) -> int:
+        return len(removed_marks(marked[:offset]))
+
+    spans = [Span(moved(each.start), moved(each.end), each.style) for each in content.spans]
     return Content(plain, [*spans, *(Span(low, high, _STEERED_STYLE) for low, high in marks)])
 
 
@@ -128,7 +132,6 @@ class AnswerMarkdown(Markdown):
         self._begin_writing()
 
     def ended(self) -> None:
-        """No more will be written for now."""
         if self._is_growing:
             self._is_growing = False
             self.refresh(layout=True)
@@ -220,15 +223,10 @@ class _Fence(blocks.MarkdownFence):
         yield _Code(self._highlighted_code, id="code-content", expand=True)
 
 
-def _marked_blocks() -> dict[str, type[blocks.MarkdownBlock]]:
-    made: dict[str, Any] = dict(Markdown.BLOCKS)
-    for name in ("h1", "h2", "h3", "h4", "h5", "h6", "paragraph_open", "th_open", "td_open"):
-        block = Markdown.BLOCKS[name]
-        ours = _Paragraph if name == "paragraph_open" else _WithMarks
-        # The name stays: styles are chosen by it.
-        made[name] = type(block.__name__, (ours, block), {})
-    made["fence"] = made["code_block"] = _Fence
-    return made
+def _marked(name: str, ours: type[_WithMarks] = _WithMarks) -> Any:
+    """Textual's kind of block, for marked text. The name stays: styles are chosen by it."""
+    block = Markdown.BLOCKS[name]
+    return type(block.__name__, (ours, block), {})
 
 
 def _keep_line_breaks(state: StateCore) -> None:
@@ -238,15 +236,13 @@ def _keep_line_breaks(state: StateCore) -> None:
                 child.type = "hardbreak"
 
 
-def _offsets_without_marks(text: str) -> list[int]:
-    offsets, n_kept = [], 0
-    for character in text:
-        offsets.append(n_kept)
-        n_kept += character not in "\ue000\ue001"
-    return [*offsets, n_kept]
-
-
-AnswerMarkdown.BLOCKS = _marked_blocks()
+AnswerMarkdown.BLOCKS = {
+    **Markdown.BLOCKS,
+    **{name: _marked(name) for name in ("h1", "h2", "h3", "h4", "h5", "h6", "th_open", "td_open")},
+    "paragraph_open": _marked("paragraph_open", _Paragraph),
+    "fence": _Fence,
+    "code_block": _Fence,
+}
 
 
 # -- the end of a long answer, cut where Markdown still means the same -----------------------------
@@ -300,7 +296,10 @@ KEPT_LINES = 50
 
 
 class LongAnswer(Vertical):
-    """Write to it while an answer streams, then await `settled`."""
+    """Write to it while an answer streams, then await `settled`.
+
+    n_hidden_lines: before those that are shown.
+    """
 
     virtual_size = quiet_size()
 
@@ -310,7 +309,7 @@ class LongAnswer(Vertical):
         super().__init__()
         self._pieces = [text]
         is_long = text.count("\n") > MAX_LINES
-        self._n_hidden, tail = tail_of(text, KEPT_LINES) if is_long else (0, text)
+        self.n_hidden_lines, tail = tail_of(text, KEPT_LINES) if is_long else (0, text)
         self._n_shown = tail.count("\n")
         self._earlier = EarlierLine(self.read_all)
         self._markdown = AnswerMarkdown(tail)
@@ -327,17 +326,16 @@ class LongAnswer(Vertical):
         """Let the person read all of it, as it was written: that is quick whatever its length."""
         self.app.push_screen(ReaderScreen(removed_marks(self.text)))
 
-    @property
-    def n_hidden_lines(self) -> int:
-        return self._n_hidden
-
     def write(self, text: str) -> None:
         self._pieces.append(text)
         self._n_shown += text.count("\n")
-        if self._n_shown > MAX_LINES:
-            self._write_end()
-        else:
+        if self._n_shown <= MAX_LINES:
             self._markdown.write(text)
+            return
+        self.n_hidden_lines, tail = tail_of(self.text, KEPT_LINES)
+        self._n_shown = tail.count("\n")
+        self._markdown.write_anew(tail, then=self._followers())
+        self._update_earlier()
 
     def ended(self) -> None:
         self._markdown.ended()
@@ -350,13 +348,6 @@ class LongAnswer(Vertical):
         whole = "".join(self._pieces)
         self._pieces = [whole]
         return whole
-
-    def _write_end(self) -> None:
-        """Make what is shown anew, of the last lines."""
-        self._n_hidden, tail = tail_of(self.text, KEPT_LINES)
-        self._n_shown = tail.count("\n")
-        self._markdown.write_anew(tail, then=self._followers())
-        self._update_earlier()
 
     def _followers(self) -> Callable[[], None]:
         """What lets those that show the end do so again: a text that shrinks takes it from them."""
@@ -373,8 +364,6 @@ class LongAnswer(Vertical):
         return follow
 
     def _update_earlier(self) -> None:
-        self._earlier.display = self._n_hidden > 0
-        text = (
-            f"↑ {self._n_hidden:,} earlier lines of this answer · click, or Enter here, to read all"
-        )
-        self._earlier.update(Content(text), layout=False)
+        self._earlier.display = self.n_hidden_lines > 0
+        text = f"↑ {self.n_hidden_lines:,} earlier lines of this answer"
+        self._earlier.update(Content(f"{text} · click, or Enter here, to read all"), layout=False)

@@ -152,11 +152,9 @@ class Composer(TextArea):
         return self.whole(super().selected_text)
 
     def unfold(self) -> None:
-        """Show all of what is folded, to be edited."""
         self.replace(self.whole(self.text), (0, 0), self.document.end)
 
     def show_hints(self, hints: str) -> None:
-        """Say what the keys do; while a paste is folded, what they do with that."""
         self._hints = hints
         self.border_subtitle = _FOLDED_HINTS if self._folded.spans(self.text) else hints
 
@@ -170,11 +168,9 @@ class Composer(TextArea):
         self.move_cursor(self.document.end)
 
     def complete(self, command: SlashCommand) -> None:
-        """Put a command in, ready for its argument."""
         self.replace_text(f"/{command.name}{' ' if command.argument else ''}")
 
     def insert_paste(self, text: str) -> None:
-        """Put a text in at the cursor, folded if it is long."""
         self.insert(self._folded.fold(text))
 
     def edit(self, edit: Edit) -> EditResult:

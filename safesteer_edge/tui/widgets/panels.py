@@ -59,8 +59,8 @@ class TopBar(Horizontal):
         self.set_class(guard == "off", "-off")
         self.query_one("#chat-title", Static).update(Content(strip_control_characters(title)))
         self.query_one("#model-name", Static).update(Content(strip_control_characters(model)))
-        label = MODE_LABELS[guard] + (f", {UNCALIBRATED}" if is_uncalibrated else "")
-        self.query_one("#guard-mode", Static).update(Content(label))
+        mark = f", {UNCALIBRATED}" if is_uncalibrated else ""
+        self.query_one("#guard-mode", Static).update(Content(MODE_LABELS[guard] + mark))
 
 
 class StatusBar(Horizontal):
@@ -93,7 +93,6 @@ class StatusBar(Horizontal):
         self.query_one("#state", Static).update(Content(strip_control_characters(text)))
 
     def show_figures(self, text: str) -> None:
-        """Show figures; empty: none."""
         self.query_one("#figures", Static).update(Content(text), layout=False)
 
 
@@ -207,7 +206,6 @@ class Inspector(VerticalScroll):
         return self.has_class("-shown")
 
     def show_turn(self, turn: ShownTurn | None) -> None:
-        """Show a turn, whole."""
         if turn is None:
             self._update("verdict", Content("ask something first"))
             for name in ("scores", "steered", "heat"):

@@ -237,7 +237,6 @@ class TurnView(Vertical, can_focus=True):
         self.query_one(".turn-keys", Static).update(Content(self._keys()))
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
-        """An action offered after a refusal."""
         event.stop()
         self.action_turn(str(event.button.name))
 
@@ -277,7 +276,7 @@ class _Turns(Vertical):
     virtual_size = quiet_size()
 
 
-class _EarlierTurns(EarlierLine):
+class EarlierTurns(EarlierLine):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("pageup,up", "show", "Show", show=False)]
 
 
@@ -292,7 +291,7 @@ class Transcript(VerticalScroll, can_focus=False):
         background: $background;
         /* An anchored container scrolls above its start unless its content fills it. */
         & #turns { height: auto; min-height: 100%; padding: 1 1 0 1; }
-        & _EarlierTurns { content-align: center middle; margin: 0 0 1 0; }
+        & EarlierTurns { content-align: center middle; margin: 0 0 1 0; }
     }
     """
 
@@ -302,7 +301,7 @@ class Transcript(VerticalScroll, can_focus=False):
         self._n_hidden = 0
         self._show_images = show_images
         self._empty = empty
-        self._earlier = _EarlierTurns(lambda: self.run_worker(self.show_earlier(), exclusive=True))
+        self._earlier = EarlierTurns(lambda: self.run_worker(self.show_earlier(), exclusive=True))
         self._list = _Turns(self._earlier, id="turns")
 
     def compose(self) -> ComposeResult:
@@ -318,7 +317,7 @@ class Transcript(VerticalScroll, can_focus=False):
             self._show_empty(not self._turns)
             self._update_earlier()
             await self._list.mount_all(shown)
-        self.follow()
+        self.anchor()
 
     async def add(self, turn: ShownTurn) -> TurnView:
         """Add a turn at the end; very old ones leave the screen."""
@@ -327,7 +326,7 @@ class Transcript(VerticalScroll, can_focus=False):
         view = self._view(turn)
         await self._list.mount(view)
         await self._drop_old()
-        self.follow()
+        self.anchor()
         return view
 
     async def show_earlier(self) -> None:
@@ -355,9 +354,6 @@ class Transcript(VerticalScroll, can_focus=False):
     def view_of(self, turn: ShownTurn) -> TurnView | None:
         """The view of a turn, None while it is not on the screen."""
         return next((view for view in self.query(TurnView) if view.turn is turn), None)
-
-    def follow(self) -> None:
-        self.anchor()
 
     def _show_empty(self, is_empty: bool) -> None:
         self._empty.display = is_empty
