@@ -169,26 +169,9 @@ def _exists(path: Path) -> bool:
         return False
 
 
-_SAMPLE_RATE = 16_000  # any: the projector's own is for the engine
+# -- whether a file can go along: it is read as it will be, before anything is sent ----------------
 
-# A picture on the clipboard, which no terminal sends: a tool that can read it is asked.
-_TIMEOUT_S: Final = 5.0
-# By what is best kept: the first of these that the clipboard offers.
-_SUFFIXES: Final = {
-    "image/png": ".png",
-    "image/jpeg": ".jpg",
-    "image/webp": ".webp",
-    "image/gif": ".gif",
-    "image/bmp": ".bmp",
-    "image/tiff": ".tiff",
-}
-_XCLIP: Final = ("-selection", "clipboard", "-o", "-t")
-# The arguments that list the types, and those before the type to print.
-_TOOLS: Final[Mapping[str, tuple[Sequence[str], Sequence[str]]]] = {
-    "wl-paste": (("--list-types",), ("--no-newline", "--type")),
-    "xclip": ((*_XCLIP, "TARGETS"), _XCLIP),
-}
-_MAC_PICTURE: Final = re.compile(rb"\xc2\xabdata PNGf([0-9A-F]+)\xc2\xbb")
+_SAMPLE_RATE = 16_000  # any: the projector's own is for the engine
 
 
 def check_attachable(path: Path, info: SessionInfo | None) -> None:
@@ -216,6 +199,27 @@ def check_attachable(path: Path, info: SessionInfo | None) -> None:
             decoder.load_sound(path, sample_rate=_SAMPLE_RATE)
         else:
             decoder.load_document(path, name=path.name, sees=info is None or info.sees)
+
+
+# -- a picture on the clipboard, which no terminal sends: a tool that can read it is asked ---------
+
+_TIMEOUT_S: Final = 5.0
+# By what is best kept: the first of these that the clipboard offers.
+_SUFFIXES: Final = {
+    "image/png": ".png",
+    "image/jpeg": ".jpg",
+    "image/webp": ".webp",
+    "image/gif": ".gif",
+    "image/bmp": ".bmp",
+    "image/tiff": ".tiff",
+}
+_XCLIP: Final = ("-selection", "clipboard", "-o", "-t")
+# The arguments that list the types, and those before the type to print.
+_TOOLS: Final[Mapping[str, tuple[Sequence[str], Sequence[str]]]] = {
+    "wl-paste": (("--list-types",), ("--no-newline", "--type")),
+    "xclip": ((*_XCLIP, "TARGETS"), _XCLIP),
+}
+_MAC_PICTURE: Final = re.compile(rb"\xc2\xabdata PNGf([0-9A-F]+)\xc2\xbb")
 
 
 class ClipboardPictures:

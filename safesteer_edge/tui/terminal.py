@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from safesteer_edge.media.images import DecodedImage
 
 
+# -- pastes ----------------------------------------------------------------------------------------
+
 # More than any context holds, and short enough for the engine's pipe however it is escaped.
 _MAX_CHARACTERS = 4 << 20
 _CUT = f"\n[the paste was cut here, at {_MAX_CHARACTERS:,} characters]\n"
@@ -149,6 +151,8 @@ def take_pastes_whole() -> None:
         driver.getincrementaldecoder = lambda _: lenient  # pyright: ignore[reportPrivateImportUsage]  # its own import
     driver.XTermParser = WholePasteParser  # pyright: ignore[reportPrivateImportUsage]  # its own import
 
+
+# -- a terminal that is gone -----------------------------------------------------------------------
 
 # What a shell reports of a program that a hangup ended: 128 and SIGHUP.
 _HANGUP_EXIT_CODE = 129

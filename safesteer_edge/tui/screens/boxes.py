@@ -240,6 +240,9 @@ class ReaderScreen(ModalScreen[None]):
             area.insert(piece, area.document.end)
 
 
+# -- choosing a file: folders on the left, the picture under the cursor on the right ---------------
+
+
 class _MediaTree(DirectoryTree):
     """Folders, and files that a message can carry; hidden ones are left out."""
 

@@ -173,9 +173,12 @@ class Welcome(Vertical):
         self.query_one(".lines", Static).update(Content("\n").join(lines))
 
 
+# -- the guard's view of one answer: scores, tokens by heat, interventions, vector -----------------
+
 _MAX_HEAT_STEPS = 600
 _MAX_INTERVENTIONS = 50
 _MAX_CANDIDATES = 6
+_SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉"
 
 
 class Inspector(VerticalScroll):
@@ -317,9 +320,6 @@ def heat(steps: list[Step], policy: GuardPolicy | None) -> Content:
         mark = _SUBSCRIPTS[tenths] if tenths else ""
         parts.append(Content.styled(f"{text}{mark}{sign}", style))
     return Content("").join(parts)
-
-
-_SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉"
 
 
 def _quoted(text: str) -> str:
