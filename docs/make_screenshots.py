@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from safesteer_edge.chats.chat_store import ChatStore  # noqa: E402
-from safesteer_edge.tui.model_rows import ModelFit, ModelRow  # noqa: E402
-from safesteer_edge.tui.screens.picture_picker import PicturePicker  # noqa: E402
+from safesteer_edge.tui.screens.boxes import PicturePicker  # noqa: E402
+from safesteer_edge.tui.screens.models_screen import ModelFit, ModelRow  # noqa: E402
 from tests.tui.app_driver import Driver, opened  # noqa: E402
 from tests.tui.scripted_session import Script, ScriptedModel, Word, said  # noqa: E402
 

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     # Deferred: --help needs none of it.
     from safesteer_edge.session.choice import require_projector
     from safesteer_edge.session.protocol import interrupt_cancels
-    from safesteer_edge.tui.typed_paths import sorted_by_kind
+    from safesteer_edge.tui.attached_files import sorted_by_kind
 
     prompt = _read_prompt(options.prompt)
     settings = settings_with_flags(options, user_settings()).session

@@ -77,9 +77,7 @@ def read_run(folder: Path) -> Json:
             [j for j in main if j.row.expected], ("suite", "defence"), lambda j: is_right(j.row)
         ),
         "paired_tests": _paired_tests(main, judges[0]),
-        "quality": _quality(read_journal(quality, QualityRow))
-        if quality.exists()
-        else [],
+        "quality": _quality(read_journal(quality, QualityRow)) if quality.exists() else [],
         "cost": [asdict(cost) for cost in costs if cost is not None],
         "overheads": _read_part(folder / BENCH, _overheads),
         "heldout": _read_part(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import ClassVar
@@ -12,6 +12,7 @@ from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.css.query import NoMatches
 from textual.screen import Screen
+from textual.theme import Theme
 
 from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.errors import SafeSteerError
@@ -21,21 +22,51 @@ from safesteer_edge.session.settings_file import save_setting
 from safesteer_edge.session.settings_schema import UserSettings
 from safesteer_edge.tui.chat_state import ChatState
 from safesteer_edge.tui.commands.setting import applied, theme_named
-from safesteer_edge.tui.engine_thread import (
-    EngineThread,
-    EngineTold,
-    SessionOpener,
-    SettingChanged,
-    Told,
-)
-from safesteer_edge.tui.looks import THEMES, key_labels
-from safesteer_edge.tui.model_rows import known_models
+from safesteer_edge.tui.commands.table import COMMANDS
+from safesteer_edge.tui.engine_thread import EngineThread, SessionOpener, Told, TurnDone
 from safesteer_edge.tui.screens.boxes import FirstRunScreen
 from safesteer_edge.tui.screens.chat_screen import ChatScreen
-from safesteer_edge.tui.screens.models_screen import ModelLister
-from safesteer_edge.tui.slash_commands import COMMANDS
-from safesteer_edge.tui.terminal import find_native_pictures, leave_with_terminal, spare_pauses
-from safesteer_edge.tui.whole_pastes import take_pastes_whole
+from safesteer_edge.tui.screens.compare_screen import COMPARISON_TURNS, CompareScreen
+from safesteer_edge.tui.screens.models_screen import ModelRow, known_models
+from safesteer_edge.tui.screens.settings_screen import SettingChanged
+from safesteer_edge.tui.terminal import (
+    find_native_pictures,
+    leave_with_terminal,
+    spare_pauses,
+    take_pastes_whole,
+)
+
+# Two calm themes with one accent colour each.
+_DARK = Theme(
+    name="safesteer-dark",
+    primary="#56b6a9",
+    secondary="#7f8ea3",
+    accent="#56b6a9",
+    warning="#e5a84b",
+    error="#ef6f6c",
+    success="#56b6a9",
+    foreground="#d9dce3",
+    background="#15171c",
+    surface="#1c1f26",
+    panel="#262a33",
+    dark=True,
+    variables={"input-cursor-background": "#56b6a9", "border": "#4a505d"},
+)
+_LIGHT = Theme(
+    name="safesteer-light",
+    primary="#0b6e64",
+    secondary="#5b6472",
+    accent="#0b6e64",
+    warning="#8f5200",
+    error="#b3261e",
+    success="#0b6e64",
+    foreground="#22252b",
+    background="#fbfaf7",
+    surface="#f2f0ea",
+    panel="#e5e2da",
+    dark=False,
+    variables={"input-cursor-background": "#0b6e64", "border": "#a8a59c"},
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +86,7 @@ class ChatOptions:
     user_settings: UserSettings = field(default_factory=UserSettings)
     save_setting: Callable[[str, UserSettings], object] = lambda key, settings: None
     native_picture: Callable[..., object] | None = None
-    model_lister: ModelLister = known_models
+    model_lister: Callable[[], Sequence[ModelRow]] = known_models
     is_first_run: bool = False
 
 
@@ -81,20 +112,11 @@ class ChatApp(App[None]):
         self.native_picture = options.native_picture
         self.engine = EngineThread(options.opener, options.store, self._tell)
         self.state = ChatState(TurnSettings.of(options.settings))
-        self.chat = ChatScreen(
-            self.engine,
-            self.state,
-            options.settings,
-            show_images=options.show_images,
-            model_lister=options.model_lister,
-            store=options.store,
-            user_settings=options.user_settings,
-        )
-        for theme in THEMES:
+        self.chat = ChatScreen(self.engine, self.state, options)
+        for theme in (_DARK, _LIGHT):
             self.register_theme(theme)
 
     def on_mount(self) -> None:
-        """Show the chat, then begin to load."""
         self.theme = theme_named(self.options.theme)
         self._use_keys(self.options.user_settings)
         self.engine.start()
@@ -102,12 +124,18 @@ class ChatApp(App[None]):
         if self.options.is_first_run:
             self.push_screen(FirstRunScreen())
 
-    async def on_engine_told(self, message: EngineTold) -> None:
-        """The engine's thread says something: the chat shows it, whatever lies over it."""
+    def _tell(self, told: Told) -> None:
+        self.call_later(self._told, told)
+
+    async def _told(self, told: Told) -> None:
+        """The engine's thread says something: who has asked shows it, whatever lies over it."""
         if not self.is_running:
             return
         try:
-            await self.chat.listener.told(message.told)
+            if not isinstance(told, TurnDone) or told.turn not in COMPARISON_TURNS:
+                await self.chat.runner.told(told)
+            elif isinstance(self.screen, CompareScreen):
+                await self.screen.told(told)
         except NoMatches:
             if self.is_running:  # else the screen was taken down meanwhile
                 raise
@@ -127,7 +155,7 @@ class ChatApp(App[None]):
             self._use_keys(settings)
         elif key.startswith("model."):
             self.notify("the model settings apply from the next start on", markup=False)
-        self.chat.show_bars()
+        self.chat.show_state()
 
     def _use_keys(self, settings: UserSettings) -> None:
         keys = asdict(settings.keys)
@@ -144,20 +172,15 @@ class ChatApp(App[None]):
         """The menu (Ctrl+P): every slash command; those that need more go into the input."""
         if screen is not self.chat:
             return
-        labels = key_labels(self.chat.user_settings.keys)
         for command in COMMANDS:
-            key = labels.get(command.name, command.keys)
+            key = self.chat.key_labels.get(command.name, command.keys)
             keys = f" · {key}" if key else ""
             title = f"{command.name[:1].upper()}{command.name[1:]}"
             run = partial(self.chat.choose_command, command.name)
             yield SystemCommand(title, f"{command.help}{keys}", run)
 
     def on_unmount(self) -> None:
-        """Free the model."""
         self.engine.close()
-
-    def _tell(self, told: Told) -> None:
-        self.post_message(EngineTold(told))
 
 
 # -- starting the full-screen chat: what must happen before Textual takes the terminal -------------
@@ -171,7 +194,6 @@ def run_chat(
     show_images: bool,
     theme: str,
 ) -> None:
-    """Run the application until the person leaves."""
     store = ChatStore()
     options = ChatOptions(
         settings=settings,

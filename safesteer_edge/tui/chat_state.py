@@ -1,15 +1,19 @@
-"""The chat that is open: its turns, its settings, and what the next message carries."""
+"""The chat that is open: its turns, its settings, what the next message carries, how it asks.
+
+What takes a `RecordedChat` runs on the engine's thread.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from safesteer_edge.chats.chat_log import ChatEntry
+from safesteer_edge.chats.chat_log import ChatEntry, ChatLog
 from safesteer_edge.chats.recorded_chat import RecordedChat
 from safesteer_edge.errors import InputError
 from safesteer_edge.guard.events import Event
+from safesteer_edge.guard.policy import GuardMode
 from safesteer_edge.session.protocol import ChatMessage, Document, SessionInfo, TurnSettings
 from safesteer_edge.tui.shown_turn import ShownTurn, messages_of
 
@@ -38,24 +42,46 @@ class ChatState:
 
     @property
     def shown_title(self) -> str:
-        """The title, or one made of the first question."""
-        if self.title:
-            return self.title
-        return title_of(self.turns[0].question) if self.turns else NEW_CHAT_TITLE
-
-    def messages_before(self, turn: ShownTurn) -> list[ChatMessage]:
-        """The conversation that a turn is asked in."""
-        return messages_of(self.system, self.turns[: self.turns.index(turn)])
+        """The title, or the first line of the first question, cut between words."""
+        if self.title or not self.turns:
+            return self.title or NEW_CHAT_TITLE
+        first, *_ = self.turns[0].question.strip().splitlines() or [""]
+        if len(first) <= _MAX_TITLE:
+            return first or "Attachment"
+        return first[:_MAX_TITLE].rsplit(" ", 1)[0] + "…"
 
     def numbered(self, text: str) -> ShownTurn:
         """The turn of that number, counted from 1; the last one if the text is empty."""
         if not self.turns:
-            raise InputError("there is no question yet; ask one first")
+            raise InputError("there is no answer yet; ask something first")
         if not text:
             return self.turns[-1]
         if not text.isdecimal() or not 1 <= int(text) <= len(self.turns):
             raise InputError(f"question {text!r}; expected a number from 1 to {len(self.turns)}")
         return self.turns[int(text) - 1]
+
+    def begin_new(self) -> None:
+        """Forget the chat; its settings stay."""
+        self.turns.clear()
+        self.title, self.chat_id = "", None
+        self.edited = self.system = None
+        self.attachments.clear()
+
+    def enter(self, log: ChatLog, system: str | None, turns: Sequence[ShownTurn]) -> None:
+        """Hold a chat that was read from its file."""
+        self.begin_new()
+        self.system, self.turns[:] = system, turns
+        self.title, self.chat_id = log.title, log.header.id
+
+    def carry_files_of(self, turn: ShownTurn) -> None:
+        """Let the next message have the files of one that was asked."""
+        self.attachments[:], self.named = turn.files, turn.documents
+
+    def cut_from(self, turn: ShownTurn) -> str | None:
+        """Take a turn and what follows it away; returns the question that they are in the file."""
+        recorded = self.recorded_from(turn)
+        del self.turns[self.turns.index(turn) :]
+        return recorded
 
     def recorded_from(self, turn: ShownTurn) -> str | None:
         """The id of the first question from this turn on that the chat's file has, if any.
@@ -75,14 +101,20 @@ class ChatState:
         if not is_taken and question.text == turn.question:
             turn.question_id, turn.answer_id = question.id, answer.id
 
+    def to_compare(self, question: str) -> tuple[ShownTurn, list[ChatMessage]]:
+        """A question, or the last one again, and the conversation that it is asked in."""
+        if self.info is None or self.info.bundle is None:
+            raise InputError("there is no guard to compare with; load a guarded model (/models)")
+        turn = ShownTurn(question) if question else self.numbered("")
+        before = self.turns if question else self.turns[:-1]
+        return turn, messages_of(self.system, before)
 
-def title_of(question: str) -> str:
-    """A title made of a question: its first line, cut between words."""
-    lines = question.strip().splitlines()
-    first = lines[0] if lines else ""
-    if len(first) <= _MAX_TITLE:
-        return first or "Attachment"
-    return first[:_MAX_TITLE].rsplit(" ", 1)[0] + "…"
+
+def compared_settings(settings: TurnSettings) -> tuple[TurnSettings, TurnSettings]:
+    """Of the two answers of a comparison: without the guard, and with it."""
+    guarded: GuardMode = "steer" if settings.guard in ("off", "monitor") else settings.guard
+    off = replace(settings, guard="off", strength=None, threshold=None)
+    return off, replace(settings, guard=guarded)
 
 
 def ask(
@@ -93,7 +125,7 @@ def ask(
     system: str | None,
     in_place_of: str | None,
 ) -> Iterator[Event]:
-    """Ask a question, at the end or in the place of one. On the engine's thread."""
+    """Ask a question, at the end or in the place of one."""
     _use(chat, settings)
     if in_place_of is not None:
         return chat.edit(
@@ -103,34 +135,24 @@ def ask(
             sounds=turn.sounds,
             documents=turn.documents,
         )
-    is_first = chat.log is None or not chat.log.branch()
     return chat.ask(
         turn.question,
         images=turn.images,
         sounds=turn.sounds,
         documents=turn.documents,
-        system=system if is_first else None,
+        system=system_of_first(chat, system),
     )
 
 
-def check_fits(
-    chat: RecordedChat, question: str, *, system: str | None, in_place_of: str | None
-) -> None:
-    """Raise PromptTooLongError for a question that `ask` could not. On the engine's thread."""
-    is_first = chat.log is None or not chat.log.branch()
-    chat.check_fits(question, system=system if is_first else None, in_place_of=in_place_of)
-
-
 def go_on(chat: RecordedChat, settings: TurnSettings) -> Iterator[Event]:
-    """Go on with the last answer. On the engine's thread."""
     _use(chat, settings)
     return chat.continue_answer()
 
 
-def ask_aside(
+def ask_unrecorded(
     chat: RecordedChat, turn: ShownTurn, before: list[ChatMessage], settings: TurnSettings
 ) -> Iterator[Event]:
-    """Ask a question beside the chat, which stays as it was. On the engine's thread."""
+    """Ask a question in another conversation than the chat's, which stays as it was."""
     session = chat.session
     messages, usual = session.messages, session.turn_settings
     system = None
@@ -154,6 +176,11 @@ def ask_aside(
 def _use(chat: RecordedChat, settings: TurnSettings) -> None:
     if chat.session.turn_settings != settings:
         chat.session.change(settings)
+
+
+def system_of_first(chat: RecordedChat, system: str | None) -> str | None:
+    """The system prompt, if the next question is the first."""
+    return system if chat.log is None or not chat.log.branch() else None
 
 
 def _restore(chat: RecordedChat, messages: list[ChatMessage]) -> None:

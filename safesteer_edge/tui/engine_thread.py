@@ -10,13 +10,11 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
-
-from textual.message import Message
+from typing import TypeVar
 
 from safesteer_edge.chats.chat_log import ChatEntry
 from safesteer_edge.chats.chat_store import ChatStore
@@ -25,11 +23,6 @@ from safesteer_edge.errors import BundleChangedError, EngineError, SafeSteerErro
 from safesteer_edge.guard.events import Event
 from safesteer_edge.session.protocol import ChatSession, SessionInfo
 from safesteer_edge.session.settings import SessionSettings
-
-if TYPE_CHECKING:
-    from safesteer_edge.session.settings_schema import UserSettings
-    from safesteer_edge.tui.shown_turn import ShownTurn
-
 
 SessionOpener = Callable[[SessionSettings], ChatSession]
 TurnStarter = Callable[[RecordedChat], Iterator[Event]]
@@ -91,14 +84,12 @@ class EngineThread:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._session: ChatSession | None = None
         self._chat: RecordedChat | None = None
-        self._lock = threading.Lock()
-        self._events: list[Event] = []
+        self._events: deque[Event] = deque()
         self._is_cancelled = False
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Begin to take work."""
         self._thread.start()
 
     def open(self, settings: SessionSettings) -> None:
@@ -106,7 +97,6 @@ class EngineThread:
         self._jobs.put(lambda: self._open(settings))
 
     def run_turn(self, turn: int, starter: TurnStarter) -> None:
-        """Run a turn. turn: a number that comes back with its end."""
         self._is_cancelled = False
         self._jobs.put(lambda: self._run_turn(turn, starter))
 
@@ -126,10 +116,7 @@ class EngineThread:
         return future
 
     def take_events(self) -> list[Event]:
-        """Empty the mailbox."""
-        with self._lock:
-            events, self._events = self._events, []
-        return events
+        return [self._events.popleft() for _ in range(len(self._events))]
 
     def cancel(self) -> None:
         """Stop the running turn within one token."""
@@ -207,8 +194,7 @@ class EngineThread:
         if self._is_cancelled:  # Escape came while the question waited for its turn
             chat.session.cancel()
         for event in events:
-            with self._lock:
-                self._events.append(event)
+            self._events.append(event)
 
     def _need_chat(self) -> RecordedChat:
         if self._session is None or self._chat is None:
@@ -234,62 +220,3 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "out of memory; choose a smaller model or a shorter context"
     return f"unexpected {type(error).__name__}: {text}; please report it"
-
-
-# -- what the chat's parts tell each other ---------------------------------------------------------
-
-
-@dataclass
-class EngineTold(Message):
-    """The engine's thread says something. told: what."""
-
-    told: Told
-
-
-@dataclass
-class Submitted(Message):
-    """The person sends the input. text: as typed."""
-
-    text: str
-
-
-@dataclass
-class PathsDropped(Message):
-    """Files were pasted or dropped into the input. paths: they exist."""
-
-    paths: tuple[Path, ...]
-
-
-@dataclass
-class ClipboardWanted(Message):
-    """The person pastes. text: what the terminal or the application has for it; empty: nothing."""
-
-    text: str
-
-
-@dataclass
-class LastAttachmentErased(Message):
-    """Backspace in an empty input: the last attachment goes."""
-
-
-@dataclass
-class CompletionsWanted(Message):
-    """The input begins with a slash. text: all of it; empty: no longer."""
-
-    text: str
-
-
-@dataclass
-class TurnAction(Message):
-    """The person wants something done with a turn. action: a slash command's name."""
-
-    action: str
-    turn: ShownTurn
-
-
-@dataclass
-class SettingChanged(Message):
-    """A setting of the file has a new value. key: `section.name`."""
-
-    key: str
-    settings: UserSettings

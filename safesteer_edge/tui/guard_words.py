@@ -1,6 +1,10 @@
-"""What the guard does and did, in words that every view uses."""
+"""What the guard does and did, in the words and figures that every view uses."""
 
 from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import pairwise
 
 from safesteer_edge.guard.policy import GuardMode
 from safesteer_edge.session.protocol import SessionInfo
@@ -18,34 +22,25 @@ MODE_MEANINGS: dict[GuardMode, str] = {
     "monitor": "the guard only watches; answers are the model's own",
     "off": "no guard: answers are the model's own, unchecked",
 }
+_BLOCKS = "▁▂▃▄▅▆▇█"
 UNCALIBRATED = "UNCALIBRATED"
 UNCALIBRATED_MEANING = "nobody has measured which answers this guard stops"
 
 
 def is_uncalibrated(info: SessionInfo | None, mode: GuardMode) -> bool:
-    """Whether what guards in this mode was never measured."""
     return mode != "off" and info is not None and info.is_calibrated is False
 
 
 def risk_word(risk: float, limit: float | None) -> str:
-    """The running risk as a word."""
-    share = risk / limit if limit else risk
-    if share < 0.25:
-        return "calm"
-    if share < 0.5:
-        return "low"
-    if share < 0.8:
-        return "raised"
-    return "near the limit"
+    words = ("calm", "low", "raised", "near the limit")
+    return words[bisect_right((0.25, 0.5, 0.8), risk / limit if limit else risk)]
 
 
 def passages(count: int) -> str:
-    """How many passages were steered."""
     return f"{count} word was steered" if count == 1 else f"{count} words were steered"
 
 
 def refusal_advice(turn: ShownTurn) -> str:
-    """What a person can do after a refusal."""
     if turn.refusal is not None and turn.refusal.reason == "guard_failed":
         return "The guard itself failed, so nothing was shown. Regenerate, or see 'doctor'."
     return "Ask in other words, or see what the guard saw."
@@ -57,7 +52,7 @@ def turn_notes(turn: ShownTurn, *, can_go_on: bool = True) -> list[str]:
     how = ": /continue goes on" if can_go_on else ""
     if turn.n_interventions and turn.refusal is None:
         notes.append(passages(turn.n_interventions) + " by the guard")
-    if turn.was_stopped:
+    if turn.end == "cancelled":
         notes.append("stopped by you" if turn.text else "stopped before the answer began")
     if turn.end == "length":
         notes.append(f"cut at the token limit{how}")
@@ -94,5 +89,15 @@ def live_figures(turn: ShownTurn, decode_s: float, n_ctx: int | None) -> str:
 
 
 def context_used(n_tokens: int, n_ctx: int) -> str:
-    """How full the context is."""
     return f"context {100 * n_tokens / n_ctx:.0f} %"
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The last values, one character each; of a longer row, the largest of each group.
+
+    values in [0, 1]; the lowest block is 0.
+    """
+    if len(values) > width > 0:
+        edges = [round(i * len(values) / width) for i in range(width + 1)]
+        values = [max(values[low:high]) for low, high in pairwise(edges)]
+    return "".join(_BLOCKS[min(7, int(value * 8))] for value in values)

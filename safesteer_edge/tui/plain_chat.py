@@ -5,20 +5,24 @@ stdout is what the model says, stderr everything else; nothing moves the cursor.
 
 from __future__ import annotations
 
+import base64
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
 from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.chats.recorded_chat import RecordedChat
-from safesteer_edge.errors import BundleChangedError, EngineDiedError, SafeSteerError
+from safesteer_edge.errors import BundleChangedError, EngineDiedError, InputError, SafeSteerError
 from safesteer_edge.formats.display_text import ControlCharacterFilter, strip_control_characters
 from safesteer_edge.guard.events import Event, Refused, TextDelta
-from safesteer_edge.session.protocol import ChatSession, Document, TurnSettings, interrupt_cancels
+from safesteer_edge.session.protocol import ChatSession, TurnSettings, interrupt_cancels
 from safesteer_edge.session.settings import SessionSettings
 from safesteer_edge.templates.reasoning import thought_label
-from safesteer_edge.tui.attached_files import check_attachable
+from safesteer_edge.tui.attached_files import check_attachable, require_files, split_media_paths
+from safesteer_edge.tui.chat_state import ChatState, ask, go_on
+from safesteer_edge.tui.commands import conversation
+from safesteer_edge.tui.commands.table import parse_command
 from safesteer_edge.tui.guard_words import (
     MODE_MEANINGS,
     UNCALIBRATED,
@@ -28,12 +32,15 @@ from safesteer_edge.tui.guard_words import (
     turn_notes,
 )
 from safesteer_edge.tui.shown_turn import ShownTurn
-from safesteer_edge.tui.slash_commands import parse_command
-from safesteer_edge.tui.typed_paths import require_files, sorted_by_kind, split_media_paths
+
+_Result = TypeVar("_Result")
 
 
 class PlainChat:
-    """Reads lines, answers them, obeys commands. Make it with an open session; `run` it."""
+    """Reads lines, answers them, obeys commands. Make it with an open session; `run` it.
+
+    What is `async` is so for the commands that the full screen shares: nothing here waits.
+    """
 
     def __init__(
         self,
@@ -46,101 +53,136 @@ class PlainChat:
         notes: IO[str],
     ) -> None:
         """Opens the session. lines: what is typed. out: what the model says. notes: the rest."""
-        self.opener = opener
+        self._opener = opener
         self.session_settings = settings
-        self.session = opener(settings)
+        self._session = opener(settings)
         self.store = store
-        self.chat = RecordedChat(self.session, store, on_problem=self._tell_unsaved)
-        self.settings = TurnSettings.of(settings)
-        self.attachments: list[Path] = []
-        self.named: tuple[Document, ...] = ()  # those among them that are copies
-        self.system: str | None = None
-        self.edited: str | None = None
-        self.last: ShownTurn | None = None
-        self.failed = False
-        self._lines, self.out, self.notes = lines, out, notes
+        self.chat = RecordedChat(
+            self._session,
+            store,
+            on_problem=lambda problem: self.say(f"this chat is not saved: {problem}"),
+        )
+        self.state = ChatState(TurnSettings.of(settings), info=self._session.info)
+        self.failed = self.is_over = False
+        self._lines, self.out, self._notes = lines, out, notes
 
     def run(self) -> None:
         """Chat until the lines end, `/quit`, or the guard is not the one that it began with."""
         self.say_what_runs()
-        while (text := self._read()) is not None:
+        while not self.is_over and (text := self._read()) is not None:
             try:
-                if not self._obey(strip_control_characters(text)):  # of a pasted log's colours
-                    return
+                _finish(self._obey(strip_control_characters(text)))  # of a pasted log's colours
             except SafeSteerError as error:
                 self.failed = True
-                self.note(str(error))
-                if isinstance(error, BundleChangedError):
-                    return
+                self.say(str(error))
+                self.is_over = isinstance(error, BundleChangedError)
 
     def close(self) -> None:
-        """Write what waits, free the model."""
         self.chat.close()
-        self.session.close()
+        self._session.close()
 
-    def note(self, text: str) -> None:
-        """Say something that is not the model's."""
-        print(strip_control_characters(text), file=self.notes, flush=True)
+    def load(self, settings: SessionSettings) -> None:
+        """Go on with another model; with the present one if that cannot be loaded."""
+        self._session.close()  # first: two models may not fit into memory
+        try:
+            session = self._opener(settings)
+        except BaseException:
+            self._session = self._opener(self.session_settings)
+            self.chat.change_session(self._session)
+            raise
+        self._session, self.session_settings = session, settings
+        self.state.info = session.info
+        self.chat.change_session(session)
 
     def say_what_runs(self) -> None:
         """Model and guard, in a line; a weak mode in a line of its own."""
-        info, mode = self.session.info, self.settings.guard
-        self.note(f"{info.model_name} {info.quantization}, guard: {mode}; /help lists commands")
+        info, mode = self._session.info, self.state.settings.guard
+        self.say(f"{info.model_name} {info.quantization}, guard: {mode}; /help lists commands")
         if mode in ("monitor", "off"):
-            self.note(f"{mode.upper()}: {MODE_MEANINGS[mode]}")
+            self.say(f"{mode.upper()}: {MODE_MEANINGS[mode]}")
         if is_uncalibrated(info, mode):
-            self.note(f"{UNCALIBRATED}: {UNCALIBRATED_MEANING}")
-
-    def ask(self, text: str) -> None:
-        """Ask with what is attached, in the place of an edited question if there is one."""
-        images, sounds, documents = sorted_by_kind(self.attachments, self.named)
-        self.attachments.clear()
-        edited, self.edited = self.edited, None
-        self.use_settings()
-        if edited is not None:
-            events = self.chat.edit(edited, text, images=images, sounds=sounds, documents=documents)
-        else:
-            is_first = self.chat.log is None or not self.chat.log.branch()
-            system = self.system if is_first else None
-            events = self.chat.ask(
-                text, images=images, sounds=sounds, documents=documents, system=system
-            )
-        self.answer(ShownTurn(text, images, sounds, documents, guard=self.settings.guard), events)
-
-    def attach(self, paths: Sequence[Path]) -> None:
-        """Let files go with the next message. Raises MediaError at the first that cannot."""
-        for path in paths:
-            check_attachable(path, self.session.info)
-        self.attachments += paths
+            self.say(f"{UNCALIBRATED}: {UNCALIBRATED_MEANING}")
 
     def answer(self, turn: ShownTurn, events: Iterable[Event]) -> None:
         """Print an answer as it comes; Ctrl+C stops it between two tokens."""
         shown = ControlCharacterFilter()
-        self.last = turn
-        turn.is_uncalibrated = is_uncalibrated(self.session.info, turn.guard)
+        self.state.info = self._session.info  # which a restart may have changed
+        turn.is_uncalibrated = is_uncalibrated(self.state.info, turn.guard)
         try:
-            with interrupt_cancels(self.session):
+            with interrupt_cancels(self._session):
                 for event in events:
-                    if isinstance(event, TextDelta) and event.part == "reasoning":
-                        if not turn.reasoning:
-                            self.note("thinking …")
-                        turn.feed(event)
-                        continue
-                    if isinstance(event, TextDelta | Refused) and turn.reasoning and not turn.text:
-                        self.note(f"[{thought_label(turn.reasoning)}; /thoughts shows them]")
+                    is_thought = isinstance(event, TextDelta) and event.part == "reasoning"
+                    if is_thought and not turn.reasoning:
+                        self.say("thinking …")
+                    is_said = isinstance(event, TextDelta | Refused) and not is_thought
+                    if is_said and turn.reasoning and not turn.text:
+                        self.say(f"[{thought_label(turn.reasoning)}; /thoughts shows them]")
                     turn.feed(event)
-                    if isinstance(event, TextDelta | Refused):
+                    if isinstance(event, TextDelta | Refused) and is_said:
                         print(shown.feed(event.text), end="", file=self.out, flush=True)
-        except EngineDiedError as error:
-            turn.error = str(error)
+        except SafeSteerError as error:
+            turn.error, turn.end = str(error), "died"
+            if not isinstance(error, EngineDiedError):  # after which the next question works
+                raise
         if turn.text:
             print(file=self.out, flush=True)
         self._tell_end(turn)
 
-    def use_settings(self) -> None:
-        """Let the session have the settings of the next answer."""
-        if self.session.turn_settings != self.settings:
-            self.session.change(self.settings)
+    # -- what commands ask of a chat --------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        print(strip_control_characters(text), file=self._notes, flush=True)
+
+    def refuse_while_answering(self) -> None:
+        """Nothing is typed meanwhile."""
+
+    def show_state(self) -> None:
+        """There is nothing around the turns."""
+
+    async def show_chat(self) -> None:
+        """What was printed stays where it is."""
+
+    async def show_attachments(self) -> None:
+        """Their commands say it."""
+
+    async def attach(self, paths: Sequence[Path]) -> None:
+        for path in paths:
+            check_attachable(path, self.state.info)
+        self.state.attachments += paths
+
+    def put_back(self, question: str) -> None:
+        self.say(f"the next line takes the place of: {question}")
+
+    def copy_to_clipboard(self, text: str) -> None:
+        """Copy by OSC 52, if a terminal is there to do it."""
+        if not self.out.isatty():
+            raise InputError("there is no terminal to copy with; /export writes a file")
+        code = base64.b64encode(text.encode()).decode()
+        print(f"\x1b]52;c;{code}\a", end="", file=self.out, flush=True)
+
+    async def do(self, work: Callable[[RecordedChat], _Result]) -> _Result:
+        return work(self.chat)
+
+    async def run_turn(self, turn: ShownTurn, *, in_place_of: str | None) -> None:
+        state = self.state
+        state.turns.append(turn)
+        self._record(
+            turn,
+            ask(self.chat, turn, state.settings, system=state.system, in_place_of=in_place_of),
+        )
+
+    async def go_on(self, turn: ShownTurn) -> None:
+        turn.continued()
+        self._record(turn, go_on(self.chat, self.state.settings))
+
+    # -- private ----------------------------------------------------------------------------------
+
+    def _record(self, turn: ShownTurn, events: Iterable[Event]) -> None:
+        try:
+            self.answer(turn, events)
+        finally:
+            if self.chat.log is not None:
+                self.state.take_ids(turn, self.chat.log.branch())
 
     def _tell_end(self, turn: ShownTurn) -> None:
         parts = turn_notes(turn)
@@ -148,25 +190,27 @@ class PlainChat:
             parts.append(f"refused by the guard: {turn.refusal.detail}")
         if turn.error is not None:
             parts.append(turn.error)
-        if figures := turn_figures(turn, self.session.info.n_ctx):
+        if figures := turn_figures(turn, self._session.info.n_ctx):
             parts.append(figures)
-        self.note(f"[{' · '.join(parts)}]")
+        self.say(f"[{' · '.join(parts)}]")
 
-    def _obey(self, text: str) -> bool:
-        """Ask or do what was typed; False: leave."""
-        from safesteer_edge.tui.plain_commands import run_command
-
-        command = parse_command(text)
+    async def _obey(self, text: str) -> None:
+        command, argument = parse_command(text) or (None, "")
         if command is not None:
-            return run_command(self, command[0].name, command[1])
+            if command.run_plain is None:
+                raise InputError(
+                    f"/{command.name} needs the full screen; see 'safesteer-edge settings' or "
+                    "--model"
+                )
+            await command.run_plain(self, argument)
+            return
         rest, paths = split_media_paths(text, typed=True)
         require_files(paths)
-        self.attach(paths)
+        await self.attach(paths)
         if paths and not rest.strip():
-            self.note(f"attached {', '.join(path.name for path in paths)}; now ask about it")
-        elif rest.strip() or self.attachments:
-            self.ask(rest.strip())
-        return True
+            self.say(f"attached {', '.join(path.name for path in paths)}; now ask about it")
+        elif rest.strip() or self.state.attachments:
+            await conversation.send(self, rest.strip())
 
     def _read(self) -> str | None:
         r"""The next message: lines that end in \ go on in the next one. None: there are no more."""
@@ -188,11 +232,8 @@ class PlainChat:
         except EOFError:
             return None
         except KeyboardInterrupt:
-            self.note("Ctrl+D or /quit leaves")
+            self.say("Ctrl+D or /quit leaves")
             return ""
-
-    def _tell_unsaved(self, problem: str) -> None:
-        self.note(f"this chat is not saved: {problem}")
 
 
 def run_plain_chat(
@@ -207,3 +248,13 @@ def run_plain_chat(
     finally:
         chat.close()
     return not chat.failed or sys.stdin.isatty()  # a person has read what failed
+
+
+def _finish(work: Coroutine[Any, Any, None]) -> None:
+    """Run what never waits. No event loop: that would keep Ctrl+C from what blocks."""
+    try:
+        work.send(None)
+    except StopIteration:
+        return
+    work.close()
+    raise RuntimeError("a command of the chat of lines waits for something")

@@ -12,6 +12,7 @@ from safesteer_edge.chats.open_chat import documents_of
 from safesteer_edge.chats.records import EndReason, StoredMedia
 from safesteer_edge.formats.display_text import ControlCharacterFilter
 from safesteer_edge.guard.events import (
+    Candidate,
     Event,
     MediaPrepared,
     PrefillDone,
@@ -32,6 +33,7 @@ from safesteer_edge.session.protocol import ChatMessage, Document
 
 OPEN, CLOSE = "\ue000", "\ue001"
 _MARKS = re.compile(f"[{OPEN}{CLOSE}]")
+_MARKED = re.compile(f"{OPEN}([^{OPEN}{CLOSE}]+)(?:{CLOSE}|$)", re.DOTALL)
 _LETTERS = re.compile(r"[^\W\d_]+(?:[^\S\n]*[^\W\d_]+)*")
 
 Span = tuple[int, int]
@@ -63,21 +65,10 @@ def marked(text: str, spans: Iterable[Span]) -> str:
 def split_marks(text: str) -> tuple[str, list[Span]]:
     """The text without marks, and the spans that they stood around."""
     spans: list[Span] = []
-    parts: list[str] = []
-    length, start = 0, None
-    for piece in re.split(f"({OPEN}|{CLOSE})", text):
-        if piece == OPEN:
-            start = length
-        elif piece == CLOSE:
-            if start is not None and start < length:
-                spans.append((start, length))
-            start = None
-        else:
-            parts.append(piece)
-            length += len(piece)
-    if start is not None and start < length:
-        spans.append((start, length))
-    return "".join(parts), spans
+    for found in _MARKED.finditer(text):
+        start = len(removed_marks(text[: found.start()]))
+        spans.append((start, start + len(found.group(1))))
+    return removed_marks(text), spans
 
 
 @dataclass(slots=True)
@@ -148,12 +139,10 @@ class ShownTurn:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All that was attached."""
         return (*self.images, *self.sounds, *(document.path for document in self.documents))
 
     @property
     def scores(self) -> list[float]:
-        """Harmful scores of the steps so far."""
         return [step.score for step in self.steps if step.score is not None]
 
     @property
@@ -163,13 +152,7 @@ class ShownTurn:
 
     @property
     def is_over(self) -> bool:
-        """True once nothing more will come."""
         return self.end is not None or self.error is not None
-
-    @property
-    def was_stopped(self) -> bool:
-        """True if the person stopped the answer."""
-        return self.end == "cancelled"
 
     @property
     def can_continue(self) -> bool:
@@ -191,11 +174,14 @@ class ShownTurn:
         n_answer_characters = len(self.text) + self._n_hidden_characters
         self._n_step_characters = max(n_answer_characters, self._n_told_characters)
 
-    def to_messages(self) -> tuple[ChatMessage, ChatMessage]:
-        """What a session is restored from."""
-        return (
-            ChatMessage("user", self.question, self.images, self.sounds, self.documents),
-            ChatMessage("assistant", self.text, risk=self.risk),
+    def asked_again(self, guard: GuardMode) -> ShownTurn:
+        return ShownTurn(
+            self.question,
+            self.images,
+            self.sounds,
+            self.documents,
+            self.media_names,
+            guard=guard,
         )
 
     def _count(self, step: Step) -> None:
@@ -226,6 +212,11 @@ class ShownTurn:
         return added
 
 
+def proposed_by_sampler(step: Step) -> Candidate | None:
+    """What the guard put something else in the place of; None if that is not known."""
+    return next((c for c in step.candidates if c.token_id == step.proposed_token_id), None)
+
+
 def turns_of_branch(
     branch: Sequence[ChatEntry], media_path: Callable[[StoredMedia], Path]
 ) -> tuple[str | None, list[ShownTurn]]:
@@ -247,7 +238,10 @@ def messages_of(system: str | None, turns: Sequence[ShownTurn]) -> list[ChatMess
     messages = [ChatMessage("system", system)] if system and turns else []
     for turn in turns:
         if turn.is_in_conversation:
-            messages += turn.to_messages()
+            messages += (
+                ChatMessage("user", turn.question, turn.images, turn.sounds, turn.documents),
+                ChatMessage("assistant", turn.text, risk=turn.risk),
+            )
     return messages
 
 

@@ -19,11 +19,10 @@ from textual.widgets import TextArea
 
 from safesteer_edge.guard.events import TextDelta
 from safesteer_edge.tui.app import ChatApp
+from safesteer_edge.tui.model_runner import FRAME_S
 from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.terminal import spare_pauses
-from safesteer_edge.tui.turn_runner import FRAME_S
-from safesteer_edge.tui.widgets.transcript import Transcript
-from safesteer_edge.tui.widgets.turn_view import TurnView
+from safesteer_edge.tui.widgets.transcript import Transcript, TurnView
 from tests.latency.long_chat import long_chat, long_lines, turns_of
 from tests.latency.measured_terminal import MeasuredTerminal, p95
 

@@ -12,8 +12,8 @@ from safesteer_edge.session.isolated_session import open_isolated_session
 from safesteer_edge.session.settings import SessionSettings
 from safesteer_edge.tui.app import ChatApp, ChatOptions
 from safesteer_edge.tui.shown_turn import ShownTurn
-from safesteer_edge.tui.widgets.inspector import Inspector
-from safesteer_edge.tui.widgets.picture import HalfBlocks
+from safesteer_edge.tui.widgets.attachments import HalfBlocks
+from safesteer_edge.tui.widgets.panels import Inspector
 from tests.media.png_bytes import RGB, png_bytes
 from tests.tui.app_driver import Driver, driven
 
@@ -35,7 +35,7 @@ async def ask_about(driver: Driver, picture: Path, text: str) -> ShownTurn:
     """Attach the picture, ask in a new chat, wait for the end."""
     await driver.send("/new")
     await driver.until(lambda: not driver.app.state.turns, "a new chat")
-    await driver.app.chat.attached.add([picture])
+    await driver.app.chat.attach([picture])
     await driver.send(text)
     await driver.until(lambda: len(driver.app.state.turns) == 1, "the question")
     await driver.ready()

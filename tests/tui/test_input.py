@@ -127,7 +127,7 @@ def test_long_chats_show_their_end_and_more_when_asked():
             transcript = driver.app.chat.query_one("#transcript")
             transcript.scroll_home(animate=False)
             await driver.sees("54 earlier questions")
-            await driver.pilot.click("_Earlier")
+            await driver.pilot.click("EarlierTurns")
             await driver.sees_no("54 earlier questions")
             assert len(driver.app.chat.query("TurnView")) == 12
             await driver.press("escape")

@@ -6,7 +6,7 @@ import pytest
 from textual.widgets import Static, TextArea
 
 from safesteer_edge.tui.widgets.answer import KEPT_LINES, MAX_LINES, LongAnswer, tail_of
-from safesteer_edge.tui.widgets.turn_view import TurnView
+from safesteer_edge.tui.widgets.transcript import TurnView
 from tests.latency.long_latency import measure_long
 from tests.tui.app_driver import driven, opened
 from tests.tui.scripted_session import Script, ScriptedModel, Word

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from safesteer_edge.tui.model_rows import ModelFit, ModelRow, known_models
+from safesteer_edge.tui.screens.models_screen import ModelFit, ModelRow, known_models
 from tests.tui.app_driver import driven, opened
 from tests.tui.scripted_session import ScriptedModel
 

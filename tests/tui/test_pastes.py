@@ -10,7 +10,7 @@ import pytest
 from textual import events
 from textual.message import Message
 
-from safesteer_edge.tui.whole_pastes import WholePasteParser
+from safesteer_edge.tui.terminal import WholePasteParser
 from safesteer_edge.tui.widgets.composer import Composer
 from tests.tui.app_driver import Driver, driven, opened
 from tests.tui.scripted_session import ScriptedModel

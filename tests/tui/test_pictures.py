@@ -10,8 +10,8 @@ from textual.events import Paste
 
 from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.session.protocol import Document
+from safesteer_edge.tui.widgets.attachments import HalfBlocks
 from safesteer_edge.tui.widgets.composer import Composer
-from safesteer_edge.tui.widgets.picture import HalfBlocks
 from tests.media.png_bytes import RGB, png_bytes
 from tests.media.sample_documents import write_pdf
 from tests.media.sample_pictures import write_sample

@@ -64,6 +64,32 @@ def test_commands_do_what_they_do_on_the_full_screen(tmp_path: Path):
     assert resumed.out == "You said: two\nYou said: three\n"
 
 
+def test_a_comparison_and_a_fork_leave_the_chat_as_it_was(tmp_path: Path):
+    model, store = ScriptedModel(), ChatStore(tmp_path / "chats")
+    chatted = Chatted("one", "two", "/compare", "/fork 1", "three", model=model, store=store)
+    assert chatted.out.splitlines() == [
+        f"You said: {said}" for said in ("one", *["two"] * 3, "three")
+    ]
+    assert "-- GUARD OFF, unchecked" in chatted.notes
+    assert "-- guard: steer" in chatted.notes
+    kept = {tuple(e.text for e in store.read(chat.id).branch())[::2] for chat in store.list()}
+    assert kept == {("one", "two"), ("one", "three")}
+
+
+def test_a_question_that_was_never_answered_is_put_back(tmp_path: Path):
+    store = ChatStore(tmp_path / "chats")
+    Chatted("answered", model=ScriptedModel(), store=store)
+    (chat,) = store.list()
+    with store.path(chat.id).open("ab") as file:
+        file.write(
+            b'{"type":"message","id":"m9","parent":"m2","role":"user","at":1.0,'
+            b'"text":"never answered","media":[]}\n'
+        )
+    resumed = Chatted("/chats 1", "another", model=ScriptedModel(), store=store)
+    assert "the next line takes the place of: never answered" in resumed.notes
+    assert resumed.out == "You said: answered\nYou said: another\n"
+
+
 def test_files_go_along_as_on_the_full_screen(tmp_path: Path):
     notes, damaged = tmp_path / "notes.md", tmp_path / "damaged.png"
     notes.write_text("# Milk")
@@ -100,6 +126,10 @@ def test_a_refusal_says_why_and_what_was_steered_can_be_seen():
         ("/temperature nan", "temperature is nan"),
         ("/models", "/models needs the full screen"),
         ("/continue", "there is no answer yet"),
+        ("/fork", "there is no answer yet"),
+        ("/copy", "there is no answer to copy yet"),
+        ("/compare", "there is no answer yet"),
+        ("/detach 3", "nothing is attached"),
         ("/attach /no/such.png", "there is no such file"),
         ("/no/photo.heic", "there is no such file"),
         ("sum up report.pdf", "cannot attach 'report.pdf'"),

@@ -8,8 +8,10 @@ import pytest
 
 from safesteer_edge.errors import InputError, MediaError
 from safesteer_edge.guard.events import TextDelta
-from safesteer_edge.tui.chat_copy import code_blocks
-from safesteer_edge.tui.looks import sparkline
+from safesteer_edge.tui.attached_files import require_files, split_media_paths
+from safesteer_edge.tui.chat_export import code_blocks
+from safesteer_edge.tui.commands.table import parse_command
+from safesteer_edge.tui.guard_words import sparkline
 from safesteer_edge.tui.shown_turn import (
     CLOSE,
     OPEN,
@@ -19,8 +21,6 @@ from safesteer_edge.tui.shown_turn import (
     split_marks,
     without_marks,
 )
-from safesteer_edge.tui.slash_commands import parse_command
-from safesteer_edge.tui.typed_paths import require_files, split_media_paths
 from tests.tui.scripted_session import Word, step_of
 
 

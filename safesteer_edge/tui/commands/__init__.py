@@ -1,1 +1,1 @@
-"""What each slash command, key and menu entry does in the full-screen chat."""
+"""The slash commands of both chats: a table, and what each of them does."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from safesteer_edge.session.protocol import TurnSettings
 from safesteer_edge.session.settings_file import known_setting
-from safesteer_edge.tui.looks import DARK, LIGHT
 
 if TYPE_CHECKING:
     from safesteer_edge.session.settings_schema import UserSettings
@@ -47,4 +46,4 @@ def theme_named(name: str) -> str:
     if name == "auto":
         background = os.environ.get("COLORFGBG", "").rpartition(";")[2]
         name = "light" if background in ("7", "15") else "dark"
-    return LIGHT.name if name == "light" else DARK.name
+    return "safesteer-light" if name == "light" else "safesteer-dark"

@@ -1,85 +1,86 @@
-"""A small box that asks: a choice between buttons, or a line of text."""
+"""Boxes over the chat: a choice, a line to type, help, a text to read, a file to attach."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import Button, Input, Static, TextArea
+from textual.widget import Widget
+from textual.widgets import Button, DirectoryTree, Input, Static, TextArea, Tree
 
 from safesteer_edge.formats.display_text import strip_control_characters
-from safesteer_edge.tui.slash_commands import COMMANDS
+from safesteer_edge.media.media_file import kind_of
+from safesteer_edge.tui.attached_files import has_known_name, sign_of, split_media_paths
+from safesteer_edge.tui.commands.table import COMMANDS
+from safesteer_edge.tui.widgets.attachments import Picture
 
-_BOX_CSS = """
-    {name} {{
+
+class _Question(ModalScreen[str | None]):
+    """A small box that asks. Ends with the answer, or None."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Cancel")]
+    HINT = "Esc cancels"
+    DEFAULT_CSS = """
+    _Question {
         align: center middle; background: $background 60%;
-        & #question {{
+        & #question {
             width: 68; max-width: 92%; height: auto; max-height: 90%; padding: 1 2;
             border: round $primary; background: $surface;
-        }}
-        & Static {{ height: auto; margin: 0 0 1 0; }}
-        & Horizontal {{ height: auto; }}
-        & Button {{ margin: 0 2 0 0; padding: 0 1; min-width: 8; }}
-        & Input {{ border: round $border; height: 3; &:focus {{ border: round $primary; }} }}
-    }}
-"""
+        }
+        & Static { height: auto; margin: 0 0 1 0; }
+        & Horizontal { height: auto; }
+        & Button { margin: 0 2 0 0; padding: 0 1; min-width: 8; }
+        & Input { border: round $border; height: 3; &:focus { border: round $primary; } }
+    }
+    """
+
+    def __init__(self, title: str, text: str, answer: Widget) -> None:
+        """answer: what it is given by."""
+        super().__init__()
+        self._title, self._text, self._answer = title, text, answer
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="question") as box:
+            box.border_title = self._title
+            box.border_subtitle = self.HINT
+            yield Static(Content(strip_control_characters(self._text)))
+            yield self._answer
 
 
-class ChoiceScreen(ModalScreen[str | None]):
-    """Ends with the chosen label's name, or None. The first choice is the harmless one."""
+class ChoiceScreen(_Question):
+    """A choice between buttons; ends with the name of one. The first choice is the harmless one."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss(None)", "Cancel"),
         Binding("right", "app.focus_next", show=False),
         Binding("left", "app.focus_previous", show=False),
     ]
-    DEFAULT_CSS = _BOX_CSS.format(name="ChoiceScreen")
 
     def __init__(self, title: str, text: str, choices: Sequence[tuple[str, str]]) -> None:
         """choices: (name, label) each."""
-        super().__init__()
-        self._title, self._text, self._choices = title, text, choices
-
-    def compose(self) -> ComposeResult:
-        """Text, then buttons."""
-        with Vertical(id="question") as box:
-            box.border_title = self._title
-            box.border_subtitle = "Esc cancels"
-            yield Static(Content(strip_control_characters(self._text)))
-            with Horizontal():
-                for name, label in self._choices:
-                    yield Button(Content(label), id=name, compact=True)
-
-    def on_button_pressed(self, event: Button.Pressed) -> None:
-        """Chosen."""
-        self.dismiss(event.button.id)
+        buttons = (
+            Button(Content(label), id=name, compact=True, action=f"screen.dismiss({name!r})")
+            for name, label in choices
+        )
+        super().__init__(title, text, Horizontal(*buttons))
 
 
-class LineScreen(ModalScreen[str | None]):
-    """Ends with what was typed, or None."""
+class LineScreen(_Question):
+    """A line to type."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Cancel")]
-    DEFAULT_CSS = _BOX_CSS.format(name="LineScreen")
+    HINT = "Enter accepts · Esc cancels"
 
     def __init__(self, title: str, text: str, value: str) -> None:
-        super().__init__()
-        self._title, self._text, self._value = title, text, value
-
-    def compose(self) -> ComposeResult:
-        """Text, then a line."""
-        with Vertical(id="question") as box:
-            box.border_title = self._title
-            box.border_subtitle = "Enter accepts · Esc cancels"
-            yield Static(Content(strip_control_characters(self._text)))
-            yield Input(self._value)
+        super().__init__(title, text, Input(value))
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Typed."""
         self.dismiss(event.value.strip() or None)
 
 
@@ -120,17 +121,14 @@ class FirstRunScreen(ModalScreen[None]):
     """
 
     def compose(self) -> ComposeResult:
-        """Headings with a text each."""
         with Vertical(id="first-run") as box:
             box.border_title = "◆ SafeSteer Edge"
             for heading, text in _SECTIONS:
                 yield Static(Content(heading), classes="heading")
                 yield Static(Content(text), classes="text")
-            yield Button("Start chatting", variant="primary", compact=True)
-
-    def on_button_pressed(self) -> None:
-        """Read."""
-        self.dismiss(None)
+            yield Button(
+                "Start chatting", variant="primary", compact=True, action="screen.dismiss(None)"
+            )
 
 
 # -- keys and commands -----------------------------------------------------------------------------
@@ -179,7 +177,6 @@ class HelpScreen(ModalScreen[None]):
         self._labels = labels
 
     def compose(self) -> ComposeResult:
-        """Two lists."""
         with VerticalScroll() as box:
             box.border_title = "Help"
             box.border_subtitle = "Esc closes"
@@ -229,21 +226,95 @@ class ReaderScreen(ModalScreen[None]):
         ]
 
     def compose(self) -> ComposeResult:
-        """The text in a frame."""
         with Vertical() as box:
             box.border_title = f"The whole answer, {self._n_lines:,} lines"
             box.border_subtitle = "↑↓ Page Up, Page Down, Ctrl+Home · Ctrl+C copies · Esc closes"
             yield TextArea("".join(self._pieces[:1]), read_only=True, soft_wrap=True)
 
-    def on_mount(self) -> None:
+    @work
+    async def on_mount(self) -> None:
         """Add the rest soon."""
-        self._n_shown = 1
-        self._timer = self.set_interval(_PIECE_PAUSE_S, self._add_piece)
-
-    def _add_piece(self) -> None:
-        if self._n_shown >= len(self._pieces):
-            self._timer.stop()
-            return
         area = self.query_one(TextArea)
-        area.insert(self._pieces[self._n_shown], area.document.end)
-        self._n_shown += 1
+        for piece in self._pieces[1:]:
+            await asyncio.sleep(_PIECE_PAUSE_S)
+            area.insert(piece, area.document.end)
+
+
+# -- choosing a file: folders on the left, the picture under the cursor on the right ---------------
+
+
+class _MediaTree(DirectoryTree):
+    """Folders, and files that a message can carry; hidden ones are left out."""
+
+    ICON_NODE = "▸ "
+    ICON_NODE_EXPANDED = "▾ "
+    ICON_FILE = "▣ "
+
+    def filter_paths(self, paths: Iterable[Path]) -> Iterable[Path]:
+        return [
+            p for p in paths if not p.name.startswith(".") and (p.is_dir() or has_known_name(p))
+        ]
+
+
+class PicturePicker(ModalScreen[Path | None]):
+    """Ends with the chosen file, or None."""
+
+    AUTO_FOCUS = "_MediaTree"
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Cancel")]
+
+    DEFAULT_CSS = """
+    PicturePicker {
+        align: center middle; background: $background 60%;
+        & #picker {
+            width: 92%; max-width: 110; height: 90%; max-height: 32;
+            border: round $primary; background: $surface; padding: 0 1;
+        }
+        & Input { border: round $border; height: 3; background: $surface;
+                  &:focus { border: round $primary; } }
+        & Horizontal { height: 1fr; }
+        & DirectoryTree { width: 1fr; background: $surface; scrollbar-size-vertical: 1; }
+        & #preview { width: 42; padding: 0 1; height: 1fr; }
+        &.-narrow #preview { width: 34; }
+    }
+    """
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012  # Textual's own type
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="picker") as box:
+            box.border_title = "Attach a file"
+            box.border_subtitle = "Enter attaches · Esc cancels · Tab to the path"
+            yield Input(placeholder="path of a file, or choose below", id="path")
+            with Horizontal():
+                yield _MediaTree(self._folder)
+                yield Vertical(Static(Content("no file yet")), id="preview")
+
+    async def on_tree_node_highlighted(self, event: Tree.NodeHighlighted[object]) -> None:
+        path = getattr(event.node.data, "path", None)
+        preview = self.query_one("#preview")
+        await preview.remove_children()
+        if not isinstance(path, Path) or path.is_dir():
+            await preview.mount(Static(Content("choose a picture to see it here")))
+        elif kind_of(path) == "image":
+            await preview.mount(Picture(path, max_columns=32, max_rows=14))
+        else:
+            await preview.mount(Static(Content(f"{sign_of(path)} a {kind_of(path)}")))
+
+    def on_directory_tree_file_selected(self, event: DirectoryTree.FileSelected) -> None:
+        self.dismiss(event.path)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        _rest, paths = split_media_paths(event.value)
+        if paths:
+            self.dismiss(paths[0])
+            return
+        folder = Path(event.value).expanduser()
+        if folder.is_dir():
+            self.query_one(_MediaTree).path = folder
+            self.query_one(_MediaTree).focus()
+        else:
+            self.notify(f"there is no such file at {event.value!r}", severity="error", markup=False)

@@ -3,59 +3,64 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
+from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Static
+from textual.widgets import OptionList, Static, TextArea
 
-from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.chats.recorded_chat import RecordedChat
-from safesteer_edge.errors import SafeSteerError
-from safesteer_edge.session.settings import SessionSettings
-from safesteer_edge.session.settings_schema import UserSettings
-from safesteer_edge.tui.attached_files import AttachedFiles
-from safesteer_edge.tui.chat_state import ChatState
-from safesteer_edge.tui.commands import asking, looking
-from safesteer_edge.tui.commands.handlers import HANDLERS
-from safesteer_edge.tui.commands.submitting import submit
-from safesteer_edge.tui.engine_listener import EngineListener
-from safesteer_edge.tui.engine_thread import (
-    ClipboardWanted,
-    CompletionsWanted,
-    EngineThread,
-    LastAttachmentErased,
-    PathsDropped,
-    Submitted,
-    TurnAction,
+from safesteer_edge.errors import InputError, MediaError, PromptTooLongError, SafeSteerError
+from safesteer_edge.formats.display_text import strip_control_characters
+from safesteer_edge.tui.attached_files import (
+    ClipboardPictures,
+    check_attachable,
+    require_files,
+    split_media_paths,
 )
+from safesteer_edge.tui.chat_state import ChatState, system_of_first
+from safesteer_edge.tui.commands import conversation
+from safesteer_edge.tui.commands.table import COMMANDS_BY_NAME, key_labels, parse_command
+from safesteer_edge.tui.engine_thread import EngineThread
 from safesteer_edge.tui.guard_words import (
+    MODE_LABELS,
     MODE_MEANINGS,
     UNCALIBRATED,
     UNCALIBRATED_MEANING,
     is_uncalibrated,
 )
-from safesteer_edge.tui.looks import key_labels
-from safesteer_edge.tui.screens.models_screen import ModelLister
+from safesteer_edge.tui.model_runner import ModelRunner
+from safesteer_edge.tui.screens.boxes import ChoiceScreen
 from safesteer_edge.tui.shown_turn import ShownTurn
-from safesteer_edge.tui.slash_commands import COMMANDS_BY_NAME
-from safesteer_edge.tui.turn_runner import TurnRunner
 from safesteer_edge.tui.widgets.attachments import AttachmentBar, AttachmentRemoved
-from safesteer_edge.tui.widgets.bars import RiskLine, StatusBar, TopBar, Welcome
-from safesteer_edge.tui.widgets.composer import CompletionChosen, Completions, Composer
-from safesteer_edge.tui.widgets.inspector import Inspector
-from safesteer_edge.tui.widgets.transcript import Transcript
+from safesteer_edge.tui.widgets.composer import (
+    ClipboardWanted,
+    Completions,
+    Composer,
+    PathsDropped,
+    Submitted,
+    is_long,
+)
+from safesteer_edge.tui.widgets.panels import Inspector, RiskLine, StatusBar, TopBar, Welcome
+from safesteer_edge.tui.widgets.transcript import Transcript, TurnAction
 
+if TYPE_CHECKING:
+    from safesteer_edge.tui.app import ChatOptions
+
+
+_Result = TypeVar("_Result")
 _NUMBERED = ("edit", "regenerate", "fork")  # commands that take a turn's number
 _INPUT_HINTS = "Enter sends · Ctrl+J new line · {attach} file · / commands"
 _EDIT_HINTS = "Enter sends it again, in place of what followed · {interrupt} leaves it as it was"
 
 
 class ChatScreen(Screen[None]):
-    """One chat."""
+    """One chat. Its parts are attributes: the commands and the runner show things in them."""
 
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012  # Textual's own type
     AUTO_FOCUS = "Composer"
@@ -94,89 +99,56 @@ class ChatScreen(Screen[None]):
     }
     """
 
-    def __init__(
-        self,
-        engine: EngineThread,
-        state: ChatState,
-        settings: SessionSettings,
-        *,
-        show_images: bool,
-        model_lister: ModelLister,
-        store: ChatStore | None,
-        user_settings: UserSettings,
-    ) -> None:
-        """settings: of the model that is loaded, or will be. store: None saves nothing."""
+    def __init__(self, engine: EngineThread, state: ChatState, options: ChatOptions) -> None:
         super().__init__()
-        self.session_settings = settings
-        self.model_lister = model_lister
-        self.store = store
-        self.user_settings = user_settings
-        self.listener = EngineListener(self)
-        self.state = state
-        self.engine = engine
-        self.runner = TurnRunner(self, engine, state)
-        self.attached = AttachedFiles(self)
-        self._show_images = show_images
+        self.engine, self.state, self.store = engine, state, options.store
+        self.session_settings = options.settings  # of the model that is loaded, or will be
+        self.user_settings = options.user_settings
+        self.model_lister = options.model_lister
+        self.runner = ModelRunner(self)
+        self._clipboard_pictures = ClipboardPictures()
+        self._welcome, self._top = Welcome(), TopBar()
+        self.transcript = Transcript(show_images=options.show_images, empty=self._welcome)
+        self.inspector, self.composer = Inspector(id="inspector"), Composer()
+        self.risk, self.status = RiskLine(), StatusBar()
+        self._problem, self._completions = Static(id="problem"), Completions()
+        self._attachments = AttachmentBar()
 
     def compose(self) -> ComposeResult:
-        """Top to bottom."""
-        yield TopBar()
-        with Horizontal(id="body"):
-            yield Transcript(
-                show_images=self._show_images, empty=Welcome(key_labels(self.user_settings.keys))
-            )
-            yield Inspector()
-        yield Static(id="problem")
-        yield RiskLine()
-        yield Completions()
-        yield AttachmentBar()
-        with Vertical(id="input-area"):
-            yield Composer()
-        yield StatusBar()
+        yield self._top
+        yield Horizontal(self.transcript, self.inspector, id="body")
+        yield from (self._problem, self.risk, self._completions, self._attachments)
+        yield Vertical(self.composer, id="input-area")
+        yield self.status
 
     async def on_mount(self) -> None:
-        """Show the chat that there is."""
         await self.show_chat()
-        self.listener.load(self.session_settings, self.session_settings.model or "the model")
+        self.runner.load(self.session_settings, self.session_settings.model or "the model")
 
     # -- what the person does ---------------------------------------------------------------------
 
     async def on_submitted(self, message: Submitted) -> None:
-        """Send a message, or obey a command."""
-        try:
-            await submit(self, message.text)
-        except SafeSteerError as error:
-            self.complain(str(error))
+        await self._attempt(self._submit(message.text))
 
     async def on_turn_action(self, message: TurnAction) -> None:
-        """A key on a turn."""
-        try:
-            await self._act_on(message.turn, message.action)
-        except SafeSteerError as error:
-            self.complain(str(error))
-
-    async def _act_on(self, turn: ShownTurn, action: str) -> None:
-        number = str(self.state.turns.index(turn) + 1)
+        turn, action = message.turn, message.action
         if action == "inspect":
-            looking.show_in_inspector(self, turn)
+            self.show_in_inspector(turn)
         elif action == "copy":
-            self.app.copy_to_clipboard(turn.text)
+            self.copy_to_clipboard(turn.text)
             self.say("copied the answer")
         else:
-            await HANDLERS[action](self, number if action in _NUMBERED else "")
+            number = str(self.state.turns.index(turn) + 1)
+            await self.action_command(action, number if action in _NUMBERED else "")
 
-    async def action_command(self, name: str) -> None:
+    async def action_command(self, name: str, argument: str = "") -> None:
         """A key that stands for a slash command."""
-        try:
-            await HANDLERS[name](self, "")
-        except SafeSteerError as error:
-            self.complain(str(error))
+        await self._attempt(COMMANDS_BY_NAME[name].run(self, argument))
 
     async def choose_command(self, name: str) -> None:
         """A command chosen in the menu: done, or put into the input if it needs an argument."""
-        argument = COMMANDS_BY_NAME[name].argument
-        if argument and not argument.startswith("["):
-            self.query_one(Composer).replace_text(f"/{name} ")
+        if COMMANDS_BY_NAME[name].needs_argument:
+            self.composer.replace_text(f"/{name} ")
             self.action_focus_composer()
         else:
             await self.action_command(name)
@@ -185,108 +157,247 @@ class ChatScreen(Screen[None]):
         """Escape: stop the answer, else leave what is open."""
         if self.runner.turn is not None:
             self.engine.cancel()
-            self.query_one(StatusBar).show_state("■ stopping")
+            self.status.show_state("■ stopping")
         elif self.state.edited is not None:
-            await asking.leave_edit(self)
-        elif self.query_one(Inspector).is_shown:
-            looking.close_inspector(self)
+            self.state.edited = None
+            self.state.attachments.clear()
+            await self.show_attachments()
+            self.composer.text = ""
+            self.show_state()
+        else:
+            self.close_inspector()
         self.action_focus_composer()
 
     def action_focus_composer(self) -> None:
-        """Back to the input."""
-        self.query_one(Composer).focus()
+        self.composer.focus()
 
     async def action_page_transcript(self, direction: int) -> None:
         """Page Up and Page Down in the input: what can be seen of chat and panel moves."""
-        inspector = self.query_one(Inspector)
+        inspector = self.inspector
         if inspector.is_shown and self.has_class("-narrow"):
             inspector.scroll_relative(y=direction * inspector.size.height, animate=False)
         else:
-            await self.query_one(Transcript).page(direction)
+            await self.transcript.page(direction)
 
     async def on_paths_dropped(self, message: PathsDropped) -> None:
-        """Files were pasted or dropped."""
-        await self.attached.add_or_complain(message.paths)
-
-    async def on_last_attachment_erased(self, _message: LastAttachmentErased) -> None:
-        """Backspace in an empty input."""
-        await self.attached.take_off(-1)
+        await self._attempt(self.attach(message.paths))
 
     async def on_attachment_removed(self, message: AttachmentRemoved) -> None:
-        """A click on an attachment."""
-        await self.attached.take_off(message.index)
+        """A click on an attachment, or Backspace in an empty input."""
+        if self.state.attachments:
+            del self.state.attachments[message.index]
+            await self.show_attachments()
 
     def on_clipboard_wanted(self, message: ClipboardWanted) -> None:
         """Ctrl+V, or a terminal that pastes nothing."""
-        self.run_worker(self.attached.paste(message.text))
+        self.in_background(self._paste(message.text))
 
-    def on_completions_wanted(self, message: CompletionsWanted) -> None:
-        """Show the commands that the input could become."""
-        self.query_one(Completions).show(message.text)
+    def on_text_area_changed(self, event: TextArea.Changed) -> None:
+        self._completions.show(event.text_area.text)
 
-    def on_completion_chosen(self, message: CompletionChosen) -> None:
-        """A click on a command puts it into the input."""
-        command = message.command
-        self.query_one(Composer).replace_text(f"/{command.name}{' ' if command.argument else ''}")
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        """A click on one of them puts it into the input."""
+        self.composer.complete(COMMANDS_BY_NAME[str(event.option_id)])
         self.action_focus_composer()
 
-    # -- what others ask of the screen ------------------------------------------------------------
+    # -- sending ----------------------------------------------------------------------------------
 
-    async def show_chat(self) -> None:
-        """Show the chat that the state holds, from its end."""
-        await self.query_one(Transcript).show_chat(self.state.turns)
-        await self.attached.show()
-        self.query_one(StatusBar).show_figures("")
-        self.show_bars()
-        self.query_one(Composer).focus()
+    async def _submit(self, typed: str) -> None:
+        """Do what Enter in the input means. Raises SafeSteerError; what was typed stays then."""
+        composer = self.composer
+        command, argument = parse_command(typed) or (None, "")
+        if command is not None:
+            composer.text = ""
+            try:
+                await command.run(self, composer.whole(argument))
+            except SafeSteerError:
+                composer.replace_text(typed)  # to be mended
+                raise
+            composer.remember(typed.strip())
+            return
+        text, paths = split_media_paths(typed, typed=True)  # a folded paste names no files
+        require_files(paths)
+        text = composer.whole(text)
+        if is_long(text):
+            work = self._send_if_it_fits(typed, text, paths)
+            self.run_worker(self._attempt(work), group="send", exclusive=True)
+        else:
+            await self._send(typed, text, paths)
 
-    def show_bars(self) -> None:
-        """Show title, model, guard; and what the input does."""
-        state, guard = self.state, self.state.settings.guard
-        labels = key_labels(self.user_settings.keys)
+    async def _send(self, typed: str, text: str, paths: list[Path]) -> None:
+        composer = self.composer
+        is_asked = bool(text.strip()) or not paths  # a path alone attaches; the question comes next
+        if is_asked:
+            if not text.strip() and not self.state.attachments:
+                return
+            self.refuse_while_answering()
+        composer.text = ""
+        try:
+            await self.attach(paths)  # may take its time, and typing goes on
+        except SafeSteerError:
+            composer.replace_text(typed + composer.text)
+            raise
+        if is_asked:
+            composer.remember(typed)
+            await conversation.send(self, text.strip())
+
+    async def _send_if_it_fits(self, typed: str, text: str, paths: list[Path]) -> None:
+        """Send a long message once its tokens are counted, if it is still there to be sent.
+
+        In a worker: the model may be loading, and the person goes on typing.
+        """
+        state = self.state
+        self.refuse_while_answering()
+        if state.info is None:
+            self.say("this is sent when the model is loaded and has counted its tokens")
+        in_place_of = state.recorded_from(state.edited) if state.edited is not None else None
+        system = state.system
+
+        def check(chat: RecordedChat) -> None:
+            first = system_of_first(chat, system)
+            chat.check_fits(text.strip(), system=first, in_place_of=in_place_of)
+
+        try:
+            await self.do(check)
+        except PromptTooLongError as error:
+            self._offer_to_shorten(str(error))
+            return
+        if self.composer.text == typed:
+            self.refuse_while_answering()
+            await self._send(typed, text, paths)
+
+    def _offer_to_shorten(self, why: str) -> None:
+        composer = self.composer
+
+        def chosen(choice: str | None) -> None:
+            if choice == "edit":
+                composer.unfold()
+            elif choice == "discard":
+                composer.remember(composer.text)
+                composer.text = ""
+                self.say("discarded; the Up key brings it back")
+
+        choices = (("edit", "Edit"), ("discard", "Discard"))
+        text = f"{why[:1].upper()}{why[1:]}."
+        self.app.push_screen(ChoiceScreen("Too long to send", text, choices), chosen)
+
+    async def _paste(self, text: str) -> None:
+        """Add the picture that the clipboard holds, else put the text into the input.
+
+        The tool that reads the clipboard may take its time.
+        """
+        try:
+            picture = await asyncio.to_thread(self._clipboard_pictures.take)
+        except MediaError:
+            if not text:
+                raise
+            picture = None
+        if picture is not None:
+            await self.attach([picture])
+        elif text:
+            self.composer.insert_paste(text)
+
+    # -- what commands ask of a chat --------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        self.notify(text, markup=False, timeout=4)
+
+    def refuse_while_answering(self) -> None:
+        if self.runner.turn is not None:
+            key = self.key_labels["interrupt"]
+            raise InputError(f"an answer is being written; {key} stops it first")
+
+    def show_state(self) -> None:
+        state, guard, labels = self.state, self.state.settings.guard, self.key_labels
         info = state.info
         model = f"{info.model_name} {info.quantization}" if info else "no model yet"
         uncalibrated = is_uncalibrated(info, guard)
-        self.query_one(TopBar).show(
+        self._top.show(
             title=state.shown_title, model=model, guard=guard, is_uncalibrated=uncalibrated
         )
         self.set_class(guard == "monitor", "-monitor")
         self.set_class(guard == "off", "-off")
-        composer = self.query_one(Composer)
         is_editing = state.edited is not None
-        title = {"monitor": "MONITOR ONLY: ", "off": "GUARD OFF: "}.get(guard, "")
-        title += MODE_MEANINGS[guard] if title else ""
+        is_weak = guard in ("monitor", "off")
+        title = f"{MODE_LABELS[guard]}: {MODE_MEANINGS[guard]}" if is_weak else ""
         if uncalibrated:
             title = " · ".join(filter(None, (title, f"{UNCALIBRATED}: {UNCALIBRATED_MEANING}")))
-        composer.border_title = "Edit the question" if is_editing else title or None
+        self.composer.border_title = "Edit the question" if is_editing else title or None
         hints = _EDIT_HINTS if is_editing else _INPUT_HINTS
-        composer.show_hints(hints.format_map(labels))
-        self.query_one(Welcome).show_keys(labels)
-        self.query_one(StatusBar).show_help_key(labels["help"])
+        self.composer.show_hints(hints.format_map(labels))
+        self._welcome.show_keys(labels)
+        self.status.show_help_key(labels["help"])
 
-    def key(self, name: str) -> str:
-        """The key that the settings have for a command, for people."""
-        return key_labels(self.user_settings.keys)[name]
+    async def show_chat(self) -> None:
+        await self.transcript.show_chat(self.state.turns)
+        await self.show_attachments()
+        self.status.show_figures("")
+        self.show_state()
+        self.composer.focus()
 
-    def do_with_chat(self, work: Callable[[RecordedChat], None]) -> None:
-        """Let the engine's thread do something; if it fails, say so."""
+    async def show_attachments(self) -> None:
+        await self._attachments.show(self.state.attachments)
 
-        async def wait() -> None:
-            try:
-                await asyncio.wrap_future(self.engine.call(work))
-            except SafeSteerError as error:
-                self.complain(str(error))
+    async def attach(self, paths: Sequence[Path]) -> None:
+        state = self.state
+        for path in paths:
+            await asyncio.to_thread(check_attachable, path, state.info)
+        state.attachments += [path for path in paths if path not in state.attachments]
+        await self.show_attachments()
 
-        self.run_worker(wait())
+    def put_back(self, question: str) -> None:
+        self.composer.replace_text(question)
+        self.show_state()
+        self.action_focus_composer()
 
-    async def rename_current(self, title: str) -> None:
-        """Give the chat that is open a title. Raises SafeSteerError."""
-        await HANDLERS["rename"](self, title)
+    def copy_to_clipboard(self, text: str) -> None:
+        self.app.copy_to_clipboard(text)
+
+    async def do(self, work: Callable[[RecordedChat], _Result]) -> _Result:
+        return await asyncio.wrap_future(self.engine.call(work))
+
+    async def run_turn(self, turn: ShownTurn, *, in_place_of: str | None) -> None:
+        await self.runner.ask(turn, in_place_of=in_place_of)
+
+    async def go_on(self, turn: ShownTurn) -> None:
+        self.runner.go_on(turn)
+
+    # -- what others ask of the screen ------------------------------------------------------------
+
+    @property
+    def key_labels(self) -> Mapping[str, str]:
+        return key_labels(self.user_settings.keys)
 
     def complain(self, text: str) -> None:
-        """Say what does not work, and what to do."""
         self.notify(text, severity="error", markup=False, timeout=8)
 
-    def say(self, text: str) -> None:
-        """Say that something was done."""
-        self.notify(text, markup=False, timeout=4)
+    def show_problem(self, text: str, title: str = "") -> None:
+        """Show why there is no model, until there is one; empty: there is one."""
+        problem = self._problem
+        problem.update(Content(strip_control_characters(text)))
+        problem.border_title = title
+        problem.border_subtitle = f"{self.key_labels['models']} chooses another"
+        problem.display = bool(text)
+
+    def show_in_inspector(self, turn: ShownTurn | None) -> None:
+        self.inspector.set_class(True, "-shown")
+        self.set_class(True, "-inspecting")
+        self.inspector.show_turn(turn)
+        self.inspector.scroll_home(animate=False)
+
+    def close_inspector(self) -> bool:
+        """Give the room back to the transcript; False: it was closed."""
+        was_shown = self.inspector.is_shown
+        self.inspector.set_class(False, "-shown")
+        self.set_class(False, "-inspecting")
+        return was_shown
+
+    def in_background(self, work: Awaitable[object]) -> None:
+        """Do something while the person goes on; if it fails, say so."""
+        self.run_worker(self._attempt(work))
+
+    async def _attempt(self, work: Awaitable[object]) -> None:
+        try:
+            await work
+        except SafeSteerError as error:
+            self.complain(str(error))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.message import Message
 from textual.screen import ModalScreen
 from textual.widgets import Button, Input, OptionList, Static
 from textual.widgets.option_list import Option
@@ -20,15 +19,15 @@ from textual.widgets.option_list import Option
 from safesteer_edge.chats.chat_store import ChatStore, ChatSummary
 from safesteer_edge.errors import SafeSteerError
 from safesteer_edge.formats.display_text import strip_control_characters
-from safesteer_edge.tui.commands.exporting import export_stored, parse_target
+from safesteer_edge.tui.chat_export import parse_target, write_export
+from safesteer_edge.tui.commands import conversation
 from safesteer_edge.tui.screens.boxes import ChoiceScreen, LineScreen
 
 _DAY_S = 86400.0
 _TITLE_WIDTH = 34
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(NamedTuple):
     """A chat of the list. snippet: where the searched words stand in it."""
 
     chat: ChatSummary
@@ -60,36 +59,23 @@ class ChatsScreen(ModalScreen[str | None]):
             text-wrap: nowrap; text-overflow: ellipsis; scrollbar-size-vertical: 1;
             &:focus { border: none; }
         }
-        & #nothing { height: 1fr; content-align: center middle; color: $foreground 60%; }
+        & #nothing {
+            display: none; height: 1fr; content-align: center middle; color: $foreground 60%;
+        }
         & Horizontal { height: 1; margin: 1 0 0 0; }
         & Button { margin: 0 2 0 0; min-width: 6; padding: 0 1; }
     }
     """
 
-    @dataclass
-    class _Listed(Message):
-        """words: that were searched. found: what there is; or why there is no list."""
-
-        words: str
-        found: Sequence[_Found] | str
-
-    def __init__(
-        self,
-        store: ChatStore,
-        current: str | None,
-        words: str,
-        rename_current: Callable[[str], Awaitable[None]],
-    ) -> None:
-        """current: the chat that is open. words: to search for at once."""
+    def __init__(self, store: ChatStore, open_chat: conversation.Chat, words: str) -> None:
+        """words: to search for at once."""
         super().__init__()
         self._store = store
-        self._current = current
+        self._open_chat, self._current = open_chat, open_chat.state.chat_id
         self._words = words
-        self._rename_current = rename_current
         self._found: Sequence[_Found] = ()
 
     def compose(self) -> ComposeResult:
-        """Search, list, actions."""
         with Vertical(id="chats") as box:
             box.border_title = "Chats"
             box.border_subtitle = "Enter goes on with it · Esc closes"
@@ -97,60 +83,39 @@ class ChatsScreen(ModalScreen[str | None]):
             yield OptionList(id="found")
             yield Static("", id="nothing")
             with Horizontal():
-                yield Button("Open", id="open", compact=True)
-                yield Button("Rename ^T", id="rename", compact=True)
-                yield Button("Export ^E", id="export", compact=True)
-                yield Button("Delete ^D", id="delete", compact=True)
+                for label in ("Open", "Rename ^T", "Export ^E", "Delete ^D"):
+                    action = f"screen.{label.split()[0].lower()}"
+                    yield Button(label, compact=True, action=action)
 
     def on_mount(self) -> None:
-        """Begin to look."""
-        self.query_one("#nothing").display = False
-        self.query_one(Input).focus()
         self._look(self._words)
 
-    @work(thread=True, exclusive=True)
-    def _look(self, words: str) -> None:
+    @work(exclusive=True)
+    async def _look(self, words: str) -> None:
+        """Show what there is for these words, unless others are typed meanwhile."""
+        problem = ""
         try:
-            self.post_message(self._Listed(words, _found(self._store, words)))
+            self._found = await asyncio.to_thread(_found, self._store, words)
         except SafeSteerError as error:
-            self.post_message(self._Listed(words, str(error)))
-
-    def on_input_changed(self, event: Input.Changed) -> None:
-        """Search as it is typed."""
-        self._words = event.value
-        self._look(event.value)
-
-    def on_chats_screen__listed(self, message: _Listed) -> None:
-        """Show what was found for what is in the input now."""
-        if message.words != self._words:
-            return
+            self._found, problem = (), str(error)
+        empty = "no chat has these words" if words else "no chats yet"
         options, nothing = self.query_one(OptionList), self.query_one("#nothing", Static)
+        nothing.update(Content(problem or empty))
+        options.display, nothing.display = bool(self._found), not self._found
         options.clear_options()
-        self._found = () if isinstance(message.found, str) else message.found
-        options.display = bool(self._found)
-        nothing.display = not self._found
-        if isinstance(message.found, str):
-            nothing.update(Content(message.found))
-        elif not self._found:
-            empty = "no chat has these words" if message.words else "no chats yet"
-            nothing.update(Content(empty))
         options.add_options([Option(self._line(each)) for each in self._found])
         options.highlighted = 0 if self._found else None
 
+    def on_input_changed(self, event: Input.Changed) -> None:
+        self._words = event.value
+        self._look(event.value)
+
     def on_input_submitted(self) -> None:
         """Enter in the search: the first one."""
-        self._open()
+        self.action_open()
 
     def on_option_list_option_selected(self) -> None:
-        """Enter or a click on a chat."""
-        self._open()
-
-    async def on_button_pressed(self, event: Button.Pressed) -> None:
-        """The same by mouse."""
-        if event.button.id == "open":
-            self._open()
-        else:
-            await self.run_action(str(event.button.id))
+        self.action_open()
 
     def action_to_list(self) -> None:
         """From the search down to the list, whose first row Enter opens from either."""
@@ -160,72 +125,64 @@ class ChatsScreen(ModalScreen[str | None]):
             if options.option_count > 1:
                 options.action_cursor_down()
 
-    def action_rename(self) -> None:
-        """Ask for a title."""
+    @work(group="do")
+    async def action_rename(self) -> None:
         chosen = self._chosen()
         if chosen is None or chosen.problem is not None:
             return
+        box = LineScreen("Rename", "A new title:", chosen.title)
+        title = await self.app.push_screen_wait(box)
+        if title is not None and chosen.id == self._current:
+            await self._attempt(conversation.rename(self._open_chat, title))
+        elif title is not None:
+            await self._attempt(asyncio.to_thread(self._store.rename, chosen.id, title))
 
-        def named(title: str | None) -> None:
-            if title is not None:
-                self.run_worker(self._rename(chosen.id, title))
-
-        self.app.push_screen(LineScreen("Rename", "A new title:", chosen.title), named)
-
-    def action_export(self) -> None:
+    @work(group="do")
+    async def action_export(self) -> None:
         """Ask for a format, then write the file into the folder that the program runs in."""
         chosen = self._chosen()
         if chosen is None or chosen.problem is not None:
             return
-
-        def selected(kind: str | None) -> None:
-            if kind is not None:
-                to, _ = parse_target(kind)
-                self._done(lambda: f"wrote {export_stored(self._store, chosen.id, to)}")
-
         choices = (("md", "Markdown"), ("html", "HTML"), ("json", "JSON"))
         text = f"‘{chosen.title}’ is written to a file in this folder, as:"
-        self.app.push_screen(ChoiceScreen("Export", text, choices), selected)
+        kind = await self.app.push_screen_wait(ChoiceScreen("Export", text, choices))
+        if kind is not None:
+            to = parse_target(kind)[0]
+            doing = asyncio.to_thread(
+                lambda: write_export(
+                    self._store.read(chosen.id), self._store.media.path, to, path=None
+                )
+            )
+            await self._attempt(doing, lambda path: f"wrote {path}")
 
-    def action_delete(self) -> None:
-        """Ask, then delete."""
+    @work(group="do")
+    async def action_delete(self) -> None:
         chosen = self._chosen()
         if chosen is None:
             return
         if chosen.id == self._current:
             self.notify("this chat is open; begin a new one first (/new)", markup=False)
             return
-
-        def answered(choice: str | None) -> None:
-            if choice == "delete":
-                self._done(lambda: self._delete(chosen))
-
         text = f"Delete ‘{chosen.title}’, {chosen.n_messages} messages? It cannot be undone."
         choices = (("keep", "Keep it"), ("delete", "Delete"))
-        self.app.push_screen(ChoiceScreen("Delete", text, choices), answered)
+        choice = await self.app.push_screen_wait(ChoiceScreen("Delete", text, choices))
+        if choice == "delete":
+            doing = asyncio.to_thread(self._store.delete, chosen.id)
+            await self._attempt(doing, lambda _: f"deleted ‘{chosen.title}’")
 
-    async def _rename(self, chat_id: str, title: str) -> None:
+    async def _attempt(
+        self, work: Awaitable[object], done: Callable[[object], str] | None = None
+    ) -> None:
+        """Do something with a chat, then show the list as it is now. done: what to say of it."""
         try:
-            if chat_id == self._current:
-                await self._rename_current(title)
-            else:
-                self._store.rename(chat_id, title)
+            result = await work
+            if done is not None:
+                self.notify(done(result), markup=False)
         except SafeSteerError as error:
             self.notify(str(error), severity="error", markup=False)
         self._look(self._words)
 
-    def _delete(self, chat: ChatSummary) -> str:
-        self._store.delete(chat.id)
-        return f"deleted ‘{chat.title}’"
-
-    def _done(self, action: Callable[[], str]) -> None:
-        try:
-            self.notify(action(), markup=False)
-        except SafeSteerError as error:
-            self.notify(str(error), severity="error", markup=False)
-        self._look(self._words)
-
-    def _open(self) -> None:
+    def action_open(self) -> None:
         chosen = self._chosen()
         if chosen is None:
             return
@@ -243,14 +200,11 @@ class ChatsScreen(ModalScreen[str | None]):
         sign = "●" if chat.id == self._current else "✗" if chat.problem else " "
         title = strip_control_characters(chat.title)
         about = strip_control_characters(found.snippet or chat.model or "")
-        line = f"{sign} {when(chat.updated_at, time.time()):<10} {_fitted(title):<34} "
+        title = title if len(title) <= _TITLE_WIDTH else f"{title[: _TITLE_WIDTH - 1]}…"
+        line = f"{sign} {when(chat.updated_at, time.time()):<10} {title:<{_TITLE_WIDTH}} "
         return Content(line) + Content.styled(
             f"{(chat.n_messages + 1) // 2:>3} asked  {about}", "$foreground 60%"
         )
-
-
-def _fitted(title: str) -> str:
-    return title if len(title) <= _TITLE_WIDTH else f"{title[: _TITLE_WIDTH - 1]}…"
 
 
 def when(at: float, now: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -14,16 +14,14 @@ from textual.timer import Timer
 from textual.widgets import Static
 
 from safesteer_edge.formats.display_text import strip_control_characters
-from safesteer_edge.guard.policy import GuardMode
-from safesteer_edge.session.protocol import ChatMessage, TurnSettings
-from safesteer_edge.tui.chat_state import ask_aside
+from safesteer_edge.session.protocol import ChatMessage
+from safesteer_edge.tui.chat_state import ChatState, ask_unrecorded, compared_settings
 from safesteer_edge.tui.engine_thread import EngineThread, TurnDone
-from safesteer_edge.tui.guard_words import UNCALIBRATED, turn_notes
-from safesteer_edge.tui.looks import sparkline
+from safesteer_edge.tui.guard_words import UNCALIBRATED, sparkline, turn_notes
+from safesteer_edge.tui.model_runner import FRAME_S
 from safesteer_edge.tui.shown_turn import ShownTurn
-from safesteer_edge.tui.turn_runner import FRAME_S
 from safesteer_edge.tui.widgets.answer import LongAnswer
-from safesteer_edge.tui.widgets.turn_view import ReasoningBlock
+from safesteer_edge.tui.widgets.transcript import ReasoningBlock
 
 # Turns of the chat count up from 1; these two are its own.
 COMPARISON_TURNS = (-1, -2)
@@ -58,37 +56,27 @@ class CompareScreen(Screen[None]):
     def __init__(
         self,
         engine: EngineThread,
-        turn: ShownTurn,
+        state: ChatState,
+        turns: Sequence[ShownTurn],
         before: list[ChatMessage],
-        settings: TurnSettings,
-        *,
-        is_uncalibrated: bool,
     ) -> None:
-        """turn: the question. before: the conversation that it is asked in.
-
-        is_uncalibrated: nobody has measured what the guard stops.
-        """
+        """turns: the question, without the guard and with it. before: what was said before it."""
         super().__init__()
         self._engine = engine
         self._before = before
-        guarded: GuardMode = "steer" if settings.guard in ("off", "monitor") else settings.guard
-        self._settings = (
-            replace(settings, guard="off", strength=None, threshold=None),
-            replace(settings, guard=guarded),
+        self._settings = compared_settings(state.settings)
+        self._turns = turns
+        is_uncalibrated = state.info is not None and state.info.is_calibrated is False
+        self._guard_label = f"guard: {turns[1].guard}" + (
+            f", {UNCALIBRATED}" if is_uncalibrated else ""
         )
-        self._turns = tuple(
-            ShownTurn(turn.question, turn.images, turn.sounds, turn.documents, guard=each.guard)
-            for each in self._settings
-        )
-        self._guard_label = f"guard: {guarded}" + (f", {UNCALIBRATED}" if is_uncalibrated else "")
         self._turn = 0
         self._timer: Timer | None = None
 
     def compose(self) -> ComposeResult:
-        """The question, and two columns."""
         yield Static(Content("Side by side · same question, same seed"), classes="title")
-        asked = strip_control_characters(self._turns[0].question)
-        yield Static(Content(asked), classes="asked")
+        question = Content(strip_control_characters(self._turns[0].question))
+        yield Static(question, classes="asked")
         with Horizontal():
             for name, title in (
                 ("left", "GUARD OFF: unchecked"),
@@ -102,7 +90,6 @@ class CompareScreen(Screen[None]):
         yield Static(Content("Esc stops and goes back · ↑↓ scroll both"), classes="keys")
 
     def on_mount(self) -> None:
-        """Ask for the first one."""
         self._timer = self.set_interval(FRAME_S, self._show_events)
         self._ask()
 
@@ -114,33 +101,27 @@ class CompareScreen(Screen[None]):
         turn = self._turns[self._turn]
         turn.error = done.error
         self._show(turn)
-        if self._turn == 0 and not turn.was_stopped:
+        if self._turn == 0 and turn.end != "cancelled":
             self._turn = 1
             self._ask()
         elif self._timer is not None:
             self._timer.stop()
 
     def action_leave(self) -> None:
-        """Stop what runs, and go back."""
         if not self._turns[self._turn].is_over:
             self._engine.cancel()
         self.dismiss()
 
     def action_scroll_both(self, lines: int) -> None:
-        """Scroll both columns."""
         for column in self.query(VerticalScroll):
             column.scroll_relative(y=lines, animate=False)
 
     def _ask(self) -> None:
-        turn, settings, before = (
-            self._turns[self._turn],
-            self._settings[self._turn],
-            self._before,
-        )
+        turn, settings = self._turns[self._turn], self._settings[self._turn]
         self._column().query_one(".figures", Static).update(Content("answering …"))
         self._engine.run_turn(
             COMPARISON_TURNS[self._turn],
-            lambda chat: ask_aside(chat, turn, before, settings),
+            lambda chat: ask_unrecorded(chat, turn, self._before, settings),
         )
 
     def _show_events(self) -> None:
@@ -153,7 +134,6 @@ class CompareScreen(Screen[None]):
         self._show(turn)
 
     def _show(self, turn: ShownTurn) -> None:
-        """Show how far it has come, beside its text."""
         reasoning = self._column().query_one(ReasoningBlock)
         reasoning.show(turn.reasoning, is_over=bool(turn.text) or turn.is_over)
         parts = [f"{len(turn.steps)} tokens"]

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from textual import work
@@ -11,27 +16,54 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
-from textual.message import Message
 from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from safesteer_edge.errors import SafeSteerError
 from safesteer_edge.formats.display_text import strip_control_characters
-from safesteer_edge.tui.model_rows import ModelRow, size_for_people
+from safesteer_edge.library.catalogue import CatalogueModel, load_catalogue
 
+_LIMIT_S = 30.0
+_MIB, _GIB = 1 << 20, 1 << 30
+# Whether a model fits into this machine's memory, in the list and under it.
 _FITS = {
-    "gpu": "all of it fits on the GPU",
-    "part": "some layers fit on the GPU",
-    "yes": "fits into memory",
-    "tight": "fits into memory, tightly",
-    "no": "does not fit into memory",
-    "?": "nobody knows whether it fits",
+    "gpu": ("GPU", "all of it fits on the GPU"),
+    "part": ("GPU+", "some layers fit on the GPU"),
+    "yes": ("fits", "fits into memory"),
+    "tight": ("tight", "fits into memory, tightly"),
+    "no": ("too big", "does not fit into memory"),
+    "?": ("?", "nobody knows whether it fits"),
 }
 
-_SHORT_FITS = {"gpu": "GPU", "part": "GPU+", "yes": "fits", "tight": "tight", "no": "too big"}
 
-ModelLister = Callable[[], Sequence[ModelRow]]
+@dataclass(frozen=True, slots=True)
+class ModelFit:
+    """needs_bytes: None if nobody can tell. fits: gpu, part, yes, tight, no, or ?"""
+
+    needs_bytes: int | None
+    fits: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """One model. path: None while it is not installed; problem: why its file cannot be used.
+
+    has_bundle: a guard was made for it. install: the command that brings it. fit: with a context
+    of 4096 tokens, a guess for what is not installed.
+    """
+
+    name: str
+    title: str
+    quantization: str
+    size_bytes: int | None
+    has_bundle: bool
+    takes: str
+    licence: str
+    path: Path | None
+    install: str
+    problem: str | None = None
+    fit: ModelFit = ModelFit(None, "?")
 
 
 class ModelsScreen(ModalScreen[ModelRow | None]):
@@ -61,13 +93,7 @@ class ModelsScreen(ModalScreen[ModelRow | None]):
     }
     """
 
-    @dataclass
-    class _Listed(Message):
-        """rows: the models; or the sentence that says why there is no list."""
-
-        rows: Sequence[ModelRow] | str
-
-    def __init__(self, lister: ModelLister, loaded: str | None) -> None:
+    def __init__(self, lister: Callable[[], Sequence[ModelRow]], loaded: str | None) -> None:
         """loaded: the name of the model that is loaded."""
         super().__init__()
         self._lister = lister
@@ -75,42 +101,28 @@ class ModelsScreen(ModalScreen[ModelRow | None]):
         self._rows: Sequence[ModelRow] = ()
 
     def compose(self) -> ComposeResult:
-        """A list, and what there is to know about the chosen row."""
         with Vertical(id="models") as box:
             box.border_title = "Models"
             box.border_subtitle = "Enter loads it · Esc closes"
             yield OptionList(id="rows")
             yield Static(Content("looking …"), id="about")
 
-    def on_mount(self) -> None:
-        """Begin to look."""
-        self._list()
-
-    @work(thread=True)
-    def _list(self) -> None:
+    @work
+    async def on_mount(self) -> None:
         try:
-            self.post_message(self._Listed(self._lister()))
+            self._rows = await asyncio.to_thread(self._lister)
         except SafeSteerError as error:
-            self.post_message(self._Listed(str(error)))
-
-    def on_models_screen__listed(self, message: _Listed) -> None:
-        """Show the list, the loaded model chosen."""
-        if isinstance(message.rows, str):
-            self.query_one("#about", Static).update(Content(message.rows))
+            self.query_one("#about", Static).update(Content(str(error)))
             return
-        self._rows = message.rows
         options = self.query_one("#rows", OptionList)
         options.add_options([Option(self._line(row)) for row in self._rows])
         names = [row.name for row in self._rows]
         options.highlighted = names.index(self._loaded) if self._loaded in names else 0
-        options.focus()
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
-        """Say more about the row under the cursor."""
         self.query_one("#about", Static).update(_about(self._rows[event.option_index]))
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """Load it, if it can be."""
         row = self._rows[event.option_index]
         if row.problem is not None:
             self.notify(row.problem, severity="error", markup=False)
@@ -120,32 +132,97 @@ class ModelsScreen(ModalScreen[ModelRow | None]):
             self.dismiss(row)
 
     def _line(self, row: ModelRow) -> Content:
-        sign, state = "·", "to install"
-        if row.problem is not None:
-            sign, state = "✗", "damaged"
-        elif row.name == self._loaded:
-            sign, state = "●", "loaded"
-        elif row.path is not None:
-            sign, state = "○", "installed"
+        states = {
+            "✗ damaged": row.problem is not None,
+            "● loaded": row.name == self._loaded,
+            "○ installed": row.path is not None,
+            "· to install": True,
+        }
+        sign, state = next(name for name, is_so in states.items() if is_so).split(" ", 1)
         guard = "guard" if row.has_bundle else "no guard"
         text = (
-            f"{sign} {row.title:<21.21} {row.quantization:<7} {row.size:>8} "
-            f"{_SHORT_FITS.get(row.fit.fits, '?'):<7}  {guard:<8} {state}"
+            f"{sign} {row.title:<21.21} {row.quantization:<7} {size_for_people(row.size_bytes):>8} "
+            f"{_fit_words(row)[0]:<7}  {guard:<8} {state}"
         )
         style = "" if row.path is not None else "$foreground 60%"
         return Content.styled(strip_control_characters(text), style)
 
 
-def _fit_words(row: ModelRow) -> str:
-    needs = size_for_people(row.fit.needs_bytes)
-    about = "about " if row.path is None else ""
-    return f"{f'needs {about}{needs}: ' if needs else ''}{_FITS.get(row.fit.fits, _FITS['?'])}"
+def _fit_words(row: ModelRow) -> tuple[str, str]:
+    return _FITS.get(row.fit.fits, _FITS["?"])
 
 
 def _about(row: ModelRow) -> Content:
     guard = "a guard was made for it"
     if not row.has_bundle:
         guard = "no guard was made for it: 'safesteer-edge calibrate' makes one"
-    lines = [f"{row.name} · takes {row.takes} · {row.licence}", f"{_fit_words(row)}; {guard}"]
-    lines.append(row.problem or (str(row.path) if row.path else f"to install: {row.install}"))
+    needs = size_for_people(row.fit.needs_bytes)
+    needed = f"needs {'about ' if row.path is None else ''}{needs}: " if needs else ""
+    lines = [
+        f"{row.name} · takes {row.takes} · {row.licence}",
+        f"{needed}{_fit_words(row)[1]}; {guard}",
+        row.problem or (str(row.path) if row.path else f"to install: {row.install}"),
+    ]
     return Content(strip_control_characters("\n".join(lines)))
+
+
+def known_models() -> list[ModelRow]:
+    """The catalogue, what is installed first. Takes a second or two."""
+    fits = _model_fits()
+    rows = [_row(entry, fits.get(entry.name, ModelFit(None, "?"))) for entry in load_catalogue()]
+    return sorted(rows, key=lambda row: row.path is None)  # stable: the default stays first
+
+
+def size_for_people(size_bytes: int | None) -> str:
+    """GiB or MiB; empty if nobody knows."""
+    if size_bytes is None:
+        return ""
+    if size_bytes >= _GIB:
+        return f"{size_bytes / _GIB:.1f} GiB"
+    return f"{size_bytes / _MIB:.0f} MiB"
+
+
+def _model_fits() -> Mapping[str, ModelFit]:
+    """By the models' names; empty if it cannot be found out. Takes a second or two.
+
+    In a process of its own: it asks native code for GPUs, which may print, or die.
+    """
+    command = [sys.executable, "-m", "safesteer_edge", "models", "list", "--json"]
+    try:
+        said = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_LIMIT_S, check=True
+        )
+        models = json.loads(said.stdout)["models"]
+        return {each["name"]: ModelFit(each["needs_bytes"], each["fits"]) for each in models}
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _row(entry: CatalogueModel, fit: ModelFit) -> ModelRow:
+    # Deferred: formats that read a whole header, which the first frame does not need.
+    from safesteer_edge.library.index import InstalledFile, read_installed_file
+
+    file = read_installed_file(entry.path) if entry.path is not None else InstalledFile()
+    sizes = {each.quantization: each.size_bytes for each in entry.files}  # of what can be pulled
+    return ModelRow(
+        name=entry.name,
+        title=entry.title,
+        quantization=file.quantization or entry.quantization,
+        size_bytes=file.size_bytes or sizes.get(entry.quantization),
+        has_bundle=entry.bundle is not None,
+        takes=", ".join(("text", *entry.takes)),
+        licence=entry.licence,
+        path=entry.path,
+        install=_install_command(entry),
+        problem=file.problem,
+        fit=fit,
+    )
+
+
+def _install_command(entry: CatalogueModel) -> str:
+    # Deferred: it looks at the environment that it installs into.
+    from safesteer_edge.processes.pip_commands import install_command
+
+    if entry.repository:
+        return f"safesteer-edge models pull {entry.name}"
+    return install_command(entry.install) if entry.install else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import groupby
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
+from textual.message import Message
 from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
@@ -23,10 +25,17 @@ from safesteer_edge.session.settings_file import (
     without_setting,
 )
 from safesteer_edge.session.settings_schema import SETTINGS, Setting, UserSettings, value_of
-from safesteer_edge.tui.engine_thread import SettingChanged
 
 # Asked before a setting is taken: raises SafeSteerError if what runs cannot have it.
 SettingCheck = Callable[[str, UserSettings], None]
+
+
+@dataclass
+class SettingChanged(Message):
+    """A setting of the file has a new value. key: `section.name`."""
+
+    key: str
+    settings: UserSettings
 
 
 class SettingsScreen(ModalScreen[None]):

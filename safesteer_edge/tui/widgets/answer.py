@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from markdown_it import MarkdownIt
-from textual import events
 from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content, Span
 from textual.geometry import Size
-from textual.message import Message
 from textual.reactive import Reactive
 from textual.visual import VisualType
 from textual.widgets import Label, Markdown, Static
@@ -27,14 +26,36 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
 
 
-# -- sparing Textual a second arrangement of the whole screen whenever a text has grown ------------
-# It asks for one where the size of what is inside a widget changes, which matters where that
-# scrolls alone, and there the scroll bars ask for it themselves.
+def quiet_size() -> Reactive[Size]:
+    """For a widget's class, as its `virtual_size`: one whose changes lay nothing out anew.
 
-
-def arranged_once() -> Reactive[Size]:
-    """What a widget's class has as its `virtual_size`."""
+    Textual's own has the whole screen arranged a second time whenever a text has grown. That
+    matters where a widget scrolls alone, and there the scroll bars ask for it themselves.
+    """
     return Reactive(Size(0, 0), layout=False, repaint=False)
+
+
+class EarlierLine(Static, can_focus=True):
+    """A line that stands for what is not shown above it; a click, or Enter there, shows it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter,space,pageup,up", "show", "Show", show=False)
+    ]
+
+    DEFAULT_CSS = """
+    EarlierLine { color: $primary; height: 1;
+                  &:focus { text-style: bold reverse; } &:hover { text-style: underline; } }
+    """
+
+    def __init__(self, show: Callable[[], object]) -> None:
+        super().__init__()
+        self._show = show
+
+    def on_click(self) -> None:
+        self._show()
+
+    def action_show(self) -> None:
+        self._show()
 
 
 # -- markdown of an answer: streamed, its HTML shown and not obeyed, steered passages marked -------
@@ -55,18 +76,22 @@ def make_parser() -> MarkdownIt:
 
 def with_marks_styled(content: Content) -> Content:
     """The content without mark characters, and with a style where they stood."""
-    plain, marks = split_marks(content.plain)
-    if not marks and len(plain) == len(content.plain):
+    marked = content.plain
+    plain, marks = split_marks(marked)
+    if len(plain) == len(marked):
         return content
-    offsets = _offsets_without_marks(content.plain)
-    spans = [Span(offsets[s.start], offsets[s.end], s.style) for s in content.spans]
+
+    def moved(offset: int) -> int:
+        return len(removed_marks(marked[:offset]))
+
+    spans = [Span(moved(each.start), moved(each.end), each.style) for each in content.spans]
     return Content(plain, [*spans, *(Span(low, high, _STEERED_STYLE) for low, high in marks)])
 
 
 class AnswerMarkdown(Markdown):
     """Write to it while an answer streams, then await `settled`."""
 
-    virtual_size = arranged_once()
+    virtual_size = quiet_size()
 
     DEFAULT_CSS = """
     AnswerMarkdown {
@@ -95,7 +120,6 @@ class AnswerMarkdown(Markdown):
         super().__init__(text, parser_factory=make_parser, open_links=False)
         self._waiting: list[str] = []
         self._anew: tuple[str, Callable[[], None]] | None = None
-        self._shortening: tuple[int, Callable[[int], None]] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._is_growing = False
 
@@ -108,7 +132,6 @@ class AnswerMarkdown(Markdown):
         self._begin_writing()
 
     def ended(self) -> None:
-        """No more will be written for now."""
         if self._is_growing:
             self._is_growing = False
             self.refresh(layout=True)
@@ -127,14 +150,6 @@ class AnswerMarkdown(Markdown):
         self._waiting.clear()
         self._begin_writing()
 
-    def shorten(self, n_lines: int, *, then: Callable[[int], None]) -> None:
-        """Soon let go of the blocks before the last lines, and `then` do this.
-
-        It is told how many lines of all that was written are left out.
-        """
-        self._shortening = (n_lines, then)
-        self._begin_writing()
-
     async def settled(self) -> None:
         """Wait until all that was written is in the document."""
         if self._writer is not None:
@@ -145,34 +160,21 @@ class AnswerMarkdown(Markdown):
             self._writer = asyncio.create_task(self._write_waiting())
 
     async def _write_waiting(self) -> None:
-        while (self._waiting or self._anew or self._shortening) and self.is_attached:
+        while (self._waiting or self._anew) and self.is_attached:
             if self._anew is not None:
                 (anew, then), self._anew = self._anew, None
                 await self.update(anew)
                 then()
-                continue
-            if self._waiting:
+            else:
                 text = "".join(self._waiting)
                 self._waiting.clear()
                 await self.append(text)
-            if self._shortening is not None:
-                (n_lines, shortened), self._shortening = self._shortening, None
-                shortened(await self._shorten_to(n_lines))
-
-    async def _shorten_to(self, n_lines: int) -> int:
-        """Let go of blocks; returns the line at which the first that is left begins."""
-        own = [child for child in self.children if isinstance(child, blocks.MarkdownBlock)]
-        first = self.source.count("\n") - n_lines
-        gone = [block for block in own[:-1] if block.source_range[1] <= first]
-        await self.remove_children(gone)
-        left = own[len(gone) :]
-        return left[0].source_range[0] if left else 0
 
 
 class _WithMarks(blocks.MarkdownBlock):
     """A block whose inline text may hold mark characters."""
 
-    virtual_size = arranged_once()
+    virtual_size = quiet_size()
 
     def _token_to_content(self, token: Token) -> Content:
         # Textual gives no public place between an inline token and its content.
@@ -197,13 +199,13 @@ class _Paragraph(_WithMarks):
 class _Code(Label):
     """The text of a block of code."""
 
-    virtual_size = arranged_once()
+    virtual_size = quiet_size()
 
 
 class _Fence(blocks.MarkdownFence):
     """Code: highlighted without the mark characters, which come back as style."""
 
-    virtual_size = arranged_once()
+    virtual_size = quiet_size()
 
     def __init__(self, markdown: Markdown, token: Token, code: str) -> None:
         token.info = removed_marks(token.info)
@@ -221,15 +223,10 @@ class _Fence(blocks.MarkdownFence):
         yield _Code(self._highlighted_code, id="code-content", expand=True)
 
 
-def _marked_blocks() -> dict[str, type[blocks.MarkdownBlock]]:
-    made: dict[str, Any] = dict(Markdown.BLOCKS)
-    for name in ("h1", "h2", "h3", "h4", "h5", "h6", "paragraph_open", "th_open", "td_open"):
-        block = Markdown.BLOCKS[name]
-        ours = _Paragraph if name == "paragraph_open" else _WithMarks
-        # The name stays: styles are chosen by it.
-        made[name] = type(block.__name__, (ours, block), {})
-    made["fence"] = made["code_block"] = _Fence
-    return made
+def _marked(name: str, ours: type[_WithMarks] = _WithMarks) -> Any:
+    """Textual's kind of block, for marked text. The name stays: styles are chosen by it."""
+    block = Markdown.BLOCKS[name]
+    return type(block.__name__, (ours, block), {})
 
 
 def _keep_line_breaks(state: StateCore) -> None:
@@ -239,15 +236,13 @@ def _keep_line_breaks(state: StateCore) -> None:
                 child.type = "hardbreak"
 
 
-def _offsets_without_marks(text: str) -> list[int]:
-    offsets, n_kept = [], 0
-    for character in text:
-        offsets.append(n_kept)
-        n_kept += character not in "\ue000\ue001"
-    return [*offsets, n_kept]
-
-
-AnswerMarkdown.BLOCKS = _marked_blocks()
+AnswerMarkdown.BLOCKS = {
+    **Markdown.BLOCKS,
+    **{name: _marked(name) for name in ("h1", "h2", "h3", "h4", "h5", "h6", "th_open", "td_open")},
+    "paragraph_open": _marked("paragraph_open", _Paragraph),
+    "fence": _Fence,
+    "code_block": _Fence,
+}
 
 
 # -- the end of a long answer, cut where Markdown still means the same -----------------------------
@@ -295,56 +290,31 @@ def _open_fence(lines: list[str]) -> str | None:
     return opener
 
 
-# Every line costs at each layout. Whole blocks are let go of before; but a block of code may be
-# longer, and then what is shown is made anew, as now and then for the sake of what it is made of.
+# Every line costs at each layout: of more than these, the last ones alone are laid out, anew.
 MAX_LINES = 80
 KEPT_LINES = 50
-_SHORTENED_LINES = 60
-_MAX_SOURCE_LINES = 1000
-
-
-class EarlierLinesWanted(Message):
-    """Somebody wants to read the whole answer."""
-
-
-class _EarlierLines(Static, can_focus=True):
-    """A line that stands for lines that are not shown."""
-
-    DEFAULT_CSS = """
-    _EarlierLines { color: $primary; height: 1; padding: 0 2; display: none;
-                    &:focus { text-style: bold reverse; } &:hover { text-style: underline; } }
-    """
-
-    def on_click(self) -> None:
-        """Show all."""
-        self.post_message(EarlierLinesWanted())
-
-    def on_key(self, event: events.Key) -> None:
-        """Enter shows all."""
-        if event.key in ("enter", "space"):
-            event.stop()
-            self.post_message(EarlierLinesWanted())
 
 
 class LongAnswer(Vertical):
-    """Write to it while an answer streams, then await `settled`."""
+    """Write to it while an answer streams, then await `settled`.
 
-    virtual_size = arranged_once()
+    n_hidden_lines: before those that are shown.
+    """
 
-    DEFAULT_CSS = "LongAnswer { height: auto; }"
+    virtual_size = quiet_size()
+
+    DEFAULT_CSS = "LongAnswer { height: auto; & EarlierLine { padding: 0 2; display: none; } }"
 
     def __init__(self, text: str = "") -> None:
         super().__init__()
         self._pieces = [text]
-        n_hidden, tail = tail_of(text, KEPT_LINES) if _is_long(text) else (0, text)
-        self._n_hidden = n_hidden
-        self._n_shown = self._n_source = tail.count("\n")
-        self._n_before_source = n_hidden
-        self._earlier = _EarlierLines()
+        is_long = text.count("\n") > MAX_LINES
+        self.n_hidden_lines, tail = tail_of(text, KEPT_LINES) if is_long else (0, text)
+        self._n_shown = tail.count("\n")
+        self._earlier = EarlierLine(self.read_all)
         self._markdown = AnswerMarkdown(tail)
 
     def compose(self) -> ComposeResult:
-        """What is left out, in a line; and the rest."""
         yield self._earlier
         yield self._markdown
 
@@ -352,61 +322,32 @@ class LongAnswer(Vertical):
         """Say what is left out of a text from a file."""
         self._update_earlier()
 
-    def on_earlier_lines_wanted(self, message: EarlierLinesWanted) -> None:
-        """Its line was chosen."""
-        message.stop()
-        self.read_all()
-
     def read_all(self) -> None:
         """Let the person read all of it, as it was written: that is quick whatever its length."""
         self.app.push_screen(ReaderScreen(removed_marks(self.text)))
 
-    @property
-    def n_hidden_lines(self) -> int:
-        """Lines before those that are shown."""
-        return self._n_hidden
-
     def write(self, text: str) -> None:
-        """Add text soon."""
         self._pieces.append(text)
-        n_new = text.count("\n")
-        self._n_shown += n_new
-        self._n_source += n_new
-        if self._n_shown > MAX_LINES or self._n_source > _MAX_SOURCE_LINES:
-            self._write_end()
+        self._n_shown += text.count("\n")
+        if self._n_shown <= MAX_LINES:
+            self._markdown.write(text)
             return
-        self._markdown.write(text)
-        if self._n_shown > _SHORTENED_LINES:
-            self._markdown.shorten(KEPT_LINES, then=self._shortened)
+        self.n_hidden_lines, tail = tail_of(self.text, KEPT_LINES)
+        self._n_shown = tail.count("\n")
+        self._markdown.write_anew(tail, then=self._followers())
+        self._update_earlier()
 
     def ended(self) -> None:
-        """No more will be written for now."""
         self._markdown.ended()
 
     async def settled(self) -> None:
-        """Wait until all that was written is in the document."""
         await self._markdown.settled()
 
     @property
     def text(self) -> str:
-        """All that was written."""
         whole = "".join(self._pieces)
         self._pieces = [whole]
         return whole
-
-    def _write_end(self) -> None:
-        """Make what is shown anew, of the last lines."""
-        n_hidden, tail = tail_of(self.text, KEPT_LINES)
-        self._n_hidden = self._n_before_source = n_hidden
-        self._n_shown = self._n_source = tail.count("\n")
-        self._markdown.write_anew(tail, then=self._followers())
-        self._update_earlier()
-
-    def _shortened(self, n_left_out: int) -> None:
-        """Blocks were let go of. n_left_out: lines of what the rest is made of."""
-        self._n_hidden = self._n_before_source + n_left_out
-        self._n_shown = self._n_source - n_left_out
-        self._update_earlier()
 
     def _followers(self) -> Callable[[], None]:
         """What lets those that show the end do so again: a text that shrinks takes it from them."""
@@ -423,12 +364,6 @@ class LongAnswer(Vertical):
         return follow
 
     def _update_earlier(self) -> None:
-        self._earlier.display = self._n_hidden > 0
-        text = (
-            f"↑ {self._n_hidden:,} earlier lines of this answer · click, or Enter here, to read all"
-        )
-        self._earlier.update(Content(text), layout=False)
-
-
-def _is_long(text: str) -> bool:
-    return text.count("\n") > MAX_LINES
+        self._earlier.display = self.n_hidden_lines > 0
+        text = f"↑ {self.n_hidden_lines:,} earlier lines of this answer"
+        self._earlier.update(Content(f"{text} · click, or Enter here, to read all"), layout=False)

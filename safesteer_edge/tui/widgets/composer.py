@@ -6,7 +6,8 @@ import re
 import time
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, ClassVar
+from pathlib import Path
+from typing import ClassVar
 
 from textual import events
 from textual.binding import Binding, BindingType
@@ -17,19 +18,9 @@ from textual.widgets.option_list import Option
 from textual.widgets.text_area import Edit, EditResult, Location, Selection
 
 from safesteer_edge.formats.display_text import strip_control_characters
-from safesteer_edge.tui.engine_thread import (
-    ClipboardWanted,
-    CompletionsWanted,
-    LastAttachmentErased,
-    PathsDropped,
-    Submitted,
-)
-from safesteer_edge.tui.slash_commands import SlashCommand, matching_commands
-from safesteer_edge.tui.typed_paths import split_media_paths
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+from safesteer_edge.tui.attached_files import split_media_paths
+from safesteer_edge.tui.commands.table import SlashCommand, matching_commands
+from safesteer_edge.tui.widgets.attachments import AttachmentRemoved
 
 # -- long pastes in the input: a label stands for each, which is kept whole until it is sent -------
 
@@ -56,7 +47,6 @@ class FoldedPastes:
         return label
 
     def whole(self, text: str) -> str:
-        """A text with what its labels stand for."""
         return self._labels.sub(lambda label: self._texts[label.group()], text)
 
     def refolded(self, text: str) -> str:
@@ -83,6 +73,27 @@ def _label(text: str, number: int) -> str:
 
 def _n_lines(text: str) -> int:
     return text.count("\n") + (not text.endswith("\n"))
+
+
+@dataclass
+class Submitted(Message):
+    """The person sends the input. text: as typed."""
+
+    text: str
+
+
+@dataclass
+class PathsDropped(Message):
+    """Files were pasted or dropped into the input. paths: they exist."""
+
+    paths: tuple[Path, ...]
+
+
+@dataclass
+class ClipboardWanted(Message):
+    """The person pastes. text: what the terminal or the application has for it; empty: nothing."""
+
+    text: str
 
 
 # Many terminals send Alt+Enter as Escape and Enter, at once.
@@ -117,7 +128,7 @@ class Composer(TextArea):
     }
     """
 
-    def __init__(self, history: Sequence[str] = ()) -> None:
+    def __init__(self) -> None:
         self._folded = FoldedPastes()  # first: the cursor asks for it
         super().__init__(
             soft_wrap=True,
@@ -125,12 +136,11 @@ class Composer(TextArea):
             placeholder="Ask something, or type / for commands",
             id="composer",
         )
-        self._history = list(history)
-        self._history_index = len(self._history)
+        self._history: list[str] = []
+        self._history_index = 0
         self._draft = ""
         self._escaped_s = 0.0
         self._hints = ""
-        self._has_folded = False
 
     def whole(self, typed: str) -> str:
         """What was typed, with the pastes that stand folded in it."""
@@ -142,27 +152,25 @@ class Composer(TextArea):
         return self.whole(super().selected_text)
 
     def unfold(self) -> None:
-        """Show all of what is folded, to be edited."""
         self.replace(self.whole(self.text), (0, 0), self.document.end)
 
     def show_hints(self, hints: str) -> None:
-        """Say what the keys do; while a paste is folded, what they do with that."""
         self._hints = hints
-        self.border_subtitle = _FOLDED_HINTS if self._has_folded else hints
+        self.border_subtitle = _FOLDED_HINTS if self._folded.spans(self.text) else hints
 
     def remember(self, text: str) -> None:
-        """Add a sent message to the history."""
         if text and (not self._history or self._history[-1] != text):
             self._history.append(text)
         self._history_index = len(self._history)
 
     def replace_text(self, text: str) -> None:
-        """Put a text in, the cursor at its end."""
         self.text = self._folded.refolded(text)
         self.move_cursor(self.document.end)
 
+    def complete(self, command: SlashCommand) -> None:
+        self.replace_text(f"/{command.name}{' ' if command.argument else ''}")
+
     def insert_paste(self, text: str) -> None:
-        """Put a text in at the cursor, folded if it is long."""
         self.insert(self._folded.fold(text))
 
     def edit(self, edit: Edit) -> EditResult:
@@ -185,26 +193,21 @@ class Composer(TextArea):
         is_alt = event.key == "enter" and now_s - self._escaped_s < _ALT_S
         self._escaped_s = now_s if event.key == "escape" else 0.0
         if event.key == "enter" and not is_alt:
-            event.stop()
-            event.prevent_default()
             self._enter()
         elif event.key in _NEWLINE_KEYS or is_alt:
-            event.stop()
-            event.prevent_default()
             self.insert("\n")
-        elif event.key == "backspace" and not self.text:
-            self.post_message(LastAttachmentErased())
         elif event.key == "tab" and (span := self._folded_beside_cursor()):
-            event.stop()
-            event.prevent_default()
             self.replace(self.whole(self.get_text_range(*span)), *span)
         elif event.key == "tab" and (commands := matching_commands(self.text)):
-            event.stop()
-            event.prevent_default()
-            space = " " if commands[0].argument else ""
-            self.replace_text(f"/{commands[0].name}{space}")
+            self.complete(commands[0])
+        elif event.key == "backspace" and not self.text:
+            self.post_message(AttachmentRemoved(-1))
+            return
         else:
             await super()._on_key(event)
+            return
+        event.stop()
+        event.prevent_default()
 
     def _enter(self) -> None:
         row, column = self.cursor_location
@@ -227,12 +230,7 @@ class Composer(TextArea):
         self.insert_paste(text)
 
     def on_text_area_changed(self) -> None:
-        """Offer commands as they are typed."""
-        has_folded = bool(self._folded.spans(self.text))
-        if has_folded != self._has_folded:
-            self._has_folded = has_folded
-            self.show_hints(self._hints)
-        self.post_message(CompletionsWanted(self.text if self.text.startswith("/") else ""))
+        self.show_hints(self._hints)
 
     def action_cursor_up(self, select: bool = False) -> None:
         """Up; from the first line, back in the history."""
@@ -289,13 +287,6 @@ class Composer(TextArea):
 # -- the slash commands that the input could become, over it ---------------------------------------
 
 
-@dataclass
-class CompletionChosen(Message):
-    """A click on a command."""
-
-    command: SlashCommand
-
-
 class Completions(OptionList, can_focus=False):
     """Hidden while there are none."""
 
@@ -308,23 +299,11 @@ class Completions(OptionList, can_focus=False):
     }
     """
 
-    def __init__(self) -> None:
-        super().__init__(id="completions")
-        self._commands: list[SlashCommand] = []
-
     def show(self, typed: str) -> None:
-        """Show what this could become."""
-        self._commands = matching_commands(typed)
-        self.set_class(bool(self._commands), "-shown")
+        """Show what this could become; each has its command's name for an id."""
+        commands = matching_commands(typed)
+        self.set_class(bool(commands), "-shown")
         self.clear_options()
-        self.add_options(
-            [
-                Option(Content(f"{c.usage:<30.30} ") + Content.styled(c.help, "$foreground 60%"))
-                for c in self._commands
-            ]
-        )
-
-    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """A click."""
-        event.stop()
-        self.post_message(CompletionChosen(self._commands[event.option_index]))
+        for each in commands:
+            about = Content.styled(each.help, "$foreground 60%")
+            self.add_option(Option(Content(f"{each.usage:<30.30} ") + about, id=each.name))

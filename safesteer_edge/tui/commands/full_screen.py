@@ -1,0 +1,166 @@
+"""Slash commands of the full screen: those that open something, and those that change the model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safesteer_edge.chats.recorded_chat import RecordedChat
+from safesteer_edge.errors import InputError
+from safesteer_edge.tui.chat_state import compared_settings
+from safesteer_edge.tui.commands import conversation
+
+if TYPE_CHECKING:
+    from safesteer_edge.tui.screens.chat_screen import ChatScreen
+    from safesteer_edge.tui.screens.models_screen import ModelRow
+
+
+# -- that show -------------------------------------------------------------------------------------
+
+
+async def help_(screen: ChatScreen, _argument: str) -> None:
+    from safesteer_edge.tui.screens.boxes import HelpScreen
+
+    screen.app.push_screen(HelpScreen(screen.key_labels))
+
+
+async def inspect(screen: ChatScreen, _argument: str) -> None:
+    turns = screen.state.turns
+    if not screen.close_inspector():
+        screen.show_in_inspector(turns[-1] if turns else None)
+
+
+async def thoughts(screen: ChatScreen, _argument: str) -> None:
+    turn = screen.state.numbered("")
+    view = screen.transcript.view_of(turn)
+    if not turn.reasoning or view is None:
+        raise InputError("the model did not think before its last answer")
+    view.action_thoughts()
+
+
+async def compare(screen: ChatScreen, argument: str) -> None:
+    from safesteer_edge.tui.screens.compare_screen import CompareScreen
+
+    screen.refuse_while_answering()
+    state = screen.state
+    turn, before = state.to_compare(argument)
+    both = [turn.asked_again(each.guard) for each in compared_settings(state.settings)]
+    screen.app.push_screen(CompareScreen(screen.engine, state, both, before))
+
+
+async def theme(screen: ChatScreen, argument: str) -> None:
+    if argument not in ("", "dark", "light"):
+        raise InputError(f"theme {argument!r}; expected dark or light")
+    is_dark = argument == "dark" or (not argument and not screen.app.current_theme.dark)
+    screen.app.theme = f"safesteer-{'dark' if is_dark else 'light'}"
+
+
+async def quit_(screen: ChatScreen, _argument: str) -> None:
+    screen.app.exit()
+
+
+# -- chats and files -------------------------------------------------------------------------------
+
+
+async def new(screen: ChatScreen, _argument: str) -> None:
+    """Leave the chat, which is kept, and begin another."""
+    if not screen.state.turns:
+        screen.action_focus_composer()
+        return
+    screen.runner.leave()
+    screen.state.begin_new()
+    await screen.show_chat()
+    if screen.state.info is not None:
+        screen.in_background(screen.do(RecordedChat.start_new))
+
+
+async def chats(screen: ChatScreen, argument: str) -> None:
+    from safesteer_edge.tui.screens.chats_screen import ChatsScreen
+
+    store = screen.store
+    if store is None:
+        raise InputError("chats are not saved; switch saving on in the settings (/settings)")
+
+    def chosen(chat_id: str | None) -> None:
+        if chat_id is not None:
+            screen.runner.leave()
+            screen.in_background(conversation.resume(screen, chat_id))
+
+    screen.app.push_screen(ChatsScreen(store, screen, argument), chosen)
+
+
+async def attach(screen: ChatScreen, argument: str) -> None:
+    """Add a file to the next message; without one, choose it on a screen."""
+    if argument:
+        await conversation.attach(screen, argument)
+        return
+    from safesteer_edge.tui.screens.boxes import PicturePicker
+
+    def chosen(path: Path | None) -> None:
+        if path is not None:
+            screen.in_background(screen.attach([path]))
+
+    screen.app.push_screen(PicturePicker(Path.cwd()), chosen)
+
+
+# -- another model ---------------------------------------------------------------------------------
+
+
+async def models(screen: ChatScreen, _argument: str) -> None:
+    from safesteer_edge.tui.screens.models_screen import ModelsScreen
+
+    info = screen.state.info
+    loaded = info.model_name if info else None
+
+    def chosen(row: ModelRow | None) -> None:
+        if row is not None and row.name != loaded:
+            _switch_or_ask(screen, row.name, has_guard=row.has_bundle)
+
+    screen.app.push_screen(ModelsScreen(screen.model_lister, loaded), chosen)
+
+
+async def model(screen: ChatScreen, argument: str) -> None:
+    """Switch to a model by name or file; without an argument, open the list."""
+    if not argument:
+        await models(screen, "")
+        return
+    row = next((row for row in screen.model_lister() if row.name == argument), None)
+    if row is not None and row.path is None:
+        raise InputError(f"{argument} is not installed; run: {row.install}")
+    if row is None and not argument.endswith(".gguf"):
+        raise InputError(f"unknown model {argument!r}; /models lists them, or give a .gguf file")
+    _switch_or_ask(screen, argument, has_guard=row is not None and row.has_bundle)
+
+
+def _switch_or_ask(screen: ChatScreen, name: str, *, has_guard: bool) -> None:
+    """Load a model; one that no guard was made for, if that is wanted."""
+    from safesteer_edge.tui.screens.boxes import ChoiceScreen
+
+    if has_guard:
+        _switch_to(screen, name, guarded=True)
+        return
+
+    def chosen(choice: str | None) -> None:
+        if choice == "calibrate":
+            screen.say(f"in a shell, run: safesteer-edge calibrate {name} -o my-guard/")
+        elif choice == "off":
+            _switch_to(screen, name, guarded=False)
+
+    text = (
+        f"No guard was made for {name}. It can be made on this machine; without one, its answers "
+        "are its own, unchecked."
+    )
+    choices = (("calibrate", "How to make a guard"), ("off", "Chat with the guard off"))
+    screen.app.push_screen(ChoiceScreen("No guard", text, choices), chosen)
+
+
+def _switch_to(screen: ChatScreen, name: str, *, guarded: bool) -> None:
+    """Free the present model and load another; the chat stays."""
+    screen.refuse_while_answering()
+    state = screen.state
+    guard = state.settings.guard if guarded else "off"
+    if guarded and guard == "off" and (state.info is None or state.info.bundle is None):
+        guard = "steer"  # it was off for want of a guard, and now there is one
+    state.settings = replace(state.settings, guard=guard, strength=None, threshold=None)
+    screen.runner.load(conversation.switched(screen.session_settings, name, guard), name)

@@ -1,0 +1,160 @@
+"""The slash commands of both chats: one table, and how what is typed finds its row."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from safesteer_edge.errors import InputError
+from safesteer_edge.tui.attached_files import begins_with_path
+from safesteer_edge.tui.commands import conversation, full_screen, line_by_line, setting
+
+if TYPE_CHECKING:
+    from safesteer_edge.session.settings_schema import KeysSection
+
+Handler = Callable[[Any, str], Awaitable[None]]  # the chat, and what was typed behind the name
+
+
+@dataclass(frozen=True, slots=True)
+class SlashCommand:
+    """A command. argument: what may follow it, as help shows it.
+
+    run: what it does on the full screen. run_plain: line by line; None where it needs the screen.
+    keys: its key, if that is not one of the settings.
+    """
+
+    name: str
+    argument: str
+    help: str
+    run: Handler
+    run_plain: Handler | None
+    keys: str = ""
+
+    @property
+    def usage(self) -> str:
+        return f"/{self.name} {self.argument}".rstrip()
+
+    @property
+    def needs_argument(self) -> bool:
+        """True if it does nothing without one."""
+        return bool(self.argument) and not self.argument.startswith("[")
+
+
+def _same(name: str, argument: str, help_: str, run: Handler) -> SlashCommand:
+    return SlashCommand(name, argument, help_, run, run)
+
+
+def _setting(name: str, argument: str, help_: str) -> SlashCommand:
+    return _same(name, argument, help_, conversation.turn_setting(name))
+
+
+COMMANDS: tuple[SlashCommand, ...] = (
+    SlashCommand("help", "", "keys and commands", full_screen.help_, line_by_line.help_),
+    SlashCommand("new", "", "begin a new chat", full_screen.new, line_by_line.new),
+    SlashCommand(
+        "chats",
+        "[WORDS]",
+        "find, resume, rename, export, delete",
+        full_screen.chats,
+        line_by_line.chats,
+    ),
+    SlashCommand("models", "", "choose the model", full_screen.models, None),
+    SlashCommand(
+        "model", "NAME|FILE", "switch to another model", full_screen.model, line_by_line.model
+    ),
+    SlashCommand("settings", "", "sampling, guard strength, theme", setting.settings, None),
+    SlashCommand(
+        "inspect", "", "what the guard saw and did", full_screen.inspect, line_by_line.inspect
+    ),
+    SlashCommand(
+        "thoughts",
+        "",
+        "what a thinking model wrote before its last answer",
+        full_screen.thoughts,
+        line_by_line.thoughts,
+    ),
+    SlashCommand(
+        "compare",
+        "PROMPT",
+        "answer once with the guard and once without",
+        full_screen.compare,
+        line_by_line.compare,
+    ),
+    _setting("guard", "steer|refuse|monitor|off", "how the guard acts"),
+    _setting("strength", "X|default", "how hard the guard steers; larger is stricter"),
+    _setting("threshold", "X|default", "where the guard begins; smaller is stricter"),
+    _setting("temperature", "X", "0 is always the likeliest word"),
+    _setting("seed", "N", "the same seed gives the same answer"),
+    SlashCommand(
+        "attach",
+        "FILE",
+        "add a picture, sound, PDF or text to the next message",
+        full_screen.attach,
+        line_by_line.attach,
+    ),
+    SlashCommand(
+        "detach",
+        "[N|all]",
+        "take an attachment off again",
+        conversation.detach,
+        line_by_line.detach,
+    ),
+    _same("system", "[TEXT]", "a system prompt for this chat", conversation.system),
+    _same("regenerate", "", "answer the last question anew", conversation.regenerate),
+    _same("edit", "[N]", "change a question and send it again", conversation.edit),
+    _same("fork", "[N]", "go on from an earlier answer in a new chat", conversation.fork),
+    _same(
+        "continue", "", "go on with an answer that was cut or stopped", conversation.continue_answer
+    ),
+    _same("copy", "[last|code N|all]", "copy to the clipboard", conversation.copy),
+    SlashCommand(
+        "rename", "TITLE", "give this chat a name", conversation.rename, line_by_line.rename
+    ),
+    _same("export", "[md|html|json] [FILE]", "write this chat to a file", conversation.export),
+    _same("trace", "[FILE]", "write every step of the last answer to a file", conversation.trace),
+    SlashCommand("theme", "[dark|light]", "dark or light", full_screen.theme, None),
+    SlashCommand("quit", "", "leave", full_screen.quit_, line_by_line.quit_, "Ctrl+Q"),
+)
+COMMANDS_BY_NAME = {command.name: command for command in COMMANDS}
+
+
+def parse_command(text: str) -> tuple[SlashCommand, str] | None:
+    """The command in this input with its argument; None if it is no command, or begins with a path.
+
+    Raises InputError that names the nearest command.
+    """
+    line = text.strip()
+    if not line.startswith("/") or line.startswith("//") or "\n" in line:
+        return None
+    name, _, argument = line[1:].partition(" ")
+    if name in COMMANDS_BY_NAME:
+        return COMMANDS_BY_NAME[name], argument.strip()
+    if begins_with_path(line):
+        return None
+    near = get_close_matches(name, COMMANDS_BY_NAME, n=1)
+    hint = f"did you mean /{near[0]}? " if near else ""
+    raise InputError(f"unknown command {'/' + name!r}; {hint}/help lists them")
+
+
+def matching_commands(text: str) -> list[SlashCommand]:
+    """Commands whose names begin as this input does."""
+    if not text.startswith("/") or " " in text or "\n" in text:
+        return []
+    return [command for command in COMMANDS if command.name.startswith(text[1:])]
+
+
+# -- keys as people read them: what the settings name `ctrl+n` is Ctrl+N on the screen -------------
+
+_KEY_NAMES = {"escape": "Esc", "pageup": "Page Up", "pagedown": "Page Down"}
+
+
+def key_labels(keys: KeysSection) -> Mapping[str, str]:
+    """The label of every command that has a key in the settings: of its first key."""
+    return {name: _key_label(key) for name, key in asdict(keys).items()}
+
+
+def _key_label(key: str) -> str:
+    parts = key.split(",")[0].strip().split("+")
+    return "+".join(_KEY_NAMES.get(part, part[:1].upper() + part[1:]) for part in parts)

@@ -1,0 +1,326 @@
+"""What is around the conversation: the lines at the top and bottom, and the guard's inspector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.content import Content
+from textual.widgets import Static
+
+from safesteer_edge.formats.display_text import strip_control_characters
+from safesteer_edge.guard.events import Candidate, Step
+from safesteer_edge.guard.policy import GuardMode, GuardPolicy
+from safesteer_edge.tui.guard_words import (
+    MODE_LABELS,
+    MODE_MEANINGS,
+    UNCALIBRATED,
+    UNCALIBRATED_MEANING,
+    passages,
+    risk_word,
+    sparkline,
+)
+from safesteer_edge.tui.shown_turn import ShownTurn, proposed_by_sampler
+
+
+class TopBar(Horizontal):
+    """Which chat, which model, which guard; always there."""
+
+    DEFAULT_CSS = """
+    TopBar {
+        height: 1; background: $surface; padding: 0 1;
+        & #chat-title {
+            width: 1fr; color: $foreground; text-style: bold;
+            text-wrap: nowrap; text-overflow: ellipsis;
+        }
+        & #model-name {
+            width: auto; max-width: 50%; color: $foreground 75%; padding: 0 2;
+            text-wrap: nowrap; text-overflow: ellipsis;
+        }
+        & #guard-mode { width: auto; color: $primary; text-style: bold; }
+        &.-monitor #guard-mode, &.-uncalibrated #guard-mode {
+            background: $warning; color: $background; padding: 0 1;
+        }
+        &.-off #guard-mode { background: $error; color: $background; padding: 0 1; }
+    }
+    """
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="chat-title")
+        yield Static(id="model-name")
+        yield Static(id="guard-mode")
+
+    def show(
+        self, *, title: str, model: str, guard: GuardMode, is_uncalibrated: bool = False
+    ) -> None:
+        self.set_class(is_uncalibrated, "-uncalibrated")
+        self.set_class(guard == "monitor", "-monitor")
+        self.set_class(guard == "off", "-off")
+        self.query_one("#chat-title", Static).update(Content(strip_control_characters(title)))
+        self.query_one("#model-name", Static).update(Content(strip_control_characters(model)))
+        mark = f", {UNCALIBRATED}" if is_uncalibrated else ""
+        self.query_one("#guard-mode", Static).update(Content(MODE_LABELS[guard] + mark))
+
+
+class StatusBar(Horizontal):
+    """What happens now, the last turn's figures, and where help is."""
+
+    DEFAULT_CSS = """
+    StatusBar {
+        height: 1; background: $surface; padding: 0 1; color: $foreground 75%;
+        & #state { width: auto; padding: 0 2 0 0; }
+        & #figures {
+            width: 1fr; color: $foreground 60%; margin: 0 1 0 0;
+            text-wrap: nowrap; text-overflow: ellipsis;
+        }
+        & #help-key, #menu-key { width: auto; color: $foreground 60%; }
+        &.-failed #state { color: $text-error; text-style: bold; }
+    }
+    """
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="state")
+        yield Static(id="figures")
+        yield Static(id="help-key")
+        yield Static(Content(" · Ctrl+P menu"), id="menu-key")
+
+    def show_help_key(self, label: str) -> None:
+        self.query_one("#help-key", Static).update(Content(f"{label} help"))
+
+    def show_state(self, text: str, *, failed: bool = False) -> None:
+        self.set_class(failed, "-failed")
+        self.query_one("#state", Static).update(Content(strip_control_characters(text)))
+
+    def show_figures(self, text: str) -> None:
+        self.query_one("#figures", Static).update(Content(text), layout=False)
+
+
+# -- the live line over the input while an answer streams: the guard's scores, and the risk --------
+
+
+class RiskLine(Static):
+    """Hidden while nothing streams; `show` shows it."""
+
+    DEFAULT_CSS = """
+    RiskLine { height: 1; padding: 0 2; color: $foreground 75%; display: none;
+               &.-shown { display: block; } }
+    """
+
+    def show(self, turn: ShownTurn, limit: float | None, stop_key: str) -> None:
+        """Show where the turn stands. limit: the risk that ends a turn."""
+        self.set_class(True, "-shown")
+        self.update(self._line(turn, limit, stop_key), layout=False)
+
+    def _line(self, turn: ShownTurn, limit: float | None, stop_key: str) -> Content:
+        if turn.prefill is None:
+            return Content(f"reading the prompt …   {stop_key} stops")
+        scores = turn.scores[-24:]
+        if not scores:
+            words = "answering, unguarded" if turn.guard == "off" else "the guard is looking"
+            return Content(f"{words} …   {stop_key} stops")
+        risk = turn.risk or 0.0
+        word = risk_word(risk, limit)
+        style = {"raised": "$text-warning", "near the limit": "bold $text-error"}.get(word, "")
+        parts = [Content("risk "), Content.styled(f"{risk:.2f} {word}", style)]
+        if limit is not None:
+            parts.append(Content(f" (limit {limit:.2f})"))
+        if turn.n_interventions:
+            parts.append(Content.styled(f"  ◆ {passages(turn.n_interventions)}", "$text-warning"))
+        elif turn.text == "" and turn.guard in ("steer", "refuse"):
+            parts.append(Content("  weighing before showing"))
+        parts.append(Content(f"  {sparkline(scores, 24)}"))
+        return Content("").join(parts)
+
+
+# -- what an empty chat shows ----------------------------------------------------------------------
+
+_LINES = (
+    ("Ask about text or a picture.", "Type below, and press Enter."),
+    ("attach", "attach a picture, a PDF or a text; or drop, paste or type its path"),
+    ("chats", "your chats"),
+    ("models", "models: the built-in one is small and often wrong"),
+    ("settings", "settings: how strict the guard is, how words are drawn"),
+    ("help", "all keys and commands"),
+)
+
+
+class Welcome(Vertical):
+    """A few lines, in the middle."""
+
+    DEFAULT_CSS = """
+    Welcome {
+        height: 100%; align: center middle;
+        & Static { width: auto; }
+        & .name { text-style: bold; color: $primary; }
+        & .lines { margin: 1 0 0 0; color: $foreground 80%; }
+    }
+    """
+
+    def compose(self) -> ComposeResult:
+        yield Static(Content("◆ SafeSteer Edge"), classes="name")
+        yield Static(classes="lines")
+
+    def show_keys(self, labels: Mapping[str, str]) -> None:
+        """Say what to do, and by which keys. labels: of the commands' keys."""
+        head, *rest = _LINES
+        lines = [Content(f"{head[0]} {head[1]}"), Content("")]
+        width = max(7, *(len(labels[name]) for name, _ in rest))
+        lines += [
+            Content.styled(f"{labels[name]:>{width}}", "bold") + Content(f"  {text}")
+            for name, text in rest
+        ]
+        self.query_one(".lines", Static).update(Content("\n").join(lines))
+
+
+# -- the guard's view of one answer: scores, tokens by heat, interventions, vector -----------------
+
+_MAX_HEAT_STEPS = 600
+_MAX_INTERVENTIONS = 50
+_MAX_CANDIDATES = 6
+_SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉"
+
+
+class Inspector(VerticalScroll):
+    """A panel beside the transcript, or over it where the terminal is narrow."""
+
+    DEFAULT_CSS = """
+    Inspector {
+        display: none; width: 46; border-left: solid $border; padding: 1 1 0 1;
+        background: $background; scrollbar-size-vertical: 1; scrollbar-color: $panel;
+        & Static { height: auto; margin: 0 0 1 0; }
+        & .heading { color: $primary; text-style: bold; margin: 0; }
+        &.-shown { display: block; }
+    }
+    """
+
+    def compose(self) -> ComposeResult:
+        for name, heading in (
+            ("verdict", "What the guard did"),
+            ("scores", "Harmful score per token"),
+            ("steered", "Steered words"),
+            ("heat", "Tokens by score"),
+        ):
+            yield Static(Content(heading), classes="heading", id=f"{name}-heading")
+            yield Static(id=name)
+
+    @property
+    def is_shown(self) -> bool:
+        return self.has_class("-shown")
+
+    def show_turn(self, turn: ShownTurn | None) -> None:
+        if turn is None:
+            self._update("verdict", Content("ask something first"))
+            for name in ("scores", "steered", "heat"):
+                self._update(name, Content(""))
+        else:
+            self.show_live(turn)
+            self._update("heat", heat(turn.steps, turn.policy))
+
+    def show_live(self, turn: ShownTurn) -> None:
+        """Keep up with a turn that streams; cheap while the panel is hidden."""
+        if self.is_shown:
+            self._update("verdict", verdict(turn))
+            self._update("scores", scores(turn, max(8, (self.size.width or 44) - 4)))
+            self._update("steered", interventions(turn))
+
+    def _update(self, name: str, text: Content) -> None:
+        part = self.query_one(f"#{name}", Static)
+        part.update(text)
+        part.display = self.query_one(f"#{name}-heading").display = bool(text.plain)
+
+
+def scores(turn: ShownTurn, width: int) -> Content:
+    """The harmful scores of an answer as a line, and what they are measured against."""
+    if not turn.scores:
+        return Content("")
+    mean = sum(turn.scores) / len(turn.scores)
+    lines = [f"mean {mean:.2f}   highest {max(turn.scores):.2f}"]
+    if turn.policy is not None:
+        policy = turn.policy
+        lines.append(f"steers above {policy.threshold:.2f}, hard {policy.hard_threshold:.2f}")
+        lines.append(f"strength {policy.strength:.0f}")
+    if turn.prefill is not None and turn.prefill.prompt_score is not None:
+        lines.append(f"the prompt itself {turn.prefill.prompt_score:.2f}")
+    line = Content.styled(sparkline(turn.scores, width), "$primary")
+    return line + Content("\n" + "\n".join(lines))
+
+
+def verdict(turn: ShownTurn) -> Content:
+    mode = turn.guard
+    lines = [f"{mode}: {MODE_MEANINGS[mode]}"]
+    if turn.is_uncalibrated:
+        lines.append(f"{UNCALIBRATED}: {UNCALIBRATED_MEANING}")
+    if mode != "off":
+        steps = len(turn.steps)
+        lines.append(f"steps    {steps}, {turn.n_interventions} steered")
+        if turn.risk is not None:
+            limit = f", limit {turn.policy.risk_limit:.2f}" if turn.policy is not None else ""
+            lines.append(f"risk     {turn.risk:.2f} at the end{limit}")
+        if turn.prefill is not None:
+            state = "on: there are pictures or sounds" if turn.prefill.vector_active else "off"
+            lines.append(f"vector   {state}")
+    if turn.refusal is not None:
+        lines.append(f"refused  at step {turn.refusal.step}: {turn.refusal.detail}")
+    if not turn.steps and turn.is_over:
+        lines.append("steps are not kept with saved chats; regenerate to see them")
+    return Content(strip_control_characters("\n".join(lines)))
+
+
+def interventions(turn: ShownTurn) -> Content:
+    """The steps at which the guard chose another word: what for what, and the scores."""
+    parts = [_intervention(step) for step in turn.interventions[:_MAX_INTERVENTIONS]]
+    n_left = len(turn.interventions) - len(parts)
+    if n_left:
+        parts.append(Content(f"and {n_left} more; /trace writes all of them"))
+    return Content("\n").join(parts)
+
+
+def _intervention(step: Step) -> Content:
+    proposed = proposed_by_sampler(step)
+    before = f"{_quoted(proposed.text)} {proposed.score:.2f}" if proposed else "the proposal"
+    score = f" {step.score:.2f}" if step.score is not None else ""
+    lines = [
+        Content(f"◆ step {step.step}: ")
+        + Content(before)
+        + Content(" → ")
+        + Content.styled(f"{_quoted(step.text)}{score}", "bold $text-warning")
+    ]
+    others = sorted(step.candidates, key=lambda c: -c.logprob)[:_MAX_CANDIDATES]
+    lines += [_candidate(candidate, step) for candidate in others]
+    return Content("\n").join(lines)
+
+
+def _candidate(candidate: Candidate, step: Step) -> Content:
+    sign = " "
+    if candidate.token_id == step.token_id:
+        sign = "✓"
+    elif candidate.token_id == step.proposed_token_id:
+        sign = "×"
+    bar = "▮" * round(candidate.score * 8)
+    return Content(f"   {sign} {_quoted(candidate.text):<14.14} {candidate.score:.2f} {bar}")
+
+
+def heat(steps: list[Step], policy: GuardPolicy | None) -> Content:
+    """The answer's tokens: a digit after each that scores is its tenths; colour says the same."""
+    threshold = policy.threshold if policy else 0.5
+    parts: list[Content] = []
+    for step in steps[:_MAX_HEAT_STEPS]:
+        text = strip_control_characters(step.text)
+        if step.score is None or not text:
+            parts.append(Content(text))
+            continue
+        tenths = min(9, int(step.score * 10))
+        style = ""
+        if step.score > threshold:
+            style = "bold $text-error"
+        elif step.score > threshold / 2:
+            style = "$text-warning"
+        sign = "◆" if not step.accepted else ""
+        mark = _SUBSCRIPTS[tenths] if tenths else ""
+        parts.append(Content.styled(f"{text}{mark}{sign}", style))
+    return Content("").join(parts)
+
+
+def _quoted(text: str) -> str:
+    return f"‘{strip_control_characters(text).strip() or '␣'}’"
