@@ -36,7 +36,34 @@ class ContextSettings:
     kv_type: int = 1
 
 
-class NativeContext:
+class ContextView:
+    """What can be read of a llama.cpp context, whoever owns it: it must outlive the view."""
+
+    def __init__(self, handle: Any, *, n_embd: int, n_vocab: int) -> None:
+        self._context_handle: Any = handle
+        self.n_embd = n_embd
+        self._logits_row: Any = ctypes.c_float * n_vocab
+
+    @property
+    def handle(self) -> Any:
+        """The native handle, for this package alone. Raises EngineError after `close()`."""
+        if self._context_handle is None:
+            raise EngineError("the context is closed; open a new session")
+        return self._context_handle
+
+    def logits(self, row: int) -> NDArray[np.float32]:
+        """Logits of batch row `row` of the last decode: float32 (n_vocab,). −1: the last one's.
+
+        A view into native memory, valid until the next decode: copy it to keep it.
+        """
+        pointer = lib.llama_get_logits_ith(self.handle, row)
+        if not pointer:
+            raise EngineError(f"llama.cpp has no logits for row {row} of the last batch")
+        address = ctypes.cast(pointer, ctypes.c_void_p).value
+        return np.frombuffer(self._logits_row.from_address(address), dtype=np.float32)
+
+
+class NativeContext(ContextView):
     """Decoding state of one conversation: a unified KV cache with `n_candidates` side sequences."""
 
     def __init__(
@@ -71,12 +98,12 @@ class NativeContext:
         self._eval_callback = eval_callback
         context_handle = lib.llama_init_from_model(model.handle, params)
         if not context_handle:
-            reason = native_error_cause() or "no reason given"
             raise EngineError(
-                f"cannot make a context of {settings.n_ctx} tokens ({reason}); try a smaller --ctx"
+                f"cannot make a context of {settings.n_ctx} tokens ({native_error_cause()}); try a "
+                "smaller --ctx"
             )
-        self._context_handle: Any = context_handle
         self._finalizer = weakref.finalize(self, lib.llama_free, context_handle)
+        super().__init__(context_handle, n_embd=model.n_embd, n_vocab=model.n_vocab)
         self._memory_handle: Any = lib.llama_get_memory(context_handle)
         self.model = model
         self.n_ctx: int = lib.llama_n_ctx(context_handle)
@@ -86,14 +113,6 @@ class NativeContext:
         self.n_candidates = settings.n_candidates
         self.checkpoint_sequence = settings.n_candidates + 1  # with a recurrent state alone
         self._is_steered = False
-        self._logits_row: Any = ctypes.c_float * model.n_vocab
-
-    @property
-    def handle(self) -> Any:
-        """The native handle, for this package alone. Raises EngineError after `close()`."""
-        if self._context_handle is None:
-            raise EngineError("the context is closed; open a new session")
-        return self._context_handle
 
     def close(self) -> None:
         """Free the batch and the native context. Idempotent."""
@@ -123,19 +142,9 @@ class NativeContext:
                 f"the context of {self.n_ctx} tokens is full; raise --ctx or start a new chat"
             )
         if status != 0:
-            reason = native_error_cause() or "no reason given"
-            raise EngineError(f"llama.cpp failed to decode (status {status}: {reason})")
-
-    def logits(self, row: int) -> NDArray[np.float32]:
-        """Logits of batch row `row` of the last decode: float32 (n_vocab,).
-
-        A view into native memory, valid until the next decode: copy it to keep it.
-        """
-        pointer = lib.llama_get_logits_ith(self.handle, row)
-        if not pointer:
-            raise EngineError(f"llama.cpp has no logits for row {row} of the last batch")
-        address = ctypes.cast(pointer, ctypes.c_void_p).value
-        return np.frombuffer(self._logits_row.from_address(address), dtype=np.float32)
+            raise EngineError(
+                f"llama.cpp failed to decode (status {status}: {native_error_cause()})"
+            )
 
     # -- sequences ------------------------------------------------------------------------------
 
@@ -154,10 +163,6 @@ class NativeContext:
         """Forget every sequence."""
         lib.llama_memory_clear(self._live_memory(), True)
 
-    def last_position(self, sequence: int) -> int:
-        """The largest position in a sequence, or -1 if it is empty."""
-        return int(lib.llama_memory_seq_pos_max(self._live_memory(), sequence))
-
     # -- control vector -------------------------------------------------------------------------
 
     def set_control_vector(self, directions: NDArray[np.float32] | None) -> None:
@@ -172,7 +177,7 @@ class NativeContext:
                 lib.llama_set_adapter_cvec(self.handle, None, 0, 0, 0, 0)
                 self._is_steered = False
             return
-        n_layer, n_embd = self.model.n_layer, self.model.n_embd
+        n_layer, n_embd = self.model.n_layer, self.n_embd
         if directions.shape != (n_layer, n_embd) or np.any(directions[0]):
             raise EngineError(
                 f"control vector has shape {directions.shape}, expected ({n_layer}, {n_embd}) "

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import threading
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import llama_cpp
@@ -45,40 +45,26 @@ def _forward_log(level: int, text: bytes, _user_data: object) -> None:
     logger.log(_last_level, "%s", line)
 
 
-class _Backend:
-    """Starts llama.cpp's backend once a process; it lives until the process ends."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._started = False
-
-    def start(self) -> None:
-        with self._lock:
-            if self._started:
-                return
-            # Without a handler, Python would print native warnings on stderr.
-            logger.addHandler(logging.NullHandler())
-            no_user_data = ctypes.c_void_p(0)
-            lib.llama_log_set(_forward_log, no_user_data)
-            mtmd_cpp.mtmd_helper_log_set(_forward_log, no_user_data)  # sets mtmd's as well
-            lib.llama_backend_init()
-            self._started = True
-
-
-_backend = _Backend()
-
-
+@cache
 def start_backend() -> None:
-    """Start llama.cpp and route its logs; cheap after the first call."""
-    _backend.start()
+    """Start llama.cpp and route its logs; once a process, and it lives until that ends.
+
+    Two threads that come first at once both do it, which llama.cpp takes.
+    """
+    # Without a handler, Python would print native warnings on stderr.
+    logger.addHandler(logging.NullHandler())
+    no_user_data = ctypes.c_void_p(0)
+    lib.llama_log_set(_forward_log, no_user_data)
+    mtmd_cpp.mtmd_helper_log_set(_forward_log, no_user_data)  # sets mtmd's as well
+    lib.llama_backend_init()
 
 
-def native_error_cause() -> str:
-    """The first error line since `forget_native_errors`, for an error message; '' for none.
+def native_error_cause(otherwise: str = "no reason given") -> str:
+    """The first error line since `forget_native_errors`, for an error message.
 
     Later lines only pass it on: the last one is "failed to load model", whatever the reason.
     """
-    return _first_error
+    return _first_error or otherwise
 
 
 def forget_native_errors() -> None:
@@ -146,12 +132,12 @@ def gpu_memory() -> tuple[GpuMemory, ...]:
     # ggml_backend_dev_get(size_t); enum ggml_backend_dev_type ggml_backend_dev_type(dev);
     # const char * ggml_backend_dev_description(dev);
     # void ggml_backend_dev_memory(dev, size_t * free, size_t * total);
-    count = _function(native, "ggml_backend_dev_count", ctypes.c_size_t)
-    get = _function(native, "ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
-    kind_of = _function(native, "ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
-    describe = _function(native, "ggml_backend_dev_description", ctypes.c_char_p, ctypes.c_void_p)
+    count = c_function(native, "ggml_backend_dev_count", ctypes.c_size_t)
+    get = c_function(native, "ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    kind_of = c_function(native, "ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
+    describe = c_function(native, "ggml_backend_dev_description", ctypes.c_char_p, ctypes.c_void_p)
     size = ctypes.POINTER(ctypes.c_size_t)
-    read = _function(native, "ggml_backend_dev_memory", None, ctypes.c_void_p, size, size)
+    read = c_function(native, "ggml_backend_dev_memory", None, ctypes.c_void_p, size, size)
     found: list[GpuMemory] = []
     for index in range(count()):
         device = get(index)
@@ -165,7 +151,8 @@ def gpu_memory() -> tuple[GpuMemory, ...]:
     return tuple(found)
 
 
-def _function(native: Any, name: str, result: Any, *arguments: Any) -> Any:
+def c_function(native: Any, name: str, result: Any, *arguments: Any) -> Any:
+    """A function of a loaded library that the bindings leave out, with its prototype."""
     function = getattr(native, name)
     function.restype, function.argtypes = result, list(arguments)
     return function

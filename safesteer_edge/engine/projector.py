@@ -21,49 +21,6 @@ from safesteer_edge.engine.native import forget_native_errors, lib, mtmd_cpp, na
 from safesteer_edge.engine.prompt_items import MediaRun, NativeChunk, PromptItem, TokenRun
 from safesteer_edge.errors import EngineError, MediaError, ModelFileError
 
-# -- encoded media by their content, up to a number of bytes: what a projector need not do again ---
-
-
-class MediaCache:
-    """Prompt items of images and sounds, the least recently used dropped first.
-
-    It belongs to one projector. The key is a hash of the prepared pixels or samples, so that the
-    same file prepared in another way is another entry.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        """max_bytes: of embeddings; the entry used last stays even if it is larger."""
-        self._max_bytes = max_bytes
-        self._items_by_key: OrderedDict[str, tuple[PromptItem, ...]] = OrderedDict()
-
-    def get(self, key: str) -> tuple[PromptItem, ...] | None:
-        """The items of this content, if they are still there."""
-        items = self._items_by_key.get(key)
-        if items is not None:
-            self._items_by_key.move_to_end(key)
-        return items
-
-    def put(self, key: str, items: tuple[PromptItem, ...]) -> None:
-        """Keep the items of this content, and drop what no longer fits."""
-        self._items_by_key[key] = items
-        while len(self._items_by_key) > 1 and self.n_bytes > self._max_bytes:
-            self._items_by_key.popitem(last=False)
-
-    def clear(self) -> None:
-        """Forget everything, and free its native chunks."""
-        self._items_by_key.clear()
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of embeddings in the cache."""
-        return sum(
-            item.embeddings.nbytes
-            for items in self._items_by_key.values()
-            for item in items
-            if isinstance(item, MediaRun)
-        )
-
-
 _CACHE_BYTES = 256 * 1024 * 1024
 _Visited = TypeVar("_Visited")
 
@@ -96,7 +53,8 @@ class Projector:
     ) -> None:
         """Load the projector. Run the pre-check (`formats.model_file`) first.
 
-        cache_bytes: of embeddings that are kept for the next prompt with the same media.
+        cache_bytes: of embeddings that are kept for the next prompt with the same media; what was
+        used last stays even if it is larger.
         Raises ModelFileError if mtmd refuses it.
         """
         forget_native_errors()
@@ -109,10 +67,9 @@ class Projector:
         params.warmup = False  # the first image pays for it, and text-only chats never do
         mtmd_handle = mtmd_cpp.mtmd_init_from_file(str(path).encode(), model.handle, params)
         if not mtmd_handle:
-            reason = native_error_cause() or "no reason given"
             raise ModelFileError(
                 f"cannot load projector {str(path)!r} for {model.path.name!r}: mtmd refuses it "
-                f"({reason}); use the mmproj file that belongs to this model"
+                f"({native_error_cause()}); use the mmproj file that belongs to this model"
             )
         self._mtmd_handle: Any = mtmd_handle
         self._finalizer = weakref.finalize(self, mtmd_cpp.mtmd_free, mtmd_handle)
@@ -121,7 +78,10 @@ class Projector:
         self.audio_sample_rate: int = (
             mtmd_cpp.mtmd_get_audio_sample_rate(mtmd_handle) if self.hears else 0
         )
-        self._cache = MediaCache(cache_bytes)
+        self._cache_bytes = cache_bytes
+        # By a hash of the prepared pixels or samples, so that the same file prepared in another way
+        # is another entry; the least recently used first.
+        self._cache: OrderedDict[str, tuple[PromptItem, ...]] = OrderedDict()
 
     def close(self) -> None:
         """Free cached chunks and the native context. Idempotent."""
@@ -204,19 +164,25 @@ class Projector:
     def _encode(self, make_bitmap: Callable[[], Any], sha256: str) -> EncodedMedia:
         self._live()
         started_s = time.perf_counter()
-        items = self._cache.get(sha256)
-        from_cache = items is not None
-        if items is None:
-            items = tuple(
-                self._with_chunks(
-                    make_bitmap,
-                    lambda index, chunk_handle: self._to_item(chunk_handle, f"{sha256}#{index}"),
-                )
+        from_cache = sha256 in self._cache
+        if not from_cache:
+            items = self._with_chunks(
+                make_bitmap,
+                lambda index, chunk_handle: self._to_item(chunk_handle, f"{sha256}#{index}"),
             )
-            self._cache.put(sha256, items)
+            self._cache[sha256] = tuple(items)
+        self._cache.move_to_end(sha256)
+        while len(self._cache) > 1 and self._n_cached_bytes > self._cache_bytes:
+            self._cache.popitem(last=False)
+        items = self._cache[sha256]
         n_tokens = sum(item.n_tokens for item in items if isinstance(item, MediaRun))
         encode_s = 0.0 if from_cache else time.perf_counter() - started_s
         return EncodedMedia(items, n_tokens, encode_s, from_cache)
+
+    @property
+    def _n_cached_bytes(self) -> int:
+        entries = (item for items in self._cache.values() for item in items)
+        return sum(item.embeddings.nbytes for item in entries if isinstance(item, MediaRun))
 
     def _with_chunks(
         self, make_bitmap: Callable[[], Any], visit: Callable[[int, Any], _Visited]
@@ -232,7 +198,7 @@ class Projector:
             forget_native_errors()
             status = mtmd_cpp.mtmd_tokenize_from_parts(self._live(), chunks_handle, parts, 1, False)
             if status != 0:
-                reason = native_error_cause() or f"status {status}"
+                reason = native_error_cause(f"status {status}")
                 raise MediaError(f"the projector cannot use this file ({reason})")
             n_chunks = mtmd_cpp.mtmd_input_chunks_size(chunks_handle)
             return [

@@ -124,7 +124,7 @@ def words_score(
     scores: list[float | None] = []
     for alone in words_alone(conversation, read):
         items = prompt_items(alone, template=runtime.template, model=runtime.model)
-        state = runtime.engine.state_aside(text_token_ids(items), cancelled=cancelled)
+        state = runtime.engine.side_prompt_state(text_token_ids(items), cancelled=cancelled)
         scores.append(prompt_score(guard, state))
     # not max(), which may drop a NaN
     return float(np.max(np.array(scores, dtype=np.float64))) if scores else None

@@ -238,7 +238,7 @@ def _open_template(settings: SessionSettings, info: ModelInfo, model: NativeMode
         source = builtin_template(wanted.removeprefix(BUILTIN_TEMPLATE_PREFIX))
     elif source is None:
         source = builtin_template(default_builtin_name(model.special_tokens, model_name=info.name))
-    return ChatTemplate.from_source(
+    return ChatTemplate(
         source,
         bos_token=model.token_text(model.bos_token_id),
         eos_token=model.token_text(model.eos_token_id),

@@ -26,37 +26,20 @@ Origin = Literal["template", "content", "answer"]
 
 
 class Vocabulary(Protocol):
-    """What tokenising needs to know of a model's vocabulary."""
+    """What tokenising needs to know of a model's vocabulary.
 
-    @property
-    def special_tokens(self) -> Mapping[str, int]:
-        """Texts and ids of the tokens with the CONTROL or UNKNOWN attribute."""
-        ...
+    special_tokens: texts and ids of the tokens with the CONTROL or UNKNOWN attribute, and of other
+    markers. strips_left, strips_right: those that swallow white space before or after them (LSTRIP,
+    RSTRIP). bos_token_id: begins a text; adds_bos: a prompt begins with it. unknown_token_id: for
+    text that the vocabulary cannot write.
+    """
 
-    @property
-    def strips_left(self) -> frozenset[int]:
-        """Special tokens that swallow white space before them (LSTRIP)."""
-        ...
-
-    @property
-    def strips_right(self) -> frozenset[int]:
-        """Special tokens that swallow white space after them (RSTRIP)."""
-        ...
-
-    @property
-    def bos_token_id(self) -> int | None:
-        """The token that begins a text."""
-        ...
-
-    @property
-    def unknown_token_id(self) -> int | None:
-        """The token for text that the vocabulary cannot write."""
-        ...
-
-    @property
-    def adds_bos(self) -> bool:
-        """Whether a prompt begins with the BOS token."""
-        ...
+    special_tokens: dict[str, int]
+    strips_left: frozenset[int]
+    strips_right: frozenset[int]
+    bos_token_id: int | None
+    unknown_token_id: int | None
+    adds_bos: bool
 
     def tokenize_plain(self, text: str, /) -> list[int]:
         """llama_tokenize with add_special = false and parse_special = false."""
@@ -68,16 +51,12 @@ class TokenSpan:
     """Tokens that follow one another.
 
     origin: "template" if the template wrote all of it, "content" if a person or the model wrote
-        any of it, "answer" for tokens that the model itself produced earlier.
+        any of it (so that no control token may be in it), "answer" for tokens that the model
+        itself produced earlier.
     """
 
     token_ids: tuple[int, ...]
     origin: Origin
-
-    @property
-    def from_content(self) -> bool:
-        """Whether any of it is text that was said, so that no control token may be in it."""
-        return self.origin == "content"
 
 
 @dataclass(slots=True)

@@ -276,57 +276,37 @@ class ChatTemplate:
         self,
         source: str,
         *,
-        special_tokens: Mapping[str, str],
-        name: str,
-        limits: TemplateLimits,
-        variables: Mapping[str, Any],
-    ) -> None:
-        self.name = name
-        self._variables = dict(variables)
-        self.source = source
-        self.sha256 = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
-        self._limits = limits
-        self._load_request = {
-            "source": source,
-            "special_tokens": dict(special_tokens),
-            "max_output": limits.output_chars,
-        }
-        self._lock = threading.Lock()
-        self._process: TemplateProcess | None = None
-        self._features: TemplateFeatures | None = None
-
-    @classmethod
-    def from_source(
-        cls,
-        source: str,
-        *,
         bos_token: str,
         eos_token: str,
         name: str,
         limits: TemplateLimits | None = None,
         variables: Mapping[str, Any] | None = None,
-    ) -> ChatTemplate:
-        """Make a template from its jinja2 source, running nothing yet.
+    ) -> None:
+        """Take a template's jinja2 source, running nothing yet.
 
         bos_token, eos_token: their texts, "" where the vocabulary has none.
         name: what messages call it, e.g. the model's file name.
         variables: of every render, e.g. `enable_thinking`; JSON values.
         Raises TemplateError if the source is longer than the limit.
         """
-        limits = limits or TemplateLimits()
-        if len(source) > limits.source_chars:
+        self.name = name
+        self.source = source
+        self.sha256 = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
+        self._variables = dict(variables or {})
+        self._limits = limits or TemplateLimits()
+        if len(source) > self._limits.source_chars:
             raise TemplateError(
                 f"chat template of {name!r} is {len(source)} characters long, more than the "
-                f"{limits.source_chars} allowed; {TEMPLATE_ADVICE}"
+                f"{self._limits.source_chars} allowed; {TEMPLATE_ADVICE}"
             )
-        special_tokens = {"bos_token": bos_token, "eos_token": eos_token}
-        return cls(
-            source,
-            special_tokens=special_tokens,
-            name=name,
-            limits=limits,
-            variables=variables or {},
-        )
+        self._load_request = {
+            "source": source,
+            "special_tokens": {"bos_token": bos_token, "eos_token": eos_token},
+            "max_output": self._limits.output_chars,
+        }
+        self._lock = threading.Lock()
+        self._process: TemplateProcess | None = None
+        self._features: TemplateFeatures | None = None
 
     def start(self) -> None:
         """Start the child without waiting for it (about 0.1 s), to overlap with other loading."""
@@ -343,7 +323,7 @@ class ChatTemplate:
         """Return the prompt that the template makes of the messages.
 
         messages: as transformers takes them, `{"role": …, "content": …}`.
-        variables: as in `from_source`, for this render, before the others.
+        variables: as of the template, for this render, before the others.
         Raises TemplateError if the template refuses the messages, is broken, or breaks a limit.
         """
         result = self.try_render(messages, add_generation_prompt, variables=variables)

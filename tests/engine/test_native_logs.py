@@ -33,7 +33,7 @@ from safesteer_edge.engine.projector import Projector
 from safesteer_edge.engine.prompt_items import TokenRun
 from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.errors import ModelFileError
-from safesteer_edge.guard.sampling import SamplingSettings
+from safesteer_edge.guard.policy import SamplingSettings
 
 for load in (lambda: NativeModel(damaged_path), lambda: NativeModel(projector_path)):
     try:

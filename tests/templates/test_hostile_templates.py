@@ -18,7 +18,7 @@ _DOUBLING = (
 
 
 def _template(source: str, *, render_s: float = 30.0, **limits: int) -> ChatTemplate:
-    return ChatTemplate.from_source(
+    return ChatTemplate(
         source,
         bos_token="",
         eos_token="",
@@ -119,9 +119,7 @@ def test_many_values_may_not_take_all_memory_either() -> None:
 def test_the_system_limits_the_memory_that_the_checks_do_not_see() -> None:
     nested = _DOUBLING.replace("STEP", "{% set ns.x = [ns.x, ns.x] %}")
     limits = TemplateLimits(render_s=30.0, memory_bytes=100 << 20)
-    template = ChatTemplate.from_source(
-        nested, bos_token="", eos_token="", name="x.gguf", limits=limits
-    )
+    template = ChatTemplate(nested, bos_token="", eos_token="", name="x.gguf", limits=limits)
     with template, pytest.raises(TemplateError, match=r"too much"):
         template.render(_MESSAGES)
 

@@ -19,7 +19,7 @@ _HELLO = [{"role": "user", "content": "hello"}]
 
 
 def _template(source: str, **limits: float) -> ChatTemplate:
-    return ChatTemplate.from_source(
+    return ChatTemplate(
         source,
         bos_token="<s>",
         eos_token="</s>",
@@ -137,8 +137,8 @@ def test_closing_a_template_that_never_started_is_safe() -> None:
 
 _PARENT = """
     import sys
-    from safesteer_edge.chat.template import ChatTemplate
-    template = ChatTemplate.from_source({source!r}, bos_token="", eos_token="", name="x")
+    from safesteer_edge.templates.template import ChatTemplate
+    template = ChatTemplate({source!r}, bos_token="", eos_token="", name="x")
     template.render([])
     print(template._process.process_id, flush=True)
     {after}
