@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import re
-import weakref
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from safesteer_edge.engine.native import (
+    NativeObject,
     forget_native_errors,
     lib,
     must_avoid_extra_buffer_types,
     native_error_cause,
     start_backend,
 )
-from safesteer_edge.errors import EngineError, ModelFileError
+from safesteer_edge.errors import ModelFileError
 
 _PIECE_BUFFER_BYTES = 64
 _NO_TOKEN = -1
@@ -25,7 +24,7 @@ _NO_TOKEN = -1
 _MARKER = re.compile("<[|｜][^ ]+>|<[^ ]+[|｜]>")
 
 
-class NativeModel:
+class NativeModel(NativeObject):
     """One GGUF model in memory. Implements `templates.special_tokens.Vocabulary`.
 
     bos_token_id, eos_token_id, unknown_token_id: None where the vocabulary has none. adds_bos:
@@ -43,6 +42,7 @@ class NativeModel:
         start_backend()
         forget_native_errors()
         self.path = path
+        self._what = f"model {str(path)!r}"
         self.is_offloaded = n_gpu_layers > 0 and bool(lib.llama_supports_gpu_offload())
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
@@ -53,8 +53,7 @@ class NativeModel:
                 f"cannot load {str(path)!r}: llama.cpp refuses it ({native_error_cause()}); "
                 "check that the file is complete and that this version knows its architecture"
             )
-        self._model_handle: Any = model_handle
-        self._finalizer = weakref.finalize(self, lib.llama_model_free, model_handle)
+        self._own(model_handle, lib.llama_model_free)
         self._vocab_handle = lib.llama_model_get_vocab(model_handle)
         if not self._vocab_handle:
             self.close()
@@ -76,29 +75,6 @@ class NativeModel:
         self.adds_bos = bool(lib.llama_vocab_get_add_bos(self._vocab_handle))
         self._read_special_tokens()
 
-    @property
-    def handle(self) -> Any:
-        """The native handle, for this package alone. Raises EngineError after `close()`."""
-        if self._model_handle is None:
-            raise EngineError(f"model {str(self.path)!r} is closed; open a new session")
-        return self._model_handle
-
-    def close(self) -> None:
-        """Free the native model. Idempotent."""
-        self._model_handle = None
-        self._finalizer()
-
-    def __enter__(self) -> NativeModel:
-        return self
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     # -- vocabulary ---------------------------------------------------------------------------
 
     def tokenize_plain(self, text: str) -> list[int]:
@@ -115,7 +91,7 @@ class NativeModel:
         while True:
             buffer = (lib.llama_token * capacity)()
             n_tokens = lib.llama_tokenize(
-                self._live_vocab(), data, len(data), buffer, capacity, False, parse_special
+                self._vocab, data, len(data), buffer, capacity, False, parse_special
             )
             if n_tokens >= 0:
                 return list(buffer[:n_tokens])
@@ -126,7 +102,7 @@ class NativeModel:
 
         special: write control tokens as their text instead of as nothing.
         """
-        self._live_vocab()
+        _ = self.handle  # raises if it is closed
         cached = self._pieces.get((token_id, special))
         if cached is None:
             cached = self._pieces[token_id, special] = self._native_piece(token_id, special=special)
@@ -136,16 +112,14 @@ class NativeModel:
         capacity = _PIECE_BUFFER_BYTES
         while True:
             buffer = ctypes.create_string_buffer(capacity)
-            n_bytes = lib.llama_token_to_piece(
-                self._live_vocab(), token_id, buffer, capacity, 0, special
-            )
+            n_bytes = lib.llama_token_to_piece(self._vocab, token_id, buffer, capacity, 0, special)
             if n_bytes >= 0:
                 return buffer.raw[:n_bytes]
             capacity = -n_bytes
 
     def is_end_of_generation(self, token_id: int) -> bool:
         """True for the tokens that end an answer (EOS, EOT, …)."""
-        vocab = self._live_vocab()
+        vocab = self._vocab
         cached = self._ends.get(token_id)
         if cached is None:
             cached = bool(lib.llama_vocab_is_eog(vocab, token_id))
@@ -156,7 +130,7 @@ class NativeModel:
         """The vocabulary's own text of a token ('' for None)."""
         if token_id is None:
             return ""
-        return lib.llama_vocab_get_text(self._live_vocab(), token_id).decode("utf-8", "replace")
+        return lib.llama_vocab_get_text(self._vocab, token_id).decode("utf-8", "replace")
 
     def _metadata(self, key: str) -> str:
         """A short metadata value as llama.cpp prints it, '' for none."""
@@ -186,9 +160,9 @@ class NativeModel:
                     token_ids.add(token_id)
         self.strips_left, self.strips_right = map(frozenset, strips.values())
 
-    def _live_vocab(self) -> Any:
-        if self._model_handle is None:
-            raise EngineError(f"model {str(self.path)!r} is closed; open a new session")
+    @property
+    def _vocab(self) -> Any:
+        _ = self.handle  # raises if it is closed
         return self._vocab_handle
 
 

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import llama_cpp
 from llama_cpp import llama_cpp as _llama
 from llama_cpp import mtmd_cpp as _mtmd
+
+from safesteer_edge.errors import EngineError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # The bindings' annotations name Python types where ctypes passes pointers and structures, so that
 # correct calls fail a type checker: this package reaches them through these two untyped names.
@@ -102,6 +109,35 @@ def must_avoid_extra_buffer_types() -> bool:
     (github.com/ggml-org/llama.cpp/issues/20824); without extra buffer types it is not taken.
     """
     return native_facts().has_amx
+
+
+class NativeObject:
+    """Owns one native handle, freed by `close()` or with the object. Or use it in a `with`."""
+
+    _what = "the object"  # for messages
+
+    def _own(self, handle: Any, free: Callable[[Any], None]) -> None:
+        """Take a handle over: in the statement after the one that made it."""
+        self._handle: Any = handle
+        self._finalizer = weakref.finalize(self, free, handle)
+
+    @property
+    def handle(self) -> Any:
+        """The native handle, for this package alone. Raises EngineError after `close()`."""
+        if self._handle is None:
+            raise EngineError(f"{self._what} is closed; open a new session")
+        return self._handle
+
+    def close(self) -> None:
+        """Free it. Idempotent."""
+        self._handle = None
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 # -- the GPUs that this build of llama.cpp can use, and how much of their memory is free -----------

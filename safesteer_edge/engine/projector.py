@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import time
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,13 @@ from numpy.typing import NDArray
 
 from safesteer_edge.engine.context import MAIN_SEQUENCE, NativeContext
 from safesteer_edge.engine.model import NativeModel
-from safesteer_edge.engine.native import forget_native_errors, lib, mtmd_cpp, native_error_cause
+from safesteer_edge.engine.native import (
+    NativeObject,
+    forget_native_errors,
+    lib,
+    mtmd_cpp,
+    native_error_cause,
+)
 from safesteer_edge.engine.prompt_items import MediaRun, NativeChunk, PromptItem, TokenRun
 from safesteer_edge.errors import EngineError, MediaError, ModelFileError
 
@@ -39,8 +44,10 @@ class EncodedMedia:
     from_cache: bool
 
 
-class Projector:
+class Projector(NativeObject):
     """Owns the mtmd context. Close it before the model it was made for."""
+
+    _what = "the projector"
 
     def __init__(
         self,
@@ -71,8 +78,7 @@ class Projector:
                 f"cannot load projector {str(path)!r} for {model.path.name!r}: mtmd refuses it "
                 f"({native_error_cause()}); use the mmproj file that belongs to this model"
             )
-        self._mtmd_handle: Any = mtmd_handle
-        self._finalizer = weakref.finalize(self, mtmd_cpp.mtmd_free, mtmd_handle)
+        self._own(mtmd_handle, mtmd_cpp.mtmd_free)
         self.sees = bool(mtmd_cpp.mtmd_support_vision(mtmd_handle))
         self.hears = bool(mtmd_cpp.mtmd_support_audio(mtmd_handle))
         self.audio_sample_rate: int = (
@@ -86,8 +92,7 @@ class Projector:
     def close(self) -> None:
         """Free cached chunks and the native context. Idempotent."""
         self._cache.clear()
-        self._mtmd_handle = None
-        self._finalizer()
+        super().close()
 
     def encode_image(self, rgb: NDArray[np.uint8], *, sha256: str) -> EncodedMedia:
         """Encode one image.
@@ -112,7 +117,7 @@ class Projector:
         sizes: widths and heights of pictures to try. Some projectors decode an image non-causally,
         and llama.cpp ends the process where such an image is cut in two. Nothing is encoded.
         """
-        if not self.sees or not mtmd_cpp.mtmd_decode_use_non_causal(self._live(), None):
+        if not self.sees or not mtmd_cpp.mtmd_decode_use_non_causal(self.handle, None):
             return 0
         counts: list[int] = []
         for width, height in sizes:
@@ -139,7 +144,7 @@ class Projector:
         """Put an encoded chunk into the main sequence at `position`."""
         # Some projectors decode an image non-causally and abort the process in two batches.
         if item.n_tokens > context.n_batch and mtmd_cpp.mtmd_decode_use_non_causal(
-            self._live(), item.chunk.handle
+            self.handle, item.chunk.handle
         ):
             raise MediaError(
                 f"an image of {item.n_tokens} tokens does not fit into one batch of "
@@ -147,7 +152,7 @@ class Projector:
             )
         new_position = lib.llama_pos(position)
         status = mtmd_cpp.mtmd_helper_decode_image_chunk(
-            self._live(),
+            self.handle,
             context.handle,
             item.chunk.handle,
             item.embeddings.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
@@ -162,7 +167,7 @@ class Projector:
             raise EngineError(f"llama.cpp failed to decode a media chunk (status {status})")
 
     def _encode(self, make_bitmap: Callable[[], Any], sha256: str) -> EncodedMedia:
-        self._live()
+        _ = self.handle  # raises if it is closed
         started_s = time.perf_counter()
         from_cache = sha256 in self._cache
         if not from_cache:
@@ -196,7 +201,7 @@ class Projector:
             part = mtmd_cpp.mtmd_input_part(text=None, bitmap=bitmap_handle)
             parts = (ctypes.POINTER(mtmd_cpp.mtmd_input_part) * 1)(ctypes.pointer(part))
             forget_native_errors()
-            status = mtmd_cpp.mtmd_tokenize_from_parts(self._live(), chunks_handle, parts, 1, False)
+            status = mtmd_cpp.mtmd_tokenize_from_parts(self.handle, chunks_handle, parts, 1, False)
             if status != 0:
                 reason = native_error_cause(f"status {status}")
                 raise MediaError(f"the projector cannot use this file ({reason})")
@@ -221,20 +226,15 @@ class Projector:
                     f"{self._model.path.name!r} lacks; use the mmproj file that belongs to it"
                 )
             return TokenRun(token_ids)
-        if mtmd_cpp.mtmd_encode_chunk(self._live(), chunk_handle) != 0:
+        if mtmd_cpp.mtmd_encode_chunk(self.handle, chunk_handle) != 0:
             raise EngineError(f"the projector failed to encode ({native_error_cause()})")
         chunk = NativeChunk(chunk_handle)
         shape = (chunk.n_tokens, lib.llama_model_n_embd_inp(self._model.handle))
-        output = mtmd_cpp.mtmd_get_output_embd(self._live())
+        output = mtmd_cpp.mtmd_get_output_embd(self.handle)
         embeddings = np.ctypeslib.as_array(output, shape=shape).copy()
         if not np.isfinite(embeddings).all():
             raise MediaError("the projector gave non-finite embeddings; its file may be damaged")
         return MediaRun(key, chunk.n_tokens, chunk.n_positions, embeddings, chunk)
-
-    def _live(self) -> Any:
-        if self._mtmd_handle is None:
-            raise EngineError("the projector is closed; open a new session")
-        return self._mtmd_handle
 
 
 def _n_media_tokens(chunk_handle: Any) -> int:

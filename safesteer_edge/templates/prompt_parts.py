@@ -11,7 +11,6 @@ one that does not leaves it, with the same result as if it had seen the text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,17 +98,15 @@ def render_parts(
     conversation: Conversation,
     *,
     add_generation_prompt: bool = True,
-    variables: Mapping[str, Any] | None = None,
 ) -> tuple[PromptPart, ...]:
     """Return the prompt of a conversation, in order; scaffold parts are never empty.
 
     A template without a system role gets the system text in front of the next user message.
-    variables: as in `ChatTemplate.render`.
     Raises TemplateError if the template refuses the conversation, or drops, repeats, changes or
     reorders a text. A system text may stand elsewhere (Mistral's stands in the last user message).
     """
     draft = _draft_messages(template, conversation)
-    rendered = template.render(draft.messages, add_generation_prompt, variables=variables)
+    rendered = template.render(draft.messages, add_generation_prompt)
     texts, numbers = draft.placeholders.split(rendered)
     _check_complete(template, conversation, draft, numbers)
     padding = template.features().answer_padding

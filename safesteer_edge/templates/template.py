@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, cast
 
 from safesteer_edge.errors import TemplateError
@@ -317,16 +316,13 @@ class ChatTemplate:
         self,
         messages: list[dict[str, Any]],
         add_generation_prompt: bool = True,
-        *,
-        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """Return the prompt that the template makes of the messages.
 
         messages: as transformers takes them, `{"role": …, "content": …}`.
-        variables: as of the template, for this render, before the others.
         Raises TemplateError if the template refuses the messages, is broken, or breaks a limit.
         """
-        result = self.try_render(messages, add_generation_prompt, variables=variables)
+        result = self.try_render(messages, add_generation_prompt)
         if isinstance(result, Refusal):
             raise TemplateError(
                 f"chat template of {self.name!r} refuses this conversation: {result.message!r}; "
@@ -338,14 +334,12 @@ class ChatTemplate:
         self,
         messages: list[dict[str, Any]],
         add_generation_prompt: bool = True,
-        *,
-        variables: Mapping[str, Any] | None = None,
     ) -> str | Refusal:
         """Do as `render`, and return a refusal of the template as a value."""
         request = {
             "messages": messages,
             "add_generation_prompt": add_generation_prompt,
-            "variables": {**self._variables, **(variables or {})},
+            "variables": self._variables,
         }
         with self._lock:
             return self._running_process().request(request)
@@ -386,12 +380,7 @@ class ChatTemplate:
     def __enter__(self) -> ChatTemplate:
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _running_process(self) -> TemplateProcess:

@@ -68,8 +68,10 @@ def test_the_date_is_todays() -> None:
 
 
 def test_variables_reach_the_template() -> None:
-    with _template("{{ enable_thinking }}") as template:
-        assert template.render(_HELLO, variables={"enable_thinking": False}) == "False"
+    source = "{{ enable_thinking }}"
+    variables = {"enable_thinking": False}
+    with ChatTemplate(source, bos_token="", eos_token="", name="x", variables=variables) as made:
+        assert made.render(_HELLO) == "False"
 
 
 def test_a_refusal_is_an_error_with_the_templates_words() -> None:
