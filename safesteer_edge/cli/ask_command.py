@@ -27,6 +27,7 @@ from safesteer_edge.session.protocol import interrupt_cancels
 
 if TYPE_CHECKING:
     from safesteer_edge.guard.events import Event, MediaPrepared, Step, TurnEnded
+    from safesteer_edge.session.choice import ModelFiles
     from safesteer_edge.session.isolated_session import IsolatedSession
     from safesteer_edge.session.protocol import ChatSession
     from safesteer_edge.session.session import Session
@@ -84,10 +85,10 @@ def run(options: argparse.Namespace) -> int:
     settings = session_settings(options)
     images, sounds, documents = sorted_by_kind(options.file)
     images, sounds = (*options.image, *images), (*options.audio, *sounds)
-    require_projector(settings, images=bool(images), sounds=bool(sounds))
+    files = require_projector(settings, images=bool(images), sounds=bool(sounds))
     with ExitStack() as undo:
         trace = undo.enter_context(_open_trace(options.trace)) if options.trace else None
-        session = undo.enter_context(_open(settings, is_isolated=options.isolate))
+        session = undo.enter_context(_open(settings, files, is_isolated=options.isolate))
         events = session.ask(
             prompt,
             images=images,
@@ -115,16 +116,18 @@ def run(options: argparse.Namespace) -> int:
     return OK
 
 
-def _open(settings: SessionSettings, *, is_isolated: bool) -> Session | IsolatedSession:
+def _open(
+    settings: SessionSettings, files: ModelFiles | None, *, is_isolated: bool
+) -> Session | IsolatedSession:
     """Open a session here or in a process of its own."""
     if is_isolated:
         from safesteer_edge.session.isolated_session import open_isolated_session
 
-        return open_isolated_session(settings)
+        return open_isolated_session(settings)  # whose process reads the files itself
     # Deferred: it imports llama.cpp and ONNX Runtime, and what is missing is named before.
     from safesteer_edge.session.session import open_session
 
-    return open_session(settings)
+    return open_session(settings, files=files)
 
 
 def _until_prefill(events: Iterator[Event]) -> tuple[list[MediaPrepared], Event]:

@@ -54,12 +54,12 @@ def measure_pictures(
     from safesteer_edge.session.session import open_session
 
     sets = _read_sets(options)
-    projector_info = require_projector(settings, images=True, sounds=False)
-    assert projector_info is not None  # or it had raised
+    files = require_projector(settings, images=True, sounds=False)
+    assert files is not None and files.projector is not None  # or it had raised
     tasks = [task for each in sets.values() for task in each]
     # The reader first: what memory it takes cannot be told beside a model.
-    readers = _measure_reader(settings, ImageFit(projector_info.square_side), sets, progress)
-    with open_session(settings) as session:
+    readers = _measure_reader(settings, ImageFit(files.projector.square_side), sets, progress)
+    with open_session(settings, files=files) as session:
         answers = ask_about_pictures(session, tasks, progress=progress(len(tasks), "pictures"))
         name_of_model = session.info.model_name
     if options.answers is not None:

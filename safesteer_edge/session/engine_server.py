@@ -31,7 +31,7 @@ GATHER_S: Final = 0.05
 
 
 class EngineServer:
-    """Serves one parent; see `messages` for the protocol."""
+    """Serves one parent; see `engine_process` for what crosses the pipe."""
 
     def __init__(self, requests: IO[bytes], replies_fd: int) -> None:
         self._requests = requests
@@ -58,7 +58,7 @@ class EngineServer:
                 self._do(request)
             except Exception as error:  # the edge of the process: the parent raises it
                 traceback.print_exc(file=sys.stderr)
-                self._say({"error": error_to_json(error)})
+                self._write(encode({"error": error_to_json(error)}))
             self._is_busy.clear()
         if self._session is not None:
             self._session.close()
@@ -94,8 +94,6 @@ class EngineServer:
             if request["verbose"]:
                 logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
             self._session = open_session(from_json(SessionSettings, request["settings"]))
-            self._say({"ready": to_json(self._session.info)})
-            return
         session = self._session
         if session is None:
             raise EngineError("the engine process has no session; report this")
@@ -103,31 +101,24 @@ class EngineServer:
             question = from_json(ChatMessage, request["question"])
             self._tell(
                 int(request["turn"]),
-                session.ask(
-                    question.text,
-                    images=question.images,
-                    sounds=question.sounds,
-                    documents=question.documents,
-                    system=request["system"],
-                    answer_prefix=request["answer_prefix"],
+                session.ask_message(
+                    question, system=request["system"], answer_prefix=request["answer_prefix"]
                 ),
             )
         elif do == "continue":
             self._tell(int(request["turn"]), session.continue_answer())
         elif do == "check_fits":
             session.check_fits(request["text"], system=request["system"])
-            self._say({"done": 0})
         elif do == "restore":
             session.restore([from_json(ChatMessage, item) for item in request["messages"]])
-            self._say({"done": 0})
         elif do == "reset":
             session.reset()
-            self._say({"done": 0})
         elif do == "change":
             session.change(from_json(TurnSettings, request["settings"]))
-            self._say({"ready": to_json(session.info)})
-        else:
+        elif do != "open":
             raise EngineError(f"the engine process knows no request {do!r}; report this")
+        if do not in ("ask", "continue"):  # these end with the turn
+            self._write(encode({"ready": to_json(session.info)}))
 
     # -- replies ----------------------------------------------------------------------------------
 
@@ -162,9 +153,6 @@ class EngineServer:
             if held:
                 self._write(held)
         self._write(encode({"done": turn}))
-
-    def _say(self, message: dict[str, Any]) -> None:
-        self._write(encode(message))
 
     def _write(self, data: bytes) -> None:
         with self._write_lock:

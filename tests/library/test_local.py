@@ -14,7 +14,8 @@ from safesteer_edge.library.catalogue import find_model, installed_path
 from safesteer_edge.library.index import library_folder, read_index
 from safesteer_edge.library.install import add_model, installed_record, remove_model, verify_model
 from safesteer_edge.library.stored_file import looks_unchanged
-from safesteer_edge.session.choice import choose_model
+from safesteer_edge.session.choice import choose_model, read_model_files
+from safesteer_edge.session.settings import SessionSettings
 from tests.library.conftest import Pull
 from tests.library.hub_server import Hub
 from tests.tiny_models import write_tiny_llama
@@ -106,7 +107,7 @@ def test_a_file_that_has_changed_is_not_used(mine: Path, same_size: bool):
     touch_later(mine)
     for chosen in ("mine", str(mine)):
         with pytest.raises(ModelFileError, match="has changed since its hash was recorded") as e:
-            choose_model(chosen)
+            read_model_files(SessionSettings(model=chosen))
         assert "models remove mine --yes" in str(e.value)
 
 
@@ -128,7 +129,7 @@ def test_a_pulled_file_that_has_changed_is_got_again(stocked: Hub, pulled: Pull)
     content = record.model.path.read_bytes()
     record.model.path.write_bytes(content[:-5])
     with pytest.raises(ModelFileError, match="get it again: safesteer-edge models pull hf:"):
-        choose_model(record.name)
+        read_model_files(SessionSettings(model=record.name))
     assert pulled(with_projector=False).model.path.read_bytes() == content
 
 
@@ -136,7 +137,7 @@ def test_a_changed_or_missing_projector_is_found_as_well(mine: Path, my_projecto
     add_model("mine", mine, my_projector)
     my_projector.unlink()
     with pytest.raises(ModelFileError, match="cannot read"):
-        choose_model("mine")
+        read_model_files(SessionSettings(model="mine"))
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema_version": 9, "models": []}', "\xff"])

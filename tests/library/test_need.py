@@ -121,8 +121,8 @@ def test_weights_are_those_of_the_file(tiny_llama_path: Path, tiny_projector_pat
 
 RESIDENT = """
 import re, sys
-from safesteer_edge.session import open_session
-from safesteer_edge.settings import SessionSettings
+from safesteer_edge.session.session import open_session
+from safesteer_edge.session.settings import SessionSettings
 guard, kv_type, n_ctx = sys.argv[1], sys.argv[2], int(sys.argv[3])
 settings = SessionSettings(guard=guard, kv_type=kv_type, n_ctx=n_ctx, n_threads=1, max_tokens=4)
 with open_session(settings) as session:

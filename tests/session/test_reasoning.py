@@ -12,7 +12,6 @@ import pytest
 
 from safesteer_edge.errors import TemplateError
 from safesteer_edge.guard.events import Event, Refused, Step, TextDelta, TurnEnded
-from safesteer_edge.session.history import SessionHistory
 from safesteer_edge.session.protocol import ChatMessage
 from safesteer_edge.session.session import Session, open_session
 from safesteer_edge.session.turn import TurnPlan
@@ -126,7 +125,7 @@ def test_channels_are_control_tokens_and_never_shown(tmp_path: Path) -> None:
         given = model.tokenize_trusted(f"{opened}<|start|>assistant<|channel|>final<|message|>Well")
         asked = session._with_question(ChatMessage("user", "Why?"), None)
         items, _ = session._to_items(asked.conversation)
-        plan = TurnPlan(SessionHistory(), asked, items, {}, time.perf_counter(), tuple(given))
+        plan = TurnPlan(asked, items, {}, time.perf_counter(), given=tuple(given))
         events = list(session._run(plan))
         turn = ended(events)
         assert turn.reasoning == told(events, "reasoning") == "let me see"
