@@ -183,14 +183,27 @@ _NAMES = {
     "bundle.bundle": "GuardBundle",
     "chats.chat_store": "ChatStore",
     "chats.recorded_chat": "RecordedChat",
-    "errors": "BundleChangedError BundleError CacheError ChatFileError ChatStoreError DownloadError EngineDiedError EngineError GuardError HubError InputError MediaError ModelFileError ProbeFileError ProbeShapeError PromptTooLongError RequestDataError SafeSteerError SettingsError TemplateError VectorFileError",
-    "guard.events": "AnswerPart Candidate Event FinishReason GuardSummary MediaPrepared PrefillDone Refused Step TextDelta Timings TurnEnded Usage event_from_json event_to_json",
+    "errors": (
+        "BundleChangedError BundleError CacheError ChatFileError "
+        "ChatStoreError DownloadError EngineDiedError EngineError "
+        "GuardError HubError InputError MediaError ModelFileError "
+        "ProbeFileError ProbeShapeError PromptTooLongError "
+        "RequestDataError SafeSteerError SettingsError TemplateError "
+        "VectorFileError"
+    ),
+    "guard.events": (
+        "AnswerPart Candidate Event FinishReason GuardSummary "
+        "MediaPrepared PrefillDone Refused Step TextDelta Timings "
+        "TurnEnded Usage event_from_json event_to_json"
+    ),
     "guard.policy": "GuardMode GuardPolicy RerankName SamplingSettings",
     "guard.risk": "RefusalReason",
     "session.async_session": "AsyncSession open_async_session",
     "session.choice": "ModelChoice choose_model",
     "session.isolated_session": "IsolatedSession open_isolated_session",
-    "session.protocol": "Answer AskOptions ChatMessage ChatSession Document SessionInfo TurnSettings",
+    "session.protocol": (
+        "Answer AskOptions ChatMessage ChatSession Document SessionInfo TurnSettings"
+    ),
     "session.session": "Session open_session",
     "session.settings": "SessionSettings",
     "session.token_guard": "TokenGuard",
@@ -288,7 +301,7 @@ def convert_vector(
     from safesteer_edge.converters import vector_conversion, vector_export
     from safesteer_edge.formats.model_file import check_language_model
 
-    files = [sources] if isinstance(sources, StrPath) else sources
+    files = [sources] if isinstance(sources, str | os.PathLike) else sources
     request = vector_conversion.VectorRequest(
         sources=tuple(map(Path, files)),
         layer_base=layer_base,

@@ -10,7 +10,7 @@ import difflib
 import os
 import signal
 import tempfile
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -202,14 +202,17 @@ class ChatSession(Protocol):
     @property
     def info(self) -> SessionInfo:
         """What runs, as the settings of the next turn have it."""
+        ...
 
     @property
     def turn_settings(self) -> TurnSettings:
         """The settings of the next turn."""
+        ...
 
     @property
     def messages(self) -> tuple[ChatMessage, ...]:
         """The conversation so far."""
+        ...
 
     def ask(
         self,
@@ -229,6 +232,7 @@ class ChatSession(Protocol):
         cannot be asked, MediaError, PromptTooLongError, EngineError, GuardError; at any event
         EngineDiedError, with the answer so far in `messages`.
         """
+        ...
 
     def check_fits(self, text: str, *, system: str | None = None) -> None:
         """Count the tokens of a question, its media left out; nothing is asked.
@@ -245,6 +249,7 @@ class ChatSession(Protocol):
         the guard may refuse to go on.
         Raises as `ask`; InputError if there is no answer to go on with, or it was refused.
         """
+        ...
 
     def restore(self, messages: Sequence[ChatMessage]) -> None:
         """Bring the session to this conversation, for resuming, editing, forking, regenerating.
@@ -394,7 +399,7 @@ class OpenedSession(ChatSession):
 
     def _picture_file(self, image: Picture) -> Path:
         if isinstance(image, str | os.PathLike):
-            return Path(image)
+            return Path(cast("str", image))
         if not isinstance(image, bytes) and not hasattr(image, "save"):
             raise MediaError(
                 f"cannot take an image of type {type(image).__name__!r}; give a path, the bytes of "
@@ -430,9 +435,10 @@ def make_settings(
     model: str | os.PathLike[str] | SessionSettings | None, keywords: Mapping[str, Any]
 ) -> SessionSettings:
     """Settings from what `open_session` takes. Raises SettingsError for an unknown or a bad one."""
-    settings = model if isinstance(model, SessionSettings) else SessionSettings()
-    if model is not None and model is not settings:
-        settings = replace(settings, model=os.fspath(model))
+    if isinstance(model, SessionSettings):
+        settings = model
+    else:
+        settings = SessionSettings(model=None if model is None else os.fspath(model))
     own = [each.name for each in fields(SessionSettings) if each.name != "model"]
     sampling = [each.name for each in fields(SamplingSettings)]
     for name in keywords:
@@ -452,7 +458,7 @@ def make_settings(
 
 
 @contextmanager
-def interrupt_cancels(session: ChatSession) -> Iterator[None]:
+def interrupt_cancels(session: ChatSession) -> Generator[None]:
     """Ctrl-C stops the answer between two tokens; a second one interrupts at once."""
 
     def on_interrupt(_signal: int, _frame: object) -> None:

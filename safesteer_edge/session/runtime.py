@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,7 +206,7 @@ def _open_bundle(
 
 
 @contextmanager
-def _naming(folder: Path, kv_type: KvType = "f16") -> Iterator[None]:
+def _naming(folder: Path, kv_type: KvType = "f16") -> Generator[None]:
     """Let an error say which bundle it is about, where it does not name a file of it.
 
     kv_type: of the cache that the states were computed with; a coarse one can spoil them.

@@ -16,13 +16,13 @@ from typing import Any
 
 from safesteer_edge.engine.prompt_items import PromptItem, text_token_ids
 from safesteer_edge.errors import InputError, MediaError
-from safesteer_edge.guard.events import Event, TurnEnded
+from safesteer_edge.guard.events import Event, MediaPrepared, TurnEnded
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.transcript import AnswerSoFar
 from safesteer_edge.media.images import DecodedImage
 from safesteer_edge.session.choice import ModelFiles
 from safesteer_edge.session.history import SessionHistory, restored_history
-from safesteer_edge.session.prompt import Media, PreparedMedia, prompt_items
+from safesteer_edge.session.prompt import Media, prompt_items
 from safesteer_edge.session.protocol import (
     ChatMessage,
     OpenedSession,
@@ -138,10 +138,9 @@ class Session(OpenedSession):
         asked = self._with_question(question, system)
         given = self._answer_tokens(answer_prefix) if answer_prefix else ()
         items, prepared = self._to_items(asked.conversation)
-        yield from prepared.last(len(asked.conversation.messages[-1].media))
-        yield from self._run(
-            TurnPlan(asked, items, self._media, started_s, prepared.n_encoded, given)
-        )
+        n_before = len(prepared) - len(asked.conversation.messages[-1].media)
+        yield from prepared[n_before:]  # those of the question, which ends the prompt
+        yield from self._run(TurnPlan(asked, items, prepared, self._media, started_s, given))
 
     def _continue(self) -> Generator[Event, None, None]:
         started_s = time.perf_counter()
@@ -150,7 +149,7 @@ class Session(OpenedSession):
         asked = self._history.without_last()
         items, prepared = self._to_items(asked.conversation)
         yield from self._run(
-            TurnPlan(asked, items, self._media, started_s, prepared.n_encoded, so_far=so_far)
+            TurnPlan(asked, items, prepared, self._media, started_s, so_far=so_far)
         )
 
     def _items_of(self, text: str, system: str | None) -> list[PromptItem]:
@@ -228,33 +227,34 @@ class Session(OpenedSession):
 
     def _add_image(self, path: Path) -> MediaContent:
         if not self._sees:
-            raise MediaError(
-                f"model {self._runtime.choice.name!r} does not see images as it is loaded; pass "
-                "its projector with --mmproj, or choose a model that sees"
-            )
+            raise self._lacks("see images", "sees")
         return self._keep_image(self._runtime.media_decoder.load_image(path))
 
     def _add_sound(self, path: Path) -> MediaContent:
-        if self._runtime.projector is None or not self._runtime.projector.hears:
-            raise MediaError(
-                f"model {self._runtime.choice.name!r} does not hear as it is loaded; pass its "
-                "projector with --mmproj, or choose a model that hears"
-            )
+        projector = self._runtime.projector
+        if projector is None or not projector.hears:
+            raise self._lacks("hear", "hears")
         sound = self._runtime.media_decoder.load_sound(
-            path, sample_rate=self._runtime.projector.audio_sample_rate
+            path, sample_rate=projector.audio_sample_rate
         )
         self._media[sound.sha256] = sound
         return MediaContent("audio", sound.sha256)
 
-    def _to_items(self, conversation: Conversation) -> tuple[list[PromptItem], PreparedMedia]:
-        runtime, prepared = self._runtime, PreparedMedia()
+    def _lacks(self, what: str, does: str) -> MediaError:
+        return MediaError(
+            f"model {self._runtime.choice.name!r} does not {what} as it is loaded; pass its "
+            f"projector with --mmproj, or choose a model that {does}"
+        )
+
+    def _to_items(self, conversation: Conversation) -> tuple[list[PromptItem], list[MediaPrepared]]:
+        runtime, prepared = self._runtime, list[MediaPrepared]()
         items = prompt_items(
             conversation,
             template=runtime.template,
             model=runtime.model,
             projector=runtime.projector,
             media=self._media,
-            on_encoded=prepared.add,
+            prepared=prepared,
         )
         return items, prepared
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from safesteer_edge.bundle.bundle import GuardBundle, check_engine_canaries
-from safesteer_edge.engine.guest_llama import GuestLlama
+from safesteer_edge.engine.reference import GuestLlama
 from safesteer_edge.errors import EngineError, GuardError
 from safesteer_edge.guard.policy import RerankName, SamplingSettings
 from safesteer_edge.guard.reranking import RERANKERS, Tilt

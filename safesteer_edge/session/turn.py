@@ -19,6 +19,7 @@ from safesteer_edge.guard.decoding import GuardedAnswer
 from safesteer_edge.guard.events import (
     Event,
     GuardSummary,
+    MediaPrepared,
     PrefillDone,
     Refused,
     Step,
@@ -107,16 +108,16 @@ def _pictures(message: Message) -> list[MediaContent]:
 class TurnPlan:
     """What one turn is about.
 
-    asked: the history with the question. media: of the conversation, by SHA-256.
-    given: tokens that the answer begins with. so_far: an answer to go on with. n_media_encoded: for
-    these items, and not taken from the cache.
+    asked: the history with the question. items: its prompt; prepared: what became of the media in
+    it. media: of the conversation, by SHA-256.
+    given: tokens that the answer begins with. so_far: an answer to go on with.
     """
 
     asked: SessionHistory
     items: list[PromptItem]
+    prepared: Sequence[MediaPrepared]
     media: Mapping[str, Media]
     started_s: float
-    n_media_encoded: int = 0
     given: tuple[int, ...] = ()
     so_far: AnswerSoFar | None = None
 
@@ -174,7 +175,7 @@ class SessionTurn:
                 vector_active=self._vector is not None,
                 # One that is no score is not told: the answer is refused for it.
                 prompt_score=score if score is not None and is_score(score) else None,
-                n_media_encoded=self._plan.n_media_encoded,
+                n_media_encoded=sum(not medium.from_cache for medium in self._plan.prepared),
             )
             yield from self._answer(prefill)
 

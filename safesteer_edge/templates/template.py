@@ -24,8 +24,6 @@ from safesteer_edge.processes.confined_process import ConfinedProcess
 from safesteer_edge.templates.conversation import Role
 from safesteer_edge.templates.reasoning import ReasoningFormat, reasoning_style
 
-# -- the process that renders an untrusted chat template, asked for one text after another ---------
-
 # Ends the message of every template error: what the user can do.
 TEMPLATE_ADVICE = "choose a known-good one with --chat-template builtin:chatml"
 
@@ -46,107 +44,6 @@ class Refusal:
     """The template failed on these messages, and may take others (`raise_exception`, mostly)."""
 
     message: str
-
-
-class TemplateProcess:
-    """One child process that renders one template. Not thread-safe."""
-
-    def __init__(self, load_request: dict[str, Any], *, name: str, limits: TemplateLimits) -> None:
-        """Start the child and hand it the template, without waiting for either.
-
-        name: for messages, e.g. the file that the template is from.
-        """
-        self._name = name
-        self._limits = limits
-        self._is_loaded = False
-        # JSON writes a character as up to two six-byte escapes.
-        max_reply = 12 * limits.output_chars + 4096
-        try:
-            self._child = ConfinedProcess(
-                Path(__file__).with_name("template_worker.py"),
-                {"memory_bytes": limits.memory_bytes, "render_s": limits.render_s},
-                packages=("jinja2", "markupsafe"),
-                read_reply=partial(_read_reply, max_bytes=max_reply),
-            )
-        except (OSError, ModuleNotFoundError) as error:
-            raise TemplateError(
-                f"cannot start the process that renders the chat template: {error}"
-            ) from error
-        self._child.send(_encode(load_request))
-
-    def request(self, request: dict[str, Any]) -> str | Refusal:
-        """Return the rendered text, or the template's refusal.
-
-        Raises TemplateError if the template is broken or breaks a limit; the process may be dead
-        then (`is_alive`). May take start_s + 2 render_s the first time, render_s later.
-        """
-        try:
-            if not self._is_loaded:
-                self._load()
-            self._child.send(_encode(request))
-            reply = self._receive(self._limits.render_s, "render")
-        except BaseException:  # Ctrl-C too: a late reply would pass for the next request's
-            self._child.kill()
-            raise
-        return self._text_of(reply)
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the child can be asked again."""
-        return self._child.is_alive
-
-    @property
-    def process_id(self) -> int:
-        """The child's."""
-        return self._child.process_id
-
-    def close(self) -> None:
-        """Ask the child to end, and kill it if it does not. Safe to call twice."""
-        self._child.close()
-
-    def _load(self) -> None:
-        started = self._receive(self._limits.start_s, "start")
-        self._text_of(started if "kind" in started else {"text": ""})
-        self._text_of(self._receive(self._limits.render_s, "compile"))
-        self._is_loaded = True
-
-    def _receive(self, limit_s: float, doing: str) -> dict[str, Any]:
-        started_s = time.monotonic()
-        try:
-            reply = self._child.receive(limit_s)
-        except TimeoutError:
-            raise TemplateError(
-                f"chat template of {self._name!r} took more than {limit_s:g} s to {doing}; "
-                f"{TEMPLATE_ADVICE}"
-            ) from None
-        if reply is not None:
-            return reply
-        elapsed_s = time.monotonic() - started_s
-        raise TemplateError(
-            f"chat template of {self._name!r} ended its process after {elapsed_s:.1f} s "
-            f"(it wanted too much time or memory, more than {self._limits.memory_bytes >> 20} MiB);"
-            f" {TEMPLATE_ADVICE}"
-        )
-
-    def _text_of(self, reply: dict[str, Any]) -> str | Refusal:
-        if "text" in reply:
-            return str(reply["text"])
-        if reply["kind"] == "refused":
-            return Refusal(str(reply["message"]))
-        raise TemplateError(
-            f"chat template of {self._name!r} cannot be used: {reply['message']!r}; "
-            f"{TEMPLATE_ADVICE}"
-        )
-
-
-def _encode(request: dict[str, Any]) -> bytes:
-    return json.dumps(request).encode("ascii") + b"\n"
-
-
-def _read_reply(stdout: IO[bytes], max_bytes: int) -> dict[str, Any] | None:
-    """None: the child ended, or said more than that."""
-    line = stdout.readline(max_bytes)
-    return cast("dict[str, Any]", json.loads(line)) if line.endswith(b"\n") else None
 
 
 # -- what a chat template can take, found out by rendering placeholders with it once ---------------
@@ -304,7 +201,8 @@ class ChatTemplate:
             "max_output": self._limits.output_chars,
         }
         self._lock = threading.Lock()
-        self._process: TemplateProcess | None = None
+        self._process: ConfinedProcess[dict[str, Any]] | None = None
+        self._is_loaded = False  # into the process
         self._features: TemplateFeatures | None = None
 
     def start(self) -> None:
@@ -342,7 +240,16 @@ class ChatTemplate:
             "variables": self._variables,
         }
         with self._lock:
-            return self._running_process().request(request)
+            child = self._running_process()
+            try:
+                if not self._is_loaded:
+                    self._load(child)
+                child.send(_encode(request))
+                reply = self._receive(child, self._limits.render_s, "render")
+            except BaseException:  # Ctrl-C too: a late reply would pass for the next request's
+                child.kill()
+                raise
+            return self._text_of(reply)
 
     def features(self) -> TemplateFeatures:
         """Return what the template can take, from test renders at the first call.
@@ -383,9 +290,72 @@ class ChatTemplate:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _running_process(self) -> TemplateProcess:
-        if self._process is None or not self._process.is_alive:
-            if self._process is not None:
-                self._process.close()
-            self._process = TemplateProcess(self._load_request, name=self.name, limits=self._limits)
+    def _running_process(self) -> ConfinedProcess[dict[str, Any]]:
+        """The child; where there is none, it is started and handed the template without waiting."""
+        if self._process is not None and self._process.is_alive:
+            return self._process
+        if self._process is not None:
+            self._process.close()
+        limits, self._is_loaded = self._limits, False
+        # JSON writes a character as up to two six-byte escapes.
+        max_reply = 12 * limits.output_chars + 4096
+        try:
+            self._process = ConfinedProcess(
+                Path(__file__).with_name("template_worker.py"),
+                {"memory_bytes": limits.memory_bytes, "render_s": limits.render_s},
+                packages=("jinja2", "markupsafe"),
+                read_reply=partial(_read_reply, max_bytes=max_reply),
+            )
+        except (OSError, ModuleNotFoundError) as error:
+            raise TemplateError(
+                f"cannot start the process that renders the chat template: {error}"
+            ) from error
+        self._process.send(_encode(self._load_request))
         return self._process
+
+    def _load(self, child: ConfinedProcess[dict[str, Any]]) -> None:
+        started = self._receive(child, self._limits.start_s, "start")
+        self._text_of(started if "kind" in started else {"text": ""})
+        self._text_of(self._receive(child, self._limits.render_s, "compile"))
+        self._is_loaded = True
+
+    def _receive(
+        self, child: ConfinedProcess[dict[str, Any]], limit_s: float, doing: str
+    ) -> dict[str, Any]:
+        started_s = time.monotonic()
+        try:
+            reply = child.receive(limit_s)
+        except TimeoutError:
+            raise TemplateError(
+                f"chat template of {self.name!r} took more than {limit_s:g} s to {doing}; "
+                f"{TEMPLATE_ADVICE}"
+            ) from None
+        if reply is not None:
+            return reply
+        elapsed_s = time.monotonic() - started_s
+        raise TemplateError(
+            f"chat template of {self.name!r} ended its process after {elapsed_s:.1f} s "
+            f"(it wanted too much time or memory, more than {self._limits.memory_bytes >> 20} MiB);"
+            f" {TEMPLATE_ADVICE}"
+        )
+
+    def _text_of(self, reply: dict[str, Any]) -> str | Refusal:
+        """The rendered text, or the template's refusal; raises TemplateError if it is broken."""
+        if "text" in reply:
+            return str(reply["text"])
+        if reply["kind"] == "refused":
+            return Refusal(str(reply["message"]))
+        raise TemplateError(
+            f"chat template of {self.name!r} cannot be used: {reply['message']!r}; "
+            f"{TEMPLATE_ADVICE}"
+        )
+
+
+def _encode(request: dict[str, Any]) -> bytes:
+    return json.dumps(request).encode("ascii") + b"\n"
+
+
+def _read_reply(stdout: IO[bytes], max_bytes: int) -> dict[str, Any] | None:
+    """None: the child ended, or said more than that."""
+    line = stdout.readline(max_bytes)
+    return cast("dict[str, Any]", json.loads(line)) if line.endswith(b"\n") else None

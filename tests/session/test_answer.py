@@ -11,6 +11,7 @@ from PIL import Image
 
 from safesteer_edge import open_async_session, open_isolated_session, open_session
 from safesteer_edge.errors import InputError, MediaError, SettingsError
+from safesteer_edge.guard.events import Event
 from safesteer_edge.session.protocol import ChatMessage
 from tests.guarded_tiny import ALARMED, QUIET, REFUSAL_TEXT, GuardedTiny
 from tests.session.turns import ask, opened
@@ -109,7 +110,12 @@ def test_a_list_of_messages_takes_the_place_of_the_conversation(guarded_tiny: Gu
             *(message["content"] for message in messages),
             answer.text,
         ]
-        again = session.answer([ChatMessage(m["role"], m["content"]) for m in messages])
+        again = session.answer(
+            [
+                ChatMessage(m["role"], m["content"])  # pyright: ignore[reportArgumentType]  # one of them
+                for m in messages
+            ]
+        )
         assert again.text == answer.text
         assert session.answer([{"role": "user", "content": "Alone"}]).text
         assert len(session.messages) == 2
@@ -150,7 +156,7 @@ def test_an_isolated_session_answers_the_same(guarded_tiny: GuardedTiny, picture
 def test_the_async_twin_answers_the_same_and_streams(guarded_tiny: GuardedTiny):
     settings = guarded_tiny.settings(guarded_tiny.bundle(QUIET))
 
-    async def talk() -> tuple[str, list[object]]:
+    async def talk() -> tuple[str, list[Event]]:
         async with open_async_session(settings) as session:
             events = [event async for event in session.ask("Hello there")]
             await session.reset()

@@ -135,7 +135,8 @@ class _Wrapped:
     """A real vocabulary with one trait changed."""
 
     strips_left = strips_right = frozenset[int]()
-    bos_token_id = unknown_token_id = None
+    bos_token_id: int | None = None
+    unknown_token_id: int | None = None
     adds_bos = False
 
     def __init__(self, vocabulary: LlamaVocabulary) -> None:
