@@ -127,7 +127,7 @@ def go_on(chat: RecordedChat, settings: TurnSettings) -> Iterator[Event]:
     return chat.continue_answer()
 
 
-def ask_aside(
+def ask_unrecorded(
     chat: RecordedChat, turn: ShownTurn, before: list[ChatMessage], settings: TurnSettings
 ) -> Iterator[Event]:
     """Ask a question beside the chat, which stays as it was. On the engine's thread."""

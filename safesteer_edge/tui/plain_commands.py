@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from safesteer_edge.errors import InputError
 from safesteer_edge.tui.chat_copy import text_to_copy, write_trace
-from safesteer_edge.tui.chat_state import ask_aside
+from safesteer_edge.tui.chat_state import ask_unrecorded
 from safesteer_edge.tui.shown_turn import ShownTurn, turns_of_branch
 from safesteer_edge.tui.slash_commands import COMMANDS, TURN_COMMANDS, changed
 
@@ -121,7 +121,7 @@ def _compare(chat: PlainChat, argument: str) -> None:
     for title, settings in (("GUARD OFF, unchecked", off), (f"guard: {chat.settings.guard}", None)):
         chat.note(f"-- {title}")
         turn, last = ShownTurn(text), chat.last
-        chat.answer(turn, ask_aside(chat.chat, turn, before, settings or chat.settings))
+        chat.answer(turn, ask_unrecorded(chat.chat, turn, before, settings or chat.settings))
         chat.last = last
 
 

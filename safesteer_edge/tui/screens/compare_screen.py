@@ -16,7 +16,7 @@ from textual.widgets import Static
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.guard.policy import GuardMode
 from safesteer_edge.session.protocol import ChatMessage, TurnSettings
-from safesteer_edge.tui.chat_state import ask_aside
+from safesteer_edge.tui.chat_state import ask_unrecorded
 from safesteer_edge.tui.engine_thread import EngineThread, TurnDone
 from safesteer_edge.tui.guard_words import UNCALIBRATED, turn_notes
 from safesteer_edge.tui.looks import sparkline
@@ -140,7 +140,7 @@ class CompareScreen(Screen[None]):
         self._column().query_one(".figures", Static).update(Content("answering …"))
         self._engine.run_turn(
             COMPARISON_TURNS[self._turn],
-            lambda chat: ask_aside(chat, turn, before, settings),
+            lambda chat: ask_unrecorded(chat, turn, before, settings),
         )
 
     def _show_events(self) -> None:
