@@ -1,4 +1,4 @@
-"""Write the reference part of docs/python.md from the docstrings: `python docs/make_reference.py`."""
+"""Write the reference part of docs/python.md from the docstrings: run this file."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import IO, Any, Final, NoReturn
 
 from safesteer_edge.errors import EngineError
@@ -97,28 +97,30 @@ class EngineServer:
         session = self._session
         if session is None:
             raise EngineError("the engine process has no session; report this")
-        if do == "ask":
-            question = from_json(ChatMessage, request["question"])
-            self._tell(
-                int(request["turn"]),
-                session.ask_message(
-                    question, system=request["system"], answer_prefix=request["answer_prefix"]
-                ),
-            )
-        elif do == "continue":
-            self._tell(int(request["turn"]), session.continue_answer())
-        elif do == "check_fits":
-            session.check_fits(request["text"], system=request["system"])
-        elif do == "restore":
-            session.restore([from_json(ChatMessage, item) for item in request["messages"]])
-        elif do == "reset":
-            session.reset()
-        elif do == "change":
-            session.change(from_json(TurnSettings, request["settings"]))
-        elif do != "open":
-            raise EngineError(f"the engine process knows no request {do!r}; report this")
-        if do not in ("ask", "continue"):  # these end with the turn
+        turns: dict[str, Callable[[], Generator[Event, None, None]]] = {
+            "ask": lambda: session.ask_message(
+                from_json(ChatMessage, request["question"]),
+                system=request["system"],
+                answer_prefix=request["answer_prefix"],
+            ),
+            "continue": session.continue_answer,
+        }
+        calls: dict[str, Callable[[], None]] = {
+            "open": lambda: None,
+            "check_fits": lambda: session.check_fits(request["text"], system=request["system"]),
+            "restore": lambda: session.restore(
+                [from_json(ChatMessage, item) for item in request["messages"]]
+            ),
+            "reset": session.reset,
+            "change": lambda: session.change(from_json(TurnSettings, request["settings"])),
+        }
+        if do in turns:
+            self._tell(int(request["turn"]), turns[do]())
+        elif do in calls:
+            calls[do]()
             self._write(encode({"ready": to_json(session.info)}))
+        else:
+            raise EngineError(f"the engine process knows no request {do!r}; report this")
 
     # -- replies ----------------------------------------------------------------------------------
 

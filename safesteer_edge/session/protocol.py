@@ -19,13 +19,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict, cast, get_args
 from safesteer_edge.errors import InputError, MediaError, SettingsError
 from safesteer_edge.guard.events import Event, MediaPrepared, PrefillDone, TurnEnded
 from safesteer_edge.guard.policy import (
-    GUARD_MODES,
-    RERANK_NAMES,
     GuardMode,
     GuardPolicy,
     RerankName,
     SamplingSettings,
-    check_policy_number,
 )
 from safesteer_edge.guard.risk import is_score
 from safesteer_edge.session.settings import SessionSettings
@@ -174,26 +171,12 @@ class TurnSettings:
     max_tokens: int = 256
 
     def __post_init__(self) -> None:
-        if self.guard not in GUARD_MODES:
-            raise SettingsError(f"guard is {self.guard!r}; expected one of {GUARD_MODES}")
-        if self.rerank not in RERANK_NAMES:
-            raise SettingsError(f"rerank is {self.rerank!r}; expected one of {RERANK_NAMES}")
-        if self.max_tokens < 1:
-            raise SettingsError(f"max_tokens is {self.max_tokens!r}; expected at least 1")
-        check_policy_number("strength", self.strength)
-        check_policy_number("threshold", self.threshold)
+        SessionSettings(**{each.name: getattr(self, each.name) for each in fields(self)})  # checks
 
     @classmethod
     def of(cls, settings: SessionSettings) -> TurnSettings:
         """The part of a session's settings that may change between turns."""
-        return cls(
-            guard=settings.guard,
-            rerank=settings.rerank,
-            strength=settings.strength,
-            threshold=settings.threshold,
-            sampling=settings.sampling,
-            max_tokens=settings.max_tokens,
-        )
+        return cls(**{each.name: getattr(settings, each.name) for each in fields(cls)})
 
 
 class ChatSession(Protocol):

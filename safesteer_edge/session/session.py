@@ -21,7 +21,6 @@ from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.transcript import AnswerSoFar
 from safesteer_edge.media.images import DecodedImage
 from safesteer_edge.session.choice import ModelFiles
-from safesteer_edge.session.history import SessionHistory, restored_history
 from safesteer_edge.session.prompt import Media, prompt_items
 from safesteer_edge.session.protocol import (
     ChatMessage,
@@ -33,7 +32,14 @@ from safesteer_edge.session.protocol import (
 )
 from safesteer_edge.session.runtime import Runtime, open_runtime
 from safesteer_edge.session.settings import SessionSettings
-from safesteer_edge.session.turn import SessionTurn, TurnPlan, active_guard, check_turn_settings
+from safesteer_edge.session.turn import (
+    SessionHistory,
+    SessionTurn,
+    TurnPlan,
+    active_guard,
+    check_turn_settings,
+    restored_history,
+)
 from safesteer_edge.templates.conversation import (
     Content,
     Conversation,
