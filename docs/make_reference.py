@@ -36,7 +36,9 @@ def reference() -> str:
         for name, each in public.items()
         if not _is_function(each) and not inspect.isclass(each)
     ]
-    rows = [f"- `{name}({each.__base__.__name__})`: {_doc(each)}" for name, each in errors.items()]
+    rows = [
+        f"- `{name}({each.__mro__[1].__name__})`: {_doc(each)}" for name, each in errors.items()
+    ]
     return "\n\n".join(
         [
             "### Functions",

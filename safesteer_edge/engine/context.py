@@ -41,7 +41,7 @@ class ContextView(NativeObject):
     _what = "the context"
 
     def __init__(self, handle: Any, *, n_embd: int, n_vocab: int) -> None:
-        self._own(handle, _leave)
+        self._own(handle, lambda _: None)  # its owner frees it
         self.n_embd = n_embd
         self._logits_row: Any = ctypes.c_float * n_vocab
 
@@ -55,10 +55,6 @@ class ContextView(NativeObject):
             raise EngineError(f"llama.cpp has no logits for row {row} of the last batch")
         address = ctypes.cast(pointer, ctypes.c_void_p).value
         return np.frombuffer(self._logits_row.from_address(address), dtype=np.float32)
-
-
-def _leave(_handle: Any) -> None:
-    """What frees a handle that somebody else owns."""
 
 
 class NativeContext(ContextView):

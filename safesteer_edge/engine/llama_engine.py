@@ -51,7 +51,10 @@ class _Pending:
 
 
 class LlamaEngine:
-    """One conversation's KV cache and the step-by-step view of it that guarded decoding uses."""
+    """One conversation's KV cache and the step-by-step view of it that guarded decoding uses.
+
+    A `DecodingEngine`; what its methods promise stands there.
+    """
 
     def __init__(
         self,
@@ -158,7 +161,6 @@ class LlamaEngine:
 
     @property
     def n_free(self) -> int:
-        """Tokens that still fit into the context."""
         return self._context.n_ctx - self._sequence.n_tokens
 
     @property
@@ -172,7 +174,6 @@ class LlamaEngine:
 
     @property
     def n_forward_passes(self) -> int:
-        """Native decode calls of decoding steps so far."""
         return self._n_forward_passes
 
     def propose(self) -> Proposal:
@@ -300,7 +301,6 @@ class LlamaEngine:
         self._sequence.append(token_ids)
 
     def is_end(self, token_id: int) -> bool:
-        """True for tokens that end the answer."""
         return self._model.is_end_of_generation(token_id)
 
     def piece(self, token_id: int) -> bytes:

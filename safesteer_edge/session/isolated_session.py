@@ -139,7 +139,9 @@ class IsolatedSession(OpenedSession):
         process.send({**request, "turn": turn})
         try:
             while self._active_turn == turn and (event := self._next_event(process)) is not None:
-                if isinstance(event, TextDelta | Refused) and _is_answer(event):
+                if (isinstance(event, TextDelta) and event.part == "answer") or isinstance(
+                    event, Refused
+                ):
                     said += event.text
                 elif isinstance(event, TurnEnded):
                     if event.usage.prompt_tokens:  # else it was stopped before, and has not joined
@@ -194,9 +196,7 @@ class IsolatedSession(OpenedSession):
     # -- the process ------------------------------------------------------------------------------
 
     def _request(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        process = self._ready()
-        process.send(request)
-        return _checked(process.receive())
+        return _answer_of(self._ready(), request)
 
     def _ready(self) -> EngineProcess:
         """The engine, started again with the same conversation if it died."""
@@ -223,11 +223,10 @@ class IsolatedSession(OpenedSession):
             reply = process.receive()
             self._check_guard(reply)
             if self._turn_settings != TurnSettings.of(self._settings):
-                process.send({"do": "change", "settings": to_json(self._turn_settings)})
-                reply = _checked(process.receive())
+                change = {"do": "change", "settings": to_json(self._turn_settings)}
+                reply = _answer_of(process, change)
             if self._messages:
-                process.send(_restoring(self._messages))
-                _checked(process.receive())
+                _answer_of(process, _restoring(self._messages))
         except BaseException:
             process.kill()
             raise
@@ -276,6 +275,11 @@ def _closed() -> EngineError:
     return EngineError("the session is closed; open a new one")
 
 
+def _answer_of(process: EngineProcess, request: Mapping[str, Any]) -> dict[str, Any]:
+    process.send(request)
+    return _checked(process.receive())
+
+
 def _checked(reply: dict[str, Any]) -> dict[str, Any]:
     if "error" in reply:
         raise error_from_json(reply["error"])
@@ -288,7 +292,3 @@ def _event(reply: dict[str, Any], process: EngineProcess) -> Event:
         return event_from_json(reply)
     except (KeyError, TypeError, GuardError) as error:
         raise process.end_for(error) from error
-
-
-def _is_answer(event: Refused | TextDelta) -> bool:
-    return isinstance(event, Refused) or event.part == "answer"

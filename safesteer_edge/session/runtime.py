@@ -145,7 +145,9 @@ def open_runtime(
             undo.callback(projector.close)
         media_decoder = undo.enter_context(MediaDecoder(fit))  # starts no process yet
         route = _open_route(bundle, info, layers)
-        n_batch = _batch_size(projector, fit)
+        # No picture that cannot be cut may be larger than a batch.
+        largest = projector.largest_indivisible_chunk(fit.extreme_sizes()) if projector else 0
+        n_batch = max(DEFAULT_N_BATCH, largest)
         context = _open_context(model, route, plan.settings, n_threads=n_threads, n_batch=n_batch)
         undo.callback(context.close)
         engine = LlamaEngine(
@@ -283,12 +285,6 @@ def _open_context(
     )
     callback = route.callback if isinstance(route, EvalCallbackRoute) else None
     return NativeContext(model, settings, eval_callback=callback)
-
-
-def _batch_size(projector: Projector | None, fit: ImageFit) -> int:
-    """Tokens of one batch: no picture may be larger that cannot be cut."""
-    needed = projector.largest_indivisible_chunk(fit.extreme_sizes()) if projector else 0
-    return max(DEFAULT_N_BATCH, needed)
 
 
 def _warnings(bundle: GuardBundle | None, plan: MemoryPlan) -> tuple[str, ...]:

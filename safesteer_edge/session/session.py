@@ -192,8 +192,8 @@ class Session(OpenedSession):
     def _answer_tokens(self, text: str) -> tuple[int, ...]:
         """Tokens of words that are the answer's own, behind whatever closes the reasoning."""
         model = self._runtime.model
-        reasoning_format = self._runtime.template.reasoning_format()
-        opening = reasoning_format.answer_opening if reasoning_format else ""
+        style = self._runtime.template.reasoning_style()
+        opening = style.answer_opening if style else ""
         return (*model.tokenize_trusted(opening), *model.tokenize_plain(text))
 
     def _with_question(self, question: ChatMessage, system: str | None) -> SessionHistory:

@@ -39,7 +39,7 @@ from safesteer_edge.session.prompt import Media, prompt_items
 from safesteer_edge.session.protocol import ChatMessage, TurnSettings
 from safesteer_edge.session.runtime import Runtime
 from safesteer_edge.templates.conversation import Content, Conversation, MediaContent, Message
-from safesteer_edge.templates.reasoning import TextPiece
+from safesteer_edge.templates.reasoning import ReasoningSplitter, TextPiece
 
 
 def check_turn_settings(
@@ -153,15 +153,12 @@ def restored_history(
     for index, message in enumerate(messages):
         made = Message(message.role, content_of(message))
         known = present.conversation.messages[index : index + 1]
-        is_shared = is_shared and bool(known) and _says_the_same(known[0], made)
+        says_the_same = [(m.role, m.content) for m in known] == [(made.role, made.content)]
+        is_shared = is_shared and says_the_same
         restored.append(known[0] if is_shared else made)
     return SessionHistory(
         Conversation(tuple(restored)), tuple(message.risk for message in messages)
     )
-
-
-def _says_the_same(one: Message, other: Message) -> bool:
-    return (one.role, one.content) == (other.role, other.content)
 
 
 def _check_order(messages: Sequence[ChatMessage]) -> None:
@@ -221,7 +218,7 @@ class SessionTurn:
         self._seed = (settings.sampling.seed + n_drawn) % (MAX_SEED + 1)
         self._n_spare = settings.sampling.top_k + 1
         self._guard = active_guard(settings, runtime.bundle)
-        self._reasoning_format = runtime.template.reasoning_format()
+        self._reasoning = runtime.template.reasoning_style()
         self._vector = runtime.fixed_vector
         self._vector_gate: float | None = None
         if self._vector is None and runtime.bundle is not None:
@@ -382,10 +379,10 @@ class SessionTurn:
 
     def _told_apart(self, events: Iterator[Step | TextDelta | Refused]) -> Iterator[Event]:
         """The events, with text that says whether it is reasoning or answer."""
-        if self._reasoning_format is None:
+        if self._reasoning is None:
             yield from events
             return
-        splitter = self._reasoning_format.splitter()
+        splitter = ReasoningSplitter(self._reasoning)
         if self._plan.so_far is not None:
             splitter.feed(self._plan.so_far.text)
         for event in events:
@@ -414,7 +411,7 @@ class SessionTurn:
         return message
 
     def _split(self, text: str) -> tuple[str | None, str]:
-        return self._reasoning_format.split(text) if self._reasoning_format else (None, text)
+        return self._reasoning.split(text) if self._reasoning else (None, text)
 
     def _cancelled_early(self) -> TurnEnded:
         """The end of a turn whose prompt was not read to its end."""

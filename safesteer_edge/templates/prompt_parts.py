@@ -17,7 +17,6 @@ from typing import Any
 from safesteer_edge.errors import TemplateError
 from safesteer_edge.templates.conversation import (
     Conversation,
-    MediaContent,
     MediaKind,
     Message,
     Role,
@@ -172,7 +171,11 @@ def _draft_content(
     previous_is_text = False
     for item in items:
         is_text = isinstance(item, TextContent)
-        word = draft.place(_item_part(item, index))
+        word = draft.place(
+            ContentPart(item.text, index)
+            if isinstance(item, TextContent)
+            else MediaPart(item.kind, item.sha256, index)
+        )
         if parts and (previous_is_text and is_text):
             parts[-1]["text"] += "\n" + word
         else:
@@ -185,12 +188,6 @@ def _draft_content(
 def _wants_parts(template: ChatTemplate, role: Role, *, has_media: bool) -> bool:
     features = template.features()
     return (has_media and role in features.parts_roles) or not features.takes_string(role)
-
-
-def _item_part(item: TextContent | MediaContent, index: int) -> ContentPart | MediaPart:
-    if isinstance(item, TextContent):
-        return ContentPart(item.text, index)
-    return MediaPart(item.kind, item.sha256, index)
 
 
 def _check_complete(

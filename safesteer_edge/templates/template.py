@@ -22,7 +22,7 @@ from typing import IO, Any, cast
 from safesteer_edge.errors import TemplateError
 from safesteer_edge.processes.confined_process import ConfinedProcess
 from safesteer_edge.templates.conversation import Role
-from safesteer_edge.templates.reasoning import ReasoningFormat, reasoning_style
+from safesteer_edge.templates.reasoning import ReasoningStyle, reasoning_style
 
 # Ends the message of every template error: what the user can do.
 TEMPLATE_ADVICE = "choose a known-good one with --chat-template builtin:chatml"
@@ -267,15 +267,13 @@ class ChatTemplate:
             self._features = features
         return self._features
 
-    def reasoning_format(self) -> ReasoningFormat | None:
+    def reasoning_style(self) -> ReasoningStyle | None:
         """Return how the model's reasoning is marked, None if the template knows of none.
 
         Raises TemplateError as `features` does.
         """
         style = reasoning_style(self.source)
-        if style is None:
-            return None
-        return ReasoningFormat(style, is_open=style.is_open_after(self.features().opening))
+        return style.after(self.features().opening) if style is not None else None
 
     def close(self) -> None:
         """End the child. Safe to call twice; a later render starts a new one."""
