@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 ROLES = get_args(Role)
 
 
+_WEAK_GUARD: Mapping[GuardMode, tuple[str]] = {
+    "off": ("the guard is off: answers are the model's own, unchecked",),
+    "monitor": ("the guard only watches (monitor): nothing is steered or refused",),
+}
+
 # -- what runs in a session, for people and reports ------------------------------------------------
 
 
@@ -96,20 +101,12 @@ def session_info(runtime: Runtime, guard: GuardMode) -> SessionInfo:
         probe_provider=bundle.probe.provider if bundle else None,
         hidden_state_route=runtime.route.name if runtime.route else None,
         template_sha256=runtime.template.sha256,
-        warnings=(*_guard_warnings(guard), *runtime.warnings),
+        warnings=(*_WEAK_GUARD.get(guard, ()), *runtime.warnings),
         load_s=runtime.load_s,
         media_warnings=_media_warnings(runtime, guard),
         bundle_sha256=bundle.sha256 if bundle else None,
         is_calibrated=bundle.is_calibrated if bundle else None,
     )
-
-
-def _guard_warnings(guard: GuardMode) -> tuple[str, ...]:
-    if guard == "off":
-        return ("the guard is off: answers are the model's own, unchecked",)
-    if guard == "monitor":
-        return ("the guard only watches (monitor): nothing is steered or refused",)
-    return ()
 
 
 def _media_warnings(runtime: Runtime, guard: GuardMode) -> tuple[str, ...]:

@@ -98,6 +98,15 @@ def test_a_file_with_another_time_and_the_same_content_is_recorded_anew(mine: Pa
     assert looks_unchanged(installed_record("mine").model)
 
 
+def test_choosing_a_model_reads_no_file_and_writes_no_index(mine: Path):
+    record = add_model("mine", mine, None)
+    touch_later(mine)
+    assert choose_model("mine").path == mine
+    assert not looks_unchanged(installed_record("mine").model)
+    assert read_model_files(SessionSettings(model="mine")).info.path == record.model.path
+    assert looks_unchanged(installed_record("mine").model)
+
+
 @pytest.mark.parametrize("same_size", [True, False])
 def test_a_file_that_has_changed_is_not_used(mine: Path, same_size: bool):
     add_model("mine", mine, None)
