@@ -1,6 +1,6 @@
 """The decoding engine over llama.cpp: a prompt, candidates one token ahead, roll-back.
 
-Implements `guard.engine_protocol.DecodingEngine`. The main sequence is 0; candidates of a step lie
+Implements `guard.protocols.DecodingEngine`. The main sequence is 0; candidates of a step lie
 on side sequences that share its cells. Not thread-safe: one thread decodes, any may cancel.
 """
 

@@ -34,7 +34,7 @@ GPU_RESERVE_BYTES = 400 * _MIB
 
 
 class Gpu(Protocol):
-    """What is asked of a GPU; `engine.devices.GpuMemory` is one."""
+    """What is asked of a GPU; `engine.native.GpuMemory` is one."""
 
     @property
     def name(self) -> str: ...
