@@ -8,6 +8,7 @@ before the first token.
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -37,7 +38,7 @@ from safesteer_edge.bundle.schema import (
 )
 from safesteer_edge.errors import BundleError, os_errors_as
 from safesteer_edge.formats.control_vector_file import ControlVector, read_control_vector
-from safesteer_edge.formats.model_file import ModelInfo
+from safesteer_edge.formats.model_file import ModelInfo, check_language_model
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.probe.probe import OnnxProbe
 from safesteer_edge.probe.sessions import Device
@@ -70,6 +71,20 @@ class GuardBundle:
     warnings: tuple[str, ...]
     sha256: str
     is_calibrated: bool
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        model: str | os.PathLike[str] | ModelInfo,
+        *,
+        device: Device = "auto",
+        allow_negative_scale: bool = False,
+    ) -> GuardBundle:
+        """Load the bundle in a folder, for the model in a file; see `load_bundle`."""
+        info = model if isinstance(model, ModelInfo) else check_language_model(Path(model))
+        negative = allow_negative_scale
+        return load_bundle(Path(folder), info, device=device, allow_negative_scale=negative)
 
     @property
     def policy(self) -> GuardPolicy:

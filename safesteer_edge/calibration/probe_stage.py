@@ -178,7 +178,7 @@ def _with_words_alone(
     answer: HarvestedAnswer, row: NDArray[np.float64], alone: Mapping[str, float]
 ) -> NDArray[np.float64]:
     """The scores with the prompt's as the session has it: where there is a picture, the highest of
-    the prompt's and of what is said and written (`session_guard.words_score`), whether or not a
+    the prompt's and of what is said and written (`turn.text_only_conversations`), whether or not a
     user's guard reads pictures."""
     if answer.carrier not in ("beside", *DRAWN_CARRIERS) or answer.request.id not in alone:
         return row

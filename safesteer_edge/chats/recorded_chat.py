@@ -200,7 +200,7 @@ class RecordedChat:
         turn = TurnRecord(chat, self.session, answer_id=chat.log.head)
         return turn.record(self.session.continue_answer())
 
-    def answer_aside(self, settings: TurnSettings) -> Generator[Event, None, None]:
+    def answer_unrecorded(self, settings: TurnSettings) -> Generator[Event, None, None]:
         """Answer the last question with other settings, beside the chat: nothing is recorded.
 
         For seeing the same prompt with the guard on and off. Raises SettingsError and as `ask`.

@@ -34,7 +34,11 @@ from safesteer_edge.session.settings_file import user_settings
 
 if TYPE_CHECKING:
     from safesteer_edge.guard.events import Event, MediaPrepared, TurnEnded
+    from safesteer_edge.session.choice import ModelFiles
+    from safesteer_edge.session.isolated_session import IsolatedSession
     from safesteer_edge.session.protocol import ChatSession
+    from safesteer_edge.session.session import Session
+    from safesteer_edge.session.settings import SessionSettings
 
 
 def run(options: argparse.Namespace) -> int:
@@ -46,16 +50,12 @@ def run(options: argparse.Namespace) -> int:
 
     prompt = _read_prompt(options.prompt)
     settings = settings_with_flags(options, user_settings()).session
-    if options.isolate:
-        from safesteer_edge.session.isolated_session import open_isolated_session as open_it
-    else:
-        from safesteer_edge.session.session import open_session as open_it
     images, sounds, documents = sorted_by_kind(options.file)
     images, sounds = (*options.image, *images), (*options.audio, *sounds)
-    require_projector(settings, images=bool(images), sounds=bool(sounds))
+    files = require_projector(settings, images=bool(images), sounds=bool(sounds))
     with ExitStack() as undo:
         trace = undo.enter_context(_open_trace(options.trace)) if options.trace else None
-        session = undo.enter_context(open_it(settings))
+        session = undo.enter_context(_open(settings, files, is_isolated=options.isolate))
         events = session.ask(
             prompt,
             images=images,
@@ -81,6 +81,20 @@ def run(options: argparse.Namespace) -> int:
     if options.fail_on_refusal and turn.finish_reason == "refused":
         return REFUSED
     return OK
+
+
+def _open(
+    settings: SessionSettings, files: ModelFiles | None, *, is_isolated: bool
+) -> Session | IsolatedSession:
+    """Open a session here or in a process of its own."""
+    if is_isolated:
+        from safesteer_edge.session.isolated_session import open_isolated_session
+
+        return open_isolated_session(settings)  # whose process reads the files itself
+    # Deferred: it imports llama.cpp and ONNX Runtime, and what is missing is named before.
+    from safesteer_edge.session.session import open_session
+
+    return open_session(settings, files=files)
 
 
 def _until_prefill(events: Iterator[Event]) -> tuple[list[MediaPrepared], Event]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.engine.model import NativeModel
-from safesteer_edge.engine.native import forget_native_errors, lib, native_error_cause
+from safesteer_edge.engine.native import NativeObject, forget_native_errors, lib, native_error_cause
 from safesteer_edge.errors import EngineError, PromptTooLongError
 
 MAIN_SEQUENCE = 0
@@ -36,7 +35,29 @@ class ContextSettings:
     kv_type: int = 1
 
 
-class NativeContext:
+class ContextView(NativeObject):
+    """What can be read of a llama.cpp context, whoever owns it: it must outlive the view."""
+
+    _what = "the context"
+
+    def __init__(self, handle: Any, *, n_embd: int, n_vocab: int) -> None:
+        self._own(handle, lambda _: None)  # its owner frees it
+        self.n_embd = n_embd
+        self._logits_row: Any = ctypes.c_float * n_vocab
+
+    def logits(self, row: int) -> NDArray[np.float32]:
+        """Logits of batch row `row` of the last decode: float32 (n_vocab,). −1: the last one's.
+
+        A view into native memory, valid until the next decode: copy it to keep it.
+        """
+        pointer = lib.llama_get_logits_ith(self.handle, row)
+        if not pointer:
+            raise EngineError(f"llama.cpp has no logits for row {row} of the last batch")
+        address = ctypes.cast(pointer, ctypes.c_void_p).value
+        return np.frombuffer(self._logits_row.from_address(address), dtype=np.float32)
+
+
+class NativeContext(ContextView):
     """Decoding state of one conversation: a unified KV cache with `n_candidates` side sequences."""
 
     def __init__(
@@ -71,13 +92,13 @@ class NativeContext:
         self._eval_callback = eval_callback
         context_handle = lib.llama_init_from_model(model.handle, params)
         if not context_handle:
-            reason = native_error_cause() or "no reason given"
             raise EngineError(
-                f"cannot make a context of {settings.n_ctx} tokens ({reason}); try a smaller --ctx"
+                f"cannot make a context of {settings.n_ctx} tokens ({native_error_cause()}); try a "
+                "smaller --ctx"
             )
-        self._context_handle: Any = context_handle
-        self._finalizer = weakref.finalize(self, lib.llama_free, context_handle)
-        self._memory_handle: Any = lib.llama_get_memory(context_handle)
+        self._own(context_handle, lib.llama_free)
+        self.n_embd = model.n_embd
+        self._logits_row = ctypes.c_float * model.n_vocab
         self.model = model
         self.n_ctx: int = lib.llama_n_ctx(context_handle)
         # A small n_ctx cuts n_batch, and one more token in a batch aborts the process.
@@ -86,21 +107,11 @@ class NativeContext:
         self.n_candidates = settings.n_candidates
         self.checkpoint_sequence = settings.n_candidates + 1  # with a recurrent state alone
         self._is_steered = False
-        self._logits_row: Any = ctypes.c_float * model.n_vocab
-
-    @property
-    def handle(self) -> Any:
-        """The native handle, for this package alone. Raises EngineError after `close()`."""
-        if self._context_handle is None:
-            raise EngineError("the context is closed; open a new session")
-        return self._context_handle
 
     def close(self) -> None:
         """Free the batch and the native context. Idempotent."""
-        self._context_handle = None
-        self._memory_handle = None
         self._batch.close()
-        self._finalizer()
+        super().close()
 
     def decode(
         self,
@@ -117,46 +128,32 @@ class NativeContext:
         handle = self.handle
         self._batch.fill_inplace(token_ids, positions, sequence_ids, all_outputs=all_outputs)
         forget_native_errors()
-        status = lib.llama_decode(handle, self._batch.native)
+        status = lib.llama_decode(handle, self._batch.handle)
         if status == _NO_KV_SLOT:
             raise PromptTooLongError(
                 f"the context of {self.n_ctx} tokens is full; raise --ctx or start a new chat"
             )
         if status != 0:
-            reason = native_error_cause() or "no reason given"
-            raise EngineError(f"llama.cpp failed to decode (status {status}: {reason})")
-
-    def logits(self, row: int) -> NDArray[np.float32]:
-        """Logits of batch row `row` of the last decode: float32 (n_vocab,).
-
-        A view into native memory, valid until the next decode: copy it to keep it.
-        """
-        pointer = lib.llama_get_logits_ith(self.handle, row)
-        if not pointer:
-            raise EngineError(f"llama.cpp has no logits for row {row} of the last batch")
-        address = ctypes.cast(pointer, ctypes.c_void_p).value
-        return np.frombuffer(self._logits_row.from_address(address), dtype=np.float32)
+            raise EngineError(
+                f"llama.cpp failed to decode (status {status}: {native_error_cause()})"
+            )
 
     # -- sequences ------------------------------------------------------------------------------
 
     def copy_sequence(self, source: int, target: int, start: int = -1, end: int = -1) -> None:
         """Let `target` share the cells of `source` at positions [start, end); -1 = open."""
-        lib.llama_memory_seq_cp(self._live_memory(), source, target, start, end)
+        lib.llama_memory_seq_cp(self._memory, source, target, start, end)
 
     def remove_from_sequence(self, sequence: int, start: int = -1, end: int = -1) -> bool:
         """Take the cells at positions [start, end) out of a sequence.
 
         Returns False where the model's memory cannot do that (recurrent state).
         """
-        return bool(lib.llama_memory_seq_rm(self._live_memory(), sequence, start, end))
+        return bool(lib.llama_memory_seq_rm(self._memory, sequence, start, end))
 
     def clear(self) -> None:
         """Forget every sequence."""
-        lib.llama_memory_clear(self._live_memory(), True)
-
-    def last_position(self, sequence: int) -> int:
-        """The largest position in a sequence, or -1 if it is empty."""
-        return int(lib.llama_memory_seq_pos_max(self._live_memory(), sequence))
+        lib.llama_memory_clear(self._memory, True)
 
     # -- control vector -------------------------------------------------------------------------
 
@@ -172,7 +169,7 @@ class NativeContext:
                 lib.llama_set_adapter_cvec(self.handle, None, 0, 0, 0, 0)
                 self._is_steered = False
             return
-        n_layer, n_embd = self.model.n_layer, self.model.n_embd
+        n_layer, n_embd = self.model.n_layer, self.n_embd
         if directions.shape != (n_layer, n_embd) or np.any(directions[0]):
             raise EngineError(
                 f"control vector has shape {directions.shape}, expected ({n_layer}, {n_embd}) "
@@ -192,18 +189,16 @@ class NativeContext:
             raise EngineError(f"llama.cpp refused the control vector (status {status})")
         self._is_steered = True
 
-    def _live_memory(self) -> Any:
-        if self._memory_handle is None:
-            raise EngineError("the context is closed; open a new session")
-        return self._memory_handle
+    @property
+    def _memory(self) -> Any:
+        return lib.llama_get_memory(self.handle)
 
 
-class _TokenBatch:
+class _TokenBatch(NativeObject):
     """Owns one llama_batch of token rows, each in one sequence."""
 
     def __init__(self, capacity: int) -> None:
-        self.native = lib.llama_batch_init(capacity, 0, 1)
-        self._finalizer = weakref.finalize(self, lib.llama_batch_free, self.native)
+        self._own(lib.llama_batch_init(capacity, 0, 1), lib.llama_batch_free)
         self._capacity = capacity
 
     def fill_inplace(
@@ -217,7 +212,7 @@ class _TokenBatch:
         n_tokens = len(token_ids)
         if not 0 < n_tokens <= self._capacity:
             raise EngineError(f"a batch of {n_tokens} tokens; expected 1 to {self._capacity}")
-        batch = self.native
+        batch = self.handle
         for row, (token_id, position, sequence_id) in enumerate(
             zip(token_ids, positions, sequence_ids, strict=True)
         ):
@@ -228,6 +223,3 @@ class _TokenBatch:
             batch.logits[row] = all_outputs
         batch.logits[n_tokens - 1] = True
         batch.n_tokens = n_tokens
-
-    def close(self) -> None:
-        self._finalizer()

@@ -19,161 +19,15 @@ import ctypes
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.engine.context import NativeContext
-from safesteer_edge.engine.native import lib
+from safesteer_edge.engine.context import ContextView
+from safesteer_edge.engine.native import c_function, lib
 from safesteer_edge.errors import EngineError
-
-# -- llama-ext.h's calls for the inputs of layers, which llama.cpp exports under C++ names alone ---
-
-_SYMBOLS_SET = (
-    "llama_set_embeddings_layer_inp",
-    "_Z30llama_set_embeddings_layer_inpP13llama_contextjb",
-    "?llama_set_embeddings_layer_inp@@YAXPEAUllama_context@@I_N@Z",
-)
-_SYMBOLS_GET = (
-    "llama_get_embeddings_layer_inp",
-    "_Z30llama_get_embeddings_layer_inpP13llama_contextj",
-    "?llama_get_embeddings_layer_inp@@YAPEAMPEAUllama_context@@I@Z",
-)
-
-
-@cache
-def layer_input_calls() -> tuple[Any, Any] | None:
-    """The set and get calls of llama-ext.h, or None where the library does not export them."""
-    library = lib._lib  # pyright: ignore[reportPrivateUsage]  # the loaded libllama
-    set_call, get_call = _find(library, _SYMBOLS_SET), _find(library, _SYMBOLS_GET)
-    if set_call is None or get_call is None:
-        return None
-    set_call.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_bool]
-    set_call.restype = None
-    get_call.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
-    get_call.restype = ctypes.c_void_p
-    return set_call, get_call
-
-
-def _find(library: ctypes.CDLL, names: Sequence[str]) -> Any:
-    for name in names:
-        try:
-            return getattr(library, name)
-        except AttributeError:
-            continue
-    return None
-
-
-def require_layer_input_calls() -> tuple[Any, Any]:
-    """As `layer_input_calls`; raises EngineError where there are none."""
-    calls = layer_input_calls()
-    if calls is None:
-        raise EngineError("this llama.cpp does not export layer inputs")
-    return calls
-
-
-# -- hidden states by ggml's callback for graph nodes: for any graph, at a call for each node ------
-
-_FINAL_NORM_NODE = b"result_norm"
-
-
-class EvalCallbackRoute:
-    """`l_out-L` or `result_norm`, caught while the graph runs.
-
-    Give `callback` to the context that is made.
-    """
-
-    name: RouteName = "eval_callback"
-
-    def __init__(self, layers: tuple[int, ...], n_layer: int) -> None:
-        self._layers = layers
-        self._index_by_name = {
-            _FINAL_NORM_NODE if layer == n_layer else f"l_out-{layer}".encode(): layer
-            for layer in layers
-        }
-        self._caught: dict[int, NDArray[np.float32]] = {}
-        self._failure: BaseException | None = None
-        self._context: NativeContext | None = None
-        self._enabled = False
-        self.callback = lib.ggml_backend_sched_eval_callback(self._on_node)
-
-    def attach(self, context: NativeContext) -> None:
-        self._context = context
-
-    def before_answer(self) -> None:
-        self._enabled = True
-
-    def before_prefill(self) -> None:
-        self._enabled = False
-
-    def _on_node(self, tensor: int, ask: bool, _user_data: object) -> bool:
-        """ask: may llama.cpp show this node? Else: here it is. False stops the graph."""
-        if not self._enabled or self._failure is not None:
-            return not ask
-        try:
-            layer = self._index_by_name.get(_ggml().ggml_get_name(tensor))
-            if layer is None:
-                return not ask
-            if not ask:
-                self._caught[layer] = _read_float_rows(tensor)
-        except BaseException as error:
-            # An exception in a ctypes callback would be printed and ignored: keep it for read().
-            self._failure = error
-            return False
-        return True
-
-    def read(self, n_rows: int) -> NDArray[np.float32]:
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise EngineError(f"reading hidden states failed: {failure}") from failure
-        context = self._context
-        if context is None:
-            raise EngineError("hidden states were asked for before the context was made")
-        parts: list[NDArray[np.float32]] = []
-        for layer in self._layers:
-            rows = self._caught.get(layer)
-            if rows is None or rows.shape != (n_rows, context.model.n_embd):
-                shape = None if rows is None else rows.shape
-                raise EngineError(f"block {layer} gave states of shape {shape}, not {n_rows} rows")
-            parts.append(rows)
-        self._caught.clear()
-        return np.concatenate(parts, axis=1)
-
-
-@cache
-def _ggml() -> Any:
-    """ggml's base library, for the few calls on tensors that llama-cpp-python does not bind."""
-    folder = Path(llama_cpp.__file__).parent / "lib"
-    for name in ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll"):
-        if (folder / name).is_file():
-            ggml = ctypes.CDLL(str(folder / name))
-            break
-    else:
-        raise EngineError(f"no ggml-base library in {str(folder)!r}; reinstall llama-cpp-python")
-    ggml.ggml_get_name.argtypes = [ctypes.c_void_p]
-    ggml.ggml_get_name.restype = ctypes.c_char_p
-    ggml.ggml_nbytes.argtypes = [ctypes.c_void_p]
-    ggml.ggml_nbytes.restype = ctypes.c_size_t
-    ggml.ggml_nrows.argtypes = [ctypes.c_void_p]
-    ggml.ggml_nrows.restype = ctypes.c_int64
-    ggml.ggml_backend_tensor_get.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        ctypes.c_size_t,
-    ]
-    ggml.ggml_backend_tensor_get.restype = None
-    return ggml
-
-
-def _read_float_rows(tensor: int) -> NDArray[np.float32]:
-    ggml = _ggml()
-    flat = np.empty(ggml.ggml_nbytes(tensor) // 4, dtype=np.float32)
-    ggml.ggml_backend_tensor_get(tensor, flat.ctypes.data, 0, flat.nbytes)
-    return flat.reshape(int(ggml.ggml_nrows(tensor)), -1)
-
 
 RouteName = Literal["layer_input", "final_norm", "eval_callback"]
 
@@ -197,28 +51,37 @@ LAYER_INPUT_ARCHITECTURES = frozenset(
 
 # Their graphs leave the logits out in embeddings mode (src/models/lfm2.cpp).
 _NO_LOGITS_BESIDE_EMBEDDINGS = frozenset({"lfm2", "lfm2moe"})
+_FINAL_NORM_NODE = b"result_norm"
 
 
-class HiddenStateRoute(Protocol):
-    """One way to read hidden states of the rows of the last decode."""
+class HiddenStateRoute:
+    """One way to read hidden states of the rows of the last decode. This one reads none."""
 
     name: RouteName
 
-    def attach(self, context: NativeContext) -> None:
+    def __init__(self, layers: tuple[int, ...] = (), n_layer: int = 0) -> None:
+        self._layers = layers
+        self._attached: ContextView | None = None
+
+    def attach(self, context: ContextView) -> None:
         """Bind to a new context, before its first decode."""
-        ...
+        self._attached = context
 
     def before_answer(self) -> None:
         """Called when prefill is over and decoding steps begin."""
-        ...
 
     def before_prefill(self) -> None:
         """Called before prompt tokens are evaluated."""
-        ...
 
     def read(self, n_rows: int) -> NDArray[np.float32]:
         """States of the last decode's rows: float32 (n_rows, n_features), a copy."""
-        ...
+        return np.empty((n_rows, 0), dtype=np.float32)
+
+    @property
+    def _context(self) -> ContextView:
+        if self._attached is None:
+            raise EngineError("hidden states were asked for before the context was made")
+        return self._attached
 
 
 def choose_route(
@@ -241,12 +104,8 @@ def choose_route(
     name = wanted or names[0]
     if name not in names:
         raise EngineError(f"route {name!r} cannot give layers {list(layers)} of {architecture!r}")
-    routes = {
-        "layer_input": LayerInputRoute,
-        "final_norm": FinalNormRoute,
-        "eval_callback": EvalCallbackRoute,
-    }
-    return routes[name](tuple(layers), n_layer)
+    route = next(r for r in (LayerInputRoute, FinalNormRoute, EvalCallbackRoute) if r.name == name)
+    return route(tuple(layers), n_layer)
 
 
 def usable_routes(architecture: str, n_layer: int, layers: Sequence[int]) -> tuple[RouteName, ...]:
@@ -260,56 +119,48 @@ def usable_routes(architecture: str, n_layer: int, layers: Sequence[int]) -> tup
     if not layers or not (blocks_only or final_only):
         return ()
     names: list[RouteName] = []
-    if inner_blocks and architecture in LAYER_INPUT_ARCHITECTURES and layer_input_calls():
+    if inner_blocks and architecture in LAYER_INPUT_ARCHITECTURES and _layer_input_calls():
         names.append("layer_input")
     if final_only and architecture not in _NO_LOGITS_BESIDE_EMBEDDINGS:
         names.append("final_norm")
     return (*names, "eval_callback")
 
 
-class LayerInputRoute:
+class LayerInputRoute(HiddenStateRoute):
     """Input of block L + 1 = output of block L, read after any decode."""
 
     name: RouteName = "layer_input"
 
-    def __init__(self, layers: tuple[int, ...], _n_layer: int) -> None:
-        self._layers = layers
-        self._context: NativeContext | None = None
+    def __init__(self, layers: tuple[int, ...], n_layer: int) -> None:
+        super().__init__(layers, n_layer)
         self._get_call: Any = None
         # Of each layer: where llama.cpp keeps its rows, and the first of them as an array.
         self._addresses: list[int | None] = [None] * len(layers)
-        self._first_rows: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(layers)
+        self._first_rows: list[NDArray[np.float32]] = []
 
-    def attach(self, context: NativeContext) -> None:
-        set_call, self._get_call = require_layer_input_calls()
+    def attach(self, context: ContextView) -> None:
+        super().attach(context)
+        calls = _layer_input_calls()
+        if calls is None:
+            raise EngineError("this llama.cpp does not export layer inputs")
+        set_call, self._get_call = calls
         for layer in self._layers:
             set_call(context.handle, layer + 1, True)
-        self._context = context
-
-    def before_answer(self) -> None:
-        return
-
-    def before_prefill(self) -> None:
-        return
 
     def read(self, n_rows: int) -> NDArray[np.float32]:
-        context = _attached(self._context)
-        handle, get_call, n_embd = context.handle, self._get_call, context.model.n_embd
+        handle, get_call, n_embd = self._context.handle, self._get_call, self._context.n_embd
         addresses = [get_call(handle, layer + 1) for layer in self._layers]
-        if n_rows == 1:
-            return self._first_row(addresses, n_embd)[np.newaxis, :]
-        parts = [_float_rows_at(address, n_rows, n_embd) for address in addresses]
-        return np.concatenate(parts, axis=1)
-
-    def _first_row(self, addresses: list[int | None], n_embd: int) -> NDArray[np.float32]:
-        """A copy of what each token reads: pointers are made into arrays only where they moved."""
+        if n_rows > 1:
+            parts = [_float_rows_at(address, n_rows, n_embd) for address in addresses]
+            return np.concatenate(parts, axis=1)
+        # What each token reads: pointers are made into arrays only where they moved.
         if addresses != self._addresses:
             self._first_rows = [_float_rows_at(address, 1, n_embd)[0] for address in addresses]
             self._addresses = addresses
-        return np.concatenate(self._first_rows)
+        return np.concatenate(self._first_rows)[np.newaxis, :]
 
 
-class FinalNormRoute:
+class FinalNormRoute(HiddenStateRoute):
     """State after the final norm, through embeddings mode.
 
     The mode makes every token of a batch an output, so it is on for decoding steps alone.
@@ -317,30 +168,139 @@ class FinalNormRoute:
 
     name: RouteName = "final_norm"
 
-    def __init__(self, layers: tuple[int, ...], _n_layer: int) -> None:
-        self._layers = layers
-        self._context: NativeContext | None = None
-
-    def attach(self, context: NativeContext) -> None:
-        self._context = context
-        lib.llama_set_embeddings(context.handle, False)
+    def attach(self, context: ContextView) -> None:
+        super().attach(context)
+        self.before_prefill()
 
     def before_answer(self) -> None:
-        lib.llama_set_embeddings(_attached(self._context).handle, True)
+        lib.llama_set_embeddings(self._context.handle, True)
 
     def before_prefill(self) -> None:
-        lib.llama_set_embeddings(_attached(self._context).handle, False)
+        lib.llama_set_embeddings(self._context.handle, False)
 
     def read(self, n_rows: int) -> NDArray[np.float32]:
-        context = _attached(self._context)
-        n_embd = context.model.n_embd
+        n_embd = self._context.n_embd
         states = np.empty((n_rows, n_embd), dtype=np.float32)
         for row in range(n_rows):
-            pointer = lib.llama_get_embeddings_ith(context.handle, row)
+            pointer = lib.llama_get_embeddings_ith(self._context.handle, row)
             if not pointer:
                 raise EngineError(f"llama.cpp has no embeddings for row {row} of the last batch")
             states[row] = np.ctypeslib.as_array(pointer, shape=(n_embd,))
         return states
+
+
+class EvalCallbackRoute(HiddenStateRoute):
+    """`l_out-L` or `result_norm`, caught while the graph runs: for any graph, at a call a node.
+
+    Give `callback` to the context that is made.
+    """
+
+    name: RouteName = "eval_callback"
+
+    def __init__(self, layers: tuple[int, ...], n_layer: int) -> None:
+        super().__init__(layers, n_layer)
+        self._index_by_name = {
+            _FINAL_NORM_NODE if layer == n_layer else f"l_out-{layer}".encode(): layer
+            for layer in layers
+        }
+        self._caught: dict[int, NDArray[np.float32]] = {}
+        self._failure: BaseException | None = None
+        self._enabled = False
+        self.callback = lib.ggml_backend_sched_eval_callback(self._on_node)
+
+    def before_answer(self) -> None:
+        self._enabled = True
+
+    def before_prefill(self) -> None:
+        self._enabled = False
+
+    def _on_node(self, tensor: int, ask: bool, _user_data: object) -> bool:
+        """ask: may llama.cpp show this node? Else: here it is. False stops the graph."""
+        if not self._enabled or self._failure is not None:
+            return not ask
+        try:
+            layer = self._index_by_name.get(_ggml_call("ggml_get_name")(tensor))
+            if layer is None:
+                return not ask
+            if not ask:
+                self._caught[layer] = _read_float_rows(tensor)
+        except BaseException as error:
+            # An exception in a ctypes callback would be printed and ignored: keep it for read().
+            self._failure = error
+            return False
+        return True
+
+    def read(self, n_rows: int) -> NDArray[np.float32]:
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise EngineError(f"reading hidden states failed: {failure}") from failure
+        expected = (n_rows, self._context.n_embd)
+        parts: list[NDArray[np.float32]] = []
+        for layer in self._layers:
+            rows = self._caught.get(layer)
+            if rows is None or rows.shape != expected:
+                shape = None if rows is None else rows.shape
+                raise EngineError(f"block {layer} gave states of shape {shape}, not {n_rows} rows")
+            parts.append(rows)
+        self._caught.clear()
+        return np.concatenate(parts, axis=1)
+
+
+# -- native calls that llama-cpp-python does not bind ----------------------------------------------
+
+
+_SET_LAYER_INPUT = (
+    "llama_set_embeddings_layer_inp",
+    "_Z30llama_set_embeddings_layer_inpP13llama_contextjb",
+    "?llama_set_embeddings_layer_inp@@YAXPEAUllama_context@@I_N@Z",
+)
+_GET_LAYER_INPUT = (
+    "llama_get_embeddings_layer_inp",
+    "_Z30llama_get_embeddings_layer_inpP13llama_contextj",
+    "?llama_get_embeddings_layer_inp@@YAPEAMPEAUllama_context@@I@Z",
+)
+
+
+@cache
+def _layer_input_calls() -> tuple[Any, Any] | None:
+    """The set and get calls of llama-ext.h, which llama.cpp exports under C++ names alone.
+
+    None where the library does not export them.
+    """
+    index, context = ctypes.c_uint32, ctypes.c_void_p
+    set_name, get_name = _exported(_SET_LAYER_INPUT), _exported(_GET_LAYER_INPUT)
+    if set_name is None or get_name is None:
+        return None
+    set_call = c_function(lib._lib, set_name, None, context, index, ctypes.c_bool)
+    return set_call, c_function(lib._lib, get_name, ctypes.c_void_p, context, index)
+
+
+def _exported(names: Sequence[str]) -> str | None:
+    return next((name for name in names if hasattr(lib._lib, name)), None)
+
+
+@cache
+def _ggml_call(name: str) -> Any:
+    """A call on tensors of ggml's base library."""
+    tensor, size = ctypes.c_void_p, ctypes.c_size_t
+    prototypes: dict[str, tuple[Any, ...]] = {
+        "ggml_get_name": (ctypes.c_char_p, tensor),
+        "ggml_nbytes": (size, tensor),
+        "ggml_nrows": (ctypes.c_int64, tensor),
+        "ggml_backend_tensor_get": (None, tensor, ctypes.c_void_p, size, size),
+    }
+    folder = Path(llama_cpp.__file__).parent / "lib"
+    names = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
+    path = next((folder / each for each in names if (folder / each).is_file()), None)
+    if path is None:
+        raise EngineError(f"no ggml-base library in {str(folder)!r}; reinstall llama-cpp-python")
+    return c_function(ctypes.CDLL(str(path)), name, *prototypes[name])
+
+
+def _read_float_rows(tensor: int) -> NDArray[np.float32]:
+    flat = np.empty(_ggml_call("ggml_nbytes")(tensor) // 4, dtype=np.float32)
+    _ggml_call("ggml_backend_tensor_get")(tensor, flat.ctypes.data, 0, flat.nbytes)
+    return flat.reshape(int(_ggml_call("ggml_nrows")(tensor)), -1)
 
 
 def _float_rows_at(address: int | None, n_rows: int, n_embd: int) -> NDArray[np.float32]:
@@ -349,9 +309,3 @@ def _float_rows_at(address: int | None, n_rows: int, n_embd: int) -> NDArray[np.
         raise EngineError("llama.cpp has no hidden states of the last batch")
     raw = (ctypes.c_float * (n_rows * n_embd)).from_address(address)
     return np.ctypeslib.as_array(raw).reshape(n_rows, n_embd)
-
-
-def _attached(context: NativeContext | None) -> NativeContext:
-    if context is None:
-        raise EngineError("hidden states were asked for before the context was made")
-    return context

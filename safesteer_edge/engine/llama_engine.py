@@ -1,6 +1,6 @@
 """The decoding engine over llama.cpp: a prompt, candidates one token ahead, roll-back.
 
-Implements `guard.engine_protocol.DecodingEngine`. The main sequence is 0; candidates of a step lie
+Implements `guard.protocols.DecodingEngine`. The main sequence is 0; candidates of a step lie
 on side sequences that share its cells. Not thread-safe: one thread decodes, any may cancel.
 """
 
@@ -18,7 +18,6 @@ from safesteer_edge.engine.hidden_states import HiddenStateRoute
 from safesteer_edge.engine.main_sequence import (
     MainSequence,
     PrefillCancelledError,
-    read_states,
     to_entries,
 )
 from safesteer_edge.engine.model import NativeModel
@@ -28,43 +27,7 @@ from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.errors import EngineError, SafeSteerError
 from safesteer_edge.guard.protocols import Proposal
 
-# -- A prompt beside the main sequence, evaluated for the state at its end and then forgotten ------
-
 _SIDE_SEQUENCE = MAIN_SEQUENCE + 1  # the first candidate's, between two steps
-
-
-def read_state_aside(
-    context: NativeContext,
-    route: HiddenStateRoute | None,
-    token_ids: Sequence[int],
-    cancelled: Callable[[], bool],
-) -> NDArray[np.float32]:
-    """The state at the last of these tokens: float32 (n_features,).
-
-    As a prompt of the main sequence is evaluated: the last token goes alone, as a decoding step.
-    Raises PromptTooLongError, EngineError, PrefillCancelledError.
-    """
-    context.set_control_vector(None)
-    if route is not None:
-        route.before_prefill()
-    n_prefilled = len(token_ids) - 1
-    try:
-        for start in range(0, n_prefilled, context.n_batch):
-            if cancelled():
-                raise PrefillCancelledError("stopped while the prompt was being read")
-            _decode(context, token_ids[start : min(start + context.n_batch, n_prefilled)], start)
-        if route is not None:
-            route.before_answer()
-        _decode(context, token_ids[n_prefilled:], n_prefilled)
-        return read_states(route, 1)[0]
-    finally:
-        context.remove_from_sequence(_SIDE_SEQUENCE)
-
-
-def _decode(context: NativeContext, token_ids: Sequence[int], position: int) -> None:
-    positions = range(position, position + len(token_ids))
-    sequences = [_SIDE_SEQUENCE] * len(token_ids)
-    context.decode(token_ids, positions, sequences, all_outputs=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +51,10 @@ class _Pending:
 
 
 class LlamaEngine:
-    """One conversation's KV cache and the step-by-step view of it that guarded decoding uses."""
+    """One conversation's KV cache and the step-by-step view of it that guarded decoding uses.
+
+    A `DecodingEngine`; what its methods promise stands there.
+    """
 
     def __init__(
         self,
@@ -105,8 +71,8 @@ class LlamaEngine:
         """
         self._context = context
         self._model: NativeModel = context.model
-        self._route = route
-        self._sequence = MainSequence(context, route, projector)
+        self._route = route or HiddenStateRoute()
+        self._sequence = MainSequence(context, self._route, projector)
         self._spoken = frozenset(spoken)
         self._pending: dict[int, _Pending] = {}
         self._kept_logits: NDArray[np.float32] | None = None
@@ -159,27 +125,42 @@ class LlamaEngine:
         """Raise PromptTooLongError where `prefill` would; nothing is evaluated."""
         self._sequence.check_fits(to_entries(items))
 
-    def state_aside(
+    def side_prompt_state(
         self, token_ids: Sequence[int], *, cancelled: Callable[[], bool] = lambda: False
     ) -> NDArray[np.float32]:
         """The state at the end of a prompt of its own: float32 (n_features,). Before a prefill.
 
         It is evaluated on a side sequence, without a control vector, and leaves nothing behind.
-        Where the context has no room for it, the main sequence makes way, and the next prefill
-        evaluates all of its prompt.
+        As in the main sequence its last token goes alone, as a decoding step. Where the context has
+        no room for it, the main sequence makes way, and the next prefill evaluates all of its own.
         Raises PromptTooLongError, EngineError, PrefillCancelledError.
         """
         self._discard_pending()
         self._forget_logits()
         if self.n_free < len(token_ids):
             self._sequence.forget()
-        return read_state_aside(self._context, self._route, token_ids, cancelled)
+        context, n_prefilled = self._context, len(token_ids) - 1
+        starts = [*range(0, n_prefilled, context.n_batch), n_prefilled]
+        context.set_control_vector(None)
+        self._route.before_prefill()
+        try:
+            for start, end in zip(starts, [*starts[1:], len(token_ids)], strict=True):
+                if start == n_prefilled:
+                    self._route.before_answer()
+                elif cancelled():
+                    raise PrefillCancelledError("stopped while the prompt was being read")
+                sequences = [_SIDE_SEQUENCE] * (end - start)
+                context.decode(
+                    token_ids[start:end], range(start, end), sequences, all_outputs=False
+                )
+            return self._route.read(1)[0]
+        finally:
+            context.remove_from_sequence(_SIDE_SEQUENCE)
 
     # -- one decoding step ----------------------------------------------------------------------
 
     @property
     def n_free(self) -> int:
-        """Tokens that still fit into the context."""
         return self._context.n_ctx - self._sequence.n_tokens
 
     @property
@@ -193,35 +174,31 @@ class LlamaEngine:
 
     @property
     def n_forward_passes(self) -> int:
-        """Native decode calls of decoding steps so far."""
         return self._n_forward_passes
 
     def propose(self) -> Proposal:
         """Run the sampler chain on the logits after the last accepted token."""
         if self._sampler is None:
             raise EngineError("no prompt has been evaluated yet")
-        logits = self._kept_logits
-        if logits is None:
-            row = self._sequence.logits_row
-            if row is None or self._pending:
-                raise EngineError(
-                    "there are no logits after the last accepted token: accept a candidate, "
-                    "or append tokens, before the next proposal"
-                )
-            logits = self._context.logits(row)
-        return self._sampler.propose(logits)
+        return self._sampler.propose(self._logits())
 
     def next_logits(self) -> NDArray[np.float32]:
         """The logits after the last accepted token: float32 (n_vocab,), a copy. For measurements.
 
         Raises EngineError where `propose` would.
         """
+        return self._logits().copy()
+
+    def _logits(self) -> NDArray[np.float32]:
         row = self._sequence.logits_row
         if self._kept_logits is not None:
-            return self._kept_logits.copy()
+            return self._kept_logits
         if row is None or self._pending:
-            raise EngineError("there are no logits after the last accepted token")
-        return self._context.logits(row).copy()
+            raise EngineError(
+                "there are no logits after the last accepted token: accept a candidate, or append "
+                "tokens, before the next proposal"
+            )
+        return self._context.logits(row)
 
     def evaluate(self, token_id: int) -> NDArray[np.float32]:
         """Evaluate one candidate, on the main sequence where its cell can be taken back."""
@@ -232,7 +209,7 @@ class LlamaEngine:
         self._n_forward_passes += 1
         self._pending[token_id] = _Pending(MAIN_SEQUENCE, row=0)
         self._forget_logits()
-        return read_states(self._route, 1)[0]
+        return self._route.read(1)[0]
 
     def evaluate_candidates(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Evaluate candidates in one batch, each on its own side sequence."""
@@ -259,7 +236,7 @@ class LlamaEngine:
         for row, (token_id, sequence) in enumerate(zip(token_ids, sequences, strict=True)):
             self._pending[token_id] = _Pending(sequence, row=row)
         self._forget_logits()
-        return read_states(self._route, len(token_ids))
+        return self._route.read(len(token_ids))
 
     def accept(self, token_id: int) -> None:
         """Make an evaluated candidate the next token of the main sequence."""
@@ -324,7 +301,6 @@ class LlamaEngine:
         self._sequence.append(token_ids)
 
     def is_end(self, token_id: int) -> bool:
-        """True for tokens that end the answer."""
         return self._model.is_end_of_generation(token_id)
 
     def piece(self, token_id: int) -> bytes:

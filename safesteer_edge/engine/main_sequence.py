@@ -39,14 +39,13 @@ class MainSequence:
     def __init__(
         self,
         context: NativeContext,
-        route: HiddenStateRoute | None,
+        route: HiddenStateRoute,
         projector: Projector | None,
     ) -> None:
         self._context = context
         self._route = route
         self._projector = projector
-        if route is not None:
-            route.attach(context)
+        route.attach(context)
         self._entries: list[Entry] = []
         self._n_prompt_entries = 0
         self._n_checkpoint_entries = 0  # 0: there is no checkpoint
@@ -181,18 +180,16 @@ class MainSequence:
         self._context.set_control_vector(self._prompt_vector)
         # The last token goes alone with the guard off as well: one token and a batch take different
         # kernels, and the guard must not change an answer by rounding.
-        if self._route is not None:
-            self._route.before_prefill()
+        self._route.before_prefill()
         if self._context.model.has_recurrent_state and len(self._entries) < n_lasting:
             self._evaluate_entries(entries[len(self._entries) : n_lasting], cancelled)
             self._set_checkpoint()
         self._evaluate_entries(entries[len(self._entries) : -1], cancelled)
         self._context.set_control_vector(self._control_vector)
-        if self._route is not None:
-            self._route.before_answer()
+        self._route.before_answer()
         self._evaluate_token_run(entries[-1:])
         try:
-            return read_states(self._route, 1)[0]
+            return self._route.read(1)[0]
         except EngineError:
             self.forget()  # the graph stopped half way: no later prompt may reuse its cells
             raise
@@ -246,10 +243,3 @@ def to_entries(items: Sequence[PromptItem]) -> list[Entry]:
         else:
             entries.append(Entry(item.key, item.n_tokens, item.n_positions, item))
     return entries
-
-
-def read_states(route: HiddenStateRoute | None, n_rows: int) -> NDArray[np.float32]:
-    """States of the last decode's rows: float32 (n_rows, n_features), 0 wide without a route."""
-    if route is None:
-        return np.empty((n_rows, 0), dtype=np.float32)
-    return route.read(n_rows)

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import re
-import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from safesteer_edge.engine.native import (
+    NativeObject,
     forget_native_errors,
     lib,
     must_avoid_extra_buffer_types,
     native_error_cause,
     start_backend,
 )
-from safesteer_edge.errors import EngineError, ModelFileError
+from safesteer_edge.errors import ModelFileError
 
 _PIECE_BUFFER_BYTES = 64
 _NO_TOKEN = -1
@@ -28,18 +24,13 @@ _NO_TOKEN = -1
 _MARKER = re.compile("<[|｜][^ ]+>|<[^ ]+[|｜]>")
 
 
-@dataclass(frozen=True, slots=True)
-class SpecialTokens:
-    """The vocabulary's tokens that plain text must never become."""
+class NativeModel(NativeObject):
+    """One GGUF model in memory. Implements `templates.special_tokens.Vocabulary`.
 
-    ids_by_text: Mapping[str, int]
-    strips_left: frozenset[int]
-    strips_right: frozenset[int]
-
-
-class NativeModel:
-    """One GGUF model in memory. Implements `chat.special_tokens.Vocabulary`.
-
+    bos_token_id, eos_token_id, unknown_token_id: None where the vocabulary has none. adds_bos:
+    prompts begin with BOS. special_tokens: the ids of the CONTROL and UNKNOWN tokens and of other
+    markers by their text: what plain text must never become. strips_left, strips_right: those of
+    them that swallow the white space before or after them.
     Not thread-safe while loading or closing. `close()` twice is safe; close contexts first.
     """
 
@@ -51,20 +42,18 @@ class NativeModel:
         start_backend()
         forget_native_errors()
         self.path = path
+        self._what = f"model {str(path)!r}"
         self.is_offloaded = n_gpu_layers > 0 and bool(lib.llama_supports_gpu_offload())
-        self.avoids_extra_buffer_types = must_avoid_extra_buffer_types()
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
-        params.use_extra_bufts = not self.avoids_extra_buffer_types
+        params.use_extra_bufts = not must_avoid_extra_buffer_types()
         model_handle = lib.llama_model_load_from_file(str(path).encode(), params)
         if not model_handle:
-            reason = native_error_cause() or "no reason given"
             raise ModelFileError(
-                f"cannot load {str(path)!r}: llama.cpp refuses it ({reason}); "
+                f"cannot load {str(path)!r}: llama.cpp refuses it ({native_error_cause()}); "
                 "check that the file is complete and that this version knows its architecture"
             )
-        self._model_handle: Any = model_handle
-        self._finalizer = weakref.finalize(self, lib.llama_model_free, model_handle)
+        self._own(model_handle, lib.llama_model_free)
         self._vocab_handle = lib.llama_model_get_vocab(model_handle)
         if not self._vocab_handle:
             self.close()
@@ -75,46 +64,16 @@ class NativeModel:
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab_handle)
         self.n_embd: int = lib.llama_model_n_embd(model_handle)
         self.n_layer: int = lib.llama_model_n_layer(model_handle)
-        self.n_ctx_train: int = lib.llama_model_n_ctx_train(model_handle)
         # Recurrent state cannot be rolled back by one token (llama_memory_seq_rm returns false).
         self.has_recurrent_state = bool(
             lib.llama_model_is_recurrent(model_handle) or lib.llama_model_is_hybrid(model_handle)
         )
-
-    @property
-    def handle(self) -> Any:
-        """The native handle, for this package alone. Raises EngineError after `close()`."""
-        if self._model_handle is None:
-            raise EngineError(f"model {str(self.path)!r} is closed; open a new session")
-        return self._model_handle
-
-    def close(self) -> None:
-        """Free the native model. Idempotent."""
-        self._model_handle = None
-        self._finalizer()
-
-    def __enter__(self) -> NativeModel:
-        return self
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def metadata_text(self, key: str) -> str | None:
-        """A metadata value as llama.cpp prints it, or None. Long values are read whole."""
-        size = 256
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            n_bytes = lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, size)
-            if n_bytes < 0:
-                return None
-            if n_bytes < size:
-                return buffer.value.decode("utf-8", "replace")
-            size = n_bytes + 1
+        self.bos_token_id = _token_or_none(lib.llama_vocab_bos(self._vocab_handle))
+        self.eos_token_id = _token_or_none(lib.llama_vocab_eos(self._vocab_handle))
+        unknown = self._metadata("tokenizer.ggml.unknown_token_id")
+        self.unknown_token_id = int(unknown) if unknown.isdecimal() else None
+        self.adds_bos = bool(lib.llama_vocab_get_add_bos(self._vocab_handle))
+        self._read_special_tokens()
 
     # -- vocabulary ---------------------------------------------------------------------------
 
@@ -132,7 +91,7 @@ class NativeModel:
         while True:
             buffer = (lib.llama_token * capacity)()
             n_tokens = lib.llama_tokenize(
-                self._live_vocab(), data, len(data), buffer, capacity, False, parse_special
+                self._vocab, data, len(data), buffer, capacity, False, parse_special
             )
             if n_tokens >= 0:
                 return list(buffer[:n_tokens])
@@ -143,7 +102,7 @@ class NativeModel:
 
         special: write control tokens as their text instead of as nothing.
         """
-        self._live_vocab()
+        _ = self.handle  # raises if it is closed
         cached = self._pieces.get((token_id, special))
         if cached is None:
             cached = self._pieces[token_id, special] = self._native_piece(token_id, special=special)
@@ -153,94 +112,57 @@ class NativeModel:
         capacity = _PIECE_BUFFER_BYTES
         while True:
             buffer = ctypes.create_string_buffer(capacity)
-            n_bytes = lib.llama_token_to_piece(
-                self._live_vocab(), token_id, buffer, capacity, 0, special
-            )
+            n_bytes = lib.llama_token_to_piece(self._vocab, token_id, buffer, capacity, 0, special)
             if n_bytes >= 0:
                 return buffer.raw[:n_bytes]
             capacity = -n_bytes
 
     def is_end_of_generation(self, token_id: int) -> bool:
         """True for the tokens that end an answer (EOS, EOT, …)."""
-        vocab = self._live_vocab()
+        vocab = self._vocab
         cached = self._ends.get(token_id)
         if cached is None:
             cached = bool(lib.llama_vocab_is_eog(vocab, token_id))
             self._ends[token_id] = cached
         return cached
 
-    def is_control(self, token_id: int) -> bool:
-        """True for tokens with the CONTROL attribute."""
-        return bool(lib.llama_vocab_is_control(self._live_vocab(), token_id))
-
-    @property
-    def bos_token_id(self) -> int | None:
-        """The beginning-of-sequence token, or None."""
-        return _token_or_none(lib.llama_vocab_bos(self._live_vocab()))
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """The end-of-sequence token, or None."""
-        return _token_or_none(lib.llama_vocab_eos(self._live_vocab()))
-
-    @property
-    def unknown_token_id(self) -> int | None:
-        """The token for what the vocabulary cannot write, or None."""
-        text = self.metadata_text("tokenizer.ggml.unknown_token_id")
-        return int(text) if text is not None and text.isdecimal() else None
-
-    @property
-    def adds_bos(self) -> bool:
-        """True if prompts of this model begin with BOS."""
-        return bool(lib.llama_vocab_get_add_bos(self._live_vocab()))
-
     def token_text(self, token_id: int | None) -> str:
         """The vocabulary's own text of a token ('' for None)."""
         if token_id is None:
             return ""
-        return lib.llama_vocab_get_text(self._live_vocab(), token_id).decode("utf-8", "replace")
+        return lib.llama_vocab_get_text(self._vocab, token_id).decode("utf-8", "replace")
 
-    @property
-    def special_tokens(self) -> Mapping[str, int]:
-        """Texts of the CONTROL and UNKNOWN tokens and of other markers, to their ids."""
-        return self._special.ids_by_text
+    def _metadata(self, key: str) -> str:
+        """A short metadata value as llama.cpp prints it, '' for none."""
+        buffer = ctypes.create_string_buffer(_PIECE_BUFFER_BYTES)
+        lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
 
-    @property
-    def strips_left(self) -> frozenset[int]:
-        """Special tokens that swallow the white space before them."""
-        return self._special.strips_left
-
-    @property
-    def strips_right(self) -> frozenset[int]:
-        """Special tokens that swallow the white space after them."""
-        return self._special.strips_right
-
-    @cached_property
-    def _special(self) -> SpecialTokens:
-        vocab = self._live_vocab()
+    def _read_special_tokens(self) -> None:
         always = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
         wanted = always | lib.LLAMA_TOKEN_ATTR_USER_DEFINED
-        ids_by_text: dict[str, int] = {}
-        strips_left: set[int] = set()
-        strips_right: set[int] = set()
+        self.special_tokens: dict[str, int] = {}
+        strips: dict[int, set[int]] = {
+            lib.LLAMA_TOKEN_ATTR_LSTRIP: set(),
+            lib.LLAMA_TOKEN_ATTR_RSTRIP: set(),
+        }
         for token_id in range(self.n_vocab):
-            attributes = lib.llama_vocab_get_attr(vocab, token_id)
+            attributes = lib.llama_vocab_get_attr(self._vocab_handle, token_id)
             if not attributes & wanted:
                 continue
-            text = lib.llama_vocab_get_text(vocab, token_id).decode("utf-8", "replace")
+            text = self.token_text(token_id)
             if not attributes & always and not _MARKER.fullmatch(text):
                 continue
             if text:
-                ids_by_text[text] = token_id
-            if attributes & lib.LLAMA_TOKEN_ATTR_LSTRIP:
-                strips_left.add(token_id)
-            if attributes & lib.LLAMA_TOKEN_ATTR_RSTRIP:
-                strips_right.add(token_id)
-        return SpecialTokens(ids_by_text, frozenset(strips_left), frozenset(strips_right))
+                self.special_tokens[text] = token_id
+            for flag, token_ids in strips.items():
+                if attributes & flag:
+                    token_ids.add(token_id)
+        self.strips_left, self.strips_right = map(frozenset, strips.values())
 
-    def _live_vocab(self) -> Any:
-        if self._model_handle is None:
-            raise EngineError(f"model {str(self.path)!r} is closed; open a new session")
+    @property
+    def _vocab(self) -> Any:
+        _ = self.handle  # raises if it is closed
         return self._vocab_handle
 
 

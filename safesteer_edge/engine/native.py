@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import threading
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import llama_cpp
 from llama_cpp import llama_cpp as _llama
 from llama_cpp import mtmd_cpp as _mtmd
+
+from safesteer_edge.errors import EngineError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # The bindings' annotations name Python types where ctypes passes pointers and structures, so that
 # correct calls fail a type checker: this package reaches them through these two untyped names.
@@ -45,40 +52,26 @@ def _forward_log(level: int, text: bytes, _user_data: object) -> None:
     logger.log(_last_level, "%s", line)
 
 
-class _Backend:
-    """Starts llama.cpp's backend once a process; it lives until the process ends."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._started = False
-
-    def start(self) -> None:
-        with self._lock:
-            if self._started:
-                return
-            # Without a handler, Python would print native warnings on stderr.
-            logger.addHandler(logging.NullHandler())
-            no_user_data = ctypes.c_void_p(0)
-            lib.llama_log_set(_forward_log, no_user_data)
-            mtmd_cpp.mtmd_helper_log_set(_forward_log, no_user_data)  # sets mtmd's as well
-            lib.llama_backend_init()
-            self._started = True
-
-
-_backend = _Backend()
-
-
+@cache
 def start_backend() -> None:
-    """Start llama.cpp and route its logs; cheap after the first call."""
-    _backend.start()
+    """Start llama.cpp and route its logs; once a process, and it lives until that ends.
+
+    Two threads that come first at once both do it, which llama.cpp takes.
+    """
+    # Without a handler, Python would print native warnings on stderr.
+    logger.addHandler(logging.NullHandler())
+    no_user_data = ctypes.c_void_p(0)
+    lib.llama_log_set(_forward_log, no_user_data)
+    mtmd_cpp.mtmd_helper_log_set(_forward_log, no_user_data)  # sets mtmd's as well
+    lib.llama_backend_init()
 
 
-def native_error_cause() -> str:
-    """The first error line since `forget_native_errors`, for an error message; '' for none.
+def native_error_cause(otherwise: str = "no reason given") -> str:
+    """The first error line since `forget_native_errors`, for an error message.
 
     Later lines only pass it on: the last one is "failed to load model", whatever the reason.
     """
-    return _first_error
+    return _first_error or otherwise
 
 
 def forget_native_errors() -> None:
@@ -118,6 +111,35 @@ def must_avoid_extra_buffer_types() -> bool:
     return native_facts().has_amx
 
 
+class NativeObject:
+    """Owns one native handle, freed by `close()` or with the object. Or use it in a `with`."""
+
+    _what = "the object"  # for messages
+
+    def _own(self, handle: Any, free: Callable[[Any], None]) -> None:
+        """Take a handle over: in the statement after the one that made it."""
+        self._handle: Any = handle
+        self._finalizer = weakref.finalize(self, free, handle)
+
+    @property
+    def handle(self) -> Any:
+        """The native handle, for this package alone. Raises EngineError after `close()`."""
+        if self._handle is None:
+            raise EngineError(f"{self._what} is closed; open a new session")
+        return self._handle
+
+    def close(self) -> None:
+        """Free it. Idempotent."""
+        self._handle = None
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 # -- the GPUs that this build of llama.cpp can use, and how much of their memory is free -----------
 
 _GPU, _INTEGRATED_GPU = 1, 2  # enum ggml_backend_dev_type (ggml-backend.h)
@@ -146,12 +168,12 @@ def gpu_memory() -> tuple[GpuMemory, ...]:
     # ggml_backend_dev_get(size_t); enum ggml_backend_dev_type ggml_backend_dev_type(dev);
     # const char * ggml_backend_dev_description(dev);
     # void ggml_backend_dev_memory(dev, size_t * free, size_t * total);
-    count = _function(native, "ggml_backend_dev_count", ctypes.c_size_t)
-    get = _function(native, "ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
-    kind_of = _function(native, "ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
-    describe = _function(native, "ggml_backend_dev_description", ctypes.c_char_p, ctypes.c_void_p)
+    count = c_function(native, "ggml_backend_dev_count", ctypes.c_size_t)
+    get = c_function(native, "ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    kind_of = c_function(native, "ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
+    describe = c_function(native, "ggml_backend_dev_description", ctypes.c_char_p, ctypes.c_void_p)
     size = ctypes.POINTER(ctypes.c_size_t)
-    read = _function(native, "ggml_backend_dev_memory", None, ctypes.c_void_p, size, size)
+    read = c_function(native, "ggml_backend_dev_memory", None, ctypes.c_void_p, size, size)
     found: list[GpuMemory] = []
     for index in range(count()):
         device = get(index)
@@ -165,7 +187,8 @@ def gpu_memory() -> tuple[GpuMemory, ...]:
     return tuple(found)
 
 
-def _function(native: Any, name: str, result: Any, *arguments: Any) -> Any:
+def c_function(native: Any, name: str, result: Any, *arguments: Any) -> Any:
+    """A function of a loaded library that the bindings leave out, with its prototype."""
     function = getattr(native, name)
     function.restype, function.argtypes = result, list(arguments)
     return function

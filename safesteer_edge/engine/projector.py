@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import time
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,52 +16,15 @@ from numpy.typing import NDArray
 
 from safesteer_edge.engine.context import MAIN_SEQUENCE, NativeContext
 from safesteer_edge.engine.model import NativeModel
-from safesteer_edge.engine.native import forget_native_errors, lib, mtmd_cpp, native_error_cause
+from safesteer_edge.engine.native import (
+    NativeObject,
+    forget_native_errors,
+    lib,
+    mtmd_cpp,
+    native_error_cause,
+)
 from safesteer_edge.engine.prompt_items import MediaRun, NativeChunk, PromptItem, TokenRun
 from safesteer_edge.errors import EngineError, MediaError, ModelFileError
-
-# -- encoded media by their content, up to a number of bytes: what a projector need not do again ---
-
-
-class MediaCache:
-    """Prompt items of images and sounds, the least recently used dropped first.
-
-    It belongs to one projector. The key is a hash of the prepared pixels or samples, so that the
-    same file prepared in another way is another entry.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        """max_bytes: of embeddings; the entry used last stays even if it is larger."""
-        self._max_bytes = max_bytes
-        self._items_by_key: OrderedDict[str, tuple[PromptItem, ...]] = OrderedDict()
-
-    def get(self, key: str) -> tuple[PromptItem, ...] | None:
-        """The items of this content, if they are still there."""
-        items = self._items_by_key.get(key)
-        if items is not None:
-            self._items_by_key.move_to_end(key)
-        return items
-
-    def put(self, key: str, items: tuple[PromptItem, ...]) -> None:
-        """Keep the items of this content, and drop what no longer fits."""
-        self._items_by_key[key] = items
-        while len(self._items_by_key) > 1 and self.n_bytes > self._max_bytes:
-            self._items_by_key.popitem(last=False)
-
-    def clear(self) -> None:
-        """Forget everything, and free its native chunks."""
-        self._items_by_key.clear()
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of embeddings in the cache."""
-        return sum(
-            item.embeddings.nbytes
-            for items in self._items_by_key.values()
-            for item in items
-            if isinstance(item, MediaRun)
-        )
-
 
 _CACHE_BYTES = 256 * 1024 * 1024
 _Visited = TypeVar("_Visited")
@@ -82,8 +44,10 @@ class EncodedMedia:
     from_cache: bool
 
 
-class Projector:
+class Projector(NativeObject):
     """Owns the mtmd context. Close it before the model it was made for."""
+
+    _what = "the projector"
 
     def __init__(
         self,
@@ -96,7 +60,8 @@ class Projector:
     ) -> None:
         """Load the projector. Run the pre-check (`formats.model_file`) first.
 
-        cache_bytes: of embeddings that are kept for the next prompt with the same media.
+        cache_bytes: of embeddings that are kept for the next prompt with the same media; what was
+        used last stays even if it is larger.
         Raises ModelFileError if mtmd refuses it.
         """
         forget_native_errors()
@@ -109,25 +74,25 @@ class Projector:
         params.warmup = False  # the first image pays for it, and text-only chats never do
         mtmd_handle = mtmd_cpp.mtmd_init_from_file(str(path).encode(), model.handle, params)
         if not mtmd_handle:
-            reason = native_error_cause() or "no reason given"
             raise ModelFileError(
                 f"cannot load projector {str(path)!r} for {model.path.name!r}: mtmd refuses it "
-                f"({reason}); use the mmproj file that belongs to this model"
+                f"({native_error_cause()}); use the mmproj file that belongs to this model"
             )
-        self._mtmd_handle: Any = mtmd_handle
-        self._finalizer = weakref.finalize(self, mtmd_cpp.mtmd_free, mtmd_handle)
+        self._own(mtmd_handle, mtmd_cpp.mtmd_free)
         self.sees = bool(mtmd_cpp.mtmd_support_vision(mtmd_handle))
         self.hears = bool(mtmd_cpp.mtmd_support_audio(mtmd_handle))
         self.audio_sample_rate: int = (
             mtmd_cpp.mtmd_get_audio_sample_rate(mtmd_handle) if self.hears else 0
         )
-        self._cache = MediaCache(cache_bytes)
+        self._cache_bytes = cache_bytes
+        # By a hash of the prepared pixels or samples, so that the same file prepared in another way
+        # is another entry; the least recently used first.
+        self._cache: OrderedDict[str, tuple[PromptItem, ...]] = OrderedDict()
 
     def close(self) -> None:
         """Free cached chunks and the native context. Idempotent."""
         self._cache.clear()
-        self._mtmd_handle = None
-        self._finalizer()
+        super().close()
 
     def encode_image(self, rgb: NDArray[np.uint8], *, sha256: str) -> EncodedMedia:
         """Encode one image.
@@ -152,7 +117,7 @@ class Projector:
         sizes: widths and heights of pictures to try. Some projectors decode an image non-causally,
         and llama.cpp ends the process where such an image is cut in two. Nothing is encoded.
         """
-        if not self.sees or not mtmd_cpp.mtmd_decode_use_non_causal(self._live(), None):
+        if not self.sees or not mtmd_cpp.mtmd_decode_use_non_causal(self.handle, None):
             return 0
         counts: list[int] = []
         for width, height in sizes:
@@ -179,7 +144,7 @@ class Projector:
         """Put an encoded chunk into the main sequence at `position`."""
         # Some projectors decode an image non-causally and abort the process in two batches.
         if item.n_tokens > context.n_batch and mtmd_cpp.mtmd_decode_use_non_causal(
-            self._live(), item.chunk.handle
+            self.handle, item.chunk.handle
         ):
             raise MediaError(
                 f"an image of {item.n_tokens} tokens does not fit into one batch of "
@@ -187,7 +152,7 @@ class Projector:
             )
         new_position = lib.llama_pos(position)
         status = mtmd_cpp.mtmd_helper_decode_image_chunk(
-            self._live(),
+            self.handle,
             context.handle,
             item.chunk.handle,
             item.embeddings.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
@@ -202,21 +167,27 @@ class Projector:
             raise EngineError(f"llama.cpp failed to decode a media chunk (status {status})")
 
     def _encode(self, make_bitmap: Callable[[], Any], sha256: str) -> EncodedMedia:
-        self._live()
+        _ = self.handle  # raises if it is closed
         started_s = time.perf_counter()
-        items = self._cache.get(sha256)
-        from_cache = items is not None
-        if items is None:
-            items = tuple(
-                self._with_chunks(
-                    make_bitmap,
-                    lambda index, chunk_handle: self._to_item(chunk_handle, f"{sha256}#{index}"),
-                )
+        from_cache = sha256 in self._cache
+        if not from_cache:
+            items = self._with_chunks(
+                make_bitmap,
+                lambda index, chunk_handle: self._to_item(chunk_handle, f"{sha256}#{index}"),
             )
-            self._cache.put(sha256, items)
+            self._cache[sha256] = tuple(items)
+        self._cache.move_to_end(sha256)
+        while len(self._cache) > 1 and self._n_cached_bytes > self._cache_bytes:
+            self._cache.popitem(last=False)
+        items = self._cache[sha256]
         n_tokens = sum(item.n_tokens for item in items if isinstance(item, MediaRun))
         encode_s = 0.0 if from_cache else time.perf_counter() - started_s
         return EncodedMedia(items, n_tokens, encode_s, from_cache)
+
+    @property
+    def _n_cached_bytes(self) -> int:
+        entries = (item for items in self._cache.values() for item in items)
+        return sum(item.embeddings.nbytes for item in entries if isinstance(item, MediaRun))
 
     def _with_chunks(
         self, make_bitmap: Callable[[], Any], visit: Callable[[int, Any], _Visited]
@@ -230,9 +201,9 @@ class Projector:
             part = mtmd_cpp.mtmd_input_part(text=None, bitmap=bitmap_handle)
             parts = (ctypes.POINTER(mtmd_cpp.mtmd_input_part) * 1)(ctypes.pointer(part))
             forget_native_errors()
-            status = mtmd_cpp.mtmd_tokenize_from_parts(self._live(), chunks_handle, parts, 1, False)
+            status = mtmd_cpp.mtmd_tokenize_from_parts(self.handle, chunks_handle, parts, 1, False)
             if status != 0:
-                reason = native_error_cause() or f"status {status}"
+                reason = native_error_cause(f"status {status}")
                 raise MediaError(f"the projector cannot use this file ({reason})")
             n_chunks = mtmd_cpp.mtmd_input_chunks_size(chunks_handle)
             return [
@@ -255,20 +226,15 @@ class Projector:
                     f"{self._model.path.name!r} lacks; use the mmproj file that belongs to it"
                 )
             return TokenRun(token_ids)
-        if mtmd_cpp.mtmd_encode_chunk(self._live(), chunk_handle) != 0:
+        if mtmd_cpp.mtmd_encode_chunk(self.handle, chunk_handle) != 0:
             raise EngineError(f"the projector failed to encode ({native_error_cause()})")
         chunk = NativeChunk(chunk_handle)
         shape = (chunk.n_tokens, lib.llama_model_n_embd_inp(self._model.handle))
-        output = mtmd_cpp.mtmd_get_output_embd(self._live())
+        output = mtmd_cpp.mtmd_get_output_embd(self.handle)
         embeddings = np.ctypeslib.as_array(output, shape=shape).copy()
         if not np.isfinite(embeddings).all():
             raise MediaError("the projector gave non-finite embeddings; its file may be damaged")
         return MediaRun(key, chunk.n_tokens, chunk.n_positions, embeddings, chunk)
-
-    def _live(self) -> Any:
-        if self._mtmd_handle is None:
-            raise EngineError("the projector is closed; open a new session")
-        return self._mtmd_handle
 
 
 def _n_media_tokens(chunk_handle: Any) -> int:

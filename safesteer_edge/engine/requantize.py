@@ -52,7 +52,7 @@ def requantize(source: Path, target: Path, target_type: TargetType, *, n_threads
         if failed:
             raise EngineError(
                 f"llama.cpp cannot requantize {str(source)!r} to {target_type}: "
-                f"{native_error_cause() or 'it does not say why'}; check the free disk space, and "
+                f"{native_error_cause('it does not say why')}; check the free disk space, and "
                 "the file with 'safesteer-edge models verify'"
             )
         temporary.replace(target)

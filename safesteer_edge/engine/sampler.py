@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import math
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from safesteer_edge.engine.native import lib
+from safesteer_edge.engine.native import NativeObject, lib
 from safesteer_edge.errors import EngineError, GuardError
 from safesteer_edge.guard.policy import SamplingSettings
 from safesteer_edge.guard.protocols import Proposal
@@ -22,20 +21,21 @@ if TYPE_CHECKING:
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
-class SamplerChain:
+class SamplerChain(NativeObject):
     """Penalties, top-k, top-p, min-p, temperature and the seeded draw, in llama.cpp's order.
 
     At temperature 0 the chain is penalties and top-k alone, as llama.cpp's greedy sampler looks
     at no other filter; the candidates' probabilities are then those at temperature 1.
     """
 
+    _what = "the sampler"
+
     def __init__(self, settings: SamplingSettings, *, n_vocab: int) -> None:
         self._greedy = settings.temperature == 0
         chain_handle = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         if not chain_handle:
             raise EngineError("llama.cpp could not make a sampler chain; free some memory")
-        self._chain_handle: Any = chain_handle
-        self._finalizer = weakref.finalize(self, lib.llama_sampler_free, chain_handle)
+        self._own(chain_handle, lib.llama_sampler_free)
         for stage in self._stages(settings, n_vocab):
             lib.llama_sampler_chain_add(chain_handle, stage)  # the chain owns it from here
         self._has_penalties = settings.has_penalties
@@ -85,7 +85,7 @@ class SamplerChain:
         array = self._array
         array.data, array.size = self._data, len(self._token_ids)
         array.selected, array.sorted = -1, False
-        lib.llama_sampler_apply(self._live_chain(), self._array_reference)
+        lib.llama_sampler_apply(self.handle, self._array_reference)
         n_candidates = int(array.size)
         if n_candidates < 1:
             raise GuardError("the sampler left no candidate; loosen --top-p or --min-p")
@@ -118,16 +118,6 @@ class SamplerChain:
 
     def accept(self, token_id: int) -> None:
         """Tell the chain which token was emitted; only penalties want to know."""
-        chain_handle = self._live_chain()
+        chain_handle = self.handle
         if self._has_penalties:
             lib.llama_sampler_accept(chain_handle, token_id)
-
-    def close(self) -> None:
-        """Free the native chain. Idempotent."""
-        self._chain_handle = None
-        self._finalizer()
-
-    def _live_chain(self) -> Any:
-        if self._chain_handle is None:
-            raise EngineError("the sampler is closed; open a new session")
-        return self._chain_handle

@@ -170,7 +170,7 @@ def _template_of(form: Form, runtime: Runtime) -> ChatTemplate:
     if form == "template":
         return runtime.template
     source = _SHIELDGEMMA if form == "shieldgemma" else _question_source(runtime)
-    return ChatTemplate.from_source(
+    return ChatTemplate(
         source,
         bos_token=runtime.model.token_text(runtime.model.bos_token_id),
         eos_token=runtime.model.token_text(runtime.model.eos_token_id),

@@ -172,13 +172,14 @@ class ModelInfo:
     tensor_table_sha256: str
 
 
-def check_language_model(path: Path) -> ModelInfo:
+def check_language_model(model: Path | GgufFile) -> ModelInfo:
     """Return what a GGUF language model is, after checking that it hangs together.
 
+    model: its path, or its header if that has been read.
     Takes 50 ms for a vocabulary of 49,152 tokens; the weights are not read.
     Raises ModelFileError with the reason and what to do about it.
     """
-    file = read_gguf(path)
+    file = model if isinstance(model, GgufFile) else read_gguf(model)
     architecture = file.architecture
     _check_kind(file, architecture)
     n_blocks = _number(file, f"{architecture}.block_count", 1, _MAX_LAYERS)
@@ -191,9 +192,9 @@ def check_language_model(path: Path) -> ModelInfo:
     n_vocab = check_vocabulary(file)
     _check_tensors(file, n_blocks, n_embd, n_vocab)
     return ModelInfo(
-        path=path,
+        path=file.path,
         architecture=architecture,
-        name=file.text("general.name") or path.stem,
+        name=file.text("general.name") or file.path.stem,
         n_layer=n_layer,
         n_embd=n_embd,
         n_ctx_train=n_ctx_train,

@@ -1,7 +1,7 @@
 """How a request reaches the model: as text, drawn in a picture, or with media of the user's own.
 
 wrapped: text among other words, or the words and what the guard reads in a picture that the request
-is drawn in (`session_guard.words_alone`). typographic: the picture shows the request. list:
+is drawn in (`turn.text_only_conversations`). typographic: the picture shows the request. list:
 FigStep's form (2311.05608), the request as the title of an empty list. pointing: the picture shows
 what is wanted, the words point at it, as in MM-SafetyBench (2311.17600). beside: the whole request
 in words, and a picture that has nothing to do with it. picture, speech: the request's own file,

@@ -12,6 +12,7 @@ from safesteer_edge.bundle.canaries import Canaries, EngineCanary, ProbeCanary
 from safesteer_edge.engine.prompt_items import text_token_ids
 from safesteer_edge.harvest.answers import HarvestedAnswer
 from safesteer_edge.requests.requests import Request
+from safesteer_edge.session.choice import read_model_files
 from safesteer_edge.session.prompt import question_items
 from safesteer_edge.session.runtime import Runtime, last_state_of, open_runtime
 from safesteer_edge.session.settings import SessionSettings
@@ -49,10 +50,9 @@ def make_canaries(
 
 def residual_norms(session: SessionSettings, requests: Sequence[Request]) -> tuple[float, ...]:
     """Mean L2 norm of every block's output at the last prompt position, over a few requests."""
-    info = open_runtime(session)
-    n_layer = info.info.n_layer
-    info.close()
-    runtime = open_runtime(session, layers=range(n_layer))
+    files = read_model_files(session)
+    n_layer = files.info.n_layer
+    runtime = open_runtime(session, layers=range(n_layer), files=files)
     try:
         norms: list[NDArray[np.float32]] = []
         for request in requests[:: max(1, len(requests) // N_NORM_REQUESTS)]:

@@ -133,9 +133,12 @@ class ModelShape:
         return sum(layer.kv_width for layer in self.layers)
 
 
-def read_model_shape(path: Path) -> ModelShape:
-    """Read a file that `check_language_model` has accepted. Takes 20 ms. Raises ModelFileError."""
-    file = read_gguf(path)
+def read_model_shape(model: Path | GgufFile) -> ModelShape:
+    """The shape of a model that `check_language_model` has accepted, from its path or its header.
+
+    Takes 20 ms where the header has to be read. Raises ModelFileError.
+    """
+    file = model if isinstance(model, GgufFile) else read_gguf(model)
     prefix = file.architecture
     n_layer = file.integer(f"{prefix}.block_count", 0) or 0
     n_embd = file.integer(f"{prefix}.embedding_length", 0) or 0
@@ -162,7 +165,7 @@ def read_model_shape(path: Path) -> ModelShape:
     n_own = n_used - min(n_used, file.integer(f"{prefix}.attention.shared_kv_layers", 0) or 0)
     split = split_layers(file, prefix, widths, n_embd)
     return ModelShape(
-        name=path.name,
+        name=file.path.name,
         layers=tuple(
             LayerShape(weight, width if index < n_own else 0, state if index < n_used else 0)
             for index, (weight, (width, state)) in enumerate(zip(weights, split, strict=True))

@@ -34,7 +34,7 @@ GPU_RESERVE_BYTES = 400 * _MIB
 
 
 class Gpu(Protocol):
-    """What is asked of a GPU; `engine.devices.GpuMemory` is one."""
+    """What is asked of a GPU; `engine.native.GpuMemory` is one."""
 
     @property
     def name(self) -> str: ...
@@ -120,7 +120,7 @@ def _plan(
         n_gpu_layers=chosen,
         gpu_bytes=_gpu_bytes(model, settings, need, chosen),
         # A layer that is on the GPU is no longer in memory, but for an integrated GPU.
-        cpu_bytes=need.total - (0 if _is_integrated(machine.gpus) else moved),
+        cpu_bytes=need.total - (0 if any(gpu.is_integrated for gpu in machine.gpus) else moved),
     )
 
 
@@ -157,10 +157,6 @@ def _layer_bytes(model: ModelShape, settings: MemorySettings, n_gpu_layers: int)
         + block.state_width * n_states * _F32_BYTES
         for block in blocks
     )
-
-
-def _is_integrated(gpus: Sequence[Gpu]) -> bool:
-    return any(gpu.is_integrated for gpu in gpus)
 
 
 def _fits(plan: MemoryPlan) -> bool:
@@ -281,6 +277,7 @@ def explain_plan(plan: MemoryPlan) -> list[str]:
     n_layer, n_ctx = len(model.layers), padded_n_ctx(settings.n_ctx)
     a_token = kv_bytes(model.kv_width, settings.kv_type)
     blocks = sum(layer.weight_bytes for layer in model.layers)
+    program = "with the guard's probe" if settings.has_guard else "without a guard"
     rows = [
         (
             "weights",
@@ -301,7 +298,7 @@ def explain_plan(plan: MemoryPlan) -> list[str]:
         rows.append(("projector", need.projector, "its file"))
     rows += [
         ("buffers", need.output + need.compute, f"estimated, batches of {settings.n_batch}"),
-        ("program", need.process, "estimated, " + _program(plan)),
+        ("program", need.process, f"estimated, {program}"),
         ("together", need.total, f"{_free(plan)}"),
     ]
     lines = [f"{name + ':':<11} {in_mib(n_bytes):>10}  {text}" for name, n_bytes, text in rows]
@@ -313,10 +310,6 @@ def explain_plan(plan: MemoryPlan) -> list[str]:
     if settings.n_ctx % N_CTX_STEP:
         lines.append(f"--ctx {settings.n_ctx} is rounded up to {n_ctx}")
     return [*lines, *_gpu_lines(plan)]
-
-
-def _program(plan: MemoryPlan) -> str:
-    return "with the guard's probe" if plan.settings.has_guard else "without a guard"
 
 
 def _free(plan: MemoryPlan) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +42,11 @@ class OnnxProbe:
         self._provider: Provider = timed.provider
         self._seconds_per_call = timed.median_s[0]
         self._metadata = dict(metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, device: Device = "auto") -> OnnxProbe:
+        """Load a probe.onnx; as `from_bytes`, and raises OSError."""
+        return cls.from_bytes(Path(path).read_bytes(), name=str(path), device=device)
 
     @classmethod
     def from_bytes(cls, data: bytes, *, name: str, device: Device = "auto") -> OnnxProbe:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safesteer_edge.errors import MediaError
+from safesteer_edge.formats.gguf_file import read_gguf
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model, check_projector_fits
 from safesteer_edge.formats.projector_file import ProjectorInfo
 from safesteer_edge.library.catalogue import (
@@ -19,6 +20,7 @@ from safesteer_edge.library.catalogue import (
     installed_projector,
     load_catalogue,
 )
+from safesteer_edge.library.memory_need import ModelShape, read_model_shape
 from safesteer_edge.session.settings import SessionSettings
 
 # Measured: `calibrate` of the default model (94 MiB) on two cores, pictures included.
@@ -30,29 +32,60 @@ _CALIBRATION_BYTES = 94 << 20
 class ModelChoice:
     """A model file to run. name: the catalogue's, or the file's. bundle, mmproj: the catalogue's.
 
-    mmproj: the projector; None where there is none, or it is not there. projector: the name of its
-    file on the hub that the catalogue knows, to be pulled; '' where there is none.
+    mmproj: the projector; None where there is none, or it is not there. entry: of the catalogue;
+    None for another file.
     """
 
     name: str
     path: Path
-    bundle: Path | None
+    bundle: Path | None = None
     mmproj: Path | None = None
-    projector: str = ""
+    entry: CatalogueModel | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """What a session will be made of, each header read once. mmproj, projector: None without one.
+
+    shape: what the model takes of memory.
+    """
+
+    choice: ModelChoice
+    info: ModelInfo
+    shape: ModelShape
+    mmproj: Path | None
+    projector: ProjectorInfo | None
 
 
 def choose_model(name_or_path: str | None) -> ModelChoice:
-    """Find the model that a user means. Raises SettingsError or ModelFileError."""
-    if name_or_path is None:
-        return _from_catalogue(default_model())
-    if not _looks_like_path(name_or_path):
-        return _from_catalogue(find_model(name_or_path))
+    """Find the model that a user means; no file is read. Raises SettingsError, ModelFileError."""
+    if name_or_path is None or not _looks_like_path(name_or_path):
+        entry = default_model() if name_or_path is None else find_model(name_or_path)
+        # A path that is not there is an error that says how to get it.
+        path = entry.path or installed_path(entry)
+        return ModelChoice(entry.name, path, entry.bundle, entry.mmproj, entry)
     path = Path(name_or_path).expanduser()
     for entry in load_catalogue():
         if entry.path is not None and path.exists() and path.samefile(entry.path):
-            installed_path(entry)  # or an error, if it is no longer the file that was recorded
-            return ModelChoice(entry.name, path, entry.bundle, installed_projector(entry))
-    return ModelChoice(path.stem, path, None)
+            return ModelChoice(entry.name, path, entry.bundle, entry.mmproj, entry)
+    return ModelChoice(path.stem, path)
+
+
+def read_model_files(settings: SessionSettings) -> ModelFiles:
+    """Choose the model, and check its file and its projector's before native code sees them.
+
+    Takes some 50 ms; a file of the library whose time has changed is hashed again, about a second a
+    gigabyte. Raises SettingsError, ModelFileError.
+    """
+    choice = choose_model(settings.model)
+    if choice.entry is not None:
+        installed_path(choice.entry)  # or an error, if it is no longer the file that was recorded
+        if settings.mmproj is None:
+            installed_projector(choice.entry)
+    header = read_gguf(choice.path)
+    info, mmproj = check_language_model(header), settings.mmproj or choice.mmproj
+    projector = check_projector_fits(mmproj, info) if mmproj is not None else None
+    return ModelFiles(choice, info, read_model_shape(header), mmproj, projector)
 
 
 def no_bundle_text(choice: ModelChoice, info: ModelInfo, *, n_cores: int) -> str:
@@ -74,36 +107,35 @@ def no_bundle_text(choice: ModelChoice, info: ModelInfo, *, n_cores: int) -> str
 
 def require_projector(
     settings: SessionSettings, *, images: bool, sounds: bool
-) -> ProjectorInfo | None:
+) -> ModelFiles | None:
     """Check that the model can take what is to be attached, before anything is loaded.
 
-    Takes some milliseconds: the headers are read, and no weights. None if nothing is attached.
+    Reads headers, and no weights. None if nothing is attached.
     Raises MediaError that names what is missing, SettingsError, ModelFileError.
     """
     if not images and not sounds:
         return None
-    choice = choose_model(settings.model)
-    mmproj = settings.mmproj or choice.mmproj
-    if mmproj is None:
+    files = read_model_files(settings)
+    if files.projector is None:
         raise MediaError(
-            f"model {choice.name!r} cannot take {'images' if images else 'sound'}: "
-            f"{_missing_projector(choice)}"
+            f"model {files.choice.name!r} cannot take {'images' if images else 'sound'}: "
+            f"{_missing_projector(files.choice)}"
         )
-    info = check_projector_fits(mmproj, check_language_model(choice.path))
+    info = files.projector
     for wanted, has, kind in ((images, info.has_vision, "see"), (sounds, info.has_audio, "hear")):
         if wanted and not has:
             raise MediaError(
-                f"projector {str(mmproj)!r} does not {kind}; remove what is attached, or choose a "
-                f"model that can {kind}"
+                f"projector {str(files.mmproj)!r} does not {kind}; remove what is attached, or "
+                f"choose a model that can {kind}"
             )
-    return info
+    return files
 
 
 def _missing_projector(choice: ModelChoice) -> str:
     """Which file is missing, and where to get it."""
-    if choice.projector:
+    if choice.entry is not None and choice.entry.repository and choice.entry.projector:
         return (
-            f"its projector {choice.projector!r} is missing; run: "
+            f"its projector {choice.entry.projector!r} is missing; run: "
             f"safesteer-edge models pull {choice.name}"
         )
     beside = sorted(choice.path.parent.glob("*mmproj*.gguf"))
@@ -115,16 +147,6 @@ def _missing_projector(choice: ModelChoice) -> str:
     return (
         f"its projector (mmproj-….gguf) is missing; {where}, or choose a model that has one "
         "with --model"
-    )
-
-
-def _from_catalogue(entry: CatalogueModel) -> ModelChoice:
-    return ModelChoice(
-        entry.name,
-        installed_path(entry),
-        entry.bundle,
-        installed_projector(entry),
-        entry.projector if entry.repository else "",
     )
 
 

@@ -178,6 +178,13 @@ class EngineProcess:
             with contextlib.suppress(OSError):
                 pipe.close()
 
+    def end_if_silent(self) -> None:
+        """End it if it is waited for and has given no sign of life."""
+        waiting_since_s = self._waiting_since_s
+        if waiting_since_s is not None and time.monotonic() - waiting_since_s > _SILENCE_LIMIT_S:
+            self._is_frozen = True
+            self._process.kill()
+
     # -- private ----------------------------------------------------------------------------------
 
     def _send_urgent(self) -> None:
@@ -208,12 +215,6 @@ class EngineProcess:
                 "ended; ask again to start it anew, with a smaller model or --ctx if memory is low"
             )
         return EngineDiedError(_death_sentence(death_of(self._process.returncode), self.log))
-
-    def _end_if_silent(self) -> None:
-        waiting_since_s = self._waiting_since_s
-        if waiting_since_s is not None and time.monotonic() - waiting_since_s > _SILENCE_LIMIT_S:
-            self._is_frozen = True
-            self._process.kill()
 
 
 def _start() -> subprocess.Popen[bytes]:
@@ -260,7 +261,7 @@ def _watch(process: weakref.ref[EngineProcess]) -> None:
     """End a child that is frozen, so that whoever waits for it is told. Ends with its object."""
     pause = threading.Event()
     while (alive := process()) is not None and alive.is_alive:
-        alive._end_if_silent()
+        alive.end_if_silent()
         del alive
         pause.wait(2.0)
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import IO, Any, Final, NoReturn
 
 from safesteer_edge.errors import EngineError
@@ -31,7 +31,7 @@ GATHER_S: Final = 0.05
 
 
 class EngineServer:
-    """Serves one parent; see `messages` for the protocol."""
+    """Serves one parent; see `engine_process` for what crosses the pipe."""
 
     def __init__(self, requests: IO[bytes], replies_fd: int) -> None:
         self._requests = requests
@@ -58,7 +58,7 @@ class EngineServer:
                 self._do(request)
             except Exception as error:  # the edge of the process: the parent raises it
                 traceback.print_exc(file=sys.stderr)
-                self._say({"error": error_to_json(error)})
+                self._write(encode({"error": error_to_json(error)}))
             self._is_busy.clear()
         if self._session is not None:
             self._session.close()
@@ -94,38 +94,31 @@ class EngineServer:
             if request["verbose"]:
                 logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
             self._session = open_session(from_json(SessionSettings, request["settings"]))
-            self._say({"ready": to_json(self._session.info)})
-            return
         session = self._session
         if session is None:
             raise EngineError("the engine process has no session; report this")
-        if do == "ask":
-            question = from_json(ChatMessage, request["question"])
-            self._tell(
-                int(request["turn"]),
-                session.ask(
-                    question.text,
-                    images=question.images,
-                    sounds=question.sounds,
-                    documents=question.documents,
-                    system=request["system"],
-                    answer_prefix=request["answer_prefix"],
-                ),
-            )
-        elif do == "continue":
-            self._tell(int(request["turn"]), session.continue_answer())
-        elif do == "check_fits":
-            session.check_fits(request["text"], system=request["system"])
-            self._say({"done": 0})
-        elif do == "restore":
-            session.restore([from_json(ChatMessage, item) for item in request["messages"]])
-            self._say({"done": 0})
-        elif do == "reset":
-            session.reset()
-            self._say({"done": 0})
-        elif do == "change":
-            session.change(from_json(TurnSettings, request["settings"]))
-            self._say({"ready": to_json(session.info)})
+        turns: dict[str, Callable[[], Generator[Event, None, None]]] = {
+            "ask": lambda: session.ask_message(
+                from_json(ChatMessage, request["question"]),
+                system=request["system"],
+                answer_prefix=request["answer_prefix"],
+            ),
+            "continue": session.continue_answer,
+        }
+        calls: dict[str, Callable[[], None]] = {
+            "open": lambda: None,
+            "check_fits": lambda: session.check_fits(request["text"], system=request["system"]),
+            "restore": lambda: session.restore(
+                [from_json(ChatMessage, item) for item in request["messages"]]
+            ),
+            "reset": session.reset,
+            "change": lambda: session.change(from_json(TurnSettings, request["settings"])),
+        }
+        if do in turns:
+            self._tell(int(request["turn"]), turns[do]())
+        elif do in calls:
+            calls[do]()
+            self._write(encode({"ready": to_json(session.info)}))
         else:
             raise EngineError(f"the engine process knows no request {do!r}; report this")
 
@@ -162,9 +155,6 @@ class EngineServer:
             if held:
                 self._write(held)
         self._write(encode({"done": turn}))
-
-    def _say(self, message: dict[str, Any]) -> None:
-        self._write(encode(message))
 
     def _write(self, data: bytes) -> None:
         with self._write_lock:

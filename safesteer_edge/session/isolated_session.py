@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Generator, Mapping, Sequence
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from safesteer_edge.errors import (
@@ -22,12 +21,17 @@ from safesteer_edge.errors import (
 from safesteer_edge.formats.json_values import from_json, to_json
 from safesteer_edge.guard.events import Event, Refused, TextDelta, TurnEnded, event_from_json
 from safesteer_edge.session.engine_process import EngineProcess, error_from_json
-from safesteer_edge.session.protocol import ChatMessage, Document, SessionInfo, TurnSettings
+from safesteer_edge.session.protocol import (
+    ChatMessage,
+    OpenedSession,
+    SessionInfo,
+    TurnSettings,
+    make_settings,
+)
 from safesteer_edge.session.settings import SessionSettings
-from safesteer_edge.session.settings_file import user_settings
 
 
-class IsolatedSession:
+class IsolatedSession(OpenedSession):
     """As `session.Session`; what its methods promise stands at `ChatSession`.
 
     When the engine dies, the call that meets it raises EngineDiedError, an answer that was being
@@ -52,17 +56,14 @@ class IsolatedSession:
 
     @property
     def info(self) -> SessionInfo:
-        """What runs, as the settings of the next turn have it."""
         return self._info
 
     @property
     def turn_settings(self) -> TurnSettings:
-        """The settings of the next turn."""
         return self._turn_settings
 
     @property
     def messages(self) -> tuple[ChatMessage, ...]:
-        """The conversation so far."""
         return self._messages
 
     @property
@@ -71,68 +72,34 @@ class IsolatedSession:
         process = self._process
         return process.process_id if process is not None and process.is_alive else None
 
-    @property
-    def engine_log(self) -> tuple[str, ...]:
-        """The last lines that the engine's process printed, native code's among them."""
-        return self._process.log if self._process is not None else ()
-
-    def ask(
-        self,
-        text: str,
-        *,
-        images: Sequence[Path] = (),
-        sounds: Sequence[Path] = (),
-        documents: Sequence[Document] = (),
-        system: str | None = None,
-        answer_prefix: str = "",
-    ) -> Generator[Event, None, None]:
-        """Ask; see `ChatSession.ask`."""
-        question = ChatMessage("user", text, tuple(images), tuple(sounds), tuple(documents))
-        request = {
-            "do": "ask",
-            "question": to_json(question),
-            "system": system,
-            "answer_prefix": answer_prefix,
-        }
-        asked = () if system is None else (ChatMessage("system", system),)
-        asked += (question,)
-        self._n_turns += 1
-        return self._run(self._n_turns, request, asked)
-
     def check_fits(self, text: str, *, system: str | None = None) -> None:
-        """Count the tokens of a question; see `ChatSession.check_fits`."""
         self._request({"do": "check_fits", "text": text, "system": system})
 
     def continue_answer(self) -> Generator[Event, None, None]:
-        """Go on with the last answer; see `ChatSession.continue_answer`."""
         self._n_turns += 1
         return self._run(self._n_turns, {"do": "continue"}, None)
 
     def restore(self, messages: Sequence[ChatMessage]) -> None:
-        """Bring the session to this conversation; see `ChatSession.restore`."""
         self._request(_restoring(messages))
         self._messages = tuple(messages)
 
     def reset(self) -> None:
-        """Start a new conversation."""
         self._messages = ()  # whatever becomes of the engine
         self._request({"do": "reset"})
 
     def change(self, settings: TurnSettings) -> None:
-        """Let the next turns use these settings; see `ChatSession.change`."""
         reply = self._request({"do": "change", "settings": to_json(settings)})
         self._turn_settings = settings
         self._info = from_json(SessionInfo, reply["ready"])
 
     def cancel(self) -> None:
-        """Stop the answer that is being decoded, within one token. Any thread, or a signal."""
         self._cancelled_turn = self._n_turns
         process, turn = self._process, self._active_turn
         if process is not None and turn:
             process.send_now({"do": "cancel", "turn": turn})
 
     def close(self) -> None:
-        """End the engine's process. Idempotent."""
+        super().close()
         self._is_closed = True
         process, self._process = self._process, None
         if process is not None:
@@ -140,18 +107,20 @@ class IsolatedSession:
                 process.send_now({"do": "abandon", "turn": self._active_turn})
             process.close()
 
-    def __enter__(self) -> IsolatedSession:
-        return self
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     # -- a turn -----------------------------------------------------------------------------------
+
+    def ask_message(
+        self, question: ChatMessage, *, system: str | None = None, answer_prefix: str = ""
+    ) -> Generator[Event, None, None]:
+        request = {
+            "do": "ask",
+            "question": to_json(question),
+            "system": system,
+            "answer_prefix": answer_prefix,
+        }
+        asked = () if system is None else (ChatMessage("system", system),)
+        self._n_turns += 1
+        return self._run(self._n_turns, request, (*asked, question))
 
     def _run(
         self, turn: int, request: Mapping[str, Any], asked: tuple[ChatMessage, ...] | None
@@ -170,7 +139,9 @@ class IsolatedSession:
         process.send({**request, "turn": turn})
         try:
             while self._active_turn == turn and (event := self._next_event(process)) is not None:
-                if isinstance(event, TextDelta | Refused) and _is_answer(event):
+                if (isinstance(event, TextDelta) and event.part == "answer") or isinstance(
+                    event, Refused
+                ):
                     said += event.text
                 elif isinstance(event, TurnEnded):
                     if event.usage.prompt_tokens:  # else it was stopped before, and has not joined
@@ -225,9 +196,7 @@ class IsolatedSession:
     # -- the process ------------------------------------------------------------------------------
 
     def _request(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        process = self._ready()
-        process.send(request)
-        return _checked(process.receive())
+        return _answer_of(self._ready(), request)
 
     def _ready(self) -> EngineProcess:
         """The engine, started again with the same conversation if it died."""
@@ -254,11 +223,10 @@ class IsolatedSession:
             reply = process.receive()
             self._check_guard(reply)
             if self._turn_settings != TurnSettings.of(self._settings):
-                process.send({"do": "change", "settings": to_json(self._turn_settings)})
-                reply = _checked(process.receive())
+                change = {"do": "change", "settings": to_json(self._turn_settings)}
+                reply = _answer_of(process, change)
             if self._messages:
-                process.send(_restoring(self._messages))
-                _checked(process.receive())
+                _answer_of(process, _restoring(self._messages))
         except BaseException:
             process.kill()
             raise
@@ -289,14 +257,14 @@ class IsolatedSession:
         raise BundleChangedError(self._why_over)
 
 
-def open_isolated_session(settings: SessionSettings | None = None) -> IsolatedSession:
+def open_isolated_session(
+    model: str | os.PathLike[str] | SessionSettings | None = None, **settings: Any
+) -> IsolatedSession:
     """Load a model with its guard in a child process, and begin a conversation.
 
-    None: the user's own settings.
-
-    Raises what `open_session` does, and EngineDiedError.
+    Takes what `open_session` does, and raises what that does, and EngineDiedError.
     """
-    return IsolatedSession(settings or user_settings().session)
+    return IsolatedSession(make_settings(model, settings))
 
 
 def _restoring(messages: Sequence[ChatMessage]) -> dict[str, Any]:
@@ -305,6 +273,11 @@ def _restoring(messages: Sequence[ChatMessage]) -> dict[str, Any]:
 
 def _closed() -> EngineError:
     return EngineError("the session is closed; open a new one")
+
+
+def _answer_of(process: EngineProcess, request: Mapping[str, Any]) -> dict[str, Any]:
+    process.send(request)
+    return _checked(process.receive())
 
 
 def _checked(reply: dict[str, Any]) -> dict[str, Any]:
@@ -319,7 +292,3 @@ def _event(reply: dict[str, Any], process: EngineProcess) -> Event:
         return event_from_json(reply)
     except (KeyError, TypeError, GuardError) as error:
         raise process.end_for(error) from error
-
-
-def _is_answer(event: Refused | TextDelta) -> bool:
-    return isinstance(event, Refused) or event.part == "answer"

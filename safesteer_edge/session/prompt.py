@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from safesteer_edge.engine.model import NativeModel
 from safesteer_edge.engine.projector import EncodedMedia, Projector
@@ -27,12 +27,12 @@ def prompt_items(
     model: NativeModel,
     projector: Projector | None = None,
     media: Mapping[str, Media] | None = None,
-    on_encoded: Callable[[Media, EncodedMedia], None] | None = None,
+    prepared: list[MediaPrepared] | None = None,
 ) -> list[PromptItem]:
     """Render, tokenise and encode a conversation, ready for an answer.
 
     media: decoded media by the sha256 that the conversation names. Costs a pass of the projector
-    for each medium that it has not seen. on_encoded: told of each, in the prompt's order.
+    for each medium that it has not seen. prepared: what became of each is added to it, in order.
     Raises TemplateError, MediaError, EngineError.
     """
     items: list[PromptItem] = []
@@ -46,8 +46,8 @@ def prompt_items(
                 )
             encoded = _encode(medium, projector)
             items.extend(encoded.items)
-            if on_encoded is not None:
-                on_encoded(medium, encoded)
+            if prepared is not None:
+                prepared.append(_prepared(medium, encoded))
         else:
             items.append(TokenRun(span.token_ids))
     return items
@@ -65,29 +65,6 @@ def _encode(media: Media, projector: Projector | None) -> EncodedMedia:
     if isinstance(media, DecodedImage):
         return projector.encode_image(media.pixels, sha256=media.sha256)
     return projector.encode_audio(media.samples, sha256=media.sha256)
-
-
-# -- what became of each picture and sound of a question: the session's account of it --------------
-
-
-class PreparedMedia:
-    """Told of each medium of a prompt as it is encoded (`prompting.prompt_items`)."""
-
-    def __init__(self) -> None:
-        self._events: list[MediaPrepared] = []
-
-    def add(self, medium: Media, encoded: EncodedMedia) -> None:
-        """Note the next one, in the prompt's order."""
-        self._events.append(_prepared(medium, encoded))
-
-    @property
-    def n_encoded(self) -> int:
-        """Those that were not in the projector's cache."""
-        return sum(not event.from_cache for event in self._events)
-
-    def last(self, n_media: int) -> tuple[MediaPrepared, ...]:
-        """The last n: those of the question, which ends the prompt."""
-        return tuple(self._events[len(self._events) - n_media :])
 
 
 def _prepared(medium: Media, encoded: EncodedMedia) -> MediaPrepared:

@@ -1,28 +1,45 @@
 """What a chat needs of a session: the seam between a user interface and whatever answers.
 
-`session.Session` runs the model in this process, `isolation.isolated_session.IsolatedSession` in
-a child process. Both raise the same errors with the same text.
+`session.Session` runs the model in this process, `isolated_session.IsolatedSession` in a child
+process. Both raise the same errors with the same text.
 """
 
 from __future__ import annotations
 
+import difflib
+import os
 import signal
-from collections.abc import Generator, Iterator, Sequence
+import tempfile
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, cast, get_args
 
-from safesteer_edge.errors import InputError
-from safesteer_edge.guard.events import Event
-from safesteer_edge.guard.policy import GuardMode, GuardPolicy
+from safesteer_edge.errors import InputError, MediaError, SettingsError
+from safesteer_edge.guard.events import Event, MediaPrepared, PrefillDone, TurnEnded
+from safesteer_edge.guard.policy import (
+    GuardMode,
+    GuardPolicy,
+    SamplingSettings,
+)
 from safesteer_edge.guard.risk import is_score
-from safesteer_edge.session.settings import TurnSettings
+from safesteer_edge.session.settings import SessionSettings, TurnSettings
+from safesteer_edge.session.settings_file import user_settings
 from safesteer_edge.templates.conversation import Role
 
 if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
     from safesteer_edge.session.runtime import Runtime
 
+ROLES = get_args(Role)
+
+
+_WEAK_GUARD: Mapping[GuardMode, tuple[str]] = {
+    "off": ("the guard is off: answers are the model's own, unchecked",),
+    "monitor": ("the guard only watches (monitor): nothing is steered or refused",),
+}
 
 # -- what runs in a session, for people and reports ------------------------------------------------
 
@@ -84,20 +101,12 @@ def session_info(runtime: Runtime, guard: GuardMode) -> SessionInfo:
         probe_provider=bundle.probe.provider if bundle else None,
         hidden_state_route=runtime.route.name if runtime.route else None,
         template_sha256=runtime.template.sha256,
-        warnings=(*_guard_warnings(guard), *runtime.warnings),
+        warnings=(*_WEAK_GUARD.get(guard, ()), *runtime.warnings),
         load_s=runtime.load_s,
         media_warnings=_media_warnings(runtime, guard),
         bundle_sha256=bundle.sha256 if bundle else None,
         is_calibrated=bundle.is_calibrated if bundle else None,
     )
-
-
-def _guard_warnings(guard: GuardMode) -> tuple[str, ...]:
-    if guard == "off":
-        return ("the guard is off: answers are the model's own, unchecked",)
-    if guard == "monitor":
-        return ("the guard only watches (monitor): nothing is steered or refused",)
-    return ()
 
 
 def _media_warnings(runtime: Runtime, guard: GuardMode) -> tuple[str, ...]:
@@ -190,7 +199,6 @@ class ChatSession(Protocol):
 
         Raises PromptTooLongError, which says how many they are, and InputError, as `ask` would.
         """
-        ...
 
     def continue_answer(self) -> Generator[Event, None, None]:
         """Go on with the last answer, which was cut by the token limit or stopped.
@@ -209,11 +217,9 @@ class ChatSession(Protocol):
         What it shares with the present one stays in the cache. Raises MediaError for a file that
         cannot be used, InputError; the conversation is then as it was.
         """
-        ...
 
     def reset(self) -> None:
         """Start a new conversation."""
-        ...
 
     def change(self, settings: TurnSettings) -> None:
         """Let the next turns use these settings.
@@ -221,22 +227,203 @@ class ChatSession(Protocol):
         Raises SettingsError for a guard that is not loaded or would be weaker than its bundle, or
         more candidates than the session was opened for; the settings are then as they were.
         """
-        ...
 
     def cancel(self) -> None:
         """Stop the answer that is being decoded, within one token. Any thread, or a signal."""
-        ...
 
     def close(self) -> None:
         """Free the model and all that belongs to it. Idempotent."""
-        ...
+
+
+# -- asking from Python: in one call, with pictures and messages as programs have them ------------
+
+Picture = str | os.PathLike[str] | bytes | Any  # or a PIL image
+Question = str | Sequence[ChatMessage | Mapping[str, str]]
+
+
+class AskOptions(TypedDict, total=False):
+    """What `OpenedSession.ask` takes besides the question."""
+
+    images: Sequence[Picture]
+    sounds: Sequence[str | os.PathLike[str]]
+    documents: Sequence[str | os.PathLike[str] | Document]
+    system: str | None
+    answer_prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(TurnEnded):
+    """What a question came to; `str(answer)` is its text.
+
+    media: what became of each picture and sound. prompt_score: of the prompt, in [0, 1]; None with
+    the guard off, and where the answer never began.
+    """
+
+    media: tuple[MediaPrepared, ...] = ()
+    prompt_score: float | None = None
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> Answer:
+        """The answer that a turn's events tell of, once they are over."""
+        told = list(events)
+        ended = cast("TurnEnded", told[-1])
+        scores = [event.prompt_score for event in told if isinstance(event, PrefillDone)]
+        return cls(
+            **{each.name: getattr(ended, each.name) for each in fields(TurnEnded)},
+            media=tuple(event for event in told if isinstance(event, MediaPrepared)),
+            prompt_score=scores[0] if scores else None,
+        )
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def refused(self) -> bool:
+        """Whether the guard ended it; `refusal` says why."""
+        return self.refusal is not None
+
+    @property
+    def risk(self) -> float | None:
+        """The running risk at its end, in [0, 1]; None with the guard off."""
+        return self.guard.risk
+
+
+class OpenedSession(ChatSession):
+    """What sessions of either kind have for Python programs. Close it, or use it in a `with`."""
+
+    _pictures: tempfile.TemporaryDirectory[str] | None = None
+
+    def ask(
+        self,
+        text: Question,
+        *,
+        images: Sequence[Picture] = (),
+        sounds: Sequence[str | os.PathLike[str]] = (),
+        documents: Sequence[str | os.PathLike[str] | Document] = (),
+        system: str | None = None,
+        answer_prefix: str = "",
+    ) -> Generator[Event, None, None]:
+        """Ask, and iterate over what happens; the last event is always `TurnEnded`.
+
+        text: the question, or the messages of a conversation whose last one is the question: they
+        take the place of what the session had. images: paths, the bytes of image files, or PIL
+        images; bytes and PIL images are kept in a temporary folder until the session is closed.
+        system: begins the conversation; only at its first turn. answer_prefix: what the answer
+        begins with, judged as its own.
+        The turn joins `messages` when it has ended; closing the generator early drops it.
+        Raises InputError at once for messages or pictures of no known kind. Raises, at the first
+        event, InputError for what cannot be asked, MediaError, PromptTooLongError, EngineError,
+        GuardError.
+        """
+        question = ChatMessage("user", text) if isinstance(text, str) else self._restore_all(text)
+        added = ChatMessage(
+            "user",
+            question.text,
+            (*question.images, *(self._picture_file(image) for image in images)),
+            (*question.sounds, *map(Path, sounds)),
+            (
+                *question.documents,
+                *(d if isinstance(d, Document) else Document.at(Path(d)) for d in documents),
+            ),
+        )
+        return self.ask_message(added, system=system, answer_prefix=answer_prefix)
+
+    def answer(self, text: Question, **options: Unpack[AskOptions]) -> Answer:
+        """Ask, wait for the end, and return it all; options and errors are those of `ask`."""
+        return Answer.of(self.ask(text, **options))
+
+    def close(self) -> None:
+        """Free the model and all that belongs to it. Idempotent."""
+        if self._pictures is not None:
+            self._pictures.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ask_message(
+        self, question: ChatMessage, *, system: str | None = None, answer_prefix: str = ""
+    ) -> Generator[Event, None, None]:
+        """As `ask`, for a question that is a message already."""
+        raise NotImplementedError
+
+    def _restore_all(self, messages: Sequence[ChatMessage | Mapping[str, str]]) -> ChatMessage:
+        """Bring the session to all messages but the last, and return that."""
+        read = [_as_message(message) for message in messages]
+        if not read or read[-1].role != "user":
+            raise InputError("the messages end without a question; the last must be a user's")
+        self.restore(read[:-1])
+        return read[-1]
+
+    def _picture_file(self, image: Picture) -> Path:
+        if isinstance(image, str | os.PathLike):
+            return Path(cast("str", image))
+        if not isinstance(image, bytes) and not hasattr(image, "save"):
+            raise MediaError(
+                f"cannot take an image of type {type(image).__name__!r}; give a path, the bytes of "
+                "an image file, or a PIL image"
+            )
+        self._pictures = self._pictures or tempfile.TemporaryDirectory(prefix="safesteer-edge-")
+        folder = Path(self._pictures.name)
+        path = folder / f"image-{len(list(folder.iterdir())) + 1}.png"
+        if isinstance(image, bytes):
+            path.write_bytes(image)
+        else:
+            from safesteer_edge.media.images import MAX_FILE_BYTES
+
+            image.save(path, compress_level=1)
+            if path.stat().st_size > MAX_FILE_BYTES:
+                image.convert("RGB").save(path, format="JPEG", quality=95)
+        return path
+
+
+def _as_message(message: ChatMessage | Mapping[str, str]) -> ChatMessage:
+    if isinstance(message, ChatMessage):
+        return message
+    role, content = message.get("role"), message.get("content")
+    if set(message) != {"role", "content"} or role not in ROLES or not isinstance(content, str):
+        raise InputError(
+            f"cannot read message {str(message)[:80]!r}: expected 'role' (one of {ROLES}) and a "
+            "text as 'content', and no more; give a ChatMessage for one with files"
+        )
+    return ChatMessage(cast("Role", role), content)
+
+
+def make_settings(
+    model: str | os.PathLike[str] | SessionSettings | None, keywords: Mapping[str, Any]
+) -> SessionSettings:
+    """Settings from what `open_session` takes, over those of the user's settings file.
+
+    Raises SettingsError for an unknown or a bad one.
+    """
+    if isinstance(model, SessionSettings):
+        settings = model
+    else:
+        settings = user_settings().session
+        if model is not None:
+            settings = replace(settings, model=os.fspath(model), mmproj=None, bundle=None)
+    own = [each.name for each in fields(SessionSettings) if each.name != "model"]
+    sampling = [each.name for each in fields(SamplingSettings)]
+    for name in keywords:
+        if name not in (*own, *sampling):
+            near = difflib.get_close_matches(name, (*own, *sampling), n=1, cutoff=0.0)[0]
+            raise SettingsError(f"there is no setting {name!r}; did you mean {near!r}?")
+    changed = {name: value for name, value in keywords.items() if name in own}
+    for name in ("mmproj", "bundle"):
+        if changed.get(name) is not None:
+            changed[name] = Path(changed[name]).expanduser()
+    settings = replace(settings, **changed)
+    drawn = {name: value for name, value in keywords.items() if name in sampling}
+    return replace(settings, sampling=replace(settings.sampling, **drawn))
 
 
 # -- what Ctrl-C does while a session answers on the command line ----------------------------------
 
 
 @contextmanager
-def interrupt_cancels(session: ChatSession) -> Iterator[None]:
+def interrupt_cancels(session: ChatSession) -> Generator[None]:
     """Ctrl-C stops the answer between two tokens; a second one interrupts at once."""
 
     def on_interrupt(_signal: int, _frame: object) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +27,15 @@ from safesteer_edge.engine.prompt_items import TokenRun
 from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.errors import BundleError, SettingsError, TemplateError
 from safesteer_edge.formats.gguf_header import GGML_TYPE_OF_KV, KvType
-from safesteer_edge.formats.model_file import ModelInfo, check_language_model, check_projector_fits
+from safesteer_edge.formats.model_file import ModelInfo
 from safesteer_edge.guard.policy import SamplingSettings
-from safesteer_edge.library.memory_need import MemorySettings, read_model_shape
+from safesteer_edge.library.memory_need import MemorySettings
 from safesteer_edge.library.memory_plan import Machine, MemoryPlan, free_memory, in_mib, plan_memory
 from safesteer_edge.media.decoder import MediaDecoder
 from safesteer_edge.media.image_fit import ImageFit
 from safesteer_edge.media.picture_words import PictureReader, picture_reader
 from safesteer_edge.processes.cores import n_usable_cores
-from safesteer_edge.session.choice import ModelChoice, choose_model, no_bundle_text
+from safesteer_edge.session.choice import ModelChoice, ModelFiles, no_bundle_text, read_model_files
 from safesteer_edge.session.settings import BUILTIN_TEMPLATE_PREFIX, DEFAULT_N_CTX, SessionSettings
 from safesteer_edge.templates.builtin_templates import builtin_template, default_builtin_name
 from safesteer_edge.templates.reasoning import reasoning_style, thinking_variables
@@ -55,33 +55,21 @@ def plan_for(settings: SessionSettings) -> MemoryPlan:
 
     Raises ModelFileError, SettingsError; the latter if it does not fit.
     """
-    choice = choose_model(settings.model)
-    info = check_language_model(choice.path)
-    mmproj = settings.mmproj or choice.mmproj
-    if mmproj is not None:
-        check_projector_fits(mmproj, info)
-    return plan_session(settings, choice, info, mmproj, has_guard=settings.guard != "off")
+    return plan_session(settings, read_model_files(settings), has_guard=settings.guard != "off")
 
 
-def plan_session(
-    settings: SessionSettings,
-    choice: ModelChoice,
-    info: ModelInfo,
-    mmproj: Path | None,
-    *,
-    has_guard: bool,
-) -> MemoryPlan:
-    """The plan for a model that was chosen and checked. Raises SettingsError if it does not fit."""
+def plan_session(settings: SessionSettings, files: ModelFiles, *, has_guard: bool) -> MemoryPlan:
+    """The plan for a model whose files were checked. Raises SettingsError if it does not fit."""
     return plan_memory(
-        read_model_shape(choice.path),
+        files.shape,
         MemorySettings(
-            n_ctx=min(settings.n_ctx or DEFAULT_N_CTX, info.n_ctx_train),
+            n_ctx=min(settings.n_ctx or DEFAULT_N_CTX, files.info.n_ctx_train),
             kv_type=settings.kv_type,
             n_sequences=1 + (settings.sampling.top_k if has_guard else 1),
             has_guard=has_guard,
         ),
         this_machine(),
-        projector_bytes=mmproj.stat().st_size if mmproj is not None else 0,
+        projector_bytes=files.mmproj.stat().st_size if files.mmproj is not None else 0,
         n_gpu_layers=settings.n_gpu_layers,
     )
 
@@ -123,26 +111,29 @@ class Runtime:
         self._undo.close()
 
 
-def open_runtime(settings: SessionSettings, *, layers: Sequence[int] | None = None) -> Runtime:
+def open_runtime(
+    settings: SessionSettings,
+    *,
+    layers: Sequence[int] | None = None,
+    files: ModelFiles | None = None,
+) -> Runtime:
     """Check and load all that the settings name. Takes 0.4 s for the embedded default.
 
     layers: hidden states to read, in this order, instead of those that the bundle's probe needs.
+    files: those that the settings name, if they have been read.
     Raises ModelFileError, BundleError, TemplateError, SettingsError, EngineError.
     """
     started_s = time.perf_counter()
-    choice = choose_model(settings.model)
     # 1. Files, checked in pure Python.
-    info = check_language_model(choice.path)
-    mmproj, fit = settings.mmproj or choice.mmproj, ImageFit()
-    if mmproj is not None:
-        projector_info = check_projector_fits(mmproj, info)
-        fit = ImageFit(projector_info.square_side)
+    files = files or read_model_files(settings)
+    choice, info, mmproj = files.choice, files.info, files.mmproj
+    fit = ImageFit(files.projector.square_side) if files.projector else ImageFit()
     with ExitStack() as undo:
         # 2. The guard before the model: a bundle that does not fit is found at once.
         bundle = _open_bundle(settings, choice, info)
         if bundle is not None:
             undo.callback(bundle.close)
-        plan = plan_session(settings, choice, info, mmproj, has_guard=bundle is not None)
+        plan = plan_session(settings, files, has_guard=bundle is not None)
         # 3. Native objects, each owned as soon as it is there.
         model = undo.enter_context(NativeModel(choice.path, n_gpu_layers=plan.n_gpu_layers))
         template = undo.enter_context(_open_template(settings, info, model))
@@ -154,7 +145,9 @@ def open_runtime(settings: SessionSettings, *, layers: Sequence[int] | None = No
             undo.callback(projector.close)
         media_decoder = undo.enter_context(MediaDecoder(fit))  # starts no process yet
         route = _open_route(bundle, info, layers)
-        n_batch = _batch_size(projector, fit)
+        # No picture that cannot be cut may be larger than a batch.
+        largest = projector.largest_indivisible_chunk(fit.extreme_sizes()) if projector else 0
+        n_batch = max(DEFAULT_N_BATCH, largest)
         context = _open_context(model, route, plan.settings, n_threads=n_threads, n_batch=n_batch)
         undo.callback(context.close)
         engine = LlamaEngine(
@@ -215,7 +208,7 @@ def _open_bundle(
 
 
 @contextmanager
-def _naming(folder: Path, kv_type: KvType = "f16") -> Iterator[None]:
+def _naming(folder: Path, kv_type: KvType = "f16") -> Generator[None]:
     """Let an error say which bundle it is about, where it does not name a file of it.
 
     kv_type: of the cache that the states were computed with; a coarse one can spoil them.
@@ -238,7 +231,7 @@ def _open_template(settings: SessionSettings, info: ModelInfo, model: NativeMode
         source = builtin_template(wanted.removeprefix(BUILTIN_TEMPLATE_PREFIX))
     elif source is None:
         source = builtin_template(default_builtin_name(model.special_tokens, model_name=info.name))
-    return ChatTemplate.from_source(
+    return ChatTemplate(
         source,
         bos_token=model.token_text(model.bos_token_id),
         eos_token=model.token_text(model.eos_token_id),
@@ -292,12 +285,6 @@ def _open_context(
     )
     callback = route.callback if isinstance(route, EvalCallbackRoute) else None
     return NativeContext(model, settings, eval_callback=callback)
-
-
-def _batch_size(projector: Projector | None, fit: ImageFit) -> int:
-    """Tokens of one batch: no picture may be larger that cannot be cut."""
-    needed = projector.largest_indivisible_chunk(fit.extreme_sizes()) if projector else 0
-    return max(DEFAULT_N_BATCH, needed)
 
 
 def _warnings(bundle: GuardBundle | None, plan: MemoryPlan) -> tuple[str, ...]:

@@ -1,40 +1,45 @@
 """A session: one conversation with one guarded model. The Python API, and what the CLI runs on.
 
 with open_session() as session:
-    for event in session.ask("Why is the sky blue?"):
-        if isinstance(event, TextDelta):
-            print(event.text, end="")
+    print(session.answer("Why is the sky blue?"))
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 from safesteer_edge.engine.prompt_items import PromptItem, text_token_ids
 from safesteer_edge.errors import InputError, MediaError
-from safesteer_edge.guard.events import Event, TurnEnded
+from safesteer_edge.guard.events import Event, MediaPrepared, TurnEnded
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.transcript import AnswerSoFar
 from safesteer_edge.media.images import DecodedImage
-from safesteer_edge.session.guard import active_guard, check_turn_settings
-from safesteer_edge.session.history import SessionHistory, restored_history
-from safesteer_edge.session.prompt import Media, PreparedMedia, prompt_items
+from safesteer_edge.session.choice import ModelFiles
+from safesteer_edge.session.prompt import Media, prompt_items
 from safesteer_edge.session.protocol import (
     ChatMessage,
-    Document,
+    OpenedSession,
     SessionInfo,
     TurnSettings,
+    make_settings,
     session_info,
 )
 from safesteer_edge.session.runtime import Runtime, open_runtime
 from safesteer_edge.session.settings import SessionSettings
-from safesteer_edge.session.settings_file import user_settings
-from safesteer_edge.session.turn import SessionTurn, TurnPlan
+from safesteer_edge.session.turn import (
+    SessionHistory,
+    SessionTurn,
+    TurnPlan,
+    active_guard,
+    check_turn_settings,
+    restored_history,
+)
 from safesteer_edge.templates.conversation import (
     Content,
     Conversation,
@@ -44,10 +49,10 @@ from safesteer_edge.templates.conversation import (
 )
 
 
-class Session:
+class Session(OpenedSession):
     """One conversation. One thread asks; `cancel()` may come from any. Close it, or use `with`.
 
-    A `ChatSession`; what its methods promise stands there.
+    What its methods promise stands at `ChatSession`.
     """
 
     def __init__(self, runtime: Runtime, settings: SessionSettings) -> None:
@@ -63,12 +68,10 @@ class Session:
 
     @property
     def info(self) -> SessionInfo:
-        """What runs, as the settings of the next turn have it."""
         return session_info(self._runtime, self._settings.guard)
 
     @property
     def turn_settings(self) -> TurnSettings:
-        """The settings of the next turn."""
         return self._settings
 
     @property
@@ -78,7 +81,6 @@ class Session:
 
     @property
     def messages(self) -> tuple[ChatMessage, ...]:
-        """The conversation so far, with the files of its media."""
         return tuple(
             replace(
                 self._asked.get(message.content, ChatMessage(message.role, message.text)), risk=risk
@@ -93,87 +95,48 @@ class Session:
         return guard.policy if guard else None
 
     def cancel(self) -> None:
-        """Stop the answer that is being decoded, within one token. Any thread, or a signal."""
         self._cancelled.set()
 
     def reset(self) -> None:
-        """Start a new conversation: its messages, media and risk are forgotten."""
         self._history = SessionHistory()
         self._media.clear()
         self._asked.clear()
         self._so_far = None
 
     def restore(self, messages: Sequence[ChatMessage]) -> None:
-        """Bring the session to this conversation; see `ChatSession.restore`."""
         self._history = restored_history(messages, self._history, content_of=self._content)
         self._so_far = None
 
     def change(self, settings: TurnSettings) -> None:
-        """Let the next turns use these settings; see `ChatSession.change`."""
         n_candidates = self._runtime.context.n_candidates
         check_turn_settings(settings, self._runtime.bundle, n_candidates=n_candidates)
         self._settings = settings
 
-    def ask(
-        self,
-        text: str,
-        *,
-        images: Sequence[Path] = (),
-        sounds: Sequence[Path] = (),
-        documents: Sequence[Document] = (),
-        system: str | None = None,
-        answer_prefix: str = "",
-    ) -> Generator[Event, None, None]:
-        """Ask, and iterate over what happens; the last event is always `TurnEnded`.
-
-        system: begins the conversation with a system prompt; only at its first turn.
-        answer_prefix: what the answer begins with. The guard judges it as the model's own words,
-        and may refuse at any of its tokens.
-        The turn joins the conversation when it has ended. Closing the generator early drops it, as
-        does cancelling before the answer begins.
-        Raises, at the first event, InputError for what cannot be asked, MediaError,
-        PromptTooLongError, EngineError, and GuardError if the guard cannot judge the prompt.
-        """
-        self._cancelled.clear()  # now: what is cancelled before its first event stays cancelled
-        question = ChatMessage("user", text, tuple(images), tuple(sounds), tuple(documents))
-        return self._ask(question, system, answer_prefix)
-
     def continue_answer(self) -> Generator[Event, None, None]:
-        """Go on with an answer that was cut or stopped; see `ChatSession.continue_answer`."""
         self._cancelled.clear()
         return self._continue()
 
     def prompt_token_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of the prompt that asking `text` next would evaluate, media left out."""
-        question = ChatMessage("user", text)
-        items, _ = self._to_items(self._with_question(question, None).conversation)
-        return text_token_ids(items)
+        return text_token_ids(self._items_of(text, None))
 
     def check_fits(self, text: str, *, system: str | None = None) -> None:
-        """Count the tokens of a question; see `ChatSession.check_fits`."""
         self._runtime.check_open()
-        question = ChatMessage("user", text)
-        items, _ = self._to_items(self._with_question(question, system).conversation)
-        self._runtime.engine.check_fits(items)
+        self._runtime.engine.check_fits(self._items_of(text, system))
 
     def close(self) -> None:
-        """Free the model and all that belongs to it. Idempotent."""
+        super().close()
         self._runtime.close()
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # -- the question -----------------------------------------------------------------------------
 
-    def _ask(
+    def ask_message(
+        self, question: ChatMessage, *, system: str | None = None, answer_prefix: str = ""
+    ) -> Generator[Event, None, None]:
+        self._cancelled.clear()  # now: what is cancelled before its first event stays cancelled
+        return self._tell(question, system, answer_prefix)
+
+    def _tell(
         self, question: ChatMessage, system: str | None, answer_prefix: str
     ) -> Generator[Event, None, None]:
         started_s = time.perf_counter()
@@ -181,9 +144,9 @@ class Session:
         asked = self._with_question(question, system)
         given = self._answer_tokens(answer_prefix) if answer_prefix else ()
         items, prepared = self._to_items(asked.conversation)
-        yield from prepared.last(len(asked.conversation.messages[-1].media))
-        plan = TurnPlan(self._history, asked, items, self._media, started_s, tuple(given))
-        yield from self._run(replace(plan, n_media_encoded=prepared.n_encoded))
+        n_before = len(prepared) - len(asked.conversation.messages[-1].media)
+        yield from prepared[n_before:]  # those of the question, which ends the prompt
+        yield from self._run(TurnPlan(asked, items, prepared, self._media, started_s, given))
 
     def _continue(self) -> Generator[Event, None, None]:
         started_s = time.perf_counter()
@@ -191,8 +154,14 @@ class Session:
         so_far = self._answer_so_far()
         asked = self._history.without_last()
         items, prepared = self._to_items(asked.conversation)
-        plan = TurnPlan(asked.without_last(), asked, items, self._media, started_s, so_far=so_far)
-        yield from self._run(replace(plan, n_media_encoded=prepared.n_encoded))
+        yield from self._run(
+            TurnPlan(asked, items, prepared, self._media, started_s, so_far=so_far)
+        )
+
+    def _items_of(self, text: str, system: str | None) -> list[PromptItem]:
+        """The prompt of a question that is not asked."""
+        asked = self._with_question(ChatMessage("user", text), system)
+        return self._to_items(asked.conversation)[0]
 
     def _run(self, plan: TurnPlan) -> Generator[Event, None, None]:
         turn = SessionTurn(self._runtime, self._settings, plan, cancelled=self._cancelled.is_set)
@@ -223,8 +192,8 @@ class Session:
     def _answer_tokens(self, text: str) -> tuple[int, ...]:
         """Tokens of words that are the answer's own, behind whatever closes the reasoning."""
         model = self._runtime.model
-        reasoning_format = self._runtime.template.reasoning_format()
-        opening = reasoning_format.answer_opening if reasoning_format else ""
+        style = self._runtime.template.reasoning_style()
+        opening = style.answer_opening if style else ""
         return (*model.tokenize_trusted(opening), *model.tokenize_plain(text))
 
     def _with_question(self, question: ChatMessage, system: str | None) -> SessionHistory:
@@ -264,52 +233,58 @@ class Session:
 
     def _add_image(self, path: Path) -> MediaContent:
         if not self._sees:
-            raise MediaError(
-                f"model {self._runtime.choice.name!r} does not see images as it is loaded; pass "
-                "its projector with --mmproj, or choose a model that sees"
-            )
+            raise self._lacks("see images", "sees")
         return self._keep_image(self._runtime.media_decoder.load_image(path))
 
     def _add_sound(self, path: Path) -> MediaContent:
-        if self._runtime.projector is None or not self._runtime.projector.hears:
-            raise MediaError(
-                f"model {self._runtime.choice.name!r} does not hear as it is loaded; pass its "
-                "projector with --mmproj, or choose a model that hears"
-            )
+        projector = self._runtime.projector
+        if projector is None or not projector.hears:
+            raise self._lacks("hear", "hears")
         sound = self._runtime.media_decoder.load_sound(
-            path, sample_rate=self._runtime.projector.audio_sample_rate
+            path, sample_rate=projector.audio_sample_rate
         )
         self._media[sound.sha256] = sound
         return MediaContent("audio", sound.sha256)
 
-    def _to_items(self, conversation: Conversation) -> tuple[list[PromptItem], PreparedMedia]:
-        runtime, prepared = self._runtime, PreparedMedia()
+    def _lacks(self, what: str, does: str) -> MediaError:
+        return MediaError(
+            f"model {self._runtime.choice.name!r} does not {what} as it is loaded; pass its "
+            f"projector with --mmproj, or choose a model that {does}"
+        )
+
+    def _to_items(self, conversation: Conversation) -> tuple[list[PromptItem], list[MediaPrepared]]:
+        runtime, prepared = self._runtime, list[MediaPrepared]()
         items = prompt_items(
             conversation,
             template=runtime.template,
             model=runtime.model,
             projector=runtime.projector,
             media=self._media,
-            on_encoded=prepared.add,
+            prepared=prepared,
         )
         return items, prepared
 
 
-def open_session(settings: SessionSettings | None = None) -> Session:
-    """Load a model with its guard and begin a conversation. None: the user's own settings.
+def open_session(
+    model: str | os.PathLike[str] | SessionSettings | None = None,
+    *,
+    files: ModelFiles | None = None,
+    **settings: Any,
+) -> Session:
+    """Load a model with its guard and begin a conversation.
 
+    model: a catalogue name or a path to a .gguf file; None: the embedded default. settings: fields
+    of `SessionSettings` and `SamplingSettings` by name, as in `open_session("mine.gguf",
+    temperature=0, max_tokens=64)`. files: those of the model, if they have been read.
     Raises ModelFileError, BundleError, TemplateError, SettingsError, EngineError.
     """
-    chosen = settings or user_settings().session
-    runtime = open_runtime(chosen)
+    chosen = make_settings(model, settings)
+    runtime = open_runtime(chosen, files=files)
+    session = Session(runtime, chosen)
     try:
         if runtime.bundle is not None:  # a setting that would weaken the guard is refused here
-            check_turn_settings(
-                TurnSettings.of(chosen),
-                runtime.bundle,
-                n_candidates=runtime.context.n_candidates,
-            )
-        return Session(runtime, chosen)
+            session.change(session.turn_settings)
     except BaseException:
-        runtime.close()
+        session.close()
         raise
+    return session

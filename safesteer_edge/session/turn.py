@@ -1,21 +1,28 @@
-"""One turn of a session: a prompt evaluated, an answer decoded under guard, and told as events."""
+"""One turn of a session: the history that it grows from, and the guard that is in force.
+
+A prompt is evaluated, an answer decoded under guard, and told as events.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from safesteer_edge.bundle.bundle import GuardBundle
 from safesteer_edge.engine.llama_engine import PrefillStats
 from safesteer_edge.engine.main_sequence import PrefillCancelledError
-from safesteer_edge.engine.prompt_items import PromptItem, TokenRun
+from safesteer_edge.engine.prompt_items import PromptItem, TokenRun, text_token_ids
 from safesteer_edge.engine.sampler import SamplerChain
-from safesteer_edge.errors import PromptTooLongError
+from safesteer_edge.errors import InputError, PromptTooLongError, SettingsError
 from safesteer_edge.guard.decoding import GuardedAnswer
 from safesteer_edge.guard.events import (
     Event,
+    GuardSummary,
+    MediaPrepared,
     PrefillDone,
     Refused,
     Step,
@@ -24,42 +31,166 @@ from safesteer_edge.guard.events import (
     TurnEnded,
     Usage,
 )
-from safesteer_edge.guard.policy import MAX_SEED
+from safesteer_edge.guard.policy import MAX_SEED, GuardPolicy
 from safesteer_edge.guard.risk import is_score
-from safesteer_edge.guard.transcript import AnswerSoFar, DecodingLimits
-from safesteer_edge.session.guard import (
-    active_guard,
-    control_vector,
-    guard_summary,
-    prompt_score,
-    words_score,
-)
-from safesteer_edge.session.history import SessionHistory
-from safesteer_edge.session.prompt import Media
-from safesteer_edge.session.protocol import TurnSettings
+from safesteer_edge.guard.transcript import ActiveGuard, AnswerSoFar, DecodingLimits
+from safesteer_edge.media.images import DecodedImage
+from safesteer_edge.session.prompt import Media, prompt_items
+from safesteer_edge.session.protocol import ChatMessage, TurnSettings
 from safesteer_edge.session.runtime import Runtime
-from safesteer_edge.templates.conversation import Message
-from safesteer_edge.templates.reasoning import TextPiece
+from safesteer_edge.templates.conversation import Content, Conversation, MediaContent, Message
+from safesteer_edge.templates.reasoning import ReasoningSplitter, TextPiece
+
+
+def check_turn_settings(
+    settings: TurnSettings, bundle: GuardBundle | None, *, n_candidates: int
+) -> None:
+    """Raise SettingsError for what this session cannot do, or what would weaken its guard.
+
+    n_candidates: as many as the context was made for.
+    """
+    if settings.guard == "off":
+        return
+    if bundle is None:
+        raise SettingsError(
+            f"guard is {settings.guard!r}, and this session was opened without a guard bundle; "
+            "open it again without --guard off"
+        )
+    bundle.policy.tightened(strength=settings.strength, threshold=settings.threshold)
+    if settings.sampling.top_k > n_candidates:
+        raise SettingsError(
+            f"top_k is {settings.sampling.top_k}, and this session was opened for "
+            f"{n_candidates} candidates; choose at most as many, or open it again with --top-k"
+        )
+
+
+def active_guard(settings: TurnSettings, bundle: GuardBundle | None) -> ActiveGuard | None:
+    """The guard of one turn, None with the guard off."""
+    if bundle is None or settings.guard == "off":
+        return None
+    return ActiveGuard(
+        mode=settings.guard,
+        rerank=settings.rerank,
+        policy=bundle.policy.tightened(strength=settings.strength, threshold=settings.threshold),
+        probe=bundle.probe,
+        refusal_text=bundle.config.refusal_text,
+    )
+
+
+def text_only_conversations(
+    conversation: Conversation, read: Callable[[MediaContent], str]
+) -> tuple[Conversation, ...]:
+    """What is said with media in the context, each as a conversation behind the system prompt.
+
+    The last message's words, what is written in the last pictures, and both together: a request may
+    be half in either. A picture of an earlier message counts together with the last words alone;
+    by itself it was looked at in its own turn. None where no media are in the context: then the
+    prompt is those words. read: what is written in a picture.
+    """
+    if not any(message.media for message in conversation):
+        return ()
+    last = conversation.messages[-1]
+    said = last.text.strip()
+    pictured = next((m for m in reversed(conversation.messages) if _pictures(m)), last)
+    written = " ".join(filter(None, map(read, _pictures(pictured))))
+    texts = [last.text if said else "", written if pictured is last else ""]
+    if said and written:
+        texts.append(f"{last.text}\n{written}")
+    system = [message for message in conversation if message.role == "system"]
+    return tuple(
+        Conversation((*system, Message.from_text(last.role, text))) for text in texts if text
+    )
+
+
+def _pictures(message: Message) -> list[MediaContent]:
+    return [medium for medium in message.media if medium.kind == "image"]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionHistory:
+    """risks: one a message, the running risk at its end; None: not an answer, or unknown."""
+
+    conversation: Conversation = field(default_factory=Conversation)
+    risks: tuple[float | None, ...] = ()
+
+    def with_message(self, message: Message, risk: float | None = None) -> SessionHistory:
+        """This history with one more message at its end."""
+        return SessionHistory(self.conversation.with_message(message), (*self.risks, risk))
+
+    def without_last(self) -> SessionHistory:
+        """This history without its last message."""
+        return SessionHistory(Conversation(self.conversation.messages[:-1]), self.risks[:-1])
+
+    def carried_risk(self, policy: GuardPolicy) -> float:
+        """What the next answer starts with: a share of the last one's risk.
+
+        Where that is unknown, as much as an answer can have ended with that was let through:
+        restarting the program or switching the guard off must not wash a conversation clean.
+        """
+        for message, risk in zip(
+            reversed(self.conversation.messages), reversed(self.risks), strict=True
+        ):
+            if message.role == "assistant":
+                return policy.conversation_carry * (policy.risk_limit if risk is None else risk)
+        return 0.0
+
+
+def restored_history(
+    messages: Sequence[ChatMessage],
+    present: SessionHistory,
+    *,
+    content_of: Callable[[ChatMessage], tuple[Content, ...]],
+) -> SessionHistory:
+    """The history of stored messages.
+
+    What they share with the present one keeps its exact tokens, and so its place in the KV cache;
+    what follows has none: a file's tokens are never trusted.
+    Raises InputError for an order that no conversation has, and what content_of raises.
+    """
+    _check_order(messages)
+    is_shared = True
+    restored: list[Message] = []
+    for index, message in enumerate(messages):
+        made = Message(message.role, content_of(message))
+        known = present.conversation.messages[index : index + 1]
+        says_the_same = [(m.role, m.content) for m in known] == [(made.role, made.content)]
+        is_shared = is_shared and says_the_same
+        restored.append(known[0] if is_shared else made)
+    return SessionHistory(
+        Conversation(tuple(restored)), tuple(message.risk for message in messages)
+    )
+
+
+def _check_order(messages: Sequence[ChatMessage]) -> None:
+    roles = [message.role for message in messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if turns != ["user", "assistant"] * (len(turns) // 2):
+        raise InputError(
+            f"cannot restore a conversation of {roles[:8]}: expected a system prompt or none, then "
+            "questions and answers in turn; leave out what has no answer"
+        )
+    for message in messages:
+        has_files = message.images or message.sounds or message.documents
+        if message.role != "user" and has_files:
+            raise InputError(f"cannot restore a {message.role} message with files: only users send")
 
 
 @dataclass(frozen=True, slots=True)
 class TurnPlan:
     """What one turn is about.
 
-    before: the history that the turn grows from. asked: `before` with the question. media: of the
-    conversation, by SHA-256.
-    given: tokens that the answer begins with. so_far: an answer to go on with. n_media_encoded: for
-    these items, and not taken from the cache.
+    asked: the history with the question. items: its prompt; prepared: what became of the media in
+    it. media: of the conversation, by SHA-256.
+    given: tokens that the answer begins with. so_far: an answer to go on with.
     """
 
-    before: SessionHistory
     asked: SessionHistory
     items: list[PromptItem]
+    prepared: Sequence[MediaPrepared]
     media: Mapping[str, Media]
     started_s: float
     given: tuple[int, ...] = ()
     so_far: AnswerSoFar | None = None
-    n_media_encoded: int = 0
 
 
 class SessionTurn:
@@ -78,31 +209,35 @@ class SessionTurn:
         cancelled: Callable[[], bool],
     ) -> None:
         self._runtime = runtime
+        self._engine = runtime.engine
         self._settings = settings
         self._plan = plan
         self._cancelled = cancelled
         # An answer that goes on does not repeat the draws of its beginning.
         n_drawn = len(plan.so_far.token_ids) if plan.so_far else 0
         self._seed = (settings.sampling.seed + n_drawn) % (MAX_SEED + 1)
+        self._n_spare = settings.sampling.top_k + 1
         self._guard = active_guard(settings, runtime.bundle)
+        self._reasoning = runtime.template.reasoning_style()
         self._vector = runtime.fixed_vector
         self._vector_gate: float | None = None
-        if self._vector is None:
-            self._vector = control_vector(settings, runtime.bundle, plan.asked.conversation)
-            self._vector_gate = runtime.bundle.vector_gate if runtime.bundle else None
-        so_far = plan.so_far
-        self._asked_score = so_far.prompt_score if so_far and so_far.scores is not None else None
-        self._words_score: float | None = None
+        if self._vector is None and runtime.bundle is not None:
+            self._vector = _alignment_vector(settings, runtime.bundle, plan.asked.conversation)
+            self._vector_gate = runtime.bundle.vector_gate
+        self._prompt_score: float | None = None
         self.history: SessionHistory | None = None
         self.so_far: AnswerSoFar | None = None
 
     def events(self) -> Generator[Event, None, None]:
         """Answer. Raises PromptTooLongError, MediaError, EngineError, GuardError."""
         sampling = replace(self._settings.sampling, seed=self._seed)
-        sampler = SamplerChain(sampling, n_vocab=self._runtime.model.n_vocab)
-        try:
-            prefill = self._prefill(sampler)
-            asked = self._prompt_score(prefill)
+        with SamplerChain(sampling, n_vocab=self._runtime.model.n_vocab) as sampler:
+            try:
+                prefill = self._read_prompt(sampler)
+            except PrefillCancelledError:
+                yield self._cancelled_early()
+                return
+            score = self._prompt_score
             yield PrefillDone(
                 n_prompt_tokens=prefill.n_prompt_tokens,
                 n_media_tokens=prefill.n_media_tokens,
@@ -110,91 +245,94 @@ class SessionTurn:
                 prefill_s=prefill.elapsed_s,
                 vector_active=self._vector is not None,
                 # One that is no score is not told: the answer is refused for it.
-                prompt_score=asked if asked is not None and is_score(asked) else None,
-                n_media_encoded=self._plan.n_media_encoded,
+                prompt_score=score if score is not None and is_score(score) else None,
+                n_media_encoded=sum(not medium.from_cache for medium in self._plan.prepared),
             )
             yield from self._answer(prefill)
-        except PrefillCancelledError:
-            yield self._cancelled_early()
-        finally:
-            sampler.close()
 
-    def _prefill(self, sampler: SamplerChain) -> PrefillStats:
-        words_s = self._look_at_words()
+    # -- the prompt -------------------------------------------------------------------------------
+
+    def _read_prompt(self, sampler: SamplerChain) -> PrefillStats:
+        """Evaluate and score the prompt that is answered, and what was answered already."""
+        started_s = time.perf_counter()
         items, so_far, given = list(self._plan.items), self._plan.so_far, self._plan.given
-        if so_far is not None and so_far.scores is not None and so_far.token_ids:
-            items.append(TokenRun(so_far.token_ids))  # in the sequence still, and scored
-            for token_id in so_far.token_ids:
+        # In the sequence still, and scored.
+        known = so_far if so_far is not None and so_far.scores is not None else None
+        is_scored = known is not None and known.prompt_score is not None
+        text_score = None if is_scored else self._text_only_score()
+        words_s = time.perf_counter() - started_s
+        if known is not None and known.token_ids:
+            items.append(TokenRun(known.token_ids))
+            for token_id in known.token_ids:
                 sampler.accept(token_id)
-        engine = self._runtime.engine
-        if self._vector is not None and self._vector_gate is not None:
-            prefill = self._gated_prefill(items, sampler, self._vector_gate)
-        else:
-            runtime = self._runtime
-            prefill = engine.prefill(
-                items,
-                sampler,
-                control_vector=self._vector,
-                steers_prompt=runtime.fixed_vector is not None
-                and runtime.fixed_vector_steers_prompt,
-                cancelled=self._cancelled,
-            )
-        if given and engine.n_free < len(given) + self._n_spare:
+        prefill = self._prefill(items, sampler)
+        if given and self._engine.n_free < len(given) + self._n_spare:
             raise PromptTooLongError(
-                f"the answer is to begin with {len(given)} tokens, and {engine.n_free} are free "
-                "after the prompt; shorten either, or raise --ctx"
+                f"the answer is to begin with {len(given)} tokens, and {self._engine.n_free} are "
+                "free after the prompt; shorten either, or raise --ctx"
             )
+        if known is not None and is_scored:
+            self._prompt_score = known.prompt_score
+        else:
+            self._prompt_score = _highest([self._score(prefill.last_state), text_score])
         return replace(prefill, elapsed_s=words_s + prefill.elapsed_s)
 
-    def _look_at_words(self) -> float:
-        """Score what is said and what pictures say, unless that is known; the seconds it took."""
-        if self._asked_score is not None:
-            return 0.0
-        started_s = time.perf_counter()
-        plan = self._plan
-        self._words_score = words_score(
-            self._guard, self._runtime, plan.asked.conversation, plan.media, self._cancelled
-        )
-        return time.perf_counter() - started_s
-
-    def _gated_prefill(
-        self, items: Sequence[PromptItem], sampler: SamplerChain, gate: float
-    ) -> PrefillStats:
-        """Look at the prompt without the vector, and again with it where it looks harmful.
+    def _prefill(self, items: Sequence[PromptItem], sampler: SamplerChain) -> PrefillStats:
+        """Evaluate the prompt: with a gated vector first without it, and again if that is harmful.
 
         The second look costs one token: the rest of the prompt is the same.
         """
-        engine, vector, self._vector = self._runtime.engine, self._vector, None
-        plain = engine.prefill(items, sampler, cancelled=self._cancelled)
-        score = prompt_score(self._guard, plain.last_state)
-        if score is not None and score <= gate:
-            return plain
-        self._vector = vector
-        steered = engine.prefill(items, sampler, control_vector=vector, cancelled=self._cancelled)
-        return replace(
-            steered,
-            n_reused_tokens=plain.n_reused_tokens,
-            elapsed_s=plain.elapsed_s + steered.elapsed_s,
+        vector, plain = self._vector, None
+        if vector is not None and self._vector_gate is not None:
+            plain = self._engine.prefill(items, sampler, cancelled=self._cancelled)
+            score = self._score(plain.last_state)
+            if score is not None and score <= self._vector_gate:
+                self._vector = None
+                return plain
+        prefill = self._engine.prefill(
+            items,
+            sampler,
+            control_vector=vector,
+            steers_prompt=self._runtime.fixed_vector is not None
+            and self._runtime.fixed_vector_steers_prompt,
+            cancelled=self._cancelled,
         )
+        if plain is None:
+            return prefill
+        elapsed_s = plain.elapsed_s + prefill.elapsed_s
+        return replace(prefill, n_reused_tokens=plain.n_reused_tokens, elapsed_s=elapsed_s)
 
-    def _prompt_score(self, prefill: PrefillStats) -> float | None:
-        """Of the prompt that is answered, also where the answer's beginning was prefilled too.
+    def _score(self, state: NDArray[np.float32]) -> float | None:
+        """Harmful score of a prompt's last state, None with the guard off."""
+        if self._guard is None:
+            return None
+        return float(self._guard.probe.score(state[np.newaxis, :])[0])
 
-        With media in the context, the highest one of the prompt's and of its words'.
+    def _text_only_score(self) -> float | None:
+        """Highest score of what is said and written beside media; see `text_only_conversations`.
+
+        A picture beside words shifts the state at the prompt's end, and with it the score: an
+        unrelated one must not hide what the words ask for. Costs their prefill once more, and the
+        reading of each new picture. None with the guard off.
         """
-        if self._asked_score is None:
-            score, words = prompt_score(self._guard, prefill.last_state), self._words_score
-            if score is not None and words is not None:
-                score = float(np.maximum(score, words))  # not max(), which may drop a NaN
-            self._asked_score = score
-        return self._asked_score
+        if self._guard is None:
+            return None
+        runtime, scores = self._runtime, list[float | None]()
+        for alone in text_only_conversations(self._plan.asked.conversation, self._read_picture):
+            items = prompt_items(alone, template=runtime.template, model=runtime.model)
+            token_ids = text_token_ids(items)
+            state = self._engine.side_prompt_state(token_ids, cancelled=self._cancelled)
+            scores.append(self._score(state))
+        return _highest(scores)
 
-    @property
-    def _n_spare(self) -> int:
-        return self._settings.sampling.top_k + 1
+    def _read_picture(self, medium: MediaContent) -> str:
+        picture, reader = self._plan.media[medium.sha256], self._runtime.picture_reader
+        return reader.words(picture) if reader and isinstance(picture, DecodedImage) else ""
+
+    # -- the answer -------------------------------------------------------------------------------
 
     def _answer(self, prefill: PrefillStats) -> Iterator[Event]:
-        engine, guard, plan = self._runtime.engine, self._guard, self._plan
+        engine, guard, plan = self._engine, self._guard, self._plan
         answer = GuardedAnswer(
             engine,
             guard,
@@ -202,8 +340,8 @@ class SessionTurn:
             tokenize_plain=self._runtime.model.tokenize_plain,
             rng=np.random.default_rng(self._seed),
             cancelled=self._cancelled,
-            carried_risk=plan.before.carried_risk(guard.policy) if guard else 0.0,
-            prompt_score=self._prompt_score(prefill),
+            carried_risk=plan.asked.carried_risk(guard.policy) if guard else 0.0,
+            prompt_score=self._prompt_score,
             given=plan.given,
             so_far=plan.so_far,
         )
@@ -220,12 +358,7 @@ class SessionTurn:
         yield TurnEnded(
             text=message.text,
             finish_reason=answer.finish_reason,
-            guard=guard_summary(
-                self._settings,
-                self._runtime.bundle,
-                answer,
-                vector_active=self._vector is not None,
-            ),
+            guard=self._summary(answer),
             usage=Usage(
                 prompt_tokens=prefill.n_prompt_tokens,
                 media_tokens=prefill.n_media_tokens,
@@ -246,11 +379,10 @@ class SessionTurn:
 
     def _told_apart(self, events: Iterator[Step | TextDelta | Refused]) -> Iterator[Event]:
         """The events, with text that says whether it is reasoning or answer."""
-        reasoning_format = self._runtime.template.reasoning_format()
-        if reasoning_format is None:
+        if self._reasoning is None:
             yield from events
             return
-        splitter = reasoning_format.splitter()
+        splitter = ReasoningSplitter(self._reasoning)
         if self._plan.so_far is not None:
             splitter.feed(self._plan.so_far.text)
         for event in events:
@@ -274,24 +406,58 @@ class SessionTurn:
         if answer.refusal is None:
             scores = answer.scores[: len(answer.token_ids)]  # what was dropped was at the end
             self.so_far = AnswerSoFar(
-                answer.text, answer.token_ids, scores, prompt_score=self._asked_score
+                answer.text, answer.token_ids, scores, prompt_score=self._prompt_score
             )
         return message
 
     def _split(self, text: str) -> tuple[str | None, str]:
-        reasoning_format = self._runtime.template.reasoning_format()
-        return reasoning_format.split(text) if reasoning_format else (None, text)
+        return self._reasoning.split(text) if self._reasoning else (None, text)
 
     def _cancelled_early(self) -> TurnEnded:
         """The end of a turn whose prompt was not read to its end."""
         elapsed_s = time.perf_counter() - self._plan.started_s
+        self._vector = None
         return TurnEnded(
             text=self._split(self._plan.so_far.text)[1] if self._plan.so_far else "",
             finish_reason="cancelled",
-            guard=guard_summary(self._settings, self._runtime.bundle, None, vector_active=False),
+            guard=self._summary(None),
             usage=Usage(0, 0, 0, 0, 0),
             timings=Timings(elapsed_s, elapsed_s, 0.0, 0.0, 0.0),
         )
+
+    def _summary(self, answer: GuardedAnswer | None) -> GuardSummary:
+        """What the guard did; answer: None if it never began."""
+        settings, bundle = self._settings, self._runtime.bundle
+        scores = answer.scores if answer else ()
+        return GuardSummary(
+            mode=settings.guard,
+            rerank=settings.rerank if settings.guard == "steer" else None,
+            bundle=bundle.config.name if bundle and settings.guard != "off" else None,
+            interventions=answer.n_interventions if answer else 0,
+            evaluated_candidates=answer.n_evaluated_candidates if answer else 0,
+            max_score=max(scores, default=None),
+            mean_score=sum(scores) / len(scores) if scores else None,
+            risk=answer.risk if answer else None,
+            refused=answer is not None and answer.refusal is not None,
+            vector_active=self._vector is not None,
+        )
+
+
+def _alignment_vector(
+    settings: TurnSettings, bundle: GuardBundle, conversation: Conversation
+) -> NDArray[np.float32] | None:
+    """The alignment vector while media are in the context; None for pure text."""
+    if settings.guard not in ("steer", "refuse"):
+        return None
+    kinds = {item.kind for message in conversation for item in message.media}
+    vectors = (bundle.vector_for(kind) for kind in ("image", "audio") if kind in kinds)
+    return next((vector.directions for vector in vectors if vector is not None), None)
+
+
+def _highest(scores: Sequence[float | None]) -> float | None:
+    """The highest of those that are known; a NaN stays one, which max() may drop."""
+    known = [score for score in scores if score is not None]
+    return float(np.max(known)) if known else None
 
 
 def _deltas(pieces: Sequence[TextPiece]) -> Iterator[TextDelta]:

@@ -11,14 +11,12 @@ one that does not leaves it, with the same result as if it had seen the text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from safesteer_edge.errors import TemplateError
 from safesteer_edge.templates.conversation import (
     Conversation,
-    MediaContent,
     MediaKind,
     Message,
     Role,
@@ -99,17 +97,15 @@ def render_parts(
     conversation: Conversation,
     *,
     add_generation_prompt: bool = True,
-    variables: Mapping[str, Any] | None = None,
 ) -> tuple[PromptPart, ...]:
     """Return the prompt of a conversation, in order; scaffold parts are never empty.
 
     A template without a system role gets the system text in front of the next user message.
-    variables: as in `ChatTemplate.render`.
     Raises TemplateError if the template refuses the conversation, or drops, repeats, changes or
     reorders a text. A system text may stand elsewhere (Mistral's stands in the last user message).
     """
     draft = _draft_messages(template, conversation)
-    rendered = template.render(draft.messages, add_generation_prompt, variables=variables)
+    rendered = template.render(draft.messages, add_generation_prompt)
     texts, numbers = draft.placeholders.split(rendered)
     _check_complete(template, conversation, draft, numbers)
     padding = template.features().answer_padding
@@ -175,7 +171,11 @@ def _draft_content(
     previous_is_text = False
     for item in items:
         is_text = isinstance(item, TextContent)
-        word = draft.place(_item_part(item, index))
+        word = draft.place(
+            ContentPart(item.text, index)
+            if isinstance(item, TextContent)
+            else MediaPart(item.kind, item.sha256, index)
+        )
         if parts and (previous_is_text and is_text):
             parts[-1]["text"] += "\n" + word
         else:
@@ -188,12 +188,6 @@ def _draft_content(
 def _wants_parts(template: ChatTemplate, role: Role, *, has_media: bool) -> bool:
     features = template.features()
     return (has_media and role in features.parts_roles) or not features.takes_string(role)
-
-
-def _item_part(item: TextContent | MediaContent, index: int) -> ContentPart | MediaPart:
-    if isinstance(item, TextContent):
-        return ContentPart(item.text, index)
-    return MediaPart(item.kind, item.sha256, index)
 
 
 def _check_complete(

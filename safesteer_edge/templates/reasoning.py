@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from safesteer_edge.errors import TemplateError
@@ -23,22 +23,36 @@ class ReasoningStyle:
     opening, closing: around the reasoning, at the answer's beginning and nowhere else.
     channels: marks that may come anywhere, and what follows each; None: nothing that is shown.
         A style has these or the former.
+    is_open: an answer begins inside its reasoning.
     """
 
     opening: str = ""
     closing: str = ""
     channels: Mapping[str, Part | None] | None = None
+    is_open: bool = False
 
     @property
     def marks(self) -> tuple[str, ...]:
         """All of them."""
         return tuple(self.channels) if self.channels else (self.opening, self.closing)
 
-    def is_open_after(self, prompt: str) -> bool:
-        """Whether what follows a prompt's last text is reasoning from its first word."""
-        if self.channels:
-            return False
-        return prompt.rfind(self.opening) > prompt.rfind(self.closing)
+    def after(self, prompt: str) -> ReasoningStyle:
+        """This style, open where what follows a prompt's last text is reasoning already."""
+        is_open = not self.channels and prompt.rfind(self.opening) > prompt.rfind(self.closing)
+        return replace(self, is_open=is_open)
+
+    def split(self, text: str) -> tuple[str | None, str]:
+        """Return the reasoning, None if there is none, and the answer of a whole text."""
+        splitter = ReasoningSplitter(self)
+        pieces = [*splitter.feed(text), *splitter.finish()]
+        reasoning = "".join(piece.text for piece in pieces if piece.part == "reasoning")
+        answer = "".join(piece.text for piece in pieces if piece.part == "answer")
+        return reasoning.strip("\n") if splitter.has_reasoning else None, answer
+
+    @property
+    def answer_opening(self) -> str:
+        """What has to come before words that are meant as an answer: the template's own marks."""
+        return f"{self.closing}\n\n" if self.is_open else ""
 
 
 _HARMONY = ReasoningStyle(
@@ -92,31 +106,6 @@ def thought_label(reasoning: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class ReasoningFormat:
-    """A style, and whether an answer begins inside its reasoning."""
-
-    style: ReasoningStyle
-    is_open: bool = False
-
-    def splitter(self) -> ReasoningSplitter:
-        """Return a splitter at the start of an answer."""
-        return ReasoningSplitter(self)
-
-    def split(self, text: str) -> tuple[str | None, str]:
-        """Return the reasoning, None if there is none, and the answer of a whole text."""
-        splitter = self.splitter()
-        pieces = [*splitter.feed(text), *splitter.finish()]
-        reasoning = "".join(piece.text for piece in pieces if piece.part == "reasoning")
-        answer = "".join(piece.text for piece in pieces if piece.part == "answer")
-        return reasoning.strip("\n") if splitter.has_reasoning else None, answer
-
-    @property
-    def answer_opening(self) -> str:
-        """What has to come before words that are meant as an answer: the template's own marks."""
-        return f"{self.style.closing}\n\n" if self.is_open else ""
-
-
-@dataclass(frozen=True, slots=True)
 class TextPiece:
     """Text of one part. start: its place in the text that was fed, marks and all."""
 
@@ -131,14 +120,14 @@ class ReasoningSplitter:
     Marks are left out, and the line breaks behind them. What may yet become a mark is held back.
     """
 
-    def __init__(self, reasoning_format: ReasoningFormat) -> None:
-        self._style = reasoning_format.style
-        self._part: Part | None = "reasoning" if reasoning_format.is_open else "answer"
+    def __init__(self, style: ReasoningStyle) -> None:
+        self._style = style
+        self._part: Part | None = "reasoning" if style.is_open else "answer"
         self._held = ""
         self._start = 0  # of what is held
         self._has_said_answer = False
-        self._is_behind_mark = reasoning_format.is_open
-        self.has_reasoning = reasoning_format.is_open
+        self._is_behind_mark = style.is_open
+        self.has_reasoning = style.is_open
 
     def feed(self, text: str) -> list[TextPiece]:
         """Return what is certain now."""

@@ -12,7 +12,7 @@ What tokens cannot express stays possible: where a format marks turns with ordin
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, Protocol
 
@@ -26,37 +26,20 @@ Origin = Literal["template", "content", "answer"]
 
 
 class Vocabulary(Protocol):
-    """What tokenising needs to know of a model's vocabulary."""
+    """What tokenising needs to know of a model's vocabulary.
 
-    @property
-    def special_tokens(self) -> Mapping[str, int]:
-        """Texts and ids of the tokens with the CONTROL or UNKNOWN attribute."""
-        ...
+    special_tokens: texts and ids of the tokens with the CONTROL or UNKNOWN attribute, and of other
+    markers. strips_left, strips_right: those that swallow white space before or after them (LSTRIP,
+    RSTRIP). bos_token_id: begins a text; adds_bos: a prompt begins with it. unknown_token_id: for
+    text that the vocabulary cannot write.
+    """
 
-    @property
-    def strips_left(self) -> frozenset[int]:
-        """Special tokens that swallow white space before them (LSTRIP)."""
-        ...
-
-    @property
-    def strips_right(self) -> frozenset[int]:
-        """Special tokens that swallow white space after them (RSTRIP)."""
-        ...
-
-    @property
-    def bos_token_id(self) -> int | None:
-        """The token that begins a text."""
-        ...
-
-    @property
-    def unknown_token_id(self) -> int | None:
-        """The token for text that the vocabulary cannot write."""
-        ...
-
-    @property
-    def adds_bos(self) -> bool:
-        """Whether a prompt begins with the BOS token."""
-        ...
+    special_tokens: dict[str, int]
+    strips_left: frozenset[int]
+    strips_right: frozenset[int]
+    bos_token_id: int | None
+    unknown_token_id: int | None
+    adds_bos: bool
 
     def tokenize_plain(self, text: str, /) -> list[int]:
         """llama_tokenize with add_special = false and parse_special = false."""
@@ -68,45 +51,20 @@ class TokenSpan:
     """Tokens that follow one another.
 
     origin: "template" if the template wrote all of it, "content" if a person or the model wrote
-        any of it, "answer" for tokens that the model itself produced earlier.
+        any of it (so that no control token may be in it), "answer" for tokens that the model
+        itself produced earlier.
     """
 
     token_ids: tuple[int, ...]
     origin: Origin
 
-    @property
-    def from_content(self) -> bool:
-        """Whether any of it is text that was said, so that no control token may be in it."""
-        return self.origin == "content"
-
 
 @dataclass(slots=True)
-class _Fragment:
+class _Text:
     """Text between two special tokens, to be tokenised at once."""
 
-    text: str = ""
-    has_content: bool = False
-    after: int | None = None  # the special token before it, if adjacent
-    before: int | None = None  # the special token behind it, if adjacent
-
-
-@dataclass(slots=True)
-class _Run:
-    """Fragments and special tokens with no media and no known answer between them."""
-
-    pieces: list[_Fragment | int] = field(default_factory=lambda: [_Fragment()])
-
-    def add_text(self, text: str, *, is_content: bool) -> None:
-        last = self.pieces[-1]
-        assert isinstance(last, _Fragment)
-        last.text += text
-        last.has_content = last.has_content or is_content
-
-    def add_special(self, token_id: int) -> None:
-        last = self.pieces[-1]
-        assert isinstance(last, _Fragment)
-        last.before = token_id
-        self.pieces += [token_id, _Fragment(after=token_id)]
+    text: str
+    has_content: bool
 
 
 def tokenize_parts(
@@ -121,49 +79,60 @@ def tokenize_parts(
     Source: llama_vocab::impl::tokenizer_st_partition and ::tokenize (llama.cpp, llama-vocab.cpp).
     """
     special_ids = frozenset(vocabulary.special_tokens.values())
-    spans: list[TokenSpan | MediaPart] = []
-    run = _Run()
+    pieces: list[_Text | int | MediaPart | TokenSpan] = []
     for part in parts:
         if isinstance(part, ScaffoldPart):
             for piece in _cut_at_special(_valid(part.text), vocabulary.special_tokens):
                 if isinstance(piece, str):
-                    run.add_text(piece, is_content=False)
+                    _add_text(pieces, piece, is_content=False)
                 else:
-                    run.add_special(piece)
+                    pieces.append(piece)
         elif isinstance(part, MediaPart):
-            spans += [*_tokenize_run(run, vocabulary, special_ids), part]
-            run = _Run()
+            pieces.append(part)
         elif isinstance(part, TokensPart) and not special_ids.intersection(part.token_ids):
-            spans += _tokenize_run(run, vocabulary, special_ids)
-            spans.append(TokenSpan(part.token_ids, "answer"))
-            run = _Run()
+            pieces.append(TokenSpan(part.token_ids, "answer"))
         else:
-            run.add_text(_valid(part.text), is_content=True)
-    spans += _tokenize_run(run, vocabulary, special_ids)
-    spans = [span for span in spans if isinstance(span, MediaPart) or span.token_ids]
-    return tuple(_with_bos(spans, vocabulary))
+            _add_text(pieces, _valid(part.text), is_content=True)
+    spans = _to_spans(pieces, vocabulary, special_ids)
+    filled = [span for span in spans if isinstance(span, MediaPart) or span.token_ids]
+    return tuple(_with_bos(filled, vocabulary))
 
 
-def _tokenize_run(
-    run: _Run, vocabulary: Vocabulary, special_ids: frozenset[int]
-) -> Iterator[TokenSpan]:
-    """Yield spans; what the template wrote is joined to one span up to the next content."""
+def _add_text(
+    pieces: list[_Text | int | MediaPart | TokenSpan], text: str, *, is_content: bool
+) -> None:
+    """Add text at the end, joined to the text that is there."""
+    last = pieces[-1] if pieces else None
+    if isinstance(last, _Text):
+        last.text, last.has_content = last.text + text, last.has_content or is_content
+    else:
+        pieces.append(_Text(text, is_content))
+
+
+def _to_spans(
+    pieces: Sequence[_Text | int | MediaPart | TokenSpan],
+    vocabulary: Vocabulary,
+    special_ids: frozenset[int],
+) -> Iterator[TokenSpan | MediaPart]:
+    """Yield spans; what the template wrote is joined to one span up to what it did not."""
     scaffold: list[int] = []
-    for piece in run.pieces:
+    for piece, before, after in zip(pieces, [None, *pieces], [*pieces[1:], None], strict=False):
         if isinstance(piece, int):
             scaffold.append(piece)
             continue
-        text = piece.text
-        if piece.after in vocabulary.strips_right:
-            text = text.lstrip(_C_SPACE)
-        if piece.before in vocabulary.strips_left:
-            text = text.rstrip(_C_SPACE)
-        token_ids = _tokenize_plain(text, vocabulary, special_ids)
-        if not piece.has_content:
-            scaffold += token_ids
-            continue
+        if isinstance(piece, _Text):
+            text = piece.text
+            if isinstance(before, int) and before in vocabulary.strips_right:
+                text = text.lstrip(_C_SPACE)
+            if isinstance(after, int) and after in vocabulary.strips_left:
+                text = text.rstrip(_C_SPACE)
+            token_ids = _tokenize_plain(text, vocabulary, special_ids)
+            if not piece.has_content:
+                scaffold += token_ids
+                continue
+            piece = TokenSpan(tuple(token_ids), "content")
         yield TokenSpan(tuple(scaffold), "template")
-        yield TokenSpan(tuple(token_ids), "content")
+        yield piece
         scaffold = []
     yield TokenSpan(tuple(scaffold), "template")
 

@@ -17,15 +17,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, cast
 
 from safesteer_edge.errors import TemplateError
 from safesteer_edge.processes.confined_process import ConfinedProcess
 from safesteer_edge.templates.conversation import Role
-from safesteer_edge.templates.reasoning import ReasoningFormat, reasoning_style
-
-# -- the process that renders an untrusted chat template, asked for one text after another ---------
+from safesteer_edge.templates.reasoning import ReasoningStyle, reasoning_style
 
 # Ends the message of every template error: what the user can do.
 TEMPLATE_ADVICE = "choose a known-good one with --chat-template builtin:chatml"
@@ -47,107 +44,6 @@ class Refusal:
     """The template failed on these messages, and may take others (`raise_exception`, mostly)."""
 
     message: str
-
-
-class TemplateProcess:
-    """One child process that renders one template. Not thread-safe."""
-
-    def __init__(self, load_request: dict[str, Any], *, name: str, limits: TemplateLimits) -> None:
-        """Start the child and hand it the template, without waiting for either.
-
-        name: for messages, e.g. the file that the template is from.
-        """
-        self._name = name
-        self._limits = limits
-        self._is_loaded = False
-        # JSON writes a character as up to two six-byte escapes.
-        max_reply = 12 * limits.output_chars + 4096
-        try:
-            self._child = ConfinedProcess(
-                Path(__file__).with_name("template_worker.py"),
-                {"memory_bytes": limits.memory_bytes, "render_s": limits.render_s},
-                packages=("jinja2", "markupsafe"),
-                read_reply=partial(_read_reply, max_bytes=max_reply),
-            )
-        except (OSError, ModuleNotFoundError) as error:
-            raise TemplateError(
-                f"cannot start the process that renders the chat template: {error}"
-            ) from error
-        self._child.send(_encode(load_request))
-
-    def request(self, request: dict[str, Any]) -> str | Refusal:
-        """Return the rendered text, or the template's refusal.
-
-        Raises TemplateError if the template is broken or breaks a limit; the process may be dead
-        then (`is_alive`). May take start_s + 2 render_s the first time, render_s later.
-        """
-        try:
-            if not self._is_loaded:
-                self._load()
-            self._child.send(_encode(request))
-            reply = self._receive(self._limits.render_s, "render")
-        except BaseException:  # Ctrl-C too: a late reply would pass for the next request's
-            self._child.kill()
-            raise
-        return self._text_of(reply)
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the child can be asked again."""
-        return self._child.is_alive
-
-    @property
-    def process_id(self) -> int:
-        """The child's."""
-        return self._child.process_id
-
-    def close(self) -> None:
-        """Ask the child to end, and kill it if it does not. Safe to call twice."""
-        self._child.close()
-
-    def _load(self) -> None:
-        started = self._receive(self._limits.start_s, "start")
-        self._text_of(started if "kind" in started else {"text": ""})
-        self._text_of(self._receive(self._limits.render_s, "compile"))
-        self._is_loaded = True
-
-    def _receive(self, limit_s: float, doing: str) -> dict[str, Any]:
-        started_s = time.monotonic()
-        try:
-            reply = self._child.receive(limit_s)
-        except TimeoutError:
-            raise TemplateError(
-                f"chat template of {self._name!r} took more than {limit_s:g} s to {doing}; "
-                f"{TEMPLATE_ADVICE}"
-            ) from None
-        if reply is not None:
-            return reply
-        elapsed_s = time.monotonic() - started_s
-        raise TemplateError(
-            f"chat template of {self._name!r} ended its process after {elapsed_s:.1f} s "
-            f"(it wanted too much time or memory, more than {self._limits.memory_bytes >> 20} MiB);"
-            f" {TEMPLATE_ADVICE}"
-        )
-
-    def _text_of(self, reply: dict[str, Any]) -> str | Refusal:
-        if "text" in reply:
-            return str(reply["text"])
-        if reply["kind"] == "refused":
-            return Refusal(str(reply["message"]))
-        raise TemplateError(
-            f"chat template of {self._name!r} cannot be used: {reply['message']!r}; "
-            f"{TEMPLATE_ADVICE}"
-        )
-
-
-def _encode(request: dict[str, Any]) -> bytes:
-    return json.dumps(request).encode("ascii") + b"\n"
-
-
-def _read_reply(stdout: IO[bytes], max_bytes: int) -> dict[str, Any] | None:
-    """None: the child ended, or said more than that."""
-    line = stdout.readline(max_bytes)
-    return cast("dict[str, Any]", json.loads(line)) if line.endswith(b"\n") else None
 
 
 # -- what a chat template can take, found out by rendering placeholders with it once ---------------
@@ -276,57 +172,38 @@ class ChatTemplate:
         self,
         source: str,
         *,
-        special_tokens: Mapping[str, str],
-        name: str,
-        limits: TemplateLimits,
-        variables: Mapping[str, Any],
-    ) -> None:
-        self.name = name
-        self._variables = dict(variables)
-        self.source = source
-        self.sha256 = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
-        self._limits = limits
-        self._load_request = {
-            "source": source,
-            "special_tokens": dict(special_tokens),
-            "max_output": limits.output_chars,
-        }
-        self._lock = threading.Lock()
-        self._process: TemplateProcess | None = None
-        self._features: TemplateFeatures | None = None
-
-    @classmethod
-    def from_source(
-        cls,
-        source: str,
-        *,
         bos_token: str,
         eos_token: str,
         name: str,
         limits: TemplateLimits | None = None,
         variables: Mapping[str, Any] | None = None,
-    ) -> ChatTemplate:
-        """Make a template from its jinja2 source, running nothing yet.
+    ) -> None:
+        """Take a template's jinja2 source, running nothing yet.
 
         bos_token, eos_token: their texts, "" where the vocabulary has none.
         name: what messages call it, e.g. the model's file name.
         variables: of every render, e.g. `enable_thinking`; JSON values.
         Raises TemplateError if the source is longer than the limit.
         """
-        limits = limits or TemplateLimits()
-        if len(source) > limits.source_chars:
+        self.name = name
+        self.source = source
+        self.sha256 = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
+        self._variables = dict(variables or {})
+        self._limits = limits or TemplateLimits()
+        if len(source) > self._limits.source_chars:
             raise TemplateError(
                 f"chat template of {name!r} is {len(source)} characters long, more than the "
-                f"{limits.source_chars} allowed; {TEMPLATE_ADVICE}"
+                f"{self._limits.source_chars} allowed; {TEMPLATE_ADVICE}"
             )
-        special_tokens = {"bos_token": bos_token, "eos_token": eos_token}
-        return cls(
-            source,
-            special_tokens=special_tokens,
-            name=name,
-            limits=limits,
-            variables=variables or {},
-        )
+        self._load_request = {
+            "source": source,
+            "special_tokens": {"bos_token": bos_token, "eos_token": eos_token},
+            "max_output": self._limits.output_chars,
+        }
+        self._lock = threading.Lock()
+        self._process: ConfinedProcess[dict[str, Any]] | None = None
+        self._is_loaded = False  # into the process
+        self._features: TemplateFeatures | None = None
 
     def start(self) -> None:
         """Start the child without waiting for it (about 0.1 s), to overlap with other loading."""
@@ -337,16 +214,13 @@ class ChatTemplate:
         self,
         messages: list[dict[str, Any]],
         add_generation_prompt: bool = True,
-        *,
-        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """Return the prompt that the template makes of the messages.
 
         messages: as transformers takes them, `{"role": …, "content": …}`.
-        variables: as in `from_source`, for this render, before the others.
         Raises TemplateError if the template refuses the messages, is broken, or breaks a limit.
         """
-        result = self.try_render(messages, add_generation_prompt, variables=variables)
+        result = self.try_render(messages, add_generation_prompt)
         if isinstance(result, Refusal):
             raise TemplateError(
                 f"chat template of {self.name!r} refuses this conversation: {result.message!r}; "
@@ -358,17 +232,24 @@ class ChatTemplate:
         self,
         messages: list[dict[str, Any]],
         add_generation_prompt: bool = True,
-        *,
-        variables: Mapping[str, Any] | None = None,
     ) -> str | Refusal:
         """Do as `render`, and return a refusal of the template as a value."""
         request = {
             "messages": messages,
             "add_generation_prompt": add_generation_prompt,
-            "variables": {**self._variables, **(variables or {})},
+            "variables": self._variables,
         }
         with self._lock:
-            return self._running_process().request(request)
+            child = self._running_process()
+            try:
+                if not self._is_loaded:
+                    self._load(child)
+                child.send(_encode(request))
+                reply = self._receive(child, self._limits.render_s, "render")
+            except BaseException:  # Ctrl-C too: a late reply would pass for the next request's
+                child.kill()
+                raise
+            return self._text_of(reply)
 
     def features(self) -> TemplateFeatures:
         """Return what the template can take, from test renders at the first call.
@@ -386,15 +267,13 @@ class ChatTemplate:
             self._features = features
         return self._features
 
-    def reasoning_format(self) -> ReasoningFormat | None:
+    def reasoning_style(self) -> ReasoningStyle | None:
         """Return how the model's reasoning is marked, None if the template knows of none.
 
         Raises TemplateError as `features` does.
         """
         style = reasoning_style(self.source)
-        if style is None:
-            return None
-        return ReasoningFormat(style, is_open=style.is_open_after(self.features().opening))
+        return style.after(self.features().opening) if style is not None else None
 
     def close(self) -> None:
         """End the child. Safe to call twice; a later render starts a new one."""
@@ -406,17 +285,75 @@ class ChatTemplate:
     def __enter__(self) -> ChatTemplate:
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _running_process(self) -> TemplateProcess:
-        if self._process is None or not self._process.is_alive:
-            if self._process is not None:
-                self._process.close()
-            self._process = TemplateProcess(self._load_request, name=self.name, limits=self._limits)
+    def _running_process(self) -> ConfinedProcess[dict[str, Any]]:
+        """The child; where there is none, it is started and handed the template without waiting."""
+        if self._process is not None and self._process.is_alive:
+            return self._process
+        if self._process is not None:
+            self._process.close()
+        limits, self._is_loaded = self._limits, False
+        # JSON writes a character as up to two six-byte escapes.
+        max_reply = 12 * limits.output_chars + 4096
+        try:
+            self._process = ConfinedProcess(
+                Path(__file__).with_name("template_worker.py"),
+                {"memory_bytes": limits.memory_bytes, "render_s": limits.render_s},
+                packages=("jinja2", "markupsafe"),
+                read_reply=partial(_read_reply, max_bytes=max_reply),
+            )
+        except (OSError, ModuleNotFoundError) as error:
+            raise TemplateError(
+                f"cannot start the process that renders the chat template: {error}"
+            ) from error
+        self._process.send(_encode(self._load_request))
         return self._process
+
+    def _load(self, child: ConfinedProcess[dict[str, Any]]) -> None:
+        started = self._receive(child, self._limits.start_s, "start")
+        self._text_of(started if "kind" in started else {"text": ""})
+        self._text_of(self._receive(child, self._limits.render_s, "compile"))
+        self._is_loaded = True
+
+    def _receive(
+        self, child: ConfinedProcess[dict[str, Any]], limit_s: float, doing: str
+    ) -> dict[str, Any]:
+        started_s = time.monotonic()
+        try:
+            reply = child.receive(limit_s)
+        except TimeoutError:
+            raise TemplateError(
+                f"chat template of {self.name!r} took more than {limit_s:g} s to {doing}; "
+                f"{TEMPLATE_ADVICE}"
+            ) from None
+        if reply is not None:
+            return reply
+        elapsed_s = time.monotonic() - started_s
+        raise TemplateError(
+            f"chat template of {self.name!r} ended its process after {elapsed_s:.1f} s "
+            f"(it wanted too much time or memory, more than {self._limits.memory_bytes >> 20} MiB);"
+            f" {TEMPLATE_ADVICE}"
+        )
+
+    def _text_of(self, reply: dict[str, Any]) -> str | Refusal:
+        """The rendered text, or the template's refusal; raises TemplateError if it is broken."""
+        if "text" in reply:
+            return str(reply["text"])
+        if reply["kind"] == "refused":
+            return Refusal(str(reply["message"]))
+        raise TemplateError(
+            f"chat template of {self.name!r} cannot be used: {reply['message']!r}; "
+            f"{TEMPLATE_ADVICE}"
+        )
+
+
+def _encode(request: dict[str, Any]) -> bytes:
+    return json.dumps(request).encode("ascii") + b"\n"
+
+
+def _read_reply(stdout: IO[bytes], max_bytes: int) -> dict[str, Any] | None:
+    """None: the child ended, or said more than that."""
+    line = stdout.readline(max_bytes)
+    return cast("dict[str, Any]", json.loads(line)) if line.endswith(b"\n") else None

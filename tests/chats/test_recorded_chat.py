@@ -239,7 +239,7 @@ def test_a_second_window_goes_on_with_a_copy(
 def test_the_same_question_can_be_answered_aside(chat: RecordedChat):
     first = ended(chat.ask("Hello there"))
     usual = chat.session.turn_settings
-    aside = ended(chat.answer_aside(replace(usual, guard="off")))
+    aside = ended(chat.answer_unrecorded(replace(usual, guard="off")))
     assert (aside.guard.mode, aside.text) == ("off", first.text)
     assert chat.session.turn_settings == usual
     assert texts(chat) == ["Hello there", first.text]

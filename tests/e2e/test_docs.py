@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -48,3 +49,12 @@ def test_the_python_of_the_docs_prints_an_answer(name: str, tmp_path: Path) -> N
         )
         assert run.returncode == 0, run.stderr
         assert "sky" in run.stdout.lower()
+
+
+def test_the_reference_says_what_the_docstrings_say() -> None:
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs/make_reference.py")
+    assert spec is not None and spec.loader is not None
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    page = maker.PAGE.read_text("utf-8")
+    assert page == maker.with_reference(page), "run docs/make_reference.py"

@@ -18,6 +18,7 @@ from safesteer_edge.engine.model import NativeModel
 from safesteer_edge.engine.projector import Projector
 from safesteer_edge.engine.prompt_items import PromptItem, TokenRun
 from safesteer_edge.engine.sampler import SamplerChain
+from safesteer_edge.formats.gguf_file import read_gguf
 from safesteer_edge.guard.policy import MAX_TOP_K, SamplingSettings
 from safesteer_edge.guard.protocols import Proposal
 from tests.tiny_models import FIRST_BYTE_ID
@@ -107,11 +108,11 @@ def open_engine(
         if mmproj is not None:
             projector = Projector(mmproj, model, n_threads=1, cache_bytes=cache_bytes)
             owned.callback(projector.close)
-        architecture = model.metadata_text("general.architecture")
-        assert architecture is not None
         route = None
         if layers:
-            route = choose_route(architecture, model.n_layer, layers, wanted=route_name)
+            route = choose_route(
+                read_gguf(path).architecture, model.n_layer, layers, wanted=route_name
+            )
         context = NativeContext(
             model,
             ContextSettings(

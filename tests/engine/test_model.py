@@ -14,7 +14,6 @@ from safesteer_edge.engine.native import native_facts
 from safesteer_edge.errors import EngineError, GuardError, ModelFileError
 from tests.engine.open_engine import open_engine
 from tests.tiny_models import (
-    CHATML,
     ENDOFTEXT_ID,
     FIRST_BYTE_ID,
     IM_END_ID,
@@ -46,16 +45,11 @@ def test_extra_buffer_types_stay_off_where_the_cpu_has_amx(
 def test_a_model_says_what_it_is(tiny_llama_path: Path, tiny_mamba_path: Path) -> None:
     with NativeModel(tiny_llama_path) as model:
         assert (model.n_layer, model.n_embd, model.n_vocab) == (4, 64, 320)
-        assert model.n_ctx_train == 2048
         assert not model.has_recurrent_state
-        assert model.metadata_text("general.architecture") == "llama"
-        assert model.metadata_text("tokenizer.chat_template") == CHATML
-        assert model.metadata_text("no.such.key") is None
         assert (model.bos_token_id, model.eos_token_id) == (IM_START_ID, IM_END_ID)
         assert (model.unknown_token_id, model.adds_bos) == (None, False)
         assert model.is_end_of_generation(IM_END_ID)
         assert not model.is_end_of_generation(FIRST_BYTE_ID)
-        assert model.is_control(IM_START_ID)
         assert model.token_text(IM_END_ID) == "<|im_end|>"
         assert model.token_text(None) == ""
         assert dict(model.special_tokens) == {
@@ -67,13 +61,6 @@ def test_a_model_says_what_it_is(tiny_llama_path: Path, tiny_mamba_path: Path) -
         }
     with NativeModel(tiny_mamba_path) as model:
         assert model.has_recurrent_state
-
-
-def test_a_long_metadata_value_is_read_whole(tmp_path: Path) -> None:
-    template = "é" * 5000
-    path = write_tiny_llama(tmp_path / "model.gguf", chat_template=template)
-    with NativeModel(path) as model:
-        assert model.metadata_text("tokenizer.chat_template") == template
 
 
 def test_plain_text_holds_no_control_tokens_and_survives_the_tokenizer(
@@ -125,13 +112,7 @@ def test_a_closed_model_can_be_closed_again_and_not_be_used(tiny_llama_path: Pat
         lambda: model.tokenize_trusted("a"),
         lambda: model.piece(9),
         lambda: model.is_end_of_generation(9),
-        lambda: model.is_control(9),
-        lambda: model.bos_token_id,
-        lambda: model.eos_token_id,
-        lambda: model.adds_bos,
         lambda: model.token_text(9),
-        lambda: model.metadata_text("general.architecture"),
-        lambda: model.unknown_token_id,
     ):
         with pytest.raises(EngineError, match="is closed"):
             use()

@@ -234,7 +234,6 @@ def test_a_closed_engine_raises_and_does_not_crash(tiny_llama_path: Path) -> Non
         lambda: context.handle,
         lambda: context.decode([1], [0], [0], all_outputs=True),
         lambda: context.logits(0),
-        lambda: context.last_position(0),
         lambda: context.set_control_vector(np.zeros((4, 64), dtype=np.float32)),
         context.clear,
     ]

@@ -30,7 +30,7 @@ def test_its_state_is_that_of_the_same_prompt_on_the_main_sequence(
     with open_engine(tiny, layers=LAYERS, route_name=route_name, n_batch=n_batch) as opened:
         expected = opened.prefill(ASIDE).last_state
         opened.prefill(PROMPT, control_vector=random_vector())
-        state = opened.engine.state_aside(ASIDE)
+        state = opened.engine.side_prompt_state(ASIDE)
     np.testing.assert_allclose(state, expected, rtol=0, atol=F32_TOLERANCE)
 
 
@@ -41,7 +41,7 @@ def test_the_next_prompt_reuses_the_main_sequence_and_is_answered_by_the_same_bi
             opened.prefill(PROMPT)
             opened.feed(ASIDE[:3])
             if looks_aside:
-                opened.engine.state_aside(ASIDE)
+                opened.engine.side_prompt_state(ASIDE)
             stats = opened.prefill([*PROMPT, *ASIDE[:6]])
             assert stats.n_reused_tokens == len(PROMPT) + 3
             logits.append(opened.next_logits())
@@ -55,14 +55,14 @@ def test_the_main_sequence_makes_way_where_there_is_no_room(tiny: Path):
     long = random_prompt(np.random.default_rng(3), 200)
     with open_engine(tiny, layers=LAYERS) as opened:
         expected = opened.prefill(long).last_state
-        state = opened.engine.state_aside(long)
+        state = opened.engine.side_prompt_state(long)
         np.testing.assert_allclose(state, expected, rtol=0, atol=F32_TOLERANCE)
         assert opened.prefill(long).n_reused_tokens == 0
         with pytest.raises(PromptTooLongError, match="full"):
-            opened.engine.state_aside(random_prompt(np.random.default_rng(4), 300))
+            opened.engine.side_prompt_state(random_prompt(np.random.default_rng(4), 300))
         assert opened.prefill(long).n_prompt_tokens == len(long)
 
 
 def test_it_can_be_cancelled(tiny: Path):
     with open_engine(tiny, layers=LAYERS) as opened, pytest.raises(PrefillCancelledError):
-        opened.engine.state_aside(ASIDE, cancelled=lambda: True)
+        opened.engine.side_prompt_state(ASIDE, cancelled=lambda: True)

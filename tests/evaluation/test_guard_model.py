@@ -65,7 +65,7 @@ def test_a_model_that_says_neither_word_gives_no_verdict(
 
 @pytest.mark.default_model
 def test_the_models_own_template_may_make_the_whole_prompt(judge: GuardModelJudge):
-    template = ChatTemplate.from_source(LLAMA_GUARD, bos_token="", eos_token="", name="guard")
+    template = ChatTemplate(LLAMA_GUARD, bos_token="", eos_token="", name="guard")
     usual = judge._template, judge._form
     try:
         judge._template, judge._form = template, "template"
@@ -77,7 +77,7 @@ def test_the_models_own_template_may_make_the_whole_prompt(judge: GuardModelJudg
 
 
 def test_shieldgemmas_form_shows_request_and_answer():
-    with ChatTemplate.from_source(
+    with ChatTemplate(
         judge_model._SHIELDGEMMA, bos_token="<bos>", eos_token="", name="shieldgemma"
     ) as template:
         prompt = template.render(

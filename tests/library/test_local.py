@@ -13,7 +13,8 @@ from safesteer_edge.errors import ModelFileError, SettingsError
 from safesteer_edge.library.catalogue import find_model, installed_path
 from safesteer_edge.library.index import library_folder, looks_unchanged, read_index
 from safesteer_edge.library.install import add_model, installed_record, remove_model, verify_model
-from safesteer_edge.session.choice import choose_model
+from safesteer_edge.session.choice import choose_model, read_model_files
+from safesteer_edge.session.settings import SessionSettings
 from tests.library.conftest import Pull
 from tests.library.hub_server import Hub
 from tests.tiny_models import write_tiny_llama
@@ -96,6 +97,15 @@ def test_a_file_with_another_time_and_the_same_content_is_recorded_anew(mine: Pa
     assert looks_unchanged(installed_record("mine").model)
 
 
+def test_choosing_a_model_reads_no_file_and_writes_no_index(mine: Path):
+    record = add_model("mine", mine, None)
+    touch_later(mine)
+    assert choose_model("mine").path == mine
+    assert not looks_unchanged(installed_record("mine").model)
+    assert read_model_files(SessionSettings(model="mine")).info.path == record.model.path
+    assert looks_unchanged(installed_record("mine").model)
+
+
 @pytest.mark.parametrize("same_size", [True, False])
 def test_a_file_that_has_changed_is_not_used(mine: Path, same_size: bool):
     add_model("mine", mine, None)
@@ -105,7 +115,7 @@ def test_a_file_that_has_changed_is_not_used(mine: Path, same_size: bool):
     touch_later(mine)
     for chosen in ("mine", str(mine)):
         with pytest.raises(ModelFileError, match="has changed since its hash was recorded") as e:
-            choose_model(chosen)
+            read_model_files(SessionSettings(model=chosen))
         assert "models remove mine --yes" in str(e.value)
 
 
@@ -127,7 +137,7 @@ def test_a_pulled_file_that_has_changed_is_got_again(stocked: Hub, pulled: Pull)
     content = record.model.path.read_bytes()
     record.model.path.write_bytes(content[:-5])
     with pytest.raises(ModelFileError, match="get it again: safesteer-edge models pull hf:"):
-        choose_model(record.name)
+        read_model_files(SessionSettings(model=record.name))
     assert pulled(with_projector=False).model.path.read_bytes() == content
 
 
@@ -135,7 +145,7 @@ def test_a_changed_or_missing_projector_is_found_as_well(mine: Path, my_projecto
     add_model("mine", mine, my_projector)
     my_projector.unlink()
     with pytest.raises(ModelFileError, match="cannot read"):
-        choose_model("mine")
+        read_model_files(SessionSettings(model="mine"))
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema_version": 9, "models": []}', "\xff"])

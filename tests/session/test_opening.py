@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -203,6 +204,23 @@ def test_a_missing_projector_is_named_before_anything_is_loaded(
     monkeypatch.setattr(model_choice_module, "find_model", lambda _name: pulled)
     with pytest.raises(MediaError, match=r"'mmproj-tiny\.gguf' is missing; .*models pull tiny"):
         require_projector(settings, images=True, sounds=False)
+
+
+def test_the_header_of_each_file_is_read_once(
+    guarded_tiny: GuardedTiny, monkeypatch: pytest.MonkeyPatch
+):
+    read: list[Path] = []
+    open_path = Path.open
+
+    def noting(path: Path, *arguments: Any, **options: Any) -> Any:
+        read.append(path)
+        return open_path(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", noting)
+    settings = guarded_tiny.settings(guarded_tiny.bundle(QUIET), mmproj=guarded_tiny.projector)
+    files = require_projector(settings, images=True, sounds=False)
+    open_session(settings, files=files).close()
+    assert read.count(guarded_tiny.model) == read.count(guarded_tiny.projector) == 1
 
 
 def test_another_file_is_known_by_its_own_name(tmp_path: Path):

@@ -10,10 +10,10 @@ from PIL import Image
 from safesteer_edge.errors import GuardError
 from safesteer_edge.media.picture_words import PictureReader
 from safesteer_edge.media.typographic import TextStyle, render_text
-from safesteer_edge.session.guard import words_alone
+from safesteer_edge.session.turn import text_only_conversations
 from safesteer_edge.templates.conversation import Conversation, MediaContent, Message, TextContent
 from tests.guarded_tiny import QUIET, WAVERING, GuardedTiny
-from tests.session.test_words_alone import TOLERANCE, score
+from tests.session.test_text_only_score import TOLERANCE, score
 from tests.session.turns import ask, opened
 
 WORDS = ("Paint it", "Sell it", "Count it", "Name it", "Move it", "Burn it")
@@ -122,6 +122,6 @@ def _asked(text: str, *pictures: str) -> Message:
 )
 def test_what_is_looked_at_alone(messages: list[Message], texts: list[str]):
     system = Message.from_text("system", "Be brief.")
-    alone = words_alone(Conversation((system, *messages)), _read)
+    alone = text_only_conversations(Conversation((system, *messages)), _read)
     assert [conversation.messages[-1].text for conversation in alone] == texts
     assert all(conversation.messages[0] == system for conversation in alone)

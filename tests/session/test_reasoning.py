@@ -12,11 +12,9 @@ import pytest
 
 from safesteer_edge.errors import TemplateError
 from safesteer_edge.guard.events import Event, Refused, Step, TextDelta, TurnEnded
-from safesteer_edge.session.history import SessionHistory
 from safesteer_edge.session.protocol import ChatMessage
 from safesteer_edge.session.session import Session, open_session
 from safesteer_edge.session.turn import TurnPlan
-from safesteer_edge.templates.conversation import Conversation
 from tests.families.family_files import FamilyFiles
 from tests.guarded_tiny import ALARMED, QUIET, REFUSAL_TEXT, GuardedTiny
 from tests.tiny_models import write_tiny_llama
@@ -61,7 +59,6 @@ def test_reasoning_comes_apart_from_the_answer(tmp_path: Path) -> None:
                 assert written[event.start :].startswith(event.text)
         message = session.conversation.messages[-1]
         assert message.reasoning == "let me see"
-        assert Conversation.from_json(session.conversation.to_json()) == session.conversation
 
 
 def test_the_next_prompt_holds_the_answer_and_not_its_reasoning(tmp_path: Path) -> None:
@@ -128,7 +125,7 @@ def test_channels_are_control_tokens_and_never_shown(tmp_path: Path) -> None:
         given = model.tokenize_trusted(f"{opened}<|start|>assistant<|channel|>final<|message|>Well")
         asked = session._with_question(ChatMessage("user", "Why?"), None)
         items, _ = session._to_items(asked.conversation)
-        plan = TurnPlan(SessionHistory(), asked, items, {}, time.perf_counter(), tuple(given))
+        plan = TurnPlan(asked, items, [], {}, time.perf_counter(), tuple(given))
         events = list(session._run(plan))
         turn = ended(events)
         assert turn.reasoning == told(events, "reasoning") == "let me see"

@@ -58,9 +58,7 @@ _EXPECTED = {
 
 def rendered(name: str, conversation: Conversation, *, eos_token: str = "</s>") -> str:
     source = builtin_template(name)
-    with ChatTemplate.from_source(
-        source, bos_token="<s>", eos_token=eos_token, name=name
-    ) as template:
+    with ChatTemplate(source, bos_token="<s>", eos_token=eos_token, name=name) as template:
         parts = render_parts(template, conversation)
     texts = [getattr(part, "text", None) for part in parts]
     return "".join(text or "" for text in texts)

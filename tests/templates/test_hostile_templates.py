@@ -19,7 +19,7 @@ _DOUBLING = (
 
 
 def _template(source: str, *, render_s: float = _PATIENCE_S, **limits: int) -> ChatTemplate:
-    return ChatTemplate.from_source(
+    return ChatTemplate(
         source,
         bos_token="",
         eos_token="",

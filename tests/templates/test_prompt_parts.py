@@ -68,7 +68,7 @@ _SYSTEM_LAST = """\
 
 
 def _template(source: str) -> ChatTemplate:
-    return ChatTemplate.from_source(source, bos_token="<s>", eos_token="</s>", name="x.gguf")
+    return ChatTemplate(source, bos_token="<s>", eos_token="</s>", name="x.gguf")
 
 
 def _conversation(*messages: Message) -> Conversation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from safesteer_edge.errors import TemplateError
 from safesteer_edge.templates.reasoning import (
-    ReasoningFormat,
+    ReasoningSplitter,
     ReasoningStyle,
     reasoning_style,
     thinking_variables,
@@ -40,7 +41,7 @@ NEXT = "<|end|><|start|>assistant"
     ],
 )
 def test_tags_around_reasoning(text: str, reasoning: str | None, answer: str) -> None:
-    assert ReasoningFormat(THINK).split(text) == (reasoning, answer)
+    assert THINK.split(text) == (reasoning, answer)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_tags_around_reasoning(text: str, reasoning: str | None, answer: str) ->
     ],
 )
 def test_a_prompt_that_opens_the_reasoning(text: str, reasoning: str, answer: str) -> None:
-    assert ReasoningFormat(THINK, is_open=True).split(text) == (reasoning, answer)
+    assert replace(THINK, is_open=True).split(text) == (reasoning, answer)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_a_prompt_that_opens_the_reasoning(text: str, reasoning: str, answer: st
     ],
 )
 def test_channels(text: str, reasoning: str | None, answer: str) -> None:
-    assert ReasoningFormat(HARMONY).split(text) == (reasoning, answer)
+    assert HARMONY.split(text) == (reasoning, answer)
 
 
 ALPHABET = ["<think>", "</think>", "<", "think", ">", "</", "\n", " ", "a", ANALYSIS, FINAL, NEXT]
@@ -83,14 +84,14 @@ def test_the_pieces_are_the_same_however_the_text_is_cut(
     words: list[str], cuts: list[int], style: ReasoningStyle, is_open: bool
 ) -> None:
     text = "".join(words)
-    reasoning_format = ReasoningFormat(style, is_open=is_open and style is THINK)
+    style = replace(style, is_open=is_open and style is THINK)
     places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    splitter = reasoning_format.splitter()
+    splitter = ReasoningSplitter(style)
     pieces = [piece for start, end in pairwise(places) for piece in splitter.feed(text[start:end])]
     pieces += splitter.finish()
     reasoning = "".join(piece.text for piece in pieces if piece.part == "reasoning")
     answer = "".join(piece.text for piece in pieces if piece.part == "answer")
-    expected_reasoning, expected_answer = reasoning_format.split(text)
+    expected_reasoning, expected_answer = style.split(text)
     assert (reasoning.strip("\n"), answer) == (expected_reasoning or "", expected_answer)
     for piece in pieces:
         assert text[piece.start : piece.start + len(piece.text)] == piece.text
@@ -114,10 +115,10 @@ def test_the_marks_are_read_from_the_template(source: str, opening: str | None) 
 
 
 def test_whether_a_prompt_ends_inside_reasoning() -> None:
-    assert THINK.is_open_after("<|im_start|>assistant\n<think>\n")
-    assert not THINK.is_open_after("<|im_start|>assistant\n<think>\n\n</think>\n\n")
-    assert not THINK.is_open_after("<|im_start|>assistant\n")
-    assert not HARMONY.is_open_after("<|start|>assistant")
+    assert THINK.after("<|im_start|>assistant\n<think>\n").is_open
+    assert not THINK.after("<|im_start|>assistant\n<think>\n\n</think>\n\n").is_open
+    assert not THINK.after("<|im_start|>assistant\n").is_open
+    assert not HARMONY.after("<|start|>assistant").is_open
 
 
 @pytest.mark.parametrize(

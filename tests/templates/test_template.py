@@ -19,7 +19,7 @@ _HELLO = [{"role": "user", "content": "hello"}]
 
 
 def _template(source: str, **limits: float) -> ChatTemplate:
-    return ChatTemplate.from_source(
+    return ChatTemplate(
         source,
         bos_token="<s>",
         eos_token="</s>",
@@ -68,8 +68,10 @@ def test_the_date_is_todays() -> None:
 
 
 def test_variables_reach_the_template() -> None:
-    with _template("{{ enable_thinking }}") as template:
-        assert template.render(_HELLO, variables={"enable_thinking": False}) == "False"
+    source = "{{ enable_thinking }}"
+    variables = {"enable_thinking": False}
+    with ChatTemplate(source, bos_token="", eos_token="", name="x", variables=variables) as made:
+        assert made.render(_HELLO) == "False"
 
 
 def test_a_refusal_is_an_error_with_the_templates_words() -> None:
@@ -138,7 +140,7 @@ def test_closing_a_template_that_never_started_is_safe() -> None:
 _PARENT = """
     import sys
     from safesteer_edge.templates.template import ChatTemplate
-    template = ChatTemplate.from_source({source!r}, bos_token="", eos_token="", name="x")
+    template = ChatTemplate({source!r}, bos_token="", eos_token="", name="x")
     template.render([])
     print(template._process.process_id, flush=True)
     {after}

@@ -203,12 +203,12 @@ def _row(entry: CatalogueModel, fit: ModelFit) -> ModelRow:
     from safesteer_edge.library.index import InstalledFile, read_installed_file
 
     file = read_installed_file(entry.path) if entry.path is not None else InstalledFile()
-    sizes = {each.quantization: each.size_bytes for each in entry.files}  # of what can be pulled
+    pulled = entry.files.get(entry.quantization)
     return ModelRow(
         name=entry.name,
         title=entry.title,
         quantization=file.quantization or entry.quantization,
-        size_bytes=file.size_bytes or sizes.get(entry.quantization),
+        size_bytes=file.size_bytes or (pulled.size_bytes if pulled else None),
         has_bundle=entry.bundle is not None,
         takes=", ".join(("text", *entry.takes)),
         licence=entry.licence,
