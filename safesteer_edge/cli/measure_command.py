@@ -187,18 +187,18 @@ def run_pictures(options: argparse.Namespace) -> int:
     from safesteer_edge.session.session import open_session
 
     settings, sets, progress = _settings(options), _read_sets(options), Progress()
-    projector_info = require_projector(settings, images=True, sounds=False)
-    assert projector_info is not None  # or it had raised
+    files = require_projector(settings, images=True, sounds=False)
+    assert files is not None and files.projector is not None  # or it had raised
     tasks = [task for each in sets.values() for task in each]
     # The reader first: what memory it takes cannot be told beside a model.
-    fit, n_threads = ImageFit(projector_info.square_side), settings.n_threads or n_usable_cores()
+    fit, n_threads = ImageFit(files.projector.square_side), settings.n_threads or n_usable_cores()
     readers: dict[str, ReaderSkill] = {}
     for name, each in sets.items():
         reader = picture_reader(n_threads=n_threads)  # a new one for each set
         if reader is not None:
             shown = progress.of("pictures read by the guard", len(each))
             readers[name] = measure_reader(reader, fit, each, progress=shown)
-    with open_session(settings) as session:
+    with open_session(settings, files=files) as session:
         answers = ask_about_pictures(session, tasks, progress=progress.of("pictures", len(tasks)))
         name_of_model = session.info.model_name
     if options.answers is not None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
@@ -17,6 +16,7 @@ from typing import Any, Final, TypeVar, cast
 
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.formats.atomic_write import atomic_write
+from safesteer_edge.formats.json_values import BadValueError, load_toml
 from safesteer_edge.formats.user_folders import user_config_folder
 from safesteer_edge.session.settings_schema import (
     SETTINGS,
@@ -25,11 +25,6 @@ from safesteer_edge.session.settings_schema import (
     UserSettings,
     value_of,
 )
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # pyright: ignore[reportMissingImports]  # Python 3.10 alone
 
 FILE_NAME: Final = "settings.toml"
 _MAX_BYTES: Final = 1 << 20
@@ -67,17 +62,15 @@ def read_settings(path: Path | None = None) -> UserSettings:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise SettingsError(f"{where}: more than {_MAX_BYTES} bytes; shorten it")
-        table = tomllib.loads(path.read_bytes().decode("utf-8"))
+        table = load_toml(path.read_bytes())
     except FileNotFoundError:
         return UserSettings()
     except OSError as error:
         raise SettingsError(
             f"cannot read {where}: {error.strerror or error}; make it readable"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SettingsError(
-            f"cannot read {where}: not TOML ({error}); correct it, or move it away"
-        ) from error
+    except BadValueError as error:
+        raise SettingsError(f"cannot read {where}: {error}; correct it, or move it away") from error
     return _from_table(table, where)
 
 
@@ -225,7 +218,9 @@ def _for_its_model(settings: UserSettings, values: Mapping[Setting, object]) -> 
 def _replaced(value: _Frozen, tree: Mapping[str, Any]) -> _Frozen:
     """A frozen dataclass with other values, in the dataclasses that it holds as well."""
     changed: dict[str, Any] = {
-        name: _replaced(getattr(value, name), item) if isinstance(item, dict) else item
+        name: _replaced(getattr(value, name), cast("dict[str, Any]", item))
+        if isinstance(item, dict)
+        else item
         for name, item in tree.items()
     }
     return replace(cast("Any", value), **changed)
@@ -268,8 +263,8 @@ def _typed(setting: Setting, value: str) -> object:
     if setting.kind in (str, Path):
         return value
     try:
-        table = tomllib.loads(f"value = {value}")
-    except tomllib.TOMLDecodeError:
+        table = load_toml(f"value = {value}".encode())
+    except BadValueError:
         return value
     return table["value"] if len(table) == 1 else value
 

@@ -39,7 +39,7 @@ def test_a_chat_keeps_its_words_and_its_risk(home: Path):
     question, answer, *_, last = store.read(summary.id).branch()
     assert question.text == "Why is the sky blue?"
     assert answer.text.startswith("The answer to this classic question lies in")
-    assert last.end is not None
+    assert last.end is not None and last.end.guard is not None
     assert last.end.guard.risk == 0.0028341829531453302
 
 

@@ -50,14 +50,14 @@ def test_a_failed_verdict_is_tried_again_and_a_good_one_kept(tmp_path: Path):
     assert again.asked == [("How is it done?", COMPLIANCE)]
     judge_rows(ROWS, CountingJudge(), path)
     with judgement_journal(path) as journal:
-        assert [item.verdict.label for item in journal.items] == [None, "safe", "unsafe"]
+        assert [item.label for item in journal.items] == [None, "safe", "unsafe"]
 
 
 def test_the_rules_judge_every_answer(tmp_path: Path):
     path = tmp_path / "j.jsonl"
     judge_rows(ROWS, open_judge("rules"), path)
     with judgement_journal(path) as journal:
-        labels = sorted(str(item.verdict.label) for item in journal.items)
+        labels = sorted(str(item.label) for item in journal.items)
     assert labels == ["complied", "complied", "refused"]
 
 
