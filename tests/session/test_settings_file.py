@@ -78,7 +78,7 @@ def test_a_file_is_read_by_section(path: Path):
         ('[look]\ntheme = "pink"\n', r"look\.theme is 'pink'; expected one of"),
         ('[keys]\nhelp = ""\n', r"\[keys\]: a key is ''"),
         ('[keys]\nhelp = "f2"\n', r"key 'f2' is given to two commands"),
-        ("not toml", r"not TOML"),
+        ("not toml", r"not valid TOML"),
     ],
 )
 def test_what_is_wrong_is_named_with_file_key_and_value(path: Path, text: str, problem: str):
@@ -97,7 +97,7 @@ def test_a_file_cannot_switch_the_guard_off(path: Path, mode: str):
 
 def test_bytes_that_are_no_text_are_refused(path: Path):
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(SettingsError, match="not TOML"):
+    with pytest.raises(SettingsError, match="not valid TOML"):
         read_settings(path)
 
 
