@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -286,6 +287,53 @@ def _write_answers(path: Path, answers: list[PictureAnswer]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+# -- openings --------------------------------------------------------------------------------------
+
+
+def run_openings(options: argparse.Namespace) -> int:
+    """Measure what openings lead to, and what re-ranking could reach, without a guard."""
+    from safesteer_edge.evaluation.heldout import requests_of_test_split
+    from safesteer_edge.evaluation.openings import (
+        COMPLIANT_PREFIX,
+        measure_ceiling,
+        measure_openings,
+    )
+    from safesteer_edge.session.runtime import open_runtime
+
+    settings = replace(_settings(options), guard="off")
+    requests, progress = requests_of_test_split(options.limit), Progress()
+    harmful = [request for request in requests if request.label == "harmful"]
+    with closing(open_runtime(settings)) as runtime:
+        shown = progress.of("requests", len(requests))
+        outcomes = measure_openings(runtime, requests, progress=shown)
+        ceilings = [
+            measure_ceiling(
+                runtime,
+                harmful,
+                prefix=prefix,
+                progress=progress.of("harmful requests", len(harmful)),
+            )
+            for prefix in ("", COMPLIANT_PREFIX)
+        ]
+    lines = [
+        "| opening | requests | n | refused | complied | no answer |",
+        "|" + " --- |" * 6,
+        *(
+            f"| {found.opening or '(its own)'} | {found.label} | {found.n} | {found.refused} | "
+            f"{found.complied} | {found.no_answer} |"
+            for found in outcomes
+        ),
+        *(
+            f"\nof {found.n} complying answers to harmful requests that begin "
+            f"{repr(found.prefix) if found.prefix else 'by themselves'}, {found.reachable} have a "
+            f"next token that leads to a refusal; by rank {list(found.reached_by_rank)}"
+            for found in ceilings
+        ),
+    ]
+    value = {"openings": list(map(asdict, outcomes)), "ceilings": list(map(asdict, ceilings))}
+    return print_result(options, value, lines)
+
+
 # -- quantization ----------------------------------------------------------------------------------
 
 
@@ -439,6 +487,7 @@ MEASURE = Command(
         _measure("probe", "AUROC per decoding step", run_probe),
         _measure("guard", "what it changes, against --guard off", run_guard),
         _measure("rerank", "lazy against eager, token by token", run_rerank),
+        _measure("openings", "what openings lead to, and what re-ranking could", run_openings),
         _measure("pictures", "words read and things named", run_pictures, *_PICTURES),
         _measure(
             "quantization",

@@ -162,26 +162,26 @@ def _continuations(
     sampling = SamplingSettings(temperature=0, top_k=n_candidates, top_p=1.0, min_p=0.0)
     sampler = SamplerChain(sampling, n_vocab=runtime.model.n_vocab)
     try:
-        engine.prefill(items, sampler)
-        for token_id in given:
-            engine.evaluate(token_id)
-            engine.accept(token_id)
+        _begin(runtime, items, sampler, given)
         proposal = engine.propose()
-        n_before = len(given)
-        begun = _text(runtime, given)
-        for rank, (token_id, log_prob) in enumerate(
-            zip(proposal.token_ids.tolist(), proposal.log_probs.tolist(), strict=True)
-        ):
+        candidates = zip(proposal.token_ids.tolist(), proposal.log_probs.tolist(), strict=True)
+        for rank, (token_id, log_prob) in enumerate(candidates):
             tokens = _decode(runtime, [token_id])
-            pieces = (begun, *(_text(runtime, [each]) for each in tokens))
+            pieces = (_text(runtime, given), *(_text(runtime, [each]) for each in tokens))
             yield _Continuation(rank, float(np.exp(log_prob)), pieces)
-            engine.take_back(len(tokens) + n_before)  # the last kept token must be evaluated again
-            engine.prefill(items, sampler)
-            for each in given:
-                engine.evaluate(each)
-                engine.accept(each)
+            _begin(runtime, items, sampler, given)
     finally:
         sampler.close()
+
+
+def _begin(
+    runtime: Runtime, items: Sequence[PromptItem], sampler: SamplerChain, given: Sequence[int]
+) -> None:
+    """Bring the sequence to the prompt and these tokens behind it."""
+    runtime.engine.prefill(items, sampler)
+    for token_id in given:
+        runtime.engine.evaluate(token_id)
+        runtime.engine.accept(token_id)
 
 
 def _answer(runtime: Runtime, items: Sequence[PromptItem], given: Sequence[int]) -> str:
