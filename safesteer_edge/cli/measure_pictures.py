@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         PictureTask,
         ReaderSkill,
     )
-    from safesteer_edge.media.image_fit import ImageFit
+    from safesteer_edge.media.image_decoding import ImageFit
     from safesteer_edge.session.settings import SessionSettings
 
 
@@ -49,7 +49,7 @@ def measure_pictures(
     """Measure, print, and return the exit code. progress: takes a number, and of what."""
     # Deferred: they import llama.cpp.
     from safesteer_edge.evaluation.picture_skill import ask_about_pictures, summarise
-    from safesteer_edge.media.image_fit import ImageFit
+    from safesteer_edge.media.image_decoding import ImageFit
     from safesteer_edge.session.choice import require_projector
     from safesteer_edge.session.session import open_session
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.media.image_decoding import decode_image
-from safesteer_edge.media.image_fit import ImageFit
+from safesteer_edge.media.image_decoding import ImageFit, decode_image
 from safesteer_edge.media.media_file import read_media_file
 
 MAX_FILE_BYTES = 20 * 1024 * 1024

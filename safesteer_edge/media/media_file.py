@@ -1,13 +1,16 @@
-"""What is asked of a file before anything decodes it: its kind by its name, and its size."""
+"""What is asked of a file before anything decodes it, and what is said of one that is no good."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from safesteer_edge.errors import MediaError
 
 MediaKind = Literal["image", "sound", "document"]
+# A decoding process' own: a request and a file's bytes to what is told about it, and its content.
+Answer = Callable[[dict[str, Any], bytes], tuple[dict[str, Any], bytes]]
 
 IMAGE_SUFFIXES: Final = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
@@ -41,6 +44,20 @@ def read_media_file(path: Path, kind: MediaKind, *, max_bytes: int) -> bytes:
     if len(data) > max_bytes:
         raise _too_large(kind, name, len(data), max_bytes)
     return data
+
+
+def answers(decode: Answer) -> Answer:
+    """The same, with errors as answers."""
+
+    def answer(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+        try:
+            return decode(request, data)
+        except MediaError as error:
+            return {"error": str(error)}, b""
+        except MemoryError:
+            return {"error": f"{request['name']} needs too much memory to decode"}, b""
+
+    return answer
 
 
 def _too_large(kind: str, name: str, size_bytes: int, max_bytes: int) -> MediaError:

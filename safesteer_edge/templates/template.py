@@ -8,20 +8,17 @@ see is bounded in prompt_parts.py: placeholders, never the words of the conversa
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, cast
+from typing import Any
 
 from safesteer_edge.errors import TemplateError
-from safesteer_edge.processes.confined_process import ConfinedProcess
+from safesteer_edge.processes.child import ConfinedChild
 from safesteer_edge.templates.conversation import Role
 from safesteer_edge.templates.reasoning import ReasoningFormat, reasoning_style
 
@@ -60,20 +57,19 @@ class TemplateProcess:
         self._name = name
         self._limits = limits
         self._is_loaded = False
-        # JSON writes a character as up to two six-byte escapes.
-        max_reply = 12 * limits.output_chars + 4096
         try:
-            self._child = ConfinedProcess(
-                Path(__file__).with_name("template_worker.py"),
-                {"memory_bytes": limits.memory_bytes, "render_s": limits.render_s},
+            self._child = ConfinedChild(
+                "safesteer_edge.templates.template_worker:TemplateWorker",
+                {"render_s": limits.render_s},
                 packages=("jinja2", "markupsafe"),
-                read_reply=partial(_read_reply, max_bytes=max_reply),
+                memory_bytes=limits.memory_bytes,
+                max_reply_bytes=4 * limits.output_chars,
             )
         except (OSError, ModuleNotFoundError) as error:
             raise TemplateError(
                 f"cannot start the process that renders the chat template: {error}"
             ) from error
-        self._child.send(_encode(load_request))
+        self._child.send(load_request)
 
     def request(self, request: dict[str, Any]) -> str | Refusal:
         """Return the rendered text, or the template's refusal.
@@ -81,15 +77,15 @@ class TemplateProcess:
         Raises TemplateError if the template is broken or breaks a limit; the process may be dead
         then (`is_alive`). May take start_s + 2 render_s the first time, render_s later.
         """
-        try:
-            if not self._is_loaded:
-                self._load()
-            self._child.send(_encode(request))
-            reply = self._receive(self._limits.render_s, "render")
-        except BaseException:  # Ctrl-C too: a late reply would pass for the next request's
-            self._child.kill()
-            raise
-        return self._text_of(reply)
+        if not self._is_loaded:
+            try:
+                self._answer("start", self._limits.start_s)
+                self._answer("compile", self._limits.render_s)
+            except TemplateError:  # nobody would read the answer to the load request
+                self._child.kill()
+                raise
+            self._is_loaded = True
+        return self._answer("render", self._limits.render_s, request)
 
     @property
     def is_alive(self) -> bool:
@@ -105,49 +101,36 @@ class TemplateProcess:
         """Ask the child to end, and kill it if it does not. Safe to call twice."""
         self._child.close()
 
-    def _load(self) -> None:
-        started = self._receive(self._limits.start_s, "start")
-        self._text_of(started if "kind" in started else {"text": ""})
-        self._text_of(self._receive(self._limits.render_s, "compile"))
-        self._is_loaded = True
-
-    def _receive(self, limit_s: float, doing: str) -> dict[str, Any]:
+    def _answer(
+        self, doing: str, limit_s: float, request: dict[str, Any] | None = None
+    ) -> str | Refusal:
+        """The answer to this request, or to what was sent before."""
         started_s = time.monotonic()
         try:
-            reply = self._child.receive(limit_s)
+            if request is None:
+                header, text = self._child.receive(limit_s)
+            else:
+                header, text = self._child.ask(request, limit_s=limit_s)
         except TimeoutError:
             raise TemplateError(
                 f"chat template of {self._name!r} took more than {limit_s:g} s to {doing}; "
                 f"{TEMPLATE_ADVICE}"
             ) from None
-        if reply is not None:
-            return reply
-        elapsed_s = time.monotonic() - started_s
-        raise TemplateError(
-            f"chat template of {self._name!r} ended its process after {elapsed_s:.1f} s "
-            f"(it wanted too much time or memory, more than {self._limits.memory_bytes >> 20} MiB);"
-            f" {TEMPLATE_ADVICE}"
-        )
-
-    def _text_of(self, reply: dict[str, Any]) -> str | Refusal:
-        if "text" in reply:
-            return str(reply["text"])
-        if reply["kind"] == "refused":
-            return Refusal(str(reply["message"]))
-        raise TemplateError(
-            f"chat template of {self._name!r} cannot be used: {reply['message']!r}; "
-            f"{TEMPLATE_ADVICE}"
-        )
-
-
-def _encode(request: dict[str, Any]) -> bytes:
-    return json.dumps(request).encode("ascii") + b"\n"
-
-
-def _read_reply(stdout: IO[bytes], max_bytes: int) -> dict[str, Any] | None:
-    """None: the child ended, or said more than that."""
-    line = stdout.readline(max_bytes)
-    return cast("dict[str, Any]", json.loads(line)) if line.endswith(b"\n") else None
+        except EOFError:
+            elapsed_s = time.monotonic() - started_s
+            raise TemplateError(
+                f"chat template of {self._name!r} ended its process after {elapsed_s:.1f} s (it "
+                f"wanted too much time or memory, more than {self._limits.memory_bytes >> 20} "
+                f"MiB); {TEMPLATE_ADVICE}"
+            ) from None
+        if "broken" in header:
+            raise TemplateError(
+                f"chat template of {self._name!r} cannot be used: {header['broken']!r}; "
+                f"{TEMPLATE_ADVICE}"
+            )
+        if "refused" in header:
+            return Refusal(str(header["refused"]))
+        return text.decode("utf-8", "surrogatepass")
 
 
 # -- what a chat template can take, found out by rendering placeholders with it once ---------------

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safesteer_edge.media.image_fit import letterbox, letterboxed_size
+from safesteer_edge.media.image_decoding import letterbox, letterboxed_size
 
 
 def black(width: int, height: int) -> np.ndarray:

@@ -137,7 +137,7 @@ def test_closing_a_template_that_never_started_is_safe() -> None:
 
 _PARENT = """
     import sys
-    from safesteer_edge.chat.template import ChatTemplate
+    from safesteer_edge.templates.template import ChatTemplate
     template = ChatTemplate.from_source({source!r}, bos_token="", eos_token="", name="x")
     template.render([])
     print(template._process.process_id, flush=True)

@@ -64,7 +64,7 @@ class Picture(Container):
     def _load(self) -> None:
         # Deferred: Pillow and NumPy, which the first frame must not wait for.
         from safesteer_edge.media.decoder import MediaDecoder
-        from safesteer_edge.media.image_fit import ImageFit
+        from safesteer_edge.media.image_decoding import ImageFit
 
         try:
             # In a process of its own: a file may hang or crash its decoder.
