@@ -6,6 +6,7 @@ and ends the process when the parent has gone.
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import queue
@@ -30,8 +31,14 @@ BEAT_S: Final = 2.0
 GATHER_S: Final = 0.05
 
 
+def serve(_: dict[str, Any], requests: IO[bytes], replies_fd: int) -> NoReturn:
+    """What a child process runs: see `processes.child_main`."""
+    faulthandler.enable()  # a crash leaves its Python stack in the log
+    EngineServer(requests, replies_fd).serve()
+
+
 class EngineServer:
-    """Serves one parent; see `messages` for the protocol."""
+    """Serves one parent; see `engine_process` for the protocol."""
 
     def __init__(self, requests: IO[bytes], replies_fd: int) -> None:
         self._requests = requests

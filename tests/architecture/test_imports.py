@@ -28,7 +28,7 @@ MAX_LAYERS = 9
 # What the ground floors may import of ours, besides themselves.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "errors": (),
-    "processes": (),
+    "processes": ("errors",),
     "metrics": (),
     "formats": ("errors",),
     "guard": ("errors",),

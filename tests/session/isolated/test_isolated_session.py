@@ -212,7 +212,7 @@ def test_nothing_native_reaches_our_streams(guarded_tiny: GuardedTiny):
     """A library that prints to its stdout prints into the log, and replies stay whole."""
     program = (
         "import sys\n"
-        "from safesteer_edge.isolation import engine_process\n"
+        "from safesteer_edge.session import engine_process\n"
         "from safesteer_edge.session.isolated_session import open_isolated_session\n"
         "from safesteer_edge.session.settings import SessionSettings\n"
         f"settings = SessionSettings(model={str(guarded_tiny.model)!r}, guard='off', n_ctx=256,\n"
