@@ -27,7 +27,6 @@ from typing import IO, Any, Final, Literal, cast
 
 DeathCause = Literal["illegal instruction", "crash", "killed", "exit"]
 
-_CLOSE_LIMIT_S: Final = 3.0
 _MAX_LOG_LINES: Final = 200
 _MAX_LOG_LINE_BYTES: Final = 2048
 _MAX_HEADER_BYTES: Final = 1 << 16
@@ -145,10 +144,10 @@ class Child:
         finally:
             self._alarm.set(math.inf)
 
-    def death(self) -> ProcessDeath:
+    def death(self, limit_s: float = 3.0) -> ProcessDeath:
         """How it ended. It is waited for, and killed if it only closed its pipe."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_CLOSE_LIMIT_S)
+            self._process.wait(limit_s)
         self.kill()
         return death_of(self._process.returncode)
 

@@ -46,7 +46,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 LEAVES: dict[str, tuple[str, ...]] = {
     "cli": ("cli", "__main__"),
     "tui": ("tui", "cli"),
-    "converters": ("converters", "cli"),
+    "converters": ("converters", "cli", "evaluation.verify_bundle"),
     "doctor": ("doctor", "cli"),
 }
 # Third-party packages with one owner: a folder, or files.
