@@ -11,7 +11,7 @@ be installed.
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,18 +19,16 @@ from typing import Any, Final
 import numpy as np
 
 from safesteer_edge.converters.tensor_files import (
-    Array,
-    bfloat16_to_float32,
-)
-from safesteer_edge.converters.zip_members import (
     MAX_BYTES,
+    Array,
     ZipMember,
+    bfloat16_to_float32,
     read_zip_members,
     unreadable,
 )
 
 _MAX_PICKLE_BYTES = 4 << 20
-_REMEDY = (
+WEIGHTS_REMEDY: Final = (
     "save its weights with safetensors.torch.save_file(module.state_dict(), 'probe.safetensors') "
     "and convert that"
 )
@@ -49,7 +47,6 @@ _STORAGES: Final = {
 _DICTIONARY = "collections OrderedDict"
 _TENSOR = "torch._utils _rebuild_tensor_v2"
 _PARAMETER = "torch._utils _rebuild_parameter"
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,43 +68,47 @@ class _Refused(ValueError):
     """The pickle does something that no state dictionary needs."""
 
 
-def read_torch_checkpoint(path: Path) -> Mapping[str, Array]:
-    """Return a state dictionary's tensors by name, in its order; bfloat16 becomes float32.
+def read_torch_checkpoint(
+    path: Path, *, wrappers: Sequence[str], remedy: str, may_be_bare: bool = False
+) -> Mapping[str, Array]:
+    """Return a dictionary's tensors by name, in its order; bfloat16 becomes float32.
 
-    A dictionary that has it under 'state_dict', 'model_state_dict' or 'model' will do.
+    A dictionary that has it under one of the names in wrappers will do. may_be_bare: so will a
+    single tensor, whose name is ''.
     Raises InputError for anything else: whole modules, classes, files of PyTorch before 1.6.
     """
     members = read_zip_members(path)
     pickles = [name for name in members if name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise unreadable(path, "it is not a PyTorch checkpoint", _REMEDY)
+        raise unreadable(path, "it is not a PyTorch checkpoint", remedy)
     folder = pickles[0].removesuffix("data.pkl")
     if members.get(f"{folder}byteorder", ZipMember(b"little", True)).data != b"little":
-        raise unreadable(path, "its numbers are big-endian", _REMEDY)
+        raise unreadable(path, "its numbers are big-endian", remedy)
     program = members[pickles[0]].data
     try:
         if len(program) > _MAX_PICKLE_BYTES:
             raise _Refused(f"its pickle has {len(program)} bytes")
         content = _Machine(members, folder).run(program)
-        return _state_dictionary(content)
+        if may_be_bare and isinstance(content, np.ndarray):
+            content = {"": content}
+        return _tensors(content, wrappers)
     except _Refused as error:
-        raise unreadable(path, f"it is no plain state dictionary ({error})", _REMEDY) from error
+        raise unreadable(path, f"it is no plain state dictionary ({error})", remedy) from error
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, MemoryError) as error:
         # whatever a damaged pickle makes of the stack
-        raise unreadable(path, f"its pickle is damaged ({error})", _REMEDY) from error
+        raise unreadable(path, f"its pickle is damaged ({error})", remedy) from error
 
 
-def _state_dictionary(content: Any) -> dict[str, Array]:
-    if isinstance(content, dict):
-        for key in _WRAPPERS:
-            if isinstance(content.get(key), dict):
-                return _state_dictionary(content[key])
+def _tensors(content: Any, wrappers: Sequence[str]) -> dict[str, Array]:
     if not isinstance(content, dict) or not content:
         raise _Refused(f"it holds a {type(content).__name__}")
+    for key in wrappers:
+        if isinstance(content.get(key), dict):
+            return _tensors(content[key], wrappers)
     for name, tensor in content.items():
-        if not isinstance(name, str) or not isinstance(tensor, np.ndarray):
+        if not isinstance(name, str | int) or not isinstance(tensor, np.ndarray):
             raise _Refused(f"its entry {name!r} is no tensor")
-    return content
+    return {str(name): tensor for name, tensor in content.items()}
 
 
 class _Machine:

@@ -92,7 +92,7 @@ def read_states(path: Path, n_features: int) -> NDArray[np.float32]:
     Raises SettingsError if they are not finite float (n, n_features), InputError for a file that
     cannot be read.
     """
-    from safesteer_edge.converters.vector_arrays import (
+    from safesteer_edge.converters.vector_source import (
         ARRAY_SUFFIXES,
         read_arrays,
     )
