@@ -7,22 +7,20 @@ Everything is in the graph (see probe_graph), so that whoever runs it passes raw
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.errors import InputError
-from safesteer_edge.formats.atomic_write import atomic_write
 from safesteer_edge.formats.onnx_file import check_onnx
 from safesteer_edge.formats.probe_graph import (
     Activation,
-    DenseLayer,
-    FloatArray,
     IsotonicFolds,
     LayerNorm,
     ProbeGraph,
@@ -86,20 +84,9 @@ def store_weight(name: str, array: NDArray[Any], quantization: Quantization) -> 
         return StoredWeight(name, {f"{name}_fp16": array.astype(np.float16)}, "fp16")
     scales = (np.abs(array).max(axis=0) / _MAX_INT8).astype(np.float32)
     scales[scales == 0] = 1.0
-    codes = np.clip(np.round(array / scales), -_MAX_INT8, _MAX_INT8).astype(np.int8)
+    codes = (array / scales).round().clip(-_MAX_INT8, _MAX_INT8).astype(np.int8)
     return StoredWeight(name, {f"{name}_int8": codes, f"{name}_scale": scales}, "int8")
 
-
-__all__ = [
-    "INPUT_NAME",
-    "OUTPUT_NAME",
-    "DenseLayer",
-    "ProbeGraph",
-    "encode_probe",
-    "import_onnx",
-    "write_linear_probe",
-    "write_probe",
-]
 
 INPUT_NAME: Final = "hidden_state"
 OUTPUT_NAME: Final = "harmful_score"
@@ -118,39 +105,6 @@ _CONSTANTS = {
 }
 
 
-def write_linear_probe(
-    path: Path,
-    *,
-    weights: FloatArray,
-    bias: float,
-    mean: FloatArray,
-    scale: FloatArray,
-    components: FloatArray | None = None,
-    platt: tuple[float, float] = (1.0, 0.0),
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write the probe.onnx of a logistic regression.
-
-    weights: (n_features,), or (n_components,) where components are given. platt: the slope and
-    intercept that calibrate the logit. Others, and errors: see ProbeGraph and write_probe.
-    """
-    column = np.asarray(weights).reshape(-1, 1)
-    layer = DenseLayer(column, np.array([bias], dtype=np.float64))
-    write_probe(path, ProbeGraph(mean, scale, (layer,), components, platt), metadata or {})
-
-
-def write_probe(path: Path, graph: ProbeGraph, metadata: Mapping[str, str]) -> None:
-    """Write probe.onnx, or leave the file that is there as it is.
-
-    metadata: what becomes the file's `metadata_props`.
-    Raises InputError if the package `onnx` is not installed, ProbeFileError if the result would
-    not pass our own check, OSError where the folder cannot be written.
-    """
-    data = encode_probe(graph, metadata, name=str(path))
-    with atomic_write(path, "wb") as file:
-        file.write(data)
-
-
 def encode_probe(
     graph: ProbeGraph,
     metadata: Mapping[str, str],
@@ -158,9 +112,12 @@ def encode_probe(
     name: str = "probe",
     quantization: Quantization = "none",
 ) -> bytes:
-    """Return probe.onnx as bytes, checked by `check_onnx`. Errors: see write_probe.
+    """Return probe.onnx as bytes, checked by `check_onnx`.
 
+    metadata: what becomes the file's `metadata_props`.
     quantization: how matrices are stored; the graph turns them back and computes in float32.
+    Raises InputError if the package `onnx` is not installed, ProbeFileError if the result would
+    not pass our own check.
     """
     import_onnx()
     nodes = _Nodes()
@@ -174,8 +131,10 @@ def encode_probe(
     for index, layer in enumerate(graph.layers):
         bias = f"bias_{index}"
         if isinstance(layer, LayerNorm):
-            epsilon = {"axis": -1, "epsilon": layer.epsilon}
-            state = nodes.add("LayerNormalization", state, f"gain_{index}", bias, **epsilon)
+            gain = f"gain_{index}"
+            state = nodes.add(
+                "LayerNormalization", state, gain, bias, axis=-1, epsilon=layer.epsilon
+            )
         else:
             state = nodes.add("Gemm", state, f"weights_{index}", bias)
         state = _add_activation(nodes, state, layer.activation)
@@ -301,10 +260,9 @@ def _data_type(name: str) -> int:
 def import_onnx() -> Any:
     """Return the package onnx, which only converting and calibrating need."""
     try:
-        import onnx
-        import onnx.checker
-        import onnx.helper
-        import onnx.numpy_helper
+        onnx: Any = importlib.import_module("onnx")
+        for part in ("checker", "helper", "numpy_helper"):
+            importlib.import_module(f"onnx.{part}")
     except ImportError as error:
         raise InputError(
             f"cannot write an ONNX probe: {error}; pip install 'safesteer-edge[calibration]' "
@@ -319,8 +277,8 @@ States = NDArray[np.floating[Any]]
 Reference = Callable[[States], NDArray[np.floating[Any]]]
 Kind = Literal["auto", "state-dict", "numpy", "rds", "autosteer", "scikit-learn", "onnx"]
 OutputKind = Literal["auto", "logit", "probability"]
-KINDS: Final = ("auto", "state-dict", "numpy", "rds", "autosteer", "scikit-learn", "onnx")
-OUTPUT_KINDS: Final = ("auto", "logit", "probability")
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+OUTPUT_KINDS: Final[tuple[OutputKind, ...]] = get_args(OutputKind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,6 +357,6 @@ class GraphSource:
         harmful_class: int = 1,
         quantization: Quantization = "none",
     ) -> bytes:
-        """Return probe.onnx, which scores the harmful class. Errors: see write_probe."""
+        """Return probe.onnx, which scores the harmful class. Errors: see encode_probe."""
         graph = self.graph if harmful_class == 1 else turned_round(self.graph)
         return encode_probe(graph, metadata, name=name, quantization=quantization)

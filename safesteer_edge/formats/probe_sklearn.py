@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from safesteer_edge.formats.probe_graph import (
     ProbeGraph,
     SigmoidFolds,
     score_states,
+    transposed,
 )
 from safesteer_edge.formats.probe_onnx import (
     GraphSource,
@@ -44,7 +45,7 @@ class ProbeChain:
     mean: FloatArray
     scale: FloatArray
     components: FloatArray | None = None
-    layers: list[Layer] = field(default_factory=list)
+    layers: list[Layer] = field(default_factory=list[Layer])
     _pending: tuple[FloatArray, FloatArray] | None = None
 
     @classmethod
@@ -64,12 +65,12 @@ class ProbeChain:
             self._pending = first_mean + mean * first_scale, first_scale * scale
 
     def project(self, mean: FloatArray, components: FloatArray) -> None:
-        """Add (x - mean) @ components.T. components: (n_components, n_in)."""
+        """Add (x - mean) @ components.transpose(). components: (n_components, n_in)."""
         if self.components is None and not self.layers:
             self.standardise(mean, np.ones_like(mean))
             self.components = components
         else:
-            self.dense(components.T, -(mean @ components.T))
+            self.dense(transposed(components), -(components @ mean))
 
     def dense(self, weights: FloatArray, bias: FloatArray, activation: Activation = "none") -> None:
         """Add activation(x @ weights + bias)."""
@@ -114,7 +115,7 @@ def _relative_to(shared: ProbeChain, chain: ProbeChain) -> list[DenseLayer]:
     layers = [layer for layer in chain.layers if not isinstance(layer, LayerNorm)]
     if chain.components is not None:
         n_components = len(chain.components)
-        layers.insert(0, DenseLayer(chain.components.T, np.zeros(n_components)))
+        layers.insert(0, DenseLayer(transposed(chain.components), np.zeros(n_components)))
     ratio = shared.scale / chain.scale
     offset = (shared.mean - chain.mean) / chain.scale
     first = layers[0]
@@ -194,7 +195,7 @@ class _Translation:
 
     def _kind(self, estimator: Any) -> str:
         """Return the class's name if the class is scikit-learn's own."""
-        kind = type(estimator)
+        kind: Any = type(cast(object, estimator))
         if kind.__module__.split(".")[0] != "sklearn":
             raise self._unknown(f"{kind.__module__}.{kind.__qualname__}")
         return kind.__name__
@@ -221,10 +222,10 @@ class _Translation:
             scale = np.ones(n_in) if step.scale_ is None else step.scale_
             chain.standardise(_float64(mean), _float64(scale))
         elif kind == "PCA":
-            components = step.components_.astype(np.float64)
+            components = _float64(step.components_)
             if step.whiten:
                 components = components / np.sqrt(step.explained_variance_)[:, None]
-            chain.project(step.mean_.astype(np.float64), components)
+            chain.project(_float64(step.mean_), components)
         else:
             raise self._unknown(kind)
 
@@ -248,8 +249,8 @@ class _Translation:
             )
         if not is_linear and kind not in ("LinearSVC", "SGDClassifier", "RidgeClassifier"):
             raise self._unknown(kind)
-        coefficients = np.atleast_2d(classifier.coef_).astype(np.float64)
-        chain.dense(coefficients.T, np.atleast_1d(classifier.intercept_).astype(np.float64))
+        coefficients = transposed(_float64(np.atleast_2d(classifier.coef_)))
+        chain.dense(coefficients, _float64(np.atleast_1d(classifier.intercept_)))
         return False
 
     def _add_perceptron(self, chain: ProbeChain, classifier: Any, *, is_probability: bool) -> None:
