@@ -25,6 +25,7 @@ from safesteer_edge.formats.probe_graph import (
     LayerNorm,
     ProbeGraph,
     SigmoidFolds,
+    refused,
 )
 from safesteer_edge.formats.probe_onnx import GraphSource, SourceOptions
 
@@ -38,6 +39,7 @@ _NUMBER = re.compile(r"\d+")
 _SYNONYMS = {"std": "scale", "w": "weight", "b": "bias", "coef": "weight"}
 _BUFFERS = {"mean", "scale", "components", "pca_mean"}
 _MAX_SHOWN = 8
+_PARTS = "a probe may have Linear and LayerNorm layers (weight, bias), mean, scale and components"
 
 
 @dataclass(slots=True)
@@ -184,9 +186,8 @@ def _one_logit(
     if n_outputs == n_expected:
         return layers, ""
     if n_outputs != 2 or not isinstance(last, DenseLayer):
-        raise ProbeFileError(
-            f"cannot convert {name!r}: it ends in {n_outputs} numbers; expected one (a logit) or "
-            "two (a softmax's)"
+        raise refused(
+            name, f"it ends in {n_outputs} numbers", "expected one (a logit) or two (a softmax's)"
         )
     # softmax over two is the sigmoid of their difference
     weights = last.weights[:, 1:] - last.weights[:, :1]
@@ -254,7 +255,7 @@ def sort_into_modules(tensors: Mapping[str, Array], *, name: str) -> ProbeModule
         ordered = sorted(points, key=_numbers_in)
         modules.head = IsotonicFolds(tuple(points[prefix] for prefix in ordered))
     if not modules.order:
-        raise _refused(name, f"it has no layers, only {_shown(list(tensors))}")
+        raise refused(name, f"it has no layers, only {_shown(list(tensors))}", _PARTS)
     return modules
 
 
@@ -286,10 +287,10 @@ def order_of_modules(
 
 def _numbers(key: str, tensor: Array, name: str) -> FloatArray:
     if tensor.dtype.kind not in "fiu":
-        raise _refused(name, f"array {key!r} holds {tensor.dtype}, not numbers")
+        raise refused(name, f"array {key!r} holds {tensor.dtype}, not numbers", _PARTS)
     array = tensor.astype(np.float64)
     if not np.isfinite(array).all():
-        raise _refused(name, f"array {key!r} has numbers that are not finite", "train it again")
+        raise refused(name, f"array {key!r} has numbers that are not finite", "train it again")
     return array
 
 
@@ -303,7 +304,7 @@ def _take_buffers(
         found["pca_mean"] = found.pop("mean")
     for leaf, array in found.items():
         if getattr(modules, leaf) is not None:
-            raise _refused(name, f"it has more than one array called {leaf!r}")
+            raise refused(name, f"it has more than one array called {leaf!r}", _PARTS)
         flat = array if leaf == "components" else array.reshape(-1)
         setattr(modules, leaf, flat)
     return {leaf: array for leaf, array in group.items() if leaf not in _BUFFERS}
@@ -322,7 +323,7 @@ def _take_layer(
     weight = group.get("weight")
     if weight is None or not set(group) <= {"weight", "bias"}:
         problem = f"it has {_shown([f'{prefix}.{leaf}'.lstrip('.') for leaf in group])}"
-        raise _refused(name, f"{problem}, which belong to no layer that a probe may have")
+        raise refused(name, f"{problem}, which belong to no layer that a probe may have", _PARTS)
     is_vector_probe = weight.ndim == 1 and ("bias" not in group or group["bias"].size == 1)
     if (is_vector_probe and weight.size > 1) or weight.size == 1:
         weight = weight.reshape(1, -1)
@@ -334,7 +335,7 @@ def _take_layer(
     elif weight.ndim == 1:
         modules.norms[prefix] = weight, group.get("bias", np.zeros_like(weight))
     else:
-        raise _refused(name, f"the weight of {prefix!r} has shape {weight.shape}")
+        raise refused(name, f"the weight of {prefix!r} has shape {weight.shape}", _PARTS)
     modules.order.append(prefix)
 
 
@@ -345,10 +346,3 @@ def _numbers_in(text: str) -> tuple[int, ...]:
 def _shown(names: list[str]) -> str:
     more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
     return f"{names[:_MAX_SHOWN]}{more}"
-
-
-def _refused(name: str, problem: str, remedy: str = "") -> ProbeFileError:
-    remedy = remedy or (
-        "a probe may have Linear and LayerNorm layers (weight, bias), mean, scale and components"
-    )
-    return ProbeFileError(f"cannot convert {name!r}: {problem}; {remedy}")

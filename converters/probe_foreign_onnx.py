@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from safesteer_edge.errors import ProbeFileError
 from safesteer_edge.formats.onnx_file import OnnxInfo, check_onnx
+from safesteer_edge.formats.probe_graph import refused
 from safesteer_edge.formats.probe_onnx import (
     INPUT_NAME,
     OUTPUT_NAME,
@@ -169,9 +170,9 @@ def onnx_source(path: Path, data: bytes, options: SourceOptions) -> OnnxSource:
     except ProbeFileError as error:
         if "ai.onnx.ml" in str(error):
             problem = "it uses operators of domain 'ai.onnx.ml'"
-            raise _refused(name, problem, _FROM_SKLEARN) from error
+            raise refused(name, problem, _FROM_SKLEARN) from error
         problem = str(error).removeprefix(f"cannot use probe {name!r}: ").rpartition("; ")[0]
-        raise _refused(name, problem, "export it again, as one file with opset 17") from error
+        raise refused(name, problem, "export it again, as one file with opset 17") from error
     model = onnx.load_model_from_string(data)
     input_name, n_features = _input(model, info, options, name)
     output_name = _output(info, options, name)
@@ -180,13 +181,13 @@ def onnx_source(path: Path, data: bytes, options: SourceOptions) -> OnnxSource:
         values = _run(model, input_name, output_name, states)
     except Exception as error:  # whatever a graph for one state makes of three
         problem = str(error).splitlines() or [type(error).__name__]
-        raise _refused(
+        raise refused(
             name,
             f"it does not run on {_N_TRIED} states of {n_features} numbers ({problem[0][:150]})",
             "export it with a dynamic first axis",
         ) from error
     if values.shape not in ((_N_TRIED,), (_N_TRIED, 1), (_N_TRIED, 2)):
-        raise _refused(
+        raise refused(
             name,
             f"its output {output_name!r} has shape {values.shape} for {_N_TRIED} states",
             "expected one number for each, or two; name another output with --onnx-output",
@@ -201,11 +202,11 @@ def _input(model: Any, info: OnnxInfo, options: SourceOptions, name: str) -> tup
     inputs = [value for value in info.inputs if value.name not in weights]
     if len(inputs) != 1 or inputs[0].dtype != "float32" or len(inputs[0].dims) != 2:
         shown = [(value.name, value.dtype, value.dims) for value in inputs]
-        raise _refused(name, f"its inputs are {shown}", "expected one, float32 (n, n_features)")
+        raise refused(name, f"its inputs are {shown}", "expected one, float32 (n, n_features)")
     width = inputs[0].dims[1]
     if not isinstance(width, int):
         if options.n_features is None:
-            raise _refused(name, "it does not say how wide a state is", "give --n-features N")
+            raise refused(name, "it does not say how wide a state is", "give --n-features N")
         width = options.n_features
     return inputs[0].name, width
 
@@ -214,13 +215,11 @@ def _output(info: OnnxInfo, options: SourceOptions, name: str) -> str:
     outputs = [value.name for value in info.outputs]
     if options.output is not None:
         if options.output not in outputs:
-            raise _refused(name, f"it has no output {options.output!r}", f"it has {outputs}")
+            raise refused(name, f"it has no output {options.output!r}", f"it has {outputs}")
         return options.output
     likely = [value.name for value in info.outputs if value.dtype in _FLOAT_TYPES]
     if len(likely) != 1:
-        raise _refused(
-            name, f"it has the outputs {outputs}", "name the score's: --onnx-output NAME"
-        )
+        raise refused(name, f"it has the outputs {outputs}", "name the score's: --onnx-output NAME")
     return likely[0]
 
 
@@ -241,7 +240,7 @@ def _is_probability(model: Any, output_name: str, options: SourceOptions, name: 
     is_bias = operator == "Add" and before is not None and before.op_type == "MatMul"
     if operator in ("Gemm", "MatMul") or is_bias:
         return False
-    raise _refused(
+    raise refused(
         name,
         f"its output {output_name!r} is made by {operator}, which may be a probability or a logit",
         "say which: --output-kind probability or logit",
@@ -255,7 +254,3 @@ def _run(model: Any, input_name: str, output_name: str, states: States) -> NDArr
     with np.errstate(all="ignore"):
         (values,) = evaluator.run([output_name], {input_name: states.astype(np.float32)})  # type: ignore[misc]
     return np.asarray(values)
-
-
-def _refused(name: str, problem: str, remedy: str) -> ProbeFileError:
-    return ProbeFileError(f"cannot convert {name!r}: {problem}; {remedy}")

@@ -210,6 +210,11 @@ def misfit(problem: str) -> ProbeFileError:
     return ProbeFileError(f"cannot make a probe: {problem}; check what it was fitted on")
 
 
+def refused(name: str, problem: str, remedy: str) -> ProbeFileError:
+    """Return the error for what cannot be converted to a probe. name: of its source."""
+    return ProbeFileError(f"cannot convert {name!r}: {problem}; {remedy}")
+
+
 def _segments(head: IsotonicFolds) -> dict[str, FloatArray]:
     """Return a sum of clipped ramps: mean offset + sum of rises * clip((x - start) / width).
 

@@ -23,6 +23,7 @@ from safesteer_edge.formats.probe_graph import (
     LayerNorm,
     ProbeGraph,
     SigmoidFolds,
+    refused,
     score_states,
     transposed,
 )
@@ -160,10 +161,12 @@ def estimator_source(estimator: Any, *, name: str = "estimator") -> GraphSource:
     try:
         classes = np.asarray(estimator.classes_).tolist()
         if len(classes) != 2:
-            raise _refused(name, f"it has {len(classes)} classes; expected 2")
+            raise refused(
+                name, f"it has {len(classes)} classes; expected 2", f"supported are {_SUPPORTED}"
+            )
         graph = _Translation(name).graph_of(estimator)
     except AttributeError as error:
-        raise _refused(name, f"it is no fitted classifier ({error})", "fit it first") from error
+        raise refused(name, f"it is no fitted classifier ({error})", "fit it first") from error
 
     def reference(states: States) -> Any:
         return estimator.predict_proba(states)[:, 1]
@@ -242,7 +245,7 @@ class _Translation:
             return not as_score
         is_linear = kind in _LINEAR or (kind == "SGDClassifier" and classifier.loss == "log_loss")
         if kind in ("LinearSVC", "SGDClassifier") and as_score and not is_linear:
-            raise _refused(
+            raise refused(
                 self._name,
                 f"{kind} gives a margin and no probability",
                 "fit it inside CalibratedClassifierCV",
@@ -274,7 +277,7 @@ class _Translation:
             calibrators.append(fold.calibrators[0])
         joined = side_by_side(chains)
         if joined is None:
-            raise _refused(self._name, "its folds differ in their layers", "use ensemble=False")
+            raise refused(self._name, "its folds differ in their layers", "use ensemble=False")
         return joined.graph(self._head(calibrators, classifier.method, is_probability))
 
     def _head(self, calibrators: list[Any], method: str, is_probability: bool) -> Head:
@@ -288,10 +291,10 @@ class _Translation:
         if method == "isotonic":
             lines = [(each.X_thresholds_, each.y_thresholds_) for each in calibrators]
             return IsotonicFolds(tuple((_float64(x), _float64(y)) for x, y in lines))
-        raise _refused(self._name, f"its calibration is {method!r}", "use method='sigmoid'")
+        raise refused(self._name, f"its calibration is {method!r}", "use method='sigmoid'")
 
     def _unknown(self, kind: str) -> ProbeFileError:
-        return _refused(self._name, f"{kind!r} is not translated", f"supported are {_SUPPORTED}")
+        return refused(self._name, f"{kind!r} is not translated", f"supported are {_SUPPORTED}")
 
 
 def _check_same(graph: ProbeGraph, reference: Callable[[States], Any], name: str) -> None:
@@ -303,7 +306,7 @@ def _check_same(graph: ProbeGraph, reference: Callable[[States], Any], name: str
     states = noise * graph.scale + graph.mean
     difference = float(np.abs(score_states(graph, states) - reference(states)).max())
     if not difference <= _TOLERANCE:
-        raise _refused(
+        raise refused(
             name,
             f"its translation scores up to {difference:.2g} away from the estimator",
             "report it, with the version of scikit-learn",
@@ -312,9 +315,3 @@ def _check_same(graph: ProbeGraph, reference: Callable[[States], Any], name: str
 
 def _float64(values: Any) -> NDArray[np.float64]:
     return np.asarray(values, dtype=np.float64)
-
-
-def _refused(name: str, problem: str, remedy: str = "") -> ProbeFileError:
-    return ProbeFileError(
-        f"cannot convert {name!r}: {problem}; {remedy or f'supported are {_SUPPORTED}'}"
-    )

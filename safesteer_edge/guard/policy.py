@@ -122,6 +122,17 @@ class GuardPolicy:
 
 MAX_TOP_K = 64
 MAX_SEED = 2**32 - 2  # 2³²−1 is LLAMA_DEFAULT_SEED (llama.h): another seed each time
+_SAMPLING_BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
+    "temperature": (0.0, 10.0),
+    "top_k": (1, MAX_TOP_K),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repeat_penalty": (0.01, 10.0),
+    "repeat_last_n": (0, 65536),
+    "frequency_penalty": (-10.0, 10.0),
+    "presence_penalty": (-10.0, 10.0),
+    "seed": (0, MAX_SEED),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,15 +154,10 @@ class SamplingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, 0.0, 10.0)
-        _check("top_k", self.top_k, 1, MAX_TOP_K)
-        _check("top_p", self.top_p, 0.0, 1.0)
-        _check("min_p", self.min_p, 0.0, 1.0)
-        _check("repeat_penalty", self.repeat_penalty, 0.01, 10.0)
-        _check("repeat_last_n", self.repeat_last_n, 0, 65536)
-        _check("frequency_penalty", self.frequency_penalty, -10.0, 10.0)
-        _check("presence_penalty", self.presence_penalty, -10.0, 10.0)
-        _check("seed", self.seed, 0, MAX_SEED)
+        for name, (low, high) in _SAMPLING_BOUNDS.items():
+            value: float = getattr(self, name)
+            if not low <= value <= high:  # false for NaN as well
+                raise SettingsError(f"{name} is {value!r}; expected {low} to {high}")
 
     @property
     def has_penalties(self) -> bool:
@@ -161,8 +167,3 @@ class SamplingSettings:
             or self.frequency_penalty != 0.0
             or self.presence_penalty != 0.0
         )
-
-
-def _check(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:  # false for NaN as well
-        raise SettingsError(f"{name} is {value!r}; expected {low} to {high}")

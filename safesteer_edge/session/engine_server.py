@@ -106,35 +106,35 @@ class EngineServer:
         session = self._session
         if session is None:
             raise EngineError("the engine process has no session; report this")
-        if do == "ask":
-            question = from_json(ChatMessage, request["question"])
-            self._tell(
-                int(request["turn"]),
-                session.ask(
+        match do:
+            case "ask":
+                question = from_json(ChatMessage, request["question"])
+                events = session.ask(
                     question.text,
                     images=question.images,
                     sounds=question.sounds,
                     documents=question.documents,
                     system=request["system"],
                     answer_prefix=request["answer_prefix"],
-                ),
-            )
-        elif do == "continue":
-            self._tell(int(request["turn"]), session.continue_answer())
-        elif do == "check_fits":
-            session.check_fits(request["text"], system=request["system"])
-            self._say({"done": 0})
-        elif do == "restore":
-            session.restore([from_json(ChatMessage, item) for item in request["messages"]])
-            self._say({"done": 0})
-        elif do == "reset":
-            session.reset()
-            self._say({"done": 0})
-        elif do == "change":
-            session.change(from_json(TurnSettings, request["settings"]))
-            self._say({"ready": to_json(session.info)})
-        else:
-            raise EngineError(f"the engine process knows no request {do!r}; report this")
+                )
+                self._tell(int(request["turn"]), events)
+                return
+            case "continue":
+                self._tell(int(request["turn"]), session.continue_answer())
+                return
+            case "check_fits":
+                session.check_fits(request["text"], system=request["system"])
+            case "restore":
+                session.restore([from_json(ChatMessage, item) for item in request["messages"]])
+            case "reset":
+                session.reset()
+            case "change":
+                session.change(from_json(TurnSettings, request["settings"]))
+                self._say({"ready": to_json(session.info)})
+                return
+            case _:
+                raise EngineError(f"the engine process knows no request {do!r}; report this")
+        self._say({"done": 0})
 
     # -- replies ----------------------------------------------------------------------------------
 

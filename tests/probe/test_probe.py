@@ -197,7 +197,7 @@ def test_a_build_without_cuda_is_recognised(tmp_path: Path):
 def test_nothing_is_written_to_the_screen(device: str):
     program = f"""
         from safesteer_edge.errors import GuardError, ProbeFileError
-        from safesteer_edge.guard.probe import OnnxProbe
+        from safesteer_edge.probe.probe import OnnxProbe
         from tests.bundle.linear_probe import probe_onnx, weights_for
         for data in (probe_onnx(weights_for(64)), probe_onnx(weights_for(64))[:-40]):
             try:
