@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.converters.tensor_files import Array, read_npy, read_npz, read_safetensors
+from safesteer_edge.converters.tensor_files import (
+    Array,
+    TensorFile,
+    read_npy,
+    read_npz,
+    read_safetensors,
+)
 from safesteer_edge.converters.torch_checkpoint import read_torch_checkpoint
 from safesteer_edge.errors import SettingsError, VectorFileError
 from safesteer_edge.formats.control_vector_file import (
@@ -41,23 +47,25 @@ _BASE_OF_CONVENTION: Final[Mapping[SourceConvention, LayerBase]] = {
     "cvector-generator": "1",
 }
 MAX_ELEMENTS: Final = 512 * 65_536  # LLAMA_MAX_LAYERS rows, as wide as a control vector may be
-ARRAY_SUFFIXES: Final = (".npy", ".npz", ".safetensors", ".pt", ".pth")
 _WRAPPERS = ("layer_activations", "directions")  # steering-vectors' field, repeng's
 _REMEDY = (
     "save plain tensors: safetensors.torch.save_file({str(layer): direction, ...}, "
     "'vector.safetensors')"
 )
+_READERS: Final[Mapping[str, Callable[[Path], TensorFile]]] = {
+    ".npy": lambda path: TensorFile({"": read_npy(path)}),
+    ".npz": read_npz,
+    ".safetensors": read_safetensors,
+    **dict.fromkeys(
+        (".pt", ".pth"),
+        lambda path: TensorFile(
+            read_torch_checkpoint(path, wrappers=_WRAPPERS, remedy=_REMEDY, may_be_bare=True)
+        ),
+    ),
+}
+ARRAY_SUFFIXES: Final = tuple(_READERS)
 _PICKLES = frozenset({".pkl", ".pickle", ".joblib", ".svec", ".bin"})
 _LAYER_NAME = re.compile(r"(.*?)([0-9]{1,4})", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class ArrayFile:
-    """What a file holds. arrays: float64, by name. texts: what it says about itself."""
-
-    path: Path
-    arrays: Mapping[str, NDArray[np.float64]]
-    texts: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,7 +113,7 @@ def read_source(
         known = ", ".join([*ARRAY_SUFFIXES, ".gguf"])
         raise _unusable(path, f"its name ends in {suffix!r}", f"expected one of {known}")
     file = read_arrays(path)
-    says = file.texts.get(CONVENTION_KEY, "")
+    says = file.metadata.get(CONVENTION_KEY, "")
     if says not in ("", BLOCK_OUTPUT_0BASED):
         raise _unusable(path, f"its {CONVENTION_KEY} is {says[:60]!r}")
     base: LayerBase | None = "0" if says else layer_base
@@ -115,23 +123,18 @@ def read_source(
             "the first block is 0), 1 (the first block is 1), or embedding (Hugging Face's "
             "hidden_states, where entry 0 is the embedding)"
         )
-    rows, n_rows = _rows(file, base)
-    return VectorSource(path, _sha256(path), rows, n_rows, base, file.texts.get(HINT_KEY, ""))
+    rows, n_rows = _rows(path, file.tensors, base)
+    hint = file.metadata.get(HINT_KEY, "")
+    return VectorSource(path, _sha256(path), rows, n_rows, base, hint)
 
 
-def read_arrays(path: Path) -> ArrayFile:
-    """Read a file of one of ARRAY_SUFFIXES; the one array of a .npy or a bare tensor is ''.
+def read_arrays(path: Path) -> TensorFile:
+    """Read a file of one of ARRAY_SUFFIXES as float64; the array of a .npy or a bare tensor is ''.
 
     Raises VectorFileError, or InputError from the readers it shares with probes.
     """
-    suffix, texts = path.suffix.lower(), {}
-    if suffix == ".npy":
-        arrays: Mapping[str, Array] = {"": read_npy(path)}
-    elif suffix in (".pt", ".pth"):
-        arrays = read_torch_checkpoint(path, wrappers=_WRAPPERS, remedy=_REMEDY, may_be_bare=True)
-    else:
-        file = read_npz(path) if suffix == ".npz" else read_safetensors(path)
-        arrays, texts = file.tensors, file.metadata
+    file = _READERS[path.suffix.lower()](path)
+    arrays = file.tensors
     for array in arrays.values():
         if array.dtype.kind not in "fiu":
             raise _unusable(path, f"it holds an array of {array.dtype}; expected real numbers")
@@ -139,7 +142,7 @@ def read_arrays(path: Path) -> ArrayFile:
         raise _unusable(path, "it holds more numbers than any control vector has")
     with np.errstate(over="ignore"):  # a long double may overflow: refused later as not finite
         converted = {name: array.astype(np.float64) for name, array in arrays.items()}
-    return ArrayFile(path, converted, texts)
+    return TensorFile(converted, file.metadata)
 
 
 def _read_gguf_source(path: Path, convention: SourceConvention | None) -> VectorSource:
@@ -173,23 +176,22 @@ def _read_gguf_source(path: Path, convention: SourceConvention | None) -> Vector
     )
 
 
-def _rows(file: ArrayFile, base: LayerBase) -> tuple[dict[int, NDArray[np.float64]], int | None]:
+def _rows(
+    path: Path, arrays: Mapping[str, Array], base: LayerBase
+) -> tuple[dict[int, NDArray[np.float64]], int | None]:
     """Return the directions by layer number, and the number of rows of a matrix."""
-    arrays = dict(file.arrays)
     if not arrays:
-        raise _unusable(file.path, "it holds no array")
+        raise _unusable(path, "it holds no array")
     if len(arrays) == 1:
         name, only = next(iter(arrays.items()))
         if only.ndim == 2 and (len(only) > 1 or not _LAYER_NAME.fullmatch(name)):
-            _check_shape(file.path, only.shape)
+            _check_shape(path, only.shape)
             first = 1 if base == "1" else 0
             return dict(enumerate(only, start=first)), len(only)
-    return _named_rows(file, arrays), None
+    return _named_rows(path, arrays), None
 
 
-def _named_rows(
-    file: ArrayFile, arrays: Mapping[str, NDArray[np.float64]]
-) -> dict[int, NDArray[np.float64]]:
+def _named_rows(path: Path, arrays: Mapping[str, Array]) -> dict[int, NDArray[np.float64]]:
     """Read {'3': direction}, {'layer_3': …}, {'direction.3': …}: one prefix, then the number."""
     matched = {name: _LAYER_NAME.fullmatch(name) for name in arrays}
     strange = sorted(name for name, match in matched.items() if match is None)
@@ -197,7 +199,7 @@ def _named_rows(
     if strange or len(prefixes) != 1:
         names = ", ".join(repr(name[:40]) for name in list(arrays)[:4])
         raise _unusable(
-            file.path,
+            path,
             f"its arrays are named {names}",
             "expected one (n_layer, n_embd) matrix, or one direction per layer named by its number",
         )
@@ -205,17 +207,15 @@ def _named_rows(
     for name, match in matched.items():
         number = int(match[2]) if match else 0
         if number in rows or number > MAX_LAYER_NUMBER:
-            raise _unusable(file.path, f"array {name[:40]!r} names layer {number} again or too far")
+            raise _unusable(path, f"array {name[:40]!r} names layer {number} again or too far")
         row = arrays[name]
         rows[number] = row[0] if row.ndim == 2 and len(row) == 1 else row
         if rows[number].ndim != 1:
-            raise _unusable(
-                file.path, f"array {name[:40]!r} has shape {row.shape}; expected (n_embd,)"
-            )
+            raise _unusable(path, f"array {name[:40]!r} has shape {row.shape}; expected (n_embd,)")
     widths = sorted({len(row) for row in rows.values()})
     if len(widths) != 1:
-        raise _unusable(file.path, f"its directions have {widths} numbers; expected one width")
-    _check_shape(file.path, (len(rows), widths[0]))
+        raise _unusable(path, f"its directions have {widths} numbers; expected one width")
+    _check_shape(path, (len(rows), widths[0]))
     return rows
 
 

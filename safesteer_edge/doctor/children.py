@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Literal, TypeVar
 
+from safesteer_edge.doctor.check import Check, fail, failure_of_message
 from safesteer_edge.errors import BundleError, SafeSteerError
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.formats.json_values import from_json, to_json
@@ -50,6 +51,12 @@ class ChildFailure:
     cause: Cause
     message: str
     is_ours: bool = False
+
+    def check(self, name: str, remedy: str) -> Check:
+        """The failed check that this makes. remedy: where the message brings none along."""
+        if self.is_ours:
+            return failure_of_message(name, self.message)
+        return fail(name, self.message, remedy)
 
 
 def ask_child(task: Callable[[], Facts], *, limit_s: float) -> Facts | ChildFailure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache, partial
 
 from safesteer_edge.doctor.check import (
@@ -143,9 +144,7 @@ def check_first_token(token: TokenFacts | ChildFailure) -> list[Check]:
     if isinstance(token, ChildFailure):
         if default_model().bundle is None:
             return [fail(name, "the default model has no guard bundle", "see 'guard bundle' above")]
-        if token.is_ours:
-            return [failure_of_message(name, token.message)]
-        return [fail(name, token.message, _remedy_of_foreign(token))]
+        return [token.check(name, _remedy_of_foreign(token))]
     if token.guard_failed:
         return [fail(name, f"the guard failed: {token.refusal}", _TRY)]
     finding = _describe(token)
@@ -178,9 +177,8 @@ def _bundle_failure(name: str, failure: ChildFailure) -> Check:
     entry = default_model()
     if entry.bundle is None:
         return fail(name, f"{entry.name} has none in {str(models_folder())!r}", _restore_command())
-    if failure.is_ours:
-        return fail(name, failure_of_message(name, failure.message).finding, _restore_command())
-    return fail(name, failure.message, _remedy_of_foreign(failure))
+    check = failure.check(name, _remedy_of_foreign(failure))
+    return replace(check, remedy=_restore_command()) if failure.is_ours else check
 
 
 def _restore_command() -> str:

@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from safesteer_edge.doctor.check import Check, fail, failure_of_message, ok, warn
+from safesteer_edge.doctor.check import Check, fail, ok, warn
 from safesteer_edge.doctor.children import (
     ChildFailure,
     DriverFacts,
@@ -38,12 +38,10 @@ def check_llama(llama: LlamaFacts | ChildFailure) -> list[Check]:
     name = "llama.cpp"
     if isinstance(llama, LlamaFacts):
         return [ok(name, f"{LLAMA_PACKAGE} {llama.binding_version} imports and starts")]
-    if llama.is_ours:
-        return [failure_of_message(name, llama.message)]
     if llama.cause == "illegal instruction":
         finding = f"built for another CPU: {llama.message}"
         return [fail(name, finding, build_llama("GGML_NATIVE=on"))]
-    return [fail(name, llama.message, repair_command(LLAMA_PACKAGE))]
+    return [llama.check(name, repair_command(LLAMA_PACKAGE))]
 
 
 def check_processor(
@@ -90,9 +88,7 @@ def check_onnxruntime(
     """Its providers; a listed one need not work, so CUDA's libraries have been looked for."""
     name = "onnxruntime"
     if isinstance(onnxruntime, ChildFailure):
-        if onnxruntime.is_ours:
-            return [failure_of_message(name, onnxruntime.message)]
-        return [fail(name, onnxruntime.message, repair_command(ONNX_PACKAGE))]
+        return [onnxruntime.check(name, repair_command(ONNX_PACKAGE))]
     listed = ", ".join(
         provider.removesuffix("ExecutionProvider") for provider in onnxruntime.providers
     )

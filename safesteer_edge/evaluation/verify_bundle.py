@@ -99,7 +99,7 @@ def read_states(path: Path, n_features: int) -> NDArray[np.float32]:
 
     if path.suffix.lower() not in ARRAY_SUFFIXES:
         raise SettingsError(f"states in {path.name!r}; expected one of {', '.join(ARRAY_SUFFIXES)}")
-    arrays = read_arrays(path).arrays
+    arrays = read_arrays(path).tensors
     states = arrays.get("states")
     if states is None and len(arrays) == 1:
         states = next(iter(arrays.values()))

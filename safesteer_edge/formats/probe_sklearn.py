@@ -5,6 +5,7 @@ Estimators are told apart by their exact class: a subclass may compute something
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
@@ -94,6 +95,7 @@ def side_by_side(chains: Sequence[ProbeChain]) -> ProbeChain | None:
 
     The chains are folds of one estimator: None if their layers are not of the same kinds.
     """
+    linalg: Any = importlib.import_module("scipy.linalg")
     first = chains[0]
     if len(chains) == 1:
         return first
@@ -105,7 +107,7 @@ def side_by_side(chains: Sequence[ProbeChain]) -> ProbeChain | None:
         if len({layer.activation for layer in layers}) != 1:
             return None
         weights = [layer.weights for layer in layers]
-        joined = np.concatenate(weights, axis=1) if index == 0 else _block_diagonal(weights)
+        joined = np.concatenate(weights, axis=1) if index == 0 else linalg.block_diag(*weights)
         bias = np.concatenate([layer.bias for layer in layers])
         shared.layers.append(DenseLayer(joined, bias, layers[0].activation))
     return shared
@@ -123,16 +125,6 @@ def _relative_to(shared: ProbeChain, chain: ProbeChain) -> list[DenseLayer]:
     weights = first.weights * ratio[:, None]
     layers[0] = DenseLayer(weights, first.bias + offset @ first.weights, first.activation)
     return layers
-
-
-def _block_diagonal(blocks: Sequence[FloatArray]) -> FloatArray:
-    shapes = np.array([block.shape for block in blocks])
-    whole = np.zeros(shapes.sum(axis=0))
-    row, column = 0, 0
-    for block in blocks:
-        whole[row : row + block.shape[0], column : column + block.shape[1]] = block
-        row, column = row + block.shape[0], column + block.shape[1]
-    return whole
 
 
 _LINEAR = ("LogisticRegression", "LogisticRegressionCV", "LinearDiscriminantAnalysis")

@@ -71,7 +71,7 @@ class DecoderLimits:
     max_answer_bytes: int = 64 << 20
 
 
-class DecoderProcess:
+class DecoderProcess(ConfinedChild):
     """One child process that decodes files of one kind, one after another. Not thread-safe."""
 
     def __init__(self, kind: DecoderKind, limits: DecoderLimits) -> None:
@@ -81,7 +81,7 @@ class DecoderProcess:
         self._is_ready = False
         serve, packages = _DECODERS[kind]
         try:
-            self._child = ConfinedChild(
+            super().__init__(
                 f"safesteer_edge.media.{serve}",
                 {"heif": kind == "heif"},
                 packages=packages,
@@ -103,7 +103,7 @@ class DecoderProcess:
         limits, file = self._limits, f"{self._what} {request['name']}"
         if not self._is_ready:
             try:
-                self._child.receive(limits.start_s)
+                self.receive(limits.start_s)
             except (TimeoutError, EOFError):
                 raise MediaError(
                     f"the process that decodes {self._what}s does not start; reinstall "
@@ -111,7 +111,7 @@ class DecoderProcess:
                 ) from None
             self._is_ready = True
         try:
-            header, content = self._child.ask(request, data, limit_s=limits.decode_s)
+            header, content = self.ask(request, data, limit_s=limits.decode_s)
         except TimeoutError:
             raise MediaError(
                 f"{file} takes more than {limits.decode_s:g} s to decode; make it smaller, or save "
@@ -125,20 +125,6 @@ class DecoderProcess:
         if "error" in header:
             raise MediaError(str(header["error"]))
         return header, content
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the child can be asked again."""
-        return self._child.is_alive
-
-    @property
-    def process_id(self) -> int:
-        """The child's."""
-        return self._child.process_id
-
-    def close(self) -> None:
-        """Ask the child to end, and kill it if it does not. Safe to call twice."""
-        self._child.close()
 
 
 IMAGE_LIMITS = DecoderLimits(decode_s=4.5)

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
 from safesteer_edge import errors
@@ -80,7 +80,7 @@ _CLOSE_LIMIT_S: Final = 3.0
 _MAX_QUOTED: Final = 200
 
 
-class EngineProcess:
+class EngineProcess(Child):
     """One child. One thread sends and receives; `send_now` may be called from any."""
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class EngineProcess:
         }
         spin_briefly(environment)
         try:
-            self._child = Child(
+            super().__init__(
                 "safesteer_edge.session.engine_server:serve",
                 environment=environment,
                 log_filter=strip_control_characters,
@@ -105,21 +105,6 @@ class EngineProcess:
             ) from error
         self._send_lock = threading.Lock()
         self._urgent: deque[bytes] = deque()
-
-    @property
-    def process_id(self) -> int:
-        """The child's."""
-        return self._child.process_id
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether it can be talked to."""
-        return self._child.is_alive
-
-    @property
-    def log(self) -> tuple[str, ...]:
-        """The last lines that it, or native code in it, wrote to stdout or stderr."""
-        return tuple(self._child.log)
 
     def send(self, request: Mapping[str, Any]) -> None:
         """Send a request. Raises EngineDiedError."""
@@ -136,8 +121,8 @@ class EngineProcess:
         """The next reply. Raises EngineDiedError if none will come."""
         while True:
             try:
-                with self._child.within(_SILENCE_LIMIT_S):
-                    line = self._child.stdout.readline(MAX_LINE_BYTES)
+                with self.within(_SILENCE_LIMIT_S):
+                    line = self.stdout.readline(MAX_LINE_BYTES)
                     if not line.endswith(b"\n"):
                         raise EOFError
                 reply = decode(line)
@@ -149,7 +134,7 @@ class EngineProcess:
                     "low"
                 ) from None
             except EOFError as error:
-                raise self._death() from error
+                raise self._died() from error
             except ValueError as error:
                 raise self.end_for(error) from error
             if "beat" not in reply:
@@ -163,16 +148,12 @@ class EngineProcess:
             "again to start it anew"
         )
 
-    def close(self) -> None:
+    def close(self, limit_s: float = _CLOSE_LIMIT_S) -> None:
         """Let it free the model and end; kill it if it does not. Idempotent."""
         if self.is_alive:
             with contextlib.suppress(EngineDiedError):
                 self.send({"do": "close"})
-        self._child.close(_CLOSE_LIMIT_S)
-
-    def kill(self) -> None:
-        """End it at once."""
-        self._child.kill()
+        super().close(limit_s)
 
     # -- private ----------------------------------------------------------------------------------
 
@@ -189,16 +170,15 @@ class EngineProcess:
         try:
             view = memoryview(data)
             while view:
-                view = view[os.write(self._child.stdin.fileno(), view) :]
+                view = view[os.write(self.stdin.fileno(), view) :]
         except (OSError, ValueError) as error:  # ValueError: the pipe is closed
-            raise self._death() from error
+            raise self._died() from error
 
-    def _death(self) -> EngineDiedError:
-        """How it ended."""
-        return EngineDiedError(_death_sentence(self._child.death(), self.log))
+    def _died(self) -> EngineDiedError:
+        return EngineDiedError(_death_sentence(self.death(), self.log))
 
 
-def _death_sentence(death: ProcessDeath, log: tuple[str, ...]) -> str:
+def _death_sentence(death: ProcessDeath, log: Sequence[str]) -> str:
     advice = "ask again to start it anew"
     if death.cause == "killed":
         why = "which is what the system does when memory runs out"
@@ -212,7 +192,7 @@ def _death_sentence(death: ProcessDeath, log: tuple[str, ...]) -> str:
     return f"the engine process ended with {death.how}, {why}{_assertion(log)}; {advice}"
 
 
-def _assertion(log: tuple[str, ...]) -> str:
+def _assertion(log: Sequence[str]) -> str:
     """What native code said when it aborted, if it did."""
     for line in reversed(log):
         if "GGML_ASSERT" in line or "terminate called" in line or "what():" in line:

@@ -46,7 +46,7 @@ class Refusal:
     message: str
 
 
-class TemplateProcess:
+class TemplateProcess(ConfinedChild):
     """One child process that renders one template. Not thread-safe."""
 
     def __init__(self, load_request: dict[str, Any], *, name: str, limits: TemplateLimits) -> None:
@@ -58,7 +58,7 @@ class TemplateProcess:
         self._limits = limits
         self._is_loaded = False
         try:
-            self._child = ConfinedChild(
+            super().__init__(
                 "safesteer_edge.templates.template_worker:TemplateWorker",
                 {"render_s": limits.render_s},
                 packages=("jinja2", "markupsafe"),
@@ -69,7 +69,7 @@ class TemplateProcess:
             raise TemplateError(
                 f"cannot start the process that renders the chat template: {error}"
             ) from error
-        self._child.send(load_request)
+        self.send(load_request)
 
     def request(self, request: dict[str, Any]) -> str | Refusal:
         """Return the rendered text, or the template's refusal.
@@ -82,24 +82,10 @@ class TemplateProcess:
                 self._answer("start", self._limits.start_s)
                 self._answer("compile", self._limits.render_s)
             except TemplateError:  # nobody would read the answer to the load request
-                self._child.kill()
+                self.kill()
                 raise
             self._is_loaded = True
         return self._answer("render", self._limits.render_s, request)
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the child can be asked again."""
-        return self._child.is_alive
-
-    @property
-    def process_id(self) -> int:
-        """The child's."""
-        return self._child.process_id
-
-    def close(self) -> None:
-        """Ask the child to end, and kill it if it does not. Safe to call twice."""
-        self._child.close()
 
     def _answer(
         self, doing: str, limit_s: float, request: dict[str, Any] | None = None
@@ -108,9 +94,9 @@ class TemplateProcess:
         started_s = time.monotonic()
         try:
             if request is None:
-                header, text = self._child.receive(limit_s)
+                header, text = self.receive(limit_s)
             else:
-                header, text = self._child.ask(request, limit_s=limit_s)
+                header, text = self.ask(request, limit_s=limit_s)
         except TimeoutError:
             raise TemplateError(
                 f"chat template of {self._name!r} took more than {limit_s:g} s to {doing}; "
