@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, get_args
@@ -119,7 +119,6 @@ def encode_probe(
     Raises InputError if the package `onnx` is not installed, ProbeFileError if the result would
     not pass our own check.
     """
-    import_onnx()
     nodes = _Nodes()
     state = INPUT_NAME
     if graph.dtype == "float64":
@@ -140,7 +139,7 @@ def encode_probe(
         state = _add_activation(nodes, state, layer.activation)
     _add_head(nodes, state, graph)
     weights = _weights(graph, nodes, quantization)
-    return _serialise(nodes, weights, graph.n_features, metadata, name)
+    return serialise_probe(nodes.made(), weights, graph.n_features, metadata, name=name)
 
 
 class _Nodes:
@@ -160,6 +159,14 @@ class _Nodes:
         output = output or f"{operator.lower()}_{len(self.calls)}"
         self.calls.append((operator, inputs, output, attributes))
         return output
+
+    def made(self) -> list[Any]:
+        """Return them as ONNX has them."""
+        make_node = import_onnx().helper.make_node
+        return [
+            make_node(operator, list(inputs), [output], **attributes)
+            for operator, inputs, output, attributes in self.calls
+        ]
 
 
 def _add_activation(nodes: _Nodes, state: str, activation: Activation) -> str:
@@ -217,22 +224,26 @@ def _weights(graph: ProbeGraph, nodes: _Nodes, quantization: Quantization) -> li
     ]
 
 
-def _serialise(
-    nodes: _Nodes,
-    weights: list[StoredWeight],
+def serialise_probe(
+    nodes: Sequence[Any],
+    weights: Sequence[StoredWeight],
     n_features: int,
     metadata: Mapping[str, str],
+    *,
     name: str,
+    opsets: Sequence[Any] | None = None,
+    ir_version: int = _IR_VERSION,
 ) -> bytes:
+    """Return probe.onnx of ONNX nodes from INPUT_NAME to OUTPUT_NAME and the weights they use.
+
+    opsets: None for ours. Raises ProbeFileError if the result would not pass our own check, and
+    whatever `onnx.checker` raises.
+    """
     onnx = import_onnx()
     helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
     model = helper.make_model(
         helper.make_graph(
-            [node for weight in weights for node in weight.nodes(helper)]
-            + [
-                helper.make_node(operator, list(inputs), [output], **attributes)
-                for operator, inputs, output, attributes in nodes.calls
-            ],
+            [node for weight in weights for node in weight.nodes(helper)] + [*nodes],
             "probe",
             [helper.make_tensor_value_info(INPUT_NAME, float32, ["n", n_features])],
             [helper.make_tensor_value_info(OUTPUT_NAME, float32, ["n", 1])],
@@ -242,8 +253,8 @@ def _serialise(
                 for key, array in weight.arrays.items()
             ],
         ),
-        opset_imports=[helper.make_opsetid("", _OPSET)],
-        ir_version=_IR_VERSION,
+        opset_imports=opsets or [helper.make_opsetid("", _OPSET)],
+        ir_version=ir_version,
         producer_name="safesteer-edge",
     )
     helper.set_model_props(model, dict(metadata))

@@ -56,10 +56,6 @@ def image_of_pixels(
 ) -> DecodedImage:
     """The image of these pixels, uint8 (height, width, 3), RGB. original_size: width, height."""
     width, height = original_size or (int(pixels.shape[1]), int(pixels.shape[0]))
-    return DecodedImage(pixels, _pixel_sha256(pixels), name, width, height)
-
-
-def _pixel_sha256(pixels: NDArray[np.uint8]) -> str:
     digest = hashlib.sha256(str(pixels.shape).encode())
     digest.update(np.ascontiguousarray(pixels).data)
-    return digest.hexdigest()
+    return DecodedImage(pixels, digest.hexdigest(), name, width, height)

@@ -47,9 +47,7 @@ def auroc(positive: NDArray[np.floating], negative: NDArray[np.floating]) -> flo
 
     NaN if one is empty or has a NaN, which sorting would put above all.
     """
-    if not len(positive) or not len(negative):
-        return math.nan
-    if np.isnan(positive).any() or np.isnan(negative).any():
+    if not _are_known(positive) or not _are_known(negative):
         return math.nan
     ordered = np.sort(np.asarray(negative, dtype=np.float64))
     values = np.asarray(positive, dtype=np.float64)
@@ -83,12 +81,15 @@ def true_positive_rate(
 
     NaN if one is empty or has a NaN.
     """
-    if not len(positive) or not len(negative):
-        return math.nan
-    if np.isnan(positive).any() or np.isnan(negative).any():
+    if not _are_known(positive) or not _are_known(negative):
         return math.nan
     limit = np.quantile(negative, 1.0 - false_positive_rate, method="higher")
     return float(np.mean(np.asarray(positive) > limit))
+
+
+def _are_known(scores: NDArray[np.floating]) -> bool:
+    """Whether there are any, and no NaN among them."""
+    return bool(len(scores)) and not np.isnan(scores).any()
 
 
 def _edge(inside: float, outside: float, is_within: Callable[[float], bool]) -> float:
