@@ -224,7 +224,12 @@ def place_on_blocks(
     offset = 0 if source.layer_base == "0" else 1
     by_block = {number - offset: row for number, row in source.rows.items()}
     n_layer = _count_layers(source, by_block, model)
-    _check_finite(source, by_block, offset)
+    for block, row in by_block.items():
+        if not np.isfinite(row).all():
+            raise _misfit(
+                f"the direction of layer {block + offset} in {name} is not finite",
+                "derive the vector again",
+            )
     notes: list[str] = []
     kept: dict[int, NDArray[np.float64]] = {}
     for block, row in sorted(by_block.items()):
@@ -294,17 +299,6 @@ def _why_left_out(source: VectorSource, block: int, n_layer: int) -> str:
             f"leave it out with --layers 1-{n_layer - 2}",
         )
     return ""
-
-
-def _check_finite(
-    source: VectorSource, by_block: Mapping[int, NDArray[np.float64]], offset: int
-) -> None:
-    for block, row in by_block.items():
-        if not np.isfinite(row).all():
-            raise _misfit(
-                f"the direction of layer {block + offset} in {source.path.name!r} is not finite",
-                "derive the vector again",
-            )
 
 
 def _misfit(problem: str, remedy: str) -> VectorFileError:

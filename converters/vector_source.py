@@ -32,9 +32,7 @@ from safesteer_edge.formats.control_vector_file import (
 )
 
 LayerBase = Literal["0", "1", "embedding"]
-LAYER_BASES: Final[tuple[LayerBase, ...]] = ("0", "1", "embedding")
 SourceConvention = Literal["repeng", "cvector-generator"]
-SOURCE_CONVENTIONS: Final[tuple[SourceConvention, ...]] = ("repeng", "cvector-generator")
 
 CONVENTION_KEY: Final = "layer_convention"
 HINT_KEY: Final = "model_hint"

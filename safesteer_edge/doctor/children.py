@@ -126,14 +126,11 @@ class LlamaFacts:
     def cpu_features(self) -> tuple[str, ...]:
         """Instruction sets and options that the CPU backend was built with."""
         _, _, features = self.system_info.partition("CPU : ")
-        names: list[str] = []
-        for entry in features.split(" | "):
-            name, _, value = entry.strip(" |").partition(" = ")
-            if " : " in name:  # the next backend's part begins
-                break
-            if value and value != "0":
-                names.append(name if value == "1" else f"{name}={value}")
-        return tuple(names)
+        own, _, _ = features.partition(" : ")  # the next backend's part begins
+        listed = re.findall(r"(\S+) = (\S+)", own)
+        return tuple(
+            name if value == "1" else f"{name}={value}" for name, value in listed if value != "0"
+        )
 
     @property
     def is_built_with_cuda(self) -> bool:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, get_args
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,6 @@ from safesteer_edge.formats.probe_graph import (
 # costs the rounding of the weights and nothing else.
 
 Quantization = Literal["none", "fp16", "int8"]
-QUANTIZATIONS: Final = ("int8", "fp16")
 
 _FLOAT32 = 1  # onnx.TensorProto.FLOAT
 _MAX_INT8 = 127
@@ -288,8 +287,6 @@ States = NDArray[np.floating[Any]]
 Reference = Callable[[States], NDArray[np.floating[Any]]]
 Kind = Literal["auto", "state-dict", "numpy", "rds", "autosteer", "scikit-learn", "onnx"]
 OutputKind = Literal["auto", "logit", "probability"]
-KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
-OUTPUT_KINDS: Final[tuple[OutputKind, ...]] = get_args(OutputKind)
 
 
 @dataclass(frozen=True, slots=True)

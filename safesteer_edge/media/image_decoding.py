@@ -12,7 +12,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from PIL import (
     AvifImagePlugin,
@@ -31,10 +31,6 @@ from PIL import (
 
 from safesteer_edge.errors import MediaError
 from safesteer_edge.media.media_file import Answer, answers
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 # Named, not left to Image.init(): it would load some forty more, and no file can be read once the
 # decoding process has shut itself off. MPO: what some phones call a JPEG.
@@ -199,14 +195,6 @@ def letterbox_image(image: Image.Image, side: int) -> Image.Image:
     square = Image.new("RGB", (side, side), _WHITE)
     square.paste(image, ((side - size[0]) // 2, (side - size[1]) // 2))
     return square
-
-
-def letterbox(picture: NDArray[np.uint8] | Image.Image, side: int) -> NDArray[np.uint8]:
-    """The same from and to pixels: uint8 (height, width, 3), RGB, to uint8 (side, side, 3)."""
-    import numpy as np  # deferred: the process that decodes pictures starts without it
-
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    return np.asarray(letterbox_image(image.convert("RGB"), side), dtype=np.uint8)
 
 
 # -- decoding --------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -31,18 +33,18 @@ def read_media_file(path: Path, kind: MediaKind, *, max_bytes: int) -> bytes:
     """Its bytes. Raises MediaError unless it is a regular file (a pipe would hang) in bounds."""
     name = repr(str(path))
     try:
-        size_bytes = path.stat().st_size
-        if not path.is_file():
+        if not stat.S_ISREG(path.stat().st_mode):
             raise MediaError(f"cannot read {kind} {name}: it is not a file; check the path")
-        if size_bytes > max_bytes:
-            raise _too_large(kind, name, size_bytes, max_bytes)
         with path.open("rb") as stream:
-            data = stream.read(max_bytes + 1)  # it may have grown
+            data = stream.read(max_bytes + 1)
+            size_bytes = max(stream.seek(0, os.SEEK_END), len(data))
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         reason = getattr(error, "strerror", None) or error
         raise MediaError(f"cannot read {kind} {name}: {reason}; check the path") from error
-    if len(data) > max_bytes:
-        raise _too_large(kind, name, len(data), max_bytes)
+    if size_bytes > max_bytes:
+        raise MediaError(
+            f"{kind} {name} has {size_bytes} bytes; the limit is {max_bytes}; make it smaller first"
+        )
     return data
 
 
@@ -58,9 +60,3 @@ def answers(decode: Answer) -> Answer:
             return {"error": f"{request['name']} needs too much memory to decode"}, b""
 
     return answer
-
-
-def _too_large(kind: str, name: str, size_bytes: int, max_bytes: int) -> MediaError:
-    return MediaError(
-        f"{kind} {name} has {size_bytes} bytes; the limit is {max_bytes}; make it smaller first"
-    )

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pillow_heif
+from numpy.typing import NDArray
 from PIL import Image
 
+from safesteer_edge.media.image_decoding import letterbox_image
 from tests.media.png_bytes import GREY_ALPHA, RGB, png_bytes
 
 WIDTH, HEIGHT = 40, 28
@@ -118,3 +120,9 @@ def write_sample(folder: Path, name: str) -> Path:
     pillow_heif.register_heif_opener()  # which saves them, too
     SAMPLES[name](path)
     return path
+
+
+def letterbox(picture: NDArray[np.uint8] | Image.Image, side: int) -> NDArray[np.uint8]:
+    """A picture on a white square, from and to pixels: uint8 (height, width, 3), RGB."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    return np.asarray(letterbox_image(image.convert("RGB"), side), dtype=np.uint8)
