@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from safesteer_edge.errors import MediaError
 from safesteer_edge.media import documents
 from safesteer_edge.media.image_decoding import HEIF_PACKAGE, ImageFit, is_heif
-from safesteer_edge.media.images import MAX_FILE_BYTES as MAX_IMAGE_BYTES
 from safesteer_edge.media.images import DecodedImage, image_of_pixels
 from safesteer_edge.media.media_file import read_media_file
 from safesteer_edge.processes.child import ConfinedChild
@@ -28,6 +27,7 @@ from safesteer_edge.processes.child import ConfinedChild
 # HEIC apart from other pictures: its decoder needs threads, which the others may not start.
 DecoderKind = Literal["image", "heif", "sound", "document"]
 
+MAX_IMAGE_BYTES: Final = 20 * 1024 * 1024
 MAX_SOUND_BYTES: Final = 64 * 1024 * 1024
 # What each kind of process runs, and which packages that needs.
 _DECODERS: Final[Mapping[DecoderKind, tuple[str, tuple[str, ...]]]] = {
