@@ -73,7 +73,7 @@ class IsolatedSession:
     @property
     def engine_log(self) -> tuple[str, ...]:
         """The last lines that the engine's process printed, native code's among them."""
-        return self._process.log if self._process is not None else ()
+        return tuple(self._process.log) if self._process is not None else ()
 
     def ask(
         self,
