@@ -1,41 +1,64 @@
-"""Probes given as named arrays: state dictionaries, NumPy files, RDS's pair, AutoSteer's prober."""
+"""Probes given as named arrays: state dictionaries, NumPy files, RDS's pair, AutoSteer's prober.
+
+The arrays are first sorted into modules: dense layers, layer norms, standardiser, PCA, calibration.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 
-from safesteer_edge.converters.probe_modules import (
-    ProbeModules,
-    order_of_modules,
-    sort_into_modules,
-)
-from safesteer_edge.converters.tensor_files import (
-    Array,
-    TensorFile,
-)
+from safesteer_edge.converters.tensor_files import Array, TensorFile
 from safesteer_edge.errors import InputError, ProbeFileError
 from safesteer_edge.formats.probe_graph import (
     ACTIVATIONS,
     Activation,
     DenseLayer,
     FloatArray,
+    Head,
+    IsotonicFolds,
     Layer,
     LayerNorm,
     ProbeGraph,
+    SigmoidFolds,
+    refused,
 )
-from safesteer_edge.formats.probe_onnx import (
-    GraphSource,
-    SourceOptions,
-)
+from safesteer_edge.formats.probe_onnx import GraphSource, SourceOptions
 
 _EPSILON = 1e-5  # torch.nn.LayerNorm's default, which a state dictionary does not hold
 _FINAL = ("none", "sigmoid", "softmax")
 _AUTOSTEER_HINT = "AutoSteer's released code trains with 0 = toxic: --harmful-class 0"
 _TWO_OUTPUTS = "it has two outputs; say which is harmful: --harmful-class 0 or 1"
 _RDS_HINT = "RDS's released code trains with harmful = 0: --harmful-class 0"
+_NUMBER = re.compile(r"\d+")
+# What else the arrays of standardisers and linear probes are called.
+_SYNONYMS = {"std": "scale", "w": "weight", "b": "bias", "coef": "weight"}
+_BUFFERS = {"mean", "scale", "components", "pca_mean"}
+_MAX_SHOWN = 8
+_PARTS = "a probe may have Linear and LayerNorm layers (weight, bias), mean, scale and components"
+
+
+@dataclass(slots=True)
+class ProbeModules:
+    """What the arrays are. dense: name → weight (n_out, n_in), bias (n_out,). norms: gain, bias.
+
+    mean, scale, components, pca_mean: None where the source has none. order: the names in dense
+    and norms, as the file has them.
+    """
+
+    dense: dict[str, tuple[FloatArray, FloatArray]] = field(default_factory=dict)
+    norms: dict[str, tuple[FloatArray, FloatArray]] = field(default_factory=dict)
+    mean: FloatArray | None = None
+    scale: FloatArray | None = None
+    components: FloatArray | None = None
+    pca_mean: FloatArray | None = None
+    calibration: tuple[float, float] = (1.0, 0.0)
+    head: Head | None = None
+    order: list[str] = field(default_factory=list)
 
 
 def state_dict_source(
@@ -163,9 +186,8 @@ def _one_logit(
     if n_outputs == n_expected:
         return layers, ""
     if n_outputs != 2 or not isinstance(last, DenseLayer):
-        raise ProbeFileError(
-            f"cannot convert {name!r}: it ends in {n_outputs} numbers; expected one (a logit) or "
-            "two (a softmax's)"
+        raise refused(
+            name, f"it ends in {n_outputs} numbers", "expected one (a logit) or two (a softmax's)"
         )
     # softmax over two is the sigmoid of their difference
     weights = last.weights[:, 1:] - last.weights[:, :1]
@@ -200,3 +222,127 @@ def _n_features(modules: ProbeModules, layers: tuple[Layer, ...]) -> int:
         return int(np.shape(modules.components)[-1])
     first = layers[0]
     return len(first.weights if isinstance(first, DenseLayer) else first.gain)
+
+
+# -- arrays into modules ---------------------------------------------------------------------------
+
+
+def sort_into_modules(tensors: Mapping[str, Array], *, name: str) -> ProbeModules:
+    """Return what the arrays are, by the names that PyTorch and scikit-learn give them.
+
+    name: what error messages call the source. Raises ProbeFileError for any array that has no
+    place, is not made of numbers, or has some that are not finite.
+    """
+    groups: dict[str, dict[str, FloatArray]] = {}
+    for key, tensor in tensors.items():
+        prefix, _, leaf = key.rpartition(".")
+        leaf = leaf.removesuffix("_")
+        # scikit-learn's intercept_ is a bias beside coef_; a calibration's is its own
+        if leaf == "intercept" and f"{prefix}.slope".lstrip(".") not in tensors:
+            leaf = "bias"
+        groups.setdefault(prefix, {})[_SYNONYMS.get(leaf, leaf)] = _numbers(key, tensor, name)
+    modules = ProbeModules()
+    points: dict[str, tuple[FloatArray, FloatArray]] = {}
+    for prefix, group in groups.items():
+        rest = _take_buffers(modules, group, name)
+        if set(rest) == {"slope", "intercept"}:
+            _take_calibration(modules, rest["slope"], rest["intercept"])
+        elif set(rest) == {"x", "y"}:
+            points[prefix] = rest["x"], rest["y"]
+        elif rest:
+            _take_layer(modules, prefix, rest, name)
+    if points:
+        ordered = sorted(points, key=_numbers_in)
+        modules.head = IsotonicFolds(tuple(points[prefix] for prefix in ordered))
+    if not modules.order:
+        raise refused(name, f"it has no layers, only {_shown(list(tensors))}", _PARTS)
+    return modules
+
+
+def order_of_modules(
+    modules: ProbeModules, asked: Sequence[str] | None, *, is_ordered: bool, name: str
+) -> list[str]:
+    """Return the names of layers in the order in which they run.
+
+    asked: that order, from an option. is_ordered: the file keeps the order of definition.
+    Raises InputError if nothing tells the order.
+    """
+    names = modules.order
+    if asked is not None:
+        if sorted(asked) != sorted(names):
+            raise InputError(
+                f"--modules names {list(asked)}, and {name!r} has {names}; name each of them once"
+            )
+        return list(asked)
+    if is_ordered or len(names) == 1:
+        return names
+    patterns = {_NUMBER.sub("#", each) for each in names}
+    if len(patterns) == 1 and "#" in patterns.pop():
+        return sorted(names, key=_numbers_in)
+    raise InputError(
+        f"cannot tell the order of the layers in {name!r}, whose names have no numbers; "
+        f"name them in order: --modules {','.join(names)}"
+    )
+
+
+def _numbers(key: str, tensor: Array, name: str) -> FloatArray:
+    if tensor.dtype.kind not in "fiu":
+        raise refused(name, f"array {key!r} holds {tensor.dtype}, not numbers", _PARTS)
+    array = tensor.astype(np.float64)
+    if not np.isfinite(array).all():
+        raise refused(name, f"array {key!r} has numbers that are not finite", "train it again")
+    return array
+
+
+def _take_buffers(
+    modules: ProbeModules, group: Mapping[str, FloatArray], name: str
+) -> dict[str, FloatArray]:
+    """Take standardiser and PCA out of a group and return the rest."""
+    found = {leaf: array for leaf, array in group.items() if leaf in _BUFFERS}
+    # beside components and without a scale, the mean is the PCA's own
+    if "components" in found and "mean" in found and "scale" not in found:
+        found["pca_mean"] = found.pop("mean")
+    for leaf, array in found.items():
+        if getattr(modules, leaf) is not None:
+            raise refused(name, f"it has more than one array called {leaf!r}", _PARTS)
+        flat = array if leaf == "components" else array.reshape(-1)
+        setattr(modules, leaf, flat)
+    return {leaf: array for leaf, array in group.items() if leaf not in _BUFFERS}
+
+
+def _take_calibration(modules: ProbeModules, slope: FloatArray, intercept: FloatArray) -> None:
+    if slope.size == intercept.size == 1:
+        modules.calibration = float(slope.item()), float(intercept.item())
+    else:
+        modules.head = SigmoidFolds(slope.reshape(-1), intercept.reshape(-1))
+
+
+def _take_layer(
+    modules: ProbeModules, prefix: str, group: Mapping[str, FloatArray], name: str
+) -> None:
+    weight = group.get("weight")
+    if weight is None or not set(group) <= {"weight", "bias"}:
+        problem = f"it has {_shown([f'{prefix}.{leaf}'.lstrip('.') for leaf in group])}"
+        raise refused(name, f"{problem}, which belong to no layer that a probe may have", _PARTS)
+    is_vector_probe = weight.ndim == 1 and ("bias" not in group or group["bias"].size == 1)
+    if (is_vector_probe and weight.size > 1) or weight.size == 1:
+        weight = weight.reshape(1, -1)
+    if weight.ndim == 2:
+        if weight.shape[1] == 1 < weight.shape[0] and group.get("bias", np.zeros(1)).size == 1:
+            weight = weight.T  # (n_in, 1), a column
+        bias = group.get("bias", np.zeros(weight.shape[0])).reshape(-1)
+        modules.dense[prefix] = weight, bias
+    elif weight.ndim == 1:
+        modules.norms[prefix] = weight, group.get("bias", np.zeros_like(weight))
+    else:
+        raise refused(name, f"the weight of {prefix!r} has shape {weight.shape}", _PARTS)
+    modules.order.append(prefix)
+
+
+def _numbers_in(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in _NUMBER.findall(text))
+
+
+def _shown(names: list[str]) -> str:
+    more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
+    return f"{names[:_MAX_SHOWN]}{more}"

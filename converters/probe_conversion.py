@@ -121,7 +121,11 @@ def convert_source(
     data = source.encode(metadata, name=name, harmful_class=harmful_class)
     scores = _scores(data, name, states)
     difference = float(np.abs(scores - expected).max())
-    _check_difference(difference, name)
+    if not difference <= _MAX_DIFFERENCE:
+        raise ProbeFileError(
+            f"cannot convert to {name!r}: in float32 its scores are up to {difference:.2g} away "
+            "from the source's; standardise the states before the first layer"
+        )
     cost: float | None = None
     if settings.quantization != "none":
         data = source.encode(
@@ -142,14 +146,6 @@ def convert_source(
         auroc=_auroc(scores, states.labels),
         quantization_difference=cost,
     )
-
-
-def _check_difference(difference: float, name: str) -> None:
-    if not difference <= _MAX_DIFFERENCE:
-        raise ProbeFileError(
-            f"cannot convert to {name!r}: in float32 its scores are up to {difference:.2g} away "
-            "from the source's; standardise the states before the first layer"
-        )
 
 
 def _check_width(

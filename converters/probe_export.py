@@ -69,13 +69,14 @@ def read_probe_graph(data: bytes, *, name: str) -> tuple[ProbeGraph, Mapping[str
     nodes = [node for node in model.graph.node if node.output[0] not in weights]
     try:
         components = weights.get("components")
+        calibration, head = _head(weights)
         graph = ProbeGraph(
             mean=weights["mean"],
             scale=weights["scale"],
             layers=_layers(nodes, weights),
             components=None if components is None else components.T,
-            calibration=_calibration(weights),
-            head=_head(weights),
+            calibration=calibration,
+            head=head,
         )
     except (KeyError, IndexError, ValueError) as error:
         raise _not_ours(name, f"no {error}") from error
@@ -172,21 +173,15 @@ def _layers(nodes: list[Any], weights: Mapping[str, NDArray[Any]]) -> tuple[Laye
     return tuple(layers)
 
 
-def _calibration(weights: Mapping[str, NDArray[Any]]) -> tuple[float, float]:
-    slope, intercept = weights.get("slope"), weights.get("intercept")
-    if slope is None or intercept is None or slope.size != 1:
-        return 1.0, 0.0
-    return float(slope.item()), float(intercept.item())
-
-
-def _head(weights: Mapping[str, NDArray[Any]]) -> Head | None:
+def _head(weights: Mapping[str, NDArray[Any]]) -> tuple[tuple[float, float], Head | None]:
+    """Return what makes scores of logits: a calibration, or what stands in its place."""
     if "segment_fold" in weights:
-        return IsotonicFolds(
-            tuple(_points(weights, fold) for fold in range(weights["offset"].size))
-        )
-    if weights["slope"].size > 1:
-        return SigmoidFolds(weights["slope"], weights["intercept"])
-    return None
+        folds = range(weights["offset"].size)
+        return (1.0, 0.0), IsotonicFolds(tuple(_points(weights, fold) for fold in folds))
+    slope, intercept = weights["slope"], weights["intercept"]
+    if slope.size > 1:
+        return (1.0, 0.0), SigmoidFolds(slope, intercept)
+    return (float(slope.item()), float(intercept.item())), None
 
 
 def _points(weights: Mapping[str, NDArray[Any]], fold: int) -> tuple[Any, Any]:

@@ -12,11 +12,12 @@ from safesteer_edge.converters.probe_arrays import (
 )
 from safesteer_edge.converters.tensor_files import (
     TensorFile,
+    read_bytes,
     read_npz,
     read_safetensors,
+    unreadable,
 )
-from safesteer_edge.converters.torch_checkpoint import read_torch_checkpoint
-from safesteer_edge.converters.zip_members import unreadable
+from safesteer_edge.converters.torch_checkpoint import WEIGHTS_REMEDY, read_torch_checkpoint
 from safesteer_edge.errors import InputError
 from safesteer_edge.formats.probe_onnx import (
     Kind,
@@ -27,6 +28,7 @@ from safesteer_edge.formats.probe_onnx import (
 _MAX_ONNX_BYTES = 64 << 20
 _PICKLES = (".pkl", ".pickle", ".joblib", ".dill")
 _CHECKPOINTS = (".pt", ".pth")
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
 _ARRAYS = (".safetensors", ".npz", *_CHECKPOINTS)
 _TRANSFORM, _HARMFULNESS = "transform.safetensors", "harmfulness.safetensors"
 _SUFFIXES = f"{', '.join(_ARRAYS)}, .skops, .onnx, or a folder with {_TRANSFORM}"
@@ -46,7 +48,12 @@ def read_probe_source(path: Path, options: SourceOptions) -> ProbeSource:
         return _rds(path, options)
     # the first bytes of a safetensors file are a length, which may be anything
     if suffix in _PICKLES or (suffix != ".safetensors" and _starts_like_a_pickle(path)):
-        raise _pickle_error(path)
+        remedy = "save the estimator with skops.io.dump(estimator, 'probe.skops') and convert that"
+        raise unreadable(
+            path,
+            "it is a pickle, and loading one runs whatever code is in it",
+            WEIGHTS_REMEDY if suffix in _CHECKPOINTS else remedy,
+        )
     if suffix in _ARRAYS:
         return _from_arrays(path, suffix, options)
     if suffix == ".skops":
@@ -64,21 +71,15 @@ def read_probe_source(path: Path, options: SourceOptions) -> ProbeSource:
 
 def read_onnx_bytes(path: Path) -> bytes:
     """Return a file of at most 64 MiB. Raises InputError."""
-    try:
-        if path.stat().st_size > _MAX_ONNX_BYTES:
-            raise unreadable(
-                path, f"it has more than {_MAX_ONNX_BYTES} bytes", "a probe is smaller"
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise unreadable(path, error.strerror or str(error), "check the path") from error
+    return read_bytes(path, max_bytes=_MAX_ONNX_BYTES, remedy="a probe is smaller")
 
 
 def _from_arrays(path: Path, suffix: str, options: SourceOptions) -> ProbeSource:
     _check_kind(path, options, _AS_ARRAYS)
     is_checkpoint = suffix in _CHECKPOINTS
     if is_checkpoint:
-        file = TensorFile(read_torch_checkpoint(path))
+        tensors = read_torch_checkpoint(path, wrappers=_WRAPPERS, remedy=WEIGHTS_REMEDY)
+        file = TensorFile(tensors)
     else:
         file = read_npz(path) if suffix == ".npz" else read_safetensors(path)
     if options.kind == "autosteer":
@@ -120,14 +121,3 @@ def _starts_like_a_pickle(path: Path) -> bool:
     except OSError as error:
         raise unreadable(path, error.strerror or str(error), "check the path") from error
     return len(start) == 2 and start[0] == 0x80 and 2 <= start[1] <= 5
-
-
-def _pickle_error(path: Path) -> InputError:
-    if path.suffix.lower() in _CHECKPOINTS:
-        remedy = (
-            "save its weights with safetensors.torch.save_file(module.state_dict(), "
-            "'probe.safetensors') and convert that"
-        )
-    else:
-        remedy = "save the estimator with skops.io.dump(estimator, 'probe.skops') and convert that"
-    return unreadable(path, "it is a pickle, and loading one runs whatever code is in it", remedy)

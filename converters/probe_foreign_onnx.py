@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 
 from safesteer_edge.errors import ProbeFileError
 from safesteer_edge.formats.onnx_file import OnnxInfo, check_onnx
+from safesteer_edge.formats.probe_graph import refused
 from safesteer_edge.formats.probe_onnx import (
     INPUT_NAME,
     OUTPUT_NAME,
     Quantization,
     SourceOptions,
     States,
+    StoredWeight,
     import_onnx,
+    serialise_probe,
     store_weight,
 )
 
@@ -72,88 +75,76 @@ class OnnxSource:
     ) -> bytes:
         """Return probe.onnx, which scores the harmful class. Raises ProbeFileError."""
         onnx = import_onnx()
-        helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
-        model = onnx.ModelProto()
-        model.ir_version = self.model.ir_version
-        model.producer_name = "safesteer-edge"
-        model.opset_import.extend(self.model.opset_import)
-        graph = model.graph
-        graph.name = "probe"
-        self._add_weights(graph, quantization)
+        weights: list[StoredWeight] = []
+        for tensor in self.model.graph.initializer:
+            array = onnx.numpy_helper.to_array(tensor)
+            kept = quantization if array.dtype == np.float32 else "none"
+            weights.append(store_weight(self._renamed(tensor.name), array, kept))
+        nodes: list[Any] = []
         for node in self.model.graph.node:
-            copy = graph.node.add()
-            copy.CopyFrom(node)
-            copy.input[:] = [self._renamed(value) for value in node.input]
-            copy.output[:] = [self._renamed(value) for value in node.output]
-        shape = ["n", self.n_features]
-        graph.input.append(helper.make_tensor_value_info(INPUT_NAME, float32, shape))
-        graph.output.append(helper.make_tensor_value_info(OUTPUT_NAME, float32, ["n", 1]))
-        self._add_score(graph, harmful_class)
-        helper.set_model_props(model, dict(metadata))
+            nodes.append(type(node)())
+            nodes[-1].CopyFrom(node)
+            nodes[-1].input[:] = map(self._renamed, node.input)
+            nodes[-1].output[:] = map(self._renamed, node.output)
+        score_nodes, constants = self._score(onnx, harmful_class)
         try:
-            onnx.checker.check_model(model, full_check=True)
-        except Exception as error:  # its own errors share no useful base class
-            raise ProbeFileError(
-                f"cannot convert {name!r}: onnx.checker refuses the result "
-                f"({str(error).splitlines()[0][:200]}); export it again with opset 17"
+            return serialise_probe(
+                nodes + score_nodes,
+                [*weights, StoredWeight("", constants, "none")],
+                self.n_features,
+                metadata,
+                name=name,
+                opsets=self.model.opset_import,
+                ir_version=self.model.ir_version,
+            )
+        except ProbeFileError:
+            raise
+        except Exception as error:  # onnx.checker's own errors share no useful base class
+            raise refused(
+                name,
+                f"onnx.checker refuses the result ({str(error).splitlines()[0][:200]})",
+                "export it again with opset 17",
             ) from error
-        data: bytes = model.SerializeToString(deterministic=True)
-        check_onnx(data, name=name)
-        return data
 
     def _renamed(self, value: str) -> str:
         if value == self.input_name:
             return INPUT_NAME
         return f"{_OURS}source_{value}" if value in (INPUT_NAME, OUTPUT_NAME) else value
 
-    def _add_weights(self, graph: Any, quantization: Quantization) -> None:
-        onnx = import_onnx()
-        for tensor in self.model.graph.initializer:
-            array = onnx.numpy_helper.to_array(tensor)
-            is_float = array.dtype == np.float32
-            name = self._renamed(tensor.name)
-            stored = store_weight(name, array, quantization if is_float else "none")
-            graph.node.extend(stored.nodes(onnx.helper))
-            graph.initializer.extend(
-                onnx.numpy_helper.from_array(part, key) for key, part in stored.arrays.items()
-            )
+    def _score(self, onnx: Any, harmful_class: int) -> tuple[list[Any], Mapping[str, NDArray[Any]]]:
+        """Return what makes one probability of the output: nodes, and the constants they use."""
+        constants: dict[str, NDArray[Any]] = {}
 
-    def _add_score(self, graph: Any, harmful_class: int) -> None:
-        """Add what makes one probability of the output."""
-        onnx = import_onnx()
-        steps: list[tuple[str, list[str]]] = []
-        constants: dict[str, NDArray[Any]] = {"shape": np.array([-1, self.n_outputs], np.int64)}
-        steps.append(("Reshape", ["shape"]))
+        def constant(name: str, value: Any) -> str:
+            constants[f"{_OURS}{name}"] = np.asarray(value)
+            return f"{_OURS}{name}"
+
+        steps: list[tuple[str, ...]] = [
+            ("Reshape", constant("shape", np.array([-1, self.n_outputs], np.int64)))
+        ]
         harmful = np.eye(2, dtype=np.float32)[:, [harmful_class]]
         if self.n_outputs == 2:
             # the class's own probability, or its logit less the other's
-            constants["choice"] = harmful if self.is_probability else 2 * harmful - 1
-            steps.append(("MatMul", ["choice"]))
+            choice = harmful if self.is_probability else 2 * harmful - 1
+            steps.append(("MatMul", constant("choice", choice)))
         elif harmful_class == 0:
             # 1 - p for a probability, -x for a logit
-            constants["sign"] = np.array([-1.0], np.float32)
-            constants["one"] = np.array([float(self.is_probability)], np.float32)
-            steps += [("Mul", ["sign"]), ("Add", ["one"])]
-        if self.is_probability:
-            bounds = {"low": 0.0, "high": 1.0}  # what rounding added
-            constants |= {key: np.array(value, np.float32) for key, value in bounds.items()}
-            steps.append(("Clip", ["low", "high"]))
+            steps.append(("Mul", constant("sign", np.array([-1.0], np.float32))))
+            one = np.array([float(self.is_probability)], np.float32)
+            steps.append(("Add", constant("one", one)))
+        if self.is_probability:  # what rounding added goes
+            bounds = [constant("low", np.float32(0.0)), constant("high", np.float32(1.0))]
+            steps.append(("Clip", *bounds))
         else:
-            steps.append(("Sigmoid", []))
-        value = f"{_OURS}float"
-        cast = onnx.helper.make_node(
-            "Cast", [self._renamed(self.output_name)], [value], to=onnx.TensorProto.FLOAT
-        )
-        graph.node.append(cast)
-        for index, (operator, names) in enumerate(steps):
+            steps.append(("Sigmoid",))
+        make_node, value = onnx.helper.make_node, f"{_OURS}float"
+        output = self._renamed(self.output_name)
+        nodes = [make_node("Cast", [output], [value], to=onnx.TensorProto.FLOAT)]
+        for index, (operator, *inputs) in enumerate(steps):
             output = OUTPUT_NAME if index == len(steps) - 1 else f"{_OURS}step_{index}"
-            inputs = [value, *(f"{_OURS}{name}" for name in names)]
-            graph.node.append(onnx.helper.make_node(operator, inputs, [output]))
+            nodes.append(make_node(operator, [value, *inputs], [output]))
             value = output
-        graph.initializer.extend(
-            onnx.numpy_helper.from_array(np.asarray(array), f"{_OURS}{name}")
-            for name, array in constants.items()
-        )
+        return nodes, constants
 
 
 def onnx_source(path: Path, data: bytes, options: SourceOptions) -> OnnxSource:
@@ -169,9 +160,9 @@ def onnx_source(path: Path, data: bytes, options: SourceOptions) -> OnnxSource:
     except ProbeFileError as error:
         if "ai.onnx.ml" in str(error):
             problem = "it uses operators of domain 'ai.onnx.ml'"
-            raise _refused(name, problem, _FROM_SKLEARN) from error
+            raise refused(name, problem, _FROM_SKLEARN) from error
         problem = str(error).removeprefix(f"cannot use probe {name!r}: ").rpartition("; ")[0]
-        raise _refused(name, problem, "export it again, as one file with opset 17") from error
+        raise refused(name, problem, "export it again, as one file with opset 17") from error
     model = onnx.load_model_from_string(data)
     input_name, n_features = _input(model, info, options, name)
     output_name = _output(info, options, name)
@@ -180,13 +171,13 @@ def onnx_source(path: Path, data: bytes, options: SourceOptions) -> OnnxSource:
         values = _run(model, input_name, output_name, states)
     except Exception as error:  # whatever a graph for one state makes of three
         problem = str(error).splitlines() or [type(error).__name__]
-        raise _refused(
+        raise refused(
             name,
             f"it does not run on {_N_TRIED} states of {n_features} numbers ({problem[0][:150]})",
             "export it with a dynamic first axis",
         ) from error
     if values.shape not in ((_N_TRIED,), (_N_TRIED, 1), (_N_TRIED, 2)):
-        raise _refused(
+        raise refused(
             name,
             f"its output {output_name!r} has shape {values.shape} for {_N_TRIED} states",
             "expected one number for each, or two; name another output with --onnx-output",
@@ -201,11 +192,11 @@ def _input(model: Any, info: OnnxInfo, options: SourceOptions, name: str) -> tup
     inputs = [value for value in info.inputs if value.name not in weights]
     if len(inputs) != 1 or inputs[0].dtype != "float32" or len(inputs[0].dims) != 2:
         shown = [(value.name, value.dtype, value.dims) for value in inputs]
-        raise _refused(name, f"its inputs are {shown}", "expected one, float32 (n, n_features)")
+        raise refused(name, f"its inputs are {shown}", "expected one, float32 (n, n_features)")
     width = inputs[0].dims[1]
     if not isinstance(width, int):
         if options.n_features is None:
-            raise _refused(name, "it does not say how wide a state is", "give --n-features N")
+            raise refused(name, "it does not say how wide a state is", "give --n-features N")
         width = options.n_features
     return inputs[0].name, width
 
@@ -214,13 +205,11 @@ def _output(info: OnnxInfo, options: SourceOptions, name: str) -> str:
     outputs = [value.name for value in info.outputs]
     if options.output is not None:
         if options.output not in outputs:
-            raise _refused(name, f"it has no output {options.output!r}", f"it has {outputs}")
+            raise refused(name, f"it has no output {options.output!r}", f"it has {outputs}")
         return options.output
     likely = [value.name for value in info.outputs if value.dtype in _FLOAT_TYPES]
     if len(likely) != 1:
-        raise _refused(
-            name, f"it has the outputs {outputs}", "name the score's: --onnx-output NAME"
-        )
+        raise refused(name, f"it has the outputs {outputs}", "name the score's: --onnx-output NAME")
     return likely[0]
 
 
@@ -241,7 +230,7 @@ def _is_probability(model: Any, output_name: str, options: SourceOptions, name: 
     is_bias = operator == "Add" and before is not None and before.op_type == "MatMul"
     if operator in ("Gemm", "MatMul") or is_bias:
         return False
-    raise _refused(
+    raise refused(
         name,
         f"its output {output_name!r} is made by {operator}, which may be a probability or a logit",
         "say which: --output-kind probability or logit",
@@ -255,7 +244,3 @@ def _run(model: Any, input_name: str, output_name: str, states: States) -> NDArr
     with np.errstate(all="ignore"):
         (values,) = evaluator.run([output_name], {input_name: states.astype(np.float32)})  # type: ignore[misc]
     return np.asarray(values)
-
-
-def _refused(name: str, problem: str, remedy: str) -> ProbeFileError:
-    return ProbeFileError(f"cannot convert {name!r}: {problem}; {remedy}")

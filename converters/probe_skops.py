@@ -10,10 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from safesteer_edge.converters.zip_members import (
-    read_zip_members,
-    unreadable,
-)
+from safesteer_edge.converters.tensor_files import read_zip_members, unreadable
 from safesteer_edge.errors import InputError
 from safesteer_edge.formats.probe_onnx import GraphSource
 from safesteer_edge.formats.probe_sklearn import estimator_source

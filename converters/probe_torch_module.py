@@ -12,7 +12,7 @@ from safesteer_edge.converters.tensor_files import (
     Array,
     TensorFile,
 )
-from safesteer_edge.errors import ProbeFileError
+from safesteer_edge.formats.probe_graph import refused
 from safesteer_edge.formats.probe_onnx import (
     GraphSource,
     SourceOptions,
@@ -46,10 +46,10 @@ def module_source(module: Any, *, name: str = "module") -> GraphSource:
             epsilons |= {float(part.eps)} if kind == "LayerNorm" else set()
         elif kind not in _NOTHING:
             if not activations or activations[-1] != "none":
-                raise _refused(name, f"{kind} follows no layer", "give each layer one activation")
+                raise refused(name, f"{kind} follows no layer", "give each layer one activation")
             activations[-1] = _activation(part, name)
     if len(epsilons) > 1:
-        raise _refused(name, f"its layer norms have epsilons {sorted(epsilons)}", "use one")
+        raise refused(name, f"its layer norms have epsilons {sorted(epsilons)}", "use one")
     options = SourceOptions(
         activations=tuple(activations),
         layer_norm_epsilon=epsilons.pop() if epsilons else None,
@@ -61,7 +61,7 @@ def module_source(module: Any, *, name: str = "module") -> GraphSource:
 def _parts(module: Any, name: str) -> Iterator[Any]:
     kind = type(module)
     if not kind.__module__.startswith("torch.nn.modules."):
-        raise _refused(
+        raise refused(
             name,
             f"{kind.__qualname__} is a class of its own, whose forward() could do anything",
             "pass the Sequential in it, or save its state_dict() and name the --activations",
@@ -90,7 +90,7 @@ def _activation(part: Any, name: str) -> str:
     if kind == "GELU":
         return "gelu_tanh" if part.approximate == "tanh" else "gelu"
     if kind not in _ACTIVATIONS:
-        raise _refused(
+        raise refused(
             name,
             f"{kind} is not translated",
             f"supported are Linear, LayerNorm, Dropout, GELU, {', '.join(_ACTIVATIONS)}",
@@ -116,7 +116,3 @@ def _reference(module: Any) -> Any:
         return values[:, -1].numpy()
 
     return scores
-
-
-def _refused(name: str, problem: str, remedy: str) -> ProbeFileError:
-    return ProbeFileError(f"cannot convert {name!r}: {problem}; {remedy}")

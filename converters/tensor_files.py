@@ -1,6 +1,7 @@
-"""Named arrays in safetensors and .npz files; neither can hold code.
+"""Files of other people's arrays: zip members, .npz, .npy and safetensors. None can hold code.
 
-Format of safetensors: 8 bytes of length, a JSON header, then the numbers
+What is published may lie about its sizes: all limits are checked before anything is unpacked or
+allocated. Format of safetensors: 8 bytes of length, a JSON header, then the numbers
 (huggingface.co/docs/safetensors). Read here, because its NumPy reader has no bfloat16.
 """
 
@@ -9,6 +10,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,15 +21,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.converters.zip_members import (
-    MAX_BYTES,
-    read_zip_members,
-    unreadable,
-)
+from safesteer_edge.errors import InputError
 from safesteer_edge.formats.atomic_write import atomic_write
 
 Array = NDArray[Any]
 
+MAX_BYTES: Final = 512 << 20  # a 4096-wide probe has 16 KiB, a 70B model's full PCA 256 MiB
+_MAX_MEMBERS = 4096
 _MAX_HEADER_BYTES = 16 << 20
 _METADATA_KEY = "__metadata__"
 _BFLOAT16: Final = "BF16"
@@ -52,9 +53,56 @@ class TensorFile:
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
+@dataclass(frozen=True, slots=True)
+class ZipMember:
+    """One file in the zip. is_stored: it is not compressed."""
+
+    data: bytes
+    is_stored: bool
+
+
+def unreadable(path: Path, problem: str, remedy: str = "save it again") -> InputError:
+    """Return the error for a source file that cannot be read."""
+    return InputError(f"cannot read {str(path)!r}: {problem[:300]}; {remedy}")
+
+
+def read_bytes(
+    path: Path, *, max_bytes: int = MAX_BYTES, remedy: str = "save the probe alone"
+) -> bytes:
+    """Return a file of at most so many bytes. Raises InputError."""
+    try:
+        if path.stat().st_size > max_bytes:
+            raise unreadable(path, f"it has more than {max_bytes} bytes", remedy)
+        return path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error.strerror or str(error), "check the path") from error
+
+
+def read_zip_members(path: Path) -> Mapping[str, ZipMember]:
+    """Return all members by name.
+
+    Raises InputError for what is no zip, is damaged, encrypted or larger than 512 MiB unpacked.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            _check_zip(path, entries)
+            return {
+                entry.filename: ZipMember(
+                    archive.read(entry), entry.compress_type == zipfile.ZIP_STORED
+                )
+                for entry in entries
+            }
+    except FileNotFoundError as error:
+        raise unreadable(path, "there is no such file", "check the path") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
+        # RuntimeError: encrypted; also NotImplementedError, for methods that zipfile lacks
+        raise unreadable(path, f"it is not a whole zip file ({error})") from error
+
+
 def read_safetensors(path: Path) -> TensorFile:
     """Read a safetensors file; bfloat16 becomes float32. Raises InputError."""
-    data = _read_bytes(path)
+    data = read_bytes(path)
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or not 2 <= length <= min(_MAX_HEADER_BYTES, len(data) - 8):
         raise unreadable(path, "it is not a whole safetensors file")
@@ -109,6 +157,11 @@ def read_npz(path: Path) -> TensorFile:
     return TensorFile(tensors, metadata)
 
 
+def read_npy(path: Path) -> Array:
+    """Read an .npy file without pickles. Raises InputError."""
+    return _npy(path, path.name, read_bytes(path))
+
+
 def write_npz(path: Path, file: TensorFile) -> None:
     """Write arrays and texts for `read_npz`. Raises OSError."""
     texts = {name: np.array(text) for name, text in file.metadata.items()}
@@ -155,10 +208,15 @@ def _npy(path: Path, name: str, data: bytes) -> Array:
         raise unreadable(path, f"array {name!r} is damaged ({error})") from error
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise unreadable(path, f"it has more than {MAX_BYTES} bytes", "save the probe alone")
-        return path.read_bytes()
-    except OSError as error:
-        raise unreadable(path, error.strerror or str(error), "check the path") from error
+def _check_zip(path: Path, entries: list[zipfile.ZipInfo]) -> None:
+    if len(entries) > _MAX_MEMBERS:
+        raise unreadable(path, f"it has {len(entries)} members; expected at most {_MAX_MEMBERS}")
+    if len({entry.filename for entry in entries}) != len(entries):
+        raise unreadable(path, "two of its members have the same name")
+    size_bytes = sum(entry.file_size for entry in entries)
+    if size_bytes > MAX_BYTES:
+        raise unreadable(
+            path,
+            f"it unpacks to {size_bytes} bytes; expected at most {MAX_BYTES}",
+            "save the probe alone",
+        )

@@ -1,13 +1,14 @@
 """Directions as other programs store them: a matrix of one row per layer, or one per layer number.
 
-What a layer number means differs between programs, and a file rarely says; see `vector_layers`.
+What a layer number means differs between programs, and a file rarely says; see
+`vector_conversion`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, cast
@@ -15,8 +16,15 @@ from typing import Final, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.converters.vector_arrays import ARRAY_SUFFIXES, ArrayFile, read_arrays, unusable
-from safesteer_edge.errors import SettingsError
+from safesteer_edge.converters.tensor_files import (
+    Array,
+    TensorFile,
+    read_npy,
+    read_npz,
+    read_safetensors,
+)
+from safesteer_edge.converters.torch_checkpoint import read_torch_checkpoint
+from safesteer_edge.errors import SettingsError, VectorFileError
 from safesteer_edge.formats.control_vector_file import (
     BLOCK_OUTPUT_0BASED,
     UNRECORDED,
@@ -24,9 +32,7 @@ from safesteer_edge.formats.control_vector_file import (
 )
 
 LayerBase = Literal["0", "1", "embedding"]
-LAYER_BASES: Final[tuple[LayerBase, ...]] = ("0", "1", "embedding")
 SourceConvention = Literal["repeng", "cvector-generator"]
-SOURCE_CONVENTIONS: Final[tuple[SourceConvention, ...]] = ("repeng", "cvector-generator")
 
 CONVENTION_KEY: Final = "layer_convention"
 HINT_KEY: Final = "model_hint"
@@ -38,6 +44,24 @@ _BASE_OF_CONVENTION: Final[Mapping[SourceConvention, LayerBase]] = {
     "repeng": "0",
     "cvector-generator": "1",
 }
+MAX_ELEMENTS: Final = 512 * 65_536  # LLAMA_MAX_LAYERS rows, as wide as a control vector may be
+_WRAPPERS = ("layer_activations", "directions")  # steering-vectors' field, repeng's
+_REMEDY = (
+    "save plain tensors: safetensors.torch.save_file({str(layer): direction, ...}, "
+    "'vector.safetensors')"
+)
+_READERS: Final[Mapping[str, Callable[[Path], TensorFile]]] = {
+    ".npy": lambda path: TensorFile({"": read_npy(path)}),
+    ".npz": read_npz,
+    ".safetensors": read_safetensors,
+    **dict.fromkeys(
+        (".pt", ".pth"),
+        lambda path: TensorFile(
+            read_torch_checkpoint(path, wrappers=_WRAPPERS, remedy=_REMEDY, may_be_bare=True)
+        ),
+    ),
+}
+ARRAY_SUFFIXES: Final = tuple(_READERS)
 _PICKLES = frozenset({".pkl", ".pickle", ".joblib", ".svec", ".bin"})
 _LAYER_NAME = re.compile(r"(.*?)([0-9]{1,4})", re.DOTALL)
 
@@ -78,18 +102,18 @@ def read_source(
     if suffix == ".gguf":
         return _read_gguf_source(path, convention)
     if suffix in _PICKLES:
-        raise unusable(
+        raise _unusable(
             path,
             f"a {suffix!r} file is a pickle or unknown, and a pickle can run code",
             "save the directions as .safetensors, or with numpy.savez",
         )
     if suffix not in ARRAY_SUFFIXES:
         known = ", ".join([*ARRAY_SUFFIXES, ".gguf"])
-        raise unusable(path, f"its name ends in {suffix!r}", f"expected one of {known}")
+        raise _unusable(path, f"its name ends in {suffix!r}", f"expected one of {known}")
     file = read_arrays(path)
-    says = file.texts.get(CONVENTION_KEY, "")
+    says = file.metadata.get(CONVENTION_KEY, "")
     if says not in ("", BLOCK_OUTPUT_0BASED):
-        raise unusable(path, f"its {CONVENTION_KEY} is {says[:60]!r}")
+        raise _unusable(path, f"its {CONVENTION_KEY} is {says[:60]!r}")
     base: LayerBase | None = "0" if says else layer_base
     if base is None:
         raise SettingsError(
@@ -97,8 +121,26 @@ def read_source(
             "the first block is 0), 1 (the first block is 1), or embedding (Hugging Face's "
             "hidden_states, where entry 0 is the embedding)"
         )
-    rows, n_rows = _rows(file, base)
-    return VectorSource(path, _sha256(path), rows, n_rows, base, file.texts.get(HINT_KEY, ""))
+    rows, n_rows = _rows(path, file.tensors, base)
+    hint = file.metadata.get(HINT_KEY, "")
+    return VectorSource(path, _sha256(path), rows, n_rows, base, hint)
+
+
+def read_arrays(path: Path) -> TensorFile:
+    """Read a file of one of ARRAY_SUFFIXES as float64; the array of a .npy or a bare tensor is ''.
+
+    Raises VectorFileError, or InputError from the readers it shares with probes.
+    """
+    file = _READERS[path.suffix.lower()](path)
+    arrays = file.tensors
+    for array in arrays.values():
+        if array.dtype.kind not in "fiu":
+            raise _unusable(path, f"it holds an array of {array.dtype}; expected real numbers")
+    if sum(array.size for array in arrays.values()) > MAX_ELEMENTS:
+        raise _unusable(path, "it holds more numbers than any control vector has")
+    with np.errstate(over="ignore"):  # a long double may overflow: refused later as not finite
+        converted = {name: array.astype(np.float64) for name, array in arrays.items()}
+    return TensorFile(converted, file.metadata)
 
 
 def _read_gguf_source(path: Path, convention: SourceConvention | None) -> VectorSource:
@@ -119,7 +161,7 @@ def _read_gguf_source(path: Path, convention: SourceConvention | None) -> Vector
         if number and row.any()
     }
     if not rows:
-        raise unusable(path, "all of its directions are zero", "use another vector")
+        raise _unusable(path, "all of its directions are zero", "use another vector")
     return VectorSource(
         path,
         _sha256(path),
@@ -132,31 +174,30 @@ def _read_gguf_source(path: Path, convention: SourceConvention | None) -> Vector
     )
 
 
-def _rows(file: ArrayFile, base: LayerBase) -> tuple[dict[int, NDArray[np.float64]], int | None]:
+def _rows(
+    path: Path, arrays: Mapping[str, Array], base: LayerBase
+) -> tuple[dict[int, NDArray[np.float64]], int | None]:
     """Return the directions by layer number, and the number of rows of a matrix."""
-    arrays = dict(file.arrays)
     if not arrays:
-        raise unusable(file.path, "it holds no array")
+        raise _unusable(path, "it holds no array")
     if len(arrays) == 1:
         name, only = next(iter(arrays.items()))
         if only.ndim == 2 and (len(only) > 1 or not _LAYER_NAME.fullmatch(name)):
-            _check_shape(file.path, only.shape)
+            _check_shape(path, only.shape)
             first = 1 if base == "1" else 0
             return dict(enumerate(only, start=first)), len(only)
-    return _named_rows(file, arrays), None
+    return _named_rows(path, arrays), None
 
 
-def _named_rows(
-    file: ArrayFile, arrays: Mapping[str, NDArray[np.float64]]
-) -> dict[int, NDArray[np.float64]]:
+def _named_rows(path: Path, arrays: Mapping[str, Array]) -> dict[int, NDArray[np.float64]]:
     """Read {'3': direction}, {'layer_3': …}, {'direction.3': …}: one prefix, then the number."""
     matched = {name: _LAYER_NAME.fullmatch(name) for name in arrays}
     strange = sorted(name for name, match in matched.items() if match is None)
     prefixes = {match[1] for match in matched.values() if match}
     if strange or len(prefixes) != 1:
         names = ", ".join(repr(name[:40]) for name in list(arrays)[:4])
-        raise unusable(
-            file.path,
+        raise _unusable(
+            path,
             f"its arrays are named {names}",
             "expected one (n_layer, n_embd) matrix, or one direction per layer named by its number",
         )
@@ -164,24 +205,29 @@ def _named_rows(
     for name, match in matched.items():
         number = int(match[2]) if match else 0
         if number in rows or number > MAX_LAYER_NUMBER:
-            raise unusable(file.path, f"array {name[:40]!r} names layer {number} again or too far")
+            raise _unusable(path, f"array {name[:40]!r} names layer {number} again or too far")
         row = arrays[name]
         rows[number] = row[0] if row.ndim == 2 and len(row) == 1 else row
         if rows[number].ndim != 1:
-            raise unusable(
-                file.path, f"array {name[:40]!r} has shape {row.shape}; expected (n_embd,)"
-            )
+            raise _unusable(path, f"array {name[:40]!r} has shape {row.shape}; expected (n_embd,)")
     widths = sorted({len(row) for row in rows.values()})
     if len(widths) != 1:
-        raise unusable(file.path, f"its directions have {widths} numbers; expected one width")
-    _check_shape(file.path, (len(rows), widths[0]))
+        raise _unusable(path, f"its directions have {widths} numbers; expected one width")
+    _check_shape(path, (len(rows), widths[0]))
     return rows
 
 
 def _check_shape(path: Path, shape: tuple[int, ...]) -> None:
     if not 1 <= shape[0] <= MAX_LAYER_NUMBER + 1 or not 1 <= shape[1] <= 65_536:
-        raise unusable(path, f"it has shape {shape}; expected (n_layer, n_embd)")
+        raise _unusable(path, f"it has shape {shape}; expected (n_layer, n_embd)")
 
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _unusable(
+    path: Path, problem: str, remedy: str = "save it again, or get it again"
+) -> VectorFileError:
+    """Return the error to raise about a file that arrays are read from."""
+    return VectorFileError(f"cannot use {str(path)!r}: {problem}; {remedy}")

@@ -182,7 +182,7 @@ def run_pictures(options: argparse.Namespace) -> int:
         measure_reader,
         summarise,
     )
-    from safesteer_edge.media.image_fit import ImageFit
+    from safesteer_edge.media.image_decoding import ImageFit
     from safesteer_edge.media.picture_words import picture_reader
     from safesteer_edge.session.choice import require_projector
     from safesteer_edge.session.session import open_session

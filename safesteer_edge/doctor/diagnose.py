@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from dataclasses import replace
+from functools import cache, partial
 
 from safesteer_edge.doctor.check import (
     SEE_PACKAGES,
-    BundleFacts,
     Check,
-    DriverFacts,
-    LlamaFacts,
-    OnnxRuntimeFacts,
-    TokenFacts,
     fail,
     failure_of_message,
     isolated,
     ok,
     warn,
 )
-from safesteer_edge.doctor.child_process import ChildFailure, ask_child
-from safesteer_edge.doctor.child_tasks import QUESTION, has_nvidia_device
-from safesteer_edge.doctor.llama_build import check_llama, check_llama_gpu, check_processor
+from safesteer_edge.doctor.children import (
+    QUESTION,
+    BundleFacts,
+    ChildFailure,
+    TokenFacts,
+    ask_child,
+    bundle_facts,
+    driver_facts,
+    has_nvidia_device,
+    llama_facts,
+    onnxruntime_facts,
+    token_facts,
+)
 from safesteer_edge.doctor.packages import (
     OWN_PACKAGE,
     build_llama,
@@ -30,19 +36,62 @@ from safesteer_edge.doctor.packages import (
     check_picture_words,
     repair_command,
 )
-from safesteer_edge.doctor.surroundings import (
-    check_folders,
-    check_memory,
+from safesteer_edge.doctor.runtimes import (
+    check_llama,
+    check_llama_gpu,
     check_nothing_phones_home,
     check_onnxruntime,
+    check_processor,
 )
+from safesteer_edge.doctor.surroundings import check_folders, check_memory
 from safesteer_edge.library.catalogue import default_model, models_folder
 from safesteer_edge.processes.pip_commands import install_command, quoted, reinstall_command
 
-# -- the embedded default model, its guard bundle, and one guarded token from both -----------------
-
 _MIB = 1 << 20
 _TRY = f"run 'safesteer-edge --verbose ask {QUESTION}' and report what it prints"
+# A cold disk, a virus scanner or a GPU's first start can take long; a hang takes for ever.
+_START_LIMIT_S = 60.0
+_TOKEN_LIMIT_S = 300.0
+
+
+def diagnose() -> Iterator[Check]:
+    """Examine everything, and yield each check as it is done. Takes some 3 s, never raises."""
+    for name, examine in _examinations():
+        yield from isolated(name, examine)
+
+
+def _examinations() -> list[tuple[str, Callable[[], Sequence[Check]]]]:
+    llama = cache(partial(ask_child, llama_facts, limit_s=_START_LIMIT_S))
+    driver = cache(partial(ask_child, driver_facts, limit_s=_START_LIMIT_S))
+    onnxruntime = cache(partial(ask_child, onnxruntime_facts, limit_s=_START_LIMIT_S))
+    bundle = partial(ask_child, bundle_facts, limit_s=_START_LIMIT_S)
+    token = partial(ask_child, token_facts, limit_s=_TOKEN_LIMIT_S)
+    return [
+        ("packages", check_packages),
+        ("llama.cpp", lambda: check_llama(llama())),
+        ("cpu", lambda: check_processor(llama())),
+        (
+            "llama.cpp gpu",
+            lambda: check_llama_gpu(llama(), driver(), has_nvidia_device=has_nvidia_device()),
+        ),
+        ("onnxruntime packages", check_onnxruntime_packages),
+        ("onnxruntime", lambda: check_onnxruntime(onnxruntime(), driver())),
+        ("nothing phones home", lambda: check_nothing_phones_home(onnxruntime())),
+        ("picture words", check_picture_words),
+        ("folders", check_folders),
+        ("memory", lambda: check_memory(_default_model_bytes())),
+        ("default model", check_default_model),
+        ("guard bundle", lambda: check_bundle(bundle())),
+        ("guarded token", lambda: check_first_token(token())),
+    ]
+
+
+def _default_model_bytes() -> int | None:
+    path = default_model().path
+    return None if path is None else path.stat().st_size
+
+
+# -- the embedded default model, its guard bundle, and one guarded token from both -----------------
 
 
 def check_default_model() -> list[Check]:
@@ -95,9 +144,7 @@ def check_first_token(token: TokenFacts | ChildFailure) -> list[Check]:
     if isinstance(token, ChildFailure):
         if default_model().bundle is None:
             return [fail(name, "the default model has no guard bundle", "see 'guard bundle' above")]
-        if token.is_ours:
-            return [failure_of_message(name, token.message)]
-        return [fail(name, token.message, _remedy_of_foreign(token))]
+        return [token.check(name, _remedy_of_foreign(token))]
     if token.guard_failed:
         return [fail(name, f"the guard failed: {token.refusal}", _TRY)]
     finding = _describe(token)
@@ -130,9 +177,8 @@ def _bundle_failure(name: str, failure: ChildFailure) -> Check:
     entry = default_model()
     if entry.bundle is None:
         return fail(name, f"{entry.name} has none in {str(models_folder())!r}", _restore_command())
-    if failure.is_ours:
-        return fail(name, failure_of_message(name, failure.message).finding, _restore_command())
-    return fail(name, failure.message, _remedy_of_foreign(failure))
+    check = failure.check(name, _remedy_of_foreign(failure))
+    return replace(check, remedy=_restore_command()) if failure.is_ours else check
 
 
 def _restore_command() -> str:
@@ -148,63 +194,3 @@ def _remedy_of_foreign(failure: ChildFailure) -> str:
         return SEE_PACKAGES
     # Kernels run here for the first time: a wrong build may import well and die only now.
     return build_llama("GGML_NATIVE=on") if failure.cause == "illegal instruction" else _TRY
-
-
-# A cold disk, a virus scanner or a GPU's first start can take long; a hang takes for ever.
-_START_LIMIT_S = 60.0
-_TOKEN_LIMIT_S = 300.0
-
-
-class _Machine:
-    """What the child processes report, asked once."""
-
-    @cached_property
-    def llama(self) -> LlamaFacts | ChildFailure:
-        return ask_child("llama", LlamaFacts, limit_s=_START_LIMIT_S)
-
-    @cached_property
-    def driver(self) -> DriverFacts | ChildFailure:
-        return ask_child("driver", DriverFacts, limit_s=_START_LIMIT_S)
-
-    @cached_property
-    def onnxruntime(self) -> OnnxRuntimeFacts | ChildFailure:
-        return ask_child("onnxruntime", OnnxRuntimeFacts, limit_s=_START_LIMIT_S)
-
-    def bundle(self) -> BundleFacts | ChildFailure:
-        return ask_child("bundle", BundleFacts, limit_s=_START_LIMIT_S)
-
-    def token(self) -> TokenFacts | ChildFailure:
-        return ask_child("token", TokenFacts, limit_s=_TOKEN_LIMIT_S)
-
-
-def diagnose() -> Iterator[Check]:
-    """Examine everything, and yield each check as it is done. Takes some 3 s, never raises."""
-    for name, examine in _examinations(_Machine()):
-        yield from isolated(name, examine)
-
-
-def _examinations(machine: _Machine) -> list[tuple[str, Callable[[], Sequence[Check]]]]:
-    return [
-        ("packages", check_packages),
-        ("llama.cpp", lambda: check_llama(machine.llama)),
-        ("cpu", lambda: check_processor(machine.llama)),
-        ("llama.cpp gpu", lambda: _check_gpu(machine)),
-        ("onnxruntime packages", check_onnxruntime_packages),
-        ("onnxruntime", lambda: check_onnxruntime(machine.onnxruntime, machine.driver)),
-        ("nothing phones home", lambda: check_nothing_phones_home(machine.onnxruntime)),
-        ("picture words", check_picture_words),
-        ("folders", check_folders),
-        ("memory", lambda: check_memory(_default_model_bytes())),
-        ("default model", check_default_model),
-        ("guard bundle", lambda: check_bundle(machine.bundle())),
-        ("guarded token", lambda: check_first_token(machine.token())),
-    ]
-
-
-def _check_gpu(machine: _Machine) -> Sequence[Check]:
-    return check_llama_gpu(machine.llama, machine.driver, has_nvidia_device=has_nvidia_device())
-
-
-def _default_model_bytes() -> int | None:
-    path = default_model().path
-    return None if path is None else path.stat().st_size

@@ -55,7 +55,9 @@ class _Wanted:
 def check_packages() -> list[Check]:
     """Versions of Python, of this package and of what it runs on; one check each."""
     wanted = _wanted()
-    checks = [_check_python(), _check_own_package()]
+    python = f"{platform.python_version()} ({platform.python_implementation()})"
+    system = f"{platform.platform()}, {platform.machine()}"
+    checks = [ok("python", f"{python} on {system}"), _check_own_package()]
     for name in _EXAMINED:  # broken metadata of one says nothing about the others
         checks += isolated(name, partial(_check_package, name, wanted.get(name)))
     return checks
@@ -105,7 +107,8 @@ def installed_version(package: str) -> str | None:
 
 def build_llama(*cmake_options: str) -> str:
     """The command that builds the pinned llama-cpp-python from source with these options."""
-    return build_llama_command(_pinned_llama_version(), *cmake_options)
+    wanted = _wanted().get(LLAMA_PACKAGE)
+    return build_llama_command(wanted.version if wanted else None, *cmake_options)
 
 
 def repair_command(package: str) -> str:
@@ -123,19 +126,6 @@ def onnx_requirement(extras: str = "") -> str:
     version = installed_version(ONNX_PACKAGE)
     wanted = _wanted().get(ONNX_PACKAGE)
     return f"{ONNX_PACKAGE}{extras}" + (f"=={version}" if version else str(wanted or ""))
-
-
-def _pinned_llama_version() -> str | None:
-    wanted = _wanted().get(LLAMA_PACKAGE)
-    return wanted.version if wanted else None
-
-
-def _check_python() -> Check:
-    return ok(
-        "python",
-        f"{platform.python_version()} ({platform.python_implementation()}) on "
-        f"{platform.platform()}, {platform.machine()}",
-    )
 
 
 def _check_own_package() -> Check:

@@ -1,103 +1,17 @@
-"""Whether ONNX Runtime works, and whether a GPU that is here can serve it."""
+"""Whether there is memory for the default model, and whether the user's folders can be written."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
 
-from safesteer_edge.doctor.check import (
-    Check,
-    DriverFacts,
-    OnnxRuntimeFacts,
-    fail,
-    failure_of_message,
-    ok,
-    warn,
-)
-from safesteer_edge.doctor.child_process import ChildFailure
-from safesteer_edge.doctor.packages import (
-    ONNX_PACKAGE,
-    ONNX_PACKAGES,
-    installed_version,
-    onnx_requirement,
-    repair_command,
-)
+from safesteer_edge.doctor.check import Check, fail, ok, warn
 from safesteer_edge.formats.user_folders import (
     user_cache_folder,
     user_config_folder,
     user_data_folder,
 )
 from safesteer_edge.library.memory_plan import CGROUP, MEMINFO, free_memory
-from safesteer_edge.processes.pip_commands import install_command, uninstall_command
-
-_CUDA = "CUDAExecutionProvider"
-
-
-def check_onnxruntime(
-    onnxruntime: OnnxRuntimeFacts | ChildFailure, driver: DriverFacts | ChildFailure
-) -> list[Check]:
-    """Its providers; a listed one need not work, so CUDA's libraries have been looked for."""
-    name = "onnxruntime"
-    if isinstance(onnxruntime, ChildFailure):
-        if onnxruntime.is_ours:
-            return [failure_of_message(name, onnxruntime.message)]
-        return [fail(name, onnxruntime.message, repair_command(ONNX_PACKAGE))]
-    listed = ", ".join(
-        provider.removesuffix("ExecutionProvider") for provider in onnxruntime.providers
-    )
-    finding = f"{onnxruntime.version} imports and lists {listed}"
-    has_gpu = isinstance(driver, DriverFacts) and driver.has_gpu
-    if not has_gpu:
-        return [ok(name, f"{finding}; without an NVIDIA GPU it runs on the CPU")]
-    if _CUDA not in onnxruntime.providers:
-        installed = [package for package in ONNX_PACKAGES if installed_version(package)]
-        remove = f"{uninstall_command(*installed)} && " if installed else ""
-        return [
-            warn(
-                name,
-                f"{finding}: no CUDA, though there is a GPU",
-                f"{remove}{install_command('onnxruntime-gpu[cuda,cudnn]')}",
-            )
-        ]
-    if onnxruntime.missing_for_cuda:
-        return [
-            warn(
-                name,
-                f"{finding}, but CUDA cannot start: {', '.join(onnxruntime.missing_for_cuda)} "
-                "cannot be loaded",
-                install_command(onnx_requirement("[cuda,cudnn]")),
-            )
-        ]
-    return [ok(name, f"{finding}; CUDA's libraries load")]
-
-
-def check_nothing_phones_home(onnxruntime: OnnxRuntimeFacts | ChildFailure) -> list[Check]:
-    """Whether its telemetry is off: switched on, it leaves files as soon as it is imported."""
-    name = "nothing phones home"
-    if isinstance(onnxruntime, ChildFailure):
-        remedy = "mend what the check 'onnxruntime' above says"
-        return [warn(name, "not checked: ONNX Runtime does not import", remedy)]
-    found = [*onnxruntime.files_written, *(["a socket"] if onnxruntime.n_sockets else [])]
-    if found:
-        return [
-            warn(
-                name,
-                f"importing ONNX Runtime {onnxruntime.version} left {', '.join(found)}, though its "
-                "telemetry was told to stay off",
-                f"report it, and use one without: {install_command(f'{ONNX_PACKAGE}<1.29')}",
-            )
-        ]
-    sockets = "" if onnxruntime.n_sockets is None else " and opened no socket"
-    return [
-        ok(
-            name,
-            f"checked: ONNX Runtime {onnxruntime.version}, imported with its telemetry off in an "
-            f"empty home folder, wrote no file{sockets}",
-        )
-    ]
-
-
-# -- whether there is memory for the default model -------------------------------------------------
 
 _MIB = 1 << 20
 # Measured with the default model: 258 MiB in use after its first token, of which 94 are the mapped
@@ -124,9 +38,6 @@ def check_memory(
     if available < needed:
         return [warn(name, finding, "close other programs, or pass a smaller --ctx")]
     return [ok(name, finding)]
-
-
-# -- whether the user's folders can be written to; nothing is left behind in them ------------------
 
 
 def check_folders() -> list[Check]:

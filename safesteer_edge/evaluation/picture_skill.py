@@ -15,7 +15,7 @@ from safesteer_edge.errors import InputError
 from safesteer_edge.evaluation.bench_machine import forget_peak_memory, peak_memory_bytes
 from safesteer_edge.guard.events import MediaPrepared, Refused, TextDelta, TurnEnded
 from safesteer_edge.media.decoder import MediaDecoder
-from safesteer_edge.media.image_fit import ImageFit
+from safesteer_edge.media.image_decoding import ImageFit
 from safesteer_edge.media.picture_words import PictureReader
 from safesteer_edge.metrics.statistics import Share, WordRecall, word_recall, words
 from safesteer_edge.session.session import Session

@@ -92,14 +92,14 @@ def read_states(path: Path, n_features: int) -> NDArray[np.float32]:
     Raises SettingsError if they are not finite float (n, n_features), InputError for a file that
     cannot be read.
     """
-    from safesteer_edge.converters.vector_arrays import (
+    from safesteer_edge.converters.vector_source import (
         ARRAY_SUFFIXES,
         read_arrays,
     )
 
     if path.suffix.lower() not in ARRAY_SUFFIXES:
         raise SettingsError(f"states in {path.name!r}; expected one of {', '.join(ARRAY_SUFFIXES)}")
-    arrays = read_arrays(path).arrays
+    arrays = read_arrays(path).tensors
     states = arrays.get("states")
     if states is None and len(arrays) == 1:
         states = next(iter(arrays.values()))

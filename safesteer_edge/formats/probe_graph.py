@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,12 +93,12 @@ class ProbeGraph:
 
     def __post_init__(self) -> None:
         """Raise ProbeFileError unless the shapes fit, and every number survives its storage."""
-        widths = [np.shape(self.mean), np.shape(self.scale)]
+        widths = [self.mean.shape, self.scale.shape]
         if len(widths[0]) != 1 or widths[0] != widths[1] or not len(self.mean):
             raise misfit(f"mean and scale have shapes {widths}; expected one (n_features,)")
         width = len(self.mean)
         if self.components is not None:
-            width = _matrix_width(np.asarray(self.components).T, width, "components, transposed,")
+            width = _matrix_width(transposed(self.components), width, "components, transposed,")
         for index, layer in enumerate(self.layers):
             width = _layer_width(layer, width, index)
         n_logits = _n_folds(self.head)
@@ -154,9 +154,9 @@ def score_states(graph: ProbeGraph, states: FloatArray) -> NDArray[np.float64]:
 
 def logits_of(graph: ProbeGraph, states: FloatArray) -> NDArray[np.float64]:
     """What the last layer gives, before any calibration. Returns (n, n_folds), or (n, 1)."""
-    x = (states.astype(np.float64) - graph.mean) / graph.scale
+    x: NDArray[np.float64] = (states.astype(np.float64) - graph.mean) / graph.scale
     if graph.components is not None:
-        x = x @ graph.components.T
+        x = x @ transposed(graph.components)
     for layer in graph.layers:
         if isinstance(layer, LayerNorm):
             centred = x - x.mean(axis=1, keepdims=True)
@@ -172,7 +172,7 @@ def named_arrays(graph: ProbeGraph) -> dict[str, FloatArray]:
     """Return every parameter under the name that it has in the file, as it is stored."""
     arrays: dict[str, Any] = {"mean": graph.mean, "scale": graph.scale}
     if graph.components is not None:
-        arrays["components"] = np.asarray(graph.components).T
+        arrays["components"] = transposed(graph.components)
     for index, layer in enumerate(graph.layers):
         if isinstance(layer, LayerNorm):
             arrays |= {f"gain_{index}": layer.gain, f"bias_{index}": layer.bias}
@@ -200,9 +200,19 @@ def segment_folds(head: IsotonicFolds) -> NDArray[np.int64]:
     return np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
 
 
+def transposed(matrix: FloatArray) -> FloatArray:
+    """Return a view of it; NumPy's own stub does not say of what type."""
+    return cast(Any, matrix).T
+
+
 def misfit(problem: str) -> ProbeFileError:
     """Return the error for parameters that make no probe."""
     return ProbeFileError(f"cannot make a probe: {problem}; check what it was fitted on")
+
+
+def refused(name: str, problem: str, remedy: str) -> ProbeFileError:
+    """Return the error for what cannot be converted to a probe. name: of its source."""
+    return ProbeFileError(f"cannot convert {name!r}: {problem}; {remedy}")
 
 
 def _segments(head: IsotonicFolds) -> dict[str, FloatArray]:
@@ -210,17 +220,13 @@ def _segments(head: IsotonicFolds) -> dict[str, FloatArray]:
 
     A fold of one point has one segment that does not rise.
     """
-    starts, widths, rises = [], [], []
-    for x, y in head.points:
-        is_line = len(x) > 1
-        starts.append(x[:-1] if is_line else x)
-        widths.append(np.diff(x) if is_line else np.ones(1))
-        rises.append((np.diff(y) if is_line else np.zeros(1)) / len(head.points))
+    points = head.points
+    rises = [np.diff(y) if len(y) > 1 else np.zeros(1) for _, y in points]
     return {
-        "segment_start": np.concatenate(starts),
-        "segment_width": np.concatenate(widths),
-        "segment_rise": np.concatenate(rises)[:, None],
-        "offset": np.array([y[0] for _, y in head.points]),
+        "segment_start": np.concatenate([x[:-1] if len(x) > 1 else x for x, _ in points]),
+        "segment_width": np.concatenate([np.diff(x) if len(x) > 1 else [1.0] for x, _ in points]),
+        "segment_rise": np.concatenate(rises)[:, None] / len(points),
+        "offset": np.array([y[0] for _, y in points]),
     }
 
 
@@ -228,12 +234,12 @@ def _n_folds(head: Head | None) -> int:
     if head is None:
         return 1
     if isinstance(head, SigmoidFolds):
-        shapes = np.shape(head.slopes), np.shape(head.intercepts)
+        shapes = head.slopes.shape, head.intercepts.shape
         if shapes[0] != shapes[1] or len(shapes[0]) != 1:
             raise misfit(f"slopes and intercepts have shapes {shapes}; expected (n_folds,)")
         return shapes[0][0]
     for x, y in head.points:
-        good = np.ndim(x) == 1 and np.shape(x) == np.shape(y) and len(x) > 0
+        good = x.ndim == 1 and x.shape == y.shape and len(x) > 0
         if not good or not (np.diff(x) > 0).all() or not ((y >= 0) & (y <= 1)).all():
             raise misfit("an isotonic calibration's points are not rising in x, and 0 to 1 in y")
     return len(head.points)
@@ -241,7 +247,7 @@ def _n_folds(head: Head | None) -> int:
 
 def _layer_width(layer: Layer, n_in: int, index: int) -> int:
     if isinstance(layer, LayerNorm):
-        shapes = [np.shape(layer.gain), np.shape(layer.bias)]
+        shapes = [layer.gain.shape, layer.bias.shape]
         if shapes != [(n_in,), (n_in,)] or not 0 < layer.epsilon < math.inf:
             raise misfit(
                 f"layer norm {index} has shapes {shapes} and epsilon {layer.epsilon}; "
@@ -249,13 +255,13 @@ def _layer_width(layer: Layer, n_in: int, index: int) -> int:
             )
         return n_in
     width = _matrix_width(layer.weights, n_in, f"weights of layer {index}")
-    if np.shape(layer.bias) != (width,):
-        raise misfit(f"bias of layer {index} has shape {np.shape(layer.bias)}")
+    if layer.bias.shape != (width,):
+        raise misfit(f"bias of layer {index} has shape {layer.bias.shape}")
     return width
 
 
 def _matrix_width(matrix: FloatArray, n_in: int, what: str) -> int:
-    shape = np.shape(matrix)
+    shape = matrix.shape
     if len(shape) != 2 or shape[0] != n_in or shape[1] < 1:
         raise misfit(f"{what} have shape {shape}; expected ({n_in}, n_out)")
     return shape[1]

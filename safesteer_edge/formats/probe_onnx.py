@@ -7,8 +7,9 @@ Everything is in the graph (see probe_graph), so that whoever runs it passes raw
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -17,12 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.errors import InputError
-from safesteer_edge.formats.atomic_write import write_whole
 from safesteer_edge.formats.onnx_file import check_onnx
 from safesteer_edge.formats.probe_graph import (
     Activation,
-    DenseLayer,
-    FloatArray,
     IsotonicFolds,
     LayerNorm,
     ProbeGraph,
@@ -38,7 +36,6 @@ from safesteer_edge.formats.probe_graph import (
 # costs the rounding of the weights and nothing else.
 
 Quantization = Literal["none", "fp16", "int8"]
-QUANTIZATIONS: Final = ("int8", "fp16")
 
 _FLOAT32 = 1  # onnx.TensorProto.FLOAT
 _MAX_INT8 = 127
@@ -86,20 +83,9 @@ def store_weight(name: str, array: NDArray[Any], quantization: Quantization) -> 
         return StoredWeight(name, {f"{name}_fp16": array.astype(np.float16)}, "fp16")
     scales = (np.abs(array).max(axis=0) / _MAX_INT8).astype(np.float32)
     scales[scales == 0] = 1.0
-    codes = np.clip(np.round(array / scales), -_MAX_INT8, _MAX_INT8).astype(np.int8)
+    codes = (array / scales).round().clip(-_MAX_INT8, _MAX_INT8).astype(np.int8)
     return StoredWeight(name, {f"{name}_int8": codes, f"{name}_scale": scales}, "int8")
 
-
-__all__ = [
-    "INPUT_NAME",
-    "OUTPUT_NAME",
-    "DenseLayer",
-    "ProbeGraph",
-    "encode_probe",
-    "import_onnx",
-    "write_linear_probe",
-    "write_probe",
-]
 
 INPUT_NAME: Final = "hidden_state"
 OUTPUT_NAME: Final = "harmful_score"
@@ -118,37 +104,6 @@ _CONSTANTS = {
 }
 
 
-def write_linear_probe(
-    path: Path,
-    *,
-    weights: FloatArray,
-    bias: float,
-    mean: FloatArray,
-    scale: FloatArray,
-    components: FloatArray | None = None,
-    platt: tuple[float, float] = (1.0, 0.0),
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write the probe.onnx of a logistic regression.
-
-    weights: (n_features,), or (n_components,) where components are given. platt: the slope and
-    intercept that calibrate the logit. Others, and errors: see ProbeGraph and write_probe.
-    """
-    column = np.asarray(weights).reshape(-1, 1)
-    layer = DenseLayer(column, np.array([bias], dtype=np.float64))
-    write_probe(path, ProbeGraph(mean, scale, (layer,), components, platt), metadata or {})
-
-
-def write_probe(path: Path, graph: ProbeGraph, metadata: Mapping[str, str]) -> None:
-    """Write probe.onnx, or leave the file that is there as it is.
-
-    metadata: what becomes the file's `metadata_props`.
-    Raises InputError if the package `onnx` is not installed, ProbeFileError if the result would
-    not pass our own check, OSError where the folder cannot be written.
-    """
-    write_whole(path, encode_probe(graph, metadata, name=str(path)))
-
-
 def encode_probe(
     graph: ProbeGraph,
     metadata: Mapping[str, str],
@@ -156,11 +111,13 @@ def encode_probe(
     name: str = "probe",
     quantization: Quantization = "none",
 ) -> bytes:
-    """Return probe.onnx as bytes, checked by `check_onnx`. Errors: see write_probe.
+    """Return probe.onnx as bytes, checked by `check_onnx`.
 
+    metadata: what becomes the file's `metadata_props`.
     quantization: how matrices are stored; the graph turns them back and computes in float32.
+    Raises InputError if the package `onnx` is not installed, ProbeFileError if the result would
+    not pass our own check.
     """
-    import_onnx()
     nodes = _Nodes()
     state = INPUT_NAME
     if graph.dtype == "float64":
@@ -172,14 +129,16 @@ def encode_probe(
     for index, layer in enumerate(graph.layers):
         bias = f"bias_{index}"
         if isinstance(layer, LayerNorm):
-            epsilon = {"axis": -1, "epsilon": layer.epsilon}
-            state = nodes.add("LayerNormalization", state, f"gain_{index}", bias, **epsilon)
+            gain = f"gain_{index}"
+            state = nodes.add(
+                "LayerNormalization", state, gain, bias, axis=-1, epsilon=layer.epsilon
+            )
         else:
             state = nodes.add("Gemm", state, f"weights_{index}", bias)
         state = _add_activation(nodes, state, layer.activation)
     _add_head(nodes, state, graph)
     weights = _weights(graph, nodes, quantization)
-    return _serialise(nodes, weights, graph.n_features, metadata, name)
+    return serialise_probe(nodes.made(), weights, graph.n_features, metadata, name=name)
 
 
 class _Nodes:
@@ -199,6 +158,14 @@ class _Nodes:
         output = output or f"{operator.lower()}_{len(self.calls)}"
         self.calls.append((operator, inputs, output, attributes))
         return output
+
+    def made(self) -> list[Any]:
+        """Return them as ONNX has them."""
+        make_node = import_onnx().helper.make_node
+        return [
+            make_node(operator, list(inputs), [output], **attributes)
+            for operator, inputs, output, attributes in self.calls
+        ]
 
 
 def _add_activation(nodes: _Nodes, state: str, activation: Activation) -> str:
@@ -256,22 +223,26 @@ def _weights(graph: ProbeGraph, nodes: _Nodes, quantization: Quantization) -> li
     ]
 
 
-def _serialise(
-    nodes: _Nodes,
-    weights: list[StoredWeight],
+def serialise_probe(
+    nodes: Sequence[Any],
+    weights: Sequence[StoredWeight],
     n_features: int,
     metadata: Mapping[str, str],
+    *,
     name: str,
+    opsets: Sequence[Any] | None = None,
+    ir_version: int = _IR_VERSION,
 ) -> bytes:
+    """Return probe.onnx of ONNX nodes from INPUT_NAME to OUTPUT_NAME and the weights they use.
+
+    opsets: None for ours. Raises ProbeFileError if the result would not pass our own check, and
+    whatever `onnx.checker` raises.
+    """
     onnx = import_onnx()
     helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
     model = helper.make_model(
         helper.make_graph(
-            [node for weight in weights for node in weight.nodes(helper)]
-            + [
-                helper.make_node(operator, list(inputs), [output], **attributes)
-                for operator, inputs, output, attributes in nodes.calls
-            ],
+            [node for weight in weights for node in weight.nodes(helper)] + [*nodes],
             "probe",
             [helper.make_tensor_value_info(INPUT_NAME, float32, ["n", n_features])],
             [helper.make_tensor_value_info(OUTPUT_NAME, float32, ["n", 1])],
@@ -281,8 +252,8 @@ def _serialise(
                 for key, array in weight.arrays.items()
             ],
         ),
-        opset_imports=[helper.make_opsetid("", _OPSET)],
-        ir_version=_IR_VERSION,
+        opset_imports=opsets or [helper.make_opsetid("", _OPSET)],
+        ir_version=ir_version,
         producer_name="safesteer-edge",
     )
     helper.set_model_props(model, dict(metadata))
@@ -299,10 +270,9 @@ def _data_type(name: str) -> int:
 def import_onnx() -> Any:
     """Return the package onnx, which only converting and calibrating need."""
     try:
-        import onnx
-        import onnx.checker
-        import onnx.helper
-        import onnx.numpy_helper
+        onnx: Any = importlib.import_module("onnx")
+        for part in ("checker", "helper", "numpy_helper"):
+            importlib.import_module(f"onnx.{part}")
     except ImportError as error:
         raise InputError(
             f"cannot write an ONNX probe: {error}; pip install 'safesteer-edge[calibration]' "
@@ -317,8 +287,6 @@ States = NDArray[np.floating[Any]]
 Reference = Callable[[States], NDArray[np.floating[Any]]]
 Kind = Literal["auto", "state-dict", "numpy", "rds", "autosteer", "scikit-learn", "onnx"]
 OutputKind = Literal["auto", "logit", "probability"]
-KINDS: Final = ("auto", "state-dict", "numpy", "rds", "autosteer", "scikit-learn", "onnx")
-OUTPUT_KINDS: Final = ("auto", "logit", "probability")
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,6 +365,6 @@ class GraphSource:
         harmful_class: int = 1,
         quantization: Quantization = "none",
     ) -> bytes:
-        """Return probe.onnx, which scores the harmful class. Errors: see write_probe."""
+        """Return probe.onnx, which scores the harmful class. Errors: see encode_probe."""
         graph = self.graph if harmful_class == 1 else turned_round(self.graph)
         return encode_probe(graph, metadata, name=name, quantization=quantization)

@@ -5,9 +5,10 @@ Estimators are told apart by their exact class: a subclass may compute something
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,9 @@ from safesteer_edge.formats.probe_graph import (
     LayerNorm,
     ProbeGraph,
     SigmoidFolds,
+    refused,
     score_states,
+    transposed,
 )
 from safesteer_edge.formats.probe_onnx import (
     GraphSource,
@@ -44,7 +47,7 @@ class ProbeChain:
     mean: FloatArray
     scale: FloatArray
     components: FloatArray | None = None
-    layers: list[Layer] = field(default_factory=list)
+    layers: list[Layer] = field(default_factory=list[Layer])
     _pending: tuple[FloatArray, FloatArray] | None = None
 
     @classmethod
@@ -64,12 +67,12 @@ class ProbeChain:
             self._pending = first_mean + mean * first_scale, first_scale * scale
 
     def project(self, mean: FloatArray, components: FloatArray) -> None:
-        """Add (x - mean) @ components.T. components: (n_components, n_in)."""
+        """Add (x - mean) @ components.transpose(). components: (n_components, n_in)."""
         if self.components is None and not self.layers:
             self.standardise(mean, np.ones_like(mean))
             self.components = components
         else:
-            self.dense(components.T, -(mean @ components.T))
+            self.dense(transposed(components), -(components @ mean))
 
     def dense(self, weights: FloatArray, bias: FloatArray, activation: Activation = "none") -> None:
         """Add activation(x @ weights + bias)."""
@@ -92,6 +95,7 @@ def side_by_side(chains: Sequence[ProbeChain]) -> ProbeChain | None:
 
     The chains are folds of one estimator: None if their layers are not of the same kinds.
     """
+    linalg: Any = importlib.import_module("scipy.linalg")
     first = chains[0]
     if len(chains) == 1:
         return first
@@ -103,7 +107,7 @@ def side_by_side(chains: Sequence[ProbeChain]) -> ProbeChain | None:
         if len({layer.activation for layer in layers}) != 1:
             return None
         weights = [layer.weights for layer in layers]
-        joined = np.concatenate(weights, axis=1) if index == 0 else _block_diagonal(weights)
+        joined = np.concatenate(weights, axis=1) if index == 0 else linalg.block_diag(*weights)
         bias = np.concatenate([layer.bias for layer in layers])
         shared.layers.append(DenseLayer(joined, bias, layers[0].activation))
     return shared
@@ -114,23 +118,13 @@ def _relative_to(shared: ProbeChain, chain: ProbeChain) -> list[DenseLayer]:
     layers = [layer for layer in chain.layers if not isinstance(layer, LayerNorm)]
     if chain.components is not None:
         n_components = len(chain.components)
-        layers.insert(0, DenseLayer(chain.components.T, np.zeros(n_components)))
+        layers.insert(0, DenseLayer(transposed(chain.components), np.zeros(n_components)))
     ratio = shared.scale / chain.scale
     offset = (shared.mean - chain.mean) / chain.scale
     first = layers[0]
     weights = first.weights * ratio[:, None]
     layers[0] = DenseLayer(weights, first.bias + offset @ first.weights, first.activation)
     return layers
-
-
-def _block_diagonal(blocks: Sequence[FloatArray]) -> FloatArray:
-    shapes = np.array([block.shape for block in blocks])
-    whole = np.zeros(shapes.sum(axis=0))
-    row, column = 0, 0
-    for block in blocks:
-        whole[row : row + block.shape[0], column : column + block.shape[1]] = block
-        row, column = row + block.shape[0], column + block.shape[1]
-    return whole
 
 
 _LINEAR = ("LogisticRegression", "LogisticRegressionCV", "LinearDiscriminantAnalysis")
@@ -159,10 +153,12 @@ def estimator_source(estimator: Any, *, name: str = "estimator") -> GraphSource:
     try:
         classes = np.asarray(estimator.classes_).tolist()
         if len(classes) != 2:
-            raise _refused(name, f"it has {len(classes)} classes; expected 2")
+            raise refused(
+                name, f"it has {len(classes)} classes; expected 2", f"supported are {_SUPPORTED}"
+            )
         graph = _Translation(name).graph_of(estimator)
     except AttributeError as error:
-        raise _refused(name, f"it is no fitted classifier ({error})", "fit it first") from error
+        raise refused(name, f"it is no fitted classifier ({error})", "fit it first") from error
 
     def reference(states: States) -> Any:
         return estimator.predict_proba(states)[:, 1]
@@ -194,7 +190,7 @@ class _Translation:
 
     def _kind(self, estimator: Any) -> str:
         """Return the class's name if the class is scikit-learn's own."""
-        kind = type(estimator)
+        kind: Any = type(cast(object, estimator))
         if kind.__module__.split(".")[0] != "sklearn":
             raise self._unknown(f"{kind.__module__}.{kind.__qualname__}")
         return kind.__name__
@@ -221,10 +217,10 @@ class _Translation:
             scale = np.ones(n_in) if step.scale_ is None else step.scale_
             chain.standardise(_float64(mean), _float64(scale))
         elif kind == "PCA":
-            components = step.components_.astype(np.float64)
+            components = _float64(step.components_)
             if step.whiten:
                 components = components / np.sqrt(step.explained_variance_)[:, None]
-            chain.project(step.mean_.astype(np.float64), components)
+            chain.project(_float64(step.mean_), components)
         else:
             raise self._unknown(kind)
 
@@ -241,15 +237,15 @@ class _Translation:
             return not as_score
         is_linear = kind in _LINEAR or (kind == "SGDClassifier" and classifier.loss == "log_loss")
         if kind in ("LinearSVC", "SGDClassifier") and as_score and not is_linear:
-            raise _refused(
+            raise refused(
                 self._name,
                 f"{kind} gives a margin and no probability",
                 "fit it inside CalibratedClassifierCV",
             )
         if not is_linear and kind not in ("LinearSVC", "SGDClassifier", "RidgeClassifier"):
             raise self._unknown(kind)
-        coefficients = np.atleast_2d(classifier.coef_).astype(np.float64)
-        chain.dense(coefficients.T, np.atleast_1d(classifier.intercept_).astype(np.float64))
+        coefficients = transposed(_float64(np.atleast_2d(classifier.coef_)))
+        chain.dense(coefficients, _float64(np.atleast_1d(classifier.intercept_)))
         return False
 
     def _add_perceptron(self, chain: ProbeChain, classifier: Any, *, is_probability: bool) -> None:
@@ -273,7 +269,7 @@ class _Translation:
             calibrators.append(fold.calibrators[0])
         joined = side_by_side(chains)
         if joined is None:
-            raise _refused(self._name, "its folds differ in their layers", "use ensemble=False")
+            raise refused(self._name, "its folds differ in their layers", "use ensemble=False")
         return joined.graph(self._head(calibrators, classifier.method, is_probability))
 
     def _head(self, calibrators: list[Any], method: str, is_probability: bool) -> Head:
@@ -287,10 +283,10 @@ class _Translation:
         if method == "isotonic":
             lines = [(each.X_thresholds_, each.y_thresholds_) for each in calibrators]
             return IsotonicFolds(tuple((_float64(x), _float64(y)) for x, y in lines))
-        raise _refused(self._name, f"its calibration is {method!r}", "use method='sigmoid'")
+        raise refused(self._name, f"its calibration is {method!r}", "use method='sigmoid'")
 
     def _unknown(self, kind: str) -> ProbeFileError:
-        return _refused(self._name, f"{kind!r} is not translated", f"supported are {_SUPPORTED}")
+        return refused(self._name, f"{kind!r} is not translated", f"supported are {_SUPPORTED}")
 
 
 def _check_same(graph: ProbeGraph, reference: Callable[[States], Any], name: str) -> None:
@@ -302,7 +298,7 @@ def _check_same(graph: ProbeGraph, reference: Callable[[States], Any], name: str
     states = noise * graph.scale + graph.mean
     difference = float(np.abs(score_states(graph, states) - reference(states)).max())
     if not difference <= _TOLERANCE:
-        raise _refused(
+        raise refused(
             name,
             f"its translation scores up to {difference:.2g} away from the estimator",
             "report it, with the version of scikit-learn",
@@ -311,9 +307,3 @@ def _check_same(graph: ProbeGraph, reference: Callable[[States], Any], name: str
 
 def _float64(values: Any) -> NDArray[np.float64]:
     return np.asarray(values, dtype=np.float64)
-
-
-def _refused(name: str, problem: str, remedy: str = "") -> ProbeFileError:
-    return ProbeFileError(
-        f"cannot convert {name!r}: {problem}; {remedy or f'supported are {_SUPPORTED}'}"
-    )

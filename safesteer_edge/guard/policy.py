@@ -155,7 +155,7 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         for name, (low, high) in _SAMPLING_BOUNDS.items():
-            value = getattr(self, name)
+            value: float = getattr(self, name)
             if not low <= value <= high:  # false for NaN as well
                 raise SettingsError(f"{name} is {value!r}; expected {low} to {high}")
 

@@ -146,11 +146,8 @@ class TimedProbe:
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
+        self.n_features = probe.n_features
         self.elapsed_s = 0.0
-
-    @property
-    def n_features(self) -> int:
-        return self._probe.n_features
 
     def score(self, hidden: np.typing.NDArray[np.float32]) -> np.typing.NDArray[np.float32]:
         started_s = time.perf_counter()

@@ -16,7 +16,7 @@ from safesteer_edge.harvest.answers import AnswerKind, HarvestedAnswer, Harveste
 from safesteer_edge.harvest.cache import HarvestCache, HarvestSettings, StateShape
 from safesteer_edge.harvest.carriers import DRAWN_CARRIERS, Carrier, page_fonts, written_words
 from safesteer_edge.harvest.planned import PlannedRequest, planned_requests
-from safesteer_edge.harvest.workers import Share, run_side_by_side
+from safesteer_edge.harvest.workers import run_side_by_side
 from safesteer_edge.library.memory_plan import in_mib
 from safesteer_edge.processes.cores import n_usable_cores
 from safesteer_edge.requests.requests import Request
@@ -182,8 +182,12 @@ def harvest(settings: HarvestSettings, requests: Sequence[Request], progress: Pr
     finally:
         runtime.close()
     if not is_alone:
-        shares = _shares(settings, shape, missing)
-        _count(run_side_by_side(shares), missing, units, progress)
+        # The units are dealt out to processes that share the cores.
+        n_threads = settings.session.n_threads or n_usable_cores()
+        session = replace(settings.session, n_threads=max(1, n_threads // settings.n_workers))
+        work = functools.partial(_harvest_share, replace(settings, session=session), shape)
+        done = run_side_by_side(work, missing, n_workers=settings.n_workers)
+        _count(done, missing, units, progress)
     return Harvest(cache, shape, units)
 
 
@@ -197,20 +201,6 @@ def _count(
     progress("harvesting answers", n_before, len(units))
     for n_done, _ in enumerate(done, start=n_before + 1):
         progress("harvesting answers", n_done, len(units))
-
-
-def _shares(
-    settings: HarvestSettings, shape: StateShape, units: Sequence[HarvestUnit]
-) -> list[Share]:
-    """The units, dealt out to workers that share the cores."""
-    n_threads = settings.session.n_threads or n_usable_cores()
-    session = replace(settings.session, n_threads=max(1, n_threads // settings.n_workers))
-    one = replace(settings, session=session)
-    n_workers = min(settings.n_workers, len(units))
-    return [
-        functools.partial(_harvest_share, one, shape, units[at::n_workers])
-        for at in range(n_workers)
-    ]
 
 
 def _harvest_share(

@@ -1,4 +1,4 @@
-"""Several processes that harvest side by side.
+"""What is harvested or evaluated, and how many processes do it side by side.
 
 A small model's decoding steps are so short that its threads mostly wait for each other: two
 processes of one thread harvest the embedded default half as fast again as one of two threads. The
@@ -7,33 +7,31 @@ states are the same bits, however many threads compute them.
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from safesteer_edge.bundle.bundle import read_config
 from safesteer_edge.bundle.fingerprint import fingerprint_model
-from safesteer_edge.errors import EngineError, SafeSteerError
+from safesteer_edge.errors import EngineError
 from safesteer_edge.formats.model_file import check_language_model
 from safesteer_edge.library.memory_plan import free_memory
 from safesteer_edge.processes.cores import n_usable_cores
+from safesteer_edge.processes.pool import Work, share_out
 from safesteer_edge.session.choice import choose_model
 from safesteer_edge.session.settings import SessionSettings
 
-# -- what an evaluation is of: the model file, its projector and its guard, named by their hashes --
+Item = TypeVar("Item")
 
 # Measured with the default model: 310 MiB in use by a guarded process, 94 of them mapped weights.
 _BESIDES_WEIGHTS_BYTES: Final = 320 << 20
+_SMALL_MODEL_BYTES: Final = 512 << 20  # above, threads have enough to do for each step
+_MAX_WORKERS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """facts: for the report. sees: it is loaded with a projector."""
+    """What an evaluation is of. facts: for the report. sees: it is loaded with a projector."""
 
     facts: dict[str, Any]
     sees: bool
@@ -76,13 +74,6 @@ def workers_that_fit(n_wanted: int, model_bytes: int, *, free_bytes: int | None 
     return max(1, min(n_wanted, free // (model_bytes + _BESIDES_WEIGHTS_BYTES)))
 
 
-_SMALL_MODEL_BYTES: Final = 512 << 20  # above, threads have enough to do for each step
-_MAX_WORKERS: Final = 8
-
-# Yields after each piece of work. Sent to another process: a function of a module, or its partial.
-Share = Callable[[], Iterator[None]]
-
-
 def default_workers(session: SessionSettings, model_bytes: int) -> int:
     """How many processes harvest a model best here: one a core where it is small, else one."""
     if model_bytes > _SMALL_MODEL_BYTES or session.n_gpu_layers:
@@ -91,59 +82,17 @@ def default_workers(session: SessionSettings, model_bytes: int) -> int:
     return workers_that_fit(min(n_threads, _MAX_WORKERS), model_bytes)
 
 
-def run_side_by_side(shares: Sequence[Share]) -> Iterator[None]:
-    """Run each share in a process of its own; yield whenever one of them does.
+def run_side_by_side(
+    work: Work[Item, None], items: Sequence[Item], *, n_workers: int
+) -> Iterator[None]:
+    """Do the items in so many processes; yield whenever one is done.
 
-    Raises what a share raised, and EngineError where a process died.
+    Raises what the work raised, and EngineError where a process died.
     """
-    context = multiprocessing.get_context("spawn")  # llama.cpp's threads do not survive a fork
-    processes: dict[Connection, SpawnProcess] = {}
-    try:
-        for share in shares:
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_run, args=(theirs, share), daemon=True)
-            process.start()
-            theirs.close()  # so that its end is the end of file
-            processes[ours] = process
-        while processes:
-            for ready in wait(list(processes)):
-                assert isinstance(ready, Connection)
-                yield from _received(ready, processes)
-    finally:
-        for connection, process in processes.items():
-            connection.close()
-            process.terminate()
-            process.join(timeout=10)
-
-
-def _received(ready: Connection, processes: dict[Connection, SpawnProcess]) -> Iterator[None]:
-    """What one process has to say; it leaves `processes` when it has done its share."""
-    try:
-        sent: SafeSteerError | bool | None = ready.recv()
-    except (EOFError, ConnectionResetError):
-        process = processes[ready]
-        process.join(timeout=10)
-        raise EngineError(
-            f"the process that ran the model died (exit code {process.exitcode}); the same command "
-            "goes on where it was, with --workers 1 in less memory"
-        ) from None
-    if isinstance(sent, SafeSteerError):
-        raise sent
-    if sent:
-        ready.close()
-        processes.pop(ready).join(timeout=10)
-    else:
+    for done in share_out(work, items, n_workers=n_workers):
+        if done is not None:
+            raise EngineError(
+                f"the process that ran the model died (exit code {done.exit_code}); the same "
+                "command goes on where it was, with --workers 1 in less memory"
+            )
         yield
-
-
-def _run(connection: Connection, share: Share) -> None:
-    """Send None for each piece of work, then True; or the error that ended it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent was killed
-        try:
-            for _ in share():
-                connection.send(None)
-            connection.send(True)
-        except SafeSteerError as error:
-            connection.send(error)
-    connection.close()

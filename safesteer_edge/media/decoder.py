@@ -7,39 +7,58 @@ for images), stays for the next ones, and is replaced when a file brought it dow
 
 from __future__ import annotations
 
-import json
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import Any, Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from safesteer_edge.errors import MediaError
 from safesteer_edge.media import documents
-from safesteer_edge.media.documents import DecodedDocument, DocumentPage
-from safesteer_edge.media.image_decoding import HEIF_PACKAGE, is_heif
-from safesteer_edge.media.image_fit import ImageFit
-from safesteer_edge.media.images import MAX_FILE_BYTES as MAX_IMAGE_BYTES
+from safesteer_edge.media.image_decoding import HEIF_PACKAGE, ImageFit, is_heif
 from safesteer_edge.media.images import DecodedImage, image_of_pixels
 from safesteer_edge.media.media_file import read_media_file
-from safesteer_edge.media.sounds import MAX_FILE_BYTES as MAX_SOUND_BYTES
-from safesteer_edge.media.sounds import DecodedSound, sound_of_samples
-from safesteer_edge.processes.confined_process import ConfinedProcess
-
-# -- the process that decodes media files, asked for one file after another ------------------------
+from safesteer_edge.processes.child import ConfinedChild
 
 # HEIC apart from other pictures: its decoder needs threads, which the others may not start.
 DecoderKind = Literal["image", "heif", "sound", "document"]
 
-_PACKAGES = {
-    "image": ("PIL",),
-    "heif": ("PIL", "pillow_heif", "_pillow_heif"),
-    "sound": ("miniaudio", "_miniaudio", "_cffi_backend"),
-    "document": ("PIL", "pypdfium2", "pypdfium2_raw"),
+MAX_IMAGE_BYTES: Final = 20 * 1024 * 1024
+MAX_SOUND_BYTES: Final = 64 * 1024 * 1024
+# What each kind of process runs, and which packages that needs.
+_DECODERS: Final[Mapping[DecoderKind, tuple[str, tuple[str, ...]]]] = {
+    "image": ("image_decoding:image_decoder", ("PIL",)),
+    "heif": ("image_decoding:image_decoder", ("PIL", "pillow_heif", "_pillow_heif")),
+    "sound": ("sound_decoding:sound_decoder", ("miniaudio", "_miniaudio", "_cffi_backend")),
+    "document": ("pdf_decoding:document_decoder", ("PIL", "pypdfium2", "pypdfium2_raw")),
 }
-_MAX_LINE = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodedSound:
+    """samples: float32 (n,), mono, in [-1, 1]. sha256: of the rate and the samples, in hex."""
+
+    samples: NDArray[np.float32]
+    sample_rate: int
+    sha256: str
+    name: str
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasts."""
+        return len(self.samples) / self.sample_rate
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedDocument:
+    """text: what the prompt says of it. pictures: of pages, in order."""
+
+    text: str
+    pictures: tuple[DecodedImage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +71,7 @@ class DecoderLimits:
     max_answer_bytes: int = 64 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class DecoderAnswer:
-    """What the decoder said of a file, and its pixels or samples."""
-
-    header: dict[str, Any]
-    payload: bytes
-
-
-class DecoderProcess:
+class DecoderProcess(ConfinedChild):
     """One child process that decodes files of one kind, one after another. Not thread-safe."""
 
     def __init__(self, kind: DecoderKind, limits: DecoderLimits) -> None:
@@ -68,89 +79,52 @@ class DecoderProcess:
         self._what = "image" if kind == "heif" else kind
         self._limits = limits
         self._is_ready = False
+        serve, packages = _DECODERS[kind]
         try:
-            self._child = ConfinedProcess(
-                Path(__file__).with_name("decoder_worker.py"),
-                {"kind": kind, "memory_bytes": limits.memory_bytes},
-                packages=_PACKAGES[kind],
-                read_reply=partial(_read_answer, max_bytes=limits.max_answer_bytes),
+            super().__init__(
+                f"safesteer_edge.media.{serve}",
+                {"heif": kind == "heif"},
+                packages=packages,
+                memory_bytes=limits.memory_bytes,
+                max_reply_bytes=limits.max_answer_bytes,
+                may_start_threads=kind == "heif",
             )
         except (OSError, ModuleNotFoundError) as error:
             raise MediaError(
                 f"cannot start the process that decodes {self._what}s: {error}"
             ) from error
 
-    def decode(self, request: dict[str, Any], data: bytes) -> DecoderAnswer:
-        """Decode one file. request: with `name`, for messages.
+    def decode(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+        """What is told about one file, and its content. request: with `name`, for messages.
 
         Raises MediaError that says what is wrong with it, or that it broke a limit; the process may
         be dead then (`is_alive`).
         """
-        try:
-            if not self._is_ready:
-                self._wait_for_start()
-            line = json.dumps({**request, "n_bytes": len(data)}).encode("ascii") + b"\n"
-            self._child.send(line + data)
-            answer = self._wait_for_answer(f"{self._what} {request['name']}")
-        except BaseException:  # Ctrl-C too: a late answer would pass for the next file's
-            self._child.kill()
-            raise
-        if "error" in answer.header:
-            raise MediaError(str(answer.header["error"]))
-        return answer
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the child can be asked again."""
-        return self._child.is_alive
-
-    @property
-    def process_id(self) -> int:
-        """The child's."""
-        return self._child.process_id
-
-    def close(self) -> None:
-        """Ask the child to end, and kill it if it does not. Safe to call twice."""
-        self._child.close()
-
-    def _wait_for_start(self) -> None:
-        try:
-            self._is_ready = self._child.receive(self._limits.start_s) is not None
-        except TimeoutError:
-            self._is_ready = False
+        limits, file = self._limits, f"{self._what} {request['name']}"
         if not self._is_ready:
-            raise MediaError(
-                f"the process that decodes {self._what}s does not start; reinstall safesteer-edge"
-            )
-
-    def _wait_for_answer(self, file: str) -> DecoderAnswer:
-        limits = self._limits
+            try:
+                self.receive(limits.start_s)
+            except (TimeoutError, EOFError):
+                raise MediaError(
+                    f"the process that decodes {self._what}s does not start; reinstall "
+                    "safesteer-edge"
+                ) from None
+            self._is_ready = True
         try:
-            answer = self._child.receive(limits.decode_s)
+            header, content = self.ask(request, data, limit_s=limits.decode_s)
         except TimeoutError:
             raise MediaError(
                 f"{file} takes more than {limits.decode_s:g} s to decode; make it smaller, or save "
                 "it in another format"
             ) from None
-        if answer is None:
+        except EOFError:
             raise MediaError(
                 f"{file} ended the process that decoded it: it is damaged, or needs more than "
                 f"{limits.memory_bytes >> 20} MiB; save it in another format"
-            )
-        return answer
-
-
-def _read_answer(stdout: IO[bytes], max_bytes: int) -> DecoderAnswer | None:
-    """None: the child ended, or did not say what it should."""
-    line = stdout.readline(_MAX_LINE)
-    if not line.endswith(b"\n"):
-        return None
-    header = cast("dict[str, Any]", json.loads(line))
-    n_bytes = int(header["n_bytes"])
-    if n_bytes > max_bytes:
-        return None
-    payload = stdout.read(n_bytes)
-    return DecoderAnswer(header, payload) if len(payload) == n_bytes else None
+            ) from None
+        if "error" in header:
+            raise MediaError(str(header["error"]))
+        return header, content
 
 
 IMAGE_LIMITS = DecoderLimits(decode_s=4.5)
@@ -185,8 +159,8 @@ class MediaDecoder:
         """
         data = read_media_file(path, "image", max_bytes=MAX_IMAGE_BYTES)
         has_heif = is_heif(data) and find_spec(HEIF_PACKAGE) is not None
-        answer = self._decode("heif" if has_heif else "image", self._fitted_request(path), data)
-        return _image(answer.header, answer.payload, path.name)
+        kind: DecoderKind = "heif" if has_heif else "image"
+        return _image(*self._decode(kind, self._fitted_request(path), data), path.name)
 
     def load_sound(self, path: Path, *, sample_rate: int) -> DecodedSound:
         """Decode WAV, MP3 or FLAC, mono, resampled to `sample_rate` Hz.
@@ -195,9 +169,11 @@ class MediaDecoder:
         """
         data = read_media_file(path, "sound", max_bytes=MAX_SOUND_BYTES)
         request = {"name": repr(str(path)), "sample_rate": sample_rate}
-        answer = self._decode("sound", request, data)
-        samples = np.frombuffer(answer.payload, dtype=np.float32)
-        return sound_of_samples(samples, sample_rate, path.name)
+        _, content = self._decode("sound", request, data)
+        samples = np.frombuffer(content, dtype=np.float32)
+        finite = np.clip(np.nan_to_num(samples), -1.0, 1.0)  # a WAV of floats may hold anything
+        digest = hashlib.sha256(str(sample_rate).encode() + finite.tobytes())
+        return DecodedSound(finite, sample_rate, digest.hexdigest(), path.name)
 
     def load_document(self, path: Path, *, name: str, sees: bool) -> DecodedDocument:
         """Read a text file or a PDF. name: what the prompt calls it. sees: draw pictured pages.
@@ -207,23 +183,25 @@ class MediaDecoder:
         data = read_media_file(path, "document", max_bytes=documents.MAX_FILE_BYTES)
         file = repr(str(path))
         if not documents.is_pdf(data):
-            return documents.text_document(data, file=file, name=name)
+            return DecodedDocument(documents.text_document(data, file=file, name=name))
         if find_spec(documents.PDF_PACKAGE) is None:
             raise MediaError(
                 f"cannot read PDF {file}: pypdfium2 is not installed; "
                 "pip install 'safesteer-edge[documents]'"
             )
-        answer = self._decode("document", {**self._fitted_request(path), "sees": sees}, data)
-        rest, pages = memoryview(answer.payload), list[DocumentPage]()
-        for number, header in enumerate(answer.header["pages"], 1):
-            text, rest = bytes(rest[: header["n_bytes"]]), rest[header["n_bytes"] :]
-            picture = None
-            if "size" in header:
-                n_bytes = 3 * header["size"][0] * header["size"][1]
-                picture = _image(header, rest[:n_bytes], f"{name}, page {number}")
-                rest = rest[n_bytes:]
-            pages.append(DocumentPage(text.decode("utf-8"), header["is_pictured"], picture))
-        return documents.pdf_document(pages, file=file, name=name)
+        request = {**self._fitted_request(path), "title": name, "sees": sees}
+        header, content = self._decode("document", request, data)
+        text, pixels = np.split(np.frombuffer(content, np.uint8), [header["n_text_bytes"]])
+        ends = np.cumsum(
+            [3 * np.prod(picture["size"]) for picture in header["pictures"]], dtype=int
+        )
+        return DecodedDocument(
+            text.tobytes().decode("utf-8"),
+            tuple(
+                _image(picture, part, f"{name}, page {picture['page']}")
+                for picture, part in zip(header["pictures"], np.split(pixels, ends), strict=False)
+            ),
+        )
 
     def close(self) -> None:
         """End the processes. Idempotent; a later file starts a new one."""
@@ -243,7 +221,9 @@ class MediaDecoder:
             "max_pixels": self.fit.max_pixels,
         }
 
-    def _decode(self, kind: DecoderKind, request: dict[str, Any], data: bytes) -> DecoderAnswer:
+    def _decode(
+        self, kind: DecoderKind, request: dict[str, Any], data: bytes
+    ) -> tuple[dict[str, Any], bytes]:
         process = self._processes.get(kind)
         if process is None or not process.is_alive:
             if process is not None:
@@ -252,8 +232,8 @@ class MediaDecoder:
         return process.decode(request, data)
 
 
-def _image(header: dict[str, Any], payload: bytes | memoryview, name: str) -> DecodedImage:
+def _image(header: dict[str, Any], content: bytes | NDArray[np.uint8], name: str) -> DecodedImage:
     width, height = header["size"]
-    pixels = np.frombuffer(payload, dtype=np.uint8).reshape(height, width, 3)
+    pixels = np.frombuffer(content, dtype=np.uint8).reshape(height, width, 3)
     original_width, original_height = header["original_size"]
     return image_of_pixels(pixels, name, (original_width, original_height))

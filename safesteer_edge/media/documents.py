@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from safesteer_edge.errors import MediaError
-from safesteer_edge.media.images import DecodedImage
+from safesteer_edge.media.image_decoding import Picture
 
 MAX_FILE_BYTES: Final = 20 * 1024 * 1024
 MAX_CHARACTERS: Final = 100_000  # some 25,000 tokens
@@ -21,21 +21,13 @@ _BINARY = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class DocumentPage:
-    """is_pictured: there is more to it than text. picture: of the page, if it goes along."""
+    """is_pictured: there is more to it than text. picture: of the whole page, if it goes along."""
 
     text: str
     is_pictured: bool
-    picture: DecodedImage | None
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedDocument:
-    """text: what the prompt says of it. pictures: of pages, in order."""
-
-    text: str
-    pictures: tuple[DecodedImage, ...] = ()
+    picture: Picture | None
 
 
 def is_pdf(data: bytes) -> bool:
@@ -51,27 +43,30 @@ def check_length(n_characters: int, what: str) -> None:
         )
 
 
-def text_document(data: bytes, *, file: str, name: str) -> DecodedDocument:
-    """A text file: UTF-8, or UTF-16 with its mark. file: for messages. name: for the prompt.
+def text_document(data: bytes, *, file: str, name: str) -> str:
+    """What the prompt says of a text file: UTF-8, or UTF-16 with its mark.
 
+    file: for messages. name: for the prompt.
     Raises MediaError for anything else, what is empty and what is too long.
     """
     try:
         text = data.decode("utf-16" if data.startswith(_UTF_16) else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _no_text(file) from error
-    if _BINARY.search(text):
-        raise _no_text(file)
+        if _BINARY.search(text):
+            raise ValueError("control characters")
+    except ValueError as error:
+        raise MediaError(
+            f"cannot read {file}: it is neither a picture (PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, "
+            "HEIC), a sound (WAV, FLAC, MP3), a PDF, nor UTF-8 text; convert it first"
+        ) from error
     check_length(len(text), f"file {file}")
     if not text.strip():
         raise MediaError(f"file {file} is empty; attach one with text in it")
-    return DecodedDocument(_framed(name, _cleaned(text)))
+    return _framed(name, _cleaned(text))
 
 
-def pdf_document(pages: Sequence[DocumentPage], *, file: str, name: str) -> DecodedDocument:
-    """A PDF. Raises MediaError if nothing of it can be read or seen."""
-    pictures = tuple(page.picture for page in pages if page.picture is not None)
-    if not pictures and not any(page.text.strip() for page in pages):
+def pdf_document(pages: Sequence[DocumentPage], *, file: str, name: str) -> str:
+    """What the prompt says of a PDF. Raises MediaError if nothing of it can be read or seen."""
+    if not any(page.picture or page.text.strip() for page in pages):
         reason = (
             "only pictures, and this model does not see as it is loaded; choose one that does"
             if any(page.is_pictured for page in pages)
@@ -82,7 +77,7 @@ def pdf_document(pages: Sequence[DocumentPage], *, file: str, name: str) -> Deco
     for number, page in enumerate(pages, 1):
         told.append(f"[page {number} of {len(pages)}{_note(page)}]")
         told += filter(None, [_cleaned(page.text)])
-    return DecodedDocument(_framed(name, "\n".join(told)), pictures)
+    return _framed(name, "\n".join(told))
 
 
 def _note(page: DocumentPage) -> str:
@@ -99,10 +94,3 @@ def _framed(name: str, text: str) -> str:
 def _cleaned(text: str) -> str:
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     return _NOT_TEXT.sub("", lines).strip("\n")
-
-
-def _no_text(file: str) -> MediaError:
-    return MediaError(
-        f"cannot read {file}: it is neither a picture (PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, "
-        "HEIC), a sound (WAV, FLAC, MP3), a PDF, nor UTF-8 text; convert it first"
-    )

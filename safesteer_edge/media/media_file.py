@@ -1,13 +1,18 @@
-"""What is asked of a file before anything decodes it: its kind by its name, and its size."""
+"""What is asked of a file before anything decodes it, and what is said of one that is no good."""
 
 from __future__ import annotations
 
+import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from safesteer_edge.errors import MediaError
 
 MediaKind = Literal["image", "sound", "document"]
+# A decoding process' own: a request and a file's bytes to what is told about it, and its content.
+Answer = Callable[[dict[str, Any], bytes], tuple[dict[str, Any], bytes]]
 
 IMAGE_SUFFIXES: Final = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
@@ -28,22 +33,30 @@ def read_media_file(path: Path, kind: MediaKind, *, max_bytes: int) -> bytes:
     """Its bytes. Raises MediaError unless it is a regular file (a pipe would hang) in bounds."""
     name = repr(str(path))
     try:
-        size_bytes = path.stat().st_size
-        if not path.is_file():
+        if not stat.S_ISREG(path.stat().st_mode):
             raise MediaError(f"cannot read {kind} {name}: it is not a file; check the path")
-        if size_bytes > max_bytes:
-            raise _too_large(kind, name, size_bytes, max_bytes)
         with path.open("rb") as stream:
-            data = stream.read(max_bytes + 1)  # it may have grown
+            data = stream.read(max_bytes + 1)
+            size_bytes = max(stream.seek(0, os.SEEK_END), len(data))
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         reason = getattr(error, "strerror", None) or error
         raise MediaError(f"cannot read {kind} {name}: {reason}; check the path") from error
-    if len(data) > max_bytes:
-        raise _too_large(kind, name, len(data), max_bytes)
+    if size_bytes > max_bytes:
+        raise MediaError(
+            f"{kind} {name} has {size_bytes} bytes; the limit is {max_bytes}; make it smaller first"
+        )
     return data
 
 
-def _too_large(kind: str, name: str, size_bytes: int, max_bytes: int) -> MediaError:
-    return MediaError(
-        f"{kind} {name} has {size_bytes} bytes; the limit is {max_bytes}; make it smaller first"
-    )
+def answers(decode: Answer) -> Answer:
+    """The same, with errors as answers."""
+
+    def answer(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+        try:
+            return decode(request, data)
+        except MediaError as error:
+            return {"error": str(error)}, b""
+        except MemoryError:
+            return {"error": f"{request['name']} needs too much memory to decode"}, b""
+
+    return answer

@@ -1,23 +1,21 @@
 """Bytes of a PDF to the text of its pages, and pictures of those that carry any, by PDFium.
 
-Runs in the decoding process (`decoder_worker`). Text that lies outside a page, where nobody sees
-it, is left out.
+Runs in a decoding process. Text that lies outside a page, where nobody sees it, is left out.
 """
 
 from __future__ import annotations
 
 import codecs
 import math
-from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import pypdfium2
 from pypdfium2.raw import FPDF_ERR_PASSWORD, FPDF_PAGEOBJ_IMAGE
 
 from safesteer_edge.errors import MediaError
-from safesteer_edge.media.documents import check_length
-from safesteer_edge.media.image_decoding import Picture, fit_image
-from safesteer_edge.media.image_fit import MAX_ASPECT_RATIO, ImageFit
+from safesteer_edge.media.documents import DocumentPage, check_length, pdf_document
+from safesteer_edge.media.image_decoding import MAX_ASPECT_RATIO, ImageFit, Picture, fit_image
+from safesteer_edge.media.media_file import Answer, answers
 
 MAX_PAGES: Final = 50
 MAX_PICTURES: Final = 8
@@ -26,25 +24,28 @@ _SCALE: Final = 2.0  # pixels a point: 144 dpi
 _MIN_SHARE: Final = 0.02  # of a page that a picture covers: a logo on every page is none
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Page:
-    """is_pictured: there is more to it than its text. picture: of the whole page, if asked for."""
-
-    text: str
-    is_pictured: bool
-    picture: Picture | None
-
-
-def load_decoder() -> None:
-    """Read the last of what decoding needs from the disk."""
+def document_decoder(_: dict[str, Any]) -> Answer:
+    """What decodes in a process of its own, the last of what it needs read from the disk."""
     with pypdfium2.PdfDocument.new() as blank:
         page = blank.new_page(72, 72)
         page.get_textpage()
         codecs.lookup("utf-16-le")  # a module, which the first text would load
         fit_image(page.render().to_pil(), ImageFit(14))
+    return answers(_document)
 
 
-def decode_pdf(data: bytes, *, name: str, fit: ImageFit, sees: bool) -> list[Page]:
+def _document(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+    """What the prompt says of a PDF, in UTF-8, and the pixels of the pages that it shows."""
+    file = request["name"]
+    pages = decode_pdf(data, name=file, fit=ImageFit.asked(request), sees=request["sees"])
+    text = pdf_document(pages, file=file, name=request["title"]).encode("utf-8", "replace")
+    shown = [(number, page.picture) for number, page in enumerate(pages, 1) if page.picture]
+    pictures = [{"page": number, **picture.header} for number, picture in shown]
+    pixels = (picture.image.tobytes() for _, picture in shown)
+    return {"n_text_bytes": len(text), "pictures": pictures}, b"".join([text, *pixels])
+
+
+def decode_pdf(data: bytes, *, name: str, fit: ImageFit, sees: bool) -> list[DocumentPage]:
     """The pages. sees: draw those that carry pictures, the first MAX_PICTURES of them.
 
     Raises MediaError if it has too many pages or characters, a password, or damage.
@@ -61,12 +62,12 @@ def decode_pdf(data: bytes, *, name: str, fit: ImageFit, sees: bool) -> list[Pag
         raise MediaError(f"cannot read PDF {name}: {reason}") from error
 
 
-def _decode(pdf: pypdfium2.PdfDocument, name: str, fit: ImageFit, sees: bool) -> list[Page]:
+def _decode(pdf: pypdfium2.PdfDocument, name: str, fit: ImageFit, sees: bool) -> list[DocumentPage]:
     if len(pdf) > MAX_PAGES:
         raise MediaError(
             f"PDF {name} has {len(pdf)} pages; the limit is {MAX_PAGES}; save those that matter"
         )
-    pages: list[Page] = []
+    pages: list[DocumentPage] = []
     n_characters, n_pictures = 0, 0
     for raw_page in pdf:
         text = raw_page.get_textpage().get_text_bounded()
@@ -77,7 +78,7 @@ def _decode(pdf: pypdfium2.PdfDocument, name: str, fit: ImageFit, sees: bool) ->
         if sees and is_pictured and n_pictures < MAX_PICTURES:
             picture = _drawn(raw_page, fit)
             n_pictures += picture is not None
-        pages.append(Page(text, is_pictured, picture))
+        pages.append(DocumentPage(text, is_pictured, picture))
         raw_page.close()
     return pages
 

@@ -1,6 +1,6 @@
 """Bytes of a sound file to mono samples, by miniaudio, under limits.
 
-miniaudio is what llama.cpp's mtmd decodes sound with; here it runs in the decoding process, so
+miniaudio is what llama.cpp's mtmd decodes sound with; here it runs in a decoding process, so
 that a file that crashes it ends no chat. It is read in pieces, and what a header says about the
 length is not believed: mtmd allocates as much as the header asks for, and ends the process when
 that fails (mtmd-helper.cpp, decode_audio_from_buf).
@@ -9,14 +9,26 @@ that fails (mtmd-helper.cpp, decode_audio_from_buf).
 from __future__ import annotations
 
 from array import array
+from typing import Any
 
 import miniaudio
 
 from safesteer_edge.errors import MediaError
+from safesteer_edge.media.media_file import Answer, answers
 
 FORMATS = ("WAV", "MP3", "FLAC")
 MAX_SECONDS = 600
 _PIECE_FRAMES = 16_384
+
+
+def sound_decoder(_: dict[str, Any]) -> Answer:
+    """What decodes in a process of its own."""
+    return answers(
+        lambda asked, data: (
+            {},
+            decode_sound(data, name=asked["name"], sample_rate=asked["sample_rate"]).tobytes(),
+        )
+    )
 
 
 def decode_sound(data: bytes, *, name: str, sample_rate: int) -> array[float]:

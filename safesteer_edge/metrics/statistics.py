@@ -47,9 +47,7 @@ def auroc(positive: NDArray[np.floating], negative: NDArray[np.floating]) -> flo
 
     NaN if one is empty or has a NaN, which sorting would put above all.
     """
-    if not len(positive) or not len(negative):
-        return math.nan
-    if np.isnan(positive).any() or np.isnan(negative).any():
+    if not _are_known(positive) or not _are_known(negative):
         return math.nan
     ordered = np.sort(np.asarray(negative, dtype=np.float64))
     values = np.asarray(positive, dtype=np.float64)
@@ -83,9 +81,7 @@ def true_positive_rate(
 
     NaN if one is empty or has a NaN.
     """
-    if not len(positive) or not len(negative):
-        return math.nan
-    if np.isnan(positive).any() or np.isnan(negative).any():
+    if not _are_known(positive) or not _are_known(negative):
         return math.nan
     limit = np.quantile(negative, 1.0 - false_positive_rate, method="higher")
     return float(np.mean(np.asarray(positive) > limit))
@@ -98,6 +94,11 @@ def sign_test(n_one: int, n_other: int) -> float:
     """
     n, fewer = n_one + n_other, min(n_one, n_other)
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
+
+
+def _are_known(scores: NDArray[np.floating]) -> bool:
+    """Whether there are any, and no NaN among them."""
+    return bool(len(scores)) and not np.isnan(scores).any()
 
 
 def _edge(inside: float, outside: float, is_within: Callable[[float], bool]) -> float:

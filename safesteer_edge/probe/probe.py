@@ -35,13 +35,14 @@ class OnnxProbe:
     def __init__(
         self, timed: TimedSession, *, name: str, n_features: int, metadata: Mapping[str, str]
     ) -> None:
+        """name: what error messages call it. metadata: the file's `metadata_props`."""
         self._session: ProbeSession | None = timed.session
         self._single = SingleState(timed.session, n_features)
         self._name = name
-        self._n_features = n_features
-        self._provider: Provider = timed.provider
-        self._seconds_per_call = timed.median_s[0]
-        self._metadata = dict(metadata)
+        self.n_features = n_features
+        self.metadata = dict(metadata)
+        self.provider: Provider = timed.provider  # where it really runs
+        self.seconds_per_call = timed.median_s[0]  # of one state, the median measured at load
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: Device = "auto") -> OnnxProbe:
@@ -66,26 +67,6 @@ class OnnxProbe:
         )
         return cls(fastest, name=name, n_features=n_features, metadata=info.metadata)
 
-    @property
-    def n_features(self) -> int:
-        """The width of one state."""
-        return self._n_features
-
-    @property
-    def provider(self) -> Provider:
-        """Where the probe really runs."""
-        return self._provider
-
-    @property
-    def seconds_per_call(self) -> float:
-        """The median time of scoring one state, measured at load."""
-        return self._seconds_per_call
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """The file's `metadata_props`."""
-        return self._metadata
-
     def score(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         """Score hidden states.
 
@@ -102,10 +83,10 @@ class OnnxProbe:
         if not isinstance(hidden, np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ProbeShapeError(f"hidden states are a {type(hidden).__name__}, not an array")
         shape = hidden.shape
-        if len(shape) != 2 or shape[1] != self._n_features or not shape[0]:
+        if len(shape) != 2 or shape[1] != self.n_features or not shape[0]:
             raise ProbeShapeError(
                 f"hidden states have shape {shape}; probe {self._name!r} expects "
-                f"(n, {self._n_features}), n >= 1: is the guard bundle made for this model?"
+                f"(n, {self.n_features}), n >= 1: is the guard bundle made for this model?"
             )
         if hidden.dtype != np.float32:
             raise ProbeShapeError(f"hidden states are {hidden.dtype}; the probe expects float32")

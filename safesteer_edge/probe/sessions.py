@@ -8,12 +8,13 @@ user interface.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import statistics
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import timeit
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -64,8 +65,9 @@ def missing_cuda_libraries(cuda_version: str, site_packages: Path) -> tuple[str,
         return (driver_problem,)
     templates = _WINDOWS_LIBRARIES if sys.platform == "win32" else _LINUX_LIBRARIES
     names = [template.format(major=major) for template in templates]
-    folders = _wheel_folders(site_packages)
-    return tuple(name for name in names if not _load_first(_places(name, folders)))
+    nvidia = site_packages / "nvidia"
+    folders = sorted(folder for pattern in _WHEEL_FOLDERS for folder in nvidia.glob(pattern))
+    return tuple(name for name in names if not _loads(name, folders))
 
 
 def _driver_problem() -> str:
@@ -82,26 +84,12 @@ def _driver_problem() -> str:
     return "" if n_devices.value > 0 else "an NVIDIA GPU (the driver sees none)"
 
 
-def _wheel_folders(site_packages: Path) -> list[Path]:
-    """List the folders in which `nvidia-*` wheels keep their libraries, in a fixed order."""
-    root = site_packages / "nvidia"
-    return sorted(folder for pattern in _WHEEL_FOLDERS for folder in root.glob(pattern))
-
-
-def _places(name: str, folders: Sequence[Path]) -> Iterable[str]:
-    """Yield the paths to try for a library: the wheels' copies, then the system's own search."""
-    yield from (str(folder / name) for folder in folders if (folder / name).is_file())
-    yield name
-
-
-def _load_first(places: Iterable[str]) -> bool:
-    """Load the first of these libraries that loads; False if none does."""
-    for place in places:
-        try:
+def _loads(name: str, folders: Sequence[Path]) -> bool:
+    """Load a library, the wheels' copies first, then by the system's own search; False: none."""
+    for place in (*(str(f / name) for f in folders if (f / name).is_file()), name):
+        with contextlib.suppress(OSError):
             ctypes.CDLL(place)
-        except OSError:
-            continue
-        return True
+            return True
     return False
 
 
@@ -297,14 +285,9 @@ def timed_session(
 
 def _median_seconds(run: _Run, states: NDArray[np.float32], name: str) -> float:
     """Return the median time of one checked call with these states."""
-    for _ in range(_N_WARM_UPS):
-        checked_run(run, states, name)
-    times: list[float] = []
-    for _ in range(_N_TIMED_RUNS):
-        start = time.perf_counter()
-        checked_run(run, states, name)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    n_runs = _N_WARM_UPS + _N_TIMED_RUNS
+    times = timeit.repeat(lambda: checked_run(run, states, name), number=1, repeat=n_runs)
+    return statistics.median(times[_N_WARM_UPS:])
 
 
 def checked_run(run: _Run, states: NDArray[np.float32], name: str) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ and ends the process when the parent has gone.
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import queue
@@ -28,6 +29,12 @@ BEAT_S: Final = 2.0
 # Each write wakes the parent, on cores that decode: events of fast tokens go in one. Nobody sees a
 # twentieth of a second.
 GATHER_S: Final = 0.05
+
+
+def serve(_: dict[str, Any], requests: IO[bytes], replies_fd: int) -> NoReturn:
+    """What a child process runs: see `processes.child_main`."""
+    faulthandler.enable()  # a crash leaves its Python stack in the log
+    EngineServer(requests, replies_fd).serve()
 
 
 class EngineServer:

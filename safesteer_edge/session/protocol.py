@@ -371,10 +371,10 @@ class OpenedSession(ChatSession):
         if isinstance(image, bytes):
             path.write_bytes(image)
         else:
-            from safesteer_edge.media.images import MAX_FILE_BYTES
+            from safesteer_edge.media.decoder import MAX_IMAGE_BYTES
 
             image.save(path, compress_level=1)
-            if path.stat().st_size > MAX_FILE_BYTES:
+            if path.stat().st_size > MAX_IMAGE_BYTES:
                 image.convert("RGB").save(path, format="JPEG", quality=95)
         return path
 

@@ -32,7 +32,7 @@ from safesteer_edge.guard.policy import SamplingSettings
 from safesteer_edge.library.memory_need import MemorySettings
 from safesteer_edge.library.memory_plan import Machine, MemoryPlan, free_memory, in_mib, plan_memory
 from safesteer_edge.media.decoder import MediaDecoder
-from safesteer_edge.media.image_fit import ImageFit
+from safesteer_edge.media.image_decoding import ImageFit
 from safesteer_edge.media.picture_words import PictureReader, picture_reader
 from safesteer_edge.processes.cores import n_usable_cores
 from safesteer_edge.session.choice import ModelChoice, ModelFiles, no_bundle_text, read_model_files

@@ -8,19 +8,16 @@ see is bounded in prompt_parts.py: placeholders, never the words of the conversa
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from safesteer_edge.errors import TemplateError
-from safesteer_edge.processes.confined_process import ConfinedProcess
+from safesteer_edge.processes.child import ConfinedChild
 from safesteer_edge.templates.conversation import Role
 from safesteer_edge.templates.reasoning import ReasoningStyle, reasoning_style
 
@@ -44,6 +41,79 @@ class Refusal:
     """The template failed on these messages, and may take others (`raise_exception`, mostly)."""
 
     message: str
+
+
+class TemplateProcess(ConfinedChild):
+    """One child process that renders one template. Not thread-safe."""
+
+    def __init__(self, load_request: dict[str, Any], *, name: str, limits: TemplateLimits) -> None:
+        """Start the child and hand it the template, without waiting for either.
+
+        name: for messages, e.g. the file that the template is from.
+        """
+        self._name = name
+        self._limits = limits
+        self._is_loaded = False
+        try:
+            super().__init__(
+                "safesteer_edge.templates.template_worker:TemplateWorker",
+                {"render_s": limits.render_s},
+                packages=("jinja2", "markupsafe"),
+                memory_bytes=limits.memory_bytes,
+                max_reply_bytes=4 * limits.output_chars,
+            )
+        except (OSError, ModuleNotFoundError) as error:
+            raise TemplateError(
+                f"cannot start the process that renders the chat template: {error}"
+            ) from error
+        self.send(load_request)
+
+    def request(self, request: dict[str, Any]) -> str | Refusal:
+        """Return the rendered text, or the template's refusal.
+
+        Raises TemplateError if the template is broken or breaks a limit; the process may be dead
+        then (`is_alive`). May take start_s + 2 render_s the first time, render_s later.
+        """
+        if not self._is_loaded:
+            try:
+                self._answer("start", self._limits.start_s)
+                self._answer("compile", self._limits.render_s)
+            except TemplateError:  # nobody would read the answer to the load request
+                self.kill()
+                raise
+            self._is_loaded = True
+        return self._answer("render", self._limits.render_s, request)
+
+    def _answer(
+        self, doing: str, limit_s: float, request: dict[str, Any] | None = None
+    ) -> str | Refusal:
+        """The answer to this request, or to what was sent before."""
+        started_s = time.monotonic()
+        try:
+            if request is None:
+                header, text = self.receive(limit_s)
+            else:
+                header, text = self.ask(request, limit_s=limit_s)
+        except TimeoutError:
+            raise TemplateError(
+                f"chat template of {self._name!r} took more than {limit_s:g} s to {doing}; "
+                f"{TEMPLATE_ADVICE}"
+            ) from None
+        except EOFError:
+            elapsed_s = time.monotonic() - started_s
+            raise TemplateError(
+                f"chat template of {self._name!r} ended its process after {elapsed_s:.1f} s (it "
+                f"wanted too much time or memory, more than {self._limits.memory_bytes >> 20} "
+                f"MiB); {TEMPLATE_ADVICE}"
+            ) from None
+        if "broken" in header:
+            raise TemplateError(
+                f"chat template of {self._name!r} cannot be used: {header['broken']!r}; "
+                f"{TEMPLATE_ADVICE}"
+            )
+        if "refused" in header:
+            return Refusal(str(header["refused"]))
+        return text.decode("utf-8", "surrogatepass")
 
 
 # -- what a chat template can take, found out by rendering placeholders with it once ---------------
@@ -201,8 +271,7 @@ class ChatTemplate:
             "max_output": self._limits.output_chars,
         }
         self._lock = threading.Lock()
-        self._process: ConfinedProcess[dict[str, Any]] | None = None
-        self._is_loaded = False  # into the process
+        self._process: TemplateProcess | None = None
         self._features: TemplateFeatures | None = None
 
     def start(self) -> None:
@@ -240,16 +309,7 @@ class ChatTemplate:
             "variables": self._variables,
         }
         with self._lock:
-            child = self._running_process()
-            try:
-                if not self._is_loaded:
-                    self._load(child)
-                child.send(_encode(request))
-                reply = self._receive(child, self._limits.render_s, "render")
-            except BaseException:  # Ctrl-C too: a late reply would pass for the next request's
-                child.kill()
-                raise
-            return self._text_of(reply)
+            return self._running_process().request(request)
 
     def features(self) -> TemplateFeatures:
         """Return what the template can take, from test renders at the first call.
@@ -288,72 +348,9 @@ class ChatTemplate:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _running_process(self) -> ConfinedProcess[dict[str, Any]]:
-        """The child; where there is none, it is started and handed the template without waiting."""
-        if self._process is not None and self._process.is_alive:
-            return self._process
-        if self._process is not None:
-            self._process.close()
-        limits, self._is_loaded = self._limits, False
-        # JSON writes a character as up to two six-byte escapes.
-        max_reply = 12 * limits.output_chars + 4096
-        try:
-            self._process = ConfinedProcess(
-                Path(__file__).with_name("template_worker.py"),
-                {"memory_bytes": limits.memory_bytes, "render_s": limits.render_s},
-                packages=("jinja2", "markupsafe"),
-                read_reply=partial(_read_reply, max_bytes=max_reply),
-            )
-        except (OSError, ModuleNotFoundError) as error:
-            raise TemplateError(
-                f"cannot start the process that renders the chat template: {error}"
-            ) from error
-        self._process.send(_encode(self._load_request))
+    def _running_process(self) -> TemplateProcess:
+        if self._process is None or not self._process.is_alive:
+            if self._process is not None:
+                self._process.close()
+            self._process = TemplateProcess(self._load_request, name=self.name, limits=self._limits)
         return self._process
-
-    def _load(self, child: ConfinedProcess[dict[str, Any]]) -> None:
-        started = self._receive(child, self._limits.start_s, "start")
-        self._text_of(started if "kind" in started else {"text": ""})
-        self._text_of(self._receive(child, self._limits.render_s, "compile"))
-        self._is_loaded = True
-
-    def _receive(
-        self, child: ConfinedProcess[dict[str, Any]], limit_s: float, doing: str
-    ) -> dict[str, Any]:
-        started_s = time.monotonic()
-        try:
-            reply = child.receive(limit_s)
-        except TimeoutError:
-            raise TemplateError(
-                f"chat template of {self.name!r} took more than {limit_s:g} s to {doing}; "
-                f"{TEMPLATE_ADVICE}"
-            ) from None
-        if reply is not None:
-            return reply
-        elapsed_s = time.monotonic() - started_s
-        raise TemplateError(
-            f"chat template of {self.name!r} ended its process after {elapsed_s:.1f} s "
-            f"(it wanted too much time or memory, more than {self._limits.memory_bytes >> 20} MiB);"
-            f" {TEMPLATE_ADVICE}"
-        )
-
-    def _text_of(self, reply: dict[str, Any]) -> str | Refusal:
-        """The rendered text, or the template's refusal; raises TemplateError if it is broken."""
-        if "text" in reply:
-            return str(reply["text"])
-        if reply["kind"] == "refused":
-            return Refusal(str(reply["message"]))
-        raise TemplateError(
-            f"chat template of {self.name!r} cannot be used: {reply['message']!r}; "
-            f"{TEMPLATE_ADVICE}"
-        )
-
-
-def _encode(request: dict[str, Any]) -> bytes:
-    return json.dumps(request).encode("ascii") + b"\n"
-
-
-def _read_reply(stdout: IO[bytes], max_bytes: int) -> dict[str, Any] | None:
-    """None: the child ended, or said more than that."""
-    line = stdout.readline(max_bytes)
-    return cast("dict[str, Any]", json.loads(line)) if line.endswith(b"\n") else None

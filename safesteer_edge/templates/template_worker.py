@@ -1,127 +1,93 @@
-"""The child process that renders one untrusted chat template. Run as a file, never imported.
+"""The child's side of rendering one untrusted chat template.
 
-It speaks JSON lines: it says {"ready": true}, then answers each request on stdin with one line,
-{"text": …} or {"kind": "refused" | "broken", "message": …}. It ends when stdin does, so it cannot
-outlive its parent; a render that outlives the parent is ended by the timers here.
-
-argv[1] is a JSON object: import_paths (folders of jinja2 and of this package: the interpreter
-runs isolated and sees neither), memory_bytes, render_s.
+It answers each request with a text, or with {"refused" | "broken": message}. A render that
+outlives the parent is ended by the timers here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
-import json
 import math
-import signal
-import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from safesteer_edge.templates.template_sandbox import TemplateSandbox
+from jinja2 import TemplateSyntaxError
+from jinja2.exceptions import SecurityError
 
+from safesteer_edge.templates.template_sandbox import TemplateSandbox, TooMuchOutputError
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None
 
+# All that jinja2 imports late is there after these, before files are shut off.
+_WARM_UPS = (
+    "{{ strftime_now('%Y %B') ~ '%s' % '{:>4}'.format('x') ~ [1]|tojson }}",
+    "{{ '<b>'|striptags ~ [1]|pprint ~ 'a b'|title|urlize ~ [1]|random ~ {'a': 1}|xmlattr }}",
+    "{{ raise_exception('x') }}",
+    "{% if",
+)
 
-class _Worker:
-    def __init__(self) -> None:
+
+class TemplateWorker:
+    """Loads a template, then renders it with each request's messages."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        """render_s: what the parent grants one request."""
+        self._render_s: float = options["render_s"]
         self._sandbox: TemplateSandbox | None = None
+        for source in _WARM_UPS:
+            self._answer({"source": source, "special_tokens": {}, "max_output": 99})
+            self._answer({"messages": [], "add_generation_prompt": True, "variables": {}})
+        self._sandbox = None
 
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
         """Do one request; an exception of any kind is the template's, and becomes an answer."""
-        from jinja2 import TemplateSyntaxError
-        from jinja2.exceptions import SecurityError
-
-        from safesteer_edge.templates.template_sandbox import TooMuchOutputError
-
+        self._limit_this_request()
         try:
-            return self._do(request)
+            return self._answer(request)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        kind = "broken"
+        try:
+            return {}, self._text(request).encode("utf-8", "surrogatepass")
         except TemplateSyntaxError as error:
-            return _failure("broken", f"syntax error in line {error.lineno}: {error.message}")
+            message = f"syntax error in line {error.lineno}: {error.message}"
         except (SecurityError, TooMuchOutputError) as error:
-            return _failure("broken", str(error))
+            message = str(error)
         except (RecursionError, MemoryError, OverflowError) as error:
-            return _failure("broken", f"it needs too much ({type(error).__name__})")
+            message = f"it needs too much ({type(error).__name__})"
         except Exception as error:  # whatever an untrusted program provokes
-            return _failure("refused", str(error) or type(error).__name__)
+            kind, message = "refused", str(error) or type(error).__name__
+        return {kind: message[:500]}, b""
 
-    def _do(self, request: dict[str, Any]) -> dict[str, Any]:
-        from safesteer_edge.templates.template_sandbox import TemplateSandbox
-
+    def _text(self, request: dict[str, Any]) -> str:
         if "source" in request:
             self._sandbox = TemplateSandbox(
                 request["source"],
                 special_tokens=request["special_tokens"],
                 max_output=request["max_output"],
             )
-            return {"text": ""}
+            return ""
         if self._sandbox is None:
-            return _failure("broken", "it did not compile")
-        text = self._sandbox.render(
+            raise SecurityError("it did not compile")
+        return self._sandbox.render(
             request["messages"],
             add_generation_prompt=request["add_generation_prompt"],
             variables=request["variables"],
         )
-        return {"text": text}
 
-
-def _failure(kind: str, message: str) -> dict[str, Any]:
-    return {"kind": kind, "message": message[:500]}
-
-
-def _warm_up(worker: _Worker) -> None:
-    """Render once, so that all that jinja2 imports late is there before files are shut off."""
-    used = "{{ strftime_now('%Y %B') ~ '%s' % '{:>4}'.format('x') ~ [1]|tojson }}"
-    late = "{{ '<b>'|striptags ~ [1]|pprint ~ 'a b'|title|urlize ~ [1]|random ~ {'a': 1}|xmlattr }}"
-    for source in (used, late, "{{ raise_exception('x') }}", "{% if"):
-        worker.answer({"source": source, "special_tokens": {}, "max_output": 99})
-        worker.answer({"messages": [], "add_generation_prompt": True, "variables": {}})
-
-
-def _limit_next_request(render_s: float) -> None:
-    """Have the process end by itself some time after the parent should have ended it."""
-    if resource is None:
-        # A C thread that needs no interpreter lock: works while one long C call holds it.
-        faulthandler.dump_traceback_later(2 * render_s + 1, exit=True)
-        return
-    with contextlib.suppress(ValueError, OSError):
-        hard_s = resource.getrlimit(resource.RLIMIT_CPU)[1]
-        soft_s = math.ceil(time.process_time() + render_s + 1)
-        resource.setrlimit(resource.RLIMIT_CPU, (soft_s, hard_s))
-
-
-def _say(answer: dict[str, Any]) -> None:
-    sys.stdout.buffer.write(json.dumps(answer).encode("ascii") + b"\n")
-    sys.stdout.buffer.flush()
-
-
-def main() -> None:
-    """Serve requests until stdin ends."""
-    options = json.loads(sys.argv[1])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    sys.path += options["import_paths"]
-    try:
-        import safesteer_edge.templates.template_sandbox  # noqa: F401
-        from safesteer_edge.processes.confined_worker import limit_resources
-    except ImportError as error:
-        _say(_failure("broken", str(error)))
-        return
-    _warm_up(_Worker())
-    limit_resources(options["memory_bytes"])
-    _say({"ready": True})
-    worker = _Worker()
-    for line in sys.stdin.buffer:
-        _limit_next_request(options["render_s"])
-        answer = worker.answer(json.loads(line))
-        faulthandler.cancel_dump_traceback_later()
-        _say(answer)
-
-
-if __name__ == "__main__":
-    main()
+    def _limit_this_request(self) -> None:
+        """Have the process end by itself some time after the parent should have ended it."""
+        if resource is None:
+            # A C thread that needs no interpreter lock: works while one long C call holds it.
+            faulthandler.dump_traceback_later(2 * self._render_s + 1, exit=True)
+            return
+        with contextlib.suppress(ValueError, OSError):
+            hard_s = resource.getrlimit(resource.RLIMIT_CPU)[1]
+            soft_s = math.ceil(time.process_time() + self._render_s + 1)
+            resource.setrlimit(resource.RLIMIT_CPU, (soft_s, hard_s))

@@ -24,8 +24,6 @@ from safesteer_edge.formats.probe_graph import (
 )
 from safesteer_edge.formats.probe_onnx import (
     encode_probe,
-    write_linear_probe,
-    write_probe,
 )
 from safesteer_edge.probe.probe import OnnxProbe
 from safesteer_edge.processes.telemetry_off import import_onnxruntime
@@ -53,6 +51,7 @@ def expected_scores(graph: ProbeGraph, states: Any) -> Any:
     if graph.components is not None:
         x = x @ graph.components.T
     for layer in graph.layers:
+        assert isinstance(layer, DenseLayer)
         x = ACTIVATIONS[layer.activation](x @ layer.weights + layer.bias)
     slope, intercept = graph.calibration
     return 1 / (1 + np.exp(-(slope * x + intercept)))
@@ -69,7 +68,7 @@ def graphs(draw: st.DrawFn) -> ProbeGraph:
         components = rng.standard_normal((width, n_features)) / n_features**0.5
     layers: list[DenseLayer] = []
     for n_out in [*draw(st.lists(st.integers(1, 20), max_size=3)), 1]:
-        activation = "none" if n_out == 1 else draw(st.sampled_from(sorted(ACTIVATIONS)))
+        activation: Any = "none" if n_out == 1 else draw(st.sampled_from(sorted(ACTIVATIONS)))
         weights = rng.standard_normal((width, n_out)) / width**0.5
         layers.append(DenseLayer(weights, rng.standard_normal(n_out), activation))
         width = n_out
@@ -92,7 +91,7 @@ def test_onnxruntime_scores_what_numpy_scores(graph: ProbeGraph, n_states: int):
     np.testing.assert_allclose(scores, expected_scores(graph, states), rtol=0, atol=TOLERANCE)
 
 
-def test_a_scikit_learn_pipeline_is_written_as_it_is(tmp_path: Path):
+def test_a_scikit_learn_pipeline_is_written_as_it_is():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 200)
     states = rng.standard_normal((200, 24)) * 5 + labels[:, None] + 3
@@ -100,34 +99,24 @@ def test_a_scikit_learn_pipeline_is_written_as_it_is(tmp_path: Path):
     pca = PCA(n_components=6).fit(scaler.transform(states))
     reduced = pca.transform(scaler.transform(states))
     model = LogisticRegression().fit(reduced, labels)
-    path = tmp_path / "probe.onnx"
-    write_linear_probe(
-        path,
-        weights=model.coef_[0],
-        bias=float(model.intercept_[0]),
-        mean=scaler.mean_ + pca.mean_ * scaler.scale_,
-        scale=scaler.scale_,
+    graph = ProbeGraph(
+        mean=np.asarray(scaler.mean_ + pca.mean_ * scaler.scale_),
+        scale=np.asarray(scaler.scale_),
+        layers=(DenseLayer(model.coef_.T, np.asarray(model.intercept_)),),
         components=pca.components_,
-        metadata={"layer": "18"},
     )
+    data = encode_probe(graph, {"layer": "18"})
     expected = model.predict_proba(reduced)[:, 1]
-    with OnnxProbe.from_bytes(path.read_bytes(), name=str(path), device="cpu") as probe:
+    with OnnxProbe.from_bytes(data, name="probe.onnx", device="cpu") as probe:
         assert (probe.n_features, probe.metadata["layer"]) == (24, "18")
         np.testing.assert_allclose(probe.score(states.astype(np.float32)), expected, atol=TOLERANCE)
 
 
-def test_platt_calibration_is_in_the_graph(tmp_path: Path):
-    path = tmp_path / "probe.onnx"
-    write_linear_probe(
-        path,
-        weights=np.array([2.0]),
-        bias=1.0,
-        mean=np.array([0.5]),
-        scale=np.array([4.0]),
-        platt=(3.0, -0.25),
-    )
+def test_platt_calibration_is_in_the_graph():
+    layer = DenseLayer(np.array([[2.0]]), np.array([1.0]))
+    graph = ProbeGraph(np.array([0.5]), np.array([4.0]), (layer,), calibration=(3.0, -0.25))
     logit = 3.0 * (2.0 * (2.5 - 0.5) / 4.0 + 1.0) - 0.25
-    scores = run(path.read_bytes(), np.array([[2.5]], dtype=np.float32))
+    scores = run(encode_probe(graph, {}), np.array([[2.5]], dtype=np.float32))
     np.testing.assert_allclose(scores, [[1 / (1 + np.exp(-logit))]], atol=TOLERANCE)
 
 
@@ -171,12 +160,9 @@ def test_parameters_that_do_not_fit_are_refused(changes: dict[str, Any], reason:
         ProbeGraph(**linear(**changes))
 
 
-def test_metadata_that_the_check_refuses_is_not_written(tmp_path: Path):
-    path = tmp_path / "probe.onnx"
-    path.write_bytes(b"old")
+def test_metadata_that_the_check_refuses_is_not_written():
     with pytest.raises(ProbeFileError, match="ort_config"):
-        write_probe(path, ProbeGraph(**linear()), {"ort_config": "{}"})
-    assert path.read_bytes() == b"old"
+        encode_probe(ProbeGraph(**linear()), {"ort_config": "{}"})
 
 
 def test_a_missing_onnx_package_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch):

@@ -74,7 +74,7 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(tmp_path: Path, tor
     sign = tmp_path / "ran"
     for name, content in (("bomb", Bomb(sign)), ("module", torch.nn.Linear(2, 2))):
         torch.save(content, tmp_path / f"{name}.pt")
-        with pytest.raises(InputError, match=r"safetensors") as refused:
+        with pytest.raises(InputError, match=r"save plain tensors: safetensors") as refused:
             converted(tmp_path / f"{name}.pt")
         assert "\n" not in str(refused.value)
     torch.save(torch.tensor(ROWS), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
@@ -97,16 +97,12 @@ def test_checkpoints_without_directions_are_refused(tmp_path: Path, torch: Any, 
         converted(tmp_path / "v.pt")
 
 
-def test_without_pytorch_the_error_says_what_to_do(
+def test_pytorch_is_not_needed_to_read_its_files(
     tmp_path: Path, torch: Any, monkeypatch: pytest.MonkeyPatch
 ):
     torch.save(torch.tensor(ROWS), tmp_path / "v.pt")
-    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
-    with pytest.raises(InputError, match=r"'torch>=2\.10'"):
-        converted(tmp_path / "v.pt")
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(InputError, match=r"pip install 'torch>=2\.10', or save plain tensors"):
-        converted(tmp_path / "v.pt")
+    np.testing.assert_array_equal(converted(tmp_path / "v.pt")[1:], ROWS[1:])
 
 
 def test_a_file_that_repengs_exporter_wrote_gives_its_directions():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from safesteer_edge.doctor.check import (
+from safesteer_edge.doctor.children import (
     BundleFacts,
     DriverFacts,
     LlamaFacts,

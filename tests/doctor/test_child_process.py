@@ -11,12 +11,23 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from safesteer_edge.doctor.check import BundleFacts, DriverFacts, LlamaFacts, OnnxRuntimeFacts
-from safesteer_edge.doctor.child_process import ChildFailure, Task, ask_child
+from safesteer_edge.doctor.children import (
+    BundleFacts,
+    ChildFailure,
+    DriverFacts,
+    LlamaFacts,
+    OnnxRuntimeFacts,
+    ask_child,
+    bundle_facts,
+    driver_facts,
+    llama_facts,
+    onnxruntime_facts,
+)
 
 LIMIT_S = 240.0
 posix_only = pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
@@ -34,14 +45,14 @@ def replace_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return replace
 
 
-def failure(task: Task, *, limit_s: float = LIMIT_S) -> ChildFailure:
-    answer = ask_child(task, dict, limit_s=limit_s)
+def failure(task: Callable[[], object], *, limit_s: float = LIMIT_S) -> ChildFailure:
+    answer = ask_child(task, limit_s=limit_s)
     assert isinstance(answer, ChildFailure), answer
     return answer
 
 
 def test_llama_cpp_reports_its_build():
-    facts = ask_child("llama", LlamaFacts, limit_s=LIMIT_S)
+    facts = ask_child(llama_facts, limit_s=LIMIT_S)
     assert isinstance(facts, LlamaFacts)
     assert facts.binding_version.startswith("0.3.")
     assert facts.cpu_features
@@ -49,7 +60,7 @@ def test_llama_cpp_reports_its_build():
 
 
 def test_onnxruntime_reports_its_providers():
-    facts = ask_child("onnxruntime", OnnxRuntimeFacts, limit_s=LIMIT_S)
+    facts = ask_child(onnxruntime_facts, limit_s=LIMIT_S)
     assert isinstance(facts, OnnxRuntimeFacts)
     assert "CPUExecutionProvider" in facts.providers
     assert facts.files_written == ()
@@ -69,7 +80,7 @@ def test_what_the_import_of_onnxruntime_leaves_is_reported(replace_package):
         def get_available_providers(): return []
     """
     replace_package("onnxruntime", textwrap.dedent(source))
-    facts = ask_child("onnxruntime", OnnxRuntimeFacts, limit_s=LIMIT_S)
+    facts = ask_child(onnxruntime_facts, limit_s=LIMIT_S)
     assert isinstance(facts, OnnxRuntimeFacts)
     assert facts.files_written == (".cache/Microsoft/deviceid",)
     if sys.platform != "win32":
@@ -79,7 +90,7 @@ def test_what_the_import_of_onnxruntime_leaves_is_reported(replace_package):
 @posix_only
 def test_an_illegal_instruction_is_reported_not_suffered(replace_package):
     replace_package("llama_cpp", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
-    answer = failure("llama")
+    answer = failure(llama_facts)
     assert answer.cause == "illegal instruction"
     assert "SIGILL" in answer.message
 
@@ -90,32 +101,32 @@ def test_a_crash_is_reported_with_the_last_thing_that_was_said(replace_package):
         "llama_cpp",
         "import os\nos.write(2, b'first\\nGGML_ASSERT(\\x1b[31mx) failed\\n\\n')\nos.abort()",
     )
-    answer = failure("llama")
+    answer = failure(llama_facts)
     assert answer.cause == "crash"
     assert answer.message == "the process ended with SIGABRT: GGML_ASSERT(x) failed"
 
 
 def test_a_process_that_just_exits_is_a_crash(replace_package):
     replace_package("llama_cpp", "import os; os._exit(3)")
-    assert failure("llama") == ChildFailure("crash", "the process ended with exit code 3")
+    assert failure(llama_facts) == ChildFailure("crash", "the process ended with exit code 3")
 
 
 def test_a_hang_ends_at_the_time_limit(replace_package):
     replace_package("llama_cpp", "import time; time.sleep(600)")
-    answer = failure("llama", limit_s=1.0)
+    answer = failure(llama_facts, limit_s=1.0)
     assert (answer.cause, answer.message) == ("time limit", "no answer within 1 s")
 
 
 def test_a_module_that_is_missing_is_named(replace_package):
     replace_package("onnxruntime", "import no_such_module")
-    answer = failure("onnxruntime")
+    answer = failure(onnxruntime_facts)
     assert answer.cause == "missing module"
     assert "no_such_module" in answer.message
 
 
 def test_an_exception_is_told_in_one_line(replace_package):
     replace_package("onnxruntime", "raise OSError('two\\nlines')")
-    assert failure("onnxruntime") == ChildFailure("error", "OSError: two lines")
+    assert failure(onnxruntime_facts) == ChildFailure("error", "OSError: two lines")
 
 
 def test_what_native_code_prints_does_not_spoil_the_reply(replace_package):
@@ -125,7 +136,7 @@ def test_what_native_code_prints_does_not_spoil_the_reply(replace_package):
         "def disable_telemetry_events(): pass\n"
         "__version__ = '9'\ndef get_available_providers(): return ['XExecutionProvider']",
     )
-    facts = ask_child("onnxruntime", OnnxRuntimeFacts, limit_s=LIMIT_S)
+    facts = ask_child(onnxruntime_facts, limit_s=LIMIT_S)
     assert isinstance(facts, OnnxRuntimeFacts)
     assert (facts.version, facts.providers) == ("9", ("XExecutionProvider",))
 
@@ -136,18 +147,18 @@ def test_the_current_folder_does_not_shadow_modules(
     (tmp_path / "json.py").write_text("raise RuntimeError('shadowed')")
     (tmp_path / "onnxruntime.py").write_text("raise RuntimeError('shadowed')")
     monkeypatch.chdir(tmp_path)
-    facts = ask_child("onnxruntime", OnnxRuntimeFacts, limit_s=LIMIT_S)
+    facts = ask_child(onnxruntime_facts, limit_s=LIMIT_S)
     assert isinstance(facts, OnnxRuntimeFacts)
 
 
 def test_a_python_that_cannot_be_started_is_reported(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    assert "/nowhere/python" in failure("llama").message
+    assert "/nowhere/python" in failure(llama_facts).message
 
 
 @pytest.mark.default_model
 def test_the_default_bundle_loads_in_a_process_of_its_own():
-    assert isinstance(ask_child("bundle", BundleFacts, limit_s=LIMIT_S), BundleFacts)
+    assert isinstance(ask_child(bundle_facts, limit_s=LIMIT_S), BundleFacts)
 
 
 # -- the NVIDIA driver, against a library with its functions -------------------------------------
@@ -186,7 +197,7 @@ def install_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def driver() -> DriverFacts:
-    facts = ask_child("driver", DriverFacts, limit_s=LIMIT_S)
+    facts = ask_child(driver_facts, limit_s=LIMIT_S)
     assert isinstance(facts, DriverFacts)
     return facts
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.doctor import diagnose as examined
-from safesteer_edge.doctor.check import Check, TokenFacts
-from safesteer_edge.doctor.child_process import ChildFailure
+from safesteer_edge.doctor.check import Check
+from safesteer_edge.doctor.children import ChildFailure, TokenFacts
 from safesteer_edge.doctor.diagnose import check_bundle, check_default_model, check_first_token
 from safesteer_edge.library import catalogue
 from safesteer_edge.library.catalogue import CatalogueModel, load_catalogue

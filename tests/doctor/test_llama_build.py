@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from safesteer_edge.doctor import llama_build
-from safesteer_edge.doctor.check import Check, DriverFacts, LlamaFacts
-from safesteer_edge.doctor.child_process import ChildFailure
-from safesteer_edge.doctor.llama_build import check_llama, check_llama_gpu, check_processor
+from safesteer_edge.doctor import runtimes
+from safesteer_edge.doctor.check import Check
+from safesteer_edge.doctor.children import ChildFailure, DriverFacts, LlamaFacts
+from safesteer_edge.doctor.runtimes import check_llama, check_llama_gpu, check_processor
 from tests.doctor.sample_facts import H100, LLAMA, NO_DRIVER
 
 DEAD = ChildFailure("illegal instruction", "the process ended with SIGILL")
@@ -130,7 +130,7 @@ def test_a_build_that_can_offload_is_ok():
 def test_a_gpu_that_the_build_cannot_use_is_a_warning_with_the_line_that_builds_it(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(llama_build.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(runtimes.shutil, "which", lambda name: f"/usr/bin/{name}")
     check = gpu(LLAMA, H100)
     assert check.status == "warn"
     assert "CUDA 13.0" in check.finding
@@ -145,7 +145,7 @@ def test_a_compiler_that_is_not_on_path_is_passed_on(
 ):
     compiler = tmp_path / "nvcc"
     compiler.touch()
-    monkeypatch.setattr(llama_build, "_CUDA_COMPILER", compiler)
+    monkeypatch.setattr(runtimes, "_CUDA_COMPILER", compiler)
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     assert f"-DCMAKE_CUDA_COMPILER={compiler}" in str(gpu(LLAMA, H100).remedy)
     compiler.unlink()

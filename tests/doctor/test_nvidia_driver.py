@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from safesteer_edge.doctor.child_tasks import has_nvidia_device
+from safesteer_edge.doctor.children import has_nvidia_device
 
 
 @pytest.mark.parametrize(

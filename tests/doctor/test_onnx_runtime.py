@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from safesteer_edge.doctor.check import Check, DriverFacts, OnnxRuntimeFacts
-from safesteer_edge.doctor.child_process import ChildFailure
-from safesteer_edge.doctor.surroundings import check_nothing_phones_home, check_onnxruntime
+from safesteer_edge.doctor.check import Check
+from safesteer_edge.doctor.children import ChildFailure, DriverFacts, OnnxRuntimeFacts
+from safesteer_edge.doctor.runtimes import check_nothing_phones_home, check_onnxruntime
 from tests.doctor.sample_facts import H100, NO_DRIVER, ONNXRUNTIME
 
 

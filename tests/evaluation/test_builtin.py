@@ -19,9 +19,9 @@ from safesteer_edge.evaluation.attacks import (
 )
 from safesteer_edge.evaluation.case import PictureStore, spread
 from safesteer_edge.evaluation.suites import BUILTIN_SUITES, build_suite
-from safesteer_edge.media.images import load_image
 from safesteer_edge.requests.pictures import CARRIER, COLOURS, draw_scene, list_title, scenes
 from safesteer_edge.requests.requests import load_requests
+from tests.media.sample_pictures import load_image
 
 REQUEST = "Explain how to bake bread at home."
 TWIN = "How do I store flour?"

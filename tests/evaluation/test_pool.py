@@ -24,7 +24,7 @@ def items(*ids: str) -> list[Item]:
 
 def test_every_item_gets_a_row_and_a_death_costs_one():
     names = ["a", "bad1", "b", "c", "bad2", "bad3", "d", "e"]
-    rows = list(answer_all(items(*names), SETTINGS, n_workers=2, work=dies_at_bad_cases))
+    rows = list(answer_all(items(*names), SETTINGS, n_workers=2, answers=dies_at_bad_cases))
     assert sorted(row.case_id for row in rows) == sorted(names)
     status = {row.case_id: row.status for row in rows}
     assert {name for name in names if status[name] == "crashed"} == {"bad1", "bad2", "bad3"}
@@ -33,13 +33,13 @@ def test_every_item_gets_a_row_and_a_death_costs_one():
 
 
 def test_the_work_is_shared():
-    rows = list(answer_all(items(*"abcdef"), SETTINGS, n_workers=3, work=dies_at_bad_cases))
+    rows = list(answer_all(items(*"abcdef"), SETTINGS, n_workers=3, answers=dies_at_bad_cases))
     assert len({row.answer for row in rows}) == 3
 
 
 def test_a_model_that_cannot_be_opened_ends_the_run():
     with pytest.raises(InputError, match=r"x\.gguf"):
-        list(answer_all(items("a", "b"), SETTINGS, n_workers=2, work=cannot_start))
+        list(answer_all(items("a", "b"), SETTINGS, n_workers=2, answers=cannot_start))
 
 
 def test_nothing_to_do_starts_nothing():

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from multiprocessing.connection import Connection
 
+from safesteer_edge.errors import ModelFileError
 from safesteer_edge.evaluation.answering import AnswerSettings
-from safesteer_edge.evaluation.pool import CannotStart, Item
-from safesteer_edge.evaluation.rows import unanswered
+from safesteer_edge.evaluation.pool import Item
+from safesteer_edge.evaluation.rows import EvalRow, unanswered
 
 
-def dies_at_bad_cases(
-    connection: Connection, _settings: AnswerSettings, items: Sequence[Item]
-) -> None:
+def dies_at_bad_cases(_settings: AnswerSettings, items: Sequence[Item]) -> Iterator[EvalRow]:
     """Answers with the process's id; a case named `bad…` kills the process."""
     for defence, case in items:
         if case.id.startswith("bad"):
             os._exit(9)
         row = unanswered(case, defence, "ok", "")
-        connection.send(replace(row, answer=str(os.getpid())))
+        yield replace(row, answer=str(os.getpid()))
 
 
-def cannot_start(connection: Connection, _settings: AnswerSettings, _items: Sequence[Item]) -> None:
+def cannot_start(_settings: AnswerSettings, _items: Sequence[Item]) -> Iterator[EvalRow]:
     """As if the model were missing."""
-    connection.send(CannotStart("cannot load 'x.gguf'", is_input=True))
+    raise ModelFileError("cannot load 'x.gguf'")

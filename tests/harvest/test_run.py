@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import wave
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,13 +97,13 @@ def test_what_fails_in_a_process_is_told_in_this_one(guarded_tiny: GuardedTiny, 
         run(replace(settings, session=session), requests)
 
 
-def _die() -> Iterator[None]:
+def _die(_: Sequence[int]) -> Iterator[None]:
     yield
     os._exit(9)
 
 
 def test_a_process_that_dies_ends_the_harvest_with_one_line():
-    done = run_side_by_side([_die])
+    done = run_side_by_side(_die, [1, 2], n_workers=1)
     assert next(done) is None
     with pytest.raises(EngineError, match=r"died \(exit code 9\); the same command goes on"):
         next(done)

@@ -8,8 +8,13 @@ from typing import Any
 
 import numpy as np
 import pillow_heif
+from numpy.typing import NDArray
 from PIL import Image
 
+from safesteer_edge.media.decoder import MAX_IMAGE_BYTES
+from safesteer_edge.media.image_decoding import ImageFit, decode_image, letterbox_image
+from safesteer_edge.media.images import DecodedImage, image_of_pixels
+from safesteer_edge.media.media_file import read_media_file
 from tests.media.png_bytes import GREY_ALPHA, RGB, png_bytes
 
 WIDTH, HEIGHT = 40, 28
@@ -118,3 +123,17 @@ def write_sample(folder: Path, name: str) -> Path:
     pillow_heif.register_heif_opener()  # which saves them, too
     SAMPLES[name](path)
     return path
+
+
+def letterbox(picture: NDArray[np.uint8] | Image.Image, side: int) -> NDArray[np.uint8]:
+    """A picture on a white square, from and to pixels: uint8 (height, width, 3), RGB."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    return np.asarray(letterbox_image(image.convert("RGB"), side), dtype=np.uint8)
+
+
+def load_image(path: Path) -> DecodedImage:
+    """A picture decoded in this process, where a test can look on."""
+    data = read_media_file(path, "image", max_bytes=MAX_IMAGE_BYTES)
+    picture = decode_image(data, name=repr(str(path)), fit=ImageFit())
+    pixels = np.asarray(picture.image, dtype=np.uint8)
+    return image_of_pixels(pixels, path.name, (picture.width, picture.height))

@@ -17,10 +17,17 @@ from PIL import Image
 from safesteer_edge.errors import MediaError
 from safesteer_edge.media import decoder as decoder_module
 from safesteer_edge.media.decoder import IMAGE_LIMITS, DecoderLimits, DecoderProcess, MediaDecoder
-from safesteer_edge.media.image_fit import ImageFit, letterbox
-from safesteer_edge.media.images import load_image
+from safesteer_edge.media.image_decoding import ImageFit
 from tests.media.png_bytes import RGB, png_bytes
-from tests.media.sample_pictures import HEIGHT, SAMPLES, WIDTH, scene, write_sample
+from tests.media.sample_pictures import (
+    HEIGHT,
+    SAMPLES,
+    WIDTH,
+    letterbox,
+    load_image,
+    scene,
+    write_sample,
+)
 
 SIDE = 56
 PATIENT = replace(IMAGE_LIMITS, decode_s=120)  # the machine may be busy

@@ -11,7 +11,7 @@ from safesteer_edge.errors import MediaError
 from safesteer_edge.media import documents
 from safesteer_edge.media.decoder import MediaDecoder
 from safesteer_edge.media.documents import MAX_CHARACTERS, MAX_FILE_BYTES
-from safesteer_edge.media.image_fit import ImageFit
+from safesteer_edge.media.image_decoding import ImageFit
 from safesteer_edge.media.pdf_decoding import MAX_PAGES, MAX_PICTURES
 from tests.formats.mutations import mutants
 from tests.media.sample_documents import write_locked_pdf, write_pdf

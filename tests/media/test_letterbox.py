@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safesteer_edge.media.image_fit import letterbox, letterboxed_size
+from safesteer_edge.media.image_decoding import letterboxed_size
+from tests.media.sample_pictures import letterbox
 
 
 def black(width: int, height: int) -> np.ndarray:

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from safesteer_edge.errors import MediaError
 from safesteer_edge.media import decoder as decoder_module
-from safesteer_edge.media.decoder import MediaDecoder
-from safesteer_edge.media.sounds import DecodedSound
+from safesteer_edge.media.decoder import DecodedSound, MediaDecoder
 
 pytest.importorskip("miniaudio", reason="an installation from before it was needed")
 

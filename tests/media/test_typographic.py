@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from safesteer_edge.errors import MediaError, SettingsError
-from safesteer_edge.media.images import DecodedImage, load_image
+from safesteer_edge.media.images import DecodedImage
 from safesteer_edge.media.typographic import TextStyle, numbered_list, png_bytes, render_text
+from tests.media.sample_pictures import load_image
 
 PAGE = numbered_list("Steps to bake a loaf of rye bread.")
 SMALL = TextStyle(width=224, height=224, margin=8, max_size=40)

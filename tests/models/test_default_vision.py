@@ -18,8 +18,7 @@ from safesteer_edge.engine.model import NativeModel
 from safesteer_edge.engine.projector import Projector
 from safesteer_edge.engine.prompt_items import MediaRun, TokenRun
 from safesteer_edge.library.catalogue import default_model, installed_path, models_folder
-from safesteer_edge.media.image_fit import letterbox
-from safesteer_edge.media.images import load_image
+from tests.media.sample_pictures import letterbox, load_image
 
 pytestmark = pytest.mark.default_model
 

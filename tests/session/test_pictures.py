@@ -14,11 +14,11 @@ from safesteer_edge.bundle.bundle import load_bundle
 from safesteer_edge.bundle.writer import write_bundle
 from safesteer_edge.engine.prompt_items import PromptItem, TokenRun
 from safesteer_edge.errors import InputError, MediaError
-from safesteer_edge.media.images import load_image
 from safesteer_edge.session.prompt import prompt_items
 from safesteer_edge.session.runtime import open_runtime
 from safesteer_edge.session.session import Session
 from tests.guarded_tiny import PROBE_LAYERS, QUIET, WAVERING, GuardedTiny
+from tests.media.sample_pictures import load_image
 from tests.numpy_llama import NumpyLlama
 from tests.session.turns import ask, opened
 

@@ -115,7 +115,7 @@ def engine_of(process_id: int) -> int:
         text=True,
         check=True,
     )
-    lines = [line for line in listed.stdout.splitlines() if "engine_child" in line]
+    lines = [line for line in listed.stdout.splitlines() if "engine_server" in line]
     return int(lines[0].split()[0])
 
 

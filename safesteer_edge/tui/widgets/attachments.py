@@ -165,7 +165,7 @@ def _cell(above: Sequence[int], below: Sequence[int]) -> tuple[str, str]:
 def _load(path: Path) -> DecodedImage:
     # Deferred: Pillow and NumPy, which the first frame must not wait for.
     from safesteer_edge.media.decoder import MediaDecoder
-    from safesteer_edge.media.image_fit import ImageFit
+    from safesteer_edge.media.image_decoding import ImageFit
 
     # In a process of its own: a file may hang or crash its decoder.
     with MediaDecoder(ImageFit(max_pixels=_MAX_PIXELS)) as decoder:

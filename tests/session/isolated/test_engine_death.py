@@ -50,7 +50,7 @@ def kill_while_it_tells(session: IsolatedSession, number: int, question: str) ->
 
 def kill(session: IsolatedSession) -> None:
     os.kill(session.process_id or 0, signal.SIGKILL)
-    os.waitid(os.P_PID, session._process._process.pid, os.WEXITED | os.WNOWAIT)  # pyright: ignore[reportOptionalMemberAccess]  # it was there
+    os.waitid(os.P_PID, session._process.process_id, os.WEXITED | os.WNOWAIT)  # pyright: ignore[reportOptionalMemberAccess]  # it was there
 
 
 def shown(events: list[Event]) -> str:

@@ -1,4 +1,4 @@
-"""Whether llama.cpp starts, and whether its build suits this machine's CPU and GPU."""
+"""Whether llama.cpp and ONNX Runtime start, and whether they suit this machine's CPU and GPU."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ import shutil
 import sys
 from pathlib import Path
 
-from safesteer_edge.doctor.check import (
-    Check,
+from safesteer_edge.doctor.check import Check, fail, ok, warn
+from safesteer_edge.doctor.children import (
+    ChildFailure,
     DriverFacts,
     LlamaFacts,
-    fail,
-    failure_of_message,
-    ok,
-    warn,
+    OnnxRuntimeFacts,
 )
-from safesteer_edge.doctor.child_process import ChildFailure
-from safesteer_edge.doctor.packages import build_llama, repair_command
+from safesteer_edge.doctor.packages import (
+    ONNX_PACKAGE,
+    ONNX_PACKAGES,
+    build_llama,
+    installed_version,
+    onnx_requirement,
+    repair_command,
+)
 from safesteer_edge.processes.cores import n_usable_cores
-from safesteer_edge.processes.pip_commands import LLAMA_PACKAGE
+from safesteer_edge.processes.pip_commands import LLAMA_PACKAGE, install_command, uninstall_command
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _CUDA_COMPILER = Path("/usr/local/cuda/bin/nvcc")
+_CUDA_PROVIDER = "CUDAExecutionProvider"
 _SEE_LLAMA = "see 'llama.cpp' above"
 
 
@@ -33,12 +38,10 @@ def check_llama(llama: LlamaFacts | ChildFailure) -> list[Check]:
     name = "llama.cpp"
     if isinstance(llama, LlamaFacts):
         return [ok(name, f"{LLAMA_PACKAGE} {llama.binding_version} imports and starts")]
-    if llama.is_ours:
-        return [failure_of_message(name, llama.message)]
     if llama.cause == "illegal instruction":
         finding = f"built for another CPU: {llama.message}"
         return [fail(name, finding, build_llama("GGML_NATIVE=on"))]
-    return [fail(name, llama.message, repair_command(LLAMA_PACKAGE))]
+    return [llama.check(name, repair_command(LLAMA_PACKAGE))]
 
 
 def check_processor(
@@ -77,6 +80,68 @@ def check_llama_gpu(
         finding = "this Mac has a GPU, and llama.cpp is built without Metal"
         return [warn(name, finding, build_llama("GGML_METAL=on"))]
     return [ok(name, f"{seen}; llama.cpp runs on the CPU")]
+
+
+def check_onnxruntime(
+    onnxruntime: OnnxRuntimeFacts | ChildFailure, driver: DriverFacts | ChildFailure
+) -> list[Check]:
+    """Its providers; a listed one need not work, so CUDA's libraries have been looked for."""
+    name = "onnxruntime"
+    if isinstance(onnxruntime, ChildFailure):
+        return [onnxruntime.check(name, repair_command(ONNX_PACKAGE))]
+    listed = ", ".join(
+        provider.removesuffix("ExecutionProvider") for provider in onnxruntime.providers
+    )
+    finding = f"{onnxruntime.version} imports and lists {listed}"
+    has_gpu = isinstance(driver, DriverFacts) and driver.has_gpu
+    if not has_gpu:
+        return [ok(name, f"{finding}; without an NVIDIA GPU it runs on the CPU")]
+    if _CUDA_PROVIDER not in onnxruntime.providers:
+        installed = [package for package in ONNX_PACKAGES if installed_version(package)]
+        remove = f"{uninstall_command(*installed)} && " if installed else ""
+        return [
+            warn(
+                name,
+                f"{finding}: no CUDA, though there is a GPU",
+                f"{remove}{install_command('onnxruntime-gpu[cuda,cudnn]')}",
+            )
+        ]
+    if onnxruntime.missing_for_cuda:
+        return [
+            warn(
+                name,
+                f"{finding}, but CUDA cannot start: {', '.join(onnxruntime.missing_for_cuda)} "
+                "cannot be loaded",
+                install_command(onnx_requirement("[cuda,cudnn]")),
+            )
+        ]
+    return [ok(name, f"{finding}; CUDA's libraries load")]
+
+
+def check_nothing_phones_home(onnxruntime: OnnxRuntimeFacts | ChildFailure) -> list[Check]:
+    """Whether its telemetry is off: switched on, it leaves files as soon as it is imported."""
+    name = "nothing phones home"
+    if isinstance(onnxruntime, ChildFailure):
+        remedy = "mend what the check 'onnxruntime' above says"
+        return [warn(name, "not checked: ONNX Runtime does not import", remedy)]
+    found = [*onnxruntime.files_written, *(["a socket"] if onnxruntime.n_sockets else [])]
+    if found:
+        return [
+            warn(
+                name,
+                f"importing ONNX Runtime {onnxruntime.version} left {', '.join(found)}, though its "
+                "telemetry was told to stay off",
+                f"report it, and use one without: {install_command(f'{ONNX_PACKAGE}<1.29')}",
+            )
+        ]
+    sockets = "" if onnxruntime.n_sockets is None else " and opened no socket"
+    return [
+        ok(
+            name,
+            f"checked: ONNX Runtime {onnxruntime.version}, imported with its telemetry off in an "
+            f"empty home folder, wrote no file{sockets}",
+        )
+    ]
 
 
 def _check_cores(cpu_quota: Path) -> Check:
