@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from safesteer_edge.engine.projector import Projector
 from safesteer_edge.errors import MediaError
 from safesteer_edge.guard.events import MediaPrepared
 from safesteer_edge.session import runtime as runtime_module
@@ -132,7 +133,7 @@ def test_a_batch_holds_the_largest_picture_that_must_not_be_cut(
     with opened(guarded_tiny, None, mmproj=mmproj) as session:
         turn = ask(session, "What is this?", images=pictures[:1])
         assert (turn.media[0].n_tokens, session._runtime.context.n_batch) == (4, 4)
-    monkeypatch.setattr(runtime_module, "_batch_size", lambda _projector, _fit: 2)
+    monkeypatch.setattr(Projector, "largest_indivisible_chunk", lambda *_: 2)
     with (
         opened(guarded_tiny, None, mmproj=mmproj) as session,
         pytest.raises(MediaError, match="does not fit into one batch of 2"),
