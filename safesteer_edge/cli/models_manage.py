@@ -58,8 +58,9 @@ def run_info(options: argparse.Namespace) -> int:
     listed = listed_model(entry, this_machine(), is_default=entry.name == default_model().name)
     record = read_index().find(entry.name)
     files = record_as_json(record)["files"] if record else []
+    route = _route(listed)
     if options.json:
-        print(json.dumps({**asdict(listed), "files": files}))
+        print(json.dumps({**asdict(listed), "hidden_states": route, "files": files}))
         return OK
     rows = [
         ("name", listed.name),
@@ -71,6 +72,7 @@ def run_info(options: argparse.Namespace) -> int:
         ("quantization", listed.quantization or "-"),
         ("repository", listed.repository or "-"),
         ("memory", _memory(listed)),
+        ("hidden states", route),
         ("guard bundle", listed.bundle or "none: make one with 'safesteer-edge calibrate'"),
         ("file", listed.problem or listed.path or f"not installed; run: {listed.install}"),
         ("projector", listed.mmproj or "-"),
@@ -81,6 +83,25 @@ def run_info(options: argparse.Namespace) -> int:
     for key, value in rows:
         print(f"{key + ':':<14} {value}")
     return OK
+
+
+def _route(listed: ListedModel) -> str:
+    """How the guard reads its hidden states, of any block but the last where it has no bundle."""
+    from safesteer_edge.bundle.bundle import read_config
+    from safesteer_edge.errors import SafeSteerError
+
+    try:
+        from safesteer_edge.engine.hidden_states import describe_route, usable_routes
+
+        layers, n_layer = (0,), 2
+        if listed.bundle:
+            config = read_config(Path(listed.bundle))
+            layers, n_layer = config.probe.layers, config.model.n_layer
+        return describe_route(usable_routes(listed.architecture, n_layer, layers)[0])
+    except SafeSteerError as error:  # of the bundle
+        return f"unknown: {error}"
+    except (ImportError, OSError, RuntimeError, AttributeError):  # of llama.cpp
+        return "unknown: llama.cpp does not start; run 'safesteer-edge doctor'"
 
 
 def _memory(listed: ListedModel) -> str:

@@ -79,13 +79,14 @@ def isolated(name: str, examine: Callable[[], Sequence[Check]]) -> Sequence[Chec
 
 @dataclass(frozen=True, slots=True)
 class LlamaFacts:
-    """What this build of llama.cpp is and sees."""
+    """What this build of llama.cpp is and sees, and whether our callback for it was built."""
 
     binding_version: str
     system_info: str
     has_amx: bool
     supports_gpu_offload: bool
     avoids_extra_buffer_types: bool
+    has_c_callback: bool
 
     @property
     def cpu_features(self) -> tuple[str, ...]:

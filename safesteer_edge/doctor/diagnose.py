@@ -21,7 +21,12 @@ from safesteer_edge.doctor.check import (
 )
 from safesteer_edge.doctor.child_process import ChildFailure, ask_child
 from safesteer_edge.doctor.child_tasks import QUESTION, has_nvidia_device
-from safesteer_edge.doctor.llama_build import check_llama, check_llama_gpu, check_processor
+from safesteer_edge.doctor.llama_build import (
+    check_callback,
+    check_llama,
+    check_llama_gpu,
+    check_processor,
+)
 from safesteer_edge.doctor.packages import (
     OWN_PACKAGE,
     build_llama,
@@ -187,6 +192,7 @@ def _examinations(machine: _Machine) -> list[tuple[str, Callable[[], Sequence[Ch
     return [
         ("packages", check_packages),
         ("llama.cpp", lambda: check_llama(machine.llama)),
+        ("hidden states", lambda: check_callback(machine.llama)),
         ("cpu", lambda: check_processor(machine.llama)),
         ("llama.cpp gpu", lambda: _check_gpu(machine)),
         ("onnxruntime packages", check_onnxruntime_packages),
