@@ -42,13 +42,13 @@ def check_llama(llama: LlamaFacts | ChildFailure) -> list[Check]:
 
 
 def check_callback(llama: LlamaFacts | ChildFailure) -> list[Check]:
-    """Whether hidden states that llama.cpp exports by its callback alone are read at no cost."""
+    """Whether hidden states that llama.cpp exports by its callback alone are cheap to read."""
     name = "hidden states"
     if isinstance(llama, ChildFailure):
         return [warn(name, "unknown, since llama.cpp does not start", _SEE_LLAMA)]
     if llama.has_c_callback:
-        return [ok(name, "of every architecture at less than 1 % of a token")]
-    finding = "of some architectures at 2 % of a token: our callback in C was not built"
+        return [ok(name, "read from every architecture, at less than 1 % of a token")]
+    finding = "read from some architectures at 3 % of a token: our callback in C was not built"
     build = f"{reinstall_command('-e', '.')} (in the source folder)"
     return [warn(name, finding, f"install a C compiler, then: {build}")]
 

@@ -203,7 +203,7 @@ def describe_route(name: str) -> str:
     if name != "eval_callback":
         return f"{name}, which costs nothing measurable"
     if c_callback() is None:
-        return f"{name} in Python, some 2 % of a token: 'safesteer-edge doctor' says why"
+        return f"{name} in Python, which costs some 3 % of a token; see 'safesteer-edge doctor'"
     return f"{name} in C, which costs less than 1 % of a token"
 
 
