@@ -114,6 +114,7 @@ def run_info(options: argparse.Namespace) -> int:
         installed_path(entry)  # a file that has changed is no news to be printed as a fact
     listed = _listed(entry, _this_machine(), is_default=entry.name == default_model().name)
     record = read_index().find(entry.name)
+    route = _route(entry)
     rows = [
         ("name", entry.name),
         ("title", entry.title),
@@ -124,6 +125,7 @@ def run_info(options: argparse.Namespace) -> int:
         ("quantization", listed.quantization or "-"),
         ("repository", entry.repository or "-"),
         ("memory", _memory(listed)),
+        ("hidden states", route),
         ("guard bundle", entry.bundle or "none: make one with 'safesteer-edge calibrate'"),
         ("file", listed.file.problem or listed.place),
         ("projector", entry.mmproj or "-"),
@@ -133,7 +135,27 @@ def run_info(options: argparse.Namespace) -> int:
     ]
     files = record_as_json(record)["files"] if record else []
     lines = [f"{key + ':':<14} {value}" for key, value in rows]
-    return print_result(options, {**listed.to_json(), "files": files}, lines)
+    value = {**listed.to_json(), "hidden_states": route, "files": files}
+    return print_result(options, value, lines)
+
+
+def _route(entry: CatalogueModel) -> str:
+    """How the guard reads its hidden states, of any block but the last where it has no bundle."""
+    from safesteer_edge.bundle.bundle import read_config
+    from safesteer_edge.errors import SafeSteerError
+
+    try:
+        from safesteer_edge.engine.hidden_states import describe_route, usable_routes
+
+        layers, n_layer = (0,), 2
+        if entry.bundle:
+            config = read_config(entry.bundle)
+            layers, n_layer = config.probe.layers, config.model.n_layer
+        return describe_route(usable_routes(entry.architecture, n_layer, layers)[0])
+    except SafeSteerError as error:  # of the bundle
+        return f"unknown: {error}"
+    except (ImportError, OSError, RuntimeError, AttributeError):  # of llama.cpp
+        return "unknown: llama.cpp does not start; run 'safesteer-edge doctor'"
 
 
 def run_fit(options: argparse.Namespace) -> int:

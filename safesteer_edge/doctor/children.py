@@ -114,13 +114,14 @@ def serve(options: dict[str, Any], _: IO[bytes], replies_fd: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class LlamaFacts:
-    """What this build of llama.cpp is and sees."""
+    """What this build of llama.cpp is and sees, and whether our callback for it was built."""
 
     binding_version: str
     system_info: str
     has_amx: bool
     supports_gpu_offload: bool
     avoids_extra_buffer_types: bool
+    has_c_callback: bool
 
     @property
     def cpu_features(self) -> tuple[str, ...]:
@@ -212,6 +213,7 @@ class TokenFacts:
 def llama_facts() -> LlamaFacts:
     """Start llama.cpp, and say what it is built for."""
     from safesteer_edge.engine.native import must_avoid_extra_buffer_types, native_facts
+    from safesteer_edge.engine.node_catcher import c_callback
 
     facts = native_facts()
     return LlamaFacts(
@@ -220,6 +222,7 @@ def llama_facts() -> LlamaFacts:
         has_amx=facts.has_amx,
         supports_gpu_offload=facts.supports_gpu_offload,
         avoids_extra_buffer_types=must_avoid_extra_buffer_types(),
+        has_c_callback=c_callback() is not None,
     )
 
 
@@ -270,6 +273,7 @@ def bundle_facts() -> BundleFacts:
 
 def token_facts() -> TokenFacts:
     """Decode one guarded token with the default model; opening it runs the engine's self-test."""
+    from safesteer_edge.engine.hidden_states import describe_route
     from safesteer_edge.guard.events import TurnEnded
     from safesteer_edge.guard.policy import SamplingSettings
     from safesteer_edge.session.session import open_session
@@ -287,7 +291,7 @@ def token_facts() -> TokenFacts:
         return TokenFacts(
             load_s=info.load_s,
             answer_s=answer_s,
-            route=info.hidden_state_route,
+            route=describe_route(info.hidden_state_route) if info.hidden_state_route else None,
             probe_provider=info.probe_provider,
             n_engine_canaries=_n_engine_canaries(),
             offloaded=native_log.offloaded,

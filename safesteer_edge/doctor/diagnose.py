@@ -37,6 +37,7 @@ from safesteer_edge.doctor.packages import (
     repair_command,
 )
 from safesteer_edge.doctor.runtimes import (
+    check_callback,
     check_llama,
     check_llama_gpu,
     check_nothing_phones_home,
@@ -69,6 +70,7 @@ def _examinations() -> list[tuple[str, Callable[[], Sequence[Check]]]]:
     return [
         ("packages", check_packages),
         ("llama.cpp", lambda: check_llama(llama())),
+        ("hidden states", lambda: check_callback(llama())),
         ("cpu", lambda: check_processor(llama())),
         (
             "llama.cpp gpu",

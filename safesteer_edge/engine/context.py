@@ -63,7 +63,7 @@ class NativeContext(ContextView):
     def __init__(
         self, model: NativeModel, settings: ContextSettings, *, eval_callback: Any = None
     ) -> None:
-        """Make the context. eval_callback: a ggml cb_eval (kept alive here), or None.
+        """Make the context. eval_callback: a NodeCatcher (kept alive here), or None.
 
         Raises EngineError if there is not enough memory for the KV cache.
         """
@@ -88,7 +88,8 @@ class NativeContext(ContextView):
             params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.no_perf = True
         if eval_callback is not None:
-            params.cb_eval = eval_callback
+            params.cb_eval = eval_callback.function
+            params.cb_eval_user_data = eval_callback.user_data
         self._eval_callback = eval_callback
         context_handle = lib.llama_init_from_model(model.handle, params)
         if not context_handle:

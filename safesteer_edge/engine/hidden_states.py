@@ -18,15 +18,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
-import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.engine.context import ContextView
 from safesteer_edge.engine.native import c_function, lib
+from safesteer_edge.engine.node_catcher import NodeCatcher, c_callback
 from safesteer_edge.errors import EngineError
 
 RouteName = Literal["layer_input", "final_norm", "eval_callback"]
@@ -126,6 +125,15 @@ def usable_routes(architecture: str, n_layer: int, layers: Sequence[int]) -> tup
     return (*names, "eval_callback")
 
 
+def describe_route(name: str) -> str:
+    """The route and its cost, for people. docs/guard.md says how that was measured."""
+    if name != "eval_callback":
+        return f"{name}, which costs nothing measurable"
+    if c_callback() is None:
+        return f"{name} in Python, which costs some 3 % of a token; see 'safesteer-edge doctor'"
+    return f"{name} in C, which costs less than 1 % of a token"
+
+
 class LayerInputRoute(HiddenStateRoute):
     """Input of block L + 1 = output of block L, read after any decode."""
 
@@ -190,7 +198,7 @@ class FinalNormRoute(HiddenStateRoute):
 
 
 class EvalCallbackRoute(HiddenStateRoute):
-    """`l_out-L` or `result_norm`, caught while the graph runs: for any graph, at a call a node.
+    """`l_out-L` or `result_norm`, caught while the graph runs: for any graph.
 
     Give `callback` to the context that is made.
     """
@@ -199,51 +207,26 @@ class EvalCallbackRoute(HiddenStateRoute):
 
     def __init__(self, layers: tuple[int, ...], n_layer: int) -> None:
         super().__init__(layers, n_layer)
-        self._index_by_name = {
-            _FINAL_NORM_NODE if layer == n_layer else f"l_out-{layer}".encode(): layer
-            for layer in layers
-        }
-        self._caught: dict[int, NDArray[np.float32]] = {}
-        self._failure: BaseException | None = None
-        self._enabled = False
-        self.callback = lib.ggml_backend_sched_eval_callback(self._on_node)
+        self.callback = NodeCatcher(
+            [
+                _FINAL_NORM_NODE if layer == n_layer else f"l_out-{layer}".encode()
+                for layer in layers
+            ]
+        )
+
+    def attach(self, context: ContextView) -> None:
+        super().attach(context)
+        # A row for each sequence: of batches with more, which are prompts, none is read.
+        self.callback.make_room(lib.llama_n_seq_max(context.handle), context.n_embd)
 
     def before_answer(self) -> None:
-        self._enabled = True
+        self.callback.enable(True)
 
     def before_prefill(self) -> None:
-        self._enabled = False
-
-    def _on_node(self, tensor: int, ask: bool, _user_data: object) -> bool:
-        """ask: may llama.cpp show this node? Else: here it is. False stops the graph."""
-        if not self._enabled or self._failure is not None:
-            return not ask
-        try:
-            layer = self._index_by_name.get(_ggml_call("ggml_get_name")(tensor))
-            if layer is None:
-                return not ask
-            if not ask:
-                self._caught[layer] = _read_float_rows(tensor)
-        except BaseException as error:
-            # An exception in a ctypes callback would be printed and ignored: keep it for read().
-            self._failure = error
-            return False
-        return True
+        self.callback.enable(False)
 
     def read(self, n_rows: int) -> NDArray[np.float32]:
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise EngineError(f"reading hidden states failed: {failure}") from failure
-        expected = (n_rows, self._context.n_embd)
-        parts: list[NDArray[np.float32]] = []
-        for layer in self._layers:
-            rows = self._caught.get(layer)
-            if rows is None or rows.shape != expected:
-                shape = None if rows is None else rows.shape
-                raise EngineError(f"block {layer} gave states of shape {shape}, not {n_rows} rows")
-            parts.append(rows)
-        self._caught.clear()
-        return np.concatenate(parts, axis=1)
+        return self.callback.take(n_rows)
 
 
 # -- native calls that llama-cpp-python does not bind ----------------------------------------------
@@ -277,30 +260,6 @@ def _layer_input_calls() -> tuple[Any, Any] | None:
 
 def _exported(names: Sequence[str]) -> str | None:
     return next((name for name in names if hasattr(lib._lib, name)), None)
-
-
-@cache
-def _ggml_call(name: str) -> Any:
-    """A call on tensors of ggml's base library."""
-    tensor, size = ctypes.c_void_p, ctypes.c_size_t
-    prototypes: dict[str, tuple[Any, ...]] = {
-        "ggml_get_name": (ctypes.c_char_p, tensor),
-        "ggml_nbytes": (size, tensor),
-        "ggml_nrows": (ctypes.c_int64, tensor),
-        "ggml_backend_tensor_get": (None, tensor, ctypes.c_void_p, size, size),
-    }
-    folder = Path(llama_cpp.__file__).parent / "lib"
-    names = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
-    path = next((folder / each for each in names if (folder / each).is_file()), None)
-    if path is None:
-        raise EngineError(f"no ggml-base library in {str(folder)!r}; reinstall llama-cpp-python")
-    return c_function(ctypes.CDLL(str(path)), name, *prototypes[name])
-
-
-def _read_float_rows(tensor: int) -> NDArray[np.float32]:
-    flat = np.empty(_ggml_call("ggml_nbytes")(tensor) // 4, dtype=np.float32)
-    _ggml_call("ggml_backend_tensor_get")(tensor, flat.ctypes.data, 0, flat.nbytes)
-    return flat.reshape(int(_ggml_call("ggml_nrows")(tensor)), -1)
 
 
 def _float_rows_at(address: int | None, n_rows: int, n_embd: int) -> NDArray[np.float32]:

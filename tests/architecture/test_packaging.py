@@ -15,7 +15,7 @@ else:
 
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
 SETUPTOOLS: dict[str, Any] = PYPROJECT["tool"]["setuptools"]
-CODE = {".py", ".pyc"}
+CODE = {".py", ".pyc", ".c", ".so", ".pyd"}
 
 
 def packages() -> dict[str, Path]:

@@ -11,7 +11,7 @@ from safesteer_edge.doctor.children import (
 )
 
 CPU_INFO = "CPU : SSE3 = 1 | AVX2 = 1 | SVE = 0 | SVE_CNT = 16 | REPACK = 1 |"
-LLAMA = LlamaFacts("0.3.36", CPU_INFO, False, False, False)
+LLAMA = LlamaFacts("0.3.36", CPU_INFO, False, False, False, True)
 NO_DRIVER = DriverFacts(False, None, "", ())
 H100 = DriverFacts(True, None, "13.0", ("NVIDIA H100 80GB HBM3",))
 ONNXRUNTIME = OnnxRuntimeFacts(

@@ -10,7 +10,12 @@ import pytest
 from safesteer_edge.doctor import runtimes
 from safesteer_edge.doctor.check import Check
 from safesteer_edge.doctor.children import ChildFailure, DriverFacts, LlamaFacts
-from safesteer_edge.doctor.runtimes import check_llama, check_llama_gpu, check_processor
+from safesteer_edge.doctor.runtimes import (
+    check_callback,
+    check_llama,
+    check_llama_gpu,
+    check_processor,
+)
 from tests.doctor.sample_facts import H100, LLAMA, NO_DRIVER
 
 DEAD = ChildFailure("illegal instruction", "the process ended with SIGILL")
@@ -47,6 +52,15 @@ def test_a_missing_llama_cpp_is_installed_at_the_pinned_version():
     (check,) = check_llama(missing)
     assert check.status == "fail"
     assert "llama-cpp-python==" in str(check.remedy)
+
+
+def test_a_callback_that_was_not_built_is_a_warning_with_the_line_that_builds_it():
+    assert [check.status for check in check_callback(LLAMA)] == ["ok"]
+    (check,) = check_callback(replace(LLAMA, has_c_callback=False))
+    assert check.status == "warn"
+    assert "compiler" in str(check.remedy)
+    assert "-e ." in str(check.remedy)
+    assert check_callback(DEAD)[0].status == "warn"
 
 
 # -- CPU -----------------------------------------------------------------------------------------

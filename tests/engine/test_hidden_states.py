@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from safesteer_edge.engine import hidden_states
-from safesteer_edge.engine.hidden_states import LAYER_INPUT_ARCHITECTURES, RouteName, choose_route
+from safesteer_edge.engine import node_catcher
+from safesteer_edge.engine.hidden_states import (
+    LAYER_INPUT_ARCHITECTURES,
+    EvalCallbackRoute,
+    RouteName,
+    choose_route,
+)
+from safesteer_edge.engine.node_catcher import NodeCatcher, c_callback
 from safesteer_edge.errors import EngineError
 from tests.engine.open_engine import (
     F32_TOLERANCE,
@@ -170,27 +176,68 @@ def test_this_llama_cpp_exports_the_layer_inputs() -> None:
     assert "llama" in LAYER_INPUT_ARCHITECTURES
 
 
+@pytest.fixture(params=["C", "Python"])
+def callback_language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The callback that is used is in this language."""
+    if request.param == "Python":
+        monkeypatch.setattr(node_catcher, "c_callback", lambda: None)
+    elif c_callback() is None:
+        pytest.skip("it was not built")
+    return request.param
+
+
+@pytest.mark.usefixtures("callback_language")
 def test_a_failure_inside_the_native_callback_is_raised_and_leaves_no_trace(
-    tiny_llama_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama_path: Path,
 ) -> None:
-    read_float_rows: Any = hidden_states._read_float_rows
-
-    def fail(_tensor: int) -> Float32Array:
-        raise MemoryError("no room for states")
-
     with open_engine(tiny_llama_path, layers=(0, 3)) as opened:
         expected = read_everywhere(opened)
     with open_engine(tiny_llama_path, layers=(0, 3)) as opened:
-        monkeypatch.setattr(hidden_states, "_read_float_rows", fail)
-        with pytest.raises(EngineError, match="no room for states"):
+        catcher = catcher_of(opened)
+        catcher.make_room(9, N_EMBD + 1)
+        with pytest.raises(EngineError, match="not rows of 65 floats"):
             opened.prefill(PROMPT[:-2])  # the graph stops at its last token
-        monkeypatch.setattr(hidden_states, "_read_float_rows", read_float_rows)
+        catcher.make_room(9, N_EMBD)
         actual = read_everywhere(opened)
-        monkeypatch.setattr(hidden_states, "_read_float_rows", fail)
-        with pytest.raises(EngineError, match="no room for states"):
+        catcher.make_room(9, N_EMBD + 1)
+        with pytest.raises(EngineError, match="not rows of 65 floats"):
             opened.engine.evaluate(55)
-        monkeypatch.setattr(hidden_states, "_read_float_rows", read_float_rows)
+        catcher.make_room(9, N_EMBD)
         opened.engine.take_back(0)
         again = opened.engine.evaluate_candidates(CANDIDATES)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=F32_TOLERANCE)
     np.testing.assert_allclose(again, expected[-len(CANDIDATES) :], rtol=0, atol=F32_TOLERANCE)
+
+
+@pytest.mark.usefixtures("callback_language")
+def test_states_that_were_not_caught_are_never_given(tiny_llama_path: Path) -> None:
+    with open_engine(tiny_llama_path, layers=(0, 3), n_candidates=4) as opened:
+        opened.prefill(PROMPT)
+        catcher = catcher_of(opened)
+        with pytest.raises(EngineError, match="0 rows"):  # they were read
+            catcher.take(1)
+        opened.engine.append(ANSWER)
+        with pytest.raises(EngineError, match="'l_out-0' gave 3 rows"):
+            catcher.take(1)
+        opened.engine.append([*ANSWER, *CANDIDATES])  # more rows than sequences
+        with pytest.raises(EngineError, match="'l_out-0' gave 0 rows"):
+            catcher.take(len(ANSWER) + len(CANDIDATES))
+        opened.engine.append(ANSWER)
+        opened.prefill([*PROMPT, *ANSWER, 50, 51])
+        with pytest.raises(EngineError, match="0 rows"):
+            catcher.take(1)
+
+
+def catcher_of(opened: OpenEngine) -> NodeCatcher:
+    route = opened.engine._route
+    assert isinstance(route, EvalCallbackRoute)
+    return route.callback
+
+
+def test_a_callback_in_c_that_was_built_for_other_fields_is_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if c_callback() is None:
+        pytest.skip("it was not built")
+    monkeypatch.setattr(sys.modules["safesteer_edge.engine._node_callback"], "SHARED_BYTES", 8)
+    assert c_callback() is None

@@ -75,7 +75,7 @@ def prove_hidden_states(files: FamilyFiles) -> str:
         sets = [layers for layers in layer_sets if name in usable_routes(architecture, 4, layers)]
         for layers in sets:
             with open_engine(files.model, layers=layers, route_name=name) as opened:
-                states, logits = _read_everywhere(opened)
+                states, logits = read_everywhere(opened)
             for forwards in oracles:
                 assert_close(states, _expected_states(forwards, layers))
                 assert_close(logits, np.stack([f.logits[-1] for f in forwards[:1]]))
@@ -83,7 +83,7 @@ def prove_hidden_states(files: FamilyFiles) -> str:
     return " = ".join([*names, "llama.cpp", *(["NumPy"] if len(oracles) > 1 else [])])
 
 
-def _read_everywhere(opened: OpenEngine) -> tuple[Float32Array, Float32Array]:
+def read_everywhere(opened: OpenEngine) -> tuple[Float32Array, Float32Array]:
     prompt_state = opened.prefill(PROMPT).last_state
     answer_states = opened.feed(ANSWER)
     logits = opened.next_logits()

@@ -97,7 +97,9 @@ def test_list_and_info_show_what_was_pulled(stocked: Hub, models):
     exit_code, out, _ = models("info", NAME)
     assert exit_code == OK
     assert read_index().models[0].model.sha256 in out
-    assert len(json.loads(models("info", NAME, "--json")[1])["files"]) == 2
+    value = json.loads(models("info", NAME, "--json")[1])
+    assert len(value["files"]) == 2
+    assert value["hidden_states"].startswith("layer_input")
 
 
 def test_info_of_a_model_to_pull_says_how(home: Path, models):
@@ -105,6 +107,7 @@ def test_info_of_a_model_to_pull_says_how(home: Path, models):
     assert exit_code == OK
     assert "safesteer-edge models pull gemma-3-4b-it" in out
     assert "131072 tokens" in out
+    assert "eval_callback" in out
     exit_code, _, err = models("info", "gemma-3-4b-ti")
     assert exit_code == BAD_INPUT
     assert "did you mean 'gemma-3-4b-it'" in err
