@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safesteer_edge.cli.options import OK, RUNTIME_ERROR
-from safesteer_edge.cli.verify_command import add_source_options, report_lines
+from safesteer_edge.cli.verify_command import add_source_options, report_lines, source_reader
 
 if TYPE_CHECKING:
     from safesteer_edge.calibration.assemble_bundle import AssembledBundle, AssemblySettings
@@ -66,8 +66,7 @@ def run(options: argparse.Namespace) -> int:
     negative = options.allow_negative_scale
     checks = VerifySettings(
         options.model,
-        source=options.source,
-        is_flipped=options.flip,
+        read_source=source_reader(options),
         n_gpu_layers=options.gpu_layers,
         n_threads=options.threads,
         allow_negative_scale=negative,

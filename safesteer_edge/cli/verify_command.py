@@ -6,8 +6,9 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from safesteer_edge.errors import SettingsError
 from safesteer_edge.formats.json_values import without_nan
 
 if TYPE_CHECKING:
-    from safesteer_edge.evaluation.verify_bundle import VectorRun, VerifyReport
+    from safesteer_edge.evaluation.verify_bundle import Scorer, VectorRun, VerifyReport
     from safesteer_edge.harvest.drift import Drift, ScoreShift
     from safesteer_edge.harvest.replay import Auroc, ReplayFigures
     from safesteer_edge.metrics.statistics import Share
@@ -171,8 +172,18 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flip", action="store_true", help="the source's score falls with harm")
 
 
+def source_reader(options: argparse.Namespace) -> Callable[[int], Scorer] | None:
+    """What reads the probe's source, once the width of its states is known; None: not given."""
+    from safesteer_edge.converters.probe_reference import read_reference
+
+    if options.source is None:
+        return None
+    return partial(read_reference, options.source, is_flipped=options.flip)
+
+
 def run(options: argparse.Namespace) -> int:
     """Verify, print, and return the exit code."""
+    from safesteer_edge.converters.probe_reference import read_states
     from safesteer_edge.evaluation.verify_bundle import (
         MAX_SCORE_DIFFERENCE,
         VerifySettings,
@@ -183,9 +194,8 @@ def run(options: argparse.Namespace) -> int:
         raise SettingsError(f"--tolerance is {options.tolerance}; expected 0 to 1")
     settings = VerifySettings(
         model=options.model,
-        source=options.source,
-        is_flipped=options.flip,
-        states=options.states,
+        read_source=source_reader(options),
+        read_states=None if options.states is None else partial(read_states, options.states),
         max_score_difference=(
             MAX_SCORE_DIFFERENCE if options.tolerance is None else options.tolerance
         ),

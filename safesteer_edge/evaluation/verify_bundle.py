@@ -19,7 +19,6 @@ from safesteer_edge.errors import (
     EngineError,
     GuardError,
     ProbeFileError,
-    SettingsError,
     VectorFileError,
 )
 from safesteer_edge.evaluation.verify_drift import DriftSettings, verify_drift
@@ -66,55 +65,6 @@ def compare_probe(probe: OnnxProbe, source: Scorer, states: NDArray[np.float32])
     )
 
 
-def read_source(path: Path, n_features: int, *, is_flipped: bool = False) -> Scorer:
-    """Return what scores states as the source does; any form that 'convert probe' reads by itself.
-
-    is_flipped: the source's score falls with harm.
-    Raises InputError for what cannot be read, ProbeFileError for another width.
-    """
-    from safesteer_edge.converters.probe_files import read_probe_source
-    from safesteer_edge.formats.probe_onnx import SourceOptions
-
-    source = read_probe_source(path, SourceOptions())
-    if source.n_features != n_features:
-        raise ProbeFileError(
-            f"{str(path)!r} reads states of {source.n_features} values; the bundle's probe reads "
-            f"{n_features}"
-        )
-    if is_flipped:
-        return lambda states: 1.0 - source.reference_scores(states)
-    return source.reference_scores
-
-
-def read_states(path: Path, n_features: int) -> NDArray[np.float32]:
-    """Return states from a file of arrays: 'states', or its only matrix.
-
-    Raises SettingsError if they are not finite float (n, n_features), InputError for a file that
-    cannot be read.
-    """
-    from safesteer_edge.converters.vector_arrays import (
-        ARRAY_SUFFIXES,
-        read_arrays,
-    )
-
-    if path.suffix.lower() not in ARRAY_SUFFIXES:
-        raise SettingsError(f"states in {path.name!r}; expected one of {', '.join(ARRAY_SUFFIXES)}")
-    arrays = read_arrays(path).arrays
-    states = arrays.get("states")
-    if states is None and len(arrays) == 1:
-        states = next(iter(arrays.values()))
-    shape = None if states is None else states.shape
-    if states is None or states.ndim != 2 or not len(states) or states.shape[1] != n_features:
-        raise SettingsError(
-            f"{str(path)!r} holds states of shape {shape}; expected (n, {n_features})"
-        )
-    with np.errstate(over="ignore"):
-        narrow = states.astype(np.float32)
-    if not np.isfinite(narrow).all():
-        raise SettingsError(f"{str(path)!r} holds states that are not finite in float32")
-    return narrow
-
-
 def random_states(bundle: GuardBundle, *, seed: int = 0) -> NDArray[np.float32]:
     """Return states like the model's own: random mixtures of the bundle's stored ones, and noise.
 
@@ -145,17 +95,17 @@ VectorDevice = Literal["CPU", "GPU"]
 class VerifySettings:
     """What to compare a bundle with.
 
-    source: what the probe was converted from; is_flipped: its score falls with harm. states: a
-    file of states to compare on; None: random ones. max_score_difference: above it, the probe is
-    not its source. n_gpu_layers: for the run on the GPU; None: all. replay: ask the fixed requests
-    and compare; None: only where the model is in another quantization than the bundle's.
+    read_source: given the width of a state, returns what scores states as the probe's source does.
+    read_states: given that width, returns states to compare on; None: random ones.
+    max_score_difference: above it, the probe is not its source. n_gpu_layers: for the run on the
+    GPU; None: all. replay: ask the fixed requests and compare; None: only where the model is in
+    another quantization than the bundle's.
     n_requests, reference, record: see DriftSettings.
     """
 
     model: Path
-    source: Path | None = None
-    is_flipped: bool = False
-    states: Path | None = None
+    read_source: Callable[[int], Scorer] | None = None
+    read_states: Callable[[int], NDArray[np.float32]] | None = None
     max_score_difference: float = MAX_SCORE_DIFFERENCE
     n_gpu_layers: int | None = None
     n_threads: int | None = None
@@ -265,15 +215,12 @@ def _verify_drift(
 
 def _verify_probe(report: VerifyReport, bundle: GuardBundle, settings: VerifySettings) -> None:
     n_features = bundle.config.probe.n_features
-    states = (
-        random_states(bundle)
-        if settings.states is None
-        else read_states(settings.states, n_features)
-    )
-    if settings.source is None:
+    read_states = settings.read_states
+    states = random_states(bundle) if read_states is None else read_states(n_features)
+    if settings.read_source is None:
         report.notes.append("the probe was compared with no source: pass it with --source")
         return
-    source = read_source(settings.source, n_features, is_flipped=settings.is_flipped)
+    source = settings.read_source(n_features)
     _compare(report, bundle, source, states, settings, "cpu")
     _compare(report, bundle, source, states, settings, "cuda")
 
