@@ -15,18 +15,18 @@ from typing import Any
 
 from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.writer import BundleParts, write_bundle
+from safesteer_edge.calibration.measured_parts import make_canaries, residual_norms
+from safesteer_edge.calibration.probe_choice import ProbeResult, fit_chosen_probe, probe_candidates
 from safesteer_edge.calibration.probe_fit import FitSettings, fit_calibrated
-from safesteer_edge.calibration.probe_stage import ProbeResult, fit_chosen_probe, probe_candidates
 from safesteer_edge.calibration.report import bundle_report
 from safesteer_edge.calibration.separation import reading_of_media, separation_by_layer
-from safesteer_edge.calibration.vector_forms import VectorSettings
+from safesteer_edge.calibration.vector_fit import VectorSettings
 from safesteer_edge.calibration.vector_stage import VectorResult, VectorTask, fit_vector
 from safesteer_edge.formats.json_values import without_nan
 from safesteer_edge.formats.version import VERSION
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.harvest.answers import HarvestedAnswer, HarvestPlan
 from safesteer_edge.harvest.cache import DEFAULT_LIMIT_BYTES, HarvestSettings
-from safesteer_edge.harvest.measured_parts import ScoreStates, make_canaries, residual_norms
 from safesteer_edge.harvest.replay import (
     FIGURES_KEY,
     FalseAlarmTargets,
@@ -35,6 +35,7 @@ from safesteer_edge.harvest.replay import (
     score_own_answers,
 )
 from safesteer_edge.harvest.run import Harvest, Progress, harvest
+from safesteer_edge.harvest.vector_trial import ScoreStates
 from safesteer_edge.probe.probe import OnnxProbe
 from safesteer_edge.requests.requests import Request
 from safesteer_edge.session.runtime import Runtime, open_runtime

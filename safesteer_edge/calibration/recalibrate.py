@@ -21,13 +21,13 @@ from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.writer import BundleParts, VectorParts, check_replaceable, write_bundle
 from safesteer_edge.calibration.assemble_bundle import measure_prompt_states
 from safesteer_edge.calibration.policy_fit import AnswerScores, PolicyChoice, choose_policy
-from safesteer_edge.calibration.preflight import n_needed, smallest_ordinary
 from safesteer_edge.calibration.probe_calibration import (
     Rescale,
     fit_rescale,
     rescale_probe,
 )
 from safesteer_edge.calibration.report import bundle_report
+from safesteer_edge.calibration.settings import n_needed, smallest_ordinary
 from safesteer_edge.errors import BundleError, RequestDataError
 from safesteer_edge.formats.model_file import ModelInfo
 from safesteer_edge.formats.version import VERSION

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.calibration.vector_forms import part_of
+from safesteer_edge.calibration.vector_fit import part_of
 from safesteer_edge.harvest.answers import HarvestedAnswer
 from safesteer_edge.harvest.cache import N_EARLY_ROWS
 from safesteer_edge.harvest.carriers import DRAWN_CARRIERS

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from safesteer_edge.bundle.schema import ModalityScales
 from safesteer_edge.bundle.writer import VectorParts
-from safesteer_edge.calibration.vector_fit import VectorChoice, VectorChooser
-from safesteer_edge.calibration.vector_forms import (
+from safesteer_edge.calibration.vector_fit import (
     VECTOR_FORMS,
     StatePairs,
     VectorCandidate,
+    VectorChoice,
+    VectorChooser,
     VectorForm,
     VectorSettings,
     make_directions,
@@ -32,9 +33,8 @@ from safesteer_edge.harvest.carriers import (
     carried_items,
     carry,
 )
-from safesteer_edge.harvest.measured_parts import ScoreStates
 from safesteer_edge.harvest.run import Harvest, Progress
-from safesteer_edge.harvest.vector_trial import Directions
+from safesteer_edge.harvest.vector_trial import Directions, ScoreStates
 from safesteer_edge.requests.requests import Label
 from safesteer_edge.session.runtime import Runtime, open_runtime
 from safesteer_edge.session.settings import SessionSettings

@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     # Deferred: these import llama.cpp, which --help does not need.
     from safesteer_edge.bundle.writer import check_replaceable
     from safesteer_edge.calibration.make_bundle import make_bundle
-    from safesteer_edge.calibration.preflight import check_media, check_requests, with_pictures
+    from safesteer_edge.calibration.settings import check_media, check_requests, with_pictures
 
     # 1. Whatever cannot work is said before minutes of work, not after.
     settings = _settings(options)
@@ -103,8 +103,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _settings(options: argparse.Namespace) -> CalibrationSettings:
-    from safesteer_edge.calibration.preflight import targets_for
-    from safesteer_edge.calibration.settings import default_settings
+    from safesteer_edge.calibration.settings import default_settings, targets_for
     from safesteer_edge.session.settings import SessionSettings
 
     if not 0 < options.cache_limit < math.inf:

@@ -6,6 +6,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,18 +60,13 @@ def run(options: argparse.Namespace) -> int:
     """Measure, check, write, and return the exit code. What fails its checks is not written."""
     from safesteer_edge.bundle.writer import write_bundle
     from safesteer_edge.calibration.assemble_bundle import assemble_bundle
-    from safesteer_edge.evaluation.verify_bundle import VerifySettings, verify_bundle
+    from safesteer_edge.evaluation.verify import VerifySettings, verify_bundle
 
     settings = _assembly_settings(options)
     assembled = assemble_bundle(settings)
     negative = options.allow_negative_scale
-    checks = VerifySettings(
-        options.model,
-        read_source=source_reader(options),
-        n_gpu_layers=options.gpu_layers,
-        n_threads=options.threads,
-        allow_negative_scale=negative,
-    )
+    session = replace(settings.session, allow_negative_scale=negative)
+    checks = VerifySettings(session, read_source=source_reader(options))
     with tempfile.TemporaryDirectory() as folder:
         trial = write_bundle(Path(folder) / "trial", assembled.parts, allow_negative_scale=negative)
         report = verify_bundle(trial, checks)

@@ -152,8 +152,7 @@ def _measure_guard(settings: SessionSettings, options: argparse.Namespace) -> in
 
 
 def _measure_rerank(settings: SessionSettings, options: argparse.Namespace) -> int:
-    from safesteer_edge.evaluation.heldout import requests_of_test_split
-    from safesteer_edge.evaluation.rerank_equality import compare_lazy_with_eager
+    from safesteer_edge.evaluation.heldout import compare_lazy_with_eager, requests_of_test_split
     from safesteer_edge.session.session import open_session
 
     if settings.sampling.temperature != 0:

@@ -53,7 +53,7 @@ def measure_quantization(
         measure_quantizations,
         request_sets,
     )
-    from safesteer_edge.evaluation.bench_machine import read_machine
+    from safesteer_edge.evaluation.machine import read_machine
     from safesteer_edge.formats.user_folders import user_cache_folder
     from safesteer_edge.session.choice import choose_model
 

@@ -17,7 +17,7 @@ from safesteer_edge.errors import SettingsError
 from safesteer_edge.formats.json_values import without_nan
 
 if TYPE_CHECKING:
-    from safesteer_edge.evaluation.verify_bundle import Scorer, VectorRun, VerifyReport
+    from safesteer_edge.evaluation.verify import Scorer, VectorRun, VerifyReport
     from safesteer_edge.harvest.drift import Drift, ScoreShift
     from safesteer_edge.harvest.replay import Auroc, ReplayFigures
     from safesteer_edge.metrics.statistics import Share
@@ -184,24 +184,27 @@ def source_reader(options: argparse.Namespace) -> Callable[[int], Scorer] | None
 def run(options: argparse.Namespace) -> int:
     """Verify, print, and return the exit code."""
     from safesteer_edge.converters.probe_reference import read_states
-    from safesteer_edge.evaluation.verify_bundle import (
+    from safesteer_edge.evaluation.verify import (
         MAX_SCORE_DIFFERENCE,
         VerifySettings,
         verify_bundle,
     )
+    from safesteer_edge.session.settings import SessionSettings
 
     if options.tolerance is not None and not 0 <= options.tolerance <= 1:  # false for NaN as well
         raise SettingsError(f"--tolerance is {options.tolerance}; expected 0 to 1")
     settings = VerifySettings(
-        model=options.model,
+        session=SessionSettings(
+            model=str(options.model),
+            n_gpu_layers=options.gpu_layers,
+            n_threads=options.threads,
+            allow_negative_scale=options.allow_negative_scale,
+        ),
         read_source=source_reader(options),
         read_states=None if options.states is None else partial(read_states, options.states),
         max_score_difference=(
             MAX_SCORE_DIFFERENCE if options.tolerance is None else options.tolerance
         ),
-        n_gpu_layers=options.gpu_layers,
-        n_threads=options.threads,
-        allow_negative_scale=options.allow_negative_scale,
         replay=options.replay,
         n_requests=options.limit,
         reference=options.reference,

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from safesteer_edge.errors import SafeSteerError
 from safesteer_edge.evaluation.baselines import FittedBaselines
-from safesteer_edge.evaluation.bench_machine import forget_peak_memory, peak_memory_bytes
 from safesteer_edge.evaluation.case import Case
 from safesteer_edge.evaluation.defences import Defence
+from safesteer_edge.evaluation.machine import forget_peak_memory, peak_memory_bytes
 from safesteer_edge.evaluation.rows import EvalRow, unanswered
 from safesteer_edge.guard.events import Event, Step, TurnEnded
 from safesteer_edge.session.protocol import TurnSettings

@@ -13,12 +13,6 @@ from pathlib import Path
 from typing import Final
 
 from safesteer_edge.errors import SettingsError
-from safesteer_edge.evaluation.bench_machine import (
-    MachineFacts,
-    measure_in_child,
-    peak_memory_bytes,
-    read_machine,
-)
 from safesteer_edge.evaluation.bench_summary import Spread, VariantRatio, ratio_of
 from safesteer_edge.evaluation.bench_variants import (
     PROMPT_KINDS,
@@ -30,6 +24,12 @@ from safesteer_edge.evaluation.bench_variants import (
     VariantName,
     VariantSetup,
     open_variant,
+)
+from safesteer_edge.evaluation.machine import (
+    MachineFacts,
+    measure_in_child,
+    peak_memory_bytes,
+    read_machine,
 )
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model
 from safesteer_edge.guard.policy import SamplingSettings

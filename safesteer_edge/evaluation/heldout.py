@@ -6,19 +6,15 @@ No probe is fitted to that split, and no number chosen on it.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from safesteer_edge.errors import InputError
-from safesteer_edge.evaluation.bench_machine import measure_in_child
-from safesteer_edge.evaluation.plan import HELDOUT, EvalSettings, Narrate
-from safesteer_edge.evaluation.rows import Progress
-from safesteer_edge.formats.atomic_write import atomic_write
-from safesteer_edge.formats.json_values import without_nan
-from safesteer_edge.guard.events import TurnEnded
+import numpy as np
+
+from safesteer_edge.guard.events import Step, TurnEnded
+from safesteer_edge.guard.policy import GuardPolicy
+from safesteer_edge.guard.reranking import Tilt
 from safesteer_edge.harvest.answers import HarvestedAnswer, Harvester, HarvestPlan
 from safesteer_edge.harvest.probe_quality import N_STEPS, ProbeQuality, measure_probe_quality
 from safesteer_edge.metrics.refusal_rules import is_refusal
@@ -231,59 +227,94 @@ def _harmful(requests: Sequence[Request]) -> list[Request]:
     return [request for request in requests if request.label == "harmful"]
 
 
-# -- what a run measures at its very end where it is asked for: the guard on the whole test split --
+# -- lazy ≡ eager on the real engine: the same tokens at temperature 0, or a reason why not --------
+# One token and k tokens run in different kernels, so a state and its score differ a little between
+# the two. The noise is measured on tokens that both forms emitted from the same prefix: the largest
+# difference of a token's guarded value, log p − penalty. A first difference in the token sequence
+# is explained if eager's values of the two tokens lie within twice that noise (one for each).
 
-MAX_TOKENS: Final = 64  # as many as `measure guard` takes
 
-_Measure = Callable[[SessionSettings, int | None], Any]
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """The first step at which the forms chose differently. gap: of eager's two guarded values."""
+
+    request_id: str
+    step: int
+    gap: float
 
 
-def measure_heldout(settings: EvalSettings, narrate: Narrate) -> None:
-    """What `measure guard` and `measure probe` measure; each is kept if it was measured before."""
-    if not settings.with_heldout:
-        return
-    path = settings.folder / HELDOUT
-    session = replace(
-        settings.session,
-        guard="steer",
-        rerank="lazy",
-        max_tokens=MAX_TOKENS,
-        sampling=replace(settings.session.sampling, temperature=0.0),
+@dataclass(frozen=True, slots=True)
+class RerankEquality:
+    """noise: nats, the largest difference of one token's guarded value between the forms."""
+
+    n_prompts: int
+    n_identical: int
+    n_steps_compared: int
+    n_interventions: int
+    noise: float
+    divergences: tuple[Divergence, ...]
+
+    @property
+    def unexplained(self) -> tuple[Divergence, ...]:
+        """Divergences wider than the noise: there must be none."""
+        # Written so that a NaN counts.
+        return tuple(item for item in self.divergences if not item.gap <= 2 * self.noise)
+
+
+def compare_lazy_with_eager(
+    requests: Iterable[Request],
+    lazy: Session,
+    eager: Session,
+    policy: GuardPolicy,
+    *,
+    progress: Callable[[int], None] = lambda _: None,
+) -> RerankEquality:
+    """Ask every request in both sessions (temperature 0) and compare step by step."""
+    n_prompts = n_identical = n_steps = n_interventions = 0
+    noise = 0.0
+    divergences: list[Divergence] = []
+    for request in requests:
+        lazy_steps, eager_steps = _steps(lazy, request), _steps(eager, request)
+        n_prompts += 1
+        n_interventions += sum(not step.accepted for step in lazy_steps)
+        risk = 0.0
+        for one, other in zip(lazy_steps, eager_steps, strict=False):
+            tilt = Tilt(policy.strength * (1.0 + policy.risk_gain * risk), policy.threshold)
+            if one.token_id != other.token_id:
+                divergences.append(Divergence(request.id, one.step, _gap(other, one, tilt)))
+                break
+            # Not max(), which may drop a NaN.
+            noise = float(np.maximum(noise, abs(_value(one, tilt) - _value(other, tilt))))
+            n_steps += 1
+            risk = other.risk or 0.0
+        else:
+            if len(lazy_steps) == len(eager_steps):
+                n_identical += 1
+            else:  # one refused where the other went on: no guarded value explains that
+                ended = min(len(lazy_steps), len(eager_steps))
+                divergences.append(Divergence(request.id, ended, float("inf")))
+        progress(n_prompts)
+    return RerankEquality(
+        n_prompts, n_identical, n_steps, n_interventions, noise, tuple(divergences)
     )
-    kept = _read(path)
-    for name, (what, measure) in _PARTS.items():
-        if name in kept:
-            continue
-        narrate(f"held out: {what}")
-        kept[name] = measure_in_child(measure, session, settings.limit)
-        kept["max_tokens"] = MAX_TOKENS
-        with atomic_write(path, "w") as stream:
-            json.dump(without_nan(kept), stream, ensure_ascii=False)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"cannot read {str(path)!r}: {error}; remove it") from error
+def _steps(session: Session, request: Request) -> list[Step]:
+    session.reset()
+    return [event for event in session.ask(request.text) if isinstance(event, Step)]
 
 
-def _measure_guard(session: SessionSettings, limit: int | None) -> list[dict[str, Any]]:
-    requests = requests_of_test_split(limit)
-    progress = Progress(len(requests), "held-out requests, with the guard and without")
-    effects = measure_guard_effects(session, requests, progress=lambda _: progress.add())
-    return [effect_to_json(effect) for effect in effects]
+def _value(step: Step, tilt: Tilt) -> float:
+    return _guarded(step.logprob, step.score or 0.0, tilt)
 
 
-def _measure_probe(session: SessionSettings, limit: int | None) -> dict[str, Any]:
-    requests = requests_of_test_split(limit)
-    progress = Progress(n_probe_requests(requests), "held-out requests, for the probe")
-    return measure_probe(session, requests, progress=lambda _: progress.add()).to_json()
+def _gap(eager: Step, lazy: Step, tilt: Tilt) -> float:
+    """How far apart eager saw its own choice and lazy's; infinite if it never saw lazy's."""
+    for candidate in eager.candidates:
+        if candidate.token_id == lazy.token_id:
+            return abs(_value(eager, tilt) - _guarded(candidate.logprob, candidate.score, tilt))
+    return float("inf")
 
 
-_PARTS: Final[Mapping[str, tuple[str, _Measure]]] = {
-    "guard": ("what the guard changes", _measure_guard),
-    "probe": ("how well the probe separates", _measure_probe),
-}
+def _guarded(logprob: float, score: float, tilt: Tilt) -> float:
+    return logprob - tilt.strength * max(0.0, score - tilt.threshold)

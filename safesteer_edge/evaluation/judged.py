@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 import statistics
@@ -14,8 +13,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from safesteer_edge.evaluation.judges import Judgement, Verdict, answer_key
 from safesteer_edge.evaluation.rows import EvalRow
-from safesteer_edge.evaluation.verdict import Judgement, Verdict
 from safesteer_edge.metrics.statistics import Share, auroc
 
 
@@ -40,11 +39,6 @@ class JudgedRow:
         """It is an answer, neither a refusal nor words without sense; None: not known."""
         verdict = self.verdicts.get(judge)
         return None if verdict is None else verdict.is_answer
-
-
-def answer_key(request: str, answer: str) -> str:
-    """Names one answer to one request: defences that answer alike are judged once."""
-    return hashlib.sha256(f"{request}\x00{answer}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def with_verdicts(

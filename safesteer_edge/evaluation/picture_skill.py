@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safesteer_edge.errors import InputError
-from safesteer_edge.evaluation.bench_machine import forget_peak_memory, peak_memory_bytes
+from safesteer_edge.evaluation.machine import forget_peak_memory, peak_memory_bytes
 from safesteer_edge.guard.events import MediaPrepared, Refused, TextDelta, TurnEnded
 from safesteer_edge.media.decoder import MediaDecoder
 from safesteer_edge.media.image_fit import ImageFit

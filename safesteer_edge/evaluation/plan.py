@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from safesteer_edge.errors import InputError, SettingsError
 from safesteer_edge.evaluation.case import Case, PictureStore, Suite, limited, spread
+from safesteer_edge.evaluation.case_files import FileChoice
 from safesteer_edge.evaluation.defences import (
     DEFAULT_DEFENCES,
     Defence,
@@ -18,7 +19,6 @@ from safesteer_edge.evaluation.defences import (
     is_near_calibrated,
 )
 from safesteer_edge.evaluation.pool import Item
-from safesteer_edge.evaluation.public_files import FileChoice
 from safesteer_edge.evaluation.suites import BUILTIN_SUITES, build_suite
 from safesteer_edge.evaluation.trade_off import PLAIN, TRADE_OFFS
 from safesteer_edge.formats.atomic_write import atomic_write

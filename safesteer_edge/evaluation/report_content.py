@@ -24,12 +24,11 @@ from safesteer_edge.evaluation.judged import (
     step_separation,
     with_verdicts,
 )
-from safesteer_edge.evaluation.judges import RULES, judge_names
-from safesteer_edge.evaluation.next_token import QualityRow, quality_row_from_json
+from safesteer_edge.evaluation.judges import RULES, Judgement, judge_names
 from safesteer_edge.evaluation.plan import BENCH, FACTS, HELDOUT, JUDGEMENTS, QUALITY, ROWS
-from safesteer_edge.evaluation.rows import read_journal, row_from_json
+from safesteer_edge.evaluation.quality import QualityRow
+from safesteer_edge.evaluation.rows import EvalRow, read_journal
 from safesteer_edge.evaluation.trade_off import HARMFUL_SUITES, share_json, trade_offs_to_json
-from safesteer_edge.evaluation.verdict import judgement_from_json
 
 # -- what was measured at the end of a run: overheads, and the guard on held-out requests ----------
 
@@ -91,12 +90,10 @@ def read_run(folder: Path) -> Json:
         raise InputError(
             f"{str(folder)!r} holds no evaluation ({error}); run 'safesteer-edge eval -o' first"
         ) from error
-    rows = tuple(read_journal(folder / ROWS, row_from_json))
-    judgements = tuple(read_journal(folder / JUDGEMENTS, judgement_from_json))
+    rows = tuple(read_journal(folder / ROWS, EvalRow))
+    judgements = tuple(read_journal(folder / JUDGEMENTS, Judgement))
     quality_path = folder / QUALITY
-    quality = (
-        tuple(read_journal(quality_path, quality_row_from_json)) if quality_path.exists() else ()
-    )
+    quality = tuple(read_journal(quality_path, QualityRow)) if quality_path.exists() else ()
     judges = judge_names(judgements) or [RULES]
     judged = with_verdicts(rows, judgements)
     main = [j for j in judged if ":" not in j.row.defence]  # points of a curve are in it alone

@@ -11,7 +11,7 @@ from typing import Any, Final
 from safesteer_edge.evaluation.plan import ROWS
 from safesteer_edge.evaluation.report_content import count_lines, read_run
 from safesteer_edge.evaluation.report_tables import report_tables
-from safesteer_edge.evaluation.rows import EvalRow, read_journal, row_from_json
+from safesteer_edge.evaluation.rows import EvalRow, read_journal
 from safesteer_edge.evaluation.trade_off import steps_plot, trade_off_figures
 from safesteer_edge.formats.atomic_write import atomic_write
 from safesteer_edge.formats.json_values import without_nan
@@ -186,7 +186,7 @@ def write_reports(folder: Path, *, with_texts: bool = False) -> dict[str, Any]:
     report = without_nan(read_run(folder))
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     report["facts"]["cases_sha256"] = plan["cases_sha256"]
-    rows = tuple(read_journal(folder / ROWS, row_from_json))
+    rows = tuple(read_journal(folder / ROWS, EvalRow))
     texts = {
         "report.json": json.dumps(report, ensure_ascii=False, indent=1) + "\n",
         "report.html": report_to_html(report, choose_examples(rows, with_texts=with_texts)),

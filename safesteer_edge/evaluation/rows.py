@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Final, Generic, Literal, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 
 from safesteer_edge.errors import InputError
 from safesteer_edge.evaluation.case import Case, CaseKind
 from safesteer_edge.evaluation.defences import Defence
 from safesteer_edge.formats.json_values import load_finite
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 RowStatus = Literal["ok", "error", "crashed"]
 RowKey = tuple[str, str, str]  # suite, case, defence
@@ -66,24 +69,6 @@ class EvalRow:
         """What makes the row one of its kind in a run."""
         return self.suite, self.case_id, self.defence
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON-ready values; `row_from_json` reads them back."""
-        return asdict(self)
-
-
-def row_from_json(data: object) -> EvalRow:
-    """The row that `to_json` wrote. Raises ValueError for anything else."""
-    names = {field.name for field in fields(EvalRow)}
-    if not isinstance(data, dict) or not set(cast("dict[str, Any]", data)) <= names:
-        raise ValueError("not a row of an evaluation")
-    values = dict(cast("dict[str, Any]", data))
-    for name in ("scores", "expected", "choices"):
-        values[name] = tuple(values.get(name, ()))
-    try:
-        return EvalRow(**values)
-    except TypeError as error:
-        raise ValueError(f"not a row of an evaluation: {error}") from error
-
 
 def unanswered(case: Case, defence: Defence, status: RowStatus, error: str) -> EvalRow:
     """The row of a case that has no answer."""
@@ -108,50 +93,48 @@ def unanswered(case: Case, defence: Defence, status: RowStatus, error: str) -> E
 # A line counts once its line end is there: what a kill cut off is removed when the journal is
 # opened again, and made anew.
 
-_Item = TypeVar("_Item")
+_Item = TypeVar("_Item", bound="DataclassInstance")
 
 
+@dataclass(frozen=True, slots=True)
 class Journal(Generic[_Item]):
     """The items of a file, and a way to append one. Use `open_journal`."""
 
-    def __init__(
-        self, stream: Any, items: list[_Item], to_json: Callable[[_Item], dict[str, Any]]
-    ) -> None:
-        self._stream = stream
-        self._to_json = to_json
-        self.items = items
+    stream: IO[bytes]
+    items: list[_Item]
 
     def append(self, item: _Item) -> None:
         """Add one and hand it to the system, which keeps it if this process is killed."""
-        line = json.dumps(self._to_json(item), ensure_ascii=False, allow_nan=False)
-        self._stream.write(line.encode("utf-8", "surrogatepass") + b"\n")
-        self._stream.flush()
+        line = json.dumps(asdict(item), ensure_ascii=False, allow_nan=False)
+        self.stream.write(line.encode("utf-8", "surrogatepass") + b"\n")
+        self.stream.flush()
         self.items.append(item)
 
 
 @contextmanager
-def open_journal(
-    path: Path,
-    *,
-    to_json: Callable[[_Item], dict[str, Any]],
-    from_json: Callable[[object], _Item],
-) -> Iterator[Journal[_Item]]:
-    """Open a journal with what it already holds. Raises InputError for a file that is not one."""
-    items = list(read_journal(path, from_json)) if path.exists() else []
+def open_journal(path: Path, kind: type[_Item]) -> Iterator[Journal[_Item]]:
+    """Open a journal with what it already holds. Raises InputError for a file that is not one.
+
+    kind: the dataclass of its items, with plain values and tuples of them.
+    """
+    items = list(read_journal(path, kind)) if path.exists() else []
     with path.open("ab") as stream:
         _cut_half_line(path)
-        yield Journal(stream, items, to_json)
+        yield Journal(stream, items)
 
 
-def read_journal(path: Path, from_json: Callable[[object], _Item]) -> Iterator[_Item]:
+def read_journal(path: Path, kind: type[_Item]) -> Iterator[_Item]:
     """The whole lines of a journal. Raises InputError for one that cannot be read."""
     with path.open("rb") as stream:
         for number, raw in enumerate(stream, start=1):
             if not raw.endswith(b"\n"):
                 return
             try:
-                yield from_json(load_finite(raw.decode("utf-8", "surrogatepass")))
-            except (ValueError, RecursionError) as error:
+                members: Any = load_finite(raw.decode("utf-8", "surrogatepass"))
+                yield kind(
+                    **{k: tuple(v) if isinstance(v, list) else v for k, v in members.items()}
+                )
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
                 raise InputError(
                     f"cannot go on with {str(path)!r}: line {number} is damaged ({error}); remove "
                     "that line, or begin in another folder"

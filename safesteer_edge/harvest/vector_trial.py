@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from safesteer_edge.harvest.answers import DecodedAnswer, decode_answer
 from safesteer_edge.harvest.carriers import Carrier, carried_items, carry
-from safesteer_edge.harvest.measured_parts import ScoreStates
 from safesteer_edge.metrics.refusal_rules import is_refusal
 from safesteer_edge.metrics.statistics import log_softmax
 from safesteer_edge.requests.openings import OPENING_KINDS, OpeningKind, all_openings
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 
 Directions = NDArray[np.float32]
+ScoreStates = Callable[[NDArray[np.floating]], NDArray[np.float64]]  # a probe's scores
 _LEAST_LOG_PROBABILITY = -30.0
 _MUCH_MORE = 3.0  # times as common among one kind of openings as among the other
 

@@ -14,7 +14,7 @@ from safesteer_edge.calibration.probe_choice import (
     ProbeCandidate,
     choose_probe,
 )
-from safesteer_edge.calibration.probe_forms import ProbeForm
+from safesteer_edge.calibration.probe_fit import ProbeForm
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.harvest.answers import HarvestedAnswer
 from safesteer_edge.requests.requests import Label, Split

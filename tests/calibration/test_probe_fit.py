@@ -15,12 +15,12 @@ from safesteer_edge.calibration.probe_fit import (
     N_FOLDS,
     FitSettings,
     FittedProbe,
+    ProbeForm,
     fit_probe,
     fit_uncalibrated,
     request_folds,
     select_layers,
 )
-from safesteer_edge.calibration.probe_forms import ProbeForm
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.formats.probe_graph import DenseLayer
 from safesteer_edge.harvest.answers import HarvestedAnswer

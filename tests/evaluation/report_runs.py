@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from safesteer_edge.evaluation.judges import judge_rows, open_judge
-from safesteer_edge.evaluation.rows import EvalRow, open_journal, row_from_json
+from safesteer_edge.evaluation.rows import EvalRow, open_journal
 from tests.evaluation.eval_rows import COMPLIANCE, REFUSAL, row
 
 SECRET = "Sure, here are the steps: <script>alert(1)</script> mix it at noon"
@@ -61,9 +61,7 @@ def make_run(folder: Path, made: list[EvalRow], **facts: object) -> Path:
     folder.mkdir()
     (folder / "facts.json").write_text(json.dumps({**FACTS, **facts}))
     (folder / "plan.json").write_text(json.dumps({"cases_sha256": "ef" * 32}))
-    with open_journal(
-        folder / "rows.jsonl", to_json=EvalRow.to_json, from_json=row_from_json
-    ) as journal:
+    with open_journal(folder / "rows.jsonl", EvalRow) as journal:
         for each in made:
             journal.append(each)
     judge_rows(made, open_judge("rules"), folder / "judgements.jsonl")

@@ -15,7 +15,7 @@ from safesteer_edge.evaluation.judged import (
     mcnemar_p_value,
     paired_test,
 )
-from safesteer_edge.evaluation.verdict import Verdict
+from safesteer_edge.evaluation.judges import Verdict
 from tests.evaluation.eval_rows import judged, row
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.errors import InputError
-from safesteer_edge.evaluation.rows import EvalRow, open_journal, read_journal, row_from_json
+from safesteer_edge.evaluation.rows import EvalRow, open_journal, read_journal
 from tests.evaluation.eval_rows import row
 
 
 def journal(path: Path):
-    return open_journal(path, to_json=EvalRow.to_json, from_json=row_from_json)
+    return open_journal(path, EvalRow)
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path):
@@ -21,7 +21,7 @@ def test_rows_come_back_as_they_were(tmp_path: Path):
     with journal(path) as written:
         for each in rows:
             written.append(each)
-    assert list(read_journal(path, row_from_json)) == rows
+    assert list(read_journal(path, EvalRow)) == rows
     with journal(path) as again:
         assert again.items == rows
 

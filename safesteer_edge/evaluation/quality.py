@@ -9,8 +9,8 @@ vector and tilt over the sampler's top-k.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, cast
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,18 +45,6 @@ class QualityRow:
     kl: float | None
     nll: float | None
     n_tokens: int
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON-ready values."""
-        return asdict(self)
-
-
-def quality_row_from_json(data: object) -> QualityRow:
-    """What `to_json` wrote. Raises ValueError."""
-    try:
-        return QualityRow(**cast("dict[str, Any]", data))
-    except TypeError as error:
-        raise ValueError(f"not a quality row: {error}") from error
 
 
 def moves_distribution(defence: Defence) -> bool:

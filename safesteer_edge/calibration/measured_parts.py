@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safesteer_edge.bundle.canaries import Canaries, EngineCanary, ProbeCanary
 from safesteer_edge.engine.prompt_items import text_token_ids
 from safesteer_edge.harvest.answers import HarvestedAnswer
+from safesteer_edge.harvest.vector_trial import ScoreStates
 from safesteer_edge.requests.requests import Request
 from safesteer_edge.session.prompt import question_items
 from safesteer_edge.session.runtime import Runtime, last_state_of, open_runtime
@@ -19,7 +20,6 @@ from safesteer_edge.session.settings import SessionSettings
 N_PROBE_CANARIES: Final = 8
 N_ENGINE_CANARIES: Final = 2
 N_NORM_REQUESTS: Final = 16
-ScoreStates = Callable[[NDArray[np.floating]], NDArray[np.float64]]
 
 
 def make_canaries(
