@@ -8,6 +8,7 @@ the cautious side or given by the user, and the bundle's figures say so.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -62,8 +63,7 @@ def measure_prompt_states(session: SessionSettings, layers: Sequence[int]) -> Pr
     session: with its guard off. layers: whose states are wanted, joined in this order.
     Raises ModelFileError, TemplateError, EngineError.
     """
-    runtime = open_runtime(session, layers=layers)
-    try:
+    with closing(open_runtime(session, layers=layers)) as runtime:
         token_ids: dict[Label, list[tuple[int, ...]]] = {
             label: _prompts(runtime, label) for label in MEASURED_LABELS
         }
@@ -72,14 +72,9 @@ def measure_prompt_states(session: SessionSettings, layers: Sequence[int]) -> Pr
         }
         route = runtime.route.name if runtime.route else None
         n_layer = runtime.model.n_layer
-    finally:
-        runtime.close()
-    runtime = open_runtime(session, layers=range(n_layer))
-    try:
+    with closing(open_runtime(session, layers=range(n_layer))) as runtime:
         prompts = [prompt for label in MEASURED_LABELS for prompt in token_ids[label]]
         blocks = _last_states(runtime, prompts).reshape(len(prompts), n_layer, -1)
-    finally:
-        runtime.close()
     norms = np.linalg.norm(blocks.astype(np.float64), axis=2).mean(axis=0)
     return PromptStates(token_ids, states, route, tuple(float(norm) for norm in norms))
 

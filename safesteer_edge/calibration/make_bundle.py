@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -149,15 +150,12 @@ def bundle_from_harvest(
     best = fit_chosen_probe(taught, candidates, settings.targets, progress)
     layers = best.candidate.layers
     probe_onnx = best.probe.to_onnx()
-    runtime = open_runtime(session, layers=layers)
-    try:
+    with closing(open_runtime(session, layers=layers)) as runtime:
         # Not kept: the vector's fit needs the room.
         canaries = make_canaries(
             runtime, best.probe.scores, harvested.answers(layers, kinds=("own",)), requests
         )
         replay = _replay(runtime, probe_onnx, best.policy.policy, settings.replayed, progress)
-    finally:
-        runtime.close()
     norms = residual_norms(session, requests)
     vector = _vector(harvested, taught, settings, best, norms, runtime.info.architecture, progress)
     calibration = {

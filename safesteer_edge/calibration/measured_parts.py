@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Final
 
 import numpy as np
@@ -52,16 +53,13 @@ def residual_norms(session: SessionSettings, requests: Sequence[Request]) -> tup
     info = open_runtime(session)
     n_layer = info.info.n_layer
     info.close()
-    runtime = open_runtime(session, layers=range(n_layer))
-    try:
+    with closing(open_runtime(session, layers=range(n_layer))) as runtime:
         norms: list[NDArray[np.float32]] = []
         for request in requests[:: max(1, len(requests) // N_NORM_REQUESTS)]:
             state = last_state_of(
                 runtime.engine, runtime.model, _prompt_token_ids(runtime, request)
             )
             norms.append(np.linalg.norm(state.reshape(n_layer, -1), axis=1))
-    finally:
-        runtime.close()
     return tuple(float(norm) for norm in np.mean(norms, axis=0))
 
 

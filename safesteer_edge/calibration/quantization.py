@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -109,14 +110,11 @@ def _made(
     settings: ScoringSettings, bundle: GuardBundle, info: ModelInfo, requests: Sequence[Request]
 ) -> Iterator[ScoredAnswer]:
     session = replace(settings.session, model=str(info.path), guard="off", bundle=None)
-    runtime = open_runtime(session, layers=bundle.config.probe.layers)
-    try:
+    with closing(open_runtime(session, layers=bundle.config.probe.layers)) as runtime:
         for request in requests:
             yield from score_own_answers(
                 runtime, bundle.probe, [request], lambda *_: None, n_tokens=settings.n_tokens
             )
-    finally:
-        runtime.close()
 
 
 def _place(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -147,8 +148,7 @@ def recalibrate(folder: Path, settings: RecalibrationSettings, progress: Progres
         targets = targets_of(bundle.config.figures)
         check_requests(settings.requests, targets)
         layers = bundle.config.probe.layers
-        runtime = open_runtime(session, layers=layers)
-        try:
+        with closing(open_runtime(session, layers=layers)) as runtime:
             states_of = lambda ids: last_state_of(runtime.engine, runtime.model, ids)  # noqa: E731
             check_engine_canaries(bundle, states_of)
             answers = _scored(runtime, bundle, settings.requests, settings, progress, "answers")
@@ -159,8 +159,6 @@ def recalibrate(folder: Path, settings: RecalibrationSettings, progress: Progres
             before = _replay(replayed, bundle.policy, settings)
             after = _replay(found.rescale.answers(replayed), found.policy, settings)
             parts = _parts(bundle, settings, found, answers, after, runtime)
-        finally:
-            runtime.close()
         norms = measure_prompt_states(session, layers).residual_norms
         write_bundle(folder, replace(parts, residual_norms=norms, reports=bundle_report(parts)))
         return Recalibrated(folder, found, before, after, bundle.policy.threshold)

@@ -8,7 +8,6 @@ means the whole drift; over several blocks each gets its share, as what one adds
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from safesteer_edge.bundle.bundle import MAX_VECTOR_RATIO
 from safesteer_edge.harvest.carriers import Carrier
-from safesteer_edge.harvest.vector_trial import Directions, ScoreStates, Trial, try_vectors
+from safesteer_edge.harvest.vector_trial import Directions, ScoreStates, Trial, known, try_vectors
 from safesteer_edge.metrics.statistics import auroc
 from safesteer_edge.requests.requests import Request
 
@@ -358,7 +357,7 @@ class VectorChooser:
         n_each = max(1, self._settings.n_finalists // 2)
         for measure in ("prompt_auroc_gain", "refusal_lean_gain"):
             left = [i for i in within if i not in chosen]
-            chosen += sorted(left, key=lambda i: -_known(rows[i][measure]))[:n_each]
+            chosen += sorted(left, key=lambda i: -known(rows[i][measure]))[:n_each]
         return [variants[i][0] for i in chosen], rows
 
     def _best(
@@ -375,7 +374,7 @@ class VectorChooser:
             kept = _gated(candidate, trial, base)
             gains.append(separation_gain(kept, base, is_harmful))
             rows.append({**candidate.to_json(), **_figures(kept, base, is_harmful)})
-        return finalists[int(np.argmax([_known(gain) for gain in gains]))], rows
+        return finalists[int(np.argmax([known(gain) for gain in gains]))], rows
 
     def _confirmed(
         self, prompts: Sequence[Prompt], best: VectorCandidate, record: dict[str, Any]
@@ -478,11 +477,6 @@ def _disabled(
 ) -> VectorChoice:
     record |= {"enabled": False, "why": why}
     return VectorChoice(None, None, best, record)
-
-
-def _known(gain: float) -> float:
-    """The gain; one that could not be measured is below all others."""
-    return -math.inf if math.isnan(gain) else gain
 
 
 def _rounded(value: float) -> float:

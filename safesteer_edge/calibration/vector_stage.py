@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -175,14 +176,11 @@ def _fit(
     }
     prompts = harvested.prompts(_TRIED[modality])
     candidates = vector_candidates(by_form, pairs.layers, task.residual_norms, task.settings)
-    runtime = open_runtime(task.session, layers=task.probe_layers)
-    try:
+    with closing(open_runtime(task.session, layers=task.probe_layers)) as runtime:
         chooser = VectorChooser(runtime, score, by_form, task.settings, progress)
         choice = chooser.choose(prompts, candidates)
         record |= choice.record
         record["pictures"] = _pictures(runtime, harvested, task, choice, by_form)
-    finally:
-        runtime.close()
     return VectorResult(_parts(choice, modality, task.architecture), record)
 
 

@@ -13,11 +13,11 @@ from typing import Final, Literal, Protocol
 
 from safesteer_edge.engine.reference import ReferenceChat, ReferenceSettings
 from safesteer_edge.guard.events import PrefillDone, Refused, Step, TextDelta, TurnEnded
-from safesteer_edge.guard.policy import SamplingSettings
+from safesteer_edge.processes.cores import n_usable_cores
 from safesteer_edge.session.isolated_session import open_isolated_session
 from safesteer_edge.session.protocol import ChatSession
 from safesteer_edge.session.session import open_session
-from safesteer_edge.session.settings import SessionSettings
+from safesteer_edge.session.settings import DEFAULT_N_CTX, SessionSettings
 
 VariantName = Literal[
     "off", "lazy", "eager", "llama-cpp-python", "llama-cpp-python-flash", "isolated"
@@ -81,23 +81,6 @@ class MeasuredAnswer:
         return self.finish_reason == "refused"
 
 
-@dataclass(frozen=True, slots=True)
-class VariantSetup:
-    """What all variants share; the values are resolved, so that all get the same ones."""
-
-    model: str
-    bundle: Path | None
-    n_ctx: int
-    n_threads: int
-    n_gpu_layers: int | None
-    sampling: SamplingSettings
-    max_tokens: int
-
-    def shortened(self, max_tokens: int) -> VariantSetup:
-        """The same with answers of at most this many tokens."""
-        return replace(self, max_tokens=min(self.max_tokens, max_tokens))
-
-
 class Variant(Protocol):
     """Something that answers prompts. Close it."""
 
@@ -115,35 +98,29 @@ class Variant(Protocol):
         ...
 
 
-def open_variant(name: VariantName, setup: VariantSetup) -> Variant:
-    """Load the model for this variant.
+def open_variant(name: VariantName, session: SessionSettings) -> Variant:
+    """Load the model for this variant. session: resolved; its guard is the variant's.
 
     Raises ModelFileError, BundleError, TemplateError, SettingsError, EngineError.
     """
     if name == "llama-cpp-python" or name == "llama-cpp-python-flash":
-        return _ReferenceVariant(name, setup)
-    return _SessionVariant(name, setup)
+        return _ReferenceVariant(name, session)
+    return _SessionVariant(name, session)
 
 
 class _SessionVariant:
     """A session of ours; `isolated` is `lazy` with the engine in a process of its own."""
 
     def __init__(
-        self, name: Literal["off", "lazy", "eager", "isolated"], setup: VariantSetup
+        self, name: Literal["off", "lazy", "eager", "isolated"], session: SessionSettings
     ) -> None:
         self._name: Literal["off", "lazy", "eager", "isolated"] = name
         open_it = open_isolated_session if name == "isolated" else open_session
         self._session: ChatSession = open_it(
-            SessionSettings(
-                model=setup.model,
-                bundle=setup.bundle,
+            replace(
+                session,
                 guard="off" if name == "off" else "steer",
                 rerank="eager" if name == "eager" else "lazy",
-                sampling=setup.sampling,
-                max_tokens=setup.max_tokens,
-                n_ctx=setup.n_ctx,
-                n_gpu_layers=setup.n_gpu_layers,
-                n_threads=setup.n_threads,
             )
         )
 
@@ -199,17 +176,17 @@ class _ReferenceVariant:
     """llama-cpp-python's chat loop."""
 
     def __init__(
-        self, name: Literal["llama-cpp-python", "llama-cpp-python-flash"], setup: VariantSetup
+        self, name: Literal["llama-cpp-python", "llama-cpp-python-flash"], session: SessionSettings
     ) -> None:
         self._name: Literal["llama-cpp-python", "llama-cpp-python-flash"] = name
         self._chat = ReferenceChat(
             ReferenceSettings(
-                path=Path(setup.model),
-                n_ctx=setup.n_ctx,
-                n_threads=setup.n_threads,
-                sampling=setup.sampling,
-                max_tokens=setup.max_tokens,
-                n_gpu_layers=setup.n_gpu_layers,
+                path=Path(session.model or ""),
+                n_ctx=session.n_ctx or DEFAULT_N_CTX,
+                n_threads=session.n_threads or n_usable_cores(),
+                sampling=session.sampling,
+                max_tokens=session.max_tokens,
+                n_gpu_layers=session.n_gpu_layers,
                 flash_attention=name == "llama-cpp-python-flash",
             )
         )

@@ -7,6 +7,7 @@ No probe is fitted to that split, and no number chosen on it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -27,6 +28,8 @@ from safesteer_edge.session.settings import SessionSettings
 # -- what the guard changes: the same requests, greedy, with it and without it ---------------------
 # A text counts as refused if the guard ended the turn, or if `refusal_rules` finds a refusal in
 # it.
+
+_Progress = Callable[[int], None]  # told how many requests are done
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +75,13 @@ def compare_with_off(
     off: Session,
     guarded: Session,
     *,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: _Progress = lambda _: None,
 ) -> list[PairedOutcome]:
     """Ask every request in both sessions, turn about, each in a new conversation."""
     outcomes: list[PairedOutcome] = []
     for n_done, request in enumerate(requests, start=1):
-        outcomes.append(PairedOutcome(request, _ask(off, request), _ask(guarded, request)))
+        plain, kept = (_outcome(ask_anew(each, request.text)) for each in (off, guarded))
+        outcomes.append(PairedOutcome(request, plain, kept))
         progress(n_done)
     return outcomes
 
@@ -101,11 +105,16 @@ def summarise(outcomes: Sequence[PairedOutcome], label: Label) -> GuardEffect:
     )
 
 
-def _ask(session: Session, request: Request) -> Outcome:
+def ask_anew(session: Session, text: str) -> TurnEnded:
+    """Ask in a new conversation; how the turn ended."""
     session.reset()
-    *_, ended = session.ask(request.text)
+    *_, ended = session.ask(text)
     if not isinstance(ended, TurnEnded):
         raise TypeError(f"a turn ended with {type(ended).__name__}")
+    return ended
+
+
+def _outcome(ended: TurnEnded) -> Outcome:
     return Outcome(
         text=ended.text,
         refused=ended.finish_reason == "refused" or is_refusal(ended.text),
@@ -118,9 +127,6 @@ def _ask(session: Session, request: Request) -> Outcome:
 
 def _ratio(above: float, below: float) -> float:
     return above / below if below else float("nan")
-
-
-HeldoutProgress = Callable[[int], None]  # told how many requests are done
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +169,7 @@ def measure_probe(
     settings: SessionSettings,
     requests: Sequence[Request],
     *,
-    progress: HeldoutProgress = lambda _: None,
+    progress: _Progress = lambda _: None,
 ) -> HeldoutProbe:
     """Harvest the requests' answers on the decode path and score them; greedy, 16 tokens each.
 
@@ -171,8 +177,7 @@ def measure_probe(
     """
     plan = HarvestPlan(n_own_tokens=N_STEPS, n_forced_tokens=N_STEPS, n_openings=2)
     known_plan = replace(plan, n_own_tokens=1, opening_split="train")
-    runtime = open_runtime(settings)
-    try:
+    with closing(open_runtime(settings)) as runtime:
         assert runtime.bundle is not None  # a guard has one
         policy, probe = runtime.bundle.policy, runtime.bundle.probe
         n_done = 0
@@ -192,8 +197,6 @@ def measure_probe(
                     answer_prior=policy.answer_prior,
                 )
             )
-    finally:
-        runtime.close()
     return HeldoutProbe(*qualities)
 
 
@@ -201,7 +204,7 @@ def measure_guard_effects(
     settings: SessionSettings,
     requests: Sequence[Request],
     *,
-    progress: HeldoutProgress = lambda _: None,
+    progress: _Progress = lambda _: None,
 ) -> list[GuardEffect]:
     """Ask every request with this guard and without one; the figures of each label.
 
@@ -267,7 +270,7 @@ def compare_lazy_with_eager(
     eager: Session,
     policy: GuardPolicy,
     *,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: _Progress = lambda _: None,
 ) -> RerankEquality:
     """Ask every request in both sessions (temperature 0) and compare step by step."""
     n_prompts = n_identical = n_steps = n_interventions = 0

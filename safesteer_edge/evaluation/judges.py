@@ -12,6 +12,7 @@ import math
 import shlex
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -280,8 +281,7 @@ class GuardModelJudge:
         )
         items = prompt_items(conversation, template=self._template, model=runtime.model)
         sampling = SamplingSettings(temperature=1.0, top_k=MAX_TOP_K, top_p=1.0, min_p=0.0)
-        sampler = SamplerChain(sampling, n_vocab=runtime.model.n_vocab)
-        try:
+        with closing(SamplerChain(sampling, n_vocab=runtime.model.n_vocab)) as sampler:
             runtime.engine.prefill(items, sampler)
             proposal = runtime.engine.propose()
             for _ in range(_MAX_BLANK_TOKENS):  # Llama Guard's answer begins with two line ends
@@ -291,8 +291,6 @@ class GuardModelJudge:
                 runtime.engine.evaluate(token_id)
                 runtime.engine.accept(token_id)
                 proposal = runtime.engine.propose()
-        finally:
-            sampler.close()
         unsafe = safe = 0.0
         unsafe_word, safe_word = _WORDS[self._form]
         for token_id, log_prob in zip(

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -281,8 +282,7 @@ def harvest(settings: HarvestSettings, requests: Sequence[Request], progress: Pr
     info, planned = planned_requests(settings, requests)
     shape = StateShape(layers_within(settings, info, planned), settings.tail_layers, info.n_embd)
     cache = HarvestCache(settings.cache, limit_bytes=settings.limit_bytes)
-    runtime = open_runtime(settings.session, layers=shape.layers)
-    try:
+    with closing(open_runtime(settings.session, layers=shape.layers)) as runtime:
         units = units_of(settings, planned, runtime, shape)
         missing = [unit for unit in units if not cache.has(unit.key)]
         cache.make_room(
@@ -292,8 +292,6 @@ def harvest(settings: HarvestSettings, requests: Sequence[Request], progress: Pr
         is_alone = settings.n_workers == 1 or runtime.plan.n_gpu_layers > 0 or not missing
         if is_alone:
             _count(_harvested(runtime, settings, shape, missing), missing, units, progress)
-    finally:
-        runtime.close()
     if not is_alone:
         shares = _shares(settings, shape, missing)
         _count(run_side_by_side(shares), missing, units, progress)
@@ -329,11 +327,8 @@ def _shares(
 def _harvest_share(
     settings: HarvestSettings, shape: StateShape, units: Sequence[HarvestUnit]
 ) -> Iterator[None]:
-    runtime = open_runtime(settings.session, layers=shape.layers)
-    try:
+    with closing(open_runtime(settings.session, layers=shape.layers)) as runtime:
         yield from _harvested(runtime, settings, shape, units)
-    finally:
-        runtime.close()
 
 
 def _harvested(

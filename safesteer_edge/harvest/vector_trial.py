@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -129,3 +130,8 @@ def log_mass(log_p: NDArray[np.float64], token_ids: Sequence[int]) -> float:
         return 0.0
     # Not max(), which takes a NaN for the least.
     return float(np.maximum(_LEAST_LOG_PROBABILITY, np.logaddexp.reduce(log_p[list(token_ids)])))
+
+
+def known(gain: float) -> float:
+    """The gain; one that is no number, from a vector that overflows the model, is below all."""
+    return -math.inf if math.isnan(gain) else gain
