@@ -34,7 +34,6 @@ from safesteer_edge.harvest.probe_quality import N_STEPS, ProbeQuality, quality_
 from safesteer_edge.harvest.replay import FalseAlarmTargets
 from safesteer_edge.harvest.run import Harvest, Progress
 from safesteer_edge.metrics.statistics import auroc
-from safesteer_edge.requests.requests import Label
 
 N_OUTER_FOLDS: Final = 3
 # The policy, which comes later, decides how much the prompt counts, and an answer's first tokens:
@@ -92,11 +91,6 @@ class ChoiceSettings:
     candidates: tuple[ProbeCandidate, ...]
     max_rows: int = 16_000
     seed: int = 0
-
-    @property
-    def n_fits(self) -> int:
-        """How many fits a choice takes."""
-        return (N_OUTER_FOLDS + 1) * len(self.candidates) + N_OUTER_FOLDS
 
 
 def choose_probe(
@@ -303,44 +297,32 @@ def fit_chosen_probe(
 
 
 def _choice_record(choice: ProbeChoice) -> dict[str, Any]:
-    return {
-        "chosen": _named(choice.best),
-        "tried": [_tried(each) for each in choice.judged],
-        "nested": None
-        if choice.nested is None
-        else {
-            "chosen": [_named(each) for each in choice.nested_choices],
-            **quality_to_json(choice.nested),
-        },
+    nested = choice.nested and {
+        "chosen": [_named(each) for each in choice.nested_choices],
+        **quality_to_json(choice.nested),
     }
+    tried = [_tried(each) for each in choice.judged]
+    return {"chosen": _named(choice.best), "tried": tried, "nested": nested}
 
 
 def _tried(judged: JudgedCandidate) -> dict[str, Any]:
     quality = judged.quality
-    shares = {
-        "found_at_1_percent_ordinary": quality.found_at_1_percent_ordinary.value,
-        "found_at_1_percent_borderline": quality.found_at_1_percent_borderline.value,
-        "found_at_few_percent": quality.found_at_few_percent,
-    }
     figures = {
         "merit": judged.merit,
         "early_candidate": quality.early_candidate,
         "mean_against_ordinary": quality.mean_against_ordinary,
         "mean_against_borderline": quality.mean_against_borderline,
         "mean_against_harmless_twins": quality.mean_against_harmless_twins,
+        "found_at_1_percent_ordinary": quality.found_at_1_percent_ordinary.value,
+        "found_at_1_percent_borderline": quality.found_at_1_percent_borderline.value,
+        "found_at_few_percent": quality.found_at_few_percent,
     }
-    return {**_named(judged.candidate), **_rounded({**figures, **shares})}
+    return {**_named(judged.candidate), **_rounded(figures)}
 
 
 def _named(candidate: ProbeCandidate) -> dict[str, Any]:
-    form = candidate.form
-    return {
-        "layers": list(candidate.layers),
-        "form": form.kind,
-        "regularisation": form.regularisation,
-        "n_components": form.n_components,
-        "n_hidden": form.n_hidden,
-    }
+    form = asdict(candidate.form)
+    return {"layers": list(candidate.layers), "form": form.pop("kind"), **form}
 
 
 def quality_to_json(quality: ProbeQuality) -> dict[str, Any]:
@@ -359,23 +341,16 @@ def quality_to_json(quality: ProbeQuality) -> dict[str, Any]:
 def _by_request(
     answers: Sequence[HarvestedAnswer], scores: Sequence[NDArray[np.float64]]
 ) -> AnswerScores:
-    own = [pair for pair in zip(answers, scores, strict=True) if pair[0].kind == "own"]
     alone: dict[str, float] = {}
     for answer, row in zip(answers, scores, strict=True):
         if answer.carrier in ("text", "wrapped"):
             name = answer.request.id
             # Here and below not max(), which may drop a NaN.
             alone[name] = float(np.maximum(row[0], alone.get(name, 0.0)))
-    own = [(answer, _with_words_alone(answer, row, alone)) for answer, row in own]
-
-    def rows(label: Label) -> list[NDArray[np.float64]]:
-        return [row for answer, row in own if answer.request.label == label]
-
-    return AnswerScores(
-        ordinary=rows("ordinary"),
-        borderline=rows("borderline"),
-        harmless_twins=rows("harmless"),
-        harmful=[row for answer, row in own if answer.label == 1],
+    return AnswerScores.of(
+        (answer.request.label, answer.label == 1, _with_words_alone(answer, row, alone))
+        for answer, row in zip(answers, scores, strict=True)
+        if answer.kind == "own"
     )
 
 

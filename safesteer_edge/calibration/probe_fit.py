@@ -139,22 +139,9 @@ def fit_calibrated(
     answers: Sequence[HarvestedAnswer], settings: FitSettings, calibration: ScoreCalibration
 ) -> FittedProbe:
     """One fit on all answers, with the calibration of a probe of the same form on more of them."""
-    graph = fit_uncalibrated(answers, settings).graph
-    graph = replace(graph, calibration=calibration.platt, head=calibration.head)
-    return FittedProbe(graph, settings.form, calibration)
-
-
-def select_layers(
-    answers: Sequence[HarvestedAnswer], harvested: Sequence[int], wanted: Sequence[int]
-) -> list[HarvestedAnswer]:
-    """The same answers with the states of the wanted layers only, joined in the order wanted.
-
-    harvested: the layers whose states the answers hold, in order.
-    """
-    slots = [list(harvested).index(layer) for layer in wanted]
-    n_embd = answers[0].states.shape[1] // len(harvested)
-    columns = np.concatenate([np.arange(slot * n_embd, (slot + 1) * n_embd) for slot in slots])
-    return [replace(answer, states=answer.states[:, columns]) for answer in answers]
+    fitted = fit_uncalibrated(answers, settings)
+    graph = replace(fitted.graph, calibration=calibration.platt, head=calibration.head)
+    return replace(fitted, graph=graph, calibration=calibration)
 
 
 def request_folds(

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -46,7 +46,7 @@ from safesteer_edge.harvest.replay import (
 )
 from safesteer_edge.harvest.run import Progress
 from safesteer_edge.probe.probe import OnnxProbe
-from safesteer_edge.requests.requests import LABELS, Label, Request
+from safesteer_edge.requests.requests import LABELS, Request
 from safesteer_edge.session.runtime import Runtime, last_state_of, open_runtime
 from safesteer_edge.session.settings import SessionSettings
 
@@ -186,7 +186,10 @@ def decide(answers: Sequence[ScoredAnswer], targets: FalseAlarmTargets) -> Recal
             "others with --data"
         )
     rescale = fit_rescale(answers)
-    choice = choose_policy(_by_label(rescale.answers(answers)), targets)
+    scores = AnswerScores.of(
+        (answer.label, answer.complies, answer.trajectory) for answer in rescale.answers(answers)
+    )
+    choice = choose_policy(scores, targets)
     return Recalibration(rescale, choice, targets)
 
 
@@ -227,18 +230,6 @@ def _check_places(folder: Path, settings: RecalibrationSettings) -> None:
             f"the new bundle would replace {str(folder)!r}, which it is made from; name another "
             "folder with -o"
         )
-
-
-def _by_label(answers: Sequence[ScoredAnswer]) -> AnswerScores:
-    def rows(label: Label) -> list[Any]:
-        return [answer.trajectory for answer in answers if answer.label == label]
-
-    return AnswerScores(
-        ordinary=rows("ordinary"),
-        borderline=rows("borderline"),
-        harmless_twins=rows("harmless"),
-        harmful=[answer.trajectory for answer in answers if answer.complies],
-    )
 
 
 def _parts(

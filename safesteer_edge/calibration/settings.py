@@ -1,18 +1,19 @@
-"""The settings of a calibration that nobody has to think about, for a model of any size."""
+"""What a calibration is given: settings that nobody has to think about, and what must be there."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from safesteer_edge.calibration.make_bundle import CalibrationSettings
+from safesteer_edge.calibration.assemble_bundle import REFUSAL_TEXT
+from safesteer_edge.calibration.vector_fit import VectorSettings
 from safesteer_edge.errors import RequestDataError, SettingsError
 from safesteer_edge.formats.model_file import check_language_model, check_projector_fits
 from safesteer_edge.harvest.answers import HarvestPlan
-from safesteer_edge.harvest.cache import DEFAULT_LIMIT_BYTES
+from safesteer_edge.harvest.cache import DEFAULT_LIMIT_BYTES, HarvestSettings
 from safesteer_edge.harvest.replay import FalseAlarmTargets
 from safesteer_edge.harvest.workers import default_workers
 from safesteer_edge.requests.fixed_requests import replay_requests
@@ -21,13 +22,35 @@ from safesteer_edge.requests.requests import Label, Request
 from safesteer_edge.session.choice import choose_model, require_projector
 from safesteer_edge.session.settings import SessionSettings
 
-# -- which layers a calibration tries, for a model of any depth ------------------------------------
+# Five folds need some of each kind; figures worth having need far more.
+MIN_REQUESTS: Final = 10
+NEEDED_LABELS: Final[tuple[Label, ...]] = ("harmful", "ordinary")
+_LOOSEST: Final = 0.5
+# Shares of the depth: one block, three, and nine joined. Early blocks read words and the last ones
+# choose the next token; what an answer means lies between: of SmolLM2's 30 blocks, 18 was the best
+# single one.
+_DEPTHS: Final = (
+    (0.6,),
+    (0.47, 0.6, 0.8),
+    (0.4, 0.47, 0.53, 0.6, 0.67, 0.73, 0.8, 0.87, 0.93),
+)
 
-# Shares of the depth. Early blocks read words and the last ones choose the next token; what an
-# answer means lies between: of SmolLM2's 30 blocks, 18 was the best single one.
-_MIDDLE = (0.6,)
-_THREE = (0.47, 0.6, 0.8)
-_MANY = (0.4, 0.47, 0.53, 0.6, 0.67, 0.73, 0.8, 0.87, 0.93)
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSettings:
+    """layer_sets: sets of layers to try, each joined in its order. regularisations: C to try.
+
+    harvest: its `tail_layers` are those of all sets. replayed: what the result is measured on.
+    """
+
+    harvest: HarvestSettings
+    layer_sets: tuple[tuple[int, ...], ...]
+    regularisations: tuple[float, ...]
+    targets: FalseAlarmTargets
+    refusal_text: str
+    name: str
+    vector: VectorSettings = field(default_factory=VectorSettings)
+    replayed: tuple[Request, ...] = ()
 
 
 def layer_sets_for(n_layer: int) -> tuple[tuple[int, ...], ...]:
@@ -36,18 +59,11 @@ def layer_sets_for(n_layer: int) -> tuple[tuple[int, ...], ...]:
     Leaves the last block out: its output is before the final norm, and the cheap route to hidden
     states does not reach it.
     """
-    sets = [_layers(shares, n_layer) for shares in (_MIDDLE, _THREE, _MANY)]
-    return tuple(dict.fromkeys(sets))
-
-
-def _layers(shares: tuple[float, ...], n_layer: int) -> tuple[int, ...]:
     last = max(0, n_layer - 2)
-    return tuple(sorted({min(last, round(share * n_layer)) for share in shares}))
-
-
-REFUSAL_TEXT: Final = (
-    "I can't help with that, because it could hurt someone. I'm glad to help another way."
-)
+    sets = [
+        tuple(sorted({min(last, round(share * n_layer)) for share in shares})) for shares in _DEPTHS
+    ]
+    return tuple(dict.fromkeys(sets))
 
 
 def default_settings(
@@ -69,27 +85,26 @@ def default_settings(
     plan, n_benign = HarvestPlan(), n_needed(smallest_ordinary(targets))
     if n_workers is None:
         n_workers = default_workers(session, info.size_bytes)
+    layer_sets = layer_sets_for(info.n_layer)
     return CalibrationSettings(
-        session=replace(session, guard="off"),
-        layer_sets=layer_sets_for(info.n_layer),
+        harvest=HarvestSettings(
+            session=session,
+            plan=replace(plan, n_answered_benign=max(plan.n_answered_benign, n_benign)),
+            tail_layers=tuple(sorted({layer for layers in layer_sets for layer in layers})),
+            hears=hears,
+            limit_bytes=cache_limit_bytes,
+            n_workers=n_workers,
+        ),
+        layer_sets=layer_sets,
         regularisations=(3e-3, 1e-2),
-        plan=replace(plan, n_answered_benign=max(plan.n_answered_benign, n_benign)),
         targets=targets,
         refusal_text=REFUSAL_TEXT,
         name=name or info.path.stem,
-        hears=hears,
-        cache_limit_bytes=cache_limit_bytes,
-        n_workers=n_workers,
         replayed=replay_requests(),
     )
 
 
 # -- what keeps a calibration from succeeding, found before hours are spent ------------------------
-
-# Five folds need some of each kind; figures worth having need far more.
-MIN_REQUESTS: Final = 10
-NEEDED_LABELS: Final[tuple[Label, ...]] = ("harmful", "ordinary")
-_LOOSEST: Final = 0.5
 
 
 def targets_for(share: float | None) -> FalseAlarmTargets:

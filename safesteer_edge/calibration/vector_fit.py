@@ -8,6 +8,7 @@ means the whole drift; over several blocks each gets its share, as what one adds
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from safesteer_edge.bundle.bundle import MAX_VECTOR_RATIO
 from safesteer_edge.harvest.carriers import Carrier
+from safesteer_edge.harvest.run import Progress
 from safesteer_edge.harvest.vector_trial import Directions, ScoreStates, Trial, known, try_vectors
 from safesteer_edge.metrics.statistics import auroc
 from safesteer_edge.requests.requests import Request
@@ -116,7 +118,6 @@ def _principal(differences: NDArray[np.float64], mean: NDArray[np.float64]) -> N
 
 Part = Literal["making", "choosing", "confirming"]
 Prompt = tuple[Request, Carrier]
-_SIGNS: Final[tuple[Literal[1, -1], ...]] = (1, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +157,7 @@ class VectorCandidate:
     def to_json(self) -> dict[str, Any]:
         """For the record."""
         gate = None if self.gate is None else round(self.gate, 6)
-        return {
-            "form": self.form,
-            "sign": self.sign,
-            "layers": list(self.layers),
-            "scale": self.scale,
-            "gate": gate,
-        }
+        return {**asdict(self), "layers": list(self.layers), "gate": gate}
 
 
 def part_of(request: Request, seed: int = 0) -> Part:
@@ -193,14 +188,13 @@ def vector_candidates(
     """Every form, sign, range of blocks and scale that a bundle may hold; without a gate."""
     norms = np.asarray(residual_norms)
     found: list[VectorCandidate] = []
-    for form in by_form:
-        for band in bands_for(layers):
-            for sign in _SIGNS:
-                for scale in settings.scales:
-                    candidate = VectorCandidate(form, sign, band, scale)
-                    lengths = np.linalg.norm(candidate.directions(by_form), axis=1)
-                    if lengths.any() and bool((lengths <= MAX_VECTOR_RATIO * norms).all()):
-                        found.append(candidate)
+    for form, band, sign, scale in itertools.product(
+        by_form, bands_for(layers), (1, -1), settings.scales
+    ):
+        candidate = VectorCandidate(form, sign, band, scale)
+        lengths = np.linalg.norm(candidate.directions(by_form), axis=1)
+        if lengths.any() and bool((lengths <= MAX_VECTOR_RATIO * norms).all()):
+            found.append(candidate)
     return found
 
 
@@ -284,29 +278,24 @@ class VectorChoice:
     record: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class VectorChooser:
-    """Tries candidates on a model. Cost for the embedded default: some five minutes."""
+    """Tries candidates on a model. Cost for the embedded default: some five minutes.
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        score: ScoreStates,
-        by_form: Mapping[VectorForm, Directions],
-        settings: VectorSettings,
-        progress: Callable[[str, int, int], None] = lambda *_: None,
-    ) -> None:
-        """score: of a probe that saw no request of the last two parts; runtime reads its layers."""
-        self._runtime = runtime
-        self._score = score
-        self._by_form = by_form
-        self._settings = settings
-        self._progress = progress
+    score: of a probe that saw no request of the last two parts; runtime reads its layers.
+    """
+
+    runtime: Runtime
+    score: ScoreStates
+    by_form: Mapping[VectorForm, Directions]
+    settings: VectorSettings
+    progress: Progress = lambda *_: None
 
     def choose(
         self, prompts: Sequence[Prompt], candidates: Sequence[VectorCandidate]
     ) -> VectorChoice:
         """Choose on one part of the prompts and confirm on another. prompts: with media."""
-        settings = self._settings
+        settings = self.settings
         choosing = prompts_of(prompts, "choosing", settings.n_choosing, settings.seed)
         confirming = prompts_of(prompts, "confirming", settings.n_confirming, settings.seed)
         record: dict[str, Any] = {
@@ -333,28 +322,26 @@ class VectorChooser:
         """The most promising by what one token shows, always on and gated; and a row for each."""
         is_harmful = _is_harmful(prompts)
         base, trials = self._try(prompts, candidates, "trying vectors", n_tokens=0)
-        gate = float(np.quantile(base.prompt_scores[~is_harmful], 1 - self._settings.gate_share))
+        gate = float(np.quantile(base.prompt_scores[~is_harmful], 1 - self.settings.gate_share))
         variants: list[tuple[VectorCandidate, Trial]] = []
         for candidate, trial in zip(candidates, trials, strict=True):
-            variants.append((candidate, trial))
             gated = replace(candidate, gate=gate)
-            variants.append((gated, _gated(gated, trial, base)))
+            variants += [(candidate, trial), (gated, _gated(gated, trial, base))]
         without = separation(base.prompt_scores, is_harmful)
-        rows: list[dict[str, Any]] = []
-        for candidate, trial in variants:
-            rows.append(
-                {
-                    **candidate.to_json(),
-                    "kl": _rounded(trial.kl[~is_harmful].mean()),
-                    "prompt_auroc_gain": _rounded(
-                        separation(trial.prompt_scores, is_harmful) - without
-                    ),
-                    "refusal_lean_gain": _rounded(lean_gain(trial, base, is_harmful)),
-                }
-            )
-        within = [i for i, row in enumerate(rows) if row["kl"] <= self._settings.kl_limit]
+        rows = [
+            {
+                **candidate.to_json(),
+                "kl": _rounded(trial.kl[~is_harmful].mean()),
+                "prompt_auroc_gain": _rounded(
+                    separation(trial.prompt_scores, is_harmful) - without
+                ),
+                "refusal_lean_gain": _rounded(lean_gain(trial, base, is_harmful)),
+            }
+            for candidate, trial in variants
+        ]
+        within = [i for i, row in enumerate(rows) if row["kl"] <= self.settings.kl_limit]
         chosen: list[int] = []
-        n_each = max(1, self._settings.n_finalists // 2)
+        n_each = max(1, self.settings.n_finalists // 2)
         for measure in ("prompt_auroc_gain", "refusal_lean_gain"):
             left = [i for i in within if i not in chosen]
             chosen += sorted(left, key=lambda i: -known(rows[i][measure]))[:n_each]
@@ -366,30 +353,30 @@ class VectorChooser:
         """The largest gain in whole answers, and a row for each finalist."""
         is_harmful = _is_harmful(prompts)
         base, trials = self._try(
-            prompts, finalists, "comparing vectors", n_tokens=self._settings.n_tokens
+            prompts, finalists, "comparing vectors", n_tokens=self.settings.n_tokens
         )
-        rows: list[dict[str, Any]] = []
-        gains: list[float] = []
-        for candidate, trial in zip(finalists, trials, strict=True):
-            kept = _gated(candidate, trial, base)
-            gains.append(separation_gain(kept, base, is_harmful))
-            rows.append({**candidate.to_json(), **_figures(kept, base, is_harmful)})
-        return finalists[int(np.argmax([known(gain) for gain in gains]))], rows
+        kept = [_gated(*pair, base) for pair in zip(finalists, trials, strict=True)]
+        gains = [known(separation_gain(trial, base, is_harmful)) for trial in kept]
+        rows = [
+            {**candidate.to_json(), **_figures(trial, base, is_harmful)}
+            for candidate, trial in zip(finalists, kept, strict=True)
+        ]
+        return finalists[int(np.argmax(gains))], rows
 
     def _confirmed(
         self, prompts: Sequence[Prompt], best: VectorCandidate, record: dict[str, Any]
     ) -> VectorChoice:
         """Measure the best candidate on prompts that took no part in choosing it."""
-        is_harmful, seed = _is_harmful(prompts), self._settings.seed
+        is_harmful, seed = _is_harmful(prompts), self.settings.seed
         base, (trial,) = self._try(
-            prompts, [best], "confirming the vector", n_tokens=self._settings.n_tokens
+            prompts, [best], "confirming the vector", n_tokens=self.settings.n_tokens
         )
         trial = _gated(best, trial, base)
         figures = _figures(trial, base, is_harmful)
-        intervals: dict[str, list[float]] = {}
-        for name, gain in (("auroc_gain", separation_gain), ("refusal_gain", refusal_gain)):
-            interval = with_interval(gain, trial, base, is_harmful, seed=seed)
-            intervals[name] = [_rounded(value) for value in interval]
+        intervals = {
+            name: list(map(_rounded, with_interval(gain, trial, base, is_harmful, seed=seed)))
+            for name, gain in (("auroc_gain", separation_gain), ("refusal_gain", refusal_gain))
+        }
         record["confirmed"] = {**best.to_json(), **figures, **intervals}
         low, value, high = intervals["auroc_gain"]
         measured = (
@@ -398,12 +385,12 @@ class VectorChooser:
             f"prompts (from {100 * intervals['refusal_gain'][0]:+.1f}), KL {figures['kl']:.3f}"
         )
         # Both written so that a NaN disables.
-        if not figures["kl"] <= self._settings.kl_limit:
+        if not figures["kl"] <= self.settings.kl_limit:
             return _disabled(record, f"beyond the KL limit on other prompts: {measured}", best)
         if not (low > 0 or intervals["refusal_gain"][0] > 0):
             return _disabled(record, f"no gain outside its interval: {measured}", best)
         record |= {"enabled": True, "why": measured}
-        directions = on_band(self._by_form[best.form], best.layers, 1.0)
+        directions = on_band(self.by_form[best.form], best.layers, 1.0)
         return VectorChoice(best, directions, best, record)
 
     def _try(
@@ -414,26 +401,19 @@ class VectorChooser:
         *,
         n_tokens: int,
     ) -> tuple[Trial, list[Trial]]:
-        n_done = 0
-
-        def on_prompt() -> None:
-            nonlocal n_done
-            n_done += 1
-            self._progress(what, n_done, len(prompts))
-
-        vectors = [candidate.directions(self._by_form) for candidate in candidates]
+        n_done = itertools.count(1)
         return try_vectors(
-            self._runtime,
-            self._score,
+            self.runtime,
+            self.score,
             prompts,
-            vectors,
+            [candidate.directions(self.by_form) for candidate in candidates],
             n_tokens=n_tokens,
-            on_prompt=on_prompt,
+            on_prompt=lambda: self.progress(what, next(n_done), len(prompts)),
         )
 
     def _problem(self, prompts: Sequence[Prompt]) -> str:
         n_harmful = int(_is_harmful(prompts).sum())
-        least = self._settings.n_least
+        least = self.settings.n_least
         if min(n_harmful, len(prompts) - n_harmful) >= least:
             return ""
         return (
@@ -450,17 +430,17 @@ def _gated(candidate: VectorCandidate, trial: Trial, base: Trial) -> Trial:
 
 
 def _figures(trial: Trial, base: Trial, is_harmful: Flags) -> dict[str, Any]:
-    return {
-        "kl": _rounded(trial.kl[~is_harmful].mean()),
-        "auroc_without": _rounded(separation(base.found, is_harmful)),
-        "auroc_with": _rounded(separation(trial.found, is_harmful)),
-        "score_auroc_without": _rounded(separation(base.mean_scores, is_harmful)),
-        "score_auroc_with": _rounded(separation(trial.mean_scores, is_harmful)),
-        "harmful_refused_without": _rounded(base.refused[is_harmful].mean()),
-        "harmful_refused_with": _rounded(trial.refused[is_harmful].mean()),
-        "harmless_refused_without": _rounded(base.refused[~is_harmful].mean()),
-        "harmless_refused_with": _rounded(trial.refused[~is_harmful].mean()),
-    }
+    """KL on harmless prompts; and what is found and refused without the vector and with it."""
+    figures: dict[str, Any] = {"kl": _rounded(trial.kl[~is_harmful].mean())}
+    sides = (("without", base), ("with", trial))
+    for name, measure in (
+        ("auroc", lambda of: separation(of.found, is_harmful)),
+        ("score_auroc", lambda of: separation(of.mean_scores, is_harmful)),
+        ("harmful_refused", lambda of: of.refused[is_harmful].mean()),
+        ("harmless_refused", lambda of: of.refused[~is_harmful].mean()),
+    ):
+        figures |= {f"{name}_{side}": _rounded(measure(of)) for side, of in sides}
+    return figures
 
 
 def _is_harmful(prompts: Sequence[Prompt]) -> Flags:

@@ -15,7 +15,7 @@ from safesteer_edge.cli.options import OK, add_machine_options
 from safesteer_edge.errors import SettingsError
 
 if TYPE_CHECKING:
-    from safesteer_edge.calibration.make_bundle import CalibrationSettings
+    from safesteer_edge.calibration.settings import CalibrationSettings
     from safesteer_edge.requests.requests import Request
 
 
@@ -86,14 +86,14 @@ def run(options: argparse.Namespace) -> int:
     settings = _settings(options)
     requests, source = _requests(options.data)
     warnings = check_requests(requests, source, settings.targets)
-    check_media(settings.session, requests, hears=options.audio)
+    check_media(settings.harvest.session, requests, hears=options.audio)
     check_replaceable(options.output)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     # 2. The work.
     progress = _Progress()
     try:
-        requests = with_pictures(settings.session, requests)
+        requests = with_pictures(settings.harvest.session, requests)
         folder = make_bundle(options.output, settings, requests, progress.show)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on where it was", file=sys.stderr)

