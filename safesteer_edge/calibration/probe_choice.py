@@ -9,6 +9,7 @@ fold's requests are scored by what was chosen.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -39,6 +40,7 @@ N_OUTER_FOLDS: Final = 3
 # The policy, which comes later, decides how much the prompt counts, and an answer's first tokens:
 # these are mid-range.
 _RISK: Final = {"prompt_weight": 32, "answer_prior": 4}
+_MAX_ROWS: Final = 16_000  # of a fit, see FitSettings
 _ONE_IN: Final = 4  # requests is judged on, where the splits do not say which
 # The same answers, in the same order, with the states of these layers joined.
 AnswersAt = Callable[[Sequence[int]], list[HarvestedAnswer]]
@@ -84,73 +86,61 @@ class ProbeChoice:
     nested_choices: tuple[ProbeCandidate, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ChoiceSettings:
-    """max_rows, seed: see FitSettings."""
-
-    candidates: tuple[ProbeCandidate, ...]
-    max_rows: int = 16_000
-    seed: int = 0
-
-
 def choose_probe(
     answers_at: AnswersAt,
-    settings: ChoiceSettings,
+    candidates: Sequence[ProbeCandidate],
     progress: Callable[[int, int], None] = lambda n_done, n_total: None,
 ) -> ProbeChoice:
     """Choose among the candidates. progress: fits that are done, and all.
 
     Raises SettingsError for too few requests.
     """
-    n_done, n_folds = 0, 0
+    n_done, n_folds = itertools.count(1), 0
 
     def step() -> None:
-        nonlocal n_done
-        n_done += 1
-        progress(n_done, (n_folds + 1) * len(settings.candidates) + n_folds)
+        progress(next(n_done), (n_folds + 1) * len(candidates) + n_folds)
 
     # One set of layers after the other: the states of one are in memory at a time.
     judged: dict[ProbeCandidate, list[JudgedCandidate]] = {}
-    for layers in dict.fromkeys(candidate.layers for candidate in settings.candidates):
+    for layers in dict.fromkeys(candidate.layers for candidate in candidates):
         answers = answers_at(layers)
-        n_folds = _n_outer_folds(answers, settings)
-        for candidate in (each for each in settings.candidates if each.layers == layers):
+        n_folds = _n_outer_folds(answers)
+        for candidate in (each for each in candidates if each.layers == layers):
             judged[candidate] = []
             for fold in (None, *range(n_folds)):
-                outside = _outside(answers, fold, settings)
-                judged[candidate].append(_judged(outside, candidate, settings))
+                outside = _outside(answers, fold)
+                judged[candidate].append(_judged(outside, candidate))
                 step()
         del answers
-    whole = [judged[candidate][0] for candidate in settings.candidates]
+    whole = [judged[candidate][0] for candidate in candidates]
     chosen = [
-        _best([judged[candidate][1 + fold] for candidate in settings.candidates])
-        for fold in range(n_folds)
+        _best([judged[candidate][1 + fold] for candidate in candidates]) for fold in range(n_folds)
     ]
-    nested = _nested(answers_at, chosen, settings, step) if chosen else None
+    nested = _nested(answers_at, chosen, step) if chosen else None
     return ProbeChoice(_best(whole), tuple(whole), nested, tuple(chosen))
 
 
-def _n_outer_folds(answers: Sequence[HarvestedAnswer], settings: ChoiceSettings) -> int:
+def _n_outer_folds(answers: Sequence[HarvestedAnswer]) -> int:
     """None where candidates could not be judged without one, for too few requests were left.
 
     Raises SettingsError where they cannot be judged at all.
     """
-    if _parts(answers, settings) is None:
+    if _parts(answers) is None:
         raise SettingsError(
             "cannot choose a probe: there are too few harmful or too few other requests to fit on "
             "some and judge on others; give more of both"
         )
-    outside = [_outside(answers, fold, settings) for fold in range(N_OUTER_FOLDS)]
-    return 0 if any(_parts(part, settings) is None for part in outside) else N_OUTER_FOLDS
+    outside = [_outside(answers, fold) for fold in range(N_OUTER_FOLDS)]
+    return 0 if any(_parts(part) is None for part in outside) else N_OUTER_FOLDS
 
 
-def _parts(answers: Sequence[HarvestedAnswer], settings: ChoiceSettings) -> _Parts | None:
+def _parts(answers: Sequence[HarvestedAnswer]) -> _Parts | None:
     """What to fit on and what to judge on: the splits, or by lot where a split lacks a kind."""
     by_split: _Parts = (
         [answer for answer in answers if answer.request.split == "train"],
         [answer for answer in answers if answer.request.split == "calibration"],
     )
-    folds = request_folds(answers, settings.seed, _ONE_IN)
+    folds = request_folds(answers, n_folds=_ONE_IN)
     by_lot: _Parts = (
         [answer for answer, fold in zip(answers, folds, strict=True) if fold],
         [answer for answer, fold in zip(answers, folds, strict=True) if not fold],
@@ -164,7 +154,6 @@ def _parts(answers: Sequence[HarvestedAnswer], settings: ChoiceSettings) -> _Par
 def _nested(
     answers_at: AnswersAt,
     chosen: Sequence[ProbeCandidate],
-    settings: ChoiceSettings,
     step: Callable[[], None],
 ) -> ProbeQuality:
     """Each outer fold's answers, scored by what was chosen and fitted outside it."""
@@ -172,10 +161,10 @@ def _nested(
     answers: list[HarvestedAnswer] = []
     for layers in dict.fromkeys(candidate.layers for candidate in chosen):
         answers = answers_at(layers)
-        folds = _folds(answers, settings)
+        folds = request_folds(answers, n_folds=N_OUTER_FOLDS)
         for fold, candidate in enumerate(chosen):
             if candidate.layers == layers:
-                probe = _fitted(_outside(answers, fold, settings), candidate, settings)
+                probe = _fitted(_outside(answers, fold), candidate)
                 scores |= {
                     index: _scores(probe, answer)
                     for index, answer in enumerate(answers)
@@ -186,15 +175,9 @@ def _nested(
     return quality_of_scores(answers, rows, **_RISK)
 
 
-def _folds(answers: Sequence[HarvestedAnswer], settings: ChoiceSettings) -> list[int]:
-    return request_folds(answers, settings.seed, N_OUTER_FOLDS)
-
-
-def _outside(
-    answers: Sequence[HarvestedAnswer], fold: int | None, settings: ChoiceSettings
-) -> list[HarvestedAnswer]:
+def _outside(answers: Sequence[HarvestedAnswer], fold: int | None) -> list[HarvestedAnswer]:
     """The answers that are not in the fold; None: all."""
-    folds = _folds(answers, settings)
+    folds = request_folds(answers, n_folds=N_OUTER_FOLDS)
     return [answer for answer, at in zip(answers, folds, strict=True) if at != fold]
 
 
@@ -202,23 +185,18 @@ def _best(judged: Sequence[JudgedCandidate]) -> ProbeCandidate:
     return max(judged, key=lambda each: each.merit).candidate
 
 
-def _judged(
-    answers: Sequence[HarvestedAnswer], candidate: ProbeCandidate, settings: ChoiceSettings
-) -> JudgedCandidate:
-    parts = _parts(answers, settings)
+def _judged(answers: Sequence[HarvestedAnswer], candidate: ProbeCandidate) -> JudgedCandidate:
+    parts = _parts(answers)
     assert parts is not None  # checked before the first fit
     train, held = parts
-    probe = _fitted(train, candidate, settings)
+    probe = _fitted(train, candidate)
     scores = [_scores(probe, answer) for answer in held]
     quality = quality_of_scores(held, scores, **_RISK)
     return JudgedCandidate(candidate, quality)
 
 
-def _fitted(
-    answers: Sequence[HarvestedAnswer], candidate: ProbeCandidate, settings: ChoiceSettings
-) -> FittedProbe:
-    fit = FitSettings(candidate.form, N_STEPS, max_rows=settings.max_rows, seed=settings.seed)
-    return fit_uncalibrated(answers, fit)
+def _fitted(answers: Sequence[HarvestedAnswer], candidate: ProbeCandidate) -> FittedProbe:
+    return fit_uncalibrated(answers, FitSettings(candidate.form, N_STEPS, max_rows=_MAX_ROWS))
 
 
 def _scores(probe: FittedProbe, answer: HarvestedAnswer) -> NDArray[np.float32]:
@@ -270,7 +248,7 @@ def fit_chosen_probe(
     """
     choice = choose_probe(
         lambda layers: harvested.answers(layers, n_rows=N_EARLY_ROWS),
-        ChoiceSettings(tuple(candidates)),
+        candidates,
         lambda n_done, n_total: progress("comparing probes", n_done, n_total),
     )
     answers = harvested.answers(choice.best.layers)

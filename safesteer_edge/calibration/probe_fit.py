@@ -145,7 +145,7 @@ def fit_calibrated(
 
 
 def request_folds(
-    answers: Sequence[HarvestedAnswer], seed: int, n_folds: int = N_FOLDS
+    answers: Sequence[HarvestedAnswer], seed: int = 0, n_folds: int = N_FOLDS
 ) -> list[int]:
     """A fold for each answer; answers of one request or one matched pair share theirs."""
     groups = sorted({answer.request.pair_id or answer.request.id for answer in answers})

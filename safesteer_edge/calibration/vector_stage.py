@@ -32,7 +32,6 @@ from safesteer_edge.harvest.carriers import (
     IMAGE_CARRIERS,
     Carrier,
     carried_items,
-    carry,
 )
 from safesteer_edge.harvest.run import Harvest, Progress
 from safesteer_edge.harvest.vector_trial import Directions, ScoreStates
@@ -204,7 +203,7 @@ def _pictures(
     directions = candidate.directions(by_form)
     slot, n_embd = probe_layers.index(layer), harvested.shape.n_embd
     for prompt in chosen:
-        items = carried_items(carry(*prompt, runtime), runtime)
+        items = carried_items(*prompt, runtime)
         state = decode_answer(runtime, items, n_tokens=0, control_vector=directions).states[0]
         state = state[slot * n_embd : (slot + 1) * n_embd]
         groups.setdefault(f"media with vector {prompt[0].label}", []).append(state)

@@ -49,12 +49,12 @@ def measure_quantization(
 ) -> int:
     """Requantize, measure, print a Markdown table, and return the exit code."""
     from safesteer_edge.calibration.quantization import (
-        ScoringSettings,
+        QuantizationSettings,
         measure_quantizations,
-        request_sets,
     )
     from safesteer_edge.evaluation.machine import read_machine
     from safesteer_edge.formats.user_folders import user_cache_folder
+    from safesteer_edge.requests.fixed_requests import held_out_requests, recalibration_requests
     from safesteer_edge.session.choice import choose_model
 
     kinds = _types(options.types)
@@ -62,13 +62,15 @@ def measure_quantization(
     bundle = settings.bundle or choice.bundle
     if bundle is None:
         raise BundleError(f"there is no guard to measure for {choice.name!r}; pass --bundle")
-    scoring = ScoringSettings(
+    measured = QuantizationSettings(
         session=settings,
         source=choice.path,
         bundle=bundle,
         folder=options.folder or user_cache_folder(create=True) / "quantization",
+        deciding=recalibration_requests(),
+        held_out=held_out_requests(options.limit),
     )
-    rows = measure_quantizations(scoring, kinds, request_sets(options.limit), progress)
+    rows = measure_quantizations(measured, kinds, progress)
     machine = read_machine()
     if options.json:
         value = {

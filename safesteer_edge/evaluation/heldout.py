@@ -16,7 +16,7 @@ import numpy as np
 from safesteer_edge.guard.events import Step, TurnEnded
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.reranking import Tilt
-from safesteer_edge.harvest.answers import HarvestedAnswer, Harvester, HarvestPlan
+from safesteer_edge.harvest.answers import HarvestedAnswer, HarvestPlan, answers_to
 from safesteer_edge.harvest.probe_quality import N_STEPS, ProbeQuality, measure_probe_quality
 from safesteer_edge.metrics.refusal_rules import is_refusal
 from safesteer_edge.metrics.statistics import Share
@@ -183,10 +183,9 @@ def measure_probe(
         n_done = 0
         qualities: list[ProbeQuality] = []
         for asked, each_plan in ((requests, plan), (_harmful(requests), known_plan)):
-            harvester = Harvester(runtime, each_plan)
             answers: list[HarvestedAnswer] = []
             for request in asked:
-                answers += harvester.answers(request)
+                answers += answers_to(request, runtime, each_plan)
                 n_done += 1
                 progress(n_done)
             qualities.append(

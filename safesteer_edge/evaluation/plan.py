@@ -74,7 +74,8 @@ def choose_suites(
     for choice in choices:
         if choice.name in PROFILES:
             for name, n in PROFILES[choice.name].items():
-                sizes[name] = _smaller(n, choice.n)
+                known = [size for size in (n, choice.n) if size is not None]
+                sizes[name] = min(known, default=None)
         elif choice.name in BUILTIN_SUITES:
             sizes[choice.name] = choice.n
         else:
@@ -173,11 +174,6 @@ def cases_sha256(suites: Sequence[Suite]) -> str:
             values["image"] = case.image.name if case.image else None
             digest.update(json.dumps(values, sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _smaller(one: int | None, other: int | None) -> int | None:
-    known = [n for n in (one, other) if n is not None]
-    return min(known, default=None)
 
 
 # -- what an evaluation was asked for, and the files that its folder holds -------------------------

@@ -15,7 +15,6 @@ from safesteer_edge.bundle.bundle import GuardBundle, read_config
 from safesteer_edge.bundle.fingerprint import compare, fingerprint_model
 from safesteer_edge.engine.native import native_facts
 from safesteer_edge.engine.prompt_items import TokenRun
-from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.errors import (
     BundleError,
     EngineError,
@@ -25,7 +24,7 @@ from safesteer_edge.errors import (
 )
 from safesteer_edge.formats.control_vector_file import ControlVector
 from safesteer_edge.formats.model_file import check_language_model
-from safesteer_edge.guard.policy import SamplingSettings
+from safesteer_edge.harvest.answers import decode_answer
 from safesteer_edge.harvest.drift import Drift, DriftSettings, verify_drift
 from safesteer_edge.harvest.run import Progress
 from safesteer_edge.probe.probe import OnnxProbe
@@ -310,9 +309,6 @@ def _block_outputs(
     runtime: Runtime, token_ids: Sequence[int], directions: NDArray[np.float32] | None
 ) -> NDArray[np.float64]:
     """Return every block's output at the last token, float64 (n_layer, n_embd)."""
-    greedy = SamplingSettings(temperature=0, top_k=1)
-    with closing(SamplerChain(greedy, n_vocab=runtime.model.n_vocab)) as sampler:
-        state = runtime.engine.prefill(
-            [TokenRun(tuple(token_ids))], sampler, control_vector=directions
-        ).last_state
+    items = [TokenRun(tuple(token_ids))]
+    state = decode_answer(runtime, items, n_tokens=0, control_vector=directions).states[0]
     return state.astype(np.float64).reshape(runtime.model.n_layer, runtime.model.n_embd)

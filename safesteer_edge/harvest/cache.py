@@ -104,7 +104,15 @@ class HarvestCache:
             "n_embd": shape.n_embd,
             "layers": shape.layers,
             "tail_layers": shape.tail_layers,
-            "answers": [_answer_header(*pair) for pair in zip(answers, blocks, strict=True)],
+            "answers": [
+                {
+                    "kind": answer.kind,
+                    "text": answer.text,
+                    "token_ids": answer.token_ids,
+                    "crc32": [[zlib.crc32(rows) for rows in block] for block in pair],
+                }
+                for answer, pair in zip(answers, blocks, strict=True)
+            ],
         }
         encoded = json.dumps(header, separators=(",", ":")).encode()
         try:
@@ -137,8 +145,7 @@ class HarvestCache:
         path = self._path(key)
         try:
             with path.open("rb") as file:
-                header = _read_header(file)
-                answers = _read_answers(file, header, request, carrier, layers, n_rows)
+                answers = _read_answers(file, request, carrier, layers, n_rows)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CacheError(
                 f"cannot use harvested states {str(path)!r}: {error}; delete that file and run "
@@ -181,38 +188,21 @@ def _blocks(answer: HarvestedAnswer, shape: StateShape) -> tuple[NDArray[Any], N
     return early, np.ascontiguousarray(by_layer[slots, N_EARLY_ROWS:])
 
 
-def _answer_header(
-    answer: HarvestedAnswer, blocks: tuple[NDArray[Any], NDArray[Any]]
-) -> dict[str, Any]:
-    return {
-        "kind": answer.kind,
-        "text": answer.text,
-        "token_ids": answer.token_ids,
-        "crc32": [[zlib.crc32(rows) for rows in block] for block in blocks],
-    }
-
-
-def _read_header(file: IO[bytes]) -> dict[str, Any]:
+def _read_answers(
+    file: IO[bytes],
+    request: Request,
+    carrier: Carrier,
+    layers: Sequence[int],
+    n_rows: int | None,
+) -> list[HarvestedAnswer]:
     if file.read(len(_MAGIC)) != _MAGIC:
         raise ValueError("it is no file of harvested states")
     n_bytes = int.from_bytes(file.read(4), "little")
     if n_bytes > _MAX_HEADER_BYTES:
         raise ValueError("its header is too long")
     header: dict[str, Any] = json.loads(file.read(n_bytes))
-    header["start"] = file.tell()
-    return header
-
-
-def _read_answers(
-    file: IO[bytes],
-    header: dict[str, Any],
-    request: Request,
-    carrier: Carrier,
-    layers: Sequence[int],
-    n_rows: int | None,
-) -> list[HarvestedAnswer]:
     shape = StateShape(tuple(header["layers"]), tuple(header["tail_layers"]), header["n_embd"])
-    start: int = header["start"]
+    start = file.tell()
     answers: list[HarvestedAnswer] = []
     for entry in header["answers"]:
         n_all_rows = len(entry["token_ids"]) + 1

@@ -7,7 +7,7 @@ in its own quantization, without that model file.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, cast
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.protocols import Probe
 from safesteer_edge.guard.risk import RunningRisk
-from safesteer_edge.harvest.answers import Harvester, HarvestPlan, label_of
+from safesteer_edge.harvest.answers import HarvestPlan, answers_to, label_of
 from safesteer_edge.harvest.probe_quality import request_score
 from safesteer_edge.harvest.run import Progress
 from safesteer_edge.metrics.statistics import Share, auroc, auroc_interval
@@ -65,11 +65,11 @@ def score_own_answers(
     runtime: opened with the probe's layers, and without a guard. what: for `progress`.
     Cost: about one decoding step a token.
     """
-    harvester = Harvester(runtime, HarvestPlan(n_own_tokens=n_tokens, n_forced_tokens=1))
+    plan = HarvestPlan(n_own_tokens=n_tokens, n_forced_tokens=1)
     scored: list[ScoredAnswer] = []
     for request in requests:
         # Ordinary requests get no forced answers, and none are wanted here.
-        (answer,) = harvester.answers(replace(request, label="ordinary"))
+        (answer,) = answers_to(replace(request, label="ordinary"), runtime, plan)
         scores = probe.score(answer.states.astype(np.float32)).astype(np.float64)
         complies = label_of(request, "own", answer.text) == 1
         scored.append(
@@ -171,17 +171,18 @@ def replay_of(
 
 def replay_figures(rows: Sequence[ReplayRow], threshold: float) -> ReplayFigures:
     """Sum up rows. threshold: τ of the policy that they were made under."""
-    harmful = _means(rows, lambda row: row.complies)
-    ordinary = _means(rows, lambda row: row.label == "ordinary")
-    borderline = _means(rows, lambda row: row.label == "borderline")
+    complying = [row for row in rows if row.complies]
+    ordinary, borderline = (
+        [row for row in rows if row.label == label] for label in ("ordinary", "borderline")
+    )
     return ReplayFigures(
-        auroc_ordinary=_auroc(harmful, ordinary),
-        auroc_borderline=_auroc(harmful, borderline),
-        touched_ordinary=_share(rows, "ordinary", lambda row: row.max_score > threshold),
-        touched_borderline=_share(rows, "borderline", lambda row: row.max_score > threshold),
-        refused_ordinary=_share(rows, "ordinary", lambda row: row.stopped),
-        refused_borderline=_share(rows, "borderline", lambda row: row.stopped),
-        harmful_stopped=_share([row for row in rows if row.complies], None, lambda r: r.stopped),
+        auroc_ordinary=_auroc(complying, ordinary),
+        auroc_borderline=_auroc(complying, borderline),
+        touched_ordinary=_share(row.max_score > threshold for row in ordinary),
+        touched_borderline=_share(row.max_score > threshold for row in borderline),
+        refused_ordinary=_share(row.stopped for row in ordinary),
+        refused_borderline=_share(row.stopped for row in borderline),
+        harmful_stopped=_share(row.stopped for row in complying),
     )
 
 
@@ -229,24 +230,15 @@ def _score(value: object) -> float:
     return score
 
 
-def _means(rows: Sequence[ReplayRow], wanted: Callable[[ReplayRow], bool]) -> NDArray[np.float64]:
-    return np.array([row.mean_score for row in rows if wanted(row)], dtype=np.float64)
+def _auroc(positive: Sequence[ReplayRow], negative: Sequence[ReplayRow]) -> Auroc:
+    means = [np.array([row.mean_score for row in rows]) for rows in (positive, negative)]
+    value, n = auroc(*means), (len(positive), len(negative))
+    return Auroc(value, (value, value) if math.isnan(value) else auroc_interval(value, *n), *n)
 
 
-def _auroc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> Auroc:
-    value = auroc(positive, negative)
-    n_positive, n_negative = len(positive), len(negative)
-    interval = (
-        (math.nan, math.nan) if math.isnan(value) else auroc_interval(value, n_positive, n_negative)
-    )
-    return Auroc(value, interval, n_positive, n_negative)
-
-
-def _share(
-    rows: Sequence[ReplayRow], label: Label | None, counts: Callable[[ReplayRow], bool]
-) -> Share:
-    kept = [row for row in rows if label is None or row.label == label]
-    return Share(sum(counts(row) for row in kept), len(kept))
+def _share(hits: Iterable[bool]) -> Share:
+    counted = list(hits)
+    return Share(sum(counted), len(counted))
 
 
 # -- how many false alarms a calibration allows, and what it wants in return -----------------------

@@ -16,8 +16,8 @@ from safesteer_edge.formats.model_file import ModelInfo, check_language_model, c
 from safesteer_edge.harvest.answers import (
     AnswerKind,
     HarvestedAnswer,
-    Harvester,
     HarvestPlan,
+    answers_to,
     forced_texts,
 )
 from safesteer_edge.harvest.cache import HarvestCache, HarvestSettings, StateShape
@@ -52,11 +52,15 @@ _DRAWN_WHOLE: Final = 300
 
 @dataclass(frozen=True, slots=True)
 class PlannedRequest:
-    """One request in one carrier. is_answered: False: only its prompt is read."""
+    """One request in one carrier. is_answered: False: only its prompt is read.
+
+    key: of its file in the cache, a hash of all that decides the file's content.
+    """
 
     request: Request
     carrier: Carrier
     is_answered: bool = True
+    key: str = ""
 
     def texts(self, plan: HarvestPlan) -> tuple[tuple[AnswerKind, str], ...]:
         """See `forced_texts`."""
@@ -142,24 +146,6 @@ def _share(purpose: str, request: Request) -> float:
 _FORMAT: Final = 2  # of what an answer is: change it when harvesting gives other states
 
 
-@dataclass(frozen=True, slots=True)
-class HarvestUnit:
-    """What is harvested at a time. key: of its file in the cache."""
-
-    planned: PlannedRequest
-    key: str
-
-    @property
-    def request(self) -> Request:
-        """The request."""
-        return self.planned.request
-
-    @property
-    def carrier(self) -> Carrier:
-        """How it reaches the model."""
-        return self.planned.carrier
-
-
 def layers_within(
     settings: HarvestSettings, info: ModelInfo, planned: Sequence[PlannedRequest]
 ) -> tuple[int, ...]:
@@ -177,18 +163,6 @@ def layers_within(
     )
 
 
-def units_of(
-    settings: HarvestSettings,
-    planned: Sequence[PlannedRequest],
-    runtime: Runtime,
-    shape: StateShape,
-) -> tuple[HarvestUnit, ...]:
-    """In an order that mixes kinds and carriers, so that the time left can be told."""
-    base = _key_base(settings, runtime, shape)
-    units = [HarvestUnit(each, _key(base, each, runtime)) for each in planned]
-    return tuple(sorted(units, key=lambda unit: unit.key))
-
-
 def _key_base(settings: HarvestSettings, runtime: Runtime, shape: StateShape) -> dict[str, Any]:
     return {
         "format": _FORMAT,
@@ -200,12 +174,10 @@ def _key_base(settings: HarvestSettings, runtime: Runtime, shape: StateShape) ->
         "layers": shape.layers,
         "tail_layers": shape.tail_layers,
         "projector": file_sha256(runtime.mmproj) if runtime.mmproj else None,
-        "plan": settings.plan,
     }
 
 
-def _key(base: dict[str, Any], planned: PlannedRequest, runtime: Runtime) -> str:
-    plan: HarvestPlan = base["plan"]
+def _key(base: dict[str, Any], plan: HarvestPlan, planned: PlannedRequest, runtime: Runtime) -> str:
     request, carrier = planned.request, planned.carrier
     texts = planned.texts(plan)
     entry = {
@@ -237,7 +209,7 @@ class Harvest:
 
     cache: HarvestCache
     shape: StateShape
-    units: tuple[HarvestUnit, ...]
+    units: tuple[PlannedRequest, ...]
 
     def without_drawn(self) -> Harvest:
         """The same without what was drawn; the user's own, ordinary and unrelated pictures stay."""
@@ -284,10 +256,13 @@ def harvest(settings: HarvestSettings, requests: Sequence[Request], progress: Pr
     shape = StateShape(layers_within(settings, info, planned), settings.tail_layers, info.n_embd)
     cache = HarvestCache(settings.cache, limit_bytes=settings.limit_bytes)
     with closing(open_runtime(settings.session, layers=shape.layers)) as runtime:
-        units = units_of(settings, planned, runtime, shape)
+        base = _key_base(settings, runtime, shape)
+        units = [replace(u, key=_key(base, settings.plan, u, runtime)) for u in planned]
+        # Kinds and carriers are mixed, so that the time left can be told.
+        units.sort(key=lambda unit: unit.key)
         missing = [unit for unit in units if not cache.has(unit.key)]
         cache.make_room(
-            sum(unit.planned.n_bytes_at_most(settings.plan, shape) for unit in missing),
+            sum(unit.n_bytes_at_most(settings.plan, shape) for unit in missing),
             keep=[unit.key for unit in units],
         )
         is_alone = settings.n_workers == 1 or runtime.plan.n_gpu_layers > 0 or not missing
@@ -296,13 +271,13 @@ def harvest(settings: HarvestSettings, requests: Sequence[Request], progress: Pr
     if not is_alone:
         shares = _shares(settings, shape, missing)
         _count(run_side_by_side(shares), missing, units, progress)
-    return Harvest(cache, shape, units)
+    return Harvest(cache, shape, tuple(units))
 
 
 def _count(
     done: Iterator[None],
-    missing: Sequence[HarvestUnit],
-    units: Sequence[HarvestUnit],
+    missing: Sequence[PlannedRequest],
+    units: Sequence[PlannedRequest],
     progress: Progress,
 ) -> None:
     n_before = len(units) - len(missing)
@@ -312,7 +287,7 @@ def _count(
 
 
 def _shares(
-    settings: HarvestSettings, shape: StateShape, units: Sequence[HarvestUnit]
+    settings: HarvestSettings, shape: StateShape, units: Sequence[PlannedRequest]
 ) -> list[Share]:
     """The units, dealt out to workers that share the cores."""
     n_threads = settings.session.n_threads or n_usable_cores()
@@ -326,7 +301,7 @@ def _shares(
 
 
 def _harvest_share(
-    settings: HarvestSettings, shape: StateShape, units: Sequence[HarvestUnit]
+    settings: HarvestSettings, shape: StateShape, units: Sequence[PlannedRequest]
 ) -> Iterator[None]:
     with closing(open_runtime(settings.session, layers=shape.layers)) as runtime:
         yield from _harvested(runtime, settings, shape, units)
@@ -336,24 +311,19 @@ def _harvested(
     runtime: Runtime,
     settings: HarvestSettings,
     shape: StateShape,
-    units: Sequence[HarvestUnit],
+    units: Sequence[PlannedRequest],
 ) -> Iterator[None]:
     """Answers to each unit into the cache, one after the other."""
     cache = HarvestCache(settings.cache, limit_bytes=settings.limit_bytes)
-    harvester = Harvester(runtime, settings.plan)
     for unit in units:
-        cache.put(unit.key, _answers(harvester, unit), shape)
+        cache.put(unit.key, _answers(runtime, settings.plan, unit), shape)
         yield
 
 
-def inner_layers(n_layer: int) -> tuple[int, ...]:
-    """All block outputs but the last, which the cheap route to hidden states does not reach."""
-    return tuple(range(max(1, n_layer - 1)))
-
-
-def _answers(harvester: Harvester, unit: HarvestUnit) -> list[HarvestedAnswer]:
+def _answers(runtime: Runtime, plan: HarvestPlan, unit: PlannedRequest) -> list[HarvestedAnswer]:
+    is_answered = unit.is_answered
     try:
-        return harvester.answers(unit.request, unit.carrier, is_answered=unit.planned.is_answered)
+        return answers_to(unit.request, runtime, plan, unit.carrier, is_answered=is_answered)
     except MediaError:
         if unit.carrier not in DRAWN_CARRIERS:
             raise  # the user's own file: they want to know

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.harvest.answers import DecodedAnswer, decode_answer
-from safesteer_edge.harvest.carriers import Carrier, carried_items, carry
+from safesteer_edge.harvest.carriers import Carrier, carried_items
 from safesteer_edge.metrics.refusal_rules import is_refusal
 from safesteer_edge.metrics.statistics import log_softmax
 from safesteer_edge.requests.openings import OPENING_KINDS, OpeningKind, all_openings
@@ -76,7 +76,7 @@ def try_vectors(
     openings = opening_tokens(runtime)
     rows: list[list[tuple[float, ...]]] = []
     for request, carrier in prompts:
-        items = carried_items(carry(request, carrier, runtime), runtime)
+        items = carried_items(request, carrier, runtime)
         plain = decode_answer(runtime, items, n_tokens=n_tokens)
         reference = log_softmax(plain.first_logits)
         row = [_measures(plain, reference, score, openings)]
