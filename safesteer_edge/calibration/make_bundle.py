@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,11 +26,10 @@ from safesteer_edge.calibration.report import bundle_report
 from safesteer_edge.calibration.separation import reading_of_media, separation_by_layer
 from safesteer_edge.calibration.settings import CalibrationSettings
 from safesteer_edge.calibration.vector_stage import VectorResult, VectorTask, fit_vector
-from safesteer_edge.engine.prompt_items import text_token_ids
 from safesteer_edge.formats.json_values import without_nan
 from safesteer_edge.formats.version import VERSION
 from safesteer_edge.guard.policy import GuardPolicy
-from safesteer_edge.harvest.answers import HarvestedAnswer
+from safesteer_edge.harvest.answers import HarvestedAnswer, question_ids
 from safesteer_edge.harvest.replay import (
     FIGURES_KEY,
     replay_of,
@@ -42,7 +40,6 @@ from safesteer_edge.harvest.run import Harvest, Progress, harvest
 from safesteer_edge.harvest.vector_trial import ScoreStates
 from safesteer_edge.probe.probe import OnnxProbe
 from safesteer_edge.requests.requests import Request
-from safesteer_edge.session.prompt import question_items
 from safesteer_edge.session.runtime import Runtime, last_state_of, open_runtime
 from safesteer_edge.session.settings import SessionSettings
 
@@ -212,7 +209,8 @@ def _canaries(
     picked = order[np.linspace(0, len(order) - 1, N_PROBE_CANARIES).astype(int)]
     ordinary = [r for r in requests if r.label == "ordinary" and r.image is None]
     engine: list[EngineCanary] = []
-    for token_ids in map(partial(_prompt_ids, runtime), ordinary[:N_ENGINE_CANARIES]):
+    for request in ordinary[:N_ENGINE_CANARIES]:
+        token_ids = question_ids(runtime, request.text)
         state = last_state_of(runtime.engine, runtime.model, token_ids)
         engine.append(EngineCanary(*_scored(state, score), token_ids=token_ids))
     probe = tuple(ProbeCanary(*_scored(states[index], score)) for index in picked)
@@ -231,12 +229,7 @@ def _residual_norms(
     with closing(open_runtime(session, layers=range(n_layer))) as runtime:
         norms: list[NDArray[np.float32]] = []
         for request in requests[:: max(1, len(requests) // N_NORM_REQUESTS)]:
-            token_ids = _prompt_ids(runtime, request)
+            token_ids = question_ids(runtime, request.text)
             state = last_state_of(runtime.engine, runtime.model, token_ids)
             norms.append(np.linalg.norm(state.reshape(n_layer, -1), axis=1))
     return tuple(float(norm) for norm in np.mean(norms, axis=0))
-
-
-def _prompt_ids(runtime: Runtime, request: Request) -> tuple[int, ...]:
-    items = question_items(request.text, template=runtime.template, model=runtime.model)
-    return text_token_ids(items)

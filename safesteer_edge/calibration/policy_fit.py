@@ -121,12 +121,12 @@ def touched_share(table: AnswerTable, threshold: float) -> float:
 def threshold_curve(tables: dict[str, AnswerTable], highest: float) -> tuple[dict[str, float], ...]:
     """A row for each chance tried: τ, and the share of answers of each kind that it touches."""
     maxima = tables["ordinary"].largest_scores()
-    rows: list[dict[str, float]] = []
-    for chance in TOUCHED_TRIED:
-        threshold = min(highest, conformal_limit(maxima, chance))
-        shares = {name: touched_share(table, threshold) for name, table in tables.items()}
-        rows.append({"chance": chance, "threshold": threshold, **shares})
-    return tuple(rows)
+    limits = {c: min(highest, conformal_limit(maxima, c)) for c in TOUCHED_TRIED}
+    return tuple(
+        {"chance": chance, "threshold": threshold}
+        | {name: touched_share(table, threshold) for name, table in tables.items()}
+        for chance, threshold in limits.items()
+    )
 
 
 def strength_curve(
@@ -276,12 +276,18 @@ def choose_policy(scores: AnswerScores, targets: FalseAlarmTargets) -> PolicyCho
             _HARD_SHARES, _RISK_SHARES, _DECAYS, _MIN_STEPS, _PROMPT_WEIGHTS, _ANSWER_PRIORS
         )
     ]
-    shares = [_refused_shares(tables, policy) for policy in tried]
+    shares = [
+        RefusedShares(**{name: _refused_share(table, policy) for name, table in tables.items()})
+        for policy in tried
+    ]
     best = _best(shares, targets)
     return PolicyChoice(
         policy=tried[best],
         refused=shares[best],
-        curve=tuple(map(_curve_row, tried, shares)),
+        curve=tuple(
+            {name: getattr(policy, name) for name in _REFUSAL_SETTINGS} | asdict(share)
+            for policy, share in zip(tried, shares, strict=True)
+        ),
         touched={name: touched_share(table, threshold) for name, table in tables.items()},
         thresholds=threshold_curve(tables, HIGHEST_LIMIT),
         strengths=strengths,
@@ -340,10 +346,6 @@ def _largest_risks(table: AnswerTable, policy: GuardPolicy) -> NDArray[np.float6
     )
 
 
-def _refused_shares(tables: dict[str, AnswerTable], policy: GuardPolicy) -> RefusedShares:
-    return RefusedShares(**{name: _refused_share(table, policy) for name, table in tables.items()})
-
-
 def _refused_share(table: AnswerTable, policy: GuardPolicy) -> float:
     if not table.n_answers:
         return math.nan
@@ -360,10 +362,6 @@ def _best(shares: list[RefusedShares], targets: FalseAlarmTargets) -> int:
     if enough:
         return min(enough, key=lambda i: (benign(shares[i]), -shares[i].harmful))
     return max(range(len(shares)), key=lambda i: (shares[i].harmful, -benign(shares[i])))
-
-
-def _curve_row(policy: GuardPolicy, shares: RefusedShares) -> dict[str, float]:
-    return {name: getattr(policy, name) for name in _REFUSAL_SETTINGS} | asdict(shares)
 
 
 def _json_row(row: dict[str, float]) -> dict[str, float | None]:

@@ -258,10 +258,16 @@ def fit_chosen_probe(
     by_request = _by_request(answers, scores)
     policy = choose_policy(by_request, targets)
     separation = auroc(_means(by_request.harmful), _means(by_request.ordinary))
+    nested = choice.nested and {
+        "chosen": [_named(each) for each in choice.nested_choices],
+        **quality_to_json(choice.nested),
+    }
     record = {
         "splits": ["train", "calibration"],
         "targets": asdict(targets),
-        **_choice_record(choice),
+        "chosen": _named(choice.best),
+        "tried": [_tried(each) for each in choice.judged],
+        "nested": nested,
         "positive_class": "harmful",
         "n_answers": len(answers),
         "n_set_aside": probe.n_set_aside,
@@ -272,15 +278,6 @@ def fit_chosen_probe(
         },
     }
     return ProbeResult(choice.best, probe, policy, record)
-
-
-def _choice_record(choice: ProbeChoice) -> dict[str, Any]:
-    nested = choice.nested and {
-        "chosen": [_named(each) for each in choice.nested_choices],
-        **quality_to_json(choice.nested),
-    }
-    tried = [_tried(each) for each in choice.judged]
-    return {"chosen": _named(choice.best), "tried": tried, "nested": nested}
 
 
 def _tried(judged: JudgedCandidate) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from typing import Any, Final, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.engine.prompt_items import text_token_ids
 from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.errors import InputError
 from safesteer_edge.evaluation.case import evenly
@@ -26,7 +25,7 @@ from safesteer_edge.formats.json_values import load_finite
 from safesteer_edge.formats.model_file import check_language_model
 from safesteer_edge.guard.policy import SamplingSettings
 from safesteer_edge.guard.risk import is_score
-from safesteer_edge.harvest.answers import decode_answer
+from safesteer_edge.harvest.answers import decode_answer, question_ids
 from safesteer_edge.harvest.vector_trial import known, log_mass, opening_tokens
 from safesteer_edge.metrics.refusal_rules import classify_answer
 from safesteer_edge.metrics.statistics import LogProbs, divergence, log_softmax
@@ -115,7 +114,7 @@ def make_sources(runtime: Runtime) -> Sources:
     """Directions of every block. runtime: opened with all layers in order, and no guard."""
     n_layer = runtime.model.n_layer
     prompts = {
-        label: [_token_ids(runtime, request.text) for request in _train(label)]
+        label: [question_ids(runtime, request.text) for request in _train(label)]
         for label in ("harmful", "harmless")
     }
     tail = _n_shared_at_end([ids for each in prompts.values() for ids in each])
@@ -241,11 +240,6 @@ def find_direction(
 
 def _train(label: Label) -> list[Request]:
     return evenly(load_requests(splits=("train",), labels=(label,)), N_PROMPTS)
-
-
-def _token_ids(runtime: Runtime, text: str) -> list[int]:
-    items = question_items(text, template=runtime.template, model=runtime.model)
-    return list(text_token_ids(items))
 
 
 def _n_shared_at_end(prompts: Sequence[Sequence[int]]) -> int:

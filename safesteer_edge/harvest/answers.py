@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.engine.prompt_items import PromptItem
+from safesteer_edge.engine.prompt_items import PromptItem, text_token_ids
 from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.guard.policy import SamplingSettings
 from safesteer_edge.harvest.carriers import Carrier, carried_items
 from safesteer_edge.metrics.refusal_rules import is_refusal
 from safesteer_edge.requests.openings import OpeningKind, openings
 from safesteer_edge.requests.requests import Label, Request, Split, lot_of
+from safesteer_edge.session.prompt import question_items
 
 if TYPE_CHECKING:
     from safesteer_edge.session.runtime import Runtime
@@ -44,6 +45,12 @@ class DecodedAnswer:
     token_ids: tuple[int, ...]
     states: NDArray[np.float32]
     first_logits: NDArray[np.float32]
+
+
+def question_ids(runtime: Runtime, text: str) -> tuple[int, ...]:
+    """Token ids of the prompt of one question, media left out."""
+    items = question_items(text, template=runtime.template, model=runtime.model)
+    return text_token_ids(items)
 
 
 def decode_answer(

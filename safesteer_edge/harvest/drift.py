@@ -200,22 +200,16 @@ def verify_drift(
         with load_bundle(folder, reference, device="cpu") as own:
             known = _replay(own, reference, requests, settings, progress, "reference answers")
     if settings.record:
-        record_replay(folder, here)
+        config = read_config(folder)
+        figures = {**config.figures, FIGURES_KEY: replay_to_json(here)}
+        with atomic_write(folder / CONFIG_NAME, "w") as file:  # guard.json is replaced whole
+            file.write(format_guard_json(replace(config, figures=figures)))
     return measure_drift(
         here,
         known,
         threshold=bundle.policy.threshold,
         touched_target=targets_of(bundle.config.figures).touched,
     )
-
-
-def record_replay(folder: Path, replay: Replay) -> None:
-    """Keep a replay in the bundle's figures; guard.json is replaced whole."""
-    config = read_config(folder)
-    figures = {**config.figures, FIGURES_KEY: replay_to_json(replay)}
-    text = format_guard_json(replace(config, figures=figures))
-    with atomic_write(folder / CONFIG_NAME, "w") as file:
-        file.write(text)
 
 
 def _recorded(bundle: GuardBundle) -> Replay | None:
