@@ -144,25 +144,18 @@ def _across_folds(
 def _fitted(
     margins: NDArray[np.float64], labels: NDArray[np.int64], method: CalibrationMethod
 ) -> ScoreCalibration:
-    if method == "isotonic":
-        return ScoreCalibration(method, head=_isotonic(margins, labels))
+    if method == "isotonic":  # a line that never falls
+        from sklearn.isotonic import IsotonicRegression
+
+        line = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(margins, labels)
+        ends = (line.X_thresholds_, line.y_thresholds_)
+        margins_at, scores_at = (np.asarray(end, dtype=np.float64) for end in ends)
+        return ScoreCalibration(method, head=IsotonicFolds(((margins_at, scores_at),)))
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=1e6).fit(margins[:, np.newaxis], labels)
     slope = float(np.asarray(model.coef_).item())
     return ScoreCalibration(method, (slope, float(np.asarray(model.intercept_).item())))
-
-
-def _isotonic(margins: NDArray[np.float64], labels: NDArray[np.int64]) -> IsotonicFolds:
-    """A line that never falls."""
-    from sklearn.isotonic import IsotonicRegression
-
-    model = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(margins, labels)
-    points = (
-        np.asarray(model.X_thresholds_, dtype=np.float64),
-        np.asarray(model.y_thresholds_, dtype=np.float64),
-    )
-    return IsotonicFolds((points,))
 
 
 # -- moving a probe's scores back to chances: a line on the logits, fitted on another quantization
@@ -186,14 +179,11 @@ class Rescale:
 
     def answers(self, answers: Sequence[ScoredAnswer]) -> list[ScoredAnswer]:
         """The same answers with rescaled scores."""
-        return [self._answer(answer) for answer in answers]
-
-    def _answer(self, answer: ScoredAnswer) -> ScoredAnswer:
-        moved = self.scores(answer.trajectory)
-        return replace(answer, scores=moved[1:], prompt_score=float(moved[0]))
-
-
-IDENTITY = Rescale(1.0, 0.0)
+        return [
+            replace(answer, scores=moved[1:], prompt_score=float(moved[0]))
+            for answer in answers
+            for moved in (self.scores(answer.trajectory),)
+        ]
 
 
 def fit_rescale(answers: Sequence[ScoredAnswer]) -> Rescale:

@@ -4,7 +4,8 @@ Candidates are fitted on the train split and judged on the calibration split: by
 a complying answer over a refusing one early on, and by how many harmful answers they find at 1 to
 5 % false alarms (at 1 % alone, one benign answer would decide). The estimate comes from nested
 cross-validation: the choice is made again for each outer fold from the requests outside it, and the
-fold's requests are scored by what was chosen.
+fold's requests are scored by what was chosen. The best is fitted on everything, and the policy is
+chosen from its out-of-fold scores.
 """
 
 from __future__ import annotations

@@ -321,9 +321,7 @@ def typical_rows(rows: NDArray[np.floating], seed: int = 0) -> NDArray[np.bool_]
 
     The median itself is taken of at most a few thousand of the rows, drawn.
     """
-    drawn = rows
-    if len(rows) > _MAX_MEDIAN_ROWS:
-        drawn = rows[np.random.default_rng(seed).choice(len(rows), _MAX_MEDIAN_ROWS, replace=False)]
+    drawn = _drawn(rows, seed, _MAX_MEDIAN_ROWS)
     centre = geometric_median(drawn).astype(rows.dtype)
     distances = np.linalg.norm(rows - centre, axis=1)
     return distances <= _FAR * np.median(distances)
@@ -405,11 +403,13 @@ def _fitted_scaler(scaler: Any, states: NDArray[np.float32], seed: int) -> Any:
     return scaler
 
 
-def _drawn(rows: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+def _drawn(
+    rows: NDArray[np.floating], seed: int, n_most: int = _MAX_DRAWN_ROWS
+) -> NDArray[np.floating]:
     """As many rows as tell means, deviations and components; all of them would be copied."""
-    if len(rows) <= _MAX_DRAWN_ROWS:
+    if len(rows) <= n_most:
         return rows
-    return rows[np.random.default_rng(seed).choice(len(rows), _MAX_DRAWN_ROWS, replace=False)]
+    return rows[np.random.default_rng(seed).choice(len(rows), n_most, replace=False)]
 
 
 def _fitted_classifier(

@@ -1,4 +1,4 @@
-"""The forms of the alignment vector that are compared: directions from pairs of prompt states.
+"""The alignment vector: its forms, made of pairs of prompt states, and the choice among them.
 
 Each pair is one request, as text and carried in media; its difference h_text − h_media says where
 the text-borne prompt lies. All forms have the length of the mean difference, so that a scale of 1

@@ -60,6 +60,9 @@ def run(options: argparse.Namespace) -> int:
         raise SettingsError("there is no guard to measure with --guard off; choose another mode")
     if options.limit is not None and options.limit < 1:
         raise SettingsError(f"--limit is {options.limit}; expected at least 1")
+    for flag in ("data", "safebench", "answers"):
+        if getattr(options, flag) is not None and options.what != "pictures":
+            raise SettingsError(f"--{flag} is for 'measure pictures'; leave it out here")
     settings = session_settings(options)
     measures: dict[str, Callable[[SessionSettings, argparse.Namespace], int]] = {
         "probe": _measure_probe,

@@ -1,7 +1,7 @@
 """What the outside baselines need: made and chosen on the train and calibration splits alone.
 
-The refusal direction is `refusal_direction`'s; the limit of the response-level check is the one
-that told harmful requests' answers from others best on the calibration split.
+They are a refusal direction, and the limit of the response-level check: the one that told harmful
+requests' answers from others best on the calibration split.
 """
 
 from __future__ import annotations
@@ -88,10 +88,6 @@ class RefusalDirection:
     curve: tuple[Steering, ...]
     n_harmful: int
     n_others: int
-
-    def facts(self) -> dict[str, Any]:
-        """For a report."""
-        return _without_directions(self)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -311,7 +307,7 @@ def fit_baselines(
     fitted = NO_BASELINES
     if with_direction:
         found = _direction(settings, progress)
-        fitted = replace(fitted, directions=found.directions, direction=found.facts())
+        fitted = replace(fitted, directions=found.directions, direction=_without_directions(found))
     if with_limit:
         progress("response check: choosing its limit")
         fitted = _with_limit(fitted, settings)

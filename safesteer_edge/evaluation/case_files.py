@@ -12,6 +12,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -120,15 +121,11 @@ def _lines(path: Path) -> Rows:
             yield f"line {number}", {"line": line}
 
 
-def _columns(*columns: Sequence[str]) -> Callable[[Path], Rows]:
-    """A reader of CSV files: the values under the first of each set of names that is there.
-
-    It raises RequestDataError if a column is missing, naming those that are there.
-    """
-    return lambda path: _csv_rows(path, columns)
-
-
 def _csv_rows(path: Path, columns: Sequence[Sequence[str]]) -> Rows:
+    """The values under the first of each set of names that is there.
+
+    Raises RequestDataError if a column is missing, naming those that are there.
+    """
     reader = csv.reader(io.StringIO(_text_of_file(path), newline=""))
     try:
         header = next(reader, [])
@@ -416,16 +413,26 @@ FORMATS: Final[
     Mapping[str, tuple[Callable[[Path], Rows], Callable[[_Place, Row], Case | None]]]
 ] = {
     "advbench": (
-        _columns(("goal", "Behavior")),  # the latter as HarmBench packages it
+        # The latter as HarmBench packages it.
+        partial(_csv_rows, columns=[("goal", "Behavior")]),
         lambda at, row: at.plain(_text_of(row, "goal"), "advbench"),
     ),
     "harmbench": (
-        _columns(("Behavior",), ("SemanticCategory",), ("ContextString",), ("BehaviorID",)),
+        partial(
+            _csv_rows,
+            columns=[("Behavior",), ("SemanticCategory",), ("ContextString",), ("BehaviorID",)],
+        ),
         _harmbench,
     ),
-    "jailbreakbench": (_columns(("Goal", "goal"), ("Category", "category")), _jailbreakbench),
+    "jailbreakbench": (
+        partial(_csv_rows, columns=[("Goal", "goal"), ("Category", "category")]),
+        _jailbreakbench,
+    ),
     "maliciousinstruct": (_lines, lambda at, row: at.plain(_text_of(row, "line"), "malicious")),
-    "xstest": (_columns(("prompt",), ("type",), ("label", "type")), _xstest),
+    "xstest": (
+        partial(_csv_rows, columns=[("prompt",), ("type",), ("label", "type")]),
+        _xstest,
+    ),
     "figstep": (_figstep_rows, _figstep),
     "mm-safetybench": (_mm_safetybench_rows, _mm_safetybench),
     "mm-vet": (_entries, _mm_vet),

@@ -1,5 +1,5 @@
-"""A guard on the test split of the package's own requests: what it changes, and how its probe tells
-harmful answers from others.
+"""A guard on the test split of the package's own requests: what it changes, how its probe tells
+harmful answers from others, and whether lazy re-ranking is eager re-ranking. What `measure` runs.
 
 No probe is fitted to that split, and no number chosen on it.
 """

@@ -1,4 +1,7 @@
-"""How far a guard's scores have moved on another quantization, and what to do about it."""
+"""How far a guard's scores have moved on another quantization, and what to do about it.
+
+A bundle's guard is replayed on a model file, and compared with what it did in its own quantization.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Which requests are harvested in which carriers, and which of them are answered."""
+"""A harvest over many requests: in which carriers each comes, and which of them are answered; what
+is in the cache already, and the rest through the model.
+"""
 
 from __future__ import annotations
 
