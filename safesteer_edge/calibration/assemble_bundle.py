@@ -88,6 +88,8 @@ def _last_states(runtime: Runtime, prompts: Sequence[tuple[int, ...]]) -> NDArra
     return np.stack([last_state_of(runtime.engine, runtime.model, prompt) for prompt in prompts])
 
 
+# -- the parts, put together and checked against the model -----------------------------------------
+
 REFUSAL_TEXT: Final = (
     "I can't help with that, because it could hurt someone. I'm glad to help another way."
 )

@@ -154,6 +154,8 @@ def _kept(rows: Trajectories, threshold: float, strength: float) -> float:
     return float(np.exp(-strength * (scores - threshold)).mean()) if len(scores) else math.nan
 
 
+# -- choosing τ, λ and the rule of refusals within the allowed false alarms ------------------------
+
 _REFUSAL_SETTINGS: Final = (
     "hard_threshold",
     "hard_patience",

@@ -210,7 +210,7 @@ def _logits(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.log(kept / (1.0 - kept))
 
 
-# -- A probe.onnx whose scores are moved along a line on their logits; nothing else of it changes --
+# -- a probe.onnx whose scores are moved along a line on their logits; nothing else of it changes --
 # score → sigmoid(slope · logit(score) + intercept)
 #
 # Probes that end in a calibrated sigmoid keep their form: its two numbers change. To others the
@@ -255,8 +255,10 @@ def _move_logit(onnx: Any, graph: Any, sigmoid: Any, slope: float, intercept: fl
     if add is not None and multiply is not None and (add.op_type, multiply.op_type) == _LINE:
         old_intercept, old_slope = _scalar(graph, add.input[1]), _scalar(graph, multiply.input[1])
         if old_intercept is not None and old_slope is not None:
-            _set_scalar(onnx, old_slope, slope * _value(onnx, old_slope))
-            _set_scalar(onnx, old_intercept, slope * _value(onnx, old_intercept) + intercept)
+            for weight, more in ((old_slope, 0.0), (old_intercept, intercept)):
+                value = slope * float(onnx.numpy_helper.to_array(weight).item()) + more
+                array = np.full(tuple(weight.dims), value, dtype=np.float32)
+                weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
             return
     logit = sigmoid.input[0]
     sigmoid.input[0] = f"{_PREFIX}added"
@@ -311,15 +313,6 @@ def _scalar(graph: Any, name: str) -> Any | None:
         if weight.name == name and n_uses == 1 and weight.data_type == 1:
             return weight if math.prod(weight.dims) == 1 else None
     return None
-
-
-def _value(onnx: Any, weight: Any) -> float:
-    return float(onnx.numpy_helper.to_array(weight).item())
-
-
-def _set_scalar(onnx: Any, weight: Any, value: float) -> None:
-    array = np.full(tuple(weight.dims), value, dtype=np.float32)
-    weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
 
 
 def _add_scalar(onnx: Any, graph: Any, name: str, value: float) -> None:

@@ -37,7 +37,7 @@ from safesteer_edge.session.runtime import Runtime, last_state_of, open_runtime
 from safesteer_edge.session.session import Session, open_session
 from safesteer_edge.session.settings import SessionSettings
 
-# -- A refusal direction to compare with: made on the train split, chosen on the calibration split
+# -- a refusal direction: made on the train split, chosen on the calibration split -----------------
 # Directions are differences of mean states: of harmful less harmless prompts, at the first and at
 # the last token that the template puts after a question (Arditi et al., arXiv 2406.11717), and of
 # refusing less complying answers (contrastive activation addition, 2312.06681). One is added to
@@ -258,6 +258,8 @@ def _answer_states(runtime: Runtime, kind: Any) -> NDArray[np.float64]:
         states.append(answer.states[1:].mean(axis=0, dtype=np.float64))
     return np.asarray(np.mean(states, axis=0), dtype=np.float64)
 
+
+# -- what is fitted for a run, and kept beside it --------------------------------------------------
 
 N_STEERED: Final = 18  # harmful requests, and as many others, answered at each strength
 N_CHECKED: Final = 21  # harmful requests, and as many others, whose answers set the limit

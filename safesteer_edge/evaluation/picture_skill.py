@@ -106,6 +106,8 @@ def _to_task(folder: Path, row: dict[str, Any]) -> PictureTask:
     return PictureTask(image, kind, tuple(names))
 
 
+# -- what a model says of pictures, and what they add to the time ----------------------------------
+
 _N_TIMED = 25
 
 

@@ -14,9 +14,9 @@ from safesteer_edge.evaluation.case import Case, PictureStore, Suite, limited, s
 from safesteer_edge.evaluation.case_files import FileChoice
 from safesteer_edge.evaluation.defences import (
     DEFAULT_DEFENCES,
+    NEAR_CALIBRATED,
     Defence,
     curve_defences,
-    is_near_calibrated,
 )
 from safesteer_edge.evaluation.pool import Item
 from safesteer_edge.evaluation.suites import BUILTIN_SUITES, build_suite
@@ -117,7 +117,7 @@ def plan_items(
 
 def _curve_cases_for(defence: Defence, suite: Suite) -> tuple[Case, ...]:
     """Half of the requests under each attack, which take turns in some suites."""
-    figures = TRADE_OFFS if is_near_calibrated(defence) else (PLAIN,)
+    figures = TRADE_OFFS if defence.name in NEAR_CALIBRATED else (PLAIN,)
     if not any(suite.name in figure.suites for figure in figures):
         return ()
     kept: set[str] = set()

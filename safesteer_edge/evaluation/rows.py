@@ -89,7 +89,7 @@ def unanswered(case: Case, defence: Defence, status: RowStatus, error: str) -> E
     )
 
 
-# -- A journal: JSON lines that are appended as they are made, and survive a kill ------------------
+# -- a journal: JSON lines that are appended as they are made, and survive a kill ------------------
 # A line counts once its line end is there: what a kill cut off is removed when the journal is
 # opened again, and made anew.
 

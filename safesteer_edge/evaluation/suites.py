@@ -134,7 +134,7 @@ def decoding_grid(seed: int) -> dict[str, SamplingSettings]:
     return {name: replace(each, seed=seed + i) for i, (name, each) in enumerate(made.items())}
 
 
-# -- the suites ---------------------------------------------------------------------------------
+# -- the suites ------------------------------------------------------------------------------------
 
 SOURCE: Final = "the package's own requests, test split"
 _PAGE: Final = TextStyle(width=224, height=224, margin=8, max_size=40, min_size=9)

@@ -87,6 +87,8 @@ def decode_answer(
     return DecodedAnswer(text, tuple(token_ids), np.stack(states), first_logits)
 
 
+# -- what of an answer is kept, and which answers a request gets -----------------------------------
+
 AnswerKind = Literal["own", "refusal", "compliance", "prompt"]  # prompt: no answer, its state alone
 
 

@@ -65,6 +65,8 @@ def page_fonts() -> tuple[Path | None, ...]:
     return tuple(found)
 
 
+# -- the ways in which a request comes, and what is said and drawn in each -------------------------
+
 Carrier = Literal[
     "text", "wrapped", "typographic", "list", "pointing", "beside", "picture", "speech"
 ]

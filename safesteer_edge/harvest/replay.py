@@ -89,6 +89,8 @@ def is_stopped(answer: ScoredAnswer, policy: GuardPolicy) -> bool:
     return False
 
 
+# -- a replay: a row an answer, the figures of the rows, and both as JSON --------------------------
+
 FIGURES_KEY: Final = "replay"
 
 

@@ -15,7 +15,7 @@ from safesteer_edge.harvest.answers import DecodedAnswer, decode_answer
 from safesteer_edge.harvest.carriers import Carrier, carried_items
 from safesteer_edge.metrics.refusal_rules import is_refusal
 from safesteer_edge.metrics.statistics import log_softmax
-from safesteer_edge.requests.openings import OPENING_KINDS, OpeningKind, all_openings
+from safesteer_edge.requests.openings import OPENING_KINDS, all_openings
 from safesteer_edge.requests.requests import Request
 
 if TYPE_CHECKING:
@@ -109,19 +109,16 @@ def _measures(
 
 def opening_tokens(runtime: Runtime) -> tuple[list[int], list[int]]:
     """First tokens that are much commoner in refusing openings, and those in agreeing ones."""
-    counts = [_first_token_shares(runtime, kind) for kind in OPENING_KINDS]
+    counts: list[dict[int, float]] = []
+    for kind in OPENING_KINDS:
+        texts = (*all_openings(kind, "train"), *all_openings(kind, "calibration"))  # no test split
+        firsts = Counter(runtime.model.tokenize_plain(text)[0] for text in texts)
+        counts.append({token: n / len(texts) for token, n in firsts.items()})
     refusing, agreeing = (
         sorted(token for token in ours if ours[token] > _MUCH_MORE * others.get(token, 0.0))
         for ours, others in (counts, counts[::-1])
     )
     return refusing, agreeing
-
-
-def _first_token_shares(runtime: Runtime, kind: OpeningKind) -> dict[int, float]:
-    """Of a kind's openings, test split aside: the share that begins with each token."""
-    texts = (*all_openings(kind, "train"), *all_openings(kind, "calibration"))
-    counts = Counter(runtime.model.tokenize_plain(text)[0] for text in texts)
-    return {token: n / len(texts) for token, n in counts.items()}
 
 
 def log_mass(log_p: NDArray[np.float64], token_ids: Sequence[int]) -> float:
