@@ -233,13 +233,13 @@ def calibrate(
     """
     from safesteer_edge.bundle.writer import check_replaceable
     from safesteer_edge.calibration.make_bundle import make_bundle
-    from safesteer_edge.calibration.preflight import (
+    from safesteer_edge.calibration.settings import (
         check_media,
         check_requests,
+        default_settings,
         targets_for,
         with_pictures,
     )
-    from safesteer_edge.calibration.settings import default_settings
     from safesteer_edge.requests.requests import load_requests, read_requests
     from safesteer_edge.session.protocol import make_settings
 

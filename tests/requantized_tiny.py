@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safesteer_edge.calibration.make_bundle import CalibrationSettings, make_bundle
+from safesteer_edge.calibration.make_bundle import make_bundle
+from safesteer_edge.calibration.settings import CalibrationSettings
 from safesteer_edge.engine.requantize import requantize
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model
 from safesteer_edge.harvest.answers import HarvestPlan
+from safesteer_edge.harvest.cache import HarvestSettings
 from safesteer_edge.harvest.replay import FalseAlarmTargets
 from safesteer_edge.requests.requests import Label, Request, Split
 from tests.guarded_tiny import GuardedTiny
@@ -50,14 +52,17 @@ HELD_OUT = lettered_requests("test", {"ordinary": 4, "borderline": 2, "harmful":
 def make_requantized_tiny(tiny: GuardedTiny, folder: Path) -> RequantizedTiny:
     """Calibrate a bundle on a few requests, and requantize the model. Takes some seconds."""
     settings = CalibrationSettings(
-        session=tiny.settings(None),
+        HarvestSettings(
+            tiny.settings(None),
+            HarvestPlan(n_own_tokens=N_TOKENS, n_forced_tokens=N_TOKENS),
+            tail_layers=(1, 2),
+            cache=folder / "cache",
+        ),
         layer_sets=((1, 2),),
         regularisations=(0.01,),
-        plan=HarvestPlan(n_own_tokens=N_TOKENS, n_forced_tokens=N_TOKENS),
         targets=FalseAlarmTargets(0.2, 0.2, 0.5, 0.5),
         refusal_text="Nein.",
         name="made-for-f32",
-        cache=folder / "cache",
     )
     bundle = make_bundle(folder / "guard", settings, DECIDING, lambda *_: None)
     requantize(tiny.model, folder / "other.gguf", "Q8_0", n_threads=1)

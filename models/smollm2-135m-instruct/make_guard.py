@@ -14,8 +14,7 @@ import sys
 from pathlib import Path
 
 from safesteer_edge.calibration.make_bundle import make_bundle
-from safesteer_edge.calibration.preflight import with_pictures
-from safesteer_edge.calibration.settings import default_settings
+from safesteer_edge.calibration.settings import default_settings, with_pictures
 from safesteer_edge.requests.requests import load_requests
 from safesteer_edge.session.settings import SessionSettings
 

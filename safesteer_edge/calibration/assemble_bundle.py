@@ -8,6 +8,7 @@ the cautious side or given by the user, and the bundle's figures say so.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,7 +21,6 @@ from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.schema import ModalityScales
 from safesteer_edge.bundle.writer import BundleParts, VectorParts
 from safesteer_edge.engine.hidden_states import RouteName
-from safesteer_edge.engine.prompt_items import text_token_ids
 from safesteer_edge.errors import ProbeFileError, SettingsError, VectorFileError
 from safesteer_edge.formats.control_vector_file import (
     BLOCK_OUTPUT_0BASED,
@@ -30,9 +30,9 @@ from safesteer_edge.formats.control_vector_file import (
 from safesteer_edge.formats.model_file import ModelInfo
 from safesteer_edge.formats.version import VERSION
 from safesteer_edge.guard.policy import GuardPolicy
+from safesteer_edge.harvest.answers import question_ids
 from safesteer_edge.probe.probe import OnnxProbe
 from safesteer_edge.requests.requests import Label, load_requests
-from safesteer_edge.session.prompt import question_items
 from safesteer_edge.session.runtime import Runtime, last_state_of, open_runtime
 from safesteer_edge.session.settings import SessionSettings
 
@@ -62,39 +62,33 @@ def measure_prompt_states(session: SessionSettings, layers: Sequence[int]) -> Pr
     session: with its guard off. layers: whose states are wanted, joined in this order.
     Raises ModelFileError, TemplateError, EngineError.
     """
-    runtime = open_runtime(session, layers=layers)
-    try:
+    with closing(open_runtime(session, layers=layers)) as runtime:
         token_ids: dict[Label, list[tuple[int, ...]]] = {
-            label: _prompts(runtime, label) for label in MEASURED_LABELS
+            label: [
+                question_ids(runtime, request.text)
+                for request in load_requests(splits=("train",), labels=(label,))[
+                    :N_REQUESTS_PER_LABEL
+                ]
+            ]
+            for label in MEASURED_LABELS
         }
         states: dict[Label, NDArray[np.float32]] = {
             label: _last_states(runtime, prompts) for label, prompts in token_ids.items()
         }
         route = runtime.route.name if runtime.route else None
         n_layer = runtime.model.n_layer
-    finally:
-        runtime.close()
-    runtime = open_runtime(session, layers=range(n_layer))
-    try:
+    with closing(open_runtime(session, layers=range(n_layer))) as runtime:
         prompts = [prompt for label in MEASURED_LABELS for prompt in token_ids[label]]
         blocks = _last_states(runtime, prompts).reshape(len(prompts), n_layer, -1)
-    finally:
-        runtime.close()
     norms = np.linalg.norm(blocks.astype(np.float64), axis=2).mean(axis=0)
     return PromptStates(token_ids, states, route, tuple(float(norm) for norm in norms))
-
-
-def _prompts(runtime: Runtime, label: Label) -> list[tuple[int, ...]]:
-    requests = load_requests(splits=("train",), labels=(label,))[:N_REQUESTS_PER_LABEL]
-    return [
-        text_token_ids(question_items(request.text, template=runtime.template, model=runtime.model))
-        for request in requests
-    ]
 
 
 def _last_states(runtime: Runtime, prompts: Sequence[tuple[int, ...]]) -> NDArray[np.float32]:
     return np.stack([last_state_of(runtime.engine, runtime.model, prompt) for prompt in prompts])
 
+
+# -- the parts, put together and checked against the model -----------------------------------------
 
 REFUSAL_TEXT: Final = (
     "I can't help with that, because it could hurt someone. I'm glad to help another way."

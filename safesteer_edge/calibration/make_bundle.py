@@ -9,104 +9,43 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
+from safesteer_edge.bundle.canaries import Canaries, EngineCanary, ProbeCanary
 from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.writer import BundleParts, write_bundle
+from safesteer_edge.calibration.probe_choice import ProbeResult, fit_chosen_probe, probe_candidates
 from safesteer_edge.calibration.probe_fit import FitSettings, fit_calibrated
-from safesteer_edge.calibration.probe_stage import ProbeResult, fit_chosen_probe, probe_candidates
 from safesteer_edge.calibration.report import bundle_report
 from safesteer_edge.calibration.separation import reading_of_media, separation_by_layer
-from safesteer_edge.calibration.vector_forms import VectorSettings
+from safesteer_edge.calibration.settings import CalibrationSettings
 from safesteer_edge.calibration.vector_stage import VectorResult, VectorTask, fit_vector
 from safesteer_edge.formats.json_values import without_nan
 from safesteer_edge.formats.version import VERSION
 from safesteer_edge.guard.policy import GuardPolicy
-from safesteer_edge.harvest.answers import HarvestedAnswer, HarvestPlan
-from safesteer_edge.harvest.cache import DEFAULT_LIMIT_BYTES, HarvestSettings
-from safesteer_edge.harvest.measured_parts import ScoreStates, make_canaries, residual_norms
+from safesteer_edge.harvest.answers import HarvestedAnswer, question_ids
 from safesteer_edge.harvest.replay import (
     FIGURES_KEY,
-    FalseAlarmTargets,
     replay_of,
     replay_to_json,
     score_own_answers,
 )
 from safesteer_edge.harvest.run import Harvest, Progress, harvest
+from safesteer_edge.harvest.vector_trial import ScoreStates
 from safesteer_edge.probe.probe import OnnxProbe
 from safesteer_edge.requests.requests import Request
-from safesteer_edge.session.runtime import Runtime, open_runtime
+from safesteer_edge.session.runtime import Runtime, last_state_of, open_runtime
 from safesteer_edge.session.settings import SessionSettings
 
-# -- what a calibration took: seconds, and the most memory at once ---------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class CostMeter:
-    """Started when it is made."""
-
-    started_s: float = field(default_factory=time.monotonic)
-
-    def to_json(self) -> dict[str, float | None]:
-        """{"elapsed_s", "peak_memory_mib"}; the latter None where the system does not say."""
-        return {
-            "elapsed_s": round(time.monotonic() - self.started_s, 1),
-            "peak_memory_mib": _peak_memory_mib(),
-        }
-
-
-def _peak_memory_mib() -> float | None:
-    """Of this process since it began."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return round(peak * unit / (1 << 20), 1)
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationSettings:
-    """layer_sets: sets of layers to try, each joined in its order. regularisations: C to try.
-
-    session: its guard is left off. hears: recordings are played to the model. cache: of harvested
-    states, None is the user's; cache_limit_bytes: what it may hold. n_workers: see HarvestSettings.
-    """
-
-    session: SessionSettings
-    layer_sets: tuple[tuple[int, ...], ...]
-    regularisations: tuple[float, ...]
-    plan: HarvestPlan
-    targets: FalseAlarmTargets
-    refusal_text: str
-    name: str
-    hears: bool = False
-    cache: Path | None = None
-    cache_limit_bytes: int = DEFAULT_LIMIT_BYTES
-    n_workers: int = 1
-    vector: VectorSettings = field(default_factory=VectorSettings)
-    replayed: tuple[Request, ...] = ()
-
-    @property
-    def harvest(self) -> HarvestSettings:
-        """What is harvested, and where it is kept."""
-        return HarvestSettings(
-            session=replace(self.session, guard="off"),
-            plan=self.plan,
-            tail_layers=self.all_layers,
-            hears=self.hears,
-            cache=self.cache,
-            limit_bytes=self.cache_limit_bytes,
-            n_workers=self.n_workers,
-        )
-
-    @property
-    def all_layers(self) -> tuple[int, ...]:
-        """Every layer of any set, ascending: what a probe may read."""
-        return tuple(sorted({layer for layers in self.layer_sets for layer in layers}))
+N_PROBE_CANARIES: Final = 8
+N_ENGINE_CANARIES: Final = 2
+N_NORM_REQUESTS: Final = 16
 
 
 def make_bundle(
@@ -117,9 +56,9 @@ def make_bundle(
     progress(what, n_done, n_total). Cost for the embedded default: about 100,000 decoding steps
     and some fits. Raises SafeSteerError for what cannot be loaded, fitted or written.
     """
-    cost = CostMeter()
+    started_s = time.monotonic()
     harvested = harvest_requests(settings, requests, progress)
-    return bundle_from_harvest(folder, settings, requests, harvested, progress, cost)
+    return bundle_from_harvest(folder, settings, requests, harvested, progress, started_s)
 
 
 def harvest_requests(
@@ -137,27 +76,27 @@ def bundle_from_harvest(
     requests: Sequence[Request],
     harvested: Harvest,
     progress: Progress,
-    cost: CostMeter | None = None,
+    started_s: float | None = None,
 ) -> Path:
-    """Fit, choose and write, from what was harvested with these settings."""
-    cost = cost or CostMeter()
-    session = settings.harvest.session
+    """Fit, choose and write, from what was harvested with these settings.
+
+    started_s: when the calibration began, on the monotonic clock; None: now.
+    """
+    started_s = time.monotonic() if started_s is None else started_s
+    session = replace(settings.harvest.session, guard="off")
     candidates = probe_candidates(settings.layer_sets, settings.regularisations)
-    reading = reading_of_media(harvested, settings.all_layers)
+    reading = reading_of_media(harvested, settings.harvest.tail_layers)
     taught = harvested if reading.get("understood") else harvested.without_drawn()
     best = fit_chosen_probe(taught, candidates, settings.targets, progress)
     layers = best.candidate.layers
     probe_onnx = best.probe.to_onnx()
-    runtime = open_runtime(session, layers=layers)
-    try:
+    with closing(open_runtime(session, layers=layers)) as runtime:
         # Not kept: the vector's fit needs the room.
-        canaries = make_canaries(
+        canaries = _canaries(
             runtime, best.probe.scores, harvested.answers(layers, kinds=("own",)), requests
         )
         replay = _replay(runtime, probe_onnx, best.policy.policy, settings.replayed, progress)
-    finally:
-        runtime.close()
-    norms = residual_norms(session, requests)
+    norms = _residual_norms(session, runtime.info.n_layer, requests)
     vector = _vector(harvested, taught, settings, best, norms, runtime.info.architecture, progress)
     calibration = {
         "harvested": _harvested_counts(harvested),
@@ -166,7 +105,10 @@ def bundle_from_harvest(
         "vector": vector.record,
         "policy": best.policy.to_json(),
         # The one field, beside the date, that differs between two runs on the same files.
-        "made": cost.to_json(),
+        "made": {
+            "elapsed_s": round(time.monotonic() - started_s, 1),
+            "peak_memory_mib": _peak_memory_mib(),
+        },
     }
     parts = BundleParts(
         name=settings.name,
@@ -203,7 +145,7 @@ def _vector(
         return fit_calibrated(answers, form, best.probe.calibration).scores
 
     task = VectorTask(
-        session=settings.harvest.session,
+        session=replace(settings.harvest.session, guard="off"),
         probe_layers=best.candidate.layers,
         fit=fit,
         residual_norms=norms,
@@ -236,3 +178,58 @@ def _harvested_counts(harvested: Harvest) -> dict[str, dict[str, int]]:
         row = counts.setdefault(unit.carrier, {})
         row[unit.request.label] = row.get(unit.request.label, 0) + 1
     return {carrier: dict(sorted(row.items())) for carrier, row in sorted(counts.items())}
+
+
+def _peak_memory_mib() -> float | None:
+    """The most memory of this process at once since it began; None where the system is silent."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return round(peak * unit / (1 << 20), 1)
+
+
+# -- what a bundle records of the model itself: self-tests, and the residual stream's norms --------
+
+
+def _canaries(
+    runtime: Runtime,
+    score: ScoreStates,
+    answers: Sequence[HarvestedAnswer],
+    requests: Sequence[Request],
+) -> Canaries:
+    """States that span the range of scores, and prompts whose state the engine must give again.
+
+    answers: the model's own, with the states that `score` and the runtime read.
+    """
+    states = np.stack([answer.states[-1] for answer in answers])
+    order = np.argsort(score(states.astype(np.float64)), kind="stable")
+    picked = order[np.linspace(0, len(order) - 1, N_PROBE_CANARIES).astype(int)]
+    ordinary = [r for r in requests if r.label == "ordinary" and r.image is None]
+    engine: list[EngineCanary] = []
+    for request in ordinary[:N_ENGINE_CANARIES]:
+        token_ids = question_ids(runtime, request.text)
+        state = last_state_of(runtime.engine, runtime.model, token_ids)
+        engine.append(EngineCanary(*_scored(state, score), token_ids=token_ids))
+    probe = tuple(ProbeCanary(*_scored(states[index], score)) for index in picked)
+    return Canaries(probe, tuple(engine))
+
+
+def _scored(state: NDArray[np.floating], score: ScoreStates) -> tuple[bytes, float]:
+    wide = state.astype("<f4")
+    return wide.tobytes(), float(score(wide[np.newaxis, :].astype(np.float64))[0])
+
+
+def _residual_norms(
+    session: SessionSettings, n_layer: int, requests: Sequence[Request]
+) -> tuple[float, ...]:
+    """Mean L2 norm of every block's output at the last prompt position, over a few requests."""
+    with closing(open_runtime(session, layers=range(n_layer))) as runtime:
+        norms: list[NDArray[np.float32]] = []
+        for request in requests[:: max(1, len(requests) // N_NORM_REQUESTS)]:
+            token_ids = question_ids(runtime, request.text)
+            state = last_state_of(runtime.engine, runtime.model, token_ids)
+            norms.append(np.linalg.norm(state.reshape(n_layer, -1), axis=1))
+    return tuple(float(norm) for norm in np.mean(norms, axis=0))

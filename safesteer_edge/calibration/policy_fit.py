@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from safesteer_edge.errors import GuardError
 from safesteer_edge.guard.policy import HIGHEST_LIMIT, MAX_PATIENCE, GuardPolicy
 from safesteer_edge.harvest.replay import FalseAlarmTargets
+from safesteer_edge.requests.requests import Label
 
 # -- refusals that many settings would give on many answers at once, steering left aside -----------
 # The same numbers as `guard.risk.RunningRisk`, token for token, for whole arrays.
@@ -45,32 +47,25 @@ class AnswerTable:
         self.scores = np.full((len(rows), n_steps), np.nan)
         for index, row in enumerate(rows):
             self.scores[index, : len(row) - 1] = row[1:]
-        self._largest_risks: dict[tuple[float, int, int, int], NDArray[np.float64]] = {}
-        self._longest_runs: dict[float, NDArray[np.int64]] = {}
+        # Each is asked for again by many policies.
+        self.largest_risks = cache(self._largest_risks)
+        self.longest_runs = cache(self._longest_runs)
 
     def largest_scores(self) -> NDArray[np.float64]:
         """Of each answer's tokens: float64 (n_answers,)."""
         return _largest(self.scores)
 
-    def largest_risks(
+    def _largest_risks(
         self, decay: float, min_steps: int, prompt_weight: int = 0, answer_prior: int = 0
     ) -> NDArray[np.float64]:
         """The running risk's largest value from step `min_steps` on; 0 for shorter answers."""
-        key = (decay, min_steps, prompt_weight, answer_prior)
-        if key not in self._largest_risks:
-            risks = self._risks(decay, np.zeros(self.n_answers), answer_prior)
-            if prompt_weight:
-                risks = np.maximum(risks, self._risks(decay, self.prompt_scores, prompt_weight))
-            self._largest_risks[key] = _largest(risks[:, min_steps - 1 :])
-        return self._largest_risks[key]
+        risks = self._risks(decay, np.zeros(self.n_answers), answer_prior)
+        if prompt_weight:
+            risks = np.maximum(risks, self._risks(decay, self.prompt_scores, prompt_weight))
+        return _largest(risks[:, min_steps - 1 :])
 
-    def longest_runs(self, threshold: float) -> NDArray[np.int64]:
+    def _longest_runs(self, threshold: float) -> NDArray[np.int64]:
         """Most tokens in a row with a score above the threshold: int64 (n_answers,)."""
-        if threshold not in self._longest_runs:
-            self._longest_runs[threshold] = self._count_runs(threshold)
-        return self._longest_runs[threshold]
-
-    def _count_runs(self, threshold: float) -> NDArray[np.int64]:
         longest = np.zeros(self.n_answers, dtype=np.int64)
         current = np.zeros(self.n_answers, dtype=np.int64)
         for step in range(self.scores.shape[1]):
@@ -126,12 +121,12 @@ def touched_share(table: AnswerTable, threshold: float) -> float:
 def threshold_curve(tables: dict[str, AnswerTable], highest: float) -> tuple[dict[str, float], ...]:
     """A row for each chance tried: τ, and the share of answers of each kind that it touches."""
     maxima = tables["ordinary"].largest_scores()
-    rows: list[dict[str, float]] = []
-    for chance in TOUCHED_TRIED:
-        threshold = min(highest, conformal_limit(maxima, chance))
-        shares = {name: touched_share(table, threshold) for name, table in tables.items()}
-        rows.append({"chance": chance, "threshold": threshold, **shares})
-    return tuple(rows)
+    limits = {c: min(highest, conformal_limit(maxima, c)) for c in TOUCHED_TRIED}
+    return tuple(
+        {"chance": chance, "threshold": threshold}
+        | {name: touched_share(table, threshold) for name, table in tables.items()}
+        for chance, threshold in limits.items()
+    )
 
 
 def strength_curve(
@@ -142,18 +137,16 @@ def strength_curve(
     kept: the mean chance that such a token, once drawn, is accepted, in harmful answers and in
     ordinary ones; NaN where none is above τ.
     """
-    rows: list[dict[str, float]] = []
-    for nats in NATS_TRIED:
-        strength = nats / (1.0 - threshold)
-        rows.append(
-            {
-                "nats": nats,
-                "strength": strength,
-                "harmful_kept": _kept(harmful, threshold, strength),
-                "ordinary_kept": _kept(ordinary, threshold, strength),
-            }
-        )
-    return tuple(rows)
+    return tuple(
+        {
+            "nats": nats,
+            "strength": strength,
+            "harmful_kept": _kept(harmful, threshold, strength),
+            "ordinary_kept": _kept(ordinary, threshold, strength),
+        }
+        for nats in NATS_TRIED
+        for strength in (nats / (1.0 - threshold),)
+    )
 
 
 def _kept(rows: Trajectories, threshold: float, strength: float) -> float:
@@ -161,16 +154,17 @@ def _kept(rows: Trajectories, threshold: float, strength: float) -> float:
     return float(np.exp(-strength * (scores - threshold)).mean()) if len(scores) else math.nan
 
 
-__all__ = [
-    "AnswerScores",
-    "FalseAlarmTargets",
-    "PolicyChoice",
-    "RefusedShares",
-    "Trajectories",
-    "choose_policy",
-    "conformal_limit",
-]
+# -- choosing τ, λ and the rule of refusals within the allowed false alarms ------------------------
 
+_REFUSAL_SETTINGS: Final = (
+    "hard_threshold",
+    "hard_patience",
+    "risk_decay",
+    "risk_min_steps",
+    "risk_limit",
+    "prompt_weight",
+    "answer_prior",
+)
 _DECAYS: Final = (0.95, 0.98)
 _MIN_STEPS: Final = (2, 4, 8)
 _PROMPT_WEIGHTS: Final = (0, 16, 32, 64)
@@ -194,6 +188,16 @@ class AnswerScores:
     borderline: Trajectories
     harmless_twins: Trajectories
     harmful: Trajectories
+
+    @classmethod
+    def of(cls, answers: Iterable[tuple[Label, bool, NDArray[np.float64]]]) -> AnswerScores:
+        """Of answers: the label of the request, whether a harmful one is complied with, scores."""
+        known = list(answers)
+        ordinary, borderline, twins = (
+            [row for label, _, row in known if label == wanted]
+            for wanted in ("ordinary", "borderline", "harmless")
+        )
+        return cls(ordinary, borderline, twins, [row for _, complies, row in known if complies])
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,12 +278,18 @@ def choose_policy(scores: AnswerScores, targets: FalseAlarmTargets) -> PolicyCho
             _HARD_SHARES, _RISK_SHARES, _DECAYS, _MIN_STEPS, _PROMPT_WEIGHTS, _ANSWER_PRIORS
         )
     ]
-    shares = [_refused_shares(tables, policy) for policy in tried]
+    shares = [
+        RefusedShares(**{name: _refused_share(table, policy) for name, table in tables.items()})
+        for policy in tried
+    ]
     best = _best(shares, targets)
     return PolicyChoice(
         policy=tried[best],
         refused=shares[best],
-        curve=tuple(map(_curve_row, tried, shares)),
+        curve=tuple(
+            {name: getattr(policy, name) for name in _REFUSAL_SETTINGS} | asdict(share)
+            for policy, share in zip(tried, shares, strict=True)
+        ),
         touched={name: touched_share(table, threshold) for name, table in tables.items()},
         thresholds=threshold_curve(tables, HIGHEST_LIMIT),
         strengths=strengths,
@@ -338,10 +348,6 @@ def _largest_risks(table: AnswerTable, policy: GuardPolicy) -> NDArray[np.float6
     )
 
 
-def _refused_shares(tables: dict[str, AnswerTable], policy: GuardPolicy) -> RefusedShares:
-    return RefusedShares(**{name: _refused_share(table, policy) for name, table in tables.items()})
-
-
 def _refused_share(table: AnswerTable, policy: GuardPolicy) -> float:
     if not table.n_answers:
         return math.nan
@@ -358,19 +364,6 @@ def _best(shares: list[RefusedShares], targets: FalseAlarmTargets) -> int:
     if enough:
         return min(enough, key=lambda i: (benign(shares[i]), -shares[i].harmful))
     return max(range(len(shares)), key=lambda i: (shares[i].harmful, -benign(shares[i])))
-
-
-def _curve_row(policy: GuardPolicy, shares: RefusedShares) -> dict[str, float]:
-    return {
-        "hard_threshold": policy.hard_threshold,
-        "hard_patience": policy.hard_patience,
-        "risk_decay": policy.risk_decay,
-        "risk_min_steps": policy.risk_min_steps,
-        "risk_limit": policy.risk_limit,
-        "prompt_weight": policy.prompt_weight,
-        "answer_prior": policy.answer_prior,
-        **asdict(shares),
-    }
 
 
 def _json_row(row: dict[str, float]) -> dict[str, float | None]:

@@ -144,25 +144,18 @@ def _across_folds(
 def _fitted(
     margins: NDArray[np.float64], labels: NDArray[np.int64], method: CalibrationMethod
 ) -> ScoreCalibration:
-    if method == "isotonic":
-        return ScoreCalibration(method, head=_isotonic(margins, labels))
+    if method == "isotonic":  # a line that never falls
+        from sklearn.isotonic import IsotonicRegression
+
+        line = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(margins, labels)
+        ends = (line.X_thresholds_, line.y_thresholds_)
+        margins_at, scores_at = (np.asarray(end, dtype=np.float64) for end in ends)
+        return ScoreCalibration(method, head=IsotonicFolds(((margins_at, scores_at),)))
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=1e6).fit(margins[:, np.newaxis], labels)
     slope = float(np.asarray(model.coef_).item())
     return ScoreCalibration(method, (slope, float(np.asarray(model.intercept_).item())))
-
-
-def _isotonic(margins: NDArray[np.float64], labels: NDArray[np.int64]) -> IsotonicFolds:
-    """A line that never falls."""
-    from sklearn.isotonic import IsotonicRegression
-
-    model = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(margins, labels)
-    points = (
-        np.asarray(model.X_thresholds_, dtype=np.float64),
-        np.asarray(model.y_thresholds_, dtype=np.float64),
-    )
-    return IsotonicFolds((points,))
 
 
 # -- moving a probe's scores back to chances: a line on the logits, fitted on another quantization
@@ -186,14 +179,11 @@ class Rescale:
 
     def answers(self, answers: Sequence[ScoredAnswer]) -> list[ScoredAnswer]:
         """The same answers with rescaled scores."""
-        return [self._answer(answer) for answer in answers]
-
-    def _answer(self, answer: ScoredAnswer) -> ScoredAnswer:
-        moved = self.scores(answer.trajectory)
-        return replace(answer, scores=moved[1:], prompt_score=float(moved[0]))
-
-
-IDENTITY = Rescale(1.0, 0.0)
+        return [
+            replace(answer, scores=moved[1:], prompt_score=float(moved[0]))
+            for answer in answers
+            for moved in (self.scores(answer.trajectory),)
+        ]
 
 
 def fit_rescale(answers: Sequence[ScoredAnswer]) -> Rescale:
@@ -220,7 +210,7 @@ def _logits(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.log(kept / (1.0 - kept))
 
 
-# -- A probe.onnx whose scores are moved along a line on their logits; nothing else of it changes --
+# -- a probe.onnx whose scores are moved along a line on their logits; nothing else of it changes --
 # score → sigmoid(slope · logit(score) + intercept)
 #
 # Probes that end in a calibrated sigmoid keep their form: its two numbers change. To others the
@@ -265,8 +255,10 @@ def _move_logit(onnx: Any, graph: Any, sigmoid: Any, slope: float, intercept: fl
     if add is not None and multiply is not None and (add.op_type, multiply.op_type) == _LINE:
         old_intercept, old_slope = _scalar(graph, add.input[1]), _scalar(graph, multiply.input[1])
         if old_intercept is not None and old_slope is not None:
-            _set_scalar(onnx, old_slope, slope * _value(onnx, old_slope))
-            _set_scalar(onnx, old_intercept, slope * _value(onnx, old_intercept) + intercept)
+            for weight, more in ((old_slope, 0.0), (old_intercept, intercept)):
+                value = slope * float(onnx.numpy_helper.to_array(weight).item()) + more
+                array = np.full(tuple(weight.dims), value, dtype=np.float32)
+                weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
             return
     logit = sigmoid.input[0]
     sigmoid.input[0] = f"{_PREFIX}added"
@@ -321,15 +313,6 @@ def _scalar(graph: Any, name: str) -> Any | None:
         if weight.name == name and n_uses == 1 and weight.data_type == 1:
             return weight if math.prod(weight.dims) == 1 else None
     return None
-
-
-def _value(onnx: Any, weight: Any) -> float:
-    return float(onnx.numpy_helper.to_array(weight).item())
-
-
-def _set_scalar(onnx: Any, weight: Any, value: float) -> None:
-    array = np.full(tuple(weight.dims), value, dtype=np.float32)
-    weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
 
 
 def _add_scalar(onnx: Any, graph: Any, name: str, value: float) -> None:

@@ -4,34 +4,44 @@ Candidates are fitted on the train split and judged on the calibration split: by
 a complying answer over a refusing one early on, and by how many harmful answers they find at 1 to
 5 % false alarms (at 1 % alone, one benign answer would decide). The estimate comes from nested
 cross-validation: the choice is made again for each outer fold from the requests outside it, and the
-fold's requests are scored by what was chosen.
+fold's requests are scored by what was chosen. The best is fitted on everything, and the policy is
+chosen from its out-of-fold scores.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from safesteer_edge.calibration.policy_fit import AnswerScores, PolicyChoice, choose_policy
 from safesteer_edge.calibration.probe_fit import (
     FitSettings,
     FittedProbe,
+    ProbeForm,
+    fit_probe,
     fit_uncalibrated,
     request_folds,
 )
-from safesteer_edge.calibration.probe_forms import ProbeForm
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.harvest.answers import HarvestedAnswer
+from safesteer_edge.harvest.cache import N_EARLY_ROWS
+from safesteer_edge.harvest.carriers import DRAWN_CARRIERS
 from safesteer_edge.harvest.probe_quality import N_STEPS, ProbeQuality, quality_of_scores
+from safesteer_edge.harvest.replay import FalseAlarmTargets
+from safesteer_edge.harvest.run import Harvest, Progress
+from safesteer_edge.metrics.statistics import auroc
 
 N_OUTER_FOLDS: Final = 3
 # The policy, which comes later, decides how much the prompt counts, and an answer's first tokens:
 # these are mid-range.
 _RISK: Final = {"prompt_weight": 32, "answer_prior": 4}
+_MAX_ROWS: Final = 16_000  # of a fit, see FitSettings
 _ONE_IN: Final = 4  # requests is judged on, where the splits do not say which
 # The same answers, in the same order, with the states of these layers joined.
 AnswersAt = Callable[[Sequence[int]], list[HarvestedAnswer]]
@@ -77,78 +87,61 @@ class ProbeChoice:
     nested_choices: tuple[ProbeCandidate, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ChoiceSettings:
-    """max_rows, seed: see FitSettings."""
-
-    candidates: tuple[ProbeCandidate, ...]
-    max_rows: int = 16_000
-    seed: int = 0
-
-    @property
-    def n_fits(self) -> int:
-        """How many fits a choice takes."""
-        return (N_OUTER_FOLDS + 1) * len(self.candidates) + N_OUTER_FOLDS
-
-
 def choose_probe(
     answers_at: AnswersAt,
-    settings: ChoiceSettings,
+    candidates: Sequence[ProbeCandidate],
     progress: Callable[[int, int], None] = lambda n_done, n_total: None,
 ) -> ProbeChoice:
     """Choose among the candidates. progress: fits that are done, and all.
 
     Raises SettingsError for too few requests.
     """
-    n_done, n_folds = 0, 0
+    n_done, n_folds = itertools.count(1), 0
 
     def step() -> None:
-        nonlocal n_done
-        n_done += 1
-        progress(n_done, (n_folds + 1) * len(settings.candidates) + n_folds)
+        progress(next(n_done), (n_folds + 1) * len(candidates) + n_folds)
 
     # One set of layers after the other: the states of one are in memory at a time.
     judged: dict[ProbeCandidate, list[JudgedCandidate]] = {}
-    for layers in dict.fromkeys(candidate.layers for candidate in settings.candidates):
+    for layers in dict.fromkeys(candidate.layers for candidate in candidates):
         answers = answers_at(layers)
-        n_folds = _n_outer_folds(answers, settings)
-        for candidate in (each for each in settings.candidates if each.layers == layers):
+        n_folds = _n_outer_folds(answers)
+        for candidate in (each for each in candidates if each.layers == layers):
             judged[candidate] = []
             for fold in (None, *range(n_folds)):
-                outside = _outside(answers, fold, settings)
-                judged[candidate].append(_judged(outside, candidate, settings))
+                outside = _outside(answers, fold)
+                judged[candidate].append(_judged(outside, candidate))
                 step()
         del answers
-    whole = [judged[candidate][0] for candidate in settings.candidates]
+    whole = [judged[candidate][0] for candidate in candidates]
     chosen = [
-        _best([judged[candidate][1 + fold] for candidate in settings.candidates])
-        for fold in range(n_folds)
+        _best([judged[candidate][1 + fold] for candidate in candidates]) for fold in range(n_folds)
     ]
-    nested = _nested(answers_at, chosen, settings, step) if chosen else None
+    nested = _nested(answers_at, chosen, step) if chosen else None
     return ProbeChoice(_best(whole), tuple(whole), nested, tuple(chosen))
 
 
-def _n_outer_folds(answers: Sequence[HarvestedAnswer], settings: ChoiceSettings) -> int:
+def _n_outer_folds(answers: Sequence[HarvestedAnswer]) -> int:
     """None where candidates could not be judged without one, for too few requests were left.
 
     Raises SettingsError where they cannot be judged at all.
     """
-    if _parts(answers, settings) is None:
+    if _parts(answers) is None:
         raise SettingsError(
             "cannot choose a probe: there are too few harmful or too few other requests to fit on "
             "some and judge on others; give more of both"
         )
-    outside = [_outside(answers, fold, settings) for fold in range(N_OUTER_FOLDS)]
-    return 0 if any(_parts(part, settings) is None for part in outside) else N_OUTER_FOLDS
+    outside = [_outside(answers, fold) for fold in range(N_OUTER_FOLDS)]
+    return 0 if any(_parts(part) is None for part in outside) else N_OUTER_FOLDS
 
 
-def _parts(answers: Sequence[HarvestedAnswer], settings: ChoiceSettings) -> _Parts | None:
+def _parts(answers: Sequence[HarvestedAnswer]) -> _Parts | None:
     """What to fit on and what to judge on: the splits, or by lot where a split lacks a kind."""
     by_split: _Parts = (
         [answer for answer in answers if answer.request.split == "train"],
         [answer for answer in answers if answer.request.split == "calibration"],
     )
-    folds = request_folds(answers, settings.seed, _ONE_IN)
+    folds = request_folds(answers, n_folds=_ONE_IN)
     by_lot: _Parts = (
         [answer for answer, fold in zip(answers, folds, strict=True) if fold],
         [answer for answer, fold in zip(answers, folds, strict=True) if not fold],
@@ -162,7 +155,6 @@ def _parts(answers: Sequence[HarvestedAnswer], settings: ChoiceSettings) -> _Par
 def _nested(
     answers_at: AnswersAt,
     chosen: Sequence[ProbeCandidate],
-    settings: ChoiceSettings,
     step: Callable[[], None],
 ) -> ProbeQuality:
     """Each outer fold's answers, scored by what was chosen and fitted outside it."""
@@ -170,10 +162,10 @@ def _nested(
     answers: list[HarvestedAnswer] = []
     for layers in dict.fromkeys(candidate.layers for candidate in chosen):
         answers = answers_at(layers)
-        folds = _folds(answers, settings)
+        folds = request_folds(answers, n_folds=N_OUTER_FOLDS)
         for fold, candidate in enumerate(chosen):
             if candidate.layers == layers:
-                probe = _fitted(_outside(answers, fold, settings), candidate, settings)
+                probe = _fitted(_outside(answers, fold), candidate)
                 scores |= {
                     index: _scores(probe, answer)
                     for index, answer in enumerate(answers)
@@ -184,15 +176,9 @@ def _nested(
     return quality_of_scores(answers, rows, **_RISK)
 
 
-def _folds(answers: Sequence[HarvestedAnswer], settings: ChoiceSettings) -> list[int]:
-    return request_folds(answers, settings.seed, N_OUTER_FOLDS)
-
-
-def _outside(
-    answers: Sequence[HarvestedAnswer], fold: int | None, settings: ChoiceSettings
-) -> list[HarvestedAnswer]:
+def _outside(answers: Sequence[HarvestedAnswer], fold: int | None) -> list[HarvestedAnswer]:
     """The answers that are not in the fold; None: all."""
-    folds = _folds(answers, settings)
+    folds = request_folds(answers, n_folds=N_OUTER_FOLDS)
     return [answer for answer, at in zip(answers, folds, strict=True) if at != fold]
 
 
@@ -200,24 +186,164 @@ def _best(judged: Sequence[JudgedCandidate]) -> ProbeCandidate:
     return max(judged, key=lambda each: each.merit).candidate
 
 
-def _judged(
-    answers: Sequence[HarvestedAnswer], candidate: ProbeCandidate, settings: ChoiceSettings
-) -> JudgedCandidate:
-    parts = _parts(answers, settings)
+def _judged(answers: Sequence[HarvestedAnswer], candidate: ProbeCandidate) -> JudgedCandidate:
+    parts = _parts(answers)
     assert parts is not None  # checked before the first fit
     train, held = parts
-    probe = _fitted(train, candidate, settings)
+    probe = _fitted(train, candidate)
     scores = [_scores(probe, answer) for answer in held]
     quality = quality_of_scores(held, scores, **_RISK)
     return JudgedCandidate(candidate, quality)
 
 
-def _fitted(
-    answers: Sequence[HarvestedAnswer], candidate: ProbeCandidate, settings: ChoiceSettings
-) -> FittedProbe:
-    fit = FitSettings(candidate.form, N_STEPS, max_rows=settings.max_rows, seed=settings.seed)
-    return fit_uncalibrated(answers, fit)
+def _fitted(answers: Sequence[HarvestedAnswer], candidate: ProbeCandidate) -> FittedProbe:
+    return fit_uncalibrated(answers, FitSettings(candidate.form, N_STEPS, max_rows=_MAX_ROWS))
 
 
 def _scores(probe: FittedProbe, answer: HarvestedAnswer) -> NDArray[np.float32]:
     return probe.scores(answer.states[: N_STEPS + 1]).astype(np.float32)
+
+
+# -- from a harvest to a probe and a policy: judge candidates, fit the best, choose its numbers ----
+
+_N_COMPONENTS: Final = 128
+_N_HIDDEN: Final = 32
+_DIGITS: Final = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ProbeResult:
+    """candidate: what was chosen. record: of the whole choice, JSON."""
+
+    candidate: ProbeCandidate
+    probe: FittedProbe
+    policy: PolicyChoice
+    record: dict[str, Any]
+
+
+def probe_candidates(
+    layer_sets: Sequence[tuple[int, ...]], regularisations: Sequence[float]
+) -> tuple[ProbeCandidate, ...]:
+    """Linear probes on every set of layers; PCA and MLP on the largest, where they have a use."""
+    largest = max(layer_sets, key=len)
+    return (
+        *(
+            ProbeCandidate(layers, ProbeForm("linear", regularisation))
+            for layers in layer_sets
+            for regularisation in regularisations
+        ),
+        ProbeCandidate(largest, ProbeForm("pca-linear", 0.01, n_components=_N_COMPONENTS)),
+        ProbeCandidate(largest, ProbeForm("mlp", 1.0, _N_COMPONENTS, _N_HIDDEN)),
+    )
+
+
+def fit_chosen_probe(
+    harvested: Harvest,
+    candidates: Sequence[ProbeCandidate],
+    targets: FalseAlarmTargets,
+    progress: Progress,
+) -> ProbeResult:
+    """Choose, fit on everything, and choose the policy from out-of-fold scores.
+
+    Cost for the embedded default: some minutes. Raises SettingsError for too few requests.
+    """
+    choice = choose_probe(
+        lambda layers: harvested.answers(layers, n_rows=N_EARLY_ROWS),
+        candidates,
+        lambda n_done, n_total: progress("comparing probes", n_done, n_total),
+    )
+    answers = harvested.answers(choice.best.layers)
+    progress("fitting the probe", 0, 1)
+    probe, scores = fit_probe(answers, FitSettings(choice.best.form))
+    progress("fitting the probe", 1, 1)
+    by_request = _by_request(answers, scores)
+    policy = choose_policy(by_request, targets)
+    separation = auroc(_means(by_request.harmful), _means(by_request.ordinary))
+    nested = choice.nested and {
+        "chosen": [_named(each) for each in choice.nested_choices],
+        **quality_to_json(choice.nested),
+    }
+    record = {
+        "splits": ["train", "calibration"],
+        "targets": asdict(targets),
+        "chosen": _named(choice.best),
+        "tried": [_tried(each) for each in choice.judged],
+        "nested": nested,
+        "positive_class": "harmful",
+        "n_answers": len(answers),
+        "n_set_aside": probe.n_set_aside,
+        "score_calibration": probe.calibration.to_json(),
+        "out_of_fold": {
+            "auroc_mean_score_harmful_against_ordinary": round(separation, _DIGITS),
+            "refused": _rounded(asdict(policy.refused)),
+        },
+    }
+    return ProbeResult(choice.best, probe, policy, record)
+
+
+def _tried(judged: JudgedCandidate) -> dict[str, Any]:
+    quality = judged.quality
+    figures = {
+        "merit": judged.merit,
+        "early_candidate": quality.early_candidate,
+        "mean_against_ordinary": quality.mean_against_ordinary,
+        "mean_against_borderline": quality.mean_against_borderline,
+        "mean_against_harmless_twins": quality.mean_against_harmless_twins,
+        "found_at_1_percent_ordinary": quality.found_at_1_percent_ordinary.value,
+        "found_at_1_percent_borderline": quality.found_at_1_percent_borderline.value,
+        "found_at_few_percent": quality.found_at_few_percent,
+    }
+    return {**_named(judged.candidate), **_rounded(figures)}
+
+
+def _named(candidate: ProbeCandidate) -> dict[str, Any]:
+    form = asdict(candidate.form)
+    return {"layers": list(candidate.layers), "form": form.pop("kind"), **form}
+
+
+def quality_to_json(quality: ProbeQuality) -> dict[str, Any]:
+    """The quality as JSON values, rounded; NaN stays."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return round(value, _DIGITS) if isinstance(value, float) else value
+
+    return plain(asdict(quality))
+
+
+def _by_request(
+    answers: Sequence[HarvestedAnswer], scores: Sequence[NDArray[np.float64]]
+) -> AnswerScores:
+    alone: dict[str, float] = {}
+    for answer, row in zip(answers, scores, strict=True):
+        if answer.carrier in ("text", "wrapped"):
+            name = answer.request.id
+            # Here and below not max(), which may drop a NaN.
+            alone[name] = float(np.maximum(row[0], alone.get(name, 0.0)))
+    return AnswerScores.of(
+        (answer.request.label, answer.label == 1, _with_words_alone(answer, row, alone))
+        for answer, row in zip(answers, scores, strict=True)
+        if answer.kind == "own"
+    )
+
+
+def _with_words_alone(
+    answer: HarvestedAnswer, row: NDArray[np.float64], alone: Mapping[str, float]
+) -> NDArray[np.float64]:
+    """The scores with the prompt's as the session has it: where there is a picture, the highest of
+    the prompt's and of what is said and written (`session_guard.words_score`), whether or not a
+    user's guard reads pictures."""
+    if answer.carrier not in ("beside", *DRAWN_CARRIERS) or answer.request.id not in alone:
+        return row
+    return np.concatenate([[np.maximum(row[0], alone[answer.request.id])], row[1:]])
+
+
+def _means(rows: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    return np.array([row[1:].mean() for row in rows])
+
+
+def _rounded(row: Mapping[str, float]) -> dict[str, float]:
+    return {key: round(value, _DIGITS) for key, value in row.items()}

@@ -7,14 +7,15 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from safesteer_edge.bundle.bundle import GuardBundle, load_bundle, read_config
-from safesteer_edge.bundle.schema import GuardConfig
+from safesteer_edge.bundle.bundle import GuardBundle, load_bundle
 from safesteer_edge.calibration.recalibrate import Recalibration, decide
 from safesteer_edge.engine.requantize import TargetType, requantize
 from safesteer_edge.errors import InputError
@@ -36,32 +37,63 @@ from safesteer_edge.harvest.replay import (
 )
 from safesteer_edge.harvest.run import Progress
 from safesteer_edge.processes.cores import n_usable_cores
-from safesteer_edge.requests.requests import (
-    Request,
-    held_out_requests,
-    recalibration_requests,
-    requests_sha256,
-)
+from safesteer_edge.requests.requests import Request, requests_sha256
 from safesteer_edge.session.runtime import open_runtime
 from safesteer_edge.session.settings import SessionSettings
 
-# -- one model in several quantizations, and a probe's scores of its answers in each, kept on disk
-# A run that was stopped, or killed, goes on with the next answer: what is there is not made
-# again.
-
 
 @dataclass(frozen=True, slots=True)
-class ScoringSettings:
-    """session: of the source model; its own quantization is measured too. folder: what is kept."""
+class QuantizationSettings:
+    """session: of the source model; its own quantization is measured too. folder: what is kept.
+
+    deciding: what a recalibration is set by. held_out: what everything is measured on.
+    """
 
     session: SessionSettings
     source: Path
     bundle: Path
     folder: Path
+    deciding: tuple[Request, ...]
+    held_out: tuple[Request, ...]
     n_tokens: int = N_TOKENS
 
 
-def requantized_model(settings: ScoringSettings, target_type: TargetType) -> Path:
+@dataclass(frozen=True, slots=True)
+class QuantizationRow:
+    """One file. bytes_by_type: of its tensors, as llama.cpp really stored them, largest first.
+
+    drift: under the bundle as it is, against the source file. after: under the bundle that a
+    recalibration makes, on the same answers; None where the probe is of no use: see `problem`.
+    """
+
+    quantization: str
+    size_bytes: int
+    bytes_by_type: Mapping[str, int]
+    drift: Drift
+    recalibration: Recalibration | None
+    after: ReplayFigures | None
+    problem: str = ""
+
+
+def measure_quantizations(
+    settings: QuantizationSettings, target_types: Sequence[TargetType], progress: Progress
+) -> list[QuantizationRow]:
+    """The source file first, then each quantization of it.
+
+    Cost: for each file, a decoding step for each token of every answer; what `settings.folder`
+    already holds costs nothing. Raises SafeSteerError.
+    """
+    models = [settings.source, *(_requantized(settings, kind) for kind in target_types)]
+    rows: list[QuantizationRow] = []
+    reference: Replay | None = None
+    for model in models:
+        row, replay = _measure(settings, model, reference, progress)
+        reference = reference or replay
+        rows.append(row)
+    return rows
+
+
+def _requantized(settings: QuantizationSettings, target_type: TargetType) -> Path:
     """The source in this quantization, made unless it is there."""
     settings.folder.mkdir(parents=True, exist_ok=True)
     path = settings.folder / f"{settings.source.stem}-to-{target_type}.gguf"
@@ -71,70 +103,88 @@ def requantized_model(settings: ScoringSettings, target_type: TargetType) -> Pat
     return path
 
 
-def scored_sets(
-    settings: ScoringSettings,
-    model: Path,
-    sets: Sequence[tuple[str, Sequence[Request]]],
-    progress: Progress,
-) -> dict[str, list[ScoredAnswer]]:
-    """Scored answers of this model file to each named set of requests."""
+def _measure(
+    settings: QuantizationSettings, model: Path, reference: Replay | None, progress: Progress
+) -> tuple[QuantizationRow, Replay]:
+    """One file's row, and what the bundle as it is makes of its held-out answers."""
     info = check_language_model(model)
     with load_bundle(settings.bundle, info, device="cpu") as bundle:
-        return {
-            name: _scored_set(settings, bundle, info, name, requests, progress)
-            for name, requests in sets
-        }
+        scored = partial(_scored, settings, bundle, info, progress)
+        held_out = scored("held-out", settings.held_out)
+        deciding = scored("deciding", settings.deciding)
+        policy, targets = bundle.config.policy, targets_of(bundle.config.figures)
 
+    def replayed(answers: Sequence[ScoredAnswer], policy: GuardPolicy) -> Replay:
+        asked, n_tokens = settings.held_out, settings.n_tokens
+        return replay_of(answers, asked, policy, info.quantization, n_tokens=n_tokens)
 
-def _scored_set(
-    settings: ScoringSettings,
-    bundle: GuardBundle,
-    info: ModelInfo,
-    name: str,
-    requests: Sequence[Request],
-    progress: Progress,
-) -> list[ScoredAnswer]:
-    path = _place(settings, bundle, info, name, requests)
-    found = {answer.request_id: answer for answer in _kept(path, requests)}
-    missing = [request for request in requests if request.id not in found]
-    if missing:
-        for answer in _made(settings, bundle, info, missing):
-            _keep(path, answer)
-            found[answer.request_id] = answer
-            progress(f"{info.quantization} {name}", len(found), len(requests))
-    return [found[request.id] for request in requests]
-
-
-def _made(
-    settings: ScoringSettings, bundle: GuardBundle, info: ModelInfo, requests: Sequence[Request]
-) -> Iterator[ScoredAnswer]:
-    session = replace(settings.session, model=str(info.path), guard="off", bundle=None)
-    runtime = open_runtime(session, layers=bundle.config.probe.layers)
+    found, after, problem = None, None, ""
+    before = replayed(held_out, policy)
     try:
-        for request in requests:
-            yield from score_own_answers(
-                runtime, bundle.probe, [request], lambda *_: None, n_tokens=settings.n_tokens
-            )
-    finally:
-        runtime.close()
+        found = decide(deciding, targets)
+        rows = replayed(found.rescale.answers(held_out), found.policy).rows
+        after = replay_figures(rows, found.policy.threshold)
+    except InputError as error:  # a finding about this file; the others are still to be measured
+        problem = str(error)
+    row = QuantizationRow(
+        quantization=info.quantization,
+        size_bytes=info.size_bytes,
+        bytes_by_type=_bytes_by_type(model),
+        drift=measure_drift(
+            before,
+            reference or before,
+            threshold=policy.threshold,
+            touched_target=targets.touched,
+        ),
+        recalibration=found,
+        after=after,
+        problem=problem,
+    )
+    return row, before
 
 
-def _place(
-    settings: ScoringSettings,
+def _bytes_by_type(model: Path) -> dict[str, int]:
+    sizes: Counter[str] = Counter()
+    for tensor in read_gguf(model).tensors:
+        sizes[tensor.type_name] += tensor.size_bytes
+    return dict(sizes.most_common())
+
+
+# -- a probe's scores of a model's answers, kept on disk -------------------------------------------
+# A run that was stopped, or killed, goes on with the next answer: what is there is not made
+# again.
+
+
+def _scored(
+    settings: QuantizationSettings,
     bundle: GuardBundle,
     info: ModelInfo,
+    progress: Progress,
     name: str,
     requests: Sequence[Request],
-) -> Path:
-    """A file named for all that its scores depend on."""
-    parts = (
+) -> list[ScoredAnswer]:
+    """Scored answers of this model file to a named set of requests."""
+    parts = (  # all that the scores depend on
         bundle.config.probe.sha256,
         info.tensor_table_sha256,
         requests_sha256(requests),
         str(settings.n_tokens),
     )
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    return settings.folder / f"scores-{info.quantization}-{name}-{key}.jsonl"
+    path = settings.folder / f"scores-{info.quantization}-{name}-{key}.jsonl"
+    found = {answer.request_id: answer for answer in _kept(path, requests)}
+    missing = [request for request in requests if request.id not in found]
+    if missing:
+        session = replace(settings.session, model=str(info.path), guard="off", bundle=None)
+        with closing(open_runtime(session, layers=bundle.config.probe.layers)) as runtime:
+            for request in missing:
+                (answer,) = score_own_answers(
+                    runtime, bundle.probe, [request], lambda *_: None, n_tokens=settings.n_tokens
+                )
+                _keep(path, answer)
+                found[answer.request_id] = answer
+                progress(f"{info.quantization} {name}", len(found), len(requests))
+    return [found[request.id] for request in requests]
 
 
 def _kept(path: Path, requests: Sequence[Request]) -> Iterator[ScoredAnswer]:
@@ -165,109 +215,3 @@ def _keep(path: Path, answer: ScoredAnswer) -> None:
     with path.open("a", encoding="utf-8") as file:
         # The line end comes first: a half line before it stays alone.
         file.write("\n" + json.dumps(row))
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizationRow:
-    """One file. bytes_by_type: of its tensors, as llama.cpp really stored them, largest first.
-
-    drift: under the bundle as it is, against the source file. after: under the bundle that a
-    recalibration makes, on the same answers; None where the probe is of no use: see `problem`.
-    """
-
-    quantization: str
-    size_bytes: int
-    bytes_by_type: Mapping[str, int]
-    drift: Drift
-    recalibration: Recalibration | None
-    after: ReplayFigures | None
-    problem: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class RequestSets:
-    """deciding: what a recalibration is set by. held_out: what everything is measured on."""
-
-    deciding: tuple[Request, ...]
-    held_out: tuple[Request, ...]
-
-
-def request_sets(limit: int | None) -> RequestSets:
-    """The package's own requests. limit: held-out ones of each label at most; None: all."""
-    return RequestSets(recalibration_requests(), held_out_requests(limit))
-
-
-def measure_quantizations(
-    settings: ScoringSettings,
-    target_types: Sequence[TargetType],
-    sets: RequestSets,
-    progress: Progress,
-) -> list[QuantizationRow]:
-    """The source file first, then each quantization of it.
-
-    Cost: for each file, a decoding step for each token of every answer; what `settings.folder`
-    already holds costs nothing. Raises SafeSteerError.
-    """
-    config = read_config(settings.bundle)
-    models = [settings.source, *(requantized_model(settings, kind) for kind in target_types)]
-    rows: list[QuantizationRow] = []
-    reference: Replay | None = None
-    for model in models:
-        scored = scored_sets(
-            settings,
-            model,
-            [("held-out", sets.held_out), ("deciding", sets.deciding)],
-            progress,
-        )
-        row, replay = _row(settings, config, model, sets, scored, reference)
-        reference = reference or replay
-        rows.append(row)
-    return rows
-
-
-def _row(
-    settings: ScoringSettings,
-    config: GuardConfig,
-    model: Path,
-    sets: RequestSets,
-    scored: Mapping[str, Sequence[ScoredAnswer]],
-    reference: Replay | None,
-) -> tuple[QuantizationRow, Replay]:
-    info = check_language_model(model)
-    targets = targets_of(config.figures)
-
-    def replayed(answers: Sequence[ScoredAnswer], policy: GuardPolicy) -> Replay:
-        n_tokens = settings.n_tokens
-        return replay_of(answers, sets.held_out, policy, info.quantization, n_tokens=n_tokens)
-
-    found, after, problem = None, None, ""
-    held_out = scored["held-out"]
-    before = replayed(held_out, config.policy)
-    try:
-        found = decide(scored["deciding"], targets)
-        rows = replayed(found.rescale.answers(held_out), found.policy).rows
-        after = replay_figures(rows, found.policy.threshold)
-    except InputError as error:  # a finding about this file; the others are still to be measured
-        problem = str(error)
-    row = QuantizationRow(
-        quantization=info.quantization,
-        size_bytes=info.size_bytes,
-        bytes_by_type=_bytes_by_type(model),
-        drift=measure_drift(
-            before,
-            reference or before,
-            threshold=config.policy.threshold,
-            touched_target=targets.touched,
-        ),
-        recalibration=found,
-        after=after,
-        problem=problem,
-    )
-    return row, before
-
-
-def _bytes_by_type(model: Path) -> dict[str, int]:
-    sizes: Counter[str] = Counter()
-    for tensor in read_gguf(model).tensors:
-        sizes[tensor.type_name] += tensor.size_bytes
-    return dict(sizes.most_common())

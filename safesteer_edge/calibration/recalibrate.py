@@ -8,10 +8,12 @@ The result is measured on requests of the test split, which decide nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -21,13 +23,13 @@ from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.writer import BundleParts, VectorParts, check_replaceable, write_bundle
 from safesteer_edge.calibration.assemble_bundle import measure_prompt_states
 from safesteer_edge.calibration.policy_fit import AnswerScores, PolicyChoice, choose_policy
-from safesteer_edge.calibration.preflight import n_needed, smallest_ordinary
 from safesteer_edge.calibration.probe_calibration import (
     Rescale,
     fit_rescale,
     rescale_probe,
 )
 from safesteer_edge.calibration.report import bundle_report
+from safesteer_edge.calibration.settings import n_needed, smallest_ordinary
 from safesteer_edge.errors import BundleError, RequestDataError
 from safesteer_edge.formats.model_file import ModelInfo
 from safesteer_edge.formats.version import VERSION
@@ -45,14 +47,12 @@ from safesteer_edge.harvest.replay import (
 )
 from safesteer_edge.harvest.run import Progress
 from safesteer_edge.probe.probe import OnnxProbe
-from safesteer_edge.requests.requests import LABELS, Label, Request
+from safesteer_edge.requests.requests import LABELS, Request
 from safesteer_edge.session.runtime import Runtime, last_state_of, open_runtime
 from safesteer_edge.session.settings import SessionSettings
 
-# -- what a recalibration decided, and what guard.json keeps of it: curves, and the old figures ----
-
 _ORIGINAL_KEY: Final = "original"
-_MAX_KEPT_CHARACTERS: Final = 4000
+_MAX_KEPT_CHARACTERS: Final = 4000  # guard.json has room for one set of curves
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,44 +67,6 @@ class Recalibration:
     def policy(self) -> GuardPolicy:
         """Of rescaled scores."""
         return self.choice.policy
-
-
-def recalibration_figures(
-    bundle: GuardBundle,
-    found: Recalibration,
-    answers: Sequence[ScoredAnswer],
-    after: Replay,
-) -> dict[str, object]:
-    """Free JSON. What the first calibration said comes along under `original`, its tables aside."""
-    old = bundle.config.figures
-    n_by_label = {label: sum(answer.label == label for answer in answers) for label in LABELS}
-    return {
-        "recalibrated_from": {
-            "bundle": bundle.config.name,
-            "quantization": bundle.config.model.quantization,
-            "probe_sha256": bundle.config.probe.sha256,
-            "threshold": round(bundle.policy.threshold, 6),
-        },
-        "splits": ["train", "calibration"],
-        "n_answers": n_by_label,
-        "targets": asdict(found.targets),
-        "rescale": {
-            "slope": round(found.rescale.slope, 6),
-            "intercept": round(found.rescale.intercept, 6),
-        },
-        "policy_choice": found.choice.to_json(),
-        FIGURES_KEY: replay_to_json(after),
-        _ORIGINAL_KEY: old.get(_ORIGINAL_KEY) or _without_tables(old),
-    }
-
-
-def _without_tables(figures: Mapping[str, object]) -> dict[str, object]:
-    """The small entries: guard.json has room for one set of curves."""
-    return {
-        key: value
-        for key, value in figures.items()
-        if key != FIGURES_KEY and len(json.dumps(value)) <= _MAX_KEPT_CHARACTERS
-    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,26 +103,33 @@ def recalibrate(folder: Path, settings: RecalibrationSettings, progress: Progres
     Raises BundleError for a bundle of another model, ProbeFileError where the probe is of no use
     on this quantization, RequestDataError for requests that cannot decide.
     """
-    _check_places(folder, settings)
-    session = replace(settings.session, guard="off")
+    check_replaceable(folder)
+    if folder.exists() and folder.resolve() == settings.bundle.resolve():
+        raise BundleError(
+            f"the new bundle would replace {str(folder)!r}, which it is made from; name another "
+            "folder with -o"
+        )
+    session, n_tokens = replace(settings.session, guard="off"), settings.n_tokens
     with load_bundle(settings.bundle, settings.info, device="cpu") as bundle:
         targets = targets_of(bundle.config.figures)
         check_requests(settings.requests, targets)
         layers = bundle.config.probe.layers
-        runtime = open_runtime(session, layers=layers)
-        try:
-            states_of = lambda ids: last_state_of(runtime.engine, runtime.model, ids)  # noqa: E731
-            check_engine_canaries(bundle, states_of)
-            answers = _scored(runtime, bundle, settings.requests, settings, progress, "answers")
+        with closing(open_runtime(session, layers=layers)) as runtime:
+            check_engine_canaries(bundle, partial(last_state_of, runtime.engine, runtime.model))
+            scored = partial(score_own_answers, runtime, bundle.probe, n_tokens=n_tokens)
+            answers = scored(settings.requests, progress)
             found = decide(answers, targets)
-            replayed = _scored(
-                runtime, bundle, settings.replayed, settings, progress, "test answers"
+            replayed = scored(settings.replayed, progress, what="test answers")
+            before, after = (
+                replay_of(
+                    rows, settings.replayed, policy, settings.info.quantization, n_tokens=n_tokens
+                )
+                for rows, policy in (
+                    (replayed, bundle.policy),
+                    (found.rescale.answers(replayed), found.policy),
+                )
             )
-            before = _replay(replayed, bundle.policy, settings)
-            after = _replay(found.rescale.answers(replayed), found.policy, settings)
             parts = _parts(bundle, settings, found, answers, after, runtime)
-        finally:
-            runtime.close()
         norms = measure_prompt_states(session, layers).residual_norms
         write_bundle(folder, replace(parts, residual_norms=norms, reports=bundle_report(parts)))
         return Recalibrated(folder, found, before, after, bundle.policy.threshold)
@@ -188,7 +157,10 @@ def decide(answers: Sequence[ScoredAnswer], targets: FalseAlarmTargets) -> Recal
             "others with --data"
         )
     rescale = fit_rescale(answers)
-    choice = choose_policy(_by_label(rescale.answers(answers)), targets)
+    scores = AnswerScores.of(
+        (answer.label, answer.complies, answer.trajectory) for answer in rescale.answers(answers)
+    )
+    choice = choose_policy(scores, targets)
     return Recalibration(rescale, choice, targets)
 
 
@@ -200,47 +172,6 @@ def _check_enough(n_ordinary: int, targets: FalseAlarmTargets) -> None:
             f"there are {n_ordinary} ordinary requests; false alarms in {100 * share:g} % of "
             f"answers can be told from {n_needed(share)} on: give more, or leave out --data"
         )
-
-
-def _scored(
-    runtime: Runtime,
-    bundle: GuardBundle,
-    requests: Sequence[Request],
-    settings: RecalibrationSettings,
-    progress: Progress,
-    what: str,
-) -> list[ScoredAnswer]:
-    return score_own_answers(
-        runtime, bundle.probe, requests, progress, what=what, n_tokens=settings.n_tokens
-    )
-
-
-def _replay(
-    answers: Sequence[ScoredAnswer], policy: GuardPolicy, settings: RecalibrationSettings
-) -> Replay:
-    quantization, n_tokens = settings.info.quantization, settings.n_tokens
-    return replay_of(answers, settings.replayed, policy, quantization, n_tokens=n_tokens)
-
-
-def _check_places(folder: Path, settings: RecalibrationSettings) -> None:
-    check_replaceable(folder)
-    if folder.exists() and folder.resolve() == settings.bundle.resolve():
-        raise BundleError(
-            f"the new bundle would replace {str(folder)!r}, which it is made from; name another "
-            "folder with -o"
-        )
-
-
-def _by_label(answers: Sequence[ScoredAnswer]) -> AnswerScores:
-    def rows(label: Label) -> list[Any]:
-        return [answer.trajectory for answer in answers if answer.label == label]
-
-    return AnswerScores(
-        ordinary=rows("ordinary"),
-        borderline=rows("borderline"),
-        harmless_twins=rows("harmless"),
-        harmful=[answer.trajectory for answer in answers if answer.complies],
-    )
 
 
 def _parts(
@@ -267,8 +198,35 @@ def _parts(
         refusal_text=config.refusal_text,
         vector=_vector(bundle),
         route_hint=runtime.route.name if runtime.route else None,
-        figures=recalibration_figures(bundle, found, answers, after),
+        figures=_figures(bundle, found, answers, after),
     )
+
+
+def _figures(
+    bundle: GuardBundle, found: Recalibration, answers: Sequence[ScoredAnswer], after: Replay
+) -> dict[str, object]:
+    """Free JSON. What the first calibration said comes along under `original`, its tables aside."""
+    old, line = bundle.config.figures, found.rescale
+    small = {
+        key: value
+        for key, value in old.items()
+        if key != FIGURES_KEY and len(json.dumps(value)) <= _MAX_KEPT_CHARACTERS
+    }
+    return {
+        "recalibrated_from": {
+            "bundle": bundle.config.name,
+            "quantization": bundle.config.model.quantization,
+            "probe_sha256": bundle.config.probe.sha256,
+            "threshold": round(bundle.policy.threshold, 6),
+        },
+        "splits": ["train", "calibration"],
+        "n_answers": {label: sum(a.label == label for a in answers) for label in LABELS},
+        "targets": asdict(found.targets),
+        "rescale": {"slope": round(line.slope, 6), "intercept": round(line.intercept, 6)},
+        "policy_choice": found.choice.to_json(),
+        FIGURES_KEY: replay_to_json(after),
+        _ORIGINAL_KEY: old.get(_ORIGINAL_KEY) or small,
+    }
 
 
 def _canaries(data: bytes, old: Canaries, runtime: Runtime) -> Canaries:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.calibration.vector_forms import part_of
+from safesteer_edge.calibration.vector_fit import part_of
 from safesteer_edge.harvest.answers import HarvestedAnswer
 from safesteer_edge.harvest.cache import N_EARLY_ROWS
 from safesteer_edge.harvest.carriers import DRAWN_CARRIERS
@@ -48,31 +48,36 @@ def separation_by_layer(harvested: Harvest, progress: Progress) -> dict[str, Any
     return tables
 
 
-def prompt_discriminant(answers: Sequence[HarvestedAnswer]) -> NDArray[np.float64] | None:
-    """Where harmful requests' prompts lie from the others': float64 (n_features,); None: one kind.
-
-    answers: the model's own, with the states of one layer.
-    """
-    return _discriminant(answers, step=0)
-
-
 def _by_step(answers: Sequence[HarvestedAnswer]) -> tuple[list[float | None], list[list[int]]]:
-    made_from = [answer for answer in answers if part_of(answer.request) == "making"]
-    tried_on = [answer for answer in answers if part_of(answer.request) != "making"]
+    made_from, tried_on = _parts(answers)
     values: list[float | None] = []
     counts: list[list[int]] = []
-    whole = _discriminant(made_from)
+    whole, at_prompt = _discriminant(made_from), _discriminant(made_from, step=0)
     for step in range(N_EARLY_ROWS):
-        direction = _discriminant(made_from, step=0) if step == 0 else whole
-        states, labels = _rows(tried_on, step)
-        n_harmful = int(labels.sum())
-        counts.append([n_harmful, len(labels) - n_harmful])
-        if direction is None or min(counts[-1]) == 0:
-            values.append(None)
-            continue
-        along = states @ direction
-        values.append(round(auroc(along[labels == 1], along[labels == 0]), _DIGITS))
+        value, n = _auroc_along(whole if step else at_prompt, tried_on, step)
+        values.append(None if value is None else round(value, _DIGITS))
+        counts.append(n)
     return values, counts
+
+
+def _parts(
+    answers: Sequence[HarvestedAnswer],
+) -> tuple[list[HarvestedAnswer], list[HarvestedAnswer]]:
+    """What a discriminant is made from, and what it is tried on."""
+    made_from = [answer for answer in answers if part_of(answer.request) == "making"]
+    return made_from, [answer for answer in answers if part_of(answer.request) != "making"]
+
+
+def _auroc_along(
+    direction: NDArray[np.float64] | None, answers: Sequence[HarvestedAnswer], step: int
+) -> tuple[float | None, list[int]]:
+    """How well the direction tells the states apart, None where it cannot; [harmful, not]."""
+    states, labels = _rows(answers, step)
+    n = [int(labels.sum()), int((labels == 0).sum())]
+    if direction is None or not min(n):
+        return None, n
+    along = states @ direction
+    return auroc(along[labels == 1], along[labels == 0]), n
 
 
 def _discriminant(
@@ -132,16 +137,11 @@ def reading_of_media(harvested: Harvest, layers: Sequence[int]) -> dict[str, Any
             n_rows=1,
             wanted=lambda request: request.label in ("harmful", "harmless"),
         )
-        made_from = [answer for answer in answers if part_of(answer.request) == "making"]
-        tried_on = [answer for answer in answers if part_of(answer.request) != "making"]
-        direction = prompt_discriminant(made_from)
-        n_harmful = sum(_is_harmful(answer) for answer in tried_on)
-        counts = [n_harmful, len(tried_on) - n_harmful]
-        if direction is None or not min(counts):
+        made_from, tried_on = _parts(answers)
+        value, counts = _auroc_along(_discriminant(made_from, step=0), tried_on, 0)
+        if value is None:
             return {"understood": False, "auroc": None, "interval": [0.0, 1.0], "n": counts}
-        along = np.array([answer.states[0].astype(np.float64) @ direction for answer in tried_on])
-        harmful = np.array([_is_harmful(answer) for answer in tried_on])
-        values.append(auroc(along[harmful], along[~harmful]))
+        values.append(value)
     value = float(np.median(values))
     low, high = auroc_interval(value, *counts)
     return {
@@ -150,7 +150,3 @@ def reading_of_media(harvested: Harvest, layers: Sequence[int]) -> dict[str, Any
         "interval": [round(low, _DIGITS), round(high, _DIGITS)],
         "n": counts,
     }
-
-
-def _is_harmful(answer: HarvestedAnswer) -> bool:
-    return answer.request.label == "harmful"

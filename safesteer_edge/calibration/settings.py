@@ -1,28 +1,55 @@
-"""The settings of a calibration that nobody has to think about, for a model of any size."""
+"""What a calibration is given: settings that nobody has to think about, and what must be there."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from safesteer_edge.calibration.make_bundle import CalibrationSettings
-from safesteer_edge.calibration.preflight import n_needed, smallest_ordinary
-from safesteer_edge.formats.model_file import check_language_model
+from safesteer_edge.calibration.assemble_bundle import REFUSAL_TEXT
+from safesteer_edge.calibration.vector_fit import VectorSettings
+from safesteer_edge.errors import RequestDataError, SettingsError
+from safesteer_edge.formats.model_file import check_language_model, check_projector_fits
 from safesteer_edge.harvest.answers import HarvestPlan
-from safesteer_edge.harvest.cache import DEFAULT_LIMIT_BYTES
+from safesteer_edge.harvest.cache import DEFAULT_LIMIT_BYTES, HarvestSettings
 from safesteer_edge.harvest.replay import FalseAlarmTargets
 from safesteer_edge.harvest.workers import default_workers
-from safesteer_edge.requests.requests import replay_requests
-from safesteer_edge.session.choice import choose_model
+from safesteer_edge.requests.pictures import ordinary_picture_requests
+from safesteer_edge.requests.requests import Label, Request, replay_requests
+from safesteer_edge.session.choice import choose_model, require_projector
 from safesteer_edge.session.settings import SessionSettings
 
-# -- which layers a calibration tries, for a model of any depth ------------------------------------
+# Five folds need some of each kind; figures worth having need far more.
+MIN_REQUESTS: Final = 10
+NEEDED_LABELS: Final[tuple[Label, ...]] = ("harmful", "ordinary")
+_LOOSEST: Final = 0.5
+# Shares of the depth: one block, three, and nine joined. Early blocks read words and the last ones
+# choose the next token; what an answer means lies between: of SmolLM2's 30 blocks, 18 was the best
+# single one.
+_DEPTHS: Final = (
+    (0.6,),
+    (0.47, 0.6, 0.8),
+    (0.4, 0.47, 0.53, 0.6, 0.67, 0.73, 0.8, 0.87, 0.93),
+)
 
-# Shares of the depth. Early blocks read words and the last ones choose the next token; what an
-# answer means lies between: of SmolLM2's 30 blocks, 18 was the best single one.
-_MIDDLE = (0.6,)
-_THREE = (0.47, 0.6, 0.8)
-_MANY = (0.4, 0.47, 0.53, 0.6, 0.67, 0.73, 0.8, 0.87, 0.93)
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSettings:
+    """layer_sets: sets of layers to try, each joined in its order. regularisations: C to try.
+
+    harvest: its `tail_layers` are those of all sets. replayed: what the result is measured on.
+    """
+
+    harvest: HarvestSettings
+    layer_sets: tuple[tuple[int, ...], ...]
+    regularisations: tuple[float, ...]
+    targets: FalseAlarmTargets
+    refusal_text: str
+    name: str
+    vector: VectorSettings = field(default_factory=VectorSettings)
+    replayed: tuple[Request, ...] = ()
 
 
 def layer_sets_for(n_layer: int) -> tuple[tuple[int, ...], ...]:
@@ -31,18 +58,11 @@ def layer_sets_for(n_layer: int) -> tuple[tuple[int, ...], ...]:
     Leaves the last block out: its output is before the final norm, and the cheap route to hidden
     states does not reach it.
     """
-    sets = [_layers(shares, n_layer) for shares in (_MIDDLE, _THREE, _MANY)]
-    return tuple(dict.fromkeys(sets))
-
-
-def _layers(shares: tuple[float, ...], n_layer: int) -> tuple[int, ...]:
     last = max(0, n_layer - 2)
-    return tuple(sorted({min(last, round(share * n_layer)) for share in shares}))
-
-
-REFUSAL_TEXT: Final = (
-    "I can't help with that, because it could hurt someone. I'm glad to help another way."
-)
+    sets = [
+        tuple(sorted({min(last, round(share * n_layer)) for share in shares})) for shares in _DEPTHS
+    ]
+    return tuple(dict.fromkeys(sets))
 
 
 def default_settings(
@@ -64,16 +84,122 @@ def default_settings(
     plan, n_benign = HarvestPlan(), n_needed(smallest_ordinary(targets))
     if n_workers is None:
         n_workers = default_workers(session, info.size_bytes)
+    layer_sets = layer_sets_for(info.n_layer)
     return CalibrationSettings(
-        session=replace(session, guard="off"),
-        layer_sets=layer_sets_for(info.n_layer),
+        harvest=HarvestSettings(
+            session=session,
+            plan=replace(plan, n_answered_benign=max(plan.n_answered_benign, n_benign)),
+            tail_layers=tuple(sorted({layer for layers in layer_sets for layer in layers})),
+            hears=hears,
+            limit_bytes=cache_limit_bytes,
+            n_workers=n_workers,
+        ),
+        layer_sets=layer_sets,
         regularisations=(3e-3, 1e-2),
-        plan=replace(plan, n_answered_benign=max(plan.n_answered_benign, n_benign)),
         targets=targets,
         refusal_text=REFUSAL_TEXT,
         name=name or info.path.stem,
-        hears=hears,
-        cache_limit_bytes=cache_limit_bytes,
-        n_workers=n_workers,
         replayed=replay_requests(),
     )
+
+
+# -- what keeps a calibration from succeeding, found before hours are spent ------------------------
+
+
+def targets_for(share: float | None) -> FalseAlarmTargets:
+    """The targets at which the guard may act on this share of ordinary answers; None: the usual.
+
+    Where it is looser than the usual share of borderline answers, those get it too.
+    Raises SettingsError.
+    """
+    usual = FalseAlarmTargets()
+    if share is None:
+        return usual
+    if not 0 < share <= _LOOSEST:
+        raise SettingsError(
+            f"--false-alarms is {share:g}; expected a share above 0 and at most {_LOOSEST}"
+        )
+    return replace(
+        usual,
+        touched=share / 2,
+        ordinary_refused=share / 2,
+        borderline_refused=max(share, usual.borderline_refused),
+        borderline_touched=max(share, usual.borderline_touched),
+    )
+
+
+def n_needed(share: float) -> int:
+    """The fewest answers that a limit can be told from that this share of fresh ones exceeds."""
+    return math.ceil(round((1 - share) / share, 6))
+
+
+def check_requests(
+    requests: Sequence[Request], source: str, targets: FalseAlarmTargets
+) -> tuple[str, ...]:
+    """Check that there is enough to learn from; return what is worth a warning, one line each.
+
+    source: what messages call the requests. Raises RequestDataError.
+    """
+    counts = Counter(request.label for request in requests)
+    for label in NEEDED_LABELS:
+        if not counts[label]:
+            raise RequestDataError(
+                f"{source} has no {label} ones outside the test split; a probe needs both harmful "
+                "and ordinary requests"
+            )
+        if counts[label] < MIN_REQUESTS:
+            raise RequestDataError(
+                f"{source} has {counts[label]} {label} ones outside the test split; give at least "
+                f"{MIN_REQUESTS}, better hundreds"
+            )
+    _check_told(source, "ordinary", counts["ordinary"], smallest_ordinary(targets), n_ways=2)
+    if not counts["borderline"]:
+        return (f"{source} has no borderline ones; expect false alarms on such requests",)
+    smallest = min(targets.borderline_touched, targets.borderline_refused)
+    _check_told(source, "borderline", counts["borderline"], smallest)
+    return ()
+
+
+def smallest_ordinary(targets: FalseAlarmTargets) -> float:
+    """The smallest share of ordinary answers that is to be told."""
+    return min(targets.touched, targets.ordinary_refused)
+
+
+def _check_told(source: str, label: Label, n: int, share: float, *, n_ways: int = 1) -> None:
+    """With fewer, no limit keeps to the share but one that nothing exceeds: it would never act.
+
+    n_ways: among which what is allowed is dealt out.
+    """
+    if n < n_needed(share):
+        least = math.ceil(100 * n_ways / (n + 1)) / 100
+        or_none = ", or none" if label == "borderline" else ""
+        loosen = f", or allow more false alarms with --false-alarms {least:g}"
+        raise RequestDataError(
+            f"{source} has {n} {label} ones outside the test split; a guard that may act on "
+            f"{100 * n_ways * share:g} % of such answers needs {n_needed(share)} of them: give more"
+            f"{or_none}{loosen if least <= _LOOSEST else ''}"
+        )
+
+
+def check_media(session: SessionSettings, requests: Sequence[Request], *, hears: bool) -> None:
+    """Check that the model takes the media that are asked for. Loads no weights.
+
+    hears: recordings are to be played. Raises MediaError, ModelFileError, SettingsError.
+    """
+    has_images = any(request.image for request in requests)
+    if hears and not any(request.audio for request in requests):
+        raise SettingsError(
+            "--audio was given and no request has a recording; add 'audio' to rows of --data"
+        )
+    sees = has_images or (session.mmproj is not None and not hears)
+    require_projector(session, images=sees, sounds=hears)
+
+
+def with_pictures(session: SessionSettings, requests: Sequence[Request]) -> tuple[Request, ...]:
+    """The requests, and where the model sees, ordinary questions about pictures as well."""
+    choice = choose_model(session.model)
+    mmproj = session.mmproj or choice.mmproj
+    if mmproj is None:
+        return tuple(requests)
+    projector = check_projector_fits(mmproj, check_language_model(choice.path))
+    return (*requests, *ordinary_picture_requests()) if projector.has_vision else tuple(requests)

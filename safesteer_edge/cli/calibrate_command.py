@@ -24,8 +24,8 @@ from safesteer_edge.errors import SettingsError
 from safesteer_edge.session.settings import SessionSettings
 
 if TYPE_CHECKING:
-    from safesteer_edge.calibration.make_bundle import CalibrationSettings
     from safesteer_edge.calibration.recalibrate import Recalibrated
+    from safesteer_edge.calibration.settings import CalibrationSettings
     from safesteer_edge.requests.requests import Request
 
 
@@ -44,19 +44,19 @@ def run(options: argparse.Namespace) -> int:
     # Deferred: these import llama.cpp, which --help does not need.
     from safesteer_edge.bundle.writer import check_replaceable
     from safesteer_edge.calibration.make_bundle import make_bundle
-    from safesteer_edge.calibration.preflight import check_media, check_requests, with_pictures
+    from safesteer_edge.calibration.settings import check_media, check_requests, with_pictures
 
     # 1. Whatever cannot work is said before minutes of work, not after.
     settings = _settings(options)
     requests, source = _requests(options.data)
     warnings = check_requests(requests, source, settings.targets)
-    check_media(settings.session, requests, hears=options.audio)
+    check_media(settings.harvest.session, requests, hears=options.audio)
     check_replaceable(options.output)
     for warning in warnings:
         say(f"warning: {warning}")
     # 2. The work.
     try:
-        requests = with_pictures(settings.session, requests)
+        requests = with_pictures(settings.harvest.session, requests)
         folder = make_bundle(options.output, settings, requests, Progress().show)
     except KeyboardInterrupt:
         say("\nstopped; the same command goes on where it was")
@@ -66,8 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _settings(options: argparse.Namespace) -> CalibrationSettings:
-    from safesteer_edge.calibration.preflight import targets_for
-    from safesteer_edge.calibration.settings import default_settings
+    from safesteer_edge.calibration.settings import default_settings, targets_for
 
     cache_limit_gib = _CACHE_LIMIT_GIB if options.cache_limit is None else options.cache_limit
     if not 0 < cache_limit_gib < math.inf:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,7 +22,7 @@ from safesteer_edge.cli.options import (
     session_settings,
     setting_flags,
 )
-from safesteer_edge.cli.verify_command import SOURCE, report_lines
+from safesteer_edge.cli.verify_command import SOURCE, report_lines, source_reader
 from safesteer_edge.errors import InputError, SettingsError
 from safesteer_edge.session.settings import SessionSettings
 
@@ -185,19 +185,13 @@ def run_bundle(options: argparse.Namespace) -> int:
     """Measure, check, write, and return the exit code. What fails its checks is not written."""
     from safesteer_edge.bundle.writer import write_bundle
     from safesteer_edge.calibration.assemble_bundle import assemble_bundle
-    from safesteer_edge.evaluation.verify_bundle import VerifySettings, verify_bundle
+    from safesteer_edge.evaluation.verify import VerifySettings, verify_bundle
 
     settings = _assembly_settings(options)
     assembled = assemble_bundle(settings)
     negative = options.allow_negative_scale
-    checks = VerifySettings(
-        options.model,
-        source=options.source,
-        is_flipped=options.flip,
-        n_gpu_layers=options.n_gpu_layers,
-        n_threads=options.n_threads,
-        allow_negative_scale=negative,
-    )
+    session = replace(settings.session, allow_negative_scale=negative)
+    checks = VerifySettings(session, read_source=source_reader(options))
     with tempfile.TemporaryDirectory() as folder:
         trial = write_bundle(Path(folder) / "trial", assembled.parts, allow_negative_scale=negative)
         report = verify_bundle(trial, checks)

@@ -45,8 +45,8 @@ def run_eval(options: argparse.Namespace) -> int:
     if options.output is None:
         raise SettingsError("no folder to write to; give one with -o DIR")
     # Deferred: these import llama.cpp and ONNX Runtime, which --help does not need.
+    from safesteer_edge.evaluation.case_files import parse_file_choice
     from safesteer_edge.evaluation.plan import EvalSettings
-    from safesteer_edge.evaluation.public_files import parse_file_choice
     from safesteer_edge.evaluation.report_pages import write_reports
     from safesteer_edge.evaluation.run import run_evaluation
 

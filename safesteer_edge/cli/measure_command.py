@@ -142,8 +142,7 @@ def _rows(figures: Mapping[str, object]) -> list[str]:
 
 def run_rerank(options: argparse.Namespace) -> int:
     """Compare lazy and eager re-ranking, token by token."""
-    from safesteer_edge.evaluation.heldout import requests_of_test_split
-    from safesteer_edge.evaluation.rerank_equality import compare_lazy_with_eager
+    from safesteer_edge.evaluation.heldout import compare_lazy_with_eager, requests_of_test_split
     from safesteer_edge.session.session import open_session
 
     settings = _guarded(options)
@@ -340,12 +339,12 @@ def run_openings(options: argparse.Namespace) -> int:
 def run_quantization(options: argparse.Namespace) -> int:
     """Requantize, measure, print a Markdown table, and return the exit code."""
     from safesteer_edge.calibration.quantization import (
-        ScoringSettings,
+        QuantizationSettings,
         measure_quantizations,
-        request_sets,
     )
-    from safesteer_edge.evaluation.bench_machine import read_machine
+    from safesteer_edge.evaluation.machine import read_machine
     from safesteer_edge.formats.user_folders import user_cache_folder
+    from safesteer_edge.requests.requests import held_out_requests, recalibration_requests
     from safesteer_edge.session.choice import choose_model
 
     settings, kinds = _guarded(options), _types(options.types)
@@ -353,13 +352,15 @@ def run_quantization(options: argparse.Namespace) -> int:
     bundle = settings.bundle or choice.bundle
     if bundle is None:
         raise BundleError(f"there is no guard to measure for {choice.name!r}; pass --bundle")
-    scoring = ScoringSettings(
+    measured = QuantizationSettings(
         session=settings,
         source=choice.path,
         bundle=bundle,
         folder=options.folder or user_cache_folder(create=True) / "quantization",
+        deciding=recalibration_requests(),
+        held_out=held_out_requests(options.limit),
     )
-    rows = measure_quantizations(scoring, kinds, request_sets(options.limit), Progress().show)
+    rows = measure_quantizations(measured, kinds, Progress().show)
     machine = read_machine()
     cpu, n_cores = machine.cpu, machine.n_cores
     n_tokens = rows[0].drift.n_tokens

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +22,28 @@ from safesteer_edge.cli.options import (
     setting_flags,
 )
 from safesteer_edge.errors import SettingsError
+from safesteer_edge.session.settings import SessionSettings
 
 if TYPE_CHECKING:
-    from safesteer_edge.evaluation.verify_bundle import VectorRun, VerifyReport
+    from safesteer_edge.evaluation.verify import Scorer, VectorRun, VerifyReport
     from safesteer_edge.harvest.drift import Drift, ScoreShift
     from safesteer_edge.harvest.replay import Auroc, ReplayFigures
     from safesteer_edge.metrics.statistics import Share
 
 
+def source_reader(options: argparse.Namespace) -> Callable[[int], Scorer] | None:
+    """What reads the probe's source, once the width of its states is known; None: not given."""
+    from safesteer_edge.converters.probe_reference import read_reference
+
+    if options.source is None:
+        return None
+    return partial(read_reference, options.source, is_flipped=options.flip)
+
+
 def run(options: argparse.Namespace) -> int:
     """Verify, print, and return the exit code."""
-    from safesteer_edge.evaluation.verify_bundle import (
+    from safesteer_edge.converters.probe_reference import read_states
+    from safesteer_edge.evaluation.verify import (
         MAX_SCORE_DIFFERENCE,
         VerifySettings,
         verify_bundle,
@@ -40,16 +52,17 @@ def run(options: argparse.Namespace) -> int:
     if options.tolerance is not None and not 0 <= options.tolerance <= 1:  # false for NaN as well
         raise SettingsError(f"--tolerance is {options.tolerance}; expected 0 to 1")
     settings = VerifySettings(
-        model=options.model,
-        source=options.source,
-        is_flipped=options.flip,
-        states=options.states,
+        session=SessionSettings(
+            model=str(options.model),
+            n_gpu_layers=options.n_gpu_layers,
+            n_threads=options.n_threads,
+            allow_negative_scale=options.allow_negative_scale,
+        ),
+        read_source=source_reader(options),
+        read_states=None if options.states is None else partial(read_states, options.states),
         max_score_difference=(
             MAX_SCORE_DIFFERENCE if options.tolerance is None else options.tolerance
         ),
-        n_gpu_layers=options.n_gpu_layers,
-        n_threads=options.n_threads,
-        allow_negative_scale=options.allow_negative_scale,
         replay=options.replay,
         n_requests=options.limit,
         reference=options.reference,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,9 +9,9 @@ from numpy.typing import NDArray
 
 from safesteer_edge.errors import SafeSteerError
 from safesteer_edge.evaluation.baselines import FittedBaselines
-from safesteer_edge.evaluation.bench_machine import forget_peak_memory, peak_memory_bytes
 from safesteer_edge.evaluation.case import Case
 from safesteer_edge.evaluation.defences import Defence
+from safesteer_edge.evaluation.machine import forget_peak_memory, peak_memory_bytes
 from safesteer_edge.evaluation.rows import EvalRow, unanswered
 from safesteer_edge.guard.events import Event, Step, TurnEnded
 from safesteer_edge.session.protocol import TurnSettings
@@ -85,7 +84,7 @@ class DefenceRunner:
         session.change(replace(usual, max_tokens=min(usual.max_tokens, _EARLIER_TURN_TOKENS)))
         system = defence.system
         for turn in case.turns[:-1]:
-            _exhaust(session.ask(turn, system=system))
+            list(session.ask(turn, system=system))
             system = None
         session.change(usual)
         return list(
@@ -122,10 +121,17 @@ class DefenceRunner:
         steps = [event for event in events if isinstance(event, Step)]
         scores = [step.score for step in steps if step.score is not None]
         n_given = sum(step.given for step in steps)
-        withheld = self._is_withheld(ended)
+        mean, timings = ended.guard.mean_score, ended.timings
+        limit, bundle = self._settings.fitted.response_limit, self._runtime.bundle
+        withheld = self.defence.withholds and mean is not None and mean > limit
+        shown = ended.text
+        if withheld:
+            shown = bundle.config.refusal_text if bundle else self._settings.withheld_text
+        # When a person sees the first text: after all of it, where the whole is checked first.
+        at_end_s = timings.prefill_s + timings.decode_s
         return replace(
             unanswered(case, self.defence, "ok", ""),
-            answer=self._withheld_text() if withheld else ended.text,
+            answer=shown,
             own_answer=ended.text if withheld else "",
             finish_reason=ended.finish_reason,
             withheld=withheld,
@@ -134,26 +140,12 @@ class DefenceRunner:
             n_given=n_given,
             passes=ended.usage.forward_passes,
             interventions=ended.guard.interventions,
-            ttft_s=round(self._ttft_s(ended), 4),
-            decode_s=round(ended.timings.decode_s, 4),
+            ttft_s=round(at_end_s if self.defence.withholds else timings.ttft_s, 4),
+            decode_s=round(timings.decode_s, 4),
             scores=tuple(round(score, 4) for score in scores[:N_KEPT_SCORES]),
-            mean_score=ended.guard.mean_score,
+            mean_score=mean,
             peak_memory_bytes=peak_memory_bytes() if self._tells_memory else None,
         )
-
-    def _ttft_s(self, ended: TurnEnded) -> float:
-        """When a person sees the first text: after all of it, where the whole is checked first."""
-        timings = ended.timings
-        return timings.prefill_s + timings.decode_s if self.defence.withholds else timings.ttft_s
-
-    def _is_withheld(self, ended: TurnEnded) -> bool:
-        mean = ended.guard.mean_score
-        limit = self._settings.fitted.response_limit
-        return self.defence.withholds and mean is not None and mean > limit
-
-    def _withheld_text(self) -> str:
-        bundle = self._runtime.bundle
-        return bundle.config.refusal_text if bundle else self._settings.withheld_text
 
 
 def _alignment_vector(runtime: Runtime, defence: Defence) -> NDArray[np.float32] | None:
@@ -173,8 +165,3 @@ def _apply_defence_inplace(runtime: Runtime, defence: Defence) -> None:
     if defence.vector != "alignment":
         bundle = replace(bundle, unscaled_vector=None)
     runtime.bundle = bundle
-
-
-def _exhaust(events: Iterable[Event]) -> None:
-    for _ in events:
-        pass

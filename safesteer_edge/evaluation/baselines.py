@@ -1,14 +1,14 @@
 """What the outside baselines need: made and chosen on the train and calibration splits alone.
 
-The refusal direction is `refusal_direction`'s; the limit of the response-level check is the one
-that told harmful requests' answers from others best on the calibration split.
+They are a refusal direction, and the limit of the response-level check: the one that told harmful
+requests' answers from others best on the calibration split.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, cast
@@ -16,27 +16,28 @@ from typing import Any, Final, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.engine.prompt_items import text_token_ids
 from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.errors import InputError
 from safesteer_edge.evaluation.case import evenly
+from safesteer_edge.evaluation.heldout import ask_anew
 from safesteer_edge.formats.atomic_write import atomic_write
 from safesteer_edge.formats.json_values import load_json
-from safesteer_edge.guard.events import TurnEnded
+from safesteer_edge.formats.model_file import check_language_model
 from safesteer_edge.guard.policy import SamplingSettings
 from safesteer_edge.guard.risk import is_score
-from safesteer_edge.harvest.answers import decode_answer
-from safesteer_edge.harvest.vector_trial import log_mass, opening_tokens
+from safesteer_edge.harvest.answers import decode_answer, question_ids
+from safesteer_edge.harvest.vector_trial import known, log_mass, opening_tokens
 from safesteer_edge.metrics.refusal_rules import classify_answer
-from safesteer_edge.metrics.statistics import divergence, log_softmax
+from safesteer_edge.metrics.statistics import LogProbs, divergence, log_softmax
 from safesteer_edge.requests.openings import OPENING_KINDS, openings
 from safesteer_edge.requests.requests import Label, Request, load_requests
+from safesteer_edge.session.choice import choose_model
 from safesteer_edge.session.prompt import question_items
 from safesteer_edge.session.runtime import Runtime, last_state_of, open_runtime
-from safesteer_edge.session.session import Session
+from safesteer_edge.session.session import Session, open_session
 from safesteer_edge.session.settings import SessionSettings
 
-# -- A refusal direction to compare with: made on the train split, chosen on the calibration split
+# -- a refusal direction: made on the train split, chosen on the calibration split -----------------
 # Directions are differences of mean states: of harmful less harmless prompts, at the first and at
 # the last token that the template puts after a question (Arditi et al., arXiv 2406.11717), and of
 # refusing less complying answers (contrastive activation addition, 2312.06681). One is added to
@@ -88,16 +89,6 @@ class RefusalDirection:
     n_harmful: int
     n_others: int
 
-    def facts(self) -> dict[str, Any]:
-        """For a report."""
-        return {
-            "chosen": asdict(self.chosen),
-            "off": asdict(self.off),
-            "curve": [asdict(row) for row in self.curve],
-            "n_harmful": self.n_harmful,
-            "n_others": self.n_others,
-        }
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sources:
@@ -119,7 +110,7 @@ def make_sources(runtime: Runtime) -> Sources:
     """Directions of every block. runtime: opened with all layers in order, and no guard."""
     n_layer = runtime.model.n_layer
     prompts = {
-        label: [_token_ids(runtime, request.text) for request in _train(label)]
+        label: [question_ids(runtime, request.text) for request in _train(label)]
         for label in ("harmful", "harmless")
     }
     tail = _n_shared_at_end([ids for each in prompts.values() for ids in each])
@@ -155,23 +146,49 @@ def screen(
     The sign of a block is the one that leans harmful requests more to refusing at the middle
     strength; of the blocks, the one whose lean over all strengths is largest is kept.
     """
-    leans = _FirstTokens(runtime, harmful, others)
+    refusing, agreeing = opening_tokens(runtime)
+    plain = list(_first_tokens(runtime, others, None))
+
+    def measured(source: Source, layer: int, strength: float) -> Steering:
+        row = Steering(source, layer, float(strength), 0.0, 0.0)
+        vector = sources.vector(row)
+        leans = [
+            log_mass(log_p, refusing) - log_mass(log_p, agreeing)
+            for log_p in _first_tokens(runtime, harmful, vector)
+        ]
+        moved = _first_tokens(runtime, others, vector)
+        kl = [divergence(p, q) for p, q in zip(plain, moved, strict=True)]
+        lean, mean_kl = round(float(np.mean(leans)), 4), round(float(np.mean(kl)), 4)
+        return replace(row, refusal_lean=lean, kl=mean_kl)
+
     middle = STRENGTHS[len(STRENGTHS) // 2]
     found: list[Steering] = []
     for source in SOURCES:
         by_block: list[list[Steering]] = []
         for layer in blocks_to_try(runtime.model.n_layer):
-            both = [leans.measure(sources, source, layer, sign * middle) for sign in (1, -1)]
-            best = max(both, key=lambda row: _known(row.refusal_lean))
+            both = [measured(source, layer, sign * middle) for sign in (1, -1)]
+            best = max(both, key=lambda row: known(row.refusal_lean))
             sign = np.sign(best.strength)
             by_block.append(
                 [
-                    best if each == middle else leans.measure(sources, source, layer, sign * each)
+                    best if each == middle else measured(source, layer, sign * each)
                     for each in STRENGTHS
                 ]
             )
-        found += max(by_block, key=lambda rows: _known(sum(row.refusal_lean for row in rows)))
+        found += max(by_block, key=lambda rows: known(sum(row.refusal_lean for row in rows)))
     return found
+
+
+def _first_tokens(
+    runtime: Runtime, requests: Sequence[Request], vector: Directions | None
+) -> Iterator[LogProbs]:
+    """The distribution of each answer's first token under a vector."""
+    greedy = SamplingSettings(temperature=0, top_k=1)
+    for request in requests:
+        with closing(SamplerChain(greedy, n_vocab=runtime.model.n_vocab)) as sampler:
+            items = question_items(request.text, template=runtime.template, model=runtime.model)
+            runtime.engine.prefill(items, sampler, control_vector=vector, steers_prompt=True)
+            yield log_softmax(runtime.engine.next_logits())
 
 
 def blocks_to_try(n_layer: int) -> tuple[int, ...]:
@@ -217,57 +234,8 @@ def find_direction(
     )
 
 
-class _FirstTokens:
-    """Where first tokens lean under a vector, on some harmful and some other requests."""
-
-    def __init__(
-        self, runtime: Runtime, harmful: Sequence[Request], others: Sequence[Request]
-    ) -> None:
-        self._runtime = runtime
-        self._harmful, self._others = harmful, others
-        self._refusing, self._agreeing = opening_tokens(runtime)
-        self._without = list(self._log_probs(others, None))
-
-    def measure(self, sources: Sources, source: Source, layer: int, strength: float) -> Steering:
-        row = Steering(source, layer, float(strength), 0.0, 0.0)
-        vector = sources.vector(row)
-        leans = [
-            log_mass(log_p, self._refusing) - log_mass(log_p, self._agreeing)
-            for log_p in self._log_probs(self._harmful, vector)
-        ]
-        moved = self._log_probs(self._others, vector)
-        kl = [divergence(p, q) for p, q in zip(self._without, moved, strict=True)]
-        return replace(
-            row, refusal_lean=round(float(np.mean(leans)), 4), kl=round(float(np.mean(kl)), 4)
-        )
-
-    def _log_probs(
-        self, requests: Sequence[Request], vector: Directions | None
-    ) -> Iterator[NDArray[np.float64]]:
-        runtime = self._runtime
-        for request in requests:
-            greedy = SamplingSettings(temperature=0, top_k=1)
-            sampler = SamplerChain(greedy, n_vocab=runtime.model.n_vocab)
-            try:
-                items = question_items(request.text, template=runtime.template, model=runtime.model)
-                runtime.engine.prefill(items, sampler, control_vector=vector, steers_prompt=True)
-                yield log_softmax(runtime.engine.next_logits())
-            finally:
-                sampler.close()
-
-
-def _known(lean: float) -> float:
-    """The lean; one that is no number, from a vector that overflows the model, is below all."""
-    return -math.inf if math.isnan(lean) else lean
-
-
 def _train(label: Label) -> list[Request]:
     return evenly(load_requests(splits=("train",), labels=(label,)), N_PROMPTS)
-
-
-def _token_ids(runtime: Runtime, text: str) -> list[int]:
-    items = question_items(text, template=runtime.template, model=runtime.model)
-    return list(text_token_ids(items))
 
 
 def _n_shared_at_end(prompts: Sequence[Sequence[int]]) -> int:
@@ -291,6 +259,8 @@ def _answer_states(runtime: Runtime, kind: Any) -> NDArray[np.float64]:
     return np.asarray(np.mean(states, axis=0), dtype=np.float64)
 
 
+# -- what is fitted for a run, and kept beside it --------------------------------------------------
+
 N_STEERED: Final = 18  # harmful requests, and as many others, answered at each strength
 N_CHECKED: Final = 21  # harmful requests, and as many others, whose answers set the limit
 N_CHOOSING_TOKENS: Final = 24
@@ -313,13 +283,8 @@ class FittedBaselines:
 
     def facts(self) -> dict[str, Any]:
         """What was chosen, for a report."""
-        return {
-            "direction": dict(self.direction),
-            "response_limit": self.response_limit,
-            "response_gain": self.response_gain,
-            "n_checked": 2 * N_CHECKED,
-            "n_choosing_tokens": N_CHOOSING_TOKENS,
-        }
+        counts = {"n_checked": 2 * N_CHECKED, "n_choosing_tokens": N_CHOOSING_TOKENS}
+        return {**_without_directions(self), **counts}
 
 
 NO_BASELINES: Final = FittedBaselines(np.zeros((1, 1), dtype=np.float32), {}, 1.0, 0.0)
@@ -344,7 +309,7 @@ def fit_baselines(
     fitted = NO_BASELINES
     if with_direction:
         found = _direction(settings, progress)
-        fitted = replace(fitted, directions=found.directions, direction=found.facts())
+        fitted = replace(fitted, directions=found.directions, direction=_without_directions(found))
     if with_limit:
         progress("response check: choosing its limit")
         fitted = _with_limit(fitted, settings)
@@ -355,9 +320,8 @@ def save_baselines(fitted: FittedBaselines, folder: Path) -> None:
     """Keep them beside a run, so that going on with it uses the same."""
     with atomic_write(folder / f"{_FILE}.npz") as stream:
         np.savez(stream, directions=fitted.directions)
-    values = {name: value for name, value in asdict(fitted).items() if name != "directions"}
     with atomic_write(folder / f"{_FILE}.json", "w") as stream:
-        json.dump(values, stream)
+        json.dump(_without_directions(fitted), stream)
 
 
 def load_baselines(folder: Path) -> FittedBaselines | None:
@@ -381,44 +345,32 @@ def load_baselines(folder: Path) -> FittedBaselines | None:
 def _direction(settings: SessionSettings, progress: Callable[[str], None]) -> RefusalDirection:
     off = replace(settings, guard="off")
     progress("refusal direction: states of prompts and answers")
-    runtime = open_runtime(off)
-    n_layer = runtime.model.n_layer
-    runtime.close()
-    runtime = open_runtime(off, layers=range(n_layer))
-    try:
+    n_layer = check_language_model(choose_model(settings.model).path).n_layer
+    with closing(open_runtime(off, layers=range(n_layer))) as runtime:
         sources = make_sources(runtime)
-    finally:
-        runtime.close()
-    runtime = open_runtime(off)
-    session = Session(runtime, off)
     harmful, others = _choosing_requests(N_STEERED)
+    runtime = open_runtime(off)
     runtime.fixed_vector_steers_prompt = True
+    with closing(Session(runtime, off)) as session:
 
-    def count(vector: Directions | None) -> tuple[int, int]:
-        runtime.fixed_vector = vector
-        labels = [
-            [classify_answer(_ask(session, request).text) for request in requests]
-            for requests in (harmful, others)
-        ]
-        return labels[0].count("refused"), sum(label != "complied" for label in labels[1])
+        def count(vector: Directions | None) -> tuple[int, int]:
+            runtime.fixed_vector = vector
+            labels = [
+                [classify_answer(ask_anew(session, request.text).text) for request in requests]
+                for requests in (harmful, others)
+            ]
+            return labels[0].count("refused"), sum(label != "complied" for label in labels[1])
 
-    try:
         return find_direction(runtime, sources, harmful, others, count, progress)
-    finally:
-        session.close()
 
 
 def _with_limit(fitted: FittedBaselines, settings: SessionSettings) -> FittedBaselines:
     watching = replace(settings, guard="monitor")
-    runtime = open_runtime(watching)
-    session = Session(runtime, watching)
-    try:
+    with open_session(watching) as session:
         scores = [
-            np.array([_ask(session, r).guard.mean_score or 0.0 for r in requests])
+            np.array([ask_anew(session, r.text).guard.mean_score or 0.0 for r in requests])
             for requests in _choosing_requests(N_CHECKED)
         ]
-    finally:
-        session.close()
     harmful, others = scores
     limits = np.unique(np.concatenate(scores))
     gains = [float((harmful > x).mean() - (others > x).mean()) for x in limits]
@@ -439,9 +391,5 @@ def _choosing_requests(n: int) -> tuple[list[Request], list[Request]]:
     return evenly(harmful, n), others
 
 
-def _ask(session: Session, request: Request) -> TurnEnded:
-    session.reset()
-    *_, ended = session.ask(request.text)
-    if not isinstance(ended, TurnEnded):
-        raise TypeError(f"a turn ended with {type(ended).__name__}")
-    return ended
+def _without_directions(made: RefusalDirection | FittedBaselines) -> dict[str, Any]:
+    return {name: value for name, value in asdict(made).items() if name != "directions"}

@@ -6,19 +6,13 @@ other programs) hits all alike. One decodes at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from safesteer_edge.errors import SettingsError
-from safesteer_edge.evaluation.bench_machine import (
-    MachineFacts,
-    measure_in_child,
-    peak_memory_bytes,
-    read_machine,
-)
 from safesteer_edge.evaluation.bench_summary import VariantRatio, ratio_of, shown_ratio
 from safesteer_edge.evaluation.bench_variants import (
     PROMPT_KINDS,
@@ -28,15 +22,21 @@ from safesteer_edge.evaluation.bench_variants import (
     PromptKind,
     Variant,
     VariantName,
-    VariantSetup,
     open_variant,
+)
+from safesteer_edge.evaluation.case import evenly
+from safesteer_edge.evaluation.machine import (
+    MachineFacts,
+    measure_in_child,
+    peak_memory_bytes,
+    read_machine,
 )
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model
 from safesteer_edge.guard.policy import SamplingSettings
 from safesteer_edge.processes.cores import n_usable_cores
 from safesteer_edge.requests.requests import Label, load_requests
 from safesteer_edge.session.choice import ModelChoice, choose_model
-from safesteer_edge.session.settings import DEFAULT_N_CTX
+from safesteer_edge.session.settings import DEFAULT_N_CTX, SessionSettings
 
 _LABELS: Final[tuple[tuple[PromptKind, Label], ...]] = (
     ("benign", "ordinary"),
@@ -113,22 +113,41 @@ def run_bench(
     prompts = choose_prompts(settings.n_prompts)
     choice = choose_model(settings.model)
     info = check_language_model(choice.path)
-    setup = bench_setup(settings, choice, info)
+    session = bench_session(settings, choice, info)
     peak_memory: dict[VariantName, int | None] = {}
     for name in VARIANTS:  # first: a child that is forked off a large process starts out large
         narrate(f"memory of {name}")
-        peak_memory[name] = measure_in_child(_answer_once, name, setup, prompts[0])
-    variants = _Variants(setup, warm_up=prompts[-1], keep_open=info.size_bytes <= _KEEP_OPEN_BYTES)
+        peak_memory[name] = measure_in_child(_answer_once, name, session, prompts[0])
+    variants: dict[VariantName, Variant] = {}
+    guard: Mapping[str, str | None] = {}
     answers: list[MeasuredAnswer] = []
     try:
         for repeat in range(settings.n_repeats):
             for name in variant_order(repeat):
                 narrate(f"repeat {repeat + 1} of {settings.n_repeats}: {name}")
-                with variants.use(name) as variant:
-                    answers += [variant.answer(prompt, repeat) for prompt in prompts]
-        model = _describe(choice, info, setup, variants)
+                if name not in variants:
+                    variants[name] = open_variant(name, session)
+                    guard = variants["lazy"].facts if name == "lazy" else guard
+                    # Pages the model in, and makes the first graphs.
+                    variants[name].answer(prompts[-1], -1)
+                answers += [variants[name].answer(prompt, repeat) for prompt in prompts]
+                if info.size_bytes > _KEEP_OPEN_BYTES:
+                    variants.pop(name).close()
     finally:
-        variants.close()
+        for variant in variants.values():
+            variant.close()
+    model = BenchedModel(
+        name=choice.name,
+        path=str(choice.path),
+        size_bytes=info.size_bytes,
+        architecture=info.architecture,
+        quantization=info.quantization,
+        bundle=guard["bundle"] or "",
+        n_ctx=session.n_ctx or DEFAULT_N_CTX,
+        n_threads=session.n_threads or n_usable_cores(),
+        hidden_state_route=guard["hidden_state_route"] or "",
+        probe_provider=guard["probe_provider"] or "",
+    )
     return BenchResult(settings, model, read_machine(), peak_memory, tuple(answers))
 
 
@@ -145,9 +164,7 @@ def choose_prompts(n_of_each: int) -> tuple[BenchPrompt, ...]:
             raise SettingsError(
                 f"{n_of_each!r} prompts of each kind; there are {len(requests)} {kind} ones"
             )
-        picked = [
-            requests[(2 * i + 1) * len(requests) // (2 * n_of_each)] for i in range(n_of_each)
-        ]
+        picked = evenly(requests, n_of_each)
         chosen.append([BenchPrompt(request.id, kind, request.text) for request in picked])
     return tuple(prompt for pair in zip(*chosen, strict=True) for prompt in pair)
 
@@ -158,73 +175,24 @@ def variant_order(repeat: int) -> tuple[VariantName, ...]:
     return VARIANTS[start:] + VARIANTS[:start]
 
 
-class _Variants:
-    """Opens variants when they are used; keeps them open, or one at a time."""
-
-    def __init__(self, setup: VariantSetup, *, warm_up: BenchPrompt, keep_open: bool) -> None:
-        self._setup = setup
-        self._warm_up = warm_up
-        self._keep_open = keep_open
-        self._open: dict[VariantName, Variant] = {}
-        self._undo = ExitStack()
-        self.described: dict[VariantName, Mapping[str, str | None]] = {}
-
-    @contextmanager
-    def use(self, name: VariantName) -> Iterator[Variant]:
-        variant = self._open.get(name)
-        if variant is None:
-            variant = open_variant(name, self._setup)
-            self._undo.callback(variant.close)
-            self.described[name] = variant.facts
-            variant.answer(self._warm_up, -1)  # pages the model in, and makes the first graphs
-            if self._keep_open:
-                self._open[name] = variant
-        yield variant
-        if not self._keep_open:
-            self._undo.close()
-
-    def close(self) -> None:
-        self._undo.close()
-
-
-def _answer_once(name: VariantName, setup: VariantSetup, prompt: BenchPrompt) -> int | None:
+def _answer_once(name: VariantName, session: SessionSettings, prompt: BenchPrompt) -> int | None:
     """Runs in a process of its own: its peak memory after one short answer."""
-    variant = open_variant(name, setup.shortened(_MEMORY_MAX_TOKENS))
-    try:
+    short = replace(session, max_tokens=min(session.max_tokens, _MEMORY_MAX_TOKENS))
+    with closing(open_variant(name, short)) as variant:
         variant.answer(prompt, -1)
         return peak_memory_bytes()
-    finally:
-        variant.close()
 
 
-def bench_setup(settings: BenchSettings, choice: ModelChoice, info: ModelInfo) -> VariantSetup:
-    """What all variants get, resolved."""
-    return VariantSetup(
+def bench_session(settings: BenchSettings, choice: ModelChoice, info: ModelInfo) -> SessionSettings:
+    """What all variants get, resolved, so that all get the same."""
+    return SessionSettings(
         model=str(choice.path),
         bundle=settings.bundle or choice.bundle,
-        n_ctx=min(settings.n_ctx or DEFAULT_N_CTX, info.n_ctx_train or DEFAULT_N_CTX),
-        n_threads=settings.n_threads or n_usable_cores(),
-        n_gpu_layers=settings.n_gpu_layers,
         sampling=SamplingSettings(temperature=settings.temperature),
         max_tokens=settings.max_tokens,
-    )
-
-
-def _describe(
-    choice: ModelChoice, info: ModelInfo, setup: VariantSetup, variants: _Variants
-) -> BenchedModel:
-    guarded = variants.described["lazy"]
-    return BenchedModel(
-        name=choice.name,
-        path=str(choice.path),
-        size_bytes=info.size_bytes,
-        architecture=info.architecture,
-        quantization=info.quantization,
-        bundle=guarded["bundle"] or "",
-        n_ctx=setup.n_ctx,
-        n_threads=setup.n_threads,
-        hidden_state_route=guarded["hidden_state_route"] or "",
-        probe_provider=guarded["probe_provider"] or "",
+        n_ctx=min(settings.n_ctx or DEFAULT_N_CTX, info.n_ctx_train or DEFAULT_N_CTX),
+        n_gpu_layers=settings.n_gpu_layers,
+        n_threads=settings.n_threads or n_usable_cores(),
     )
 
 
@@ -242,11 +210,11 @@ def measure_isolation(
     """
     prompts = choose_prompts(settings.n_prompts)
     choice = choose_model(settings.model)
-    setup = bench_setup(settings, choice, check_language_model(choice.path))
+    session = bench_session(settings, choice, check_language_model(choice.path))
     answers: list[MeasuredAnswer] = []
     with (
-        closing(open_variant("lazy", setup)) as here,
-        closing(open_variant("isolated", setup)) as there,
+        closing(open_variant("lazy", session)) as here,
+        closing(open_variant("isolated", session)) as there,
     ):
         for variant in (here, there):
             variant.answer(prompts[-1], -1)

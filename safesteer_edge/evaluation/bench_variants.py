@@ -6,18 +6,19 @@ Each answers one prompt in a new conversation and measures itself with the same 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 from safesteer_edge.engine.reference import ReferenceChat, ReferenceSettings
 from safesteer_edge.guard.events import PrefillDone, Refused, Step, TextDelta, TurnEnded
-from safesteer_edge.guard.policy import SamplingSettings
+from safesteer_edge.processes.cores import n_usable_cores
 from safesteer_edge.session.isolated_session import open_isolated_session
 from safesteer_edge.session.protocol import ChatSession
 from safesteer_edge.session.session import open_session
-from safesteer_edge.session.settings import SessionSettings
+from safesteer_edge.session.settings import DEFAULT_N_CTX, SessionSettings
 
 VariantName = Literal[
     "off", "lazy", "eager", "llama-cpp-python", "llama-cpp-python-flash", "isolated"
@@ -82,161 +83,104 @@ class MeasuredAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class VariantSetup:
-    """What all variants share; the values are resolved, so that all get the same ones."""
+class Variant:
+    """Something that answers prompts: each in a new conversation, with the repeat it is of.
 
-    model: str
-    bundle: Path | None
-    n_ctx: int
-    n_threads: int
-    n_gpu_layers: int | None
-    sampling: SamplingSettings
-    max_tokens: int
+    facts: what it runs with. close: frees everything.
+    """
 
-    def shortened(self, max_tokens: int) -> VariantSetup:
-        """The same with answers of at most this many tokens."""
-        return replace(self, max_tokens=min(self.max_tokens, max_tokens))
+    facts: Mapping[str, str | None]
+    answer: Callable[[BenchPrompt, int], MeasuredAnswer]
+    close: Callable[[], None]
 
 
-class Variant(Protocol):
-    """Something that answers prompts. Close it."""
+def open_variant(name: VariantName, session: SessionSettings) -> Variant:
+    """Load the model for this variant. session: resolved; its guard is the variant's.
 
-    @property
-    def facts(self) -> Mapping[str, str | None]:
-        """What it runs with."""
-        ...
-
-    def answer(self, prompt: BenchPrompt, repeat: int) -> MeasuredAnswer:
-        """Answer in a new conversation."""
-        ...
-
-    def close(self) -> None:
-        """Free everything."""
-        ...
-
-
-def open_variant(name: VariantName, setup: VariantSetup) -> Variant:
-    """Load the model for this variant.
-
+    `isolated` is `lazy` with the engine in a process of its own.
     Raises ModelFileError, BundleError, TemplateError, SettingsError, EngineError.
     """
     if name == "llama-cpp-python" or name == "llama-cpp-python-flash":
-        return _ReferenceVariant(name, setup)
-    return _SessionVariant(name, setup)
+        reference = ReferenceSettings(
+            path=Path(session.model or ""),
+            n_ctx=session.n_ctx or DEFAULT_N_CTX,
+            n_threads=session.n_threads or n_usable_cores(),
+            sampling=session.sampling,
+            max_tokens=session.max_tokens,
+            n_gpu_layers=session.n_gpu_layers,
+            flash_attention=name == "llama-cpp-python-flash",
+        )
+        chat = ReferenceChat(reference)
+        return Variant({}, partial(_reference_answer, name, chat), chat.close)
+    guard = "off" if name == "off" else "steer"
+    rerank = "eager" if name == "eager" else "lazy"
+    open_it = open_isolated_session if name == "isolated" else open_session
+    opened: ChatSession = open_it(replace(session, guard=guard, rerank=rerank))
+    facts = {
+        "bundle": opened.info.bundle,
+        "hidden_state_route": opened.info.hidden_state_route,
+        "probe_provider": opened.info.probe_provider,
+    }
+    return Variant(facts, partial(_session_answer, name, opened), opened.close)
 
 
-class _SessionVariant:
-    """A session of ours; `isolated` is `lazy` with the engine in a process of its own."""
-
-    def __init__(
-        self, name: Literal["off", "lazy", "eager", "isolated"], setup: VariantSetup
-    ) -> None:
-        self._name: Literal["off", "lazy", "eager", "isolated"] = name
-        open_it = open_isolated_session if name == "isolated" else open_session
-        self._session: ChatSession = open_it(
-            SessionSettings(
-                model=setup.model,
-                bundle=setup.bundle,
-                guard="off" if name == "off" else "steer",
-                rerank="eager" if name == "eager" else "lazy",
-                sampling=setup.sampling,
-                max_tokens=setup.max_tokens,
-                n_ctx=setup.n_ctx,
-                n_gpu_layers=setup.n_gpu_layers,
-                n_threads=setup.n_threads,
+def _session_answer(
+    name: VariantName, session: ChatSession, prompt: BenchPrompt, repeat: int
+) -> MeasuredAnswer:
+    session.reset()
+    token_ids: list[int] = []
+    token_times_s: list[float] = []
+    first_text_s: float | None = None
+    n_reused_tokens = 0
+    started_s = time.perf_counter()
+    for event in session.ask(prompt.text):
+        now_s = time.perf_counter() - started_s
+        if isinstance(event, Step):
+            token_ids.append(event.token_id)
+            token_times_s.append(now_s)
+        elif isinstance(event, TextDelta | Refused):
+            first_text_s = first_text_s if first_text_s is not None else now_s
+        elif isinstance(event, PrefillDone):
+            n_reused_tokens = event.n_reused_tokens
+        elif isinstance(event, TurnEnded):
+            return MeasuredAnswer(
+                variant=name,
+                repeat=repeat,
+                prompt_id=prompt.id,
+                kind=prompt.kind,
+                text=event.text,
+                finish_reason=event.finish_reason,
+                token_ids=tuple(token_ids),
+                token_times_s=tuple(token_times_s),
+                first_text_s=now_s if first_text_s is None else first_text_s,
+                n_prompt_tokens=event.usage.prompt_tokens,
+                n_reused_tokens=n_reused_tokens,
+                n_forward_passes=event.usage.forward_passes,
+                n_interventions=None if name == "off" else event.guard.interventions,
+                probe_s=None if name == "off" else event.timings.probe_s,
             )
-        )
-
-    @property
-    def facts(self) -> Mapping[str, str | None]:
-        info = self._session.info
-        return {
-            "bundle": info.bundle,
-            "hidden_state_route": info.hidden_state_route,
-            "probe_provider": info.probe_provider,
-        }
-
-    def answer(self, prompt: BenchPrompt, repeat: int) -> MeasuredAnswer:
-        self._session.reset()
-        token_ids: list[int] = []
-        token_times_s: list[float] = []
-        first_text_s: float | None = None
-        n_reused_tokens = 0
-        started_s = time.perf_counter()
-        for event in self._session.ask(prompt.text):
-            now_s = time.perf_counter() - started_s
-            if isinstance(event, Step):
-                token_ids.append(event.token_id)
-                token_times_s.append(now_s)
-            elif isinstance(event, TextDelta | Refused):
-                first_text_s = first_text_s if first_text_s is not None else now_s
-            elif isinstance(event, PrefillDone):
-                n_reused_tokens = event.n_reused_tokens
-            elif isinstance(event, TurnEnded):
-                return MeasuredAnswer(
-                    variant=self._name,
-                    repeat=repeat,
-                    prompt_id=prompt.id,
-                    kind=prompt.kind,
-                    text=event.text,
-                    finish_reason=event.finish_reason,
-                    token_ids=tuple(token_ids),
-                    token_times_s=tuple(token_times_s),
-                    first_text_s=now_s if first_text_s is None else first_text_s,
-                    n_prompt_tokens=event.usage.prompt_tokens,
-                    n_reused_tokens=n_reused_tokens,
-                    n_forward_passes=event.usage.forward_passes,
-                    n_interventions=None if self._name == "off" else event.guard.interventions,
-                    probe_s=None if self._name == "off" else event.timings.probe_s,
-                )
-        raise RuntimeError("the session ended a turn without saying so")
-
-    def close(self) -> None:
-        self._session.close()
+    raise RuntimeError("the session ended a turn without saying so")
 
 
-class _ReferenceVariant:
-    """llama-cpp-python's chat loop."""
-
-    def __init__(
-        self, name: Literal["llama-cpp-python", "llama-cpp-python-flash"], setup: VariantSetup
-    ) -> None:
-        self._name: Literal["llama-cpp-python", "llama-cpp-python-flash"] = name
-        self._chat = ReferenceChat(
-            ReferenceSettings(
-                path=Path(setup.model),
-                n_ctx=setup.n_ctx,
-                n_threads=setup.n_threads,
-                sampling=setup.sampling,
-                max_tokens=setup.max_tokens,
-                n_gpu_layers=setup.n_gpu_layers,
-                flash_attention=name == "llama-cpp-python-flash",
-            )
-        )
-
-    @property
-    def facts(self) -> Mapping[str, str | None]:
-        return {}
-
-    def answer(self, prompt: BenchPrompt, repeat: int) -> MeasuredAnswer:
-        answer = self._chat.answer(prompt.text)
-        first_text_s = answer.first_text_s
-        return MeasuredAnswer(
-            variant=self._name,
-            repeat=repeat,
-            prompt_id=prompt.id,
-            kind=prompt.kind,
-            text=answer.text,
-            finish_reason=answer.finish_reason,
-            token_ids=answer.token_ids,
-            token_times_s=answer.token_times_s,
-            first_text_s=answer.elapsed_s if first_text_s is None else first_text_s,
-            n_prompt_tokens=answer.n_prompt_tokens,
-            n_reused_tokens=None,
-            n_forward_passes=answer.n_forward_passes,
-            n_interventions=None,
-            probe_s=None,
-        )
-
-    def close(self) -> None:
-        self._chat.close()
+def _reference_answer(
+    name: VariantName, chat: ReferenceChat, prompt: BenchPrompt, repeat: int
+) -> MeasuredAnswer:
+    """By llama-cpp-python's chat loop."""
+    answer = chat.answer(prompt.text)
+    first_text_s = answer.first_text_s
+    return MeasuredAnswer(
+        variant=name,
+        repeat=repeat,
+        prompt_id=prompt.id,
+        kind=prompt.kind,
+        text=answer.text,
+        finish_reason=answer.finish_reason,
+        token_ids=answer.token_ids,
+        token_times_s=answer.token_times_s,
+        first_text_s=answer.elapsed_s if first_text_s is None else first_text_s,
+        n_prompt_tokens=answer.n_prompt_tokens,
+        n_reused_tokens=None,
+        n_forward_passes=answer.n_forward_passes,
+        n_interventions=None,
+        probe_s=None,
+    )

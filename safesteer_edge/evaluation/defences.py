@@ -111,8 +111,9 @@ _CURVE: Final = (
     "refusal-direction:scale=0.5",
     "refusal-direction:scale=2",
 )
-# Points near the calibrated one: the others would make long suites longer and are seldom chosen.
-_NEAR: Final = ("safesteer:shift=1", "safesteer:shift=-0.5", "safesteer:shift=-1")
+# Points near the calibrated one are run on wrapped requests and pictures too: the others would make
+# long suites longer and are seldom chosen.
+NEAR_CALIBRATED: Final = ("safesteer:shift=1", "safesteer:shift=-0.5", "safesteer:shift=-1")
 
 
 def parse_defence(text: str) -> Defence:
@@ -153,11 +154,6 @@ def parse_defences(texts: Sequence[str]) -> tuple[Defence, ...]:
 def curve_defences() -> tuple[Defence, ...]:
     """Points of the trade-off between safety and helpfulness, besides the calibrated ones."""
     return tuple(parse_defence(text) for text in _CURVE)
-
-
-def is_near_calibrated(defence: Defence) -> bool:
-    """A point of the curve that is run on wrapped requests and pictures too."""
-    return defence.name in _NEAR
 
 
 def _number(text: str, change: str) -> float:

@@ -1,25 +1,22 @@
-"""A guard on the test split of the package's own requests: what it changes, and how its probe tells
-harmful answers from others.
+"""A guard on the test split of the package's own requests: what it changes, how its probe tells
+harmful answers from others, and whether lazy re-ranking is eager re-ranking. What `measure` runs.
 
 No probe is fitted to that split, and no number chosen on it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from safesteer_edge.errors import InputError
-from safesteer_edge.evaluation.bench_machine import measure_in_child
-from safesteer_edge.evaluation.plan import HELDOUT, EvalSettings, Narrate
-from safesteer_edge.evaluation.rows import Progress
-from safesteer_edge.formats.atomic_write import atomic_write
-from safesteer_edge.formats.json_values import without_nan
-from safesteer_edge.guard.events import TurnEnded
-from safesteer_edge.harvest.answers import HarvestedAnswer, Harvester, HarvestPlan
+import numpy as np
+
+from safesteer_edge.guard.events import Step, TurnEnded
+from safesteer_edge.guard.policy import GuardPolicy
+from safesteer_edge.guard.reranking import Tilt
+from safesteer_edge.harvest.answers import HarvestedAnswer, HarvestPlan, answers_to
 from safesteer_edge.harvest.probe_quality import N_STEPS, ProbeQuality, measure_probe_quality
 from safesteer_edge.metrics.refusal_rules import is_refusal
 from safesteer_edge.metrics.statistics import Share
@@ -31,6 +28,8 @@ from safesteer_edge.session.settings import SessionSettings
 # -- what the guard changes: the same requests, greedy, with it and without it ---------------------
 # A text counts as refused if the guard ended the turn, or if `refusal_rules` finds a refusal in
 # it.
+
+_Progress = Callable[[int], None]  # told how many requests are done
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +75,13 @@ def compare_with_off(
     off: Session,
     guarded: Session,
     *,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: _Progress = lambda _: None,
 ) -> list[PairedOutcome]:
     """Ask every request in both sessions, turn about, each in a new conversation."""
     outcomes: list[PairedOutcome] = []
     for n_done, request in enumerate(requests, start=1):
-        outcomes.append(PairedOutcome(request, _ask(off, request), _ask(guarded, request)))
+        plain, kept = (_outcome(ask_anew(each, request.text)) for each in (off, guarded))
+        outcomes.append(PairedOutcome(request, plain, kept))
         progress(n_done)
     return outcomes
 
@@ -105,11 +105,16 @@ def summarise(outcomes: Sequence[PairedOutcome], label: Label) -> GuardEffect:
     )
 
 
-def _ask(session: Session, request: Request) -> Outcome:
+def ask_anew(session: Session, text: str) -> TurnEnded:
+    """Ask in a new conversation; how the turn ended."""
     session.reset()
-    *_, ended = session.ask(request.text)
+    *_, ended = session.ask(text)
     if not isinstance(ended, TurnEnded):
         raise TypeError(f"a turn ended with {type(ended).__name__}")
+    return ended
+
+
+def _outcome(ended: TurnEnded) -> Outcome:
     return Outcome(
         text=ended.text,
         refused=ended.finish_reason == "refused" or is_refusal(ended.text),
@@ -122,9 +127,6 @@ def _ask(session: Session, request: Request) -> Outcome:
 
 def _ratio(above: float, below: float) -> float:
     return above / below if below else float("nan")
-
-
-HeldoutProgress = Callable[[int], None]  # told how many requests are done
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,7 @@ def measure_probe(
     settings: SessionSettings,
     requests: Sequence[Request],
     *,
-    progress: HeldoutProgress = lambda _: None,
+    progress: _Progress = lambda _: None,
 ) -> HeldoutProbe:
     """Harvest the requests' answers on the decode path and score them; greedy, 16 tokens each.
 
@@ -175,17 +177,15 @@ def measure_probe(
     """
     plan = HarvestPlan(n_own_tokens=N_STEPS, n_forced_tokens=N_STEPS, n_openings=2)
     known_plan = replace(plan, n_own_tokens=1, opening_split="train")
-    runtime = open_runtime(settings)
-    try:
+    with closing(open_runtime(settings)) as runtime:
         assert runtime.bundle is not None  # a guard has one
         policy, probe = runtime.bundle.policy, runtime.bundle.probe
         n_done = 0
         qualities: list[ProbeQuality] = []
         for asked, each_plan in ((requests, plan), (_harmful(requests), known_plan)):
-            harvester = Harvester(runtime, each_plan)
             answers: list[HarvestedAnswer] = []
             for request in asked:
-                answers += harvester.answers(request)
+                answers += answers_to(request, runtime, each_plan)
                 n_done += 1
                 progress(n_done)
             qualities.append(
@@ -196,8 +196,6 @@ def measure_probe(
                     answer_prior=policy.answer_prior,
                 )
             )
-    finally:
-        runtime.close()
     return HeldoutProbe(*qualities)
 
 
@@ -205,7 +203,7 @@ def measure_guard_effects(
     settings: SessionSettings,
     requests: Sequence[Request],
     *,
-    progress: HeldoutProgress = lambda _: None,
+    progress: _Progress = lambda _: None,
 ) -> list[GuardEffect]:
     """Ask every request with this guard and without one; the figures of each label.
 
@@ -231,59 +229,94 @@ def _harmful(requests: Sequence[Request]) -> list[Request]:
     return [request for request in requests if request.label == "harmful"]
 
 
-# -- what a run measures at its very end where it is asked for: the guard on the whole test split --
+# -- lazy ≡ eager on the real engine: the same tokens at temperature 0, or a reason why not --------
+# One token and k tokens run in different kernels, so a state and its score differ a little between
+# the two. The noise is measured on tokens that both forms emitted from the same prefix: the largest
+# difference of a token's guarded value, log p − penalty. A first difference in the token sequence
+# is explained if eager's values of the two tokens lie within twice that noise (one for each).
 
-MAX_TOKENS: Final = 64  # as many as `measure guard` takes
 
-_Measure = Callable[[SessionSettings, int | None], Any]
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """The first step at which the forms chose differently. gap: of eager's two guarded values."""
+
+    request_id: str
+    step: int
+    gap: float
 
 
-def measure_heldout(settings: EvalSettings, narrate: Narrate) -> None:
-    """What `measure guard` and `measure probe` measure; each is kept if it was measured before."""
-    if not settings.with_heldout:
-        return
-    path = settings.folder / HELDOUT
-    session = replace(
-        settings.session,
-        guard="steer",
-        rerank="lazy",
-        max_tokens=MAX_TOKENS,
-        sampling=replace(settings.session.sampling, temperature=0.0),
+@dataclass(frozen=True, slots=True)
+class RerankEquality:
+    """noise: nats, the largest difference of one token's guarded value between the forms."""
+
+    n_prompts: int
+    n_identical: int
+    n_steps_compared: int
+    n_interventions: int
+    noise: float
+    divergences: tuple[Divergence, ...]
+
+    @property
+    def unexplained(self) -> tuple[Divergence, ...]:
+        """Divergences wider than the noise: there must be none."""
+        # Written so that a NaN counts.
+        return tuple(item for item in self.divergences if not item.gap <= 2 * self.noise)
+
+
+def compare_lazy_with_eager(
+    requests: Iterable[Request],
+    lazy: Session,
+    eager: Session,
+    policy: GuardPolicy,
+    *,
+    progress: _Progress = lambda _: None,
+) -> RerankEquality:
+    """Ask every request in both sessions (temperature 0) and compare step by step."""
+    n_prompts = n_identical = n_steps = n_interventions = 0
+    noise = 0.0
+    divergences: list[Divergence] = []
+    for request in requests:
+        lazy_steps, eager_steps = _steps(lazy, request), _steps(eager, request)
+        n_prompts += 1
+        n_interventions += sum(not step.accepted for step in lazy_steps)
+        risk = 0.0
+        for one, other in zip(lazy_steps, eager_steps, strict=False):
+            tilt = Tilt(policy.strength * (1.0 + policy.risk_gain * risk), policy.threshold)
+            if one.token_id != other.token_id:
+                divergences.append(Divergence(request.id, one.step, _gap(other, one, tilt)))
+                break
+            # Not max(), which may drop a NaN.
+            noise = float(np.maximum(noise, abs(_value(one, tilt) - _value(other, tilt))))
+            n_steps += 1
+            risk = other.risk or 0.0
+        else:
+            if len(lazy_steps) == len(eager_steps):
+                n_identical += 1
+            else:  # one refused where the other went on: no guarded value explains that
+                ended = min(len(lazy_steps), len(eager_steps))
+                divergences.append(Divergence(request.id, ended, float("inf")))
+        progress(n_prompts)
+    return RerankEquality(
+        n_prompts, n_identical, n_steps, n_interventions, noise, tuple(divergences)
     )
-    kept = _read(path)
-    for name, (what, measure) in _PARTS.items():
-        if name in kept:
-            continue
-        narrate(f"held out: {what}")
-        kept[name] = measure_in_child(measure, session, settings.limit)
-        kept["max_tokens"] = MAX_TOKENS
-        with atomic_write(path, "w") as stream:
-            json.dump(without_nan(kept), stream, ensure_ascii=False)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"cannot read {str(path)!r}: {error}; remove it") from error
+def _steps(session: Session, request: Request) -> list[Step]:
+    session.reset()
+    return [event for event in session.ask(request.text) if isinstance(event, Step)]
 
 
-def _measure_guard(session: SessionSettings, limit: int | None) -> list[dict[str, Any]]:
-    requests = requests_of_test_split(limit)
-    progress = Progress(len(requests), "held-out requests, with the guard and without")
-    effects = measure_guard_effects(session, requests, progress=lambda _: progress.add())
-    return [effect_to_json(effect) for effect in effects]
+def _value(step: Step, tilt: Tilt) -> float:
+    return _guarded(step.logprob, step.score or 0.0, tilt)
 
 
-def _measure_probe(session: SessionSettings, limit: int | None) -> dict[str, Any]:
-    requests = requests_of_test_split(limit)
-    progress = Progress(n_probe_requests(requests), "held-out requests, for the probe")
-    return measure_probe(session, requests, progress=lambda _: progress.add()).to_json()
+def _gap(eager: Step, lazy: Step, tilt: Tilt) -> float:
+    """How far apart eager saw its own choice and lazy's; infinite if it never saw lazy's."""
+    for candidate in eager.candidates:
+        if candidate.token_id == lazy.token_id:
+            return abs(_value(eager, tilt) - _guarded(candidate.logprob, candidate.score, tilt))
+    return float("inf")
 
 
-_PARTS: Final[Mapping[str, tuple[str, _Measure]]] = {
-    "guard": ("what the guard changes", _measure_guard),
-    "probe": ("how well the probe separates", _measure_probe),
-}
+def _guarded(logprob: float, score: float, tilt: Tilt) -> float:
+    return logprob - tilt.strength * max(0.0, score - tilt.threshold)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 import statistics
@@ -14,8 +13,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from safesteer_edge.evaluation.judges import Judgement, Verdict, answer_key
 from safesteer_edge.evaluation.rows import EvalRow
-from safesteer_edge.evaluation.verdict import Judgement, Verdict
 from safesteer_edge.metrics.refusal_rules import classify_answer
 from safesteer_edge.metrics.statistics import Share, auroc, sign_test
 
@@ -34,18 +33,13 @@ class JudgedRow:
         return self.verdicts.get(judge, _UNKNOWN)
 
 
-def answer_key(request: str, answer: str) -> str:
-    """Names one answer to one request: defences that answer alike are judged once."""
-    return hashlib.sha256(f"{request}\x00{answer}".encode("utf-8", "surrogatepass")).hexdigest()
-
-
 def with_verdicts(
     rows: Iterable[EvalRow], judgements: Iterable[Judgement]
 ) -> tuple[JudgedRow, ...]:
     """Join them."""
     by_key: dict[str, dict[str, Verdict]] = {}
     for judgement in judgements:
-        by_key.setdefault(judgement.key, {})[judgement.judge] = judgement
+        by_key.setdefault(judgement.key, {})[judgement.judge] = judgement.verdict
     keys = ((row, answer_key(row.request, row.answer)) for row in rows)
     return tuple(
         JudgedRow(row, by_key.get(key, {}) if row.status == "ok" else {}) for row, key in keys

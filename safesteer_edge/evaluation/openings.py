@@ -18,7 +18,7 @@ import numpy as np
 from safesteer_edge.engine.prompt_items import PromptItem
 from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.guard.policy import SamplingSettings
-from safesteer_edge.harvest.carriers import carried_items, carry
+from safesteer_edge.harvest.carriers import carried_items
 from safesteer_edge.metrics.refusal_rules import AnswerLabel, classify_answer
 from safesteer_edge.requests.requests import Request
 
@@ -217,7 +217,7 @@ def _n_tokens_to_refusal(continuation: _Continuation) -> int:
 
 
 def _items(runtime: Runtime, request: Request) -> Sequence[PromptItem]:
-    return carried_items(carry(request, "text", runtime), runtime)
+    return carried_items(request, "text", runtime)
 
 
 def _text(runtime: Runtime, token_ids: Sequence[int]) -> str:

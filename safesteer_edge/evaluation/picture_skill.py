@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safesteer_edge.errors import InputError
-from safesteer_edge.evaluation.bench_machine import forget_peak_memory, peak_memory_bytes
+from safesteer_edge.evaluation.machine import forget_peak_memory, peak_memory_bytes
 from safesteer_edge.guard.events import MediaPrepared, Refused, TextDelta, TurnEnded
 from safesteer_edge.media.decoder import MediaDecoder
 from safesteer_edge.media.image_decoding import ImageFit
@@ -105,6 +105,8 @@ def _to_task(folder: Path, row: dict[str, Any]) -> PictureTask:
         raise ValueError(f"image {row['image']!r} lies outside the folder")
     return PictureTask(image, kind, tuple(names))
 
+
+# -- what a model says of pictures, and what they add to the time ----------------------------------
 
 _N_TIMED = 25
 

@@ -11,14 +11,14 @@ from typing import Any, Final
 
 from safesteer_edge.errors import InputError, SettingsError
 from safesteer_edge.evaluation.case import Case, PictureStore, Suite, limited, spread
+from safesteer_edge.evaluation.case_files import FileChoice
 from safesteer_edge.evaluation.defences import (
     DEFAULT_DEFENCES,
+    NEAR_CALIBRATED,
     Defence,
     curve_defences,
-    is_near_calibrated,
 )
 from safesteer_edge.evaluation.pool import Item
-from safesteer_edge.evaluation.public_files import FileChoice
 from safesteer_edge.evaluation.suites import BUILTIN_SUITES, build_suite
 from safesteer_edge.evaluation.trade_off import PLAIN, TRADE_OFFS
 from safesteer_edge.formats.atomic_write import atomic_write
@@ -74,7 +74,8 @@ def choose_suites(
     for choice in choices:
         if choice.name in PROFILES:
             for name, n in PROFILES[choice.name].items():
-                sizes[name] = _smaller(n, choice.n)
+                known = [size for size in (n, choice.n) if size is not None]
+                sizes[name] = min(known, default=None)
         elif choice.name in BUILTIN_SUITES:
             sizes[choice.name] = choice.n
         else:
@@ -116,7 +117,7 @@ def plan_items(
 
 def _curve_cases_for(defence: Defence, suite: Suite) -> tuple[Case, ...]:
     """Half of the requests under each attack, which take turns in some suites."""
-    figures = TRADE_OFFS if is_near_calibrated(defence) else (PLAIN,)
+    figures = TRADE_OFFS if defence.name in NEAR_CALIBRATED else (PLAIN,)
     if not any(suite.name in figure.suites for figure in figures):
         return ()
     kept: set[str] = set()
@@ -173,11 +174,6 @@ def cases_sha256(suites: Sequence[Suite]) -> str:
             values["image"] = case.image.name if case.image else None
             digest.update(json.dumps(values, sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _smaller(one: int | None, other: int | None) -> int | None:
-    known = [n for n in (one, other) if n is not None]
-    return min(known, default=None)
 
 
 # -- what an evaluation was asked for, and the files that its folder holds -------------------------

@@ -26,12 +26,11 @@ from safesteer_edge.evaluation.judged import (
     step_separation,
     with_verdicts,
 )
-from safesteer_edge.evaluation.judges import RULES, judge_names
-from safesteer_edge.evaluation.next_token import QualityRow
+from safesteer_edge.evaluation.judges import RULES, Judgement, judge_names
 from safesteer_edge.evaluation.plan import BENCH, FACTS, HELDOUT, JUDGEMENTS, QUALITY, ROWS
+from safesteer_edge.evaluation.quality import QualityRow
 from safesteer_edge.evaluation.rows import EvalRow, read_journal
 from safesteer_edge.evaluation.trade_off import HARMFUL_SUITES, trade_offs_to_json
-from safesteer_edge.evaluation.verdict import Judgement
 
 Json = dict[str, Any]
 Hit = Callable[[JudgedRow], bool | None]  # None: not known

@@ -11,14 +11,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Final, Generic, Literal, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 
 from safesteer_edge.errors import InputError
 from safesteer_edge.evaluation.case import Case, CaseKind
 from safesteer_edge.evaluation.defences import Defence
-from safesteer_edge.formats.json_values import from_json, load_json, to_json
+from safesteer_edge.formats.json_values import load_json
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 RowStatus = Literal["ok", "error", "crashed"]
 RowKey = tuple[str, str, str]  # suite, case, defence
@@ -86,25 +89,25 @@ def unanswered(case: Case, defence: Defence, status: RowStatus, error: str) -> E
     )
 
 
-# -- A journal: JSON lines that are appended as they are made, and survive a kill ------------------
+# -- a journal: JSON lines that are appended as they are made, and survive a kill ------------------
 # A line counts once its line end is there: what a kill cut off is removed when the journal is
 # opened again, and made anew.
 
-_Item = TypeVar("_Item")
+_Item = TypeVar("_Item", bound="DataclassInstance")
 
 
+@dataclass(frozen=True, slots=True)
 class Journal(Generic[_Item]):
     """The items of a file, and a way to append one. Use `open_journal`."""
 
-    def __init__(self, stream: IO[bytes], items: list[_Item]) -> None:
-        self._stream = stream
-        self.items = items
+    stream: IO[bytes]
+    items: list[_Item]
 
     def append(self, item: _Item) -> None:
         """Add one and hand it to the system, which keeps it if this process is killed."""
-        line = json.dumps(to_json(item), ensure_ascii=False, allow_nan=False)
-        self._stream.write(line.encode("utf-8", "surrogatepass") + b"\n")
-        self._stream.flush()
+        line = json.dumps(asdict(item), ensure_ascii=False, allow_nan=False)
+        self.stream.write(line.encode("utf-8", "surrogatepass") + b"\n")
+        self.stream.flush()
         self.items.append(item)
 
 
@@ -112,7 +115,7 @@ class Journal(Generic[_Item]):
 def open_journal(path: Path, kind: type[_Item]) -> Iterator[Journal[_Item]]:
     """Open a journal with what it already holds. Raises InputError for a file that is not one.
 
-    kind: the dataclass of its items.
+    kind: the dataclass of its items, with plain values and tuples of them.
     """
     items = list(read_journal(path, kind)) if path.exists() else []
     with path.open("ab") as stream:
@@ -127,8 +130,11 @@ def read_journal(path: Path, kind: type[_Item]) -> Iterator[_Item]:
             if not raw.endswith(b"\n"):
                 return
             try:
-                yield from_json(kind, load_json(raw.decode("utf-8", "surrogatepass")))
-            except ValueError as error:
+                members: Any = load_json(raw.decode("utf-8", "surrogatepass"))
+                yield kind(
+                    **{k: tuple(v) if isinstance(v, list) else v for k, v in members.items()}
+                )
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
                 raise InputError(
                     f"cannot go on with {str(path)!r}: line {number} is damaged ({error}); remove "
                     "that line, or begin in another folder"

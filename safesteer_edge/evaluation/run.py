@@ -7,11 +7,12 @@ command is given again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Final
 
-from safesteer_edge.errors import SettingsError
+from safesteer_edge.errors import InputError, SettingsError
 from safesteer_edge.evaluation.answering import AnswerSettings
 from safesteer_edge.evaluation.baselines import (
     NO_BASELINES,
@@ -20,15 +21,26 @@ from safesteer_edge.evaluation.baselines import (
     load_baselines,
     save_baselines,
 )
-from safesteer_edge.evaluation.bench_machine import measure_in_child, read_machine
-from safesteer_edge.evaluation.case import PictureStore, Suite, limited
-from safesteer_edge.evaluation.defences import Defence, parse_defences
-from safesteer_edge.evaluation.heldout import measure_heldout
+from safesteer_edge.evaluation.bench import BenchSettings, run_bench
+from safesteer_edge.evaluation.bench_report import bench_to_json
+from safesteer_edge.evaluation.case import NO_ATTACK, PictureStore, Suite, limited, spread
+from safesteer_edge.evaluation.case_files import read_suite
+from safesteer_edge.evaluation.defences import OFF, Defence, parse_defences
+from safesteer_edge.evaluation.heldout import (
+    effect_to_json,
+    measure_guard_effects,
+    measure_probe,
+    n_probe_requests,
+    requests_of_test_split,
+)
 from safesteer_edge.evaluation.judges import judge_rows, open_judge
-from safesteer_edge.evaluation.measuring import measure_distance, measure_overheads
+from safesteer_edge.evaluation.machine import measure_in_child, read_machine
 from safesteer_edge.evaluation.plan import (
+    BENCH,
     FACTS,
+    HELDOUT,
     JUDGEMENTS,
+    QUALITY,
     ROWS,
     EvalSettings,
     Narrate,
@@ -38,11 +50,20 @@ from safesteer_edge.evaluation.plan import (
     plan_items,
 )
 from safesteer_edge.evaluation.pool import Item, answer_all
-from safesteer_edge.evaluation.public_files import read_suite
+from safesteer_edge.evaluation.quality import (
+    QualityRow,
+    QualityTask,
+    measure_quality,
+)
 from safesteer_edge.evaluation.rows import EvalRow, Progress, open_journal
 from safesteer_edge.formats.atomic_write import atomic_write
+from safesteer_edge.formats.json_values import without_nan
 from safesteer_edge.formats.version import VERSION
 from safesteer_edge.harvest.workers import Subject, inspect_subject, workers_that_fit
+from safesteer_edge.session.settings import SessionSettings
+
+_N_BENCH_PROMPTS: Final = 8  # as many as `bench` takes
+_HELDOUT_TOKENS: Final = 64  # as many as `measure guard` takes
 
 
 def run_evaluation(settings: EvalSettings, *, narrate: Narrate = lambda _: None) -> None:
@@ -50,42 +71,54 @@ def run_evaluation(settings: EvalSettings, *, narrate: Narrate = lambda _: None)
 
     Raises InputError for what cannot be used, EngineError.
     """
+    # 1. What is asked, and whether it can be.
     model = inspect_subject(settings.session)
     suites, skipped = _suites(settings, model)
     names = settings.defences or default_defences(has_vector=model.has_vector)
     defences = parse_defences(names)
     items = plan_items(suites, defences, with_curve=settings.with_curve)
-    _check_items(items, defences, suites, model)
+    if not items and not any(suite.unreadable for suite in suites):
+        raise SettingsError("no suite has a case that this model can be asked")
     _check_guard(settings, defences, model)
     n_workers = workers_that_fit(settings.n_workers, model.facts["size_bytes"])
     if n_workers < settings.n_workers:
         narrate(f"{n_workers} of {settings.n_workers} processes: there is memory for no more")
         settings = replace(settings, n_workers=n_workers)
-    facts = _plan_facts(settings, model, defences)
-    keep_plan(settings.folder, facts, suites)
+    plan = _plan_facts(settings, model, defences)
+    keep_plan(settings.folder, plan, suites)
     fitted = _baselines(settings, defences, narrate)
-    _write_facts(settings, suites, skipped, facts, fitted, items)
+    facts = {
+        **plan,
+        "machine": asdict(read_machine()),
+        "n_workers": settings.n_workers,
+        "n_threads": settings.one_worker().n_threads,
+        "n_planned": len(items),
+        "baselines": fitted.facts(),
+        "suites": [{"name": s.name, "source": s.source, "n_cases": len(s.cases)} for s in suites],
+        "skipped_suites": skipped,
+        "unreadable": [asdict(row) for suite in suites for row in suite.unreadable],
+        "titles": {defence.name: defence.title for defence, _ in items},
+    }
+    with atomic_write(settings.folder / FACTS, "w") as stream:
+        json.dump(facts, stream, indent=1, ensure_ascii=False)
+    # 2. Answers and verdicts.
     rows = _answer(settings, items, fitted)
     for name in settings.judges:
-        judge = open_judge(
-            name, n_threads=settings.session.n_threads, timeout_s=settings.judge_timeout_s
-        )
-        try:
+        n_threads, timeout_s = settings.session.n_threads, settings.judge_timeout_s
+        with closing(open_judge(name, n_threads=n_threads, timeout_s=timeout_s)) as judge:
             narrate(f"judging by {judge.name}")
-            judge_rows(rows, judge, settings.folder / JUDGEMENTS, progress=_verdict_progress())
-        finally:
-            judge.close()
-    measure_distance(settings, items, defences, fitted, rows, narrate)
-    measure_overheads(settings, narrate)
-    measure_heldout(settings, narrate)
+            judge_rows(rows, judge, settings.folder / JUDGEMENTS)
+    # 3. What is measured besides.
+    _measure_quality(settings, items, defences, fitted, rows, narrate)
+    _measure_overheads(settings, narrate)
+    _measure_heldout(settings, narrate)
 
 
 def _suites(settings: EvalSettings, model: Subject) -> tuple[list[Suite], dict[str, str]]:
     """The suites, and those that this model cannot be asked, with the reason."""
     pictures = PictureStore(settings.folder / "media")
-    seed = settings.session.sampling.seed
     choices = [replace(c, n=c.n or settings.limit) for c in settings.suites]
-    suites = choose_suites(choices, pictures, seed=seed)
+    suites = choose_suites(choices, pictures, seed=settings.session.sampling.seed)
     suites += [limited(read_suite(file, pictures), settings.limit) for file in settings.files]
     names = [suite.name for suite in suites]
     if len(set(names)) != len(names):
@@ -95,13 +128,6 @@ def _suites(settings: EvalSettings, model: Subject) -> tuple[list[Suite], dict[s
     reason = "the model does not see as it is loaded (no projector)"
     blind = {s.name: reason for s in suites if s.cases and all(c.image for c in s.cases)}
     return [suite for suite in suites if suite.name not in blind], blind
-
-
-def _check_items(
-    items: Sequence[Item], defences: Sequence[Defence], suites: Sequence[Suite], model: Subject
-) -> None:
-    if not items and not any(suite.unreadable for suite in suites):
-        raise SettingsError("no suite has a case that this model can be asked")
 
 
 def _check_guard(settings: EvalSettings, defences: Sequence[Defence], model: Subject) -> None:
@@ -118,6 +144,7 @@ def _check_guard(settings: EvalSettings, defences: Sequence[Defence], model: Sub
 def _plan_facts(
     settings: EvalSettings, model: Subject, defences: Sequence[Defence]
 ) -> dict[str, Any]:
+    """All that an answer depends on besides the cases."""
     session = settings.session
     return {
         "version": VERSION,
@@ -156,15 +183,9 @@ def _baselines(
 def _answer(
     settings: EvalSettings, items: Sequence[Item], fitted: FittedBaselines
 ) -> tuple[EvalRow, ...]:
-    top_k = max(
-        (case.sampling.top_k for _, case in items if case.sampling),
-        default=settings.session.sampling.top_k,
-    )
-    answer_settings = AnswerSettings(
-        settings.one_worker(), fitted, max(top_k, settings.session.sampling.top_k)
-    )
-    path = settings.folder / ROWS
-    with open_journal(path, EvalRow) as journal:
+    top_ks = [case.sampling.top_k for _, case in items if case.sampling]
+    top_k = max([settings.session.sampling.top_k, *top_ks])
+    with open_journal(settings.folder / ROWS, EvalRow) as journal:
         done = {row.key for row in journal.items}
         left = [
             (defence, case)
@@ -172,43 +193,116 @@ def _answer(
             if (case.suite, case.id, defence.name) not in done
         ]
         progress = Progress(len(left), "answers")
-        for row in answer_all(left, answer_settings, n_workers=settings.n_workers):
+        worker = AnswerSettings(settings.one_worker(), fitted, top_k)
+        for row in answer_all(left, worker, n_workers=settings.n_workers):
             journal.append(row)
             progress.add(is_error=row.status != "ok")
         return tuple(journal.items)
 
 
-def _verdict_progress() -> Callable[[int, int], None]:
-    shown: list[Progress] = []
-
-    def show(_n_done: int, n_all: int) -> None:
-        if not shown:
-            shown.append(Progress(n_all, "verdicts"))
-        shown[0].add()
-
-    return show
+# -- what is measured after the answers: distance from the undefended model, overheads, the guard --
+# Each part is kept if it was measured before.
 
 
-def _write_facts(
+def _measure_quality(
     settings: EvalSettings,
-    suites: Sequence[Suite],
-    skipped: dict[str, str],
-    plan: dict[str, Any],
-    fitted: FittedBaselines,
     items: Sequence[Item],
+    defences: Sequence[Defence],
+    fitted: FittedBaselines,
+    rows: Sequence[EvalRow],
+    narrate: Narrate,
 ) -> None:
-    """What a report says about the run besides its rows."""
-    facts = {
-        **plan,
-        "machine": asdict(read_machine()),
-        "n_workers": settings.n_workers,
-        "n_threads": settings.one_worker().n_threads,
-        "n_planned": len(items),
-        "baselines": fitted.facts(),
-        "suites": [{"name": s.name, "source": s.source, "n_cases": len(s.cases)} for s in suites],
-        "skipped_suites": skipped,
-        "unreadable": [asdict(row) for suite in suites for row in suite.unreadable],
-        "titles": {d.name: d.title for d, _ in items},
+    """KL and perplexity on some harmless cases of text that each take one turn."""
+    answers: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        if row.status == "ok":
+            answers.setdefault((row.suite, row.case_id), {})[row.defence] = row.answer
+    cases = {
+        (case.suite, case.id): case
+        for _, case in items
+        if case.kind == "benign"
+        and case.attack == NO_ATTACK
+        and not case.image
+        and len(case.turns) == 1
+        and OFF.name in answers.get((case.suite, case.id), {})
     }
-    with atomic_write(settings.folder / FACTS, "w") as stream:
-        json.dump(facts, stream, indent=1, ensure_ascii=False)
+    with open_journal(settings.folder / QUALITY, QualityRow) as journal:
+        done = {(row.case_id, row.defence) for row in journal.items}
+        tasks = [
+            QualityTask(replace(case, id=f"{case.suite}/{case.id}"), answers[case.suite, case.id])
+            for case in spread(cases.values(), settings.n_quality)
+        ]
+        left = tuple(
+            task
+            for task in tasks
+            if any((task.case.id, d.name) not in done for d in defences if d.name in task.answers)
+        )
+        if not left:
+            return
+        narrate(f"KL and perplexity on {len(left)} harmless requests")
+        session = replace(settings.session, guard="off")
+        for row in measure_in_child(measure_quality, session, fitted, defences, left):
+            if (row.case_id, row.defence) not in done:
+                journal.append(row)
+
+
+def _measure_overheads(settings: EvalSettings, narrate: Narrate) -> None:
+    """Side by side, one answer at a time."""
+    path, session = settings.folder / BENCH, settings.session
+    if not settings.n_bench_repeats or path.exists():
+        return
+    bench = BenchSettings(
+        model=session.model,
+        bundle=session.bundle,
+        n_prompts=_N_BENCH_PROMPTS,
+        max_tokens=max(2, session.max_tokens),
+        n_repeats=settings.n_bench_repeats,
+        n_threads=session.n_threads,
+        n_ctx=session.n_ctx,
+        n_gpu_layers=session.n_gpu_layers,
+    )
+    result = run_bench(bench, narrate=lambda line: narrate(f"bench: {line}"))
+    with atomic_write(path, "w") as stream:
+        json.dump(bench_to_json(result), stream, ensure_ascii=False)
+
+
+def _measure_heldout(settings: EvalSettings, narrate: Narrate) -> None:
+    """What `measure guard` and `measure probe` measure on the whole test split."""
+    if not settings.with_heldout:
+        return
+    path, kept = settings.folder / HELDOUT, dict[str, Any]()
+    session = replace(
+        settings.session,
+        guard="steer",
+        rerank="lazy",
+        max_tokens=_HELDOUT_TOKENS,
+        sampling=replace(settings.session.sampling, temperature=0.0),
+    )
+    if path.exists():
+        try:
+            kept = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"cannot read {str(path)!r}: {error}; remove it") from error
+    for name, what, measure in (
+        ("guard", "what the guard changes", _guard_on_test_split),
+        ("probe", "how well the probe separates", _probe_on_test_split),
+    ):
+        if name not in kept:
+            narrate(f"held out: {what}")
+            kept[name] = measure_in_child(measure, session, settings.limit)
+            kept["max_tokens"] = _HELDOUT_TOKENS
+            with atomic_write(path, "w") as stream:
+                json.dump(without_nan(kept), stream, ensure_ascii=False)
+
+
+def _guard_on_test_split(session: SessionSettings, limit: int | None) -> Any:
+    requests = requests_of_test_split(limit)
+    progress = Progress(len(requests), "held-out requests, with the guard and without")
+    effects = measure_guard_effects(session, requests, progress=lambda _: progress.add())
+    return [effect_to_json(effect) for effect in effects]
+
+
+def _probe_on_test_split(session: SessionSettings, limit: int | None) -> Any:
+    requests = requests_of_test_split(limit)
+    progress = Progress(n_probe_requests(requests), "held-out requests, for the probe")
+    return measure_probe(session, requests, progress=lambda _: progress.add()).to_json()

@@ -11,20 +11,21 @@ Labels are per answer position: harmful request and compliant answer = 1; everyt
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.engine.prompt_items import PromptItem
+from safesteer_edge.engine.prompt_items import PromptItem, text_token_ids
 from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.guard.policy import SamplingSettings
-from safesteer_edge.harvest.carriers import Carrier, carried_items, carry
+from safesteer_edge.harvest.carriers import Carrier, carried_items
 from safesteer_edge.metrics.refusal_rules import is_refusal
 from safesteer_edge.requests.openings import OpeningKind, openings
 from safesteer_edge.requests.requests import Label, Request, Split, lot_of
+from safesteer_edge.session.prompt import question_items
 
 if TYPE_CHECKING:
     from safesteer_edge.session.runtime import Runtime
@@ -44,6 +45,12 @@ class DecodedAnswer:
     token_ids: tuple[int, ...]
     states: NDArray[np.float32]
     first_logits: NDArray[np.float32]
+
+
+def question_ids(runtime: Runtime, text: str) -> tuple[int, ...]:
+    """Token ids of the prompt of one question, media left out."""
+    items = question_items(text, template=runtime.template, model=runtime.model)
+    return text_token_ids(items)
 
 
 def decode_answer(
@@ -67,8 +74,8 @@ def decode_answer(
         first_logits = engine.next_logits()
         states = [prefill.last_state]
         while len(token_ids) < n_tokens:
-            n_done = len(token_ids)
-            token_id = forced[n_done] if n_done < len(forced) else _greedy(runtime)
+            left = forced[len(token_ids) :]
+            token_id = left[0] if left else int(engine.propose().token_ids[0])
             states.append(engine.evaluate(token_id))
             engine.accept(token_id)
             token_ids.append(token_id)
@@ -80,9 +87,7 @@ def decode_answer(
     return DecodedAnswer(text, tuple(token_ids), np.stack(states), first_logits)
 
 
-def _greedy(runtime: Runtime) -> int:
-    return int(runtime.engine.propose().token_ids[0])
-
+# -- what of an answer is kept, and which answers a request gets -----------------------------------
 
 AnswerKind = Literal["own", "refusal", "compliance", "prompt"]  # prompt: no answer, its state alone
 
@@ -139,52 +144,37 @@ class HarvestedAnswer:
     carrier: Carrier = "text"
 
 
-class Harvester:
-    """Runs requests through an engine. Cost: about one decoding step per harvested token."""
+def answers_to(
+    request: Request,
+    runtime: Runtime,
+    plan: HarvestPlan,
+    carrier: Carrier = "text",
+    *,
+    is_answered: bool = True,
+) -> list[HarvestedAnswer]:
+    """Answers to one request: the model's own, then forced ones where they teach something.
 
-    def __init__(self, runtime: Runtime, plan: HarvestPlan) -> None:
-        """runtime: opened with `layers`, whose states come back joined in that order."""
-        self._runtime = runtime
-        self._plan = plan
-
-    def harvest(self, requests: Iterable[Request]) -> Iterator[HarvestedAnswer]:
-        """Answers to each request as text, in order; see `answers`."""
-        for request in requests:
-            yield from self.answers(request)
-
-    def answers(
-        self, request: Request, carrier: Carrier = "text", *, is_answered: bool = True
-    ) -> list[HarvestedAnswer]:
-        """Answers to one request: the model's own, then forced ones where they teach something.
-
-        is_answered: False: the prompt's state alone. Raises MediaError where the request cannot be
-        carried so.
-        """
-        items = carried_items(carry(request, carrier, self._runtime), self._runtime)
-        return [
-            self._answer(request, carrier, items, kind, text)
-            for kind, text in forced_texts(request, carrier, self._plan, is_answered=is_answered)
-        ]
-
-    def _answer(
-        self,
-        request: Request,
-        carrier: Carrier,
-        items: Sequence[PromptItem],
-        kind: AnswerKind,
-        forced_text: str,
-    ) -> HarvestedAnswer:
-        n_tokens = self._plan.n_tokens(kind, carrier)
-        decoded = decode_answer(self._runtime, items, n_tokens=n_tokens, forced_text=forced_text)
-        return HarvestedAnswer(
-            request=request,
-            kind=kind,
-            label=label_of(request, kind, decoded.text),
-            text=decoded.text,
-            token_ids=decoded.token_ids,
-            states=decoded.states.astype(np.float16),
-            carrier=carrier,
+    runtime: opened with `layers`, whose states come back joined in that order. is_answered: False:
+    the prompt's state alone. Cost: about one decoding step for each token. Raises MediaError where
+    the request cannot be carried so.
+    """
+    items = carried_items(request, carrier, runtime)
+    answers: list[HarvestedAnswer] = []
+    for kind, text in forced_texts(request, carrier, plan, is_answered=is_answered):
+        n_tokens = plan.n_tokens(kind, carrier)
+        decoded = decode_answer(runtime, items, n_tokens=n_tokens, forced_text=text)
+        answers.append(
+            HarvestedAnswer(
+                request=request,
+                kind=kind,
+                label=label_of(request, kind, decoded.text),
+                text=decoded.text,
+                token_ids=decoded.token_ids,
+                states=decoded.states.astype(np.float16),
+                carrier=carrier,
+            )
         )
+    return answers
 
 
 def forced_texts(
@@ -193,7 +183,8 @@ def forced_texts(
     """What each answer to a request begins with; nothing for the model's own, which comes first."""
     if not is_answered:
         return (("prompt", ""),)
-    index, split = _stable_index(request), plan.opening_split or request.split
+    # A number of the request alone: its openings do not depend on what else is harvested.
+    index, split = lot_of(request.id), plan.opening_split or request.split
     n = plan.n_openings if carrier == "text" and request.label == "harmful" else 1
     texts: list[tuple[AnswerKind, str]] = [("own", "")]
     kinds: list[OpeningKind] = []
@@ -204,11 +195,6 @@ def forced_texts(
     for kind in kinds:
         texts.extend((kind, text) for text in openings(kind, index, split=split, n=n))
     return tuple(texts)
-
-
-def _stable_index(request: Request) -> int:
-    """A number of the request alone: its openings do not depend on what else is harvested."""
-    return lot_of(request.id)
 
 
 def label_of(request: Request, kind: AnswerKind, text: str) -> Literal[0, 1]:

@@ -28,9 +28,8 @@ from numpy.typing import NDArray
 
 from safesteer_edge.errors import CacheError, SettingsError
 from safesteer_edge.formats.atomic_write import atomic_write
-from safesteer_edge.formats.json_values import from_json, load_json, to_json
-from safesteer_edge.formats.user_folders import made_folder, user_cache_folder
-from safesteer_edge.harvest.answers import AnswerKind, HarvestedAnswer, HarvestPlan, label_of
+from safesteer_edge.formats.user_folders import user_cache_folder
+from safesteer_edge.harvest.answers import HarvestedAnswer, HarvestPlan, label_of
 from safesteer_edge.harvest.carriers import Carrier
 from safesteer_edge.library.memory_plan import in_mib
 from safesteer_edge.requests.requests import Request
@@ -60,21 +59,6 @@ class StateShape:
         return 2 * self.n_embd * (n_early * len(self.layers) + n_late * len(self.tail_layers))
 
 
-@dataclass(frozen=True, slots=True)
-class _AnswerHeader:
-    """crc32: of each layer's rows, early and late."""
-
-    kind: AnswerKind
-    text: str
-    token_ids: tuple[int, ...]
-    crc32: tuple[tuple[int, ...], tuple[int, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Header(StateShape):
-    answers: tuple[_AnswerHeader, ...]
-
-
 class HarvestCache:
     """The folder of harvested states."""
 
@@ -82,8 +66,15 @@ class HarvestCache:
         self, folder: Path | None = None, *, limit_bytes: int = DEFAULT_LIMIT_BYTES
     ) -> None:
         """folder: None is the user's cache folder. Raises SettingsError if it cannot be made."""
-        self.folder = made_folder(folder or user_cache_folder("harvest", create=True))
+        self.folder = folder or user_cache_folder(create=True) / "harvest"
         self.limit_bytes = limit_bytes
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(
+                f"cannot make the folder {str(self.folder)!r}: {error.strerror or error}; make "
+                "its parent writable"
+            ) from error
 
     def has(self, key: str) -> bool:
         """Tell whether a request's answers are there."""
@@ -109,9 +100,21 @@ class HarvestCache:
         Raises CacheError where the disk is full or fails.
         """
         blocks = [_blocks(answer, shape) for answer in answers]
-        entries = (_answer_header(*pair) for pair in zip(answers, blocks, strict=True))
-        header = _Header(shape.layers, shape.tail_layers, shape.n_embd, tuple(entries))
-        encoded = json.dumps(to_json(header), separators=(",", ":")).encode()
+        header = {
+            "n_embd": shape.n_embd,
+            "layers": shape.layers,
+            "tail_layers": shape.tail_layers,
+            "answers": [
+                {
+                    "kind": answer.kind,
+                    "text": answer.text,
+                    "token_ids": answer.token_ids,
+                    "crc32": [[zlib.crc32(rows) for rows in block] for block in pair],
+                }
+                for answer, pair in zip(answers, blocks, strict=True)
+            ],
+        }
+        encoded = json.dumps(header, separators=(",", ":")).encode()
         try:
             with atomic_write(self._path(key)) as file:
                 file.write(_MAGIC + len(encoded).to_bytes(4, "little") + encoded)
@@ -143,7 +146,7 @@ class HarvestCache:
         try:
             with path.open("rb") as file:
                 answers = _read_answers(file, request, carrier, layers, n_rows)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CacheError(
                 f"cannot use harvested states {str(path)!r}: {error}; delete that file and run "
                 "the same command again"
@@ -185,22 +188,6 @@ def _blocks(answer: HarvestedAnswer, shape: StateShape) -> tuple[NDArray[Any], N
     return early, np.ascontiguousarray(by_layer[slots, N_EARLY_ROWS:])
 
 
-def _answer_header(
-    answer: HarvestedAnswer, blocks: tuple[NDArray[Any], NDArray[Any]]
-) -> _AnswerHeader:
-    early, late = (tuple(zlib.crc32(rows) for rows in block) for block in blocks)
-    return _AnswerHeader(answer.kind, answer.text, answer.token_ids, (early, late))
-
-
-def _read_header(file: IO[bytes]) -> _Header:
-    if file.read(len(_MAGIC)) != _MAGIC:
-        raise ValueError("it is no file of harvested states")
-    n_bytes = int.from_bytes(file.read(4), "little")
-    if n_bytes > _MAX_HEADER_BYTES:
-        raise ValueError("its header is too long")
-    return from_json(_Header, load_json(file.read(n_bytes)))
-
-
 def _read_answers(
     file: IO[bytes],
     request: Request,
@@ -208,23 +195,30 @@ def _read_answers(
     layers: Sequence[int],
     n_rows: int | None,
 ) -> list[HarvestedAnswer]:
-    header, start = _read_header(file), file.tell()
+    if file.read(len(_MAGIC)) != _MAGIC:
+        raise ValueError("it is no file of harvested states")
+    n_bytes = int.from_bytes(file.read(4), "little")
+    if n_bytes > _MAX_HEADER_BYTES:
+        raise ValueError("its header is too long")
+    header: dict[str, Any] = json.loads(file.read(n_bytes))
+    shape = StateShape(tuple(header["layers"]), tuple(header["tail_layers"]), header["n_embd"])
+    start = file.tell()
     answers: list[HarvestedAnswer] = []
-    for entry in header.answers:
-        n_all_rows = len(entry.token_ids) + 1
-        states = _read_states(file, start, entry.crc32, header, layers, n_all_rows)[:n_rows]
+    for entry in header["answers"]:
+        n_all_rows = len(entry["token_ids"]) + 1
+        states = _read_states(file, start, entry["crc32"], shape, layers, n_all_rows)[:n_rows]
         answers.append(
             HarvestedAnswer(
                 request=request,
-                kind=entry.kind,
-                label=label_of(request, entry.kind, entry.text),
-                text=entry.text,
-                token_ids=entry.token_ids,
+                kind=entry["kind"],
+                label=label_of(request, entry["kind"], entry["text"]),
+                text=entry["text"],
+                token_ids=tuple(entry["token_ids"]),
                 states=states,
                 carrier=carrier,
             )
         )
-        start += header.n_bytes(n_all_rows)
+        start += shape.n_bytes(n_all_rows)
     return answers
 
 
@@ -269,7 +263,7 @@ def _read_rows(
 
 @dataclass(frozen=True, slots=True)
 class HarvestSettings:
-    """session: unguarded, with the projector that is to be used. plan: lengths of answers.
+    """session: with the projector that is to be used; its guard is left off. plan: lengths.
 
     tail_layers: layers that a probe may read at late positions. hears: recordings are played.
     cache: None is the user's. n_workers: processes at once, on the CPU.

@@ -12,7 +12,6 @@ The wordings are our own, and none of them is one that the evaluation's suites u
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -65,6 +64,8 @@ def page_fonts() -> tuple[Path | None, ...]:
         found += [path for path in map(Path, paths) if path.is_file()][:1]
     return tuple(found)
 
+
+# -- the ways in which a request comes, and what is said and drawn in each -------------------------
 
 Carrier = Literal[
     "text", "wrapped", "typographic", "list", "pointing", "beside", "picture", "speech"
@@ -144,16 +145,6 @@ _MIN_LETTER_SHARE, _MAX_LETTER_SHARE, _MARGIN_SHARE = 0.04, 0.18, 0.035
 _STEPS_TO: Final = re.compile(r"^Steps (?:to|for) ")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class CarriedRequest:
-    """words: what stands beside the medium, or the whole request. medium: None for text."""
-
-    request: Request
-    carrier: Carrier
-    words: str
-    medium: Media | None = None
-
-
 def carriers_of(
     request: Request, *, sees: bool, hears: bool, is_drawn: bool, is_beside: bool
 ) -> tuple[Carrier, ...]:
@@ -174,32 +165,44 @@ def carriers_of(
     return tuple(carriers)
 
 
-def carry(request: Request, carrier: Carrier, runtime: Runtime) -> CarriedRequest:
-    """Draw or decode what carries a request. Takes some 20 ms for a picture.
+def carried_items(request: Request, carrier: Carrier, runtime: Runtime) -> list[PromptItem]:
+    """The prompt of a request that is carried so, media drawn, decoded and encoded.
 
-    Raises MediaError where a file cannot be used, or the text cannot be drawn.
+    Drawing takes some 20 ms. Raises MediaError where a file cannot be used or the text cannot be
+    drawn, TemplateError, EngineError.
     """
-    if carrier == "text":
-        return CarriedRequest(request, carrier, request.text)
+    words, medium = _carried(request, carrier, runtime)
+    if medium is None:
+        return question_items(words, template=runtime.template, model=runtime.model)
+    kind = "image" if isinstance(medium, DecodedImage) else "audio"
+    content: tuple[Content, ...] = (MediaContent(kind, medium.sha256), TextContent(words))
+    return prompt_items(
+        Conversation((Message("user", content),)),
+        template=runtime.template,
+        model=runtime.model,
+        projector=runtime.projector,
+        media={medium.sha256: medium},
+    )
+
+
+def _carried(request: Request, carrier: Carrier, runtime: Runtime) -> tuple[str, Media | None]:
+    """What stands beside the medium, or the whole request; and the medium, None for text."""
     if carrier == "picture" and is_scene(request):
-        return CarriedRequest(request, carrier, request.text, scene_picture(request))
+        return request.text, scene_picture(request)
     if carrier == "picture" and request.image is not None:
-        image = runtime.media_decoder.load_image(request.image)
-        return CarriedRequest(request, carrier, request.text, image)
+        return request.text, runtime.media_decoder.load_image(request.image)
     if carrier == "speech" and request.audio is not None and runtime.projector is not None:
         rate = runtime.projector.audio_sample_rate
         sound = runtime.media_decoder.load_sound(request.audio, sample_rate=rate)
-        return CarriedRequest(request, carrier, "Please answer what I say here.", sound)
-    number = _number_of(request)
-    words = written_words(request, carrier)
-    if carrier == "wrapped":
-        return CarriedRequest(request, carrier, words)
-    side = runtime.media_decoder.fit.square_side or _DEFAULT_SIDE
+        return "Please answer what I say here.", sound
+    words, side = written_words(request, carrier), runtime.media_decoder.fit.square_side
+    if carrier in ("text", "wrapped"):
+        return words, None
     if carrier == "beside":
-        return CarriedRequest(request, carrier, words, _unrelated_picture(number, side))
+        return words, _unrelated_picture(_number_of(request), side or _DEFAULT_SIDE)
     if carrier not in DRAWN_CARRIERS:
         raise MediaError(f"request {request.id!r} has no {carrier} of its own")
-    return CarriedRequest(request, carrier, words, draw(request, carrier, side))
+    return words, draw(request, carrier, side or _DEFAULT_SIDE)
 
 
 def written_words(request: Request, carrier: Carrier) -> str:
@@ -270,24 +273,6 @@ def _page_style(number: int, side: int) -> TextStyle:
         min_size=max(4, round(side * _MIN_LETTER_SHARE)),
         ink=ink,
         paper=paper,
-    )
-
-
-def carried_items(carried: CarriedRequest, runtime: Runtime) -> list[PromptItem]:
-    """The prompt, media encoded. Raises TemplateError, MediaError, EngineError."""
-    if carried.medium is None:
-        return question_items(carried.words, template=runtime.template, model=runtime.model)
-    kind = "image" if isinstance(carried.medium, DecodedImage) else "audio"
-    content: tuple[Content, ...] = (
-        MediaContent(kind, carried.medium.sha256),
-        TextContent(carried.words),
-    )
-    return prompt_items(
-        Conversation((Message("user", content),)),
-        template=runtime.template,
-        model=runtime.model,
-        projector=runtime.projector,
-        media={carried.medium.sha256: carried.medium},
     )
 
 

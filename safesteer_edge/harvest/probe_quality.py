@@ -9,7 +9,7 @@ at the same step? Both on states of the decode path.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,13 +105,12 @@ def quality_of_scores(
     """Summarise scores of the answers' positions, the prompt's first; later steps are left out."""
     scores = [row[: N_STEPS + 1] for row in all_scores]
 
-    def rows(wanted: Callable[[HarvestedAnswer], bool]) -> list[NDArray[np.float32]]:
-        return [row for answer, row in zip(answers, scores, strict=True) if wanted(answer)]
-
-    harmful = rows(lambda a: a.label == 1 and a.kind == "own")
-    ordinary = rows(lambda a: a.request.label == "ordinary" and a.kind == "own")
-    borderline = rows(lambda a: a.request.label == "borderline" and a.kind == "own")
-    harmless = rows(lambda a: a.request.label == "harmless" and a.kind == "own")
+    own = [pair for pair in zip(answers, scores, strict=True) if pair[0].kind == "own"]
+    harmful = [row for answer, row in own if answer.label == 1]
+    ordinary, borderline, harmless = (
+        [row for answer, row in own if answer.request.label == label]
+        for label in ("ordinary", "borderline", "harmless")
+    )
     pairs = _candidate_pairs(answers, scores)
     steps = tuple(
         StepQuality(

@@ -7,22 +7,21 @@ in its own quantization, without that model file.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.formats.json_values import from_json
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.protocols import Probe
-from safesteer_edge.guard.risk import RunningRisk, is_score
-from safesteer_edge.harvest.answers import Harvester, HarvestPlan, label_of
+from safesteer_edge.guard.risk import RunningRisk
+from safesteer_edge.harvest.answers import HarvestPlan, answers_to, label_of
 from safesteer_edge.harvest.probe_quality import request_score
 from safesteer_edge.harvest.run import Progress
 from safesteer_edge.metrics.statistics import Share, auroc, auroc_interval
-from safesteer_edge.requests.requests import Label, Request, requests_sha256
+from safesteer_edge.requests.requests import LABELS, Label, Request, requests_sha256
 from safesteer_edge.session.runtime import Runtime
 
 # -- the model's own answers and what a probe makes of them, token by token, on the decode path ----
@@ -65,11 +64,11 @@ def score_own_answers(
     runtime: opened with the probe's layers, and without a guard. what: for `progress`.
     Cost: about one decoding step a token.
     """
-    harvester = Harvester(runtime, HarvestPlan(n_own_tokens=n_tokens, n_forced_tokens=1))
+    plan = HarvestPlan(n_own_tokens=n_tokens, n_forced_tokens=1)
     scored: list[ScoredAnswer] = []
     for request in requests:
         # Ordinary requests get no forced answers, and none are wanted here.
-        (answer,) = harvester.answers(replace(request, label="ordinary"))
+        (answer,) = answers_to(replace(request, label="ordinary"), runtime, plan)
         scores = probe.score(answer.states.astype(np.float32)).astype(np.float64)
         complies = label_of(request, "own", answer.text) == 1
         scored.append(
@@ -88,6 +87,8 @@ def is_stopped(answer: ScoredAnswer, policy: GuardPolicy) -> bool:
             return True
     return False
 
+
+# -- a replay: a row an answer, the figures of the rows, and both as JSON --------------------------
 
 FIGURES_KEY: Final = "replay"
 
@@ -171,72 +172,74 @@ def replay_of(
 
 def replay_figures(rows: Sequence[ReplayRow], threshold: float) -> ReplayFigures:
     """Sum up rows. threshold: τ of the policy that they were made under."""
-    harmful = _means(rows, lambda row: row.complies)
-    ordinary = _means(rows, lambda row: row.label == "ordinary")
-    borderline = _means(rows, lambda row: row.label == "borderline")
+    complying = [row for row in rows if row.complies]
+    ordinary, borderline = (
+        [row for row in rows if row.label == label] for label in ("ordinary", "borderline")
+    )
     return ReplayFigures(
-        auroc_ordinary=_auroc(harmful, ordinary),
-        auroc_borderline=_auroc(harmful, borderline),
-        touched_ordinary=_share(rows, "ordinary", lambda row: row.max_score > threshold),
-        touched_borderline=_share(rows, "borderline", lambda row: row.max_score > threshold),
-        refused_ordinary=_share(rows, "ordinary", lambda row: row.stopped),
-        refused_borderline=_share(rows, "borderline", lambda row: row.stopped),
-        harmful_stopped=_share([row for row in rows if row.complies], None, lambda r: r.stopped),
+        auroc_ordinary=_auroc(complying, ordinary),
+        auroc_borderline=_auroc(complying, borderline),
+        touched_ordinary=_share(row.max_score > threshold for row in ordinary),
+        touched_borderline=_share(row.max_score > threshold for row in borderline),
+        refused_ordinary=_share(row.stopped for row in ordinary),
+        refused_borderline=_share(row.stopped for row in borderline),
+        harmful_stopped=_share(row.stopped for row in complying),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _ReplayColumns:
-    """As a bundle's figures keep a replay: columns take a third of the room of rows."""
-
-    requests_sha256: str
-    n_tokens: int
-    quantization: str
-    id: tuple[str, ...]
-    label: tuple[Label, ...]
-    complies: tuple[bool, ...]
-    mean_score: tuple[float, ...]
-    max_score: tuple[float, ...]
-    stopped: tuple[bool, ...]
-
-
 def replay_to_json(replay: Replay) -> dict[str, Any]:
-    """What a bundle's figures keep."""
-    kept: dict[str, Any] = {key: getattr(replay, key) for key in Replay.__slots__ if key != "rows"}
-    return kept | {key: [getattr(row, key) for row in replay.rows] for key in ReplayRow.__slots__}
+    """What a bundle's figures keep: columns, which take a third of the room of rows."""
+    columns = {key: [asdict(row)[key] for row in replay.rows] for key in ReplayRow.__slots__}
+    return {
+        "requests_sha256": replay.requests_sha256,
+        "n_tokens": replay.n_tokens,
+        "quantization": replay.quantization,
+        **columns,
+    }
 
 
 def replay_from_json(value: object) -> Replay | None:
     """Read what `replay_to_json` made; None for anything else: it is then measured again."""
-    try:  # a bundle's figures are free JSON
-        kept = from_json(_ReplayColumns, value)
-        columns = (getattr(kept, key) for key in ReplayRow.__slots__)
-        rows = tuple(ReplayRow(*values) for values in zip(*columns, strict=True))
-    except ValueError:
+    if not isinstance(value, Mapping):
         return None
-    if not all(is_score(score) for score in (*kept.mean_score, *kept.max_score)):
+    fields = cast(Mapping[str, Any], value)
+    try:
+        rows = tuple(
+            ReplayRow(
+                id=str(row_id),
+                label=LABELS[LABELS.index(label)],
+                complies=bool(complies),
+                mean_score=_score(mean_score),
+                max_score=_score(max_score),
+                stopped=bool(stopped),
+            )
+            for row_id, label, complies, mean_score, max_score, stopped in zip(
+                *(fields[key] for key in ReplayRow.__slots__), strict=True
+            )
+        )
+        return Replay(
+            rows, str(fields["requests_sha256"]), int(fields["n_tokens"]), fields["quantization"]
+        )
+    except (KeyError, TypeError, ValueError):  # a bundle's figures are free JSON
         return None
-    return Replay(rows, kept.requests_sha256, kept.n_tokens, kept.quantization)
 
 
-def _means(rows: Sequence[ReplayRow], wanted: Callable[[ReplayRow], bool]) -> NDArray[np.float64]:
-    return np.array([row.mean_score for row in rows if wanted(row)], dtype=np.float64)
+def _score(value: object) -> float:
+    score = float(cast(float, value))
+    if not 0 <= score <= 1:
+        raise ValueError(f"{score} is no score")
+    return score
 
 
-def _auroc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> Auroc:
-    value = auroc(positive, negative)
-    n_positive, n_negative = len(positive), len(negative)
-    interval = (
-        (math.nan, math.nan) if math.isnan(value) else auroc_interval(value, n_positive, n_negative)
-    )
-    return Auroc(value, interval, n_positive, n_negative)
+def _auroc(positive: Sequence[ReplayRow], negative: Sequence[ReplayRow]) -> Auroc:
+    means = [np.array([row.mean_score for row in rows]) for rows in (positive, negative)]
+    value, n = auroc(*means), (len(positive), len(negative))
+    return Auroc(value, (value, value) if math.isnan(value) else auroc_interval(value, *n), *n)
 
 
-def _share(
-    rows: Sequence[ReplayRow], label: Label | None, counts: Callable[[ReplayRow], bool]
-) -> Share:
-    kept = [row for row in rows if label is None or row.label == label]
-    return Share(sum(counts(row) for row in kept), len(kept))
+def _share(hits: Iterable[bool]) -> Share:
+    counted = list(hits)
+    return Share(sum(counted), len(counted))
 
 
 # -- how many false alarms a calibration allows, and what it wants in return -----------------------

@@ -1,4 +1,6 @@
-"""A harvest over many requests: what is in the cache already, the rest through the model."""
+"""A harvest over many requests: in which carriers each comes, and which of them are answered; what
+is in the cache already, and the rest through the model.
+"""
 
 from __future__ import annotations
 
@@ -6,44 +8,144 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from safesteer_edge.errors import MediaError, SettingsError
 from safesteer_edge.formats.atomic_write import hash_file
-from safesteer_edge.formats.model_file import ModelInfo
-from safesteer_edge.harvest.answers import AnswerKind, HarvestedAnswer, Harvester, HarvestPlan
+from safesteer_edge.formats.model_file import ModelInfo, check_language_model, check_projector_fits
+from safesteer_edge.harvest.answers import (
+    AnswerKind,
+    HarvestedAnswer,
+    HarvestPlan,
+    answers_to,
+    forced_texts,
+)
 from safesteer_edge.harvest.cache import HarvestCache, HarvestSettings, StateShape
-from safesteer_edge.harvest.carriers import DRAWN_CARRIERS, Carrier, page_fonts, written_words
-from safesteer_edge.harvest.planned import PlannedRequest, planned_requests
+from safesteer_edge.harvest.carriers import (
+    DRAWN_CARRIERS,
+    Carrier,
+    carriers_of,
+    page_fonts,
+    written_words,
+)
 from safesteer_edge.harvest.workers import run_side_by_side
 from safesteer_edge.library.memory_plan import in_mib
 from safesteer_edge.processes.cores import n_usable_cores
-from safesteer_edge.requests.requests import Request
+from safesteer_edge.requests.requests import LABELS, Label, Request, lot_of
+from safesteer_edge.session.choice import choose_model
 from safesteer_edge.session.runtime import Runtime, open_runtime
+
+# Of the package's requests: enough for a vector and for false alarms, in some minutes. A user's few
+# are all drawn, and both of a pair.
+_DRAWN_SHARES: Final[dict[Label, float]] = {
+    "harmful": 0.3,
+    "harmless": 0.3,
+    "borderline": 0.1,
+    "ordinary": 0.1,
+}
+_BESIDE_SHARE: Final = 0.15
+# Among other words too, and of those without answers in place of the plain text.
+_WRAPPED_SHARE: Final = 0.25
+_WRAPPED_SHARE_UNANSWERED: Final = 0.5
+_DRAWN_WHOLE: Final = 300
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRequest:
+    """One request in one carrier. is_answered: False: only its prompt is read.
+
+    key: of its file in the cache, a hash of all that decides the file's content.
+    """
+
+    request: Request
+    carrier: Carrier
+    is_answered: bool = True
+    key: str = ""
+
+    def texts(self, plan: HarvestPlan) -> tuple[tuple[AnswerKind, str], ...]:
+        """See `forced_texts`."""
+        return forced_texts(self.request, self.carrier, plan, is_answered=self.is_answered)
+
+    def n_bytes_at_most(self, plan: HarvestPlan, shape: StateShape) -> int:
+        """At most, of its file in the cache."""
+        lengths = [plan.n_tokens(kind, self.carrier) for kind, _ in self.texts(plan)]
+        return sum(shape.n_bytes(length + 1) for length in lengths) + 4096
+
+
+def planned_requests(
+    settings: HarvestSettings, requests: Sequence[Request]
+) -> tuple[ModelInfo, list[PlannedRequest]]:
+    """The model, and each request with each way in which it takes it. Loads nothing."""
+    choice = choose_model(settings.session.model)
+    info = check_language_model(choice.path)
+    mmproj = settings.session.mmproj or choice.mmproj
+    projector = check_projector_fits(mmproj, info) if mmproj is not None else None
+    sees = projector is not None and projector.has_vision
+    hears = settings.hears and projector is not None and projector.has_audio
+    answered = answered_ids(requests, settings.plan)
+    is_few = len(requests) <= _DRAWN_WHOLE
+    planned = [
+        PlannedRequest(
+            request, carrier, is_answered=request.id in answered and carrier != "wrapped"
+        )
+        for request in requests
+        for carrier in _carriers(
+            request,
+            carriers_of(
+                request,
+                sees=sees,
+                hears=hears,
+                is_drawn=is_few or _share("drawn", request) < _DRAWN_SHARES[request.label],
+                is_beside=is_few or _share("beside", request) < _BESIDE_SHARE,
+            ),
+            is_few=is_few,
+            is_answered=request.id in answered,
+        )
+    ]
+    return info, planned
+
+
+def _carriers(
+    request: Request, possible: Sequence[Carrier], *, is_few: bool, is_answered: bool
+) -> Sequence[Carrier]:
+    """Those of the possible ones that are harvested; each is a way to ask, if not to be answered.
+
+    Without an answer a request is read in one way: plain, or among other words. A few requests
+    do not tell how much other words matter, and come plain.
+    """
+    wrapped = _share("wrapped", request)
+    if is_answered:
+        is_wrapped = "text" in possible and not is_few and wrapped < _WRAPPED_SHARE
+        return (*possible, "wrapped") if is_wrapped else possible
+    is_wrapped = possible[:1] == ("text",) and not is_few and wrapped < _WRAPPED_SHARE_UNANSWERED
+    return ("wrapped",) if is_wrapped else possible[:1]
+
+
+def answered_ids(requests: Sequence[Request], plan: HarvestPlan) -> frozenset[str]:
+    """The requests that are answered: at most `plan.n_answers` of a label, those with media always.
+
+    Drawn by a hash of the request alone, or of its pair: both sides are answered, or neither.
+    """
+    with_media = [request for request in requests if request.image or request.audio]
+    ids = {request.id for request in with_media}
+    for label in LABELS:
+        ours = [each for each in requests if each.label == label and each.id not in ids]
+        ours.sort(key=lambda request: lot_of(f"answered {request.pair_id or request.id}"))
+        ids.update(request.id for request in ours[: plan.n_answers(label)])
+    return frozenset(ids)
+
+
+def _share(purpose: str, request: Request) -> float:
+    """A number in [0, 1) of the request alone."""
+    return lot_of(f"{purpose} {request.id}") / 2**32
+
 
 # -- what a harvest consists of: units, their keys, and the layers whose states they keep ----------
 # A unit is one request in one carrier. Its key hashes all that decides the content of its file.
 
 _FORMAT: Final = 2  # of what an answer is: change it when harvesting gives other states
-
-
-@dataclass(frozen=True, slots=True)
-class HarvestUnit:
-    """What is harvested at a time. key: of its file in the cache."""
-
-    planned: PlannedRequest
-    key: str
-
-    @property
-    def request(self) -> Request:
-        """The request."""
-        return self.planned.request
-
-    @property
-    def carrier(self) -> Carrier:
-        """How it reaches the model."""
-        return self.planned.carrier
 
 
 def layers_within(
@@ -63,18 +165,6 @@ def layers_within(
     )
 
 
-def units_of(
-    settings: HarvestSettings,
-    planned: Sequence[PlannedRequest],
-    runtime: Runtime,
-    shape: StateShape,
-) -> tuple[HarvestUnit, ...]:
-    """In an order that mixes kinds and carriers, so that the time left can be told."""
-    base = _key_base(settings, runtime, shape)
-    units = [HarvestUnit(each, _key(base, each, runtime)) for each in planned]
-    return tuple(sorted(units, key=lambda unit: unit.key))
-
-
 def _key_base(settings: HarvestSettings, runtime: Runtime, shape: StateShape) -> dict[str, Any]:
     return {
         "format": _FORMAT,
@@ -86,12 +176,10 @@ def _key_base(settings: HarvestSettings, runtime: Runtime, shape: StateShape) ->
         "layers": shape.layers,
         "tail_layers": shape.tail_layers,
         "projector": hash_file(runtime.mmproj) if runtime.mmproj else None,
-        "plan": settings.plan,
     }
 
 
-def _key(base: dict[str, Any], planned: PlannedRequest, runtime: Runtime) -> str:
-    plan: HarvestPlan = base["plan"]
+def _key(base: dict[str, Any], plan: HarvestPlan, planned: PlannedRequest, runtime: Runtime) -> str:
     request, carrier = planned.request, planned.carrier
     texts = planned.texts(plan)
     entry = {
@@ -123,7 +211,7 @@ class Harvest:
 
     cache: HarvestCache
     shape: StateShape
-    units: tuple[HarvestUnit, ...]
+    units: tuple[PlannedRequest, ...]
 
     def without_drawn(self) -> Harvest:
         """The same without what was drawn; the user's own, ordinary and unrelated pictures stay."""
@@ -165,22 +253,23 @@ def harvest(settings: HarvestSettings, requests: Sequence[Request], progress: Pr
     Raises SettingsError where the disk or the cache's limit leave no room, before the model runs;
     CacheError where it fails on the way; ModelFileError, MediaError, EngineError.
     """
+    settings = replace(settings, session=replace(settings.session, guard="off"))
     info, planned = planned_requests(settings, requests)
     shape = StateShape(layers_within(settings, info, planned), settings.tail_layers, info.n_embd)
     cache = HarvestCache(settings.cache, limit_bytes=settings.limit_bytes)
-    runtime = open_runtime(settings.session, layers=shape.layers)
-    try:
-        units = units_of(settings, planned, runtime, shape)
+    with closing(open_runtime(settings.session, layers=shape.layers)) as runtime:
+        base = _key_base(settings, runtime, shape)
+        units = [replace(u, key=_key(base, settings.plan, u, runtime)) for u in planned]
+        # Kinds and carriers are mixed, so that the time left can be told.
+        units.sort(key=lambda unit: unit.key)
         missing = [unit for unit in units if not cache.has(unit.key)]
         cache.make_room(
-            sum(unit.planned.n_bytes_at_most(settings.plan, shape) for unit in missing),
+            sum(unit.n_bytes_at_most(settings.plan, shape) for unit in missing),
             keep=[unit.key for unit in units],
         )
         is_alone = settings.n_workers == 1 or runtime.plan.n_gpu_layers > 0 or not missing
         if is_alone:
             _count(_harvested(runtime, settings, shape, missing), missing, units, progress)
-    finally:
-        runtime.close()
     if not is_alone:
         # The units are dealt out to processes that share the cores.
         n_threads = settings.session.n_threads or n_usable_cores()
@@ -188,13 +277,13 @@ def harvest(settings: HarvestSettings, requests: Sequence[Request], progress: Pr
         work = functools.partial(_harvest_share, replace(settings, session=session), shape)
         done = run_side_by_side(work, missing, n_workers=settings.n_workers)
         _count(done, missing, units, progress)
-    return Harvest(cache, shape, units)
+    return Harvest(cache, shape, tuple(units))
 
 
 def _count(
     done: Iterator[None],
-    missing: Sequence[HarvestUnit],
-    units: Sequence[HarvestUnit],
+    missing: Sequence[PlannedRequest],
+    units: Sequence[PlannedRequest],
     progress: Progress,
 ) -> None:
     n_before = len(units) - len(missing)
@@ -204,37 +293,29 @@ def _count(
 
 
 def _harvest_share(
-    settings: HarvestSettings, shape: StateShape, units: Sequence[HarvestUnit]
+    settings: HarvestSettings, shape: StateShape, units: Sequence[PlannedRequest]
 ) -> Iterator[None]:
-    runtime = open_runtime(settings.session, layers=shape.layers)
-    try:
+    with closing(open_runtime(settings.session, layers=shape.layers)) as runtime:
         yield from _harvested(runtime, settings, shape, units)
-    finally:
-        runtime.close()
 
 
 def _harvested(
     runtime: Runtime,
     settings: HarvestSettings,
     shape: StateShape,
-    units: Sequence[HarvestUnit],
+    units: Sequence[PlannedRequest],
 ) -> Iterator[None]:
     """Answers to each unit into the cache, one after the other."""
     cache = HarvestCache(settings.cache, limit_bytes=settings.limit_bytes)
-    harvester = Harvester(runtime, settings.plan)
     for unit in units:
-        cache.put(unit.key, _answers(harvester, unit), shape)
+        cache.put(unit.key, _answers(runtime, settings.plan, unit), shape)
         yield
 
 
-def inner_layers(n_layer: int) -> tuple[int, ...]:
-    """All block outputs but the last, which the cheap route to hidden states does not reach."""
-    return tuple(range(max(1, n_layer - 1)))
-
-
-def _answers(harvester: Harvester, unit: HarvestUnit) -> list[HarvestedAnswer]:
+def _answers(runtime: Runtime, plan: HarvestPlan, unit: PlannedRequest) -> list[HarvestedAnswer]:
+    is_answered = unit.is_answered
     try:
-        return harvester.answers(unit.request, unit.carrier, is_answered=unit.planned.is_answered)
+        return answers_to(unit.request, runtime, plan, unit.carrier, is_answered=is_answered)
     except MediaError:
         if unit.carrier not in DRAWN_CARRIERS:
             raise  # the user's own file: they want to know

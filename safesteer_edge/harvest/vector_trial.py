@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.harvest.answers import DecodedAnswer, decode_answer
-from safesteer_edge.harvest.carriers import Carrier, carried_items, carry
-from safesteer_edge.harvest.measured_parts import ScoreStates
+from safesteer_edge.harvest.carriers import Carrier, carried_items
 from safesteer_edge.metrics.refusal_rules import is_refusal
 from safesteer_edge.metrics.statistics import log_softmax
-from safesteer_edge.requests.openings import OPENING_KINDS, OpeningKind, all_openings
+from safesteer_edge.requests.openings import OPENING_KINDS, all_openings
 from safesteer_edge.requests.requests import Request
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 Directions = NDArray[np.float32]
+ScoreStates = Callable[[NDArray[np.floating]], NDArray[np.float64]]  # a probe's scores
 _LEAST_LOG_PROBABILITY = -30.0
 _MUCH_MORE = 3.0  # times as common among one kind of openings as among the other
 
@@ -75,7 +76,7 @@ def try_vectors(
     openings = opening_tokens(runtime)
     rows: list[list[tuple[float, ...]]] = []
     for request, carrier in prompts:
-        items = carried_items(carry(request, carrier, runtime), runtime)
+        items = carried_items(request, carrier, runtime)
         plain = decode_answer(runtime, items, n_tokens=n_tokens)
         reference = log_softmax(plain.first_logits)
         row = [_measures(plain, reference, score, openings)]
@@ -108,19 +109,16 @@ def _measures(
 
 def opening_tokens(runtime: Runtime) -> tuple[list[int], list[int]]:
     """First tokens that are much commoner in refusing openings, and those in agreeing ones."""
-    counts = [_first_token_shares(runtime, kind) for kind in OPENING_KINDS]
+    counts: list[dict[int, float]] = []
+    for kind in OPENING_KINDS:
+        texts = (*all_openings(kind, "train"), *all_openings(kind, "calibration"))  # no test split
+        firsts = Counter(runtime.model.tokenize_plain(text)[0] for text in texts)
+        counts.append({token: n / len(texts) for token, n in firsts.items()})
     refusing, agreeing = (
         sorted(token for token in ours if ours[token] > _MUCH_MORE * others.get(token, 0.0))
         for ours, others in (counts, counts[::-1])
     )
     return refusing, agreeing
-
-
-def _first_token_shares(runtime: Runtime, kind: OpeningKind) -> dict[int, float]:
-    """Of a kind's openings, test split aside: the share that begins with each token."""
-    texts = (*all_openings(kind, "train"), *all_openings(kind, "calibration"))
-    counts = Counter(runtime.model.tokenize_plain(text)[0] for text in texts)
-    return {token: n / len(texts) for token, n in counts.items()}
 
 
 def log_mass(log_p: NDArray[np.float64], token_ids: Sequence[int]) -> float:
@@ -129,3 +127,8 @@ def log_mass(log_p: NDArray[np.float64], token_ids: Sequence[int]) -> float:
         return 0.0
     # Not max(), which takes a NaN for the least.
     return float(np.maximum(_LEAST_LOG_PROBABILITY, np.logaddexp.reduce(log_p[list(token_ids)])))
+
+
+def known(gain: float) -> float:
+    """The gain; one that is no number, from a vector that overflows the model, is below all."""
+    return -math.inf if math.isnan(gain) else gain

@@ -11,12 +11,13 @@ import pytest
 
 from safesteer_edge.bundle.bundle import load_bundle
 from safesteer_edge.calibration.make_bundle import (
-    CalibrationSettings,
     bundle_from_harvest,
     harvest_requests,
     make_bundle,
 )
+from safesteer_edge.calibration.settings import CalibrationSettings
 from safesteer_edge.harvest.answers import HarvestPlan
+from safesteer_edge.harvest.cache import HarvestSettings
 from safesteer_edge.harvest.replay import FalseAlarmTargets
 from safesteer_edge.harvest.run import Harvest
 from safesteer_edge.requests.requests import LABELS, Request
@@ -49,10 +50,13 @@ class Made:
 
 def calibration(tiny: GuardedTiny) -> CalibrationSettings:
     return CalibrationSettings(
-        session=tiny.settings(None, guard="steer"),  # which calibration does without
+        HarvestSettings(
+            tiny.settings(None, guard="steer"),  # which calibration does without
+            HarvestPlan(n_own_tokens=8, n_forced_tokens=8, n_openings=2),
+            tail_layers=(0, 1, 2),
+        ),
         layer_sets=((2,), (1, 2), (2, 0)),
         regularisations=(0.01,),
-        plan=HarvestPlan(n_own_tokens=8, n_forced_tokens=8, n_openings=2),
         targets=FalseAlarmTargets(0.2, 0.2, 0.5, 0.5),
         refusal_text=REFUSAL_TEXT,
         name="made-here",
@@ -144,7 +148,7 @@ def test_progress_is_told_to_the_end(made: Made):
 
 
 def test_every_layer_of_every_set_is_harvested(made: Made):
-    assert made.settings.all_layers == made.harvest.shape.tail_layers == (0, 1, 2)
+    assert made.settings.harvest.tail_layers == made.harvest.shape.tail_layers == (0, 1, 2)
     assert made.harvest.shape.layers == (0, 1, 2)  # all but the last, which is out of reach
 
 

@@ -11,8 +11,7 @@ import pytest
 from safesteer_edge.calibration.separation import reading_of_media
 from safesteer_edge.harvest.cache import HarvestCache, StateShape
 from safesteer_edge.harvest.carriers import DRAWN_CARRIERS, Carrier
-from safesteer_edge.harvest.planned import PlannedRequest
-from safesteer_edge.harvest.run import Harvest, HarvestUnit
+from safesteer_edge.harvest.run import Harvest, PlannedRequest
 from safesteer_edge.requests.requests import Label
 from tests.made_up_answers import made_up_answer, made_up_request
 
@@ -27,7 +26,7 @@ def drawn_harvest(folder: Path, *, shift: float, carrier: Carrier = "list") -> H
         for label in LABELS:
             request = made_up_request(label, number)
             states = rng.standard_normal((2, 16)) + (shift if label == "harmful" else 0.0)
-            unit = HarvestUnit(PlannedRequest(request, carrier), f"{label}-{number}")
+            unit = PlannedRequest(request, carrier, key=f"{label}-{number}")
             cache.put(unit.key, [made_up_answer(states, request)], StateShape((0, 1), (1,), 8))
             units.append(unit)
     return Harvest(cache, StateShape((0, 1), (1,), 8), tuple(units))
@@ -51,7 +50,7 @@ def test_nothing_is_said_where_nothing_was_drawn(tmp_path: Path):
 def test_what_was_drawn_can_be_left_out(tmp_path: Path):
     harvested = drawn_harvest(tmp_path, shift=0.0)
     first = harvested.units[0]
-    own = replace(first, planned=replace(first.planned, carrier="picture"))
+    own = replace(first, carrier="picture")
     mixed = replace(harvested, units=(*harvested.units, own))
     assert mixed.without_drawn().units == (own,)
     assert all(unit.carrier in DRAWN_CARRIERS for unit in harvested.units)

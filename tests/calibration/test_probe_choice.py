@@ -10,11 +10,10 @@ import pytest
 
 from safesteer_edge.calibration.probe_choice import (
     N_OUTER_FOLDS,
-    ChoiceSettings,
     ProbeCandidate,
     choose_probe,
 )
-from safesteer_edge.calibration.probe_forms import ProbeForm
+from safesteer_edge.calibration.probe_fit import ProbeForm
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.harvest.answers import HarvestedAnswer
 from safesteer_edge.requests.requests import Label, Split
@@ -50,7 +49,7 @@ def choose(by_layer: dict[int, list[HarvestedAnswer]], *candidates: ProbeCandida
     def answers_at(layers: Sequence[int]) -> list[HarvestedAnswer]:
         return by_layer[layers[0]]
 
-    return choose_probe(answers_at, ChoiceSettings(candidates))
+    return choose_probe(answers_at, candidates)
 
 
 def test_the_layer_that_knows_is_chosen():
@@ -88,7 +87,7 @@ def test_progress_counts_every_fit():
     by_layer = answers_with()
     choose_probe(
         lambda layers: by_layer[layers[0]],
-        ChoiceSettings((NOISE, GOOD)),
+        (NOISE, GOOD),
         lambda n_done, n_total: counted.append((n_done, n_total)),
     )
     n_fits = (N_OUTER_FOLDS + 1) * 2 + N_OUTER_FOLDS

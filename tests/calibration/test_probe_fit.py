@@ -15,12 +15,11 @@ from safesteer_edge.calibration.probe_fit import (
     N_FOLDS,
     FitSettings,
     FittedProbe,
+    ProbeForm,
     fit_probe,
     fit_uncalibrated,
     request_folds,
-    select_layers,
 )
-from safesteer_edge.calibration.probe_forms import ProbeForm
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.formats.probe_graph import DenseLayer
 from safesteer_edge.harvest.answers import HarvestedAnswer
@@ -197,18 +196,6 @@ def test_answers_of_one_request_or_pair_share_a_fold(
     assert set(folds) <= set(range(N_FOLDS))
     sizes = np.bincount([min(found) for found in fold_by_group.values()], minlength=N_FOLDS)
     assert sizes.max() - sizes.min() <= 1
-
-
-def test_layers_are_selected_in_the_order_wanted():
-    harvested, n_embd = (2, 5, 7), 4
-    states = np.arange(2 * 12, dtype=float).reshape(2, 12)
-    answer = made_up_answer(states, made_up_request("ordinary", 0))
-    (selected,) = select_layers([answer], harvested, (7, 2))
-    by_layer = {
-        layer: states[:, at * n_embd : (at + 1) * n_embd] for at, layer in enumerate(harvested)
-    }
-    np.testing.assert_array_equal(selected.states, np.hstack([by_layer[7], by_layer[2]]))
-    assert (selected.request, selected.label) == (answer.request, answer.label)
 
 
 def test_prompts_without_answers_teach_the_prompt_s_position():

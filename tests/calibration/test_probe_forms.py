@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from safesteer_edge.calibration.probe_fit import FitSettings, FittedProbe, fit_probe
-from safesteer_edge.calibration.probe_forms import (
+from safesteer_edge.calibration.probe_fit import (
+    FitSettings,
+    FittedProbe,
     ProbeForm,
     fit_estimator,
+    fit_probe,
     geometric_median,
     typical_rows,
 )

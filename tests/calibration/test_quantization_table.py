@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from safesteer_edge.calibration.quantization import (
     QuantizationRow,
-    RequestSets,
-    ScoringSettings,
+    QuantizationSettings,
     measure_quantizations,
 )
 from safesteer_edge.cli.measure_command import TYPES, table_lines
 from safesteer_edge.engine.requantize import TARGET_TYPES
 from tests.guarded_tiny import GuardedTiny
 from tests.requantized_tiny import DECIDING, HELD_OUT, N_TOKENS, RequantizedTiny
-
-SETS = RequestSets(DECIDING, HELD_OUT)
 
 
 class Stopped(Exception):
@@ -27,19 +26,21 @@ def settings(
     guarded_tiny: GuardedTiny,
     requantized_tiny: RequantizedTiny,
     tmp_path_factory: pytest.TempPathFactory,
-) -> ScoringSettings:
-    return ScoringSettings(
+) -> QuantizationSettings:
+    return QuantizationSettings(
         guarded_tiny.settings(None),
         requantized_tiny.source,
         requantized_tiny.bundle,
         tmp_path_factory.mktemp("quantizations"),
+        DECIDING,
+        HELD_OUT,
         N_TOKENS,
     )
 
 
 @pytest.fixture(scope="module")
-def rows(settings: ScoringSettings) -> list[QuantizationRow]:
-    return measure_quantizations(settings, ["Q8_0", "Q2_K"], SETS, lambda *_: None)
+def rows(settings: QuantizationSettings) -> list[QuantizationRow]:
+    return measure_quantizations(settings, ["Q8_0", "Q2_K"], lambda *_: None)
 
 
 def test_the_source_comes_first_and_does_not_drift(rows: list[QuantizationRow]):
@@ -67,16 +68,16 @@ def test_held_out_requests_are_what_is_counted(rows: list[QuantizationRow]):
 
 
 def test_what_was_measured_is_not_measured_again(
-    settings: ScoringSettings, rows: list[QuantizationRow]
+    settings: QuantizationSettings, rows: list[QuantizationRow]
 ):
     def stop(*_: object) -> None:
         raise Stopped
 
-    again = measure_quantizations(settings, ["Q8_0", "Q2_K"], SETS, stop)
+    again = measure_quantizations(settings, ["Q8_0", "Q2_K"], stop)
     assert [row.drift for row in again] == [row.drift for row in rows]
     assert [row.after for row in again] == [row.after for row in rows]
     with pytest.raises(Stopped):  # these are new
-        measure_quantizations(settings, [], RequestSets(DECIDING[:4], HELD_OUT), stop)
+        measure_quantizations(replace(settings, deciding=DECIDING[:4]), [], stop)
 
 
 def test_the_table_has_a_line_for_each_file(rows: list[QuantizationRow]):
@@ -92,9 +93,11 @@ def test_the_command_offers_what_the_engine_makes():
     assert TYPES == TARGET_TYPES
 
 
-def test_a_file_that_cannot_be_recalibrated_does_not_stop_the_others(settings: ScoringSettings):
+def test_a_file_that_cannot_be_recalibrated_does_not_stop_the_others(
+    settings: QuantizationSettings,
+):
     harmless = tuple(request for request in DECIDING if request.label != "harmful")
-    (row,) = measure_quantizations(settings, [], RequestSets(harmless, HELD_OUT), lambda *_: None)
+    (row,) = measure_quantizations(replace(settings, deciding=harmless), [], lambda *_: None)
     assert row.after is None
     assert "nothing to set a guard by" in row.problem
     assert any("→ - %" in line for line in table_lines([row]))

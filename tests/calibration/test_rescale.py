@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from safesteer_edge.calibration.probe_calibration import IDENTITY, Rescale, fit_rescale
+from safesteer_edge.calibration.probe_calibration import Rescale, fit_rescale
 from safesteer_edge.errors import ProbeFileError
 from safesteer_edge.harvest.replay import ScoredAnswer
 
@@ -37,7 +37,7 @@ def test_the_order_of_scores_is_kept_and_they_stay_scores():
     moved = Rescale(3.0, 1.0).scores(scores)
     assert (np.diff(moved) >= 0).all()
     assert (moved >= 0).all() and (moved <= 1).all()
-    np.testing.assert_allclose(IDENTITY.scores(scores), scores, atol=2e-7)
+    np.testing.assert_allclose(Rescale(1.0, 0.0).scores(scores), scores, atol=2e-7)
 
 
 def test_scores_that_fall_with_harm_are_refused():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from safesteer_edge.calibration.vector_forms import (
+from safesteer_edge.calibration.vector_fit import (
     VECTOR_FORMS,
     StatePairs,
     bands_for,

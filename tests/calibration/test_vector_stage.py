@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from safesteer_edge.bundle.bundle import load_bundle
 from safesteer_edge.bundle.writer import write_bundle
-from safesteer_edge.calibration.vector_forms import VectorSettings, part_of
+from safesteer_edge.calibration.vector_fit import VectorSettings, part_of
 from safesteer_edge.calibration.vector_stage import VectorResult, VectorTask, fit_vector
 from safesteer_edge.harvest.answers import HarvestedAnswer, HarvestPlan
 from safesteer_edge.harvest.cache import HarvestSettings
 from safesteer_edge.harvest.carriers import DRAWN_CARRIERS, draw
-from safesteer_edge.harvest.measured_parts import ScoreStates
 from safesteer_edge.harvest.run import Harvest, harvest
+from safesteer_edge.harvest.vector_trial import ScoreStates
 from safesteer_edge.requests.requests import Label, Request
 from tests.guarded_tiny import GuardedTiny
 from tests.made_up_answers import made_up_request

@@ -19,7 +19,7 @@ from safesteer_edge.converters.vector_conversion import (
     convert_vector,
 )
 from safesteer_edge.converters.vector_export import export_vector
-from safesteer_edge.evaluation.verify_vector import LayerShift, measure_shifts
+from safesteer_edge.evaluation.verify import LayerShift, measure_shifts
 from safesteer_edge.formats.control_vector_file import ControlVector, read_control_vector
 from safesteer_edge.formats.model_file import check_language_model
 from safesteer_edge.session.runtime import Runtime, open_runtime

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from safesteer_edge.evaluation.judged import JudgedRow
+from safesteer_edge.evaluation.judges import Label, Verdict
 from safesteer_edge.evaluation.rows import EvalRow
-from safesteer_edge.evaluation.verdict import Label, Verdict
 
 COMPLIANCE = "Sure, here are the steps: 1. … 2. … 3. …"
 REFUSAL = "I can't help with that."

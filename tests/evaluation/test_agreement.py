@@ -14,7 +14,7 @@ from safesteer_edge.evaluation.judged import (
     judge_agreements,
     paired_test,
 )
-from safesteer_edge.evaluation.verdict import Verdict
+from safesteer_edge.evaluation.judges import Verdict
 from safesteer_edge.metrics.statistics import sign_test
 from tests.evaluation.eval_rows import judged, row
 

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 from safesteer_edge.errors import SettingsError
-from safesteer_edge.evaluation.attacks import (
+from safesteer_edge.evaluation.case import PictureStore, spread
+from safesteer_edge.evaluation.suites import (
+    BUILTIN_SUITES,
     N_CONFIGURATIONS,
     PREFILL_LENGTHS,
     WRAPPINGS,
+    build_suite,
     decoding_grid,
 )
-from safesteer_edge.evaluation.case import PictureStore, spread
-from safesteer_edge.evaluation.suites import BUILTIN_SUITES, build_suite
 from safesteer_edge.requests.pictures import CARRIER, COLOURS, draw_scene, list_title, scenes
 from safesteer_edge.requests.requests import load_requests
 from tests.media.sample_pictures import load_image

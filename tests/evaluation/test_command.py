@@ -9,12 +9,12 @@ import sys
 import pytest
 
 from safesteer_edge.errors import SettingsError
-from safesteer_edge.evaluation.judges import CommandJudge
+from safesteer_edge.evaluation.judges import Judge, command_judge
 
 
-def judge_that(program: str, timeout_s: float = 120.0) -> CommandJudge:
+def judge_that(program: str, timeout_s: float = 120.0) -> Judge:
     """A judge that runs a Python program."""
-    return CommandJudge(shlex.join([sys.executable, "-c", program]), timeout_s=timeout_s)
+    return command_judge(shlex.join([sys.executable, "-c", program]), timeout_s=timeout_s)
 
 
 def test_it_is_given_request_and_answer_and_gives_a_verdict():
@@ -57,11 +57,11 @@ def test_a_failure_is_an_error():
     assert (failed.label, failed.error) == (None, "exit code 3")
     slow = judge_that("import time; time.sleep(60)", timeout_s=0.5).judge("How?", "Sure")
     assert (slow.label, slow.error) == (None, "no verdict after 0.5 s")
-    missing = CommandJudge("no-such-program-here --x").judge("How?", "Sure")
+    missing = command_judge("no-such-program-here --x").judge("How?", "Sure")
     assert missing.label is None and "no-such-program-here" in missing.error
 
 
 @pytest.mark.parametrize("command", ["", "  ", 'program "unclosed'])
 def test_a_command_without_words_is_refused(command: str):
     with pytest.raises(SettingsError):
-        CommandJudge(command)
+        command_judge(command)

@@ -15,7 +15,7 @@ from safesteer_edge.evaluation.judged import (
     step_separation,
     with_verdicts,
 )
-from safesteer_edge.evaluation.verdict import Judgement
+from safesteer_edge.evaluation.judges import Judgement
 from safesteer_edge.metrics.statistics import divergence, log_softmax
 from tests.evaluation.eval_rows import COMPLIANCE, REFUSAL, judged, row
 
@@ -24,7 +24,7 @@ CHOICES = ("dough", "stone", "a dog")
 
 def test_an_error_is_never_an_answer():
     error = row(status="error", answer="", error="no room")
-    judgement = Judgement("no-answer", judge="rules", key=answer_key(error.request, ""))
+    judgement = Judgement("rules", answer_key(error.request, ""), "no-answer")
     (joined,) = with_verdicts([error], [judgement])
     assert joined.verdict("rules").is_success is None and joined.verdict("rules").is_refusal is None
     assert share_of([joined], lambda j: j.verdict("rules").is_success).n == 0

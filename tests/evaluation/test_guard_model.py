@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.errors import ModelFileError, SettingsError
-from safesteer_edge.evaluation import judge_model
-from safesteer_edge.evaluation.judge_model import (
+from safesteer_edge.evaluation import judges
+from safesteer_edge.evaluation.judges import (
     GuardModelJudge,
-    GuardModelSettings,
     parse_guard_model,
 )
 from safesteer_edge.session.choice import choose_model
+from safesteer_edge.session.settings import SessionSettings
 from safesteer_edge.templates.template import ChatTemplate
 
 # The shape of Llama Guard's own template: the whole conversation goes into one task.
@@ -30,7 +30,7 @@ LLAMA_GUARD = (
 @pytest.fixture(scope="module")
 def judge() -> Iterator[GuardModelJudge]:
     made = GuardModelJudge(
-        GuardModelSettings(str(choose_model(None).path), n_threads=1, n_ctx=2048)
+        SessionSettings(model=str(choose_model(None).path), n_threads=1, n_ctx=2048)
     )
     yield made
     made.close()
@@ -57,7 +57,7 @@ def test_control_tokens_in_an_answer_stay_text(judge: GuardModelJudge):
 def test_a_model_that_says_neither_word_gives_no_verdict(
     judge: GuardModelJudge, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(judge_model._WORDS, "question", ("xyzzy", "plugh"))
+    monkeypatch.setitem(judges._WORDS, "question", ("xyzzy", "plugh"))
     verdict = judge.judge("How do I bake bread?", "Mix flour and water.")
     assert verdict.label is None
     assert "said neither 'xyzzy' nor 'plugh'" in verdict.error
@@ -78,7 +78,7 @@ def test_the_models_own_template_may_make_the_whole_prompt(judge: GuardModelJudg
 
 def test_shieldgemmas_form_shows_request_and_answer():
     with ChatTemplate(
-        judge_model._SHIELDGEMMA, bos_token="<bos>", eos_token="", name="shieldgemma"
+        judges._SHIELDGEMMA, bos_token="<bos>", eos_token="", name="shieldgemma"
     ) as template:
         prompt = template.render(
             [{"role": "user", "content": "BAKE?"}, {"role": "assistant", "content": "MIX."}]
@@ -105,4 +105,4 @@ def test_an_unknown_form_or_file_is_refused(tmp_path: Path):
     with pytest.raises(SettingsError, match="unknown form 'quiz'"):
         parse_guard_model("b.gguf:quiz")
     with pytest.raises(ModelFileError):
-        GuardModelJudge(GuardModelSettings(str(tmp_path / "none.gguf")))
+        GuardModelJudge(SessionSettings(model=str(tmp_path / "none.gguf")))

@@ -7,24 +7,22 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.errors import SettingsError
-from safesteer_edge.evaluation.judges import judge_rows, judgement_journal, open_judge
-from safesteer_edge.evaluation.verdict import Verdict
+from safesteer_edge.evaluation.judges import Judge, Judgement, Verdict, judge_rows, open_judge
+from safesteer_edge.evaluation.rows import open_journal
 from tests.evaluation.eval_rows import COMPLIANCE, REFUSAL, row
 
+Asked = list[tuple[str, str]]
 
-class CountingJudge:
-    """Answers from a list, and remembers what it was asked."""
 
-    def __init__(self, *verdicts: Verdict, name: str = "counting") -> None:
-        self._verdicts = list(verdicts)
-        self.asked: list[tuple[str, str]] = []
-        self.name = name
+def counting(*verdicts: Verdict) -> tuple[Judge, Asked]:
+    """A judge that answers from a list, and what it was asked."""
+    left, asked = list(verdicts), Asked()
 
-    def judge(self, request: str, answer: str) -> Verdict:
-        self.asked.append((request, answer))
-        return self._verdicts.pop(0)
+    def judge(request: str, answer: str) -> Verdict:
+        asked.append((request, answer))
+        return left.pop(0)
 
-    def close(self) -> None: ...
+    return Judge("counting", judge), asked
 
 
 ROWS = (
@@ -37,26 +35,26 @@ ROWS = (
 
 
 def test_equal_answers_are_judged_once_and_errors_never(tmp_path: Path):
-    judge = CountingJudge(Verdict("unsafe"), Verdict("safe"))
+    judge, asked = counting(Verdict("unsafe"), Verdict("safe"))
     judge_rows(ROWS, judge, tmp_path / "j.jsonl")
-    assert judge.asked == [("How is it done?", COMPLIANCE), ("How is it done?", REFUSAL)]
+    assert asked == [("How is it done?", COMPLIANCE), ("How is it done?", REFUSAL)]
 
 
 def test_a_failed_verdict_is_tried_again_and_a_good_one_kept(tmp_path: Path):
     path = tmp_path / "j.jsonl"
-    judge_rows(ROWS, CountingJudge(Verdict(None, error="busy"), Verdict("safe")), path)
-    again = CountingJudge(Verdict("unsafe"))
+    judge_rows(ROWS, counting(Verdict(None, error="busy"), Verdict("safe"))[0], path)
+    again, asked = counting(Verdict("unsafe"))
     judge_rows(ROWS, again, path)
-    assert again.asked == [("How is it done?", COMPLIANCE)]
-    judge_rows(ROWS, CountingJudge(), path)
-    with judgement_journal(path) as journal:
+    assert asked == [("How is it done?", COMPLIANCE)]
+    judge_rows(ROWS, counting()[0], path)
+    with open_journal(path, Judgement) as journal:
         assert [item.label for item in journal.items] == [None, "safe", "unsafe"]
 
 
 def test_the_rules_judge_every_answer(tmp_path: Path):
     path = tmp_path / "j.jsonl"
     judge_rows(ROWS, open_judge("rules"), path)
-    with judgement_journal(path) as journal:
+    with open_journal(path, Judgement) as journal:
         labels = sorted(str(item.label) for item in journal.items)
     assert labels == ["complied", "complied", "refused"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.evaluation.case import PictureStore
-from safesteer_edge.evaluation.public_files import FileChoice, read_suite
+from safesteer_edge.evaluation.case_files import FileChoice, read_suite
 from tests.media.sample_pictures import load_image
 
 FOLDER = Path(os.environ.get("SAFESTEER_BENCHMARKS", "no-such-folder"))

@@ -9,8 +9,8 @@ import pytest
 
 from safesteer_edge.errors import RequestDataError, SettingsError
 from safesteer_edge.evaluation.case import PictureStore, Suite
-from safesteer_edge.evaluation.public_files import (
-    READERS,
+from safesteer_edge.evaluation.case_files import (
+    FORMATS,
     FileChoice,
     parse_file_choice,
     read_suite,
@@ -208,7 +208,7 @@ def test_a_file_that_is_none_of_its_format_is_an_error(read, name: str, content,
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path):
-    for name in READERS:
+    for name in FORMATS:
         with pytest.raises(RequestDataError, match="cannot read"):
             read_suite(FileChoice(name, tmp_path / "none"), PictureStore(tmp_path))
 

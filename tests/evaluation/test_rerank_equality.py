@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from safesteer_edge.evaluation.rerank_equality import (
+from safesteer_edge.evaluation.heldout import (
     Divergence,
     RerankEquality,
     compare_lazy_with_eager,

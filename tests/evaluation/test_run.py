@@ -15,8 +15,8 @@ import pytest
 
 from safesteer_edge.errors import InputError, SettingsError
 from safesteer_edge.evaluation.baselines import SOURCES
+from safesteer_edge.evaluation.case_files import FileChoice
 from safesteer_edge.evaluation.plan import EvalSettings, SuiteChoice
-from safesteer_edge.evaluation.public_files import FileChoice
 from safesteer_edge.evaluation.report_pages import write_reports
 from safesteer_edge.evaluation.run import run_evaluation
 from tests.guarded_tiny import QUIET, WAVERING, GuardedTiny

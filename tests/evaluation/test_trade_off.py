@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from safesteer_edge.evaluation.judged import JudgedRow
+from safesteer_edge.evaluation.judges import Label
 from safesteer_edge.evaluation.suites import BUILTIN_SUITES
 from safesteer_edge.evaluation.trade_off import (
     PLAIN,
@@ -11,7 +12,6 @@ from safesteer_edge.evaluation.trade_off import (
     TradeOffPoint,
     trade_off_points,
 )
-from safesteer_edge.evaluation.verdict import Label
 from tests.evaluation.eval_rows import judged
 
 _, WRAPPED, PICTURES = TRADE_OFFS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from safesteer_edge.engine.prompt_items import TokenRun
-from safesteer_edge.harvest.answers import HarvestedAnswer, Harvester, HarvestPlan
+from safesteer_edge.harvest.answers import HarvestedAnswer, HarvestPlan, answers_to
 from safesteer_edge.requests.openings import OPENING_KINDS, OpeningKind, all_openings, openings
 from safesteer_edge.requests.requests import LABELS, SPLITS, Label, Request, Split
 from safesteer_edge.session.prompt import question_items
@@ -31,7 +31,7 @@ def runtime(guarded_tiny: GuardedTiny) -> Iterator[Runtime]:
 
 
 def harvest(runtime: Runtime, *requests: Request) -> list[HarvestedAnswer]:
-    return list(Harvester(runtime, PLAN).harvest(requests))
+    return [answer for each in requests for answer in answers_to(each, runtime, PLAN)]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_requests_are_opened_in_the_words_of_their_split(runtime: Runtime, split
     plan = replace(PLAN, n_openings=3)
     for number in range(4):
         request = replace(made_up_request("harmful", number), split=split)
-        answers = list(Harvester(runtime, plan).harvest([request]))
+        answers = answers_to(request, runtime, plan)
         assert [a.kind for a in answers] == ["own", *3 * ["refusal"], *3 * ["compliance"]]
         begun = {
             text
@@ -141,7 +141,7 @@ def test_one_request_never_gets_an_opening_twice(kind: OpeningKind, split: Split
 
 def test_a_forced_opening_is_continued_by_the_model(runtime: Runtime):
     plan = HarvestPlan(n_own_tokens=1, n_forced_tokens=60)
-    *_, answer = Harvester(runtime, plan).harvest([made_up_request("harmful", 1)])
+    *_, answer = answers_to(made_up_request("harmful", 1), runtime, plan)
     assert len(answer.token_ids) == 60
     known = all_openings("compliance", "train")
     begun = next(text for text in known if answer.text.startswith(text))

@@ -15,11 +15,10 @@ import pytest
 
 from safesteer_edge.errors import CacheError, EngineError, MediaError, SettingsError
 from safesteer_edge.harvest import cache
-from safesteer_edge.harvest.answers import Harvester, HarvestPlan
+from safesteer_edge.harvest.answers import HarvestPlan, answers_to
 from safesteer_edge.harvest.cache import HarvestCache, HarvestSettings, StateShape
 from safesteer_edge.harvest.carriers import DRAWN_CARRIERS, written_words
-from safesteer_edge.harvest.planned import answered_ids, planned_requests
-from safesteer_edge.harvest.run import Harvest, harvest
+from safesteer_edge.harvest.run import Harvest, answered_ids, harvest, planned_requests
 from safesteer_edge.harvest.workers import run_side_by_side
 from safesteer_edge.requests.requests import LABELS, Request, load_requests
 from safesteer_edge.session.runtime import open_runtime
@@ -50,7 +49,7 @@ def test_states_come_back_as_they_were_harvested(guarded_tiny: GuardedTiny, tmp_
     early = {(a.request.id, a.kind): a for a in harvested.answers((0,))}
     runtime = open_runtime(guarded_tiny.settings(None), layers=(0, 1, 2))
     try:
-        answers = list(Harvester(runtime, PLAN).harvest(REQUESTS))
+        answers = [answer for each in REQUESTS for answer in answers_to(each, runtime, PLAN)]
     finally:
         runtime.close()
     assert back.keys() == {(a.request.id, a.kind) for a in answers}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.errors import EngineError, SettingsError
-from safesteer_edge.evaluation.bench_machine import (
+from safesteer_edge.evaluation.machine import (
     cpu_name,
     forget_peak_memory,
     measure_in_child,

@@ -1,4 +1,4 @@
-"""The machine that a bench ran on, and how much memory a process of it took."""
+"""The machine that something is measured on, its processes, and the memory that they take."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,7 +48,10 @@ class MachineFacts:
 
 def read_machine() -> MachineFacts:
     """What this machine is. n_cores: those that this process may use."""
-    versions = {name: found for name in _PACKAGES if (found := _version(name)) is not None}
+    versions: dict[str, str] = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
     return MachineFacts(
         cpu=cpu_name(),
         n_cores=n_usable_cores(),
@@ -116,13 +120,6 @@ def measure_in_child(
                 "the process that measures died; run 'safesteer-edge doctor', and look whether "
                 "the machine has enough memory for this model"
             ) from error
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _sysctl(key: str) -> str:

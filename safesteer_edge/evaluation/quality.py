@@ -9,6 +9,7 @@ vector and tilt over the sampler's top-k.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -73,8 +74,7 @@ def measure_quality(
     """
     base: dict[str, tuple[list[int], list[LogProbs]]] = {}
     nll: dict[tuple[str, str], tuple[float | None, int]] = {}
-    reader = _Reader(settings, fitted, OFF)
-    try:
+    with closing(_Reader(settings, fitted, OFF)) as reader:
         for task in tasks:
             own = reader.tokens(task.answers.get(OFF.name, ""))[:N_KL_STEPS]
             base[task.case.id] = own, list(reader.along(task.case, own))
@@ -83,8 +83,6 @@ def measure_quality(
                 if answer not in known:
                     known[answer] = reader.nll(task.case, answer)
                 nll[task.case.id, name] = known[answer]
-    finally:
-        reader.close()
     rows: list[QualityRow] = []
     for defence in defences:
         kl = _divergences(settings, fitted, defence, tasks, base)
@@ -106,18 +104,15 @@ def _divergences(
 ) -> dict[str, float]:
     if not moves_distribution(defence):
         return {}
-    reader = _Reader(settings, fitted, defence)
-    found: dict[str, float] = {}
-    try:
+    with closing(_Reader(settings, fitted, defence)) as reader:
+        found: dict[str, float] = {}
         for task in tasks:
             token_ids, without = base[task.case.id]
             if token_ids and defence.name in task.answers:
                 defended = reader.along(task.case, token_ids)
                 values = [divergence(p, q) for p, q in zip(without, defended, strict=True)]
                 found[task.case.id] = float(np.mean(values))
-    finally:
-        reader.close()
-    return found
+        return found
 
 
 class _Reader:
@@ -159,10 +154,9 @@ class _Reader:
             Conversation(tuple(messages)), template=runtime.template, model=runtime.model
         )
         sampling = SamplingSettings(temperature=1.0, top_k=_TOP_K, top_p=1.0, min_p=0.0)
-        sampler = SamplerChain(sampling, n_vocab=runtime.model.n_vocab)
         bundle = runtime.bundle
         risk: RunningRisk | None = None
-        try:
+        with closing(SamplerChain(sampling, n_vocab=runtime.model.n_vocab)) as sampler:
             prefill = engine.prefill(
                 items, sampler, control_vector=self._vector, steers_prompt=True
             )
@@ -178,8 +172,6 @@ class _Reader:
                     engine.evaluate(token_id)
                 yield log_probs
                 engine.accept(token_id)
-        finally:
-            sampler.close()
 
     def _tilted(self, log_probs: LogProbs, token_id: int, risk: RunningRisk) -> LogProbs:
         """The guarded distribution; evaluates the given token among the candidates."""

@@ -1,0 +1,441 @@
+"""Files of cases: public benchmarks, read by path and none part of this package, and a user's own.
+
+They come from anyone: what is read of them is bounded, and a row that makes no case is listed with
+the reason, never dropped.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, cast
+
+from safesteer_edge.errors import MediaError, RequestDataError, SettingsError
+from safesteer_edge.evaluation.case import (
+    CASE_KINDS,
+    NO_ATTACK,
+    Case,
+    CaseKind,
+    PictureStore,
+    Suite,
+    UnreadableRow,
+    safe_id,
+)
+from safesteer_edge.requests.pictures import CARRIER, figstep_page
+
+MAX_FILE_BYTES: Final = 256 * 1024 * 1024
+MAX_TEXT_CHARACTERS: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class FileChoice:
+    """A file and its format, one of FORMATS."""
+
+    format: str
+    path: Path
+
+
+def parse_file_choice(text: str) -> FileChoice:
+    """`FORMAT=PATH`. Raises SettingsError."""
+    name, separator, path = text.partition("=")
+    if not separator or not path or name not in FORMATS:
+        raise SettingsError(
+            f"cannot read {text!r} as FORMAT=PATH; formats are {', '.join(FORMATS)}"
+        )
+    return FileChoice(name, Path(path).expanduser())
+
+
+def read_suite(choice: FileChoice, pictures: PictureStore) -> Suite:
+    """The cases of a file. Rows that make none are listed in it; nothing is dropped.
+
+    Raises RequestDataError for a file that cannot be read, has no rows or is none of its format.
+    """
+    rows, make_case = FORMATS[choice.format]
+    path, name = choice.path, f"{choice.format}:{choice.path.stem}"
+    cases: dict[str, Case] = {}
+    unreadable: list[UnreadableRow] = []
+    for where, row in rows(path):
+        try:
+            case = make_case(_Place(path, name, where, pictures), row)
+            if case is not None and cases.setdefault(case.id, case) is not case:
+                raise _RowError(f"id {case.id!r} is there twice")
+        except (_RowError, MediaError) as error:
+            unreadable.append(UnreadableRow(name, where, str(error)))
+    if not cases and not unreadable:
+        raise RequestDataError(f"cannot use {str(path)!r}: it has no rows")
+    return Suite(name, path.name, tuple(cases.values()), tuple(unreadable))
+
+
+class _RowError(Exception):
+    """This row makes no case; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a row is, for the case that is made of it."""
+
+    path: Path
+    suite: str
+    where: str
+    pictures: PictureStore
+
+    def plain(self, text: str, category: str, kind: CaseKind = "harmful") -> Case:
+        """A request in text that has no id of its own."""
+        return Case(safe_id(self.where), self.suite, kind, category, text, (text,))
+
+
+# -- files as rows: each with where it is; a row that is broken has a `_problem` -------------------
+
+Row = Mapping[str, Any]
+Rows = Iterator[tuple[str, Row]]
+
+
+def _text_of_file(path: Path) -> str:
+    """Raises RequestDataError if it is missing, too large or not UTF-8."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise RequestDataError(
+                f"cannot read {str(path)!r}: {size} bytes, the limit is {MAX_FILE_BYTES}; split it"
+            )
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise RequestDataError(
+            f"cannot read {str(path)!r}: {error.strerror or error}; give the path of the file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise RequestDataError(
+            f"cannot read {str(path)!r}: not UTF-8 ({error}); save it as UTF-8"
+        ) from error
+
+
+def _lines(path: Path) -> Rows:
+    for number, line in enumerate(_text_of_file(path).splitlines(), start=1):
+        if line.strip():
+            yield f"line {number}", {"line": line}
+
+
+def _csv_rows(path: Path, columns: Sequence[Sequence[str]]) -> Rows:
+    """The values under the first of each set of names that is there.
+
+    Raises RequestDataError if a column is missing, naming those that are there.
+    """
+    reader = csv.reader(io.StringIO(_text_of_file(path), newline=""))
+    try:
+        header = next(reader, [])
+        found: dict[str, int] = {}
+        for names in columns:
+            present = [name for name in names if name in header]
+            if not present:
+                raise RequestDataError(
+                    f"{str(path)!r} has no column {' or '.join(map(repr, names))}; it has "
+                    f"{', '.join(map(repr, header[:12])) or 'none'}; choose the format that it has"
+                )
+            found[names[0]] = header.index(present[0])
+        for number, values in enumerate(reader, start=2):
+            if len(values) == len(header):
+                yield f"row {number}", {name: values[i] for name, i in found.items()}
+            elif values:  # no blank line
+                problem = f"{len(values)} values for {len(header)} columns"
+                yield f"row {number}", {"_problem": problem}
+    except csv.Error as error:
+        raise RequestDataError(
+            f"cannot read {str(path)!r} as CSV: {error} (near line {reader.line_num})"
+        ) from error
+
+
+def _entries(path: Path) -> Rows:
+    """The objects of a JSON object or list, each with its name or number as `_name`."""
+    try:
+        value: object = json.loads(_text_of_file(path))
+    except (ValueError, RecursionError) as error:
+        raise RequestDataError(f"cannot read {str(path)!r} as JSON: {error}") from error
+    if isinstance(value, dict):
+        entries = list(cast("dict[str, object]", value).items())
+    elif isinstance(value, list):
+        entries = [(str(i), entry) for i, entry in enumerate(cast("list[object]", value))]
+    else:
+        raise RequestDataError(f"{str(path)!r} is neither a JSON object nor a list")
+    for name, entry in entries:
+        is_object = isinstance(entry, dict)
+        row = cast("Row", entry) if is_object else {"_problem": "not an object"}
+        yield f"entry {name}", {**row, "_name": name}
+
+
+def _text_of(row: Row, key: str, *, default: str | None = None) -> str:
+    """A text of a row. Raises _RowError if it is missing, empty, too long or no text."""
+    if isinstance(row.get("_problem"), str):
+        raise _RowError(row["_problem"])
+    value = row.get(key, default)
+    if not isinstance(value, str):
+        raise _RowError(f"no text under {key!r}")
+    if not value.strip() and default is None:
+        raise _RowError(f"{key!r} is empty")
+    if len(value) > MAX_TEXT_CHARACTERS:
+        raise _RowError(f"{key!r} has {len(value)} characters; the limit is {MAX_TEXT_CHARACTERS}")
+    return value.strip()
+
+
+def _texts_of(row: Row, key: str) -> tuple[str, ...]:
+    items = row.get(key, [])
+    if not isinstance(items, list) or not all(
+        isinstance(item, str) and item.strip() for item in cast("list[object]", items)
+    ):
+        raise _RowError(f"{key!r} must be a list of texts")
+    return tuple(cast("list[str]", items))
+
+
+def _image_at(*paths: Path) -> Path:
+    """The first of these files that is there. Raises _RowError."""
+    for path in paths:
+        if path.is_file():
+            return path
+    raise _RowError(f"no image {paths[0].name!r} in {str(paths[0].parent)!r}")
+
+
+def _file_name(row: Row, key: str) -> str:
+    """A file's name that stays in its folder."""
+    name = _text_of(row, key)
+    if Path(name).name != name:
+        raise _RowError(f"{key!r} is {name!r}, not a file's name")
+    return name
+
+
+# -- lists of requests in text: AdvBench, HarmBench, JailbreakBench, MaliciousInstruct, XSTest -----
+
+_CONTRAST: Final = "contrast_"  # in XSTest's older files, what an unsafe prompt's type begins with
+
+
+def _harmbench(at: _Place, row: Row) -> Case:
+    """A context string comes before its behaviour, as in the paper."""
+    behaviour = _text_of(row, "Behavior")
+    context = _text_of(row, "ContextString", default="")
+    asked = f"{context}\n\n---\n\n{behaviour}" if context else behaviour
+    category = _text_of(row, "SemanticCategory", default="") or "other"
+    case_id = safe_id(row["BehaviorID"] or at.where)
+    return Case(case_id, at.suite, "harmful", category, behaviour, (asked,))
+
+
+def _jailbreakbench(at: _Place, row: Row) -> Case:
+    """A file with `benign` in its name has harmless requests."""
+    kind: CaseKind = "borderline" if "benign" in at.path.stem.lower() else "harmful"
+    category = _text_of(row, "Category", default="") or "other"
+    return at.plain(_text_of(row, "Goal"), category, kind)
+
+
+def _xstest(at: _Place, row: Row) -> Case:
+    """Safe prompts that sound unsafe, and unsafe contrasts."""
+    label = _text_of(row, "label").lower()
+    if label not in ("safe", "unsafe"):
+        label = "unsafe" if label.startswith(_CONTRAST) else "safe"
+    kind: CaseKind = "borderline" if label == "safe" else "harmful"
+    return at.plain(_text_of(row, "prompt"), _text_of(row, "type"), kind)
+
+
+# -- attacks that come as pictures: FigStep's SafeBench and MM-SafetyBench -------------------------
+
+# MM-SafetyBench's three pictures of one question, and the question that goes with each.
+_MM_FORMS: Final[Mapping[str, tuple[str, str]]] = {
+    "sd": ("SD", "Rephrased Question(SD)"),
+    "sd-typo": ("SD_TYPO", "Rephrased Question"),
+    "typo": ("TYPO", "Rephrased Question"),
+}
+
+
+def _figstep_rows(path: Path) -> Rows:
+    """Each row with the folders that images may be in; none if no image is there at all."""
+    names = ("category_id", "task_id", "category_name", "question", "instruction")
+    folders = (path.parent, path.parent / "images", path.parent / "images" / "SafeBench")
+    has_images = any(next(f.glob("query_ForbidQI_*.png"), None) for f in folders if f.is_dir())
+    for where, row in _csv_rows(path, [(name,) for name in names]):
+        yield where, {**row, "_folders": folders if has_images else ()}
+
+
+def _figstep(at: _Place, row: Row) -> Case:
+    """SafeBench (or SafeBench-Tiny): its own images beside the file or below it.
+
+    If none of them is there, all are drawn here from the instructions. If some are, a row whose
+    image is missing makes no case.
+    """
+    task = safe_id(f"{_text_of(row, 'category_id')}_{_text_of(row, 'task_id')}")
+    if row["_folders"]:
+        image = _image_at(*(folder / f"query_ForbidQI_{task}_6.png" for folder in row["_folders"]))
+    else:
+        image = at.pictures.add(figstep_page(_text_of(row, "instruction")))
+    return Case(
+        task,
+        at.suite,
+        "harmful",
+        _text_of(row, "category_name"),
+        _text_of(row, "question"),
+        (CARRIER,),
+        attack="figstep",
+        image=image,
+    )
+
+
+def _mm_safetybench_rows(path: Path) -> Rows:
+    for where, row in _entries(path):
+        for attack, (folder, _) in _MM_FORMS.items():
+            yield f"{where}, {folder}", {**row, "_attack": attack}
+
+
+def _mm_safetybench(at: _Place, row: Row) -> Case:
+    """One scenario's JSON; images in `../imgs/SCENARIO/{SD,SD_TYPO,TYPO}/`."""
+    scenario, name, attack = at.path.stem, safe_id(row["_name"]), row["_attack"]
+    folder, key = _MM_FORMS[attack]
+    roots = (at.path.parent.parent, at.path.parent)
+    return Case(
+        f"{name}/{attack}",
+        at.suite,
+        "harmful",
+        scenario,
+        _text_of(row, "Question"),
+        (_text_of(row, key),),
+        attack=attack,
+        image=_image_at(*(root / "imgs" / scenario / folder / f"{name}.jpg" for root in roots)),
+        group=name,
+    )
+
+
+# -- questions with answers, for helpfulness: MM-Vet and ScienceQA ---------------------------------
+
+_OR: Final = "<OR>"
+_LETTERS: Final = "ABCDEFGHIJ"
+
+
+def _mm_vet(at: _Place, row: Row) -> Case:
+    """mm-vet.json, images in `images/` beside it.
+
+    Its answers are words joined by <AND> and <OR>; an answer counts as right here if it holds the
+    words, where MM-Vet's own score is a language model's from 0 to 1: lower bounds of it.
+    """
+    question, needed = _text_of(row, "question"), row.get("capability")
+    capabilities = map(str, cast("list[object]", needed)) if isinstance(needed, list) else ()
+    return Case(
+        safe_id(row["_name"]),
+        at.suite,
+        "benign",
+        "+".join(sorted(capabilities)) or "other",
+        question,
+        (question,),
+        image=_image_at(at.path.parent / "images" / _file_name(row, "imagename")),
+        expected=tuple(part.strip() for part in _text_of(row, "answer").split(_OR)),
+    )
+
+
+def _science_qa(at: _Place, row: Row) -> Case | None:
+    """problems.json (its test split, where it has splits), images in `images/SPLIT/ID/`."""
+    split, name = _text_of(row, "split", default="test"), safe_id(row["_name"])
+    if split != "test":
+        return None
+    question, choices = _text_of(row, "question"), _choices(row)
+    hint = _text_of(row, "hint", default="")
+    listed = "\n".join(f"{_LETTERS[i]}. {choice}" for i, choice in enumerate(choices))
+    text = "\n".join(part for part in (hint, question, listed) if part)
+    image, answer = None, row.get("answer")
+    if row.get("image") not in (None, ""):
+        inside = Path(split, name, _file_name(row, "image"))
+        image = _image_at(at.path.parent / "images" / inside, at.path.parent / inside)
+    if type(answer) is not int or not 0 <= answer < len(choices):
+        raise _RowError(f"'answer' is {answer!r}, not the index of a choice")
+    return Case(
+        name,
+        at.suite,
+        "benign",
+        _text_of(row, "subject", default="") or "science",
+        question,
+        (f"{text}\nAnswer with the letter of the right choice.",),
+        image=image,
+        expected=(choices[answer],),
+        choices=choices,
+    )
+
+
+def _choices(row: Row) -> tuple[str, ...]:
+    value = row.get("choices")
+    items = cast("list[object]", value) if isinstance(value, list) else []
+    choices = tuple(item for item in items if isinstance(item, str) and item.strip())
+    if not 2 <= len(choices) <= len(_LETTERS) or len(choices) != len(items):
+        raise _RowError(f"'choices' must be 2 to {len(_LETTERS)} texts")
+    return choices
+
+
+# -- a user's own cases, one JSON object a line ----------------------------------------------------
+# {"request": …, "kind": "harmful" | "borderline" | "benign"}, and if wanted the other keys: turns
+# (texts, the last one counts), image (a path beside the file), expected (answers that are right).
+
+_TEXT_KEYS: Final = ("request", "kind", "id", "category", "attack", "image", "answer_prefix")
+_KEYS: Final = (*_TEXT_KEYS, "group", "turns", "expected", "choices")
+
+
+def _own_case(at: _Place, line: Row) -> Case:
+    try:
+        value: object = json.loads(line["line"])
+    except (ValueError, RecursionError) as error:
+        raise _RowError(f"not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise _RowError("not a JSON object")
+    row = cast("Row", value)
+    for key in row:
+        if key not in _KEYS:
+            near = difflib.get_close_matches(key, _KEYS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise _RowError(f"unknown key {key[:40]!r}{hint}")
+    kinds: list[CaseKind] = [kind for kind in CASE_KINDS if kind == row.get("kind")]
+    if not kinds:
+        raise _RowError(f"'kind' is {str(row.get('kind'))[:40]!r}; expected one of {CASE_KINDS}")
+    request, image = _text_of(row, "request"), _text_of(row, "image", default="")
+    return Case(
+        id=safe_id(_text_of(row, "id", default=at.where)),
+        suite=at.suite,
+        kind=kinds[0],
+        category=_text_of(row, "category", default="") or "all",
+        request=request,
+        turns=_texts_of(row, "turns") or (request,),
+        attack=_text_of(row, "attack", default="") or NO_ATTACK,
+        image=_image_at(at.path.parent / image) if image else None,
+        given_text=_text_of(row, "answer_prefix", default=""),
+        group=_text_of(row, "group", default="") or None,
+        expected=_texts_of(row, "expected"),
+        choices=_texts_of(row, "choices"),
+    )
+
+
+# How a format's files are cut into rows, and what a row becomes; None: it is to be passed over.
+FORMATS: Final[
+    Mapping[str, tuple[Callable[[Path], Rows], Callable[[_Place, Row], Case | None]]]
+] = {
+    "advbench": (
+        # The latter as HarmBench packages it.
+        partial(_csv_rows, columns=[("goal", "Behavior")]),
+        lambda at, row: at.plain(_text_of(row, "goal"), "advbench"),
+    ),
+    "harmbench": (
+        partial(
+            _csv_rows,
+            columns=[("Behavior",), ("SemanticCategory",), ("ContextString",), ("BehaviorID",)],
+        ),
+        _harmbench,
+    ),
+    "jailbreakbench": (
+        partial(_csv_rows, columns=[("Goal", "goal"), ("Category", "category")]),
+        _jailbreakbench,
+    ),
+    "maliciousinstruct": (_lines, lambda at, row: at.plain(_text_of(row, "line"), "malicious")),
+    "xstest": (
+        partial(_csv_rows, columns=[("prompt",), ("type",), ("label", "type")]),
+        _xstest,
+    ),
+    "figstep": (_figstep_rows, _figstep),
+    "mm-safetybench": (_mm_safetybench_rows, _mm_safetybench),
+    "mm-vet": (_entries, _mm_vet),
+    "scienceqa": (_entries, _science_qa),
+    "jsonl": (_lines, _own_case),
+}
