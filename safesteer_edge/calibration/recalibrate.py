@@ -196,7 +196,7 @@ def _parts(
         residual_norms=config.residual_norms,
         canaries=_canaries(data, config.canaries, runtime),
         refusal_text=config.refusal_text,
-        vector=_vector(bundle),
+        vector=_vector(bundle, line),
         route_hint=runtime.route.name if runtime.route else None,
         figures=_figures(bundle, found, answers, after),
     )
@@ -248,11 +248,15 @@ def _canaries(data: bytes, old: Canaries, runtime: Runtime) -> Canaries:
     return Canaries(probe_canaries, engine_canaries)
 
 
-def _vector(bundle: GuardBundle) -> VectorParts | None:
-    """The alignment vector as it was: its scale is checked against this quantization's norms."""
+def _vector(bundle: GuardBundle, line: Rescale) -> VectorParts | None:
+    """The alignment vector as it was: its scale is checked against this quantization's norms.
+
+    Its gate is a score of the probe, and moves with them.
+    """
     entry, vector = bundle.config.vector, bundle.unscaled_vector
     if entry is None or vector is None:
         return None
+    gate = None if entry.gate is None else float(line.scores(np.array([entry.gate]))[0])
     return VectorParts(
-        vector, entry.scale, entry.max_scale, entry.layers, entry.modalities, entry.sign
+        vector, entry.scale, entry.max_scale, entry.layers, entry.modalities, entry.sign, gate
     )

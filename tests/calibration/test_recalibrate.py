@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from safesteer_edge.bundle.bundle import load_bundle
+from safesteer_edge.bundle.writer import write_bundle
 from safesteer_edge.calibration.recalibrate import (
     Recalibrated,
     RecalibrationSettings,
@@ -90,6 +91,32 @@ def test_its_probe_is_the_old_one_on_another_scale(
         before = old.probe.score(states).astype(np.float64)
         expected = made.recalibration.rescale.scores(before)
         np.testing.assert_allclose(new.probe.score(states), expected, atol=1e-4)
+
+
+def test_a_vectors_gate_moves_with_the_scores(
+    requantized_tiny: RequantizedTiny, guarded_tiny: GuardedTiny, tmp_path: Path
+):
+    with load_bundle(requantized_tiny.bundle, guarded_tiny.info, device="cpu") as old:
+        config = old.config
+        probe_onnx = (old.folder / config.probe.file).read_bytes()
+    vector = guarded_tiny.parts(has_vector=True).vector
+    assert vector is not None
+    parts = replace(
+        guarded_tiny.parts(),
+        probe_onnx=probe_onnx,
+        probe_layers=config.probe.layers,
+        policy=config.policy,
+        canaries=config.canaries,
+        figures=config.figures,
+        vector=replace(vector, gate=0.5),
+    )
+    settings = replace(
+        settings_for(requantized_tiny, guarded_tiny), bundle=write_bundle(tmp_path / "old", parts)
+    )
+    made = recalibrate(tmp_path / "new", settings, quiet)
+    with load_bundle(made.folder, requantized_tiny.other, device="cpu") as new:
+        expected = made.recalibration.rescale.scores(np.array([0.5]))[0]
+        assert new.vector_gate == pytest.approx(expected)
 
 
 def test_guard_json_says_what_was_decided_and_from_what(
