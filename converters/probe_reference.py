@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.converters.probe_files import read_probe_source
-from safesteer_edge.converters.vector_arrays import ARRAY_SUFFIXES, read_arrays
+from safesteer_edge.converters.vector_source import ARRAY_SUFFIXES, read_arrays
 from safesteer_edge.errors import ProbeFileError, SettingsError
 from safesteer_edge.formats.probe_onnx import SourceOptions
 
@@ -42,7 +42,7 @@ def read_states(path: Path, n_features: int) -> NDArray[np.float32]:
     """
     if path.suffix.lower() not in ARRAY_SUFFIXES:
         raise SettingsError(f"states in {path.name!r}; expected one of {', '.join(ARRAY_SUFFIXES)}")
-    arrays = read_arrays(path).arrays
+    arrays = read_arrays(path).tensors
     states = arrays.get("states")
     if states is None and len(arrays) == 1:
         states = next(iter(arrays.values()))
