@@ -28,7 +28,7 @@ from safesteer_edge.cli.options import (
     say,
     settings_with_flags,
 )
-from safesteer_edge.errors import InputError
+from safesteer_edge.cli.piped_text import read_prompt
 from safesteer_edge.formats.display_text import ControlCharacterFilter, strip_control_characters
 from safesteer_edge.session.settings_file import user_settings
 
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     from safesteer_edge.session.protocol import interrupt_cancels
     from safesteer_edge.tui.typed_paths import sorted_by_kind
 
-    prompt = _read_prompt(options.prompt)
+    prompt = read_prompt(options.prompt)
     settings = settings_with_flags(options, user_settings()).session
     if options.isolate:
         from safesteer_edge.session.isolated_session import open_isolated_session as open_it
@@ -112,15 +112,6 @@ def _stream(
             print(end="" if options.json else "\n", flush=True)
             return event
     raise RuntimeError("the session ended a turn without saying so")
-
-
-def _read_prompt(prompt: str) -> str:
-    if prompt != "-":
-        return prompt
-    try:
-        return sys.stdin.read().rstrip("\r\n")  # as a shell's $(…): the line's end is not said
-    except UnicodeDecodeError as error:
-        raise InputError(f"cannot read the prompt from stdin: {error}; send UTF-8 text") from error
 
 
 def _open_trace(path: Path) -> IO[str]:
@@ -201,7 +192,12 @@ ASK = Command(
     "answer one prompt",
     run,
     (
-        Argument("prompt", "the question; - reads it from stdin", metavar="PROMPT"),
+        Argument(
+            "prompt",
+            "the question, below what is piped in; - or nothing: what is piped in alone",
+            metavar="PROMPT",
+            nargs="*",
+        ),
         _files("--image"),
         _files("--audio"),
         _files("--file", "a PDF, a text file, a picture or a sound, told apart by its name"),

@@ -46,7 +46,12 @@ COMMANDS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = _make_parser(arguments).parse_args(arguments)
+    parser = _make_parser(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and hasattr(options, "prompt") and not any(each.startswith("-") for each in rest):
+        options.prompt += rest  # words of the question behind an option
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if options.verbose:
         logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s", stream=sys.stderr)
     for stream in (sys.stdout, sys.stderr):

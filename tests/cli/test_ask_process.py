@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from safesteer_edge.cli.options import INTERRUPTED, OK
-from tests.cli.conftest import TIMEOUT_S, StartAsk
+from safesteer_edge.cli.options import BAD_INPUT, INTERRUPTED, OK
+from tests.cli.conftest import TIMEOUT_S, StartAsk, ask_arguments
 from tests.guarded_tiny import QUIET, GuardedTiny
 from tests.session.turns import texts
 
@@ -120,11 +120,78 @@ def test_head_gets_its_byte(start_ask: StartAsk, long_answer: str):
 
 
 def test_stdin_and_stdout_are_utf_8_text(start_ask: StartAsk, guarded_tiny: GuardedTiny):
-    running = start_ask("-", "--quiet", environment={"PYTHONUTF8": "1"})
+    running = start_ask("-", "--quiet", stdin=subprocess.PIPE)
     out, err = running.finish("Grüße – 你好\n".encode())
     assert running.process.returncode == OK, err
     expected = texts(guarded_tiny, guarded_tiny.bundle(QUIET), ["Grüße – 你好"])[0]
     assert out.decode() == f"{expected}\n"
+
+
+@pytest.mark.parametrize("words", [["Hello", "there"], ["Hello", "--seed", "1", "there"]])
+def test_what_is_piped_in_stands_above_the_question(
+    start_ask: StartAsk, guarded_tiny: GuardedTiny, words: list[str]
+):
+    running = start_ask(*words, "--quiet", stdin=subprocess.PIPE)
+    out, err = running.finish(b"one\ntwo\n")
+    assert (running.process.returncode, err) == (OK, b"")
+    asked = "one\ntwo\n\nHello there"
+    expected = texts(guarded_tiny, guarded_tiny.bundle(QUIET), [asked])[0]
+    assert out.decode() == f"{expected}\n"
+
+
+def test_what_is_piped_in_is_the_question_where_none_is_written(
+    start_ask: StartAsk, guarded_tiny: GuardedTiny, tmp_path: Path
+):
+    expected = texts(guarded_tiny, guarded_tiny.bundle(QUIET), ["Hello there"])[0]
+    piped = start_ask("--quiet", stdin=subprocess.PIPE)
+    assert piped.finish(b"Hello there\n")[0].decode() == f"{expected}\n"
+    file = tmp_path / "question.txt"
+    file.write_bytes(b"Hello there\n")
+    with file.open("rb") as stream:
+        redirected = start_ask("--quiet", stdin=stream.fileno())
+        assert redirected.finish()[0].decode() == f"{expected}\n"
+
+
+@pytest.mark.parametrize("kind", ["null", "zeros", "empty pipe", "open pipe", "closed"])
+def test_a_question_needs_nothing_of_stdin(
+    start_ask: StartAsk, guarded_tiny: GuardedTiny, kind: str
+):
+    bundle = guarded_tiny.bundle(QUIET)
+    expected = texts(guarded_tiny, bundle, ["Hello there"])[0]
+    arguments = ("Hello there", "--quiet")
+    if kind == "closed":
+        whole = [
+            sys.executable,
+            "-m",
+            "safesteer_edge",
+            *ask_arguments(guarded_tiny, *arguments, bundle=bundle),
+        ]
+        shell = subprocess.run(
+            ["sh", "-c", 'exec "$@" <&-', "sh", *whole], capture_output=True, timeout=TIMEOUT_S
+        )
+        assert (shell.returncode, shell.stdout.decode()) == (OK, f"{expected}\n"), shell.stderr
+        return
+    with Path("/dev/zero").open("rb") as zeros:
+        stdin = {"null": subprocess.DEVNULL, "zeros": zeros.fileno()}.get(kind, subprocess.PIPE)
+        running = start_ask(*arguments, stdin=stdin)
+    if kind == "open pipe":
+        said = b""
+        while not said.endswith(b"\n"):  # and only then is the pipe closed
+            said += running.stdout.read(1)
+        _, err = running.finish()
+        assert (said.decode(), running.process.returncode) == (f"{expected}\n", OK)
+        assert b"asked without it" in err
+        return
+    out, err = running.finish()
+    assert (out.decode(), err, running.process.returncode) == (f"{expected}\n", b"", OK)
+
+
+def test_a_stream_without_end_is_no_question(start_ask: StartAsk):
+    with Path("/dev/zero").open("rb") as zeros:
+        running = start_ask("-", stdin=zeros.fileno())
+    out, err = running.finish()
+    assert (running.process.returncode, out) == (BAD_INPUT, b"")
+    assert err.count(b"\n") == 1
 
 
 def test_the_log_goes_to_stderr_and_only_where_asked_for(
