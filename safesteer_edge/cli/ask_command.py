@@ -28,7 +28,7 @@ from safesteer_edge.cli.options import (
     say,
     settings_with_flags,
 )
-from safesteer_edge.cli.piped_text import read_prompt
+from safesteer_edge.cli.piped_text import read_prompt, require_text
 from safesteer_edge.formats.display_text import ControlCharacterFilter, strip_control_characters
 from safesteer_edge.session.settings_file import user_settings
 
@@ -45,6 +45,8 @@ def run(options: argparse.Namespace) -> int:
     from safesteer_edge.tui.typed_paths import sorted_by_kind
 
     prompt = read_prompt(options.prompt)
+    require_text(options.system, "--system")
+    require_text(options.answer_prefix, "--answer-prefix")
     settings = settings_with_flags(options, user_settings()).session
     if options.isolate:
         from safesteer_edge.session.isolated_session import open_isolated_session as open_it

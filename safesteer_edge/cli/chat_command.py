@@ -28,6 +28,7 @@ from safesteer_edge.cli.options import (
     settings_with_flags,
     write_text,
 )
+from safesteer_edge.cli.piped_text import PipedLines
 from safesteer_edge.errors import ChatFileError
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.formats.json_values import to_json
@@ -50,12 +51,13 @@ def run_chat_command(options: argparse.Namespace) -> int:
     """Chat, and return the exit code."""
     user = user_settings()
     chosen = settings_with_flags(options, user)
-    if chosen.look.plain or not (sys.stdin.isatty() and sys.stdout.isatty()):
+    lines = PipedLines()
+    if chosen.look.plain or not (lines.isatty() and sys.stdout.isatty()):
         from safesteer_edge.session.isolated_session import open_isolated_session
         from safesteer_edge.tui.plain_chat import run_plain_chat
 
         store = _store() if chosen.chats.save else None
-        has_answered = run_plain_chat(open_isolated_session, chosen.session, store)
+        has_answered = run_plain_chat(open_isolated_session, chosen.session, store, lines)
         return OK if has_answered else RUNTIME_ERROR
     # Deferred: Textual.
     from safesteer_edge.tui.app import run_chat

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import queue
+import re
 import stat
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Final
+from functools import cached_property
+from typing import Final, TextIO
 
 from safesteer_edge.cli.options import say
 from safesteer_edge.errors import InputError
+from safesteer_edge.formats.display_text import strip_control_characters
 
 _MAX_BYTES: Final = 4 << 20  # far more than any context holds
 # A parent may hold a pipe open that it never writes to: a question need not wait for its end.
 _FIRST_BYTE_LIMIT_S: Final = 5.0
+_UTF_16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_BINARY: Final = re.compile("[\x00-\x06\x0e-\x1a\x1c-\x1f]")  # terminals do send BEL, BS, ESC
 
 
 def read_prompt(words: Sequence[str]) -> str:
@@ -25,6 +32,7 @@ def read_prompt(words: Sequence[str]) -> str:
     """
     if list(words) not in ([], ["-"]):
         question = " ".join(words)
+        require_text(question, "the question")
         context = _text(_piped_bytes())
         return f"{context}\n\n{question}" if context else question
     if sys.stdin is None or (not words and sys.stdin.isatty()):
@@ -66,9 +74,61 @@ def _piped_bytes() -> bytes:
 
 
 def _text(data: bytes) -> str:
+    """UTF-8, or UTF-16 with its mark, whatever the locale is. Raises InputError."""
     if len(data) > _MAX_BYTES:
         raise InputError(f"stdin has more than {_MAX_BYTES >> 20} MiB; send a part of it")
     try:
-        return data.decode("utf-8").rstrip("\r\n")  # as a shell's $(…): the line's end is not said
+        text = data.decode(_encoding(data))
     except UnicodeDecodeError as error:
-        raise InputError(f"cannot read the prompt from stdin: {error}; send UTF-8 text") from error
+        raise _not_text(error) from error
+    if _BINARY.search(text):
+        raise _not_text("it is binary")
+    # Of coloured logs the words alone; and as a shell's $(…) has it, no line's end at the end.
+    return strip_control_characters(text).rstrip("\n")
+
+
+def _encoding(start: bytes) -> str:
+    """The encoding of text that begins so. Both drop their mark."""
+    return "utf-16" if start.startswith(_UTF_16) else "utf-8-sig"
+
+
+def _not_text(why: object) -> InputError:
+    return InputError(f"cannot read stdin as text: {why}; send UTF-8, or UTF-16 with its mark")
+
+
+def require_text(typed: str | None, what: str) -> None:
+    """Raise InputError for an argument whose bytes are no text in this locale."""
+    try:
+        (typed or "").encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} is not UTF-8 text: {typed!r}; write it in UTF-8") from error
+
+
+class PipedLines:
+    """The lines of stdin as text, as a chat reads them: from a terminal, or decoded as `_text`."""
+
+    def isatty(self) -> bool:
+        """Whether a person types them."""
+        return sys.stdin is not None and sys.stdin.isatty()
+
+    def readline(self) -> str:
+        """The next line, '' at the end. Raises InputError."""
+        if sys.stdin is None:
+            return ""
+        try:
+            line = self._lines.readline()
+        except UnicodeError as error:
+            raise _not_text(error) from error
+        if _BINARY.search(line):
+            raise _not_text("it is binary")
+        return line
+
+    @cached_property
+    def _lines(self) -> TextIO:
+        """Made when the first line is wanted: only then does anything have to be there."""
+        if isinstance(sys.stdin, io.TextIOWrapper) and isinstance(
+            sys.stdin.buffer, io.BufferedReader
+        ):
+            encoding = _encoding(sys.stdin.buffer.peek(2))
+            sys.stdin.reconfigure(encoding=encoding, errors="strict")
+        return sys.stdin

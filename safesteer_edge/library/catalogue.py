@@ -75,7 +75,7 @@ def read_catalogue_file(path: Path) -> tuple[CatalogueRow, ...]:
             raw = stream.read(_MAX_BYTES + 1)
         if len(raw) > _MAX_BYTES:
             raise SettingsError(f"catalogue {str(path)!r} is larger than 1 MiB; make it smaller")
-        table = tomllib.loads(raw.decode("utf-8"))
+        table = tomllib.loads(raw.decode("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"catalogue {str(path)!r} is not TOML: {error}; mend it") from error
     except OSError as error:

@@ -67,7 +67,7 @@ def read_settings(path: Path | None = None) -> UserSettings:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise SettingsError(f"{where}: more than {_MAX_BYTES} bytes; shorten it")
-        table = tomllib.loads(path.read_bytes().decode("utf-8"))
+        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         return UserSettings()
     except OSError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.chats.recorded_chat import RecordedChat
@@ -32,6 +32,18 @@ from safesteer_edge.tui.slash_commands import parse_command
 from safesteer_edge.tui.typed_paths import require_files, sorted_by_kind, split_media_paths
 
 
+class Lines(Protocol):
+    """Where messages come from, such as stdin."""
+
+    def isatty(self) -> bool:
+        """Whether a person types them."""
+        ...
+
+    def readline(self) -> str:
+        """The next line with its end; '': there are no more."""
+        ...
+
+
 class PlainChat:
     """Reads lines, answers them, obeys commands. Make it with an open session; `run` it."""
 
@@ -41,7 +53,7 @@ class PlainChat:
         settings: SessionSettings,
         store: ChatStore | None,
         *,
-        lines: IO[str],
+        lines: Lines,
         out: IO[str],
         notes: IO[str],
     ) -> None:
@@ -199,11 +211,15 @@ def run_plain_chat(
     opener: Callable[[SessionSettings], ChatSession],
     settings: SessionSettings,
     store: ChatStore | None,
+    lines: Lines,
 ) -> bool:
-    """Chat on stdin and stdout. False if something failed. Raises what opening a session does."""
-    chat = PlainChat(opener, settings, store, lines=sys.stdin, out=sys.stdout, notes=sys.stderr)
+    """Chat on these lines, answering on stdout. False if something failed.
+
+    Raises what opening a session does, and what reading the lines does.
+    """
+    chat = PlainChat(opener, settings, store, lines=lines, out=sys.stdout, notes=sys.stderr)
     try:
         chat.run()
     finally:
         chat.close()
-    return not chat.failed or sys.stdin.isatty()  # a person has read what failed
+    return not chat.failed or lines.isatty()  # a person has read what failed

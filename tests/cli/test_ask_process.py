@@ -119,12 +119,48 @@ def test_head_gets_its_byte(start_ask: StartAsk, long_answer: str):
     assert err == b""
 
 
-def test_stdin_and_stdout_are_utf_8_text(start_ask: StartAsk, guarded_tiny: GuardedTiny):
-    running = start_ask("-", "--quiet", stdin=subprocess.PIPE)
-    out, err = running.finish("Grüße – 你好\n".encode())
+ACCENTED = "Grüße – 你好"
+# fmt: off
+NOT_TEXT = {
+    "cp1252": "naïve café".encode("cp1252"),
+    "utf-16 without its mark": "Hello".encode("utf-16-le"),
+    "half of utf-16": "Hello".encode("utf-16")[:-1],
+    "utf-32": "Hello".encode("utf-32"),
+    "binary": b"\x7fELF\x02\x01\x01\x00",
+}
+# fmt: on
+
+
+@pytest.mark.parametrize("locale", ["C", "POSIX", "C.UTF-8"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_stdin_and_stdout_are_text_in_any_locale(
+    start_ask: StartAsk, guarded_tiny: GuardedTiny, encoding: str, locale: str
+):
+    running = start_ask("-", "--quiet", stdin=subprocess.PIPE, environment={"LC_ALL": locale})
+    out, err = running.finish(f"{ACCENTED}\r\n".encode(encoding))
     assert running.process.returncode == OK, err
-    expected = texts(guarded_tiny, guarded_tiny.bundle(QUIET), ["Grüße – 你好"])[0]
+    expected = texts(guarded_tiny, guarded_tiny.bundle(QUIET), [ACCENTED])[0]
     assert out.decode() == f"{expected}\n"
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+@pytest.mark.parametrize("kind", NOT_TEXT)
+def test_bytes_that_are_no_text_are_not_asked(start_ask: StartAsk, kind: str, locale: str):
+    for words in ([], ["Hello"]):
+        running = start_ask(*words, stdin=subprocess.PIPE, environment={"LC_ALL": locale})
+        out, err = running.finish(NOT_TEXT[kind])
+        assert (running.process.returncode, out) == (BAD_INPUT, b"")
+        (line,) = err.splitlines()
+        assert b"send UTF-8" in line
+
+
+@pytest.mark.parametrize("arguments", [["caf\udce9"], ["Hello", "--system", "caf\udce9"]])
+def test_an_argument_that_is_no_text_is_not_asked(start_ask: StartAsk, arguments: list[str]):
+    running = start_ask(*arguments)
+    out, err = running.finish()
+    assert (running.process.returncode, out) == (BAD_INPUT, b"")
+    assert err.count(b"\n") == 1
+    assert b"not UTF-8 text" in err
 
 
 @pytest.mark.parametrize("words", [["Hello", "there"], ["Hello", "--seed", "1", "there"]])
