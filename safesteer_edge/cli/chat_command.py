@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -52,7 +53,8 @@ def run_chat_command(options: argparse.Namespace) -> int:
     user = user_settings()
     chosen = settings_with_flags(options, user)
     lines = PipedLines()
-    if chosen.look.plain or not (lines.isatty() and sys.stdout.isatty()):
+    has_screen = lines.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    if chosen.look.plain or not has_screen:
         from safesteer_edge.session.isolated_session import open_isolated_session
         from safesteer_edge.tui.plain_chat import run_plain_chat
 
@@ -62,14 +64,13 @@ def run_chat_command(options: argparse.Namespace) -> int:
     # Deferred: Textual.
     from safesteer_edge.tui.app import run_chat
 
-    run_chat(
+    return run_chat(
         chosen.session,
         user,
         save=chosen.chats.save,
         show_images=chosen.look.images != "off",
         theme=chosen.look.theme,
     )
-    return OK
 
 
 # -- saved chats -----------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from safesteer_edge.cli.doctor_command import DOCTOR
 from safesteer_edge.cli.eval_command import BENCH, EVAL
 from safesteer_edge.cli.measure_command import MEASURE
 from safesteer_edge.cli.models_command import MODELS
-from safesteer_edge.cli.options import BAD_INPUT, INTERRUPTED, RUNTIME_ERROR, say
+from safesteer_edge.cli.options import BAD_INPUT, INTERRUPTED, OK, RUNTIME_ERROR, say
 from safesteer_edge.cli.verify_command import VERIFY
 from safesteer_edge.errors import InputError, SafeSteerError
 from safesteer_edge.formats.display_text import strip_control_characters
@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # an answer in any script reaches any encoding
             stream.reconfigure(errors="backslashreplace")
     spin_briefly(os.environ)
+    previous_hook, sys.unraisablehook = sys.unraisablehook, _end_if_interrupted
     try:
         exit_code = options.run(options)
         sys.stdout.flush()  # a reader that has gone is met here, and not at exit
@@ -69,9 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("safesteer-edge: interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our stdout has gone (`… | head`): nothing left to say, and no traceback.
+        # The reader of our stdout has what it wanted (`… | head`), and has gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return RUNTIME_ERROR
+        return OK
     except Exception as error:  # the last resort: one line for people, the rest with --verbose
         logging.getLogger("safesteer_edge").debug("unexpected error", exc_info=True)
         say(
@@ -79,6 +80,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "run again with --verbose and report what it prints"
         )
         return RUNTIME_ERROR
+    finally:
+        sys.unraisablehook = previous_hook
+
+
+def _end_if_interrupted(swallowed: sys.UnraisableHookArgs) -> None:
+    """Ctrl-C in a callback of native code, which goes on loading as if nothing had been raised."""
+    if swallowed.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(swallowed)
+        return
+    say("safesteer-edge: interrupted")
+    os._exit(INTERRUPTED)  # the engine's children end with their pipes
 
 
 def _make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -98,6 +100,11 @@ class ChatApp(App[None]):
         self.theme = theme_named(self.options.theme)
         self._use_keys(self.options.user_settings)
         self.engine.start()
+        if sys.platform != "win32":
+            for number in (signal.SIGTERM, signal.SIGHUP):  # the terminal is left as it was
+                asyncio.get_running_loop().add_signal_handler(
+                    number, partial(self.exit, return_code=128 + number)
+                )
         self.push_screen(self.chat)
         if self.options.is_first_run:
             self.push_screen(FirstRunScreen())
@@ -170,8 +177,8 @@ def run_chat(
     save: bool,
     show_images: bool,
     theme: str,
-) -> None:
-    """Run the application until the person leaves."""
+) -> int:
+    """Run the application until the person leaves, or a signal ends it. Returns the exit code."""
     store = ChatStore()
     options = ChatOptions(
         settings=settings,
@@ -190,6 +197,7 @@ def run_chat(
     app = ChatApp(options)
     leave_with_terminal(sys.stdin.fileno(), app.engine.close)
     app.run()
+    return app.return_code or 0
 
 
 def open_engine(settings: SessionSettings) -> ChatSession:

@@ -45,3 +45,25 @@ def test_lines_that_are_no_text_are_not_asked(chat, data: bytes):
     ran = chat("--no-save", stdin=data, LC_ALL="C")
     assert (ran.exit_code, ran.out) == (BAD_INPUT, "")
     assert "send UTF-8" in ran.err.splitlines()[-1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_a_terminal_that_can_move_no_cursor_gets_the_chat_of_lines(guarded_tiny: GuardedTiny):
+    import pty
+
+    main_side, side = pty.openpty()
+    whole = ask_arguments(guarded_tiny, "--no-save", bundle=guarded_tiny.bundle(QUIET))[1:]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "safesteer_edge", "chat", *whole],
+        stdin=side,
+        stdout=side,
+        stderr=side,
+        env={**os.environ, "TERM": "dumb"},
+    )
+    os.close(side)
+    os.write(main_side, b"/quit\n")
+    assert process.wait(TIMEOUT_S) == OK
+    shown = os.read(main_side, 1 << 16)
+    os.close(main_side)
+    assert b"/help lists commands" in shown
+    assert b"\x1b" not in shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -121,6 +122,16 @@ except SystemExit as end:
     assert ran.stdout.startswith("usage: safesteer-edge")
     assert (exit_code, loaded) == (OK, [])
     assert n_imported < MAX_IMPORTED
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
+def test_a_list_whose_reader_has_gone_is_no_error():
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-m", "safesteer_edge", "models", "list"]
+    ran = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE)
+    os.close(write_end)
+    assert (ran.returncode, ran.stderr) == (OK, b"")
 
 
 def test_the_package_runs_as_a_module():
