@@ -201,6 +201,7 @@ _ID = Argument("id", metavar="ID")
 CHATS = Command(
     "chats",
     "list, read, search, export, rename and delete saved chats",
+    lambda _options: run_list(argparse.Namespace(json=False)),
     description="The saved chats. ID is an id of 'chats list', or its beginning or end.",
     commands=(
         Command("list", "all chats, the latest first", run_list, (JSON,)),
@@ -244,6 +245,7 @@ _KEY = Argument("key", "as 'settings show' has it", metavar="KEY")
 SETTINGS_COMMAND = Command(
     "settings",
     "what ask and chat use unless told otherwise",
+    lambda _options: run_show(argparse.Namespace(json=False)),
     description="The settings: environment variables go before the file, the file before defaults.",
     commands=(
         Command("show", "every setting, with its value and meaning", run_show, (JSON,)),

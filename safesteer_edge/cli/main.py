@@ -20,7 +20,15 @@ from safesteer_edge.cli.doctor_command import DOCTOR
 from safesteer_edge.cli.eval_command import BENCH, EVAL
 from safesteer_edge.cli.measure_command import MEASURE
 from safesteer_edge.cli.models_command import MODELS
-from safesteer_edge.cli.options import BAD_INPUT, INTERRUPTED, OK, RUNTIME_ERROR, say
+from safesteer_edge.cli.options import (
+    BAD_INPUT,
+    INTERRUPTED,
+    OK,
+    RUNTIME_ERROR,
+    VERBOSE,
+    Parser,
+    say,
+)
 from safesteer_edge.cli.verify_command import VERIFY
 from safesteer_edge.errors import InputError, SafeSteerError
 from safesteer_edge.formats.display_text import strip_control_characters
@@ -51,7 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and hasattr(options, "prompt") and not any(each.startswith("-") for each in rest):
         options.prompt += rest  # words of the question behind an option
     elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.parser.refuse(rest)
+    if options.run is None:
+        options.parser.print_help(sys.stderr)
+        return BAD_INPUT
     if options.verbose:
         logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s", stream=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
@@ -95,13 +106,14 @@ def _end_if_interrupted(swallowed: sys.UnraisableHookArgs) -> None:
 
 def _make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The options of the command that is named; of the others, what the list of them says."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="safesteer-edge",
         description="Local multimodal models that stay safe while they decode.",
     )
     parser.add_argument("--version", action="version", version=f"safesteer-edge {VERSION}")
-    parser.add_argument("--verbose", action="store_true", help="show the log, llama.cpp's as well")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    VERBOSE.add_to(parser)
+    parser.set_defaults(run=None, verbose=False, parser=parser)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in COMMANDS:
         if command.name in arguments:
             command.add_to(subparsers)

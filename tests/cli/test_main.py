@@ -87,11 +87,73 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out == f"safesteer-edge {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["unknown"], ["--unknown"]])
+@pytest.mark.parametrize("arguments", [["unknown"], ["--unknown"]])
 def test_a_command_that_is_not_there_is_a_usage_error(arguments: list[str]):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == BAD_INPUT
+
+
+@pytest.mark.parametrize(("arguments", "named"), [([], COMMANDS), (["convert"], ["vector"])])
+def test_a_command_is_missing_and_usage_lists_them(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], named: list[str]
+):
+    assert main(arguments) == BAD_INPUT
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert all(name in err for name in named)
+
+
+@pytest.mark.parametrize("first", [["models", "list"], ["chats", "list"], ["settings", "show"]])
+def test_a_command_that_has_one_obvious_thing_to_do_does_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path, first: list[str]
+):
+    for kind in ("CONFIG", "DATA"):
+        monkeypatch.setenv(f"XDG_{kind}_HOME", str(tmp_path))
+    assert main(first) == OK
+    whole = capsys.readouterr()
+    assert main(first[:1]) == OK
+    assert capsys.readouterr() == whole
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [
+        (["modles"], "models"),
+        (["models", "lst"], "list"),
+        (["chat", "--temprature", "1"], "--temperature"),
+        (["ask", "Hello", "--gaurd=steer"], "--guard"),
+        (["chats", "list", "--jsn"], "--json"),
+        (["--verson"], "--version"),
+        (["chat", "--theme", "drak"], "dark"),
+    ],
+)
+def test_what_is_mistyped_is_answered_with_the_nearest(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], nearest: str
+):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == BAD_INPUT
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"; did you mean {nearest!r}?")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--verbose", "settings", "path"],
+        ["settings", "path", "--verbose"],
+        ["settings", "--verbose", "path"],
+    ],
+)
+def test_verbose_stands_in_front_or_behind(arguments: list[str]):
+    program = f"""
+import logging
+from safesteer_edge.cli.main import main
+main({arguments!r})
+print(logging.getLogger().level == logging.DEBUG)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ran.stdout.splitlines()[-1] == "True", ran.stderr
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
