@@ -200,10 +200,10 @@ ASK = Command(
             metavar="PROMPT",
             nargs="*",
         ),
-        _files("--image"),
+        _files("-i --image"),
         _files("--audio"),
         _files("--file", "a PDF, a text file, a picture or a sound, told apart by its name"),
-        Argument("--system", "system prompt", metavar="T"),
+        Argument("-s --system", "system prompt", metavar="T"),
         Argument(
             "--answer-prefix", "begin the answer with T, judged as its own", default="", metavar="T"
         ),
@@ -220,7 +220,7 @@ ASK = Command(
             (
                 Argument("--json", "print one JSON object at the end", action="store_true"),
                 Argument("--trace", "one line per decoding step", type=Path, metavar="F.jsonl"),
-                Argument("--quiet", "no narration on stderr", action="store_true"),
+                Argument("-q --quiet", "no narration on stderr", action="store_true"),
                 Argument(
                     "--fail-on-refusal", f"exit {REFUSED} if the guard refuses", action="store_true"
                 ),

@@ -28,6 +28,7 @@ REFUSED: Final = 4  # only where --fail-on-refusal asks for it
 INTERRUPTED: Final = 130
 
 _REDRAW_S: Final = 0.2
+_SHORT: Final = {"model.name": "-m"}
 _LINE_S: Final = 10.0  # between two lines where there is no terminal to draw on
 
 
@@ -156,15 +157,14 @@ def setting_flags(*keys: str, defaults: SessionSettings | None = None) -> tuple[
 
 def _flag(setting: Setting, default: object) -> Argument:
     text, name = setting.meaning.replace("unset:", "default:"), setting.parts[-1]
+    flag = f"{_SHORT.get(setting.key, '')} {setting.flag}"
     if setting.flag_value is not None:
         value = str(setting.flag_value).lower()
         text = f"{setting.key} = {value} ({text})"
-        return Argument(
-            setting.flag, text, action="store_const", const=setting.flag_value, dest=name
-        )
+        return Argument(flag, text, action="store_const", const=setting.flag_value, dest=name)
     kind, choices = setting.kind, setting.choices
     return Argument(
-        setting.flag,
+        flag,
         text if default is None else f"{text} (default: {default})",
         type=kind,
         choices=choices or None,

@@ -22,12 +22,14 @@ from safesteer_edge.session.settings import SessionSettings
 from safesteer_edge.session.settings_file import save_setting
 from safesteer_edge.session.settings_schema import UserSettings
 from safesteer_edge.tui.chat_state import ChatState
+from safesteer_edge.tui.commands.chats import resume
 from safesteer_edge.tui.commands.setting import applied, theme_named
 from safesteer_edge.tui.engine_thread import (
     EngineThread,
     EngineTold,
     SessionOpener,
     SettingChanged,
+    Submitted,
     Told,
 )
 from safesteer_edge.tui.looks import THEMES, key_labels
@@ -47,6 +49,7 @@ class ChatOptions:
     opener: makes a session of settings; called on the engine's thread. store: None saves nothing.
     native_picture: makes a widget of a decoded image by the terminal's own graphics; None: half
         blocks.
+    chat_id: of a saved chat to go on with. question: asked at once, unless empty.
     """
 
     settings: SessionSettings
@@ -59,6 +62,8 @@ class ChatOptions:
     native_picture: Callable[..., object] | None = None
     model_lister: ModelLister = known_models
     is_first_run: bool = False
+    chat_id: str | None = None
+    question: str = ""
 
 
 class ChatApp(App[None]):
@@ -108,6 +113,16 @@ class ChatApp(App[None]):
         self.push_screen(self.chat)
         if self.options.is_first_run:
             self.push_screen(FirstRunScreen())
+        if self.options.chat_id is not None or self.options.question:
+            self.chat.call_after_refresh(self._begin)
+
+    async def _begin(self) -> None:
+        """Do what the command line asked for, as if it were typed."""
+        if self.options.chat_id is not None:
+            worker = self.chat.run_worker(resume(self.chat, self.options.chat_id), exclusive=True)
+            await worker.wait()
+        if self.options.question:
+            self.chat.post_message(Submitted(self.options.question))
 
     async def on_engine_told(self, message: EngineTold) -> None:
         """The engine's thread says something: the chat shows it, whatever lies over it."""
@@ -177,6 +192,8 @@ def run_chat(
     save: bool,
     show_images: bool,
     theme: str,
+    chat_id: str | None,
+    question: str,
 ) -> int:
     """Run the application until the person leaves, or a signal ends it. Returns the exit code."""
     store = ChatStore()
@@ -191,6 +208,8 @@ def run_chat(
         native_picture=find_native_pictures() if show_images else None,
         # Whoever has chats, or chose to keep none, has been here.
         is_first_run=save and not any(store.folder.glob("*.jsonl")),
+        chat_id=chat_id,
+        question=question,
     )
     spare_pauses()
     take_pastes_whole()

@@ -5,7 +5,6 @@ stdout is what the model says, stderr everything else; nothing moves the cursor.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Protocol
@@ -72,10 +71,23 @@ class PlainChat:
         self.failed = False
         self._lines, self.out, self.notes = lines, out, notes
 
-    def run(self) -> None:
+    @property
+    def is_typed(self) -> bool:
+        """Whether a person types the lines."""
+        return self._lines.isatty()
+
+    def resume(self, chat_id: str) -> None:
+        """Go on with a saved chat, and show how it ended. Raises ChatFileError."""
+        from safesteer_edge.tui.plain_commands import show_last
+
+        self.chat.resume(chat_id)
+        show_last(self)
+
+    def run(self, question: str = "") -> None:
         """Chat until the lines end, `/quit`, or the guard is not the one that it began with."""
         self.say_what_runs()
-        while (text := self._read()) is not None:
+        text: str | None = question or self._read()
+        while text is not None:
             try:
                 if not self._obey(strip_control_characters(text)):  # of a pasted log's colours
                     return
@@ -84,6 +96,7 @@ class PlainChat:
                 self.note(str(error))
                 if isinstance(error, BundleChangedError):
                     return
+            text = self._read()
 
     def close(self) -> None:
         """Write what waits, free the model."""
@@ -207,19 +220,16 @@ class PlainChat:
         self.note(f"this chat is not saved: {problem}")
 
 
-def run_plain_chat(
-    opener: Callable[[SessionSettings], ChatSession],
-    settings: SessionSettings,
-    store: ChatStore | None,
-    lines: Lines,
-) -> bool:
-    """Chat on these lines, answering on stdout. False if something failed.
+def run_plain_chat(chat: PlainChat, chat_id: str | None, question: str) -> bool:
+    """Chat until its lines end, and close it. False if something failed.
 
-    Raises what opening a session does, and what reading the lines does.
+    chat_id: of a saved chat to go on with. question: asked first, unless empty. Raises what
+    reading the lines does, and ChatFileError.
     """
-    chat = PlainChat(opener, settings, store, lines=lines, out=sys.stdout, notes=sys.stderr)
     try:
-        chat.run()
+        if chat_id is not None:
+            chat.resume(chat_id)
+        chat.run(question)
     finally:
         chat.close()
-    return not chat.failed or lines.isatty()  # a person has read what failed
+    return not chat.failed or chat.is_typed  # a person has read what failed

@@ -58,8 +58,7 @@ def _chats(chat: PlainChat, argument: str) -> None:
         if not 1 <= int(argument) <= len(summaries):
             raise InputError(f"chat {argument!r}; expected 1 to {len(summaries)}")
         chosen = summaries[int(argument) - 1]
-        chat.chat.resume(chosen.id)
-        _show_last(chat)
+        chat.resume(chosen.id)
         return
     hits = {hit.chat.id for hit in chat.store.search(argument)} if argument else set[str]()
     for number, each in enumerate(summaries, 1):
@@ -229,7 +228,8 @@ def _last(chat: PlainChat) -> ShownTurn:
     return chat.last
 
 
-def _show_last(chat: PlainChat) -> None:
+def show_last(chat: PlainChat) -> None:
+    """Print the last question and its answer."""
     turns = _turns(chat)
     if turns:
         chat.last = turns[-1]

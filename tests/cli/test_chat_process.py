@@ -47,6 +47,28 @@ def test_lines_that_are_no_text_are_not_asked(chat, data: bytes):
     assert "send UTF-8" in ran.err.splitlines()[-1]
 
 
+def test_a_question_of_the_command_line_is_asked_first(chat, guarded_tiny: GuardedTiny):
+    ran = chat("Hello", "there", "--no-save")
+    expected = texts(guarded_tiny, guarded_tiny.bundle(QUIET), ["Hello there"])[0]
+    assert (ran.exit_code, ran.out) == (OK, f"{expected}\n")
+
+
+def test_a_saved_chat_goes_on(chat, tmp_path: Path):
+    none = chat("-c")
+    assert (none.exit_code, none.out) == (BAD_INPUT, "")
+    first = chat("Hello there")
+    (file,) = tmp_path.glob("safesteer-edge/chats/*.jsonl")
+    for how in (["-c"], ["--resume", file.stem]):
+        n_lines = file.read_text("utf-8").count("\n")
+        on = chat(*how, "And then?")
+        assert on.exit_code == OK
+        assert "you asked: " in on.err
+        assert on.out.count("\n") >= first.out.count("\n") + 1  # what was said, and what is new
+        assert file.read_text("utf-8").count("\n") > n_lines
+    assert len([*tmp_path.glob("safesteer-edge/chats/*.jsonl")]) == 1
+    assert chat("--no-save", "-c").exit_code == BAD_INPUT
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
 def test_a_terminal_that_can_move_no_cursor_gets_the_chat_of_lines(guarded_tiny: GuardedTiny):
     import pty
