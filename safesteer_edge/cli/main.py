@@ -26,15 +26,39 @@ from safesteer_edge.cli.options import (
     OK,
     RUNTIME_ERROR,
     VERBOSE,
+    Argument,
+    Command,
     Parser,
     say,
 )
 from safesteer_edge.cli.verify_command import VERIFY
-from safesteer_edge.errors import InputError, SafeSteerError
+from safesteer_edge.errors import InputError, SafeSteerError, SettingsError
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.formats.version import VERSION
 from safesteer_edge.processes.cores import spin_briefly
 
+
+def run_completion(options: argparse.Namespace) -> int:
+    """Print what a shell needs to complete commands and options. Raises SettingsError."""
+    try:
+        import shtab  # an extra's
+    except ImportError as error:
+        raise SettingsError(
+            "completion needs the package 'shtab'; run: pip install 'safesteer-edge[completion]'"
+        ) from error
+    parser = _make_parser([command.name for command in COMMANDS])
+    print(shtab.complete(parser, options.shell))
+    return OK
+
+
+COMPLETION = Command(
+    "completion",
+    "tab completion for a shell",
+    run_completion,
+    (Argument("shell", choices=("bash", "zsh", "fish")),),
+    "Print a script that completes commands and options with Tab. For bash: safesteer-edge "
+    "completion bash > ~/.local/share/bash-completion/completions/safesteer-edge",
+)
 COMMANDS = (
     ASK,
     CHAT,
@@ -48,6 +72,7 @@ COMMANDS = (
     BENCH,
     EVAL,
     SETTINGS_COMMAND,
+    COMPLETION,
 )
 
 

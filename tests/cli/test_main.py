@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -154,6 +155,42 @@ print(logging.getLogger().level == logging.DEBUG)
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ran.stdout.splitlines()[-1] == "True", ran.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_and_options(capsys: pytest.CaptureFixture[str], shell: str):
+    pytest.importorskip("shtab")
+    assert main(["completion", shell]) == OK
+    script = capsys.readouterr().out
+    assert all(name in script for name in (*COMMANDS, "pull", "temperature"))
+    if shutil.which(shell):
+        checked = subprocess.run([shell, "-n"], input=script, capture_output=True, text=True)
+        assert (checked.returncode, checked.stderr) == (OK, "")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_what_is_begun(capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("shtab")
+    main(["completion", "bash"])
+    script = capsys.readouterr().out
+    found = {}
+    for words in (["safesteer-edge", "mod"], ["safesteer-edge", "ask", "--temp"]):
+        program = f"""{script}
+COMP_WORDS=({" ".join(words)}); COMP_CWORD={len(words) - 1}
+_shtab_safesteer_edge
+echo "${{COMPREPLY[@]}}"
+"""
+        ran = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
+        found[words[-1]] = ran.stdout.split()
+    assert found == {"mod": ["models"], "--temp": ["--temperature"]}
+
+
+def test_without_the_extra_completion_says_how_to_get_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == BAD_INPUT
+    assert "safesteer-edge[completion]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
