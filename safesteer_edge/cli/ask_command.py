@@ -28,7 +28,7 @@ from safesteer_edge.cli.options import (
     say,
     settings_with_flags,
 )
-from safesteer_edge.errors import InputError
+from safesteer_edge.cli.piped_text import read_prompt, require_text
 from safesteer_edge.formats.display_text import ControlCharacterFilter, strip_control_characters
 from safesteer_edge.session.settings_file import user_settings
 
@@ -48,7 +48,9 @@ def run(options: argparse.Namespace) -> int:
     from safesteer_edge.session.protocol import interrupt_cancels
     from safesteer_edge.tui.attached_files import sorted_by_kind
 
-    prompt = _read_prompt(options.prompt)
+    prompt = read_prompt(options.prompt)
+    require_text(options.system, "--system")
+    require_text(options.answer_prefix, "--answer-prefix")
     settings = settings_with_flags(options, user_settings()).session
     images, sounds, documents = sorted_by_kind(options.file)
     images, sounds = (*options.image, *images), (*options.audio, *sounds)
@@ -126,15 +128,6 @@ def _stream(
             print(end="" if options.json else "\n", flush=True)
             return event
     raise RuntimeError("the session ended a turn without saying so")
-
-
-def _read_prompt(prompt: str) -> str:
-    if prompt != "-":
-        return prompt
-    try:
-        return sys.stdin.read().rstrip("\r\n")  # as a shell's $(…): the line's end is not said
-    except UnicodeDecodeError as error:
-        raise InputError(f"cannot read the prompt from stdin: {error}; send UTF-8 text") from error
 
 
 def _open_trace(path: Path) -> IO[str]:
@@ -215,11 +208,16 @@ ASK = Command(
     "answer one prompt",
     run,
     (
-        Argument("prompt", "the question; - reads it from stdin", metavar="PROMPT"),
-        _files("--image"),
+        Argument(
+            "prompt",
+            "the question, below what is piped in; - or nothing: what is piped in alone",
+            metavar="PROMPT",
+            nargs="*",
+        ),
+        _files("-i --image"),
         _files("--audio"),
         _files("--file", "a PDF, a text file, a picture or a sound, told apart by its name"),
-        Argument("--system", "system prompt", metavar="T"),
+        Argument("-s --system", "system prompt", metavar="T"),
         Argument(
             "--answer-prefix", "begin the answer with T, judged as its own", default="", metavar="T"
         ),
@@ -236,7 +234,7 @@ ASK = Command(
             (
                 Argument("--json", "print one JSON object at the end", action="store_true"),
                 Argument("--trace", "one line per decoding step", type=Path, metavar="F.jsonl"),
-                Argument("--quiet", "no narration on stderr", action="store_true"),
+                Argument("-q --quiet", "no narration on stderr", action="store_true"),
                 Argument(
                     "--fail-on-refusal", f"exit {REFUSED} if the guard refuses", action="store_true"
                 ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -28,7 +29,8 @@ from safesteer_edge.cli.options import (
     settings_with_flags,
     write_text,
 )
-from safesteer_edge.errors import ChatFileError
+from safesteer_edge.cli.piped_text import PipedLines, require_text
+from safesteer_edge.errors import ChatFileError, SettingsError
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.formats.json_values import to_json
 from safesteer_edge.session.settings_file import (
@@ -50,24 +52,53 @@ def run_chat_command(options: argparse.Namespace) -> int:
     """Chat, and return the exit code."""
     user = user_settings()
     chosen = settings_with_flags(options, user)
-    if chosen.look.plain or not (sys.stdin.isatty() and sys.stdout.isatty()):
+    store = _store() if chosen.chats.save else None
+    question = " ".join(options.prompt)
+    require_text(question, "the question")
+    chat_id = _chat_to_continue(options, store)
+    lines = PipedLines()
+    has_screen = lines.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    if chosen.look.plain or not has_screen:
         from safesteer_edge.session.isolated_session import open_isolated_session
-        from safesteer_edge.tui.plain_chat import run_plain_chat
+        from safesteer_edge.tui.plain_chat import PlainChat, run_plain_chat
 
-        store = _store() if chosen.chats.save else None
-        has_answered = run_plain_chat(open_isolated_session, chosen.session, store)
+        chat = PlainChat(
+            open_isolated_session,
+            chosen.session,
+            store,
+            lines=lines,
+            out=sys.stdout,
+            notes=sys.stderr,
+        )
+        has_answered = run_plain_chat(chat, chat_id, question)
         return OK if has_answered else RUNTIME_ERROR
     # Deferred: Textual.
     from safesteer_edge.tui.app import run_chat
 
-    run_chat(
+    return run_chat(
         chosen.session,
         user,
         save=chosen.chats.save,
         show_images=chosen.look.images != "off",
         theme=chosen.look.theme,
+        chat_id=chat_id,
+        question=question,
     )
-    return OK
+
+
+def _chat_to_continue(options: argparse.Namespace, store: ChatStore | None) -> str | None:
+    """The id of the chat that is named or was the last. Raises ChatFileError, SettingsError."""
+    is_last: bool = getattr(options, "continue")
+    if not is_last and options.resume is None:
+        return None
+    if store is None:
+        raise SettingsError("chats are not saved, so there is none to go on with; see --no-save")
+    if options.resume is not None:
+        return store.find(options.resume)
+    last = next((each.id for each in store.list() if each.problem is None), None)
+    if last is None:
+        raise ChatFileError("there is no chat yet to go on with; leave --continue out")
+    return last
 
 
 # -- saved chats -----------------------------------------------------------------------------------
@@ -189,7 +220,20 @@ CHAT = Command(
     "chat",
     "chat in the terminal",
     run_chat_command,
-    (MODEL, GUARD, sampling(), Group("view", setting_flags("look", "chats"))),
+    (
+        Argument("prompt", "asked at once", metavar="QUESTION", nargs="*"),
+        Group(
+            None,
+            (
+                Argument("-c --continue", "go on with the last chat", action="store_true"),
+                Argument("--resume", "go on with this one of 'chats list'", metavar="ID"),
+            ),
+        ),
+        MODEL,
+        GUARD,
+        sampling(),
+        Group("view", setting_flags("look", "chats")),
+    ),
     "Chat about text and pictures, guarded while it decodes. F1 shows all keys; what is not given "
     "here comes from the settings.",
 )
@@ -198,6 +242,7 @@ _ID = Argument("id", metavar="ID")
 CHATS = Command(
     "chats",
     "list, read, search, export, rename and delete saved chats",
+    lambda _options: run_list(argparse.Namespace(json=False)),
     description="The saved chats. ID is an id of 'chats list', or its beginning or end.",
     commands=(
         Command("list", "all chats, the latest first", run_list, (JSON,)),
@@ -241,6 +286,7 @@ _KEY = Argument("key", "as 'settings show' has it", metavar="KEY")
 SETTINGS_COMMAND = Command(
     "settings",
     "what ask and chat use unless told otherwise",
+    lambda _options: run_show(argparse.Namespace(json=False)),
     description="The settings: environment variables go before the file, the file before defaults.",
     commands=(
         Command("show", "every setting, with its value and meaning", run_show, (JSON,)),

@@ -20,13 +20,45 @@ from safesteer_edge.cli.doctor_command import DOCTOR
 from safesteer_edge.cli.eval_command import BENCH, EVAL
 from safesteer_edge.cli.measure_command import MEASURE
 from safesteer_edge.cli.models_command import MODELS
-from safesteer_edge.cli.options import BAD_INPUT, INTERRUPTED, RUNTIME_ERROR, say
+from safesteer_edge.cli.options import (
+    BAD_INPUT,
+    INTERRUPTED,
+    OK,
+    RUNTIME_ERROR,
+    VERBOSE,
+    Argument,
+    Command,
+    Parser,
+    say,
+)
 from safesteer_edge.cli.verify_command import VERIFY
-from safesteer_edge.errors import InputError, SafeSteerError
+from safesteer_edge.errors import InputError, SafeSteerError, SettingsError
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.formats.version import VERSION
 from safesteer_edge.processes.cores import spin_briefly
 
+
+def run_completion(options: argparse.Namespace) -> int:
+    """Print what a shell needs to complete commands and options. Raises SettingsError."""
+    try:
+        import shtab  # an extra's
+    except ImportError as error:
+        raise SettingsError(
+            "completion needs the package 'shtab'; run: pip install 'safesteer-edge[completion]'"
+        ) from error
+    parser = _make_parser([command.name for command in COMMANDS])
+    print(shtab.complete(parser, options.shell))
+    return OK
+
+
+COMPLETION = Command(
+    "completion",
+    "tab completion for a shell",
+    run_completion,
+    (Argument("shell", choices=("bash", "zsh", "fish")),),
+    "Print a script that completes commands and options with Tab. For bash: safesteer-edge "
+    "completion bash > ~/.local/share/bash-completion/completions/safesteer-edge",
+)
 COMMANDS = (
     ASK,
     CHAT,
@@ -40,19 +72,29 @@ COMMANDS = (
     BENCH,
     EVAL,
     SETTINGS_COMMAND,
+    COMPLETION,
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = _make_parser(arguments).parse_args(arguments)
+    parser = _make_parser(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and hasattr(options, "prompt") and not any(each.startswith("-") for each in rest):
+        options.prompt += rest  # words of the question behind an option
+    elif rest:
+        options.parser.refuse(rest)
+    if options.run is None:
+        options.parser.print_help(sys.stderr)
+        return BAD_INPUT
     if options.verbose:
         logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s", stream=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an answer in any script reaches any encoding
             stream.reconfigure(errors="backslashreplace")
     spin_briefly(os.environ)
+    previous_hook, sys.unraisablehook = sys.unraisablehook, _end_if_interrupted
     try:
         exit_code = options.run(options)
         sys.stdout.flush()  # a reader that has gone is met here, and not at exit
@@ -64,9 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("safesteer-edge: interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our stdout has gone (`… | head`): nothing left to say, and no traceback.
+        # The reader of our stdout has what it wanted (`… | head`), and has gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return RUNTIME_ERROR
+        return OK
     except Exception as error:  # the last resort: one line for people, the rest with --verbose
         logging.getLogger("safesteer_edge").debug("unexpected error", exc_info=True)
         say(
@@ -74,17 +116,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "run again with --verbose and report what it prints"
         )
         return RUNTIME_ERROR
+    finally:
+        sys.unraisablehook = previous_hook
+
+
+def _end_if_interrupted(swallowed: sys.UnraisableHookArgs) -> None:
+    """Ctrl-C in a callback of native code, which goes on loading as if nothing had been raised."""
+    if swallowed.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(swallowed)
+        return
+    say("safesteer-edge: interrupted")
+    os._exit(INTERRUPTED)  # the engine's children end with their pipes
 
 
 def _make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The options of the command that is named; of the others, what the list of them says."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="safesteer-edge",
         description="Local multimodal models that stay safe while they decode.",
     )
     parser.add_argument("--version", action="version", version=f"safesteer-edge {VERSION}")
-    parser.add_argument("--verbose", action="store_true", help="show the log, llama.cpp's as well")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    VERBOSE.add_to(parser)
+    parser.set_defaults(run=None, verbose=False, parser=parser)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in COMMANDS:
         if command.name in arguments:
             command.add_to(subparsers)

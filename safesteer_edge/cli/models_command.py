@@ -383,6 +383,7 @@ _MMPROJ = Argument("--mmproj", "the model's projector file", Path, metavar="F")
 MODELS = Command(
     "models",
     "list, pull, add and remove models",
+    lambda _options: run_list(argparse.Namespace(json=False)),
     description="Which models there are; get them, add them, check them, remove them.",
     commands=(
         Command(

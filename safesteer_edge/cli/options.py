@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NoReturn, cast
 
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.formats.atomic_write import atomic_write
@@ -27,6 +28,7 @@ REFUSED: Final = 4  # only where --fail-on-refusal asks for it
 INTERRUPTED: Final = 130
 
 _REDRAW_S: Final = 0.2
+_SHORT: Final = {"model.name": "-m"}
 _LINE_S: Final = 10.0  # between two lines where there is no terminal to draw on
 
 
@@ -73,9 +75,36 @@ class Group:
             each.add_to(group)
 
 
+class Parser(argparse.ArgumentParser):
+    """Names the nearest command or option where there is none of that name."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and what is wrong, and exit with BAD_INPUT."""
+        if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            message += self._nearest(found[1], re.findall(r"[\w.+-]+", found[2]))
+        super().error(message)
+
+    def refuse(self, rest: Sequence[str]) -> NoReturn:
+        """As `error`, of arguments that nothing takes."""
+        unknown = next((each for each in rest if each.startswith("-")), rest[0])
+        known = list(self._option_string_actions)
+        nearest = self._nearest(unknown.partition("=")[0], known)
+        self.error(f"unrecognized arguments: {' '.join(rest)}{nearest}")
+
+    @staticmethod
+    def _nearest(name: str, known: Sequence[str]) -> str:
+        import difflib  # deferred: most commands are typed well
+
+        nearest = difflib.get_close_matches(name, known, n=1)
+        return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command, with what runs it, or with commands of its own. run: returns the exit code."""
+    """A command, with what runs it, or with commands of its own. run: returns the exit code.
+
+    With both, it runs where none of its commands is named; with neither, that prints its usage.
+    """
 
     name: str
     help: str
@@ -89,15 +118,22 @@ class Command:
         parser: argparse.ArgumentParser = subparsers.add_parser(
             self.name, help=self.help, description=self.description or self.help
         )
-        for each in self.arguments:
+        for each in (*self.arguments, VERBOSE):
             each.add_to(parser)
         if self.commands:
-            below = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+            below = parser.add_subparsers(title="commands", metavar="COMMAND")
             for command in self.commands:
                 command.add_to(below)
-        parser.set_defaults(run=self.run)
+        parser.set_defaults(run=self.run, parser=parser)
 
 
+# It may stand in front of the command and behind: whichever is not given says nothing.
+VERBOSE: Final = Argument(
+    "--verbose",
+    "show the log, llama.cpp's as well",
+    action="store_true",
+    default=argparse.SUPPRESS,
+)
 JSON: Final = Argument("--json", "print one JSON object", action="store_true")
 YES: Final = Argument("--yes", "do not ask", action="store_true")
 
@@ -121,15 +157,14 @@ def setting_flags(*keys: str, defaults: SessionSettings | None = None) -> tuple[
 
 def _flag(setting: Setting, default: object) -> Argument:
     text, name = setting.meaning.replace("unset:", "default:"), setting.parts[-1]
+    flag = f"{_SHORT.get(setting.key, '')} {setting.flag}"
     if setting.flag_value is not None:
         value = str(setting.flag_value).lower()
         text = f"{setting.key} = {value} ({text})"
-        return Argument(
-            setting.flag, text, action="store_const", const=setting.flag_value, dest=name
-        )
+        return Argument(flag, text, action="store_const", const=setting.flag_value, dest=name)
     kind, choices = setting.kind, setting.choices
     return Argument(
-        setting.flag,
+        flag,
         text if default is None else f"{text} (default: {default})",
         type=kind,
         choices=choices or None,

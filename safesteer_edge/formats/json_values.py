@@ -60,7 +60,7 @@ def load_json(text: str | bytes) -> Any:
 def load_toml(text: bytes) -> dict[str, Any]:
     """The table of a TOML text. Raises BadValueError."""
     try:
-        return tomllib.loads(text.decode("utf-8"))  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # no tomli here
+        return tomllib.loads(text.decode("utf-8-sig"))  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # no tomli here
     except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, or no TOML
         raise BadValueError(f"not valid TOML ({error})") from error
 

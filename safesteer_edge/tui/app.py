@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +23,7 @@ from safesteer_edge.session.settings import SessionSettings
 from safesteer_edge.session.settings_file import save_setting
 from safesteer_edge.session.settings_schema import UserSettings
 from safesteer_edge.tui.chat_state import ChatState
+from safesteer_edge.tui.commands.conversation import resume
 from safesteer_edge.tui.commands.setting import applied, theme_named
 from safesteer_edge.tui.commands.table import COMMANDS
 from safesteer_edge.tui.engine_thread import EngineThread, SessionOpener, Told, TurnDone
@@ -35,6 +38,7 @@ from safesteer_edge.tui.terminal import (
     spare_pauses,
     take_pastes_whole,
 )
+from safesteer_edge.tui.widgets.composer import Submitted
 
 # Two calm themes with one accent colour each.
 _DARK = Theme(
@@ -76,6 +80,7 @@ class ChatOptions:
     opener: makes a session of settings; called on the engine's thread. store: None saves nothing.
     native_picture: makes a widget of a decoded image by the terminal's own graphics; None: half
         blocks.
+    chat_id: of a saved chat to go on with. question: asked at once, unless empty.
     """
 
     settings: SessionSettings
@@ -88,6 +93,8 @@ class ChatOptions:
     native_picture: Callable[..., object] | None = None
     model_lister: Callable[[], Sequence[ModelRow]] = known_models
     is_first_run: bool = False
+    chat_id: str | None = None
+    question: str = ""
 
 
 class ChatApp(App[None]):
@@ -120,9 +127,24 @@ class ChatApp(App[None]):
         self.theme = theme_named(self.options.theme)
         self._use_keys(self.options.user_settings)
         self.engine.start()
+        if sys.platform != "win32":
+            for number in (signal.SIGTERM, signal.SIGHUP):  # the terminal is left as it was
+                asyncio.get_running_loop().add_signal_handler(
+                    number, partial(self.exit, return_code=128 + number)
+                )
         self.push_screen(self.chat)
         if self.options.is_first_run:
             self.push_screen(FirstRunScreen())
+        if self.options.chat_id is not None or self.options.question:
+            self.chat.call_after_refresh(self._begin)
+
+    async def _begin(self) -> None:
+        """Do what the command line asked for, as if it were typed."""
+        if self.options.chat_id is not None:
+            worker = self.chat.run_worker(resume(self.chat, self.options.chat_id), exclusive=True)
+            await worker.wait()
+        if self.options.question:
+            self.chat.post_message(Submitted(self.options.question))
 
     def _tell(self, told: Told) -> None:
         self.call_later(self._told, told)
@@ -193,7 +215,10 @@ def run_chat(
     save: bool,
     show_images: bool,
     theme: str,
-) -> None:
+    chat_id: str | None,
+    question: str,
+) -> int:
+    """Run the application until the person leaves, or a signal ends it. Returns the exit code."""
     store = ChatStore()
     options = ChatOptions(
         settings=settings,
@@ -206,12 +231,15 @@ def run_chat(
         native_picture=find_native_pictures() if show_images else None,
         # Whoever has chats, or chose to keep none, has been here.
         is_first_run=save and not any(store.folder.glob("*.jsonl")),
+        chat_id=chat_id,
+        question=question,
     )
     spare_pauses()
     take_pastes_whole()
     app = ChatApp(options)
     leave_with_terminal(sys.stdin.fileno(), app.engine.close)
     app.run()
+    return app.return_code or 0
 
 
 def open_engine(settings: SessionSettings) -> ChatSession:

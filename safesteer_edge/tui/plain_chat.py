@@ -6,10 +6,9 @@ stdout is what the model says, stderr everything else; nothing moves the cursor.
 from __future__ import annotations
 
 import base64
-import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.chats.recorded_chat import RecordedChat
@@ -36,6 +35,18 @@ from safesteer_edge.tui.shown_turn import ShownTurn
 _Result = TypeVar("_Result")
 
 
+class Lines(Protocol):
+    """Where messages come from, such as stdin."""
+
+    def isatty(self) -> bool:
+        """Whether a person types them."""
+        ...
+
+    def readline(self) -> str:
+        """The next line with its end; '': there are no more."""
+        ...
+
+
 class PlainChat:
     """Reads lines, answers them, obeys commands. Make it with an open session; `run` it.
 
@@ -48,7 +59,7 @@ class PlainChat:
         settings: SessionSettings,
         store: ChatStore | None,
         *,
-        lines: IO[str],
+        lines: Lines,
         out: IO[str],
         notes: IO[str],
     ) -> None:
@@ -66,16 +77,27 @@ class PlainChat:
         self.failed = self.is_over = False
         self._lines, self.out, self._notes = lines, out, notes
 
-    def run(self) -> None:
+    @property
+    def is_typed(self) -> bool:
+        """Whether a person types the lines."""
+        return self._lines.isatty()
+
+    def resume(self, chat_id: str) -> None:
+        """Go on with a saved chat, and show how it ended. Raises ChatFileError."""
+        _finish(conversation.resume(self, chat_id))
+
+    def run(self, question: str = "") -> None:
         """Chat until the lines end, `/quit`, or the guard is not the one that it began with."""
         self.say_what_runs()
-        while not self.is_over and (text := self._read()) is not None:
+        text: str | None = question or self._read()
+        while text is not None:
             try:
                 _finish(self._obey(strip_control_characters(text)))  # of a pasted log's colours
             except SafeSteerError as error:
                 self.failed = True
                 self.say(str(error))
                 self.is_over = isinstance(error, BundleChangedError)
+            text = None if self.is_over else self._read()
 
     def close(self) -> None:
         self.chat.close()
@@ -236,18 +258,19 @@ class PlainChat:
             return ""
 
 
-def run_plain_chat(
-    opener: Callable[[SessionSettings], ChatSession],
-    settings: SessionSettings,
-    store: ChatStore | None,
-) -> bool:
-    """Chat on stdin and stdout. False if something failed. Raises what opening a session does."""
-    chat = PlainChat(opener, settings, store, lines=sys.stdin, out=sys.stdout, notes=sys.stderr)
+def run_plain_chat(chat: PlainChat, chat_id: str | None, question: str) -> bool:
+    """Chat until its lines end, and close it. False if something failed.
+
+    chat_id: of a saved chat to go on with. question: asked first, unless empty. Raises what
+    reading the lines does, and ChatFileError.
+    """
     try:
-        chat.run()
+        if chat_id is not None:
+            chat.resume(chat_id)
+        chat.run(question)
     finally:
         chat.close()
-    return not chat.failed or sys.stdin.isatty()  # a person has read what failed
+    return not chat.failed or chat.is_typed  # a person has read what failed
 
 
 def _finish(work: Coroutine[Any, Any, None]) -> None:

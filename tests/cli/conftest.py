@@ -63,7 +63,7 @@ class Running:
         assert self.process.stdout is not None
         return self.process.stdout
 
-    def finish(self, stdin: bytes = b"") -> tuple[bytes, bytes]:
+    def finish(self, stdin: bytes | None = None) -> tuple[bytes, bytes]:
         """What it still has to say on stdout, and all of its stderr."""
         return self.process.communicate(stdin, timeout=TIMEOUT_S)
 
@@ -79,13 +79,14 @@ def start_ask(guarded_tiny: GuardedTiny) -> StartAsk:
         *arguments: str,
         environment: Mapping[str, str] | None = None,
         start_new_session: bool = False,
+        stdin: int = subprocess.DEVNULL,
     ) -> Running:
         bundle = guarded_tiny.bundle(QUIET)
         whole = ask_arguments(guarded_tiny, *arguments, bundle=bundle)
         process = subprocess.Popen(
             [sys.executable, "-m", "safesteer_edge", *whole],
             bufsize=0,  # what a test reads before `communicate` is all that it takes
-            stdin=subprocess.PIPE,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, **(environment or {})},

@@ -227,6 +227,25 @@ def test_options_reach_the_session(ask: Ask, guarded_tiny: GuardedTiny):
     assert (monitor["guard"]["mode"], monitor["guard"]["rerank"]) == ("monitor", None)
 
 
+def test_short_options_are_the_long_ones(ask: Ask, guarded_tiny: GuardedTiny, tmp_path: Path):
+    from PIL import Image
+
+    model, picture = tmp_path / "other.gguf", tmp_path / "a.png"
+    shutil.copy(guarded_tiny.model, model)
+    Image.new("RGB", (56, 56), "teal").save(picture)
+    options = {"--model": str(model), "--image": str(picture), "--system": "Be brief."}
+    usual = ("Hello", "--json", "--mmproj", str(guarded_tiny.projector))
+    values = []
+    for quiet, names in (("--quiet", options), ("-q", ("-m", "-i", "-s"))):
+        pairs = zip(names, options.values(), strict=True)
+        ran = ask(*usual, quiet, *(each for pair in pairs for each in pair))
+        assert (ran.exit_code, ran.err) == (OK, "")
+        values.append(json.loads(ran.out))
+    short = values[1]
+    assert (short["text"], short["usage"]) == (values[0]["text"], values[0]["usage"])
+    assert (short["model"]["name"], len(short["media"])) == ("other", 1)
+
+
 def test_a_picture_is_asked_about(ask: Ask, guarded_tiny: GuardedTiny, tmp_path: Path):
     from PIL import Image
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -86,11 +88,109 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out == f"safesteer-edge {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["unknown"], ["--unknown"]])
+@pytest.mark.parametrize("arguments", [["unknown"], ["--unknown"]])
 def test_a_command_that_is_not_there_is_a_usage_error(arguments: list[str]):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == BAD_INPUT
+
+
+@pytest.mark.parametrize(("arguments", "named"), [([], COMMANDS), (["convert"], ["vector"])])
+def test_a_command_is_missing_and_usage_lists_them(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], named: list[str]
+):
+    assert main(arguments) == BAD_INPUT
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert all(name in err for name in named)
+
+
+@pytest.mark.parametrize("first", [["models", "list"], ["chats", "list"], ["settings", "show"]])
+def test_a_command_that_has_one_obvious_thing_to_do_does_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path, first: list[str]
+):
+    for kind in ("CONFIG", "DATA"):
+        monkeypatch.setenv(f"XDG_{kind}_HOME", str(tmp_path))
+    assert main(first) == OK
+    whole = capsys.readouterr()
+    assert main(first[:1]) == OK
+    assert capsys.readouterr() == whole
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [
+        (["modles"], "models"),
+        (["models", "lst"], "list"),
+        (["chat", "--temprature", "1"], "--temperature"),
+        (["ask", "Hello", "--gaurd=steer"], "--guard"),
+        (["chats", "list", "--jsn"], "--json"),
+        (["--verson"], "--version"),
+        (["chat", "--theme", "drak"], "dark"),
+    ],
+)
+def test_what_is_mistyped_is_answered_with_the_nearest(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], nearest: str
+):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == BAD_INPUT
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"; did you mean {nearest!r}?")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--verbose", "settings", "path"],
+        ["settings", "path", "--verbose"],
+        ["settings", "--verbose", "path"],
+    ],
+)
+def test_verbose_stands_in_front_or_behind(arguments: list[str]):
+    program = f"""
+import logging
+from safesteer_edge.cli.main import main
+main({arguments!r})
+print(logging.getLogger().level == logging.DEBUG)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ran.stdout.splitlines()[-1] == "True", ran.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_and_options(capsys: pytest.CaptureFixture[str], shell: str):
+    pytest.importorskip("shtab")
+    assert main(["completion", shell]) == OK
+    script = capsys.readouterr().out
+    assert all(name in script for name in (*COMMANDS, "pull", "temperature"))
+    if shutil.which(shell):
+        checked = subprocess.run([shell, "-n"], input=script, capture_output=True, text=True)
+        assert (checked.returncode, checked.stderr) == (OK, "")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_what_is_begun(capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("shtab")
+    main(["completion", "bash"])
+    script = capsys.readouterr().out
+    found = {}
+    for words in (["safesteer-edge", "mod"], ["safesteer-edge", "ask", "--temp"]):
+        program = f"""{script}
+COMP_WORDS=({" ".join(words)}); COMP_CWORD={len(words) - 1}
+_shtab_safesteer_edge
+echo "${{COMPREPLY[@]}}"
+"""
+        ran = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
+        found[words[-1]] = ran.stdout.split()
+    assert found == {"mod": ["models"], "--temp": ["--temperature"]}
+
+
+def test_without_the_extra_completion_says_how_to_get_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == BAD_INPUT
+    assert "safesteer-edge[completion]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -121,6 +221,16 @@ except SystemExit as end:
     assert ran.stdout.startswith("usage: safesteer-edge")
     assert (exit_code, loaded) == (OK, [])
     assert n_imported < MAX_IMPORTED
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
+def test_a_list_whose_reader_has_gone_is_no_error():
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-m", "safesteer_edge", "models", "list"]
+    ran = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE)
+    os.close(write_end)
+    assert (ran.returncode, ran.stderr) == (OK, b"")
 
 
 def test_the_package_runs_as_a_module():

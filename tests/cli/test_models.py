@@ -122,7 +122,7 @@ def test_the_path_of_an_unknown_model_suggests_the_nearest(entries, capsys):
     assert "did you mean 'tiny-instruct'?" in captured.err
 
 
-@pytest.mark.parametrize("arguments", [(), ("path",), ("remove",)])
+@pytest.mark.parametrize("arguments", [("path",), ("remove",)])
 def test_a_command_that_is_not_there_is_a_usage_error(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         run(*arguments)

@@ -193,7 +193,7 @@ def test_the_users_own_catalogue_adds_to_it(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     own = tmp_path / "safesteer-edge" / "catalogue.toml"
     own.parent.mkdir()
-    own.write_text(REMOTE)
+    own.write_text(REMOTE, encoding="utf-8-sig")  # as some editors write it
     assert find_model("tiny-two").repository == "tiny/Two-GGUF"
     own.write_text(REMOTE.replace("tiny-two", "smollm2-135m-instruct"))
     with pytest.raises(SettingsError, match="choose another name"):

@@ -95,6 +95,11 @@ def test_a_file_cannot_switch_the_guard_off(path: Path, mode: str):
         with_setting(UserSettings(), "guard.mode", mode)
 
 
+def test_a_mark_that_an_editor_puts_in_front_is_no_part_of_it(path: Path):
+    path.write_bytes(b"\xef\xbb\xbf[sampling]\ntop_k = 7\n")
+    assert read_settings(path).session.sampling.top_k == 7
+
+
 def test_bytes_that_are_no_text_are_refused(path: Path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(SettingsError, match="not valid TOML"):

@@ -50,6 +50,25 @@ def test_yesterdays_chat_is_found_and_resumed(store: ChatStore):
     driven(test())
 
 
+def test_the_command_lines_chat_goes_on_with_the_command_lines_question(store: ChatStore):
+    async def test():
+        async with opened(store=store, question="How warm is the sea?") as driver:
+            await driver.sees("You said: How warm is the sea?")
+            await driver.ready()
+        (chat,) = store.list()
+        async with opened(store=store, chat_id=chat.id, question="And the lake?") as driver:
+            await driver.sees("You said: And the lake?")
+            await driver.ready()
+        assert texts(store, chat.id) == [
+            "How warm is the sea?",
+            "You said: How warm is the sea?",
+            "And the lake?",
+            "You said: And the lake?",
+        ]
+
+    driven(test())
+
+
 def test_a_chat_is_renamed_and_deleted_only_after_asking(store: ChatStore):
     async def test():
         async with opened(store=store) as driver:

@@ -27,6 +27,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals"),
 ]
 _PATIENCE_S = 180.0
+_OTHER_SCREEN, _MOUSE = 1049, 1000  # private modes of xterm
 # One thread: two that wait for each other crawl where other programs want the cores.
 _OPTIONS = ("--temperature", "0", "--threads", "1")
 _SUM = "What is 2+2? Answer with the number alone."
@@ -78,6 +79,10 @@ class Terminal:
 
     def text(self) -> str:
         return "\n".join(self._screen.display)
+
+    def modes(self) -> set[int]:
+        """The private modes that are on."""
+        return {mode >> 5 for mode in self._screen.mode if mode >= 1 << 5}
 
     def vanish(self) -> None:
         """Go, and send no signal: the application has no controlling terminal."""
@@ -160,6 +165,18 @@ def test_a_chat_whose_terminal_vanishes_is_saved_and_ends(terminal: Terminal, tm
     assert any(each["type"] == "text" and each["text"] for each in kept)
     assert kept[-1]["type"] == "end"
     wait_until(lambda: not is_running(engine), f"engine {engine} to end")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_the_chat_leaves_the_terminal_as_it_was(
+    terminal: Terminal, number: signal.Signals
+):
+    terminal.sees("What this is")
+    assert terminal.modes() >= {_OTHER_SCREEN, _MOUSE}
+    terminal.process.send_signal(number)
+    terminal.until(lambda: terminal.process.poll() is not None, f"an end by {number.name}")
+    terminal.until(lambda: not terminal.modes() & {_OTHER_SCREEN, _MOUSE}, "the first screen")
+    assert terminal.process.returncode == 128 + number
 
 
 def test_a_coloured_paste_stands_in_the_input_and_sends_nothing(terminal: Terminal, tmp_path: Path):
