@@ -102,7 +102,6 @@ def test_rerank_reports_what_it_compared(measure: Measure, guarded_tiny: Guarded
         (["rerank", "--temperature", "0.5"], "--temperature 0"),
         (["probe", "--limit", "0"], "limit"),
         (["guard", "--limit", "-1"], "limit"),
-        (["guard", "--safebench", "here"], "--safebench is for 'measure pictures'"),
     ],
 )
 def test_what_cannot_be_measured_is_bad_input(measure: Measure, arguments: list[str], naming: str):

@@ -205,6 +205,7 @@ def test_a_paste_of_thousands_of_lines_is_counted_and_can_be_cut_down(
     log = b"".join(b"\x1b[32mline %d\x1b[0m of a log\r" % number for number in range(5_000))
     terminal.send(b"\x1b[200~" + log + b"\x1b[201~")
     terminal.sees("│ [pasted 5,000 lines]", "Tab unfolds")
+    time.sleep(0.1)  # within 0.05 s an Enter is taken for the paste's own
     terminal.type("\r")
     terminal.sees("Too long to send", "The prompt has ", "Edit", "Discard")
     terminal.type("\r")
