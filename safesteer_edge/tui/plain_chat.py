@@ -82,9 +82,12 @@ class PlainChat:
         """Whether a person types the lines."""
         return self._lines.isatty()
 
-    def resume(self, chat_id: str) -> None:
+    async def resume(self, chat_id: str) -> None:
         """Go on with a saved chat, and show how it ended. Raises ChatFileError."""
-        _finish(conversation.resume(self, chat_id))
+        await conversation.resume(self, chat_id)
+        for turn in self.state.turns[-1:]:
+            self.say(f"you asked: {turn.question}")
+            print(turn.shown, file=self.out, flush=True)
 
     def run(self, question: str = "") -> None:
         """Chat until the lines end, `/quit`, or the guard is not the one that it began with."""
@@ -266,7 +269,7 @@ def run_plain_chat(chat: PlainChat, chat_id: str | None, question: str) -> bool:
     """
     try:
         if chat_id is not None:
-            chat.resume(chat_id)
+            _finish(chat.resume(chat_id))
         chat.run(question)
     finally:
         chat.close()

@@ -38,10 +38,7 @@ async def chats(chat: PlainChat, argument: str) -> None:
     if argument.isdecimal():
         if not 1 <= int(argument) <= len(summaries):
             raise InputError(f"chat {argument!r}; expected 1 to {len(summaries)}")
-        await conversation.resume(chat, summaries[int(argument) - 1].id)
-        for turn in chat.state.turns[-1:]:
-            chat.say(f"you asked: {turn.question}")
-            print(turn.shown, file=chat.out, flush=True)
+        await chat.resume(summaries[int(argument) - 1].id)
         return
     hits = {hit.chat.id for hit in chat.store.search(argument)} if argument else set[str]()
     for number, each in enumerate(summaries, 1):
