@@ -101,3 +101,12 @@ class GuardError(SafeSteerError):
 
 class ProbeShapeError(GuardError):
     """Hidden states do not have the width that the probe was made for."""
+
+
+def kinds_by_name() -> dict[str, type[SafeSteerError]]:
+    """The errors of this file, by their names: those that may cross a pipe."""
+    return {
+        name: kind
+        for name, kind in globals().items()
+        if isinstance(kind, type) and issubclass(kind, SafeSteerError)
+    }

@@ -11,8 +11,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
-from safesteer_edge import errors
-from safesteer_edge.errors import EngineDiedError, EngineError, SafeSteerError
+from safesteer_edge.errors import EngineDiedError, EngineError, SafeSteerError, kinds_by_name
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.formats.json_values import load_json
 from safesteer_edge.processes.child import Child, ProcessDeath
@@ -26,11 +25,7 @@ from safesteer_edge.processes.cores import spin_briefly
 MAX_LINE_BYTES: Final = 64 << 20
 _encoder: Final = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 # The errors that may cross: ours, by name. Anything else becomes an EngineError.
-_ERRORS: Final[Mapping[str, type[SafeSteerError]]] = {
-    name: kind
-    for name, kind in vars(errors).items()
-    if isinstance(kind, type) and issubclass(kind, SafeSteerError)
-}
+_ERRORS: Final = kinds_by_name()
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
