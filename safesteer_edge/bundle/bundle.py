@@ -30,6 +30,7 @@ from safesteer_edge.bundle.fingerprint import (
 from safesteer_edge.bundle.schema import (
     MAX_CONFIG_BYTES,
     GuardConfig,
+    ProbeEntry,
     RecordedEffect,
     VectorEntry,
     is_plain_name,
@@ -71,6 +72,7 @@ class GuardBundle:
     warnings: tuple[str, ...]
     sha256: str
     is_calibrated: bool
+    prompt_probe: OnnxProbe | None = None
 
     @classmethod
     def load(
@@ -111,8 +113,10 @@ class GuardBundle:
         return None if self.config.vector is None else self.config.vector.gate
 
     def close(self) -> None:
-        """Free the probe's session. Closing twice is safe."""
+        """Free the probes' sessions. Closing twice is safe."""
         self.probe.close()
+        if self.prompt_probe is not None:
+            self.prompt_probe.close()
 
     def __enter__(self) -> GuardBundle:
         return self
@@ -166,8 +170,11 @@ def open_bundle(
     effect = recorded_effect(config.policy, config.figures)
     _check_policy_acts(config.policy, effect)
     with ExitStack() as undo:
-        probe = undo.enter_context(_open_probe(folder, config, device))
-        _check_probe(probe, config)
+        probe = undo.enter_context(_open_probe(folder, config.probe, device))
+        check_probe_canaries(probe, config.canaries)
+        prompt_probe = None
+        if config.prompt_probe is not None:
+            prompt_probe = undo.enter_context(_open_probe(folder, config.prompt_probe, device))
         vector = _read_vector(folder, config, allow_negative_scale=allow_negative_scale)
         bundle = GuardBundle(
             folder=folder,
@@ -178,6 +185,7 @@ def open_bundle(
             warnings=_warnings(config, effect),
             sha256=hashlib.sha256(data).hexdigest(),
             is_calibrated=effect == "acts",
+            prompt_probe=prompt_probe,
         )
         undo.pop_all()
     return bundle
@@ -227,21 +235,19 @@ def check_engine_canaries(
     )
 
 
-def _open_probe(folder: Path, config: GuardConfig, device: Device) -> OnnxProbe:
-    """Read, check and load the probe: the bytes that were hashed are the bytes that run."""
-    path = folder / config.probe.file
-    data = read_bundle_file(folder, config.probe.file, max_bytes=MAX_PROBE_BYTES)
-    check_sha256(data, config.probe.sha256, path)
-    return OnnxProbe.from_bytes(data, name=str(path), device=device)
-
-
-def _check_probe(probe: OnnxProbe, config: GuardConfig) -> None:
-    require(
-        probe.n_features == config.probe.n_features,
-        f"{config.probe.file!r} reads states of {probe.n_features} values; guard.json says "
-        f"{config.probe.n_features}: get the bundle again, or run 'safesteer-edge calibrate'",
-    )
-    check_probe_canaries(probe, config.canaries)
+def _open_probe(folder: Path, entry: ProbeEntry, device: Device) -> OnnxProbe:
+    """Read, check and load a probe: the bytes that were hashed are the bytes that run."""
+    path = folder / entry.file
+    data = read_bundle_file(folder, entry.file, max_bytes=MAX_PROBE_BYTES)
+    check_sha256(data, entry.sha256, path)
+    probe = OnnxProbe.from_bytes(data, name=str(path), device=device)
+    if probe.n_features != entry.n_features:
+        probe.close()
+        raise BundleError(
+            f"{entry.file!r} reads states of {probe.n_features} values; guard.json says "
+            f"{entry.n_features}: get the bundle again, or run 'safesteer-edge calibrate'"
+        )
+    return probe
 
 
 def _read_vector(
@@ -361,7 +367,7 @@ def check_sha256(data: bytes, expected: str, path: Path) -> None:
 
 def check_nothing_unlisted(folder: Path, config: GuardConfig) -> None:
     """Raise BundleError for a probe or vector in the folder that guard.json does not list."""
-    listed = {config.probe.file, *([config.vector.file] if config.vector else [])}
+    listed = config.file_names
     unlisted = sorted(
         entry.name
         for entry in folder.iterdir()

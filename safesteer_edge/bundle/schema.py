@@ -1,4 +1,6 @@
-"""guard.json, schema version 1: what a guard bundle says about itself.
+"""guard.json, schema versions 1 and 2: what a guard bundle says about itself.
+
+Version 2 adds safe openings, a probe for prompts, and a policy whose steering depends on the risk.
 
 The dataclasses are the schema. An object that breaks a range or contradicts itself cannot be
 made, so a config is good whether it was read from a file or put together by a calibration.
@@ -23,9 +25,11 @@ from safesteer_edge.formats.json_values import (
     load_json,
     refuse_control_characters,
 )
-from safesteer_edge.guard.policy import GuardPolicy
+from safesteer_edge.guard.policy import MAX_OPENINGS, GuardPolicy
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_KNOWN_VERSIONS = (1, SCHEMA_VERSION)
+_MAX_OPENING_CHARACTERS = 80
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
 MAX_FIGURES_BYTES = 256 * 1024
 
@@ -115,6 +119,9 @@ class GuardConfig:
 
     created: ISO date. residual_norms: mean L2 norm of each block's output, n_layer values.
     figures: the measured figures of the calibration, free JSON.
+    openings: safe beginnings of an answer, the preferred one first, that join the candidates where
+    an answer is steered anew. prompt_probe: judges the prompt's last state, of the same layers as
+    the probe; None: the probe judges that too.
     """
 
     name: str
@@ -129,6 +136,8 @@ class GuardConfig:
     vector: VectorEntry | None = None
     figures: Mapping[str, object] = field(default_factory=dict[str, object])
     schema_version: int = SCHEMA_VERSION
+    openings: tuple[str, ...] = ()
+    prompt_probe: ProbeEntry | None = None
 
     def __post_init__(self) -> None:
         for label in ("name", "created_by"):
@@ -150,8 +159,21 @@ class GuardConfig:
             self.policy.threshold < 1,
             "policy.threshold is 1, above which there is no score; expected less",
         )
+        require(
+            len(set(self.openings)) == len(self.openings) <= MAX_OPENINGS,
+            f"openings has {len(self.openings)}; expected up to {MAX_OPENINGS}, all different",
+        )
+        for text in self.openings:
+            good = 0 < len(text) <= _MAX_OPENING_CHARACTERS and text.isprintable()
+            require(good, f"an opening is {text[:60]!r}; expected one short line of text")
         self._check_layers()
         self._check_canaries()
+
+    @property
+    def file_names(self) -> frozenset[str]:
+        """The files that it names, each with its hash."""
+        entries = (self.probe, self.prompt_probe, self.vector)
+        return frozenset(entry.file for entry in entries if entry is not None)
 
     def _check_layers(self) -> None:
         n_layer, n_embd = self.model.n_layer, self.model.n_embd
@@ -164,6 +186,15 @@ class GuardConfig:
             self.probe.n_features == n_embd * len(layers),
             f"probe.n_features is {self.probe.n_features}; expected {n_embd} × {len(layers)}",
         )
+        if self.prompt_probe is not None:
+            require(
+                self.prompt_probe.layers == layers
+                and self.prompt_probe.n_features == self.probe.n_features,
+                "prompt_probe reads other layers than probe; expected the same",
+            )
+            require(
+                self.prompt_probe.file != self.probe.file, "prompt_probe and probe are one file"
+            )
         require(
             len(self.residual_norms) == n_layer
             and all(math.isfinite(norm) and norm > 0 for norm in self.residual_norms),
@@ -246,8 +277,8 @@ def _check_version(value: object) -> None:
     version = given.get("schema_version")
     require(type(version) is int and version > 0, "it has no schema_version (a whole number)")
     require(
-        version == SCHEMA_VERSION,
-        f"schema_version is {version!r}; this program reads version {SCHEMA_VERSION}: "
+        version in _KNOWN_VERSIONS,
+        f"schema_version is {version!r}; this program reads versions 1 to {SCHEMA_VERSION}: "
         "upgrade safesteer-edge",
     )
 

@@ -27,11 +27,12 @@ from safesteer_edge.formats.control_vector_file import ControlVector, write_cont
 from safesteer_edge.guard.policy import GuardPolicy
 
 PROBE_NAME = "probe.onnx"
+PROMPT_PROBE_NAME = "prompt_probe.onnx"
 VECTOR_NAME = "vector.gguf"
 
 REPORT_NAMES = ("report.html", "report.json")  # for people: nothing reads them back
 
-_OWN_FILES = frozenset({CONFIG_NAME, PROBE_NAME, VECTOR_NAME, *REPORT_NAMES})
+_OWN_FILES = frozenset({CONFIG_NAME, PROBE_NAME, PROMPT_PROBE_NAME, VECTOR_NAME, *REPORT_NAMES})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ class BundleParts:
     figures: Mapping[str, object] = field(default_factory=dict[str, object])
     created: str = ""  # an ISO date; '' is today
     reports: Mapping[str, str] = field(default_factory=dict[str, str])  # of REPORT_NAMES
+    openings: tuple[str, ...] = ()
+    prompt_probe_onnx: bytes | None = None
 
 
 def write_bundle(folder: Path, parts: BundleParts, *, allow_negative_scale: bool = False) -> Path:
@@ -111,6 +114,8 @@ def check_replaceable(folder: Path) -> None:
 def _write_files(folder: Path, parts: BundleParts) -> None:
     """Write the probe, the vector and, last, the configuration that names their hashes."""
     write_whole(folder / PROBE_NAME, parts.probe_onnx)
+    if parts.prompt_probe_onnx is not None:
+        write_whole(folder / PROMPT_PROBE_NAME, parts.prompt_probe_onnx)
     if parts.vector is not None:
         write_control_vector(folder / VECTOR_NAME, parts.vector.vector)
     for name in REPORT_NAMES:
@@ -120,25 +125,30 @@ def _write_files(folder: Path, parts: BundleParts) -> None:
 
 
 def _config(folder: Path, parts: BundleParts) -> GuardConfig:
-    probe = ProbeEntry(
-        file=PROBE_NAME,
-        sha256=hashlib.sha256(parts.probe_onnx).hexdigest(),
-        layers=parts.probe_layers,
-        n_features=parts.model.n_embd * len(parts.probe_layers),
-        route_hint=parts.route_hint,
-    )
+    def entry(name: str, onnx: bytes) -> ProbeEntry:
+        return ProbeEntry(
+            file=name,
+            sha256=hashlib.sha256(onnx).hexdigest(),
+            layers=parts.probe_layers,
+            n_features=parts.model.n_embd * len(parts.probe_layers),
+            route_hint=parts.route_hint,
+        )
+
+    prompt_onnx = parts.prompt_probe_onnx
     return GuardConfig(
         name=parts.name,
         created=parts.created or date.today().isoformat(),
         created_by=parts.created_by,
         model=parts.model,
-        probe=probe,
+        probe=entry(PROBE_NAME, parts.probe_onnx),
         policy=parts.policy,
         residual_norms=parts.residual_norms,
         canaries=parts.canaries,
         refusal_text=parts.refusal_text,
         vector=None if parts.vector is None else _vector_entry(folder, parts.vector),
         figures=parts.figures,
+        openings=parts.openings,
+        prompt_probe=None if prompt_onnx is None else entry(PROMPT_PROBE_NAME, prompt_onnx),
     )
 
 

@@ -51,6 +51,9 @@ LAYER_INPUT_ARCHITECTURES = frozenset(
 # Their graphs leave the logits out in embeddings mode (src/models/lfm2.cpp).
 _NO_LOGITS_BESIDE_EMBEDDINGS = frozenset({"lfm2", "lfm2moe"})
 _FINAL_NORM_NODE = b"result_norm"
+# Of one decode, at least: candidates, and the tokens of some openings. Prompts have more, and none
+# of theirs is read.
+MAX_ROWS_READ = 64
 
 
 class HiddenStateRoute:
@@ -216,8 +219,8 @@ class EvalCallbackRoute(HiddenStateRoute):
 
     def attach(self, context: ContextView) -> None:
         super().attach(context)
-        # A row for each sequence: of batches with more, which are prompts, none is read.
-        self.callback.make_room(lib.llama_n_seq_max(context.handle), context.n_embd)
+        n_rows = max(MAX_ROWS_READ, lib.llama_n_seq_max(context.handle))
+        self.callback.make_room(n_rows, context.n_embd)
 
     def before_answer(self) -> None:
         self.callback.enable(True)

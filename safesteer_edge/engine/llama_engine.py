@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.engine.context import MAIN_SEQUENCE, NativeContext
-from safesteer_edge.engine.hidden_states import HiddenStateRoute
+from safesteer_edge.engine.hidden_states import MAX_ROWS_READ, HiddenStateRoute
 from safesteer_edge.engine.main_sequence import (
     MainSequence,
     PrefillCancelledError,
@@ -25,7 +25,7 @@ from safesteer_edge.engine.projector import Projector
 from safesteer_edge.engine.prompt_items import PromptItem
 from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.errors import EngineError, SafeSteerError
-from safesteer_edge.guard.protocols import Proposal
+from safesteer_edge.guard.protocols import Block, Proposal
 
 _SIDE_SEQUENCE = MAIN_SEQUENCE + 1  # the first candidate's, between two steps
 
@@ -43,7 +43,10 @@ class PrefillStats:
 
 @dataclass(slots=True)
 class _Pending:
-    """A candidate that was evaluated at this step. logits: None while still in native memory."""
+    """A candidate that was evaluated at this step. logits: None while still in native memory.
+
+    row: of its last token in the last batch.
+    """
 
     sequence: int
     row: int
@@ -74,7 +77,7 @@ class LlamaEngine:
         self._route = route or HiddenStateRoute()
         self._sequence = MainSequence(context, self._route, projector)
         self._spoken = frozenset(spoken)
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[Block, _Pending] = {}
         self._kept_logits: NDArray[np.float32] | None = None
         self._sampler: SamplerChain | None = None
         self._n_forward_passes = 0
@@ -207,48 +210,80 @@ class LlamaEngine:
         position = self._sequence.position
         self._context.decode([token_id], [position], [MAIN_SEQUENCE], all_outputs=True)
         self._n_forward_passes += 1
-        self._pending[token_id] = _Pending(MAIN_SEQUENCE, row=0)
+        self._pending[token_id,] = _Pending(MAIN_SEQUENCE, row=0)
         self._forget_logits()
         return self._route.read(1)[0]
 
     def evaluate_candidates(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Evaluate candidates in one batch, each on its own side sequence."""
+        return self._evaluate_aside([(token_id,) for token_id in token_ids])
+
+    def evaluate_blocks(self, blocks: Sequence[Block]) -> list[NDArray[np.float32]]:
+        """Evaluate blocks, each on its own side sequence, as many at once as can be read."""
+        # llama.cpp would deal sequences of different lengths out to several graphs (split_equal).
+        is_alone = self._model.has_recurrent_state
+        batches: list[list[Block]] = []
+        for block in blocks:
+            n_rows = sum(map(len, batches[-1])) + len(block) if batches else 0
+            if not batches or is_alone or n_rows > MAX_ROWS_READ:
+                batches.append([])
+            batches[-1].append(block)
+        states: list[NDArray[np.float32]] = []
+        for batch in batches:
+            ends = np.cumsum([len(block) for block in batch])[:-1]
+            states += np.split(self._evaluate_aside(batch), ends)
+        return states
+
+    def _evaluate_aside(self, blocks: Sequence[Block]) -> NDArray[np.float32]:
+        """Evaluate these in one batch: the states of all their tokens, one block after another."""
         n_used = len(self._pending)
-        if len({*token_ids, *self._pending}) < len(token_ids) + n_used:
-            raise EngineError(f"a candidate of {list(token_ids)} is evaluated twice at one step")
-        if n_used + len(token_ids) > self._context.n_candidates:
+        if len({*blocks, *self._pending}) < len(blocks) + n_used:
+            raise EngineError(f"a candidate of {list(blocks)} is evaluated twice at one step")
+        if n_used + len(blocks) > self._context.n_candidates:
             raise EngineError(
-                f"{n_used + len(token_ids)} candidates at one step; the context was made for "
+                f"{n_used + len(blocks)} candidates at one step; the context was made for "
                 f"{self._context.n_candidates}"
             )
         self._keep_pending_aside()
-        sequences = list(range(n_used + 1, n_used + 1 + len(token_ids)))
+        sequences = range(n_used + 1, n_used + 1 + len(blocks))
         for sequence in sequences:
             self._context.copy_sequence(MAIN_SEQUENCE, sequence)
-        positions = [self._sequence.position] * len(token_ids)
+        start = self._sequence.position
+        rows = [
+            (token_id, start + place, sequence)
+            for block, sequence in zip(blocks, sequences, strict=True)
+            for place, token_id in enumerate(block)
+        ]
         try:
-            self._context.decode(token_ids, positions, sequences, all_outputs=True)
+            self._context.decode(*zip(*rows, strict=True), all_outputs=True)
         except SafeSteerError:
             for sequence in sequences:
                 self._context.remove_from_sequence(sequence)
             raise
         self._n_forward_passes += 1
-        for row, (token_id, sequence) in enumerate(zip(token_ids, sequences, strict=True)):
-            self._pending[token_id] = _Pending(sequence, row=row)
+        ends = np.cumsum([len(block) for block in blocks]).tolist()
+        for block, sequence, end in zip(blocks, sequences, ends, strict=True):
+            self._pending[block] = _Pending(sequence, row=end - 1)
         self._forget_logits()
-        return self._route.read(len(token_ids))
+        return self._route.read(len(rows))
 
     def accept(self, token_id: int) -> None:
         """Make an evaluated candidate the next token of the main sequence."""
-        chosen = self._pending.pop(token_id, None)
+        self.accept_block((token_id,))
+
+    def accept_block(self, block: Block) -> None:
+        """Make an evaluated block the next tokens of the main sequence."""
+        chosen = self._pending.pop(block, None)
         if chosen is None or self._sampler is None:
-            raise EngineError(f"token {token_id} was not evaluated at this step")
+            what = f"token {block[0]} was" if len(block) == 1 else f"block {list(block)} was"
+            raise EngineError(f"{what} not evaluated at this step")
         if chosen.sequence != MAIN_SEQUENCE:
-            self._adopt(chosen.sequence)
+            self._adopt(chosen.sequence, len(block))
         self._discard_pending()
-        self._sequence.add_evaluated(token_id)
+        self._sequence.add_evaluated(block)
         self._kept_logits, self._sequence.logits_row = chosen.logits, chosen.row
-        self._sampler.accept(token_id)
+        for token_id in block:
+            self._sampler.accept(token_id)
 
     def _keep_pending_aside(self) -> None:
         """Before another decode: move a candidate off the main sequence, and copy logits out."""
@@ -260,14 +295,14 @@ class LlamaEngine:
                 self._context.copy_sequence(MAIN_SEQUENCE, pending.sequence)
                 self._context.remove_from_sequence(MAIN_SEQUENCE, self._sequence.position, -1)
 
-    def _adopt(self, sequence: int) -> None:
+    def _adopt(self, sequence: int, n_tokens: int) -> None:
         if self._model.has_recurrent_state:
             # A recurrent state has no cells to share: the whole sequence takes the winner's place.
             self._context.remove_from_sequence(MAIN_SEQUENCE)
             self._context.copy_sequence(sequence, MAIN_SEQUENCE)
         else:
             position = self._sequence.position
-            self._context.copy_sequence(sequence, MAIN_SEQUENCE, position, position + 1)
+            self._context.copy_sequence(sequence, MAIN_SEQUENCE, position, position + n_tokens)
         self._context.remove_from_sequence(sequence)
 
     def _discard_pending(self) -> None:
@@ -293,6 +328,18 @@ class LlamaEngine:
         if n_tokens:
             self._kept_logits = None
         self._sequence.take_back(n_tokens)
+
+    def rewind(self, n_tokens: int) -> None:
+        """Remove the last n tokens and evaluate the one before them again: it costs one token.
+
+        On models whose memory cannot roll back it costs what came since the last checkpoint.
+        Raises EngineError if the prompt would be cut.
+        """
+        self._discard_pending()
+        if n_tokens and self._sampler is not None:
+            self._kept_logits = None
+            self._sequence.rewind(n_tokens)
+            self._sampler.take_back(n_tokens)
 
     def append(self, token_ids: Sequence[int]) -> None:
         """Evaluate tokens at the end of the sequence."""

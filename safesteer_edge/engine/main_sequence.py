@@ -76,11 +76,11 @@ class MainSequence:
         self._n_prompt_entries, self._control_vector = len(entries), control_vector
         return n_kept_tokens, self._evaluate_prompt(entries, cancelled, n_lasting=n_lasting)
 
-    def add_evaluated(self, token_id: int) -> None:
-        """Count a token whose cell is already in the main sequence."""
-        self._entries.append(Entry(token_id, 1, 1))
-        self.n_tokens += 1
-        self.position += 1
+    def add_evaluated(self, token_ids: Sequence[int]) -> None:
+        """Count tokens whose cells are already in the main sequence."""
+        self._entries.extend(Entry(token_id, 1, 1) for token_id in token_ids)
+        self.n_tokens += len(token_ids)
+        self.position += len(token_ids)
 
     def append(self, token_ids: Sequence[int]) -> None:
         """Evaluate tokens at the end."""
@@ -91,19 +91,36 @@ class MainSequence:
 
         Raises EngineError if the prompt's last token would go too.
         """
-        if n_tokens == 0:
-            return
-        remaining = self._entries[: max(0, len(self._entries) - n_tokens)]
-        prompt, answer = remaining[: self._n_prompt_entries], remaining[self._n_prompt_entries :]
-        if len(prompt) < self._n_prompt_entries:
+        if n_tokens:
+            remaining = self._without_last(n_tokens)
+            self._bring_back(remaining, n_kept=len(remaining))
+            self.logits_row = None
+
+    def rewind(self, n_tokens: int) -> None:
+        """Remove the last n tokens of the answer and evaluate the last kept one, for its logits.
+
+        It goes alone, as it did before, so that it gives the same. Raises as `take_back`.
+        """
+        remaining = self._without_last(n_tokens)
+        self._bring_back(remaining, n_kept=len(remaining) - 1)
+
+    def _without_last(self, n_tokens: int) -> list[Entry]:
+        n_remaining = len(self._entries) - n_tokens
+        if n_remaining < self._n_prompt_entries:
             raise EngineError(f"cannot take back {n_tokens} tokens: the answer is shorter")
-        self._cut_to(len(remaining))
-        if len(self._entries) < len(remaining):
-            # The memory cannot roll back (recurrent state): evaluate what is missing once more,
-            # with the control vector off for the prompt and on for the answer, as it was.
-            self._evaluate_prompt(prompt)
-            self._evaluate_entries(answer)
-        self.logits_row = None
+        return self._entries[:n_remaining]
+
+    def _bring_back(self, entries: Sequence[Entry], *, n_kept: int) -> None:
+        """Keep the first n of these, or what the memory can keep, and evaluate the others again.
+
+        The control vector is off for the prompt and on for the answer, as it was.
+        """
+        self._cut_to(n_kept)
+        n_prompt = self._n_prompt_entries
+        if len(self._entries) < n_prompt:
+            self._evaluate_prompt(entries[:n_prompt])
+        for entry in entries[len(self._entries) :]:
+            self._evaluate_token_run([entry])  # alone: a batch takes other kernels, and rounds
 
     def check_fits(self, entries: Sequence[Entry]) -> None:
         """Raise PromptTooLongError for a prompt that the context has no room for."""

@@ -39,6 +39,7 @@ class SamplerChain(NativeObject):
         for stage in self._stages(settings, n_vocab):
             lib.llama_sampler_chain_add(chain_handle, stage)  # the chain owns it from here
         self._has_penalties = settings.has_penalties
+        self._accepted: list[int] = []
         # Made once: between two decodes the caches are cold, and each object made anew costs
         # several times what a hot loop shows. The chain sorts and cuts the buffer in place.
         self._buffer: NDArray[np.void] = np.zeros(n_vocab, dtype=_TOKEN_DATA)
@@ -120,4 +121,18 @@ class SamplerChain(NativeObject):
         """Tell the chain which token was emitted; only penalties want to know."""
         chain_handle = self.handle
         if self._has_penalties:
+            self._accepted.append(token_id)
             lib.llama_sampler_accept(chain_handle, token_id)
+
+    def take_back(self, n_tokens: int) -> None:
+        """Forget the last n tokens that were emitted; what is drawn next goes on in its sequence.
+
+        The penalties alone are set back: resetting the chain would draw the same numbers again.
+        """
+        if not self._has_penalties or not n_tokens:
+            return
+        del self._accepted[-n_tokens:]
+        penalties = lib.llama_sampler_chain_get(self.handle, 0)
+        lib.llama_sampler_reset(penalties)
+        for token_id in self._accepted:
+            lib.llama_sampler_accept(penalties, token_id)

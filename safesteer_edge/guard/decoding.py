@@ -7,14 +7,28 @@ templates or files. Safety fails closed: whatever keeps the guard from judging e
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from safesteer_edge.errors import GuardError
-from safesteer_edge.guard.events import Candidate, FinishReason, Refused, Step, TextDelta
-from safesteer_edge.guard.protocols import DecodingEngine, Proposal
-from safesteer_edge.guard.reranking import RERANKERS, Choice, Tilt, choose_as_proposed
+from safesteer_edge.guard.events import (
+    Candidate,
+    FinishReason,
+    Refused,
+    Steered,
+    Step,
+    TextDelta,
+)
+from safesteer_edge.guard.protocols import Block, DecodingEngine, Proposal
+from safesteer_edge.guard.reranking import (
+    RERANKERS,
+    Choice,
+    Tilt,
+    choose_as_proposed,
+    with_openings,
+)
 from safesteer_edge.guard.risk import RefusalReason, RunningRisk
 from safesteer_edge.guard.transcript import (
     ActiveGuard,
@@ -26,6 +40,8 @@ from safesteer_edge.guard.transcript import (
 )
 
 _NO_SCORES = np.empty(0)
+
+AnswerEvent = Step | TextDelta | Steered | Refused
 
 REFUSAL_DETAILS: dict[RefusalReason, str] = {
     "risk_limit": "the answer was turning harmful",
@@ -41,8 +57,7 @@ class GuardedAnswer:
     judged as the model's own are, so that words put into its mouth are no way round the guard.
     text, token_ids: the answer as it stands in the sequence, without the token that ended it. A
     refusal is always part of both; the sequence lacks it if the context had no room left.
-    carried_risk: what the conversation's next turn starts with. prompt_score: of the last prompt
-    position.
+    prompt_score: of the last prompt position.
     """
 
     def __init__(
@@ -65,12 +80,16 @@ class GuardedAnswer:
         self._tokenize_plain = tokenize_plain
         self._rng = rng
         self._cancelled = cancelled
-        self._given = tuple(given)
+        self._given_left = deque(given)
+        self._n_given = len(self._given_left)
+        self._unused_openings = list(guard.openings) if guard else []
+        self._openings: tuple[Block, ...] = ()  # that join the next step's candidates
         self._prompt_score = prompt_score
         self._carried_risk = carried_risk
         self._risk: RunningRisk | None = None  # with a guard, from the first step on
         self._transcript = Transcript()
         self._scores: list[float] = []
+        self._kept_scores: list[float] = []  # of the tokens that stand
         self._so_far = so_far
         if so_far is not None:
             pieces = map(engine.piece, so_far.token_ids)
@@ -79,6 +98,8 @@ class GuardedAnswer:
         self.refusal: Refused | None = None
         self.guard_error: GuardError | None = None
         self.n_interventions = 0
+        self.n_steered = 0
+        self.opening = ""
         self.n_evaluated_candidates = 0
         self.n_steps = 0
         self.probe_s = 0.0
@@ -99,16 +120,21 @@ class GuardedAnswer:
         return tuple(self._scores)
 
     @property
+    def kept_scores(self) -> tuple[float, ...]:
+        """Harmful scores of `token_ids`, as far as they were judged."""
+        return tuple(self._kept_scores[: len(self._transcript.token_ids)])
+
+    @property
     def risk(self) -> float | None:
         """The running risk now; None without a guard, and where it could not be judged."""
         return self._risk.value if self._risk else None
 
     @property
-    def carried_risk(self) -> float:
-        """What the next turn of the conversation starts with."""
-        return self._risk.carry_over() if self._risk else 0.0
+    def conversation_risk(self) -> float | None:
+        """What the conversation remembers of this answer's risk; None as `risk`."""
+        return self._risk.of_conversation if self._risk else None
 
-    def events(self) -> Iterator[Step | TextDelta | Refused]:
+    def events(self) -> Iterator[AnswerEvent]:
         """Decode until the answer ends, yielding what happens. Generator: stops between tokens."""
         try:
             yield from self._decode()
@@ -119,11 +145,11 @@ class GuardedAnswer:
             yield self._refuse("guard_failed", detail=str(error))
         if self.finish_reason == "cancelled":
             # The guard was still weighing the tail: what it has not let through stays unsaid.
-            self._engine.take_back(self._transcript.drop_unsettled())
+            self._engine.take_back(self._drop_unsettled())
         elif self.refusal is None:
             yield from self._settle(is_over=True)
 
-    def _decode(self) -> Iterator[Step | TextDelta | Refused]:
+    def _decode(self) -> Iterator[AnswerEvent]:
         if self._guard is not None:
             self._risk = RunningRisk(
                 self._guard.policy, carried=self._carried_risk, prompt_score=self._prompt_score
@@ -138,21 +164,29 @@ class GuardedAnswer:
                 self.finish_reason = reason
                 return
             # 1. The sampler proposes; the guard chooses; the choice joins the sequence.
-            is_given = self.n_steps < len(self._given)
-            proposal = self._given_proposal() if is_given else self._engine.propose()
+            is_given = bool(self._given_left)
+            proposal = self._given_proposal() if is_given else self._propose()
             choice = self._choose(proposal, is_given=is_given)
-            token_id = int(proposal.token_ids[choice.index])
-            self._engine.accept(token_id)
-            # 2. Count it.
-            self.n_steps += 1
-            is_end = self._engine.is_end(token_id)
-            text = self._transcript.add(token_id, self._engine.piece(token_id), is_end=is_end)
-            yield self._count(proposal, choice, text, is_given=is_given)
-            # 3. Refuse, or let people see what is settled.
+            chosen = proposal.candidate(choice.index)
+            is_opening = choice.index >= len(proposal.token_ids)
+            if is_opening:
+                self._engine.accept_block(chosen)
+                self._note_opening(chosen)
+            else:
+                self._engine.accept(chosen[0])
+            # 2. Count it, token by token.
+            is_end = self._engine.is_end(chosen[-1])
+            for place, token_id in enumerate(chosen):
+                yield self._count(proposal, choice, place, token_id, is_end, is_given=is_given)
+            # 3. Steer anew or refuse, or let people see what is settled.
             refusal_reason = self._refusal_reason()
             if refusal_reason is not None:
-                yield self._refuse(refusal_reason, detail=REFUSAL_DETAILS[refusal_reason])
-                return
+                if self._can_steer_anew():
+                    yield self._steer_anew(refusal_reason)
+                    continue
+                if self._refuses():
+                    yield self._refuse(refusal_reason, detail=REFUSAL_DETAILS[refusal_reason])
+                    return
             if is_end:
                 self.finish_reason = "stop"
                 return
@@ -174,6 +208,7 @@ class GuardedAnswer:
             if self._risk is not None:
                 self._risk.add(score)
                 self._scores.append(score)
+                self._kept_scores.append(score)
             reason = self._refusal_reason()
             if reason is not None:
                 return reason
@@ -193,7 +228,7 @@ class GuardedAnswer:
     def _reason_to_stop(self) -> FinishReason | None:
         if self._cancelled():
             return "cancelled"
-        if self.n_steps - len(self._given) >= self._limits.max_tokens:
+        if self.n_steps - self._n_given >= self._limits.max_tokens:
             return "length"
         if self._engine.n_free < self._limits.n_spare:
             return "length"
@@ -201,14 +236,22 @@ class GuardedAnswer:
 
     def _given_proposal(self) -> Proposal:
         """The next given token, as the one candidate that there is."""
-        token_ids = np.array([self._given[self.n_steps]], dtype=np.int32)
+        token_ids = np.array([self._given_left.popleft()], dtype=np.int32)
         return Proposal(token_ids, np.zeros(1), drawn=0, greedy=True)
+
+    def _propose(self) -> Proposal:
+        """The sampler's candidates, and safe openings beside them where it is steered anew."""
+        proposal, openings, guard = self._engine.propose(), self._openings, self._guard
+        self._openings = ()
+        if not openings or guard is None:
+            return proposal
+        return with_openings(proposal, openings, guard.policy.opening_share, self._rng)
 
     def _choose(self, proposal: Proposal, *, is_given: bool) -> Choice:
         guard, risk = self._guard, self._risk
         if guard is None:
             self._engine.evaluate(int(proposal.token_ids[proposal.drawn]))
-            return Choice(proposal.drawn, math.nan, _NO_SCORES, intervened=False)
+            return Choice(proposal.drawn, math.nan, _NO_SCORES, False, token_scores=())
         if risk is None:
             raise GuardError("the guard knows no risk to judge by")
         tilt = Tilt(risk.strength, guard.policy.threshold)
@@ -221,28 +264,43 @@ class GuardedAnswer:
             raise GuardError("the guard has no score for the token that it chose")
         return choice
 
-    def _count(self, proposal: Proposal, choice: Choice, text: str, *, is_given: bool) -> Step:
+    def _count(
+        self,
+        proposal: Proposal,
+        choice: Choice,
+        place: int,
+        token_id: int,
+        is_end: bool,
+        *,
+        is_given: bool,
+    ) -> Step:
+        """Count one token; place: of those that were chosen at this step together."""
+        self.n_steps += 1
+        text = self._transcript.add(token_id, self._engine.piece(token_id), is_end=is_end)
         score: float | None = None
         candidates: tuple[Candidate, ...] = ()
         if self._risk is not None:
-            score = choice.score
+            score = choice.token_scores[place]
             self._risk.add(score)
             self._scores.append(score)
-            self.n_interventions += choice.intervened
-            self.n_evaluated_candidates += choice.n_evaluated
-            if choice.n_evaluated > 1:
-                candidates = evaluated_candidates(proposal, choice, self._engine.piece)
+            self._kept_scores.append(score)
+            if place == 0:
+                self.n_interventions += choice.intervened
+                self.n_evaluated_candidates += choice.n_evaluated
+                if choice.n_evaluated > 1:
+                    candidates = evaluated_candidates(proposal, choice, self._engine.piece)
         return Step(
             step=self.n_steps,
-            token_id=int(proposal.token_ids[choice.index]),
+            token_id=token_id,
             text=text,
             logprob=float(proposal.log_probs[choice.index]),
             score=score,
             accepted=not choice.intervened,
             risk=self.risk,
             candidates=candidates,
-            proposed_token_id=int(proposal.token_ids[proposal.drawn]),
+            proposed_token_id=proposal.candidate(proposal.drawn)[0],
             given=is_given,
+            opening=choice.index >= len(proposal.token_ids),
         )
 
     def _refusal_reason(self) -> RefusalReason | None:
@@ -257,19 +315,63 @@ class GuardedAnswer:
         """
         if self._guard is None or self._risk is None or self._guard.mode == "monitor":
             return False
-        return score > self._guard.policy.threshold or not self._risk.is_calm
+        policy = self._guard.policy
+        # With λ of the risk, τ lies where steering should begin, and many a calm token is above it.
+        high = policy.threshold if policy.steer_from is None else policy.hard_threshold
+        return score > high or not self._risk.is_calm
 
     def _settle(self, *, is_over: bool = False) -> Iterator[TextDelta]:
         text = self._transcript.settle(is_over=is_over)
         if text:
             yield TextDelta(text)
 
+    def _can_steer_anew(self) -> bool:
+        guard = self._guard
+        return guard is not None and guard.mode == "steer" and self.n_steered < guard.policy.retries
+
+    def _steer_anew(self, reason: RefusalReason) -> Steered:
+        """Take the unsettled tail back and begin again from there, among safer candidates.
+
+        What the caller put into the answer goes with it: given words are no way to keep it harmful.
+        """
+        guard, risk = self._guard, self._risk
+        if guard is None or risk is None:
+            raise GuardError("there is no guard to steer with")
+        n_taken_back = self._drop_unsettled()
+        self._engine.rewind(n_taken_back)
+        self._given_left.clear()
+        risk.begin_again(self._kept_scores)
+        self._openings = self._openings_that_fit(self._unused_openings)
+        self.n_steered += 1
+        self.opening = ""
+        return Steered(self.n_steered, reason, self.n_steps, n_taken_back)
+
+    def _openings_that_fit(self, openings: Sequence[str]) -> tuple[Block, ...]:
+        """As tokens; behind text that people have seen they begin a paragraph of their own."""
+        before = "\n\n" if self._transcript.text else ""
+        blocks = tuple(tuple(self._tokenize_plain(before + text)) for text in openings)
+        n_cells = sum(map(len, blocks))
+        return blocks if self._engine.n_free >= self._limits.n_spare + n_cells else ()
+
+    def _note_opening(self, block: Block) -> None:
+        text = b"".join(map(self._engine.piece, block)).decode("utf-8", "replace").lstrip("\n")
+        self.opening = text
+        self._unused_openings = [each for each in self._unused_openings if each != text]
+
+    def _refuses(self) -> bool:
+        return self._guard is not None and self._guard.policy.refuses
+
+    def _drop_unsettled(self) -> int:
+        n_dropped = self._transcript.drop_unsettled()
+        del self._kept_scores[len(self._transcript.token_ids) :]
+        return n_dropped
+
     def _refuse(self, reason: RefusalReason, *, detail: str) -> Refused:
         """Take the unsettled tail back, in text and KV cache, and put a refusal in its place."""
         guard = self._guard
         if guard is None:
             raise GuardError("there is no guard to refuse with")
-        n_taken_back = self._transcript.drop_unsettled()
+        n_taken_back = self._drop_unsettled()
         self._engine.take_back(n_taken_back)
         separator = "\n\n" if self._transcript.text else ""
         refusal_text = separator + guard.refusal_text

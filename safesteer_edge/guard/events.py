@@ -77,7 +77,8 @@ class Step:
     show `TextDelta` to people. logprob: under the sampler, over its candidates. score, risk: None
     with the guard off. accepted: the sampler's own proposal was kept. candidates: those that were
     evaluated, if more than one. proposed_token_id: the sampler's own proposal. given: the caller
-    began the answer with this token (logprob 0).
+    began the answer with this token (logprob 0). opening: it is part of a safe opening that was
+    chosen as one candidate; its first token tells the candidates.
     """
 
     step: int
@@ -90,6 +91,7 @@ class Step:
     candidates: tuple[Candidate, ...] = ()
     proposed_token_id: int | None = None
     given: bool = False
+    opening: bool = False
 
     def __post_init__(self) -> None:
         if self.score is not None:
@@ -113,6 +115,20 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class Steered:
+    """The unsettled tokens were taken back, as if they had never been, and the answer goes on from
+    there under the guard's steering: what comes next is the model's own, among safer candidates.
+
+    attempt: 1 the first time. step: how many steps there were.
+    """
+
+    attempt: int
+    reason: RefusalReason
+    step: int
+    n_tokens_taken_back: int
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """The guard ended the turn: unsettled tokens were taken back and `text` stands in their place.
 
@@ -128,7 +144,11 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class GuardSummary:
-    """The guard's part in one turn. Scores are those of emitted tokens; None: there are none."""
+    """The guard's part in one turn. Scores are those of emitted tokens; None: there are none.
+
+    steered: how often the answer was taken back and steered anew. opening: the safe opening that
+    it then began with, as it stands; '' if none was chosen.
+    """
 
     mode: GuardMode
     rerank: RerankName | None
@@ -140,6 +160,8 @@ class GuardSummary:
     risk: float | None
     refused: bool
     vector_active: bool
+    steered: int = 0
+    opening: str = ""
 
     def __post_init__(self) -> None:
         for what in ("max_score", "mean_score", "risk"):
@@ -190,13 +212,14 @@ class TurnEnded:
     reasoning: str | None = None
 
 
-Event = MediaPrepared | PrefillDone | Step | TextDelta | Refused | TurnEnded
+Event = MediaPrepared | PrefillDone | Step | TextDelta | Steered | Refused | TurnEnded
 
 _KINDS: dict[type[Any], str] = {
     MediaPrepared: "media_prepared",
     PrefillDone: "prefill_done",
     Step: "step",
     TextDelta: "text_delta",
+    Steered: "steered",
     Refused: "refused",
     TurnEnded: "turn_ended",
 }

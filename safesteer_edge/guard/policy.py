@@ -19,6 +19,7 @@ HIGHEST_LIMIT: Final = 0.999  # as good as no score, and no running risk, is abo
 _LEAST_NATS: Final = math.log(2.0)
 
 
+MAX_OPENINGS: Final = 8  # that join the candidates of one step
 _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "strength": (1e-6, 1e6),
     "threshold": (0.0, 1.0),
@@ -31,6 +32,10 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "conversation_carry": (0.0, 1.0),
     "prompt_weight": (0, 1024),
     "answer_prior": (0, 1024),
+    "steer_from": (0.0, 1.0),
+    "opening_share": (0.0, 0.999),
+    "retries": (0, 8),
+    "refuses": (0, 1),
 }
 
 
@@ -57,6 +62,11 @@ class GuardPolicy:
         makes it higher: a prompt that looks harmless never excuses what is said. 0: not at all.
     answer_prior: the mean of what is said begins with so many tokens of score 0, or of what the
         conversation carries: an answer's first tokens tell little by themselves.
+    steer_from: λ is 0 up to this risk and whole at the risk limit, so that calm text is untouched;
+        None: it is whole at any risk, as in bundles of schema 1.
+    retries: how often an answer that would be refused is taken back and steered anew instead.
+    opening_share: m, the share that safe openings have of the candidates where it begins anew.
+    refuses: False: after the retries it goes on, unrefused. For ablations; no bundle has it.
 
     Raises SettingsError for a value out of range.
     """
@@ -72,6 +82,10 @@ class GuardPolicy:
     conversation_carry: float
     prompt_weight: int = 0
     answer_prior: int = 0
+    steer_from: float | None = None
+    retries: int = 0
+    opening_share: float = 0.9
+    refuses: bool = True
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -80,6 +94,10 @@ class GuardPolicy:
             raise SettingsError(
                 f"guard hard_threshold {self.hard_threshold!r} is below threshold "
                 f"{self.threshold!r}; expected at least as large"
+            )
+        if self.steer_from is not None and not self.steer_from < self.risk_limit:
+            raise SettingsError(
+                f"guard steer_from {self.steer_from!r} is not below risk_limit {self.risk_limit!r}"
             )
 
     @property

@@ -9,28 +9,39 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+Block = tuple[int, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """The sampler's distribution over its candidates at one decoding step.
 
     token_ids: int32 (k,). log_probs: float64 (k,), normalised over the candidates, descending.
-    drawn: index of the candidate that the sampler drew (0 at temperature 0).
+    drawn: index of the candidate that was drawn (the likeliest at temperature 0).
     greedy: temperature is 0, so that the guarded choice is an argmax and not a draw.
+    blocks: openings, each of some tokens, that stand behind the single tokens as candidates of the
+        same law: log_probs is then (k + n_blocks,), and descending over the tokens alone.
     """
 
     token_ids: NDArray[np.int32]
     log_probs: NDArray[np.float64]
     drawn: int
     greedy: bool
+    blocks: tuple[Block, ...] = ()
+
+    def candidate(self, index: int) -> Block:
+        """The tokens that the candidate of this index stands for."""
+        n_tokens = len(self.token_ids)
+        return self.blocks[index - n_tokens] if index >= n_tokens else (int(self.token_ids[index]),)
 
 
 class DecodingEngine(Protocol):
     """One sequence being decoded, and the means to look one token ahead.
 
-    A step is: `propose`; `evaluate` and/or `evaluate_candidates`, any number of times; `accept` of
-    one token that was evaluated. Until `accept`, later steps see the sequence unchanged. A token
-    that the caller gives needs no proposal: `evaluate` and `accept`.
+    A step is: `propose`; `evaluate`, `evaluate_candidates` and `evaluate_blocks`, any number of
+    times; `accept` of one token, or `accept_block` of one block, that was evaluated. Until then
+    the sequence is unchanged. A token that the caller gives needs no proposal: `evaluate` and
+    `accept`.
     """
 
     @property
@@ -64,8 +75,23 @@ class DecodingEngine(Protocol):
         """Make an evaluated candidate the next token; forget the other candidates."""
         ...
 
+    def evaluate_blocks(self, blocks: Sequence[Block]) -> list[NDArray[np.float32]]:
+        """Feed blocks of tokens, each as the next ones, in one batch.
+
+        Returns the states of each one's tokens, float32 (len(block), n_features).
+        """
+        ...
+
+    def accept_block(self, block: Block) -> None:
+        """Make an evaluated block the next tokens; forget the other candidates."""
+        ...
+
     def take_back(self, n_tokens: int) -> None:
-        """Remove the last n accepted tokens from the sequence."""
+        """Remove the last n accepted tokens from the sequence: nothing is proposed after it."""
+        ...
+
+    def rewind(self, n_tokens: int) -> None:
+        """Remove the last n accepted tokens, as if they had never been, and be ready to propose."""
         ...
 
     def append(self, token_ids: Sequence[int]) -> None:

@@ -6,6 +6,10 @@ probability a = exp(−penalty), and only otherwise scores the rest. With Z = Σ
 comes out with chance p(c)·a(c) + (1 − Z)·q(c) = Z·q(c) + (1 − Z)·q(c) = q(c): the same.
 The rejected draw stays in q; leaving it out would be wrong.
 
+Where an answer is steered anew, safe openings of some tokens join the candidates as one each:
+`with_openings` makes p′ = (1 − m)·p + m·o, and q is defined over p′. A block's score is that of its
+last token: one token says little about where an answer goes, three or four say much.
+
 Nearest prior art: VFD (arXiv 2605.14746), AWRS (2504.05410), CARDS (2406.16306), SafeSpec
 (2606.19755). `paper` is SafeSteer's own rule (2605.11716, §3) for comparison.
 """
@@ -13,15 +17,15 @@ Nearest prior art: VFD (arXiv 2605.14746), AWRS (2504.05410), CARDS (2406.16306)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.errors import GuardError
 from safesteer_edge.guard.policy import RerankName
-from safesteer_edge.guard.protocols import DecodingEngine, Probe, Proposal
+from safesteer_edge.guard.protocols import Block, DecodingEngine, Probe, Proposal
 
 # -- the guarded distribution: q(c) ∝ p(c) · exp(−λ · max(0, s(c) − τ)) ----------------------------
 
@@ -76,14 +80,16 @@ def draw(probs: NDArray[np.float64], uniform: float) -> int:
 class Choice:
     """What re-ranking chose at one step.
 
-    index: of the chosen candidate in the proposal. scores: float64 (k,), NaN where a candidate was
-    not evaluated. intervened: the choice is not the one that the sampler proposed.
+    index: of the chosen candidate in the proposal. scores: float64, one a candidate, NaN where it
+    was not evaluated. intervened: the choice is not the one that was proposed.
+    token_scores: of the tokens that the choice stands for; the last is its score.
     """
 
     index: int
     score: float
     scores: NDArray[np.float64]
     intervened: bool
+    token_scores: tuple[float, ...]
 
     @property
     def n_evaluated(self) -> int:
@@ -102,19 +108,17 @@ def choose_lazily(
     rng: np.random.Generator,
 ) -> Choice:
     """Choose from q, evaluating other candidates only when the sampler's draw is rejected."""
-    scores = np.full(len(proposal.token_ids), np.nan)
-    drawn = proposal.drawn
-    state = engine.evaluate(int(proposal.token_ids[drawn]))
-    scores[drawn] = probe.score(state[np.newaxis, :])[0]
-    acceptance = tilt.acceptance(float(scores[drawn]))
+    step = _Step(engine, probe, proposal)
+    step.score_drawn()
+    acceptance = tilt.acceptance(float(step.scores[proposal.drawn]))
     if acceptance == 1.0:  # no penalty: nothing can overtake it, greedy or drawn
-        return _choice(proposal, scores, drawn)
+        return step.choice(proposal.drawn)
     if proposal.greedy:
-        return _choice(proposal, scores, _bounded_argmax(engine, probe, proposal, tilt, scores))
+        return step.choice(_bounded_argmax(step, tilt))
     if rng.random() < acceptance:
-        return _choice(proposal, scores, drawn)
-    _score_missing_inplace(engine, probe, proposal, scores, range(len(scores)))
-    return _choice(proposal, scores, _draw_from_q(proposal, scores, tilt, rng))
+        return step.choice(proposal.drawn)
+    step.score_all()
+    return step.choice(step.draw_from_q(tilt, rng))
 
 
 def choose_eagerly(
@@ -129,15 +133,16 @@ def choose_eagerly(
     The draw is coupled to the sampler's own, in the way of the lazy form, so that an intervention
     means the same in both, and one seed gives one answer, but for the rounding of batch shapes.
     """
-    scores = np.full(len(proposal.token_ids), np.nan)
-    _score_missing_inplace(engine, probe, proposal, scores, range(len(scores)))
+    step = _Step(engine, probe, proposal)
+    step.score_all()
     if proposal.greedy:
-        index = int(np.argmax(proposal.log_probs - tilt.penalties(scores)))
-        return _choice(proposal, scores, index)
-    acceptance = tilt.acceptance(float(scores[proposal.drawn]))
+        order = likeliest_first(proposal.log_probs)
+        values = (proposal.log_probs - tilt.penalties(step.scores))[order]
+        return step.choice(int(order[np.argmax(values)]))
+    acceptance = tilt.acceptance(float(step.scores[proposal.drawn]))
     if acceptance == 1.0 or rng.random() < acceptance:
-        return _choice(proposal, scores, proposal.drawn)
-    return _choice(proposal, scores, _draw_from_q(proposal, scores, tilt, rng))
+        return step.choice(proposal.drawn)
+    return step.choice(step.draw_from_q(tilt, rng))
 
 
 def choose_by_paper_rule(
@@ -153,15 +158,15 @@ def choose_by_paper_rule(
     safety: −logit(harmful_score), argmax at temperature 0. (Sources disagree on the sign: a probe
     trained on requests scores refusals high; ours is trained on answers, so harm is high.)
     """
-    scores = np.full(len(proposal.token_ids), np.nan)
-    _score_missing_inplace(engine, probe, proposal, scores, range(len(scores)))
-    clipped = np.minimum(np.maximum(scores, 1e-6), 1.0 - 1e-6)
+    step = _Step(engine, probe, proposal)
+    step.score_all()
+    clipped = np.minimum(np.maximum(step.scores, 1e-6), 1.0 - 1e-6)
     safety = np.log1p(-clipped) - np.log(clipped)
     if proposal.greedy:
         index = int(np.argmax(safety))
     else:
         index = draw(normalised_exp(safety), rng.random())
-    return _choice(proposal, scores, index)
+    return step.choice(index)
 
 
 def choose_as_proposed(
@@ -172,10 +177,9 @@ def choose_as_proposed(
     _rng: np.random.Generator,
 ) -> Choice:
     """Keep the sampler's draw, with its score: for the modes that do not re-rank."""
-    scores = np.full(len(proposal.token_ids), np.nan)
-    state = engine.evaluate(int(proposal.token_ids[proposal.drawn]))
-    scores[proposal.drawn] = probe.score(state[np.newaxis, :])[0]
-    return _choice(proposal, scores, proposal.drawn)
+    step = _Step(engine, probe, proposal)
+    step.score_drawn()
+    return step.choice(proposal.drawn)
 
 
 RERANKERS: dict[RerankName, Reranker] = {
@@ -185,54 +189,100 @@ RERANKERS: dict[RerankName, Reranker] = {
 }
 
 
-def _bounded_argmax(
-    engine: DecodingEngine,
-    probe: Probe,
-    proposal: Proposal,
-    tilt: Tilt,
-    scores: NDArray[np.float64],
-) -> int:
+def with_openings(
+    proposal: Proposal, openings: Sequence[Block], share: float, rng: np.random.Generator
+) -> Proposal:
+    """p′ = (1 − m)·p + m·o: the sampler's candidates, and each opening as one more.
+
+    openings: not empty, the preferred one first; o gives each the same chance. share: m in (0, 1).
+    The sampler's own draw is kept with chance 1 − m, else an opening is drawn.
+    """
+    n_tokens, n_blocks = len(proposal.token_ids), len(openings)
+    log_openings = np.full(n_blocks, math.log(share / n_blocks))
+    log_probs = np.concatenate([proposal.log_probs + math.log1p(-share), log_openings])
+    drawn = proposal.drawn
+    if proposal.greedy:
+        drawn = int(likeliest_first(log_probs)[0])
+    elif rng.random() < share:
+        drawn = n_tokens + min(int(rng.random() * n_blocks), n_blocks - 1)
+    return replace(proposal, log_probs=log_probs, drawn=drawn, blocks=tuple(openings))
+
+
+class _Step:
+    """The candidates of one step and what the probe makes of those that were evaluated."""
+
+    def __init__(self, engine: DecodingEngine, probe: Probe, proposal: Proposal) -> None:
+        self._engine, self._probe, self.proposal = engine, probe, proposal
+        self._block_scores: dict[int, tuple[float, ...]] = {}
+        self.scores = np.full(len(proposal.log_probs), np.nan)
+
+    @property
+    def candidates_at_once(self) -> int:
+        return self._engine.candidates_at_once
+
+    def score_drawn(self) -> None:
+        drawn = self.proposal.drawn
+        if drawn >= len(self.proposal.token_ids):
+            self.score_missing([drawn])
+            return
+        state = self._engine.evaluate(int(self.proposal.token_ids[drawn]))
+        self.scores[drawn] = self._probe.score(state[np.newaxis, :])[0]
+
+    def score_all(self) -> None:
+        self.score_missing(range(len(self.scores)))
+
+    def score_missing(self, indices: Sequence[int]) -> None:
+        missing = [index for index in indices if np.isnan(self.scores[index])]
+        n_tokens = len(self.proposal.token_ids)
+        tokens = [index for index in missing if index < n_tokens]
+        if tokens:
+            states = self._engine.evaluate_candidates([*self.proposal.token_ids[tokens].tolist()])
+            self.scores[tokens] = self._probe.score(states)
+        blocks = [index for index in missing if index >= n_tokens]
+        if blocks:
+            states = self._engine.evaluate_blocks([self.proposal.candidate(i) for i in blocks])
+            scores = self._probe.score(np.concatenate(states))
+            ends = np.cumsum([len(each) for each in states])[:-1]
+            for index, own in zip(blocks, np.split(scores, ends), strict=True):
+                self._block_scores[index] = tuple(own.tolist())
+                self.scores[index] = own[-1]
+
+    def draw_from_q(self, tilt: Tilt, rng: np.random.Generator) -> int:
+        return draw(tilt.guarded_probs(self.proposal.log_probs, self.scores), rng.random())
+
+    def choice(self, index: int) -> Choice:
+        score = float(self.scores[index])
+        return Choice(
+            index=index,
+            score=score,
+            scores=self.scores,
+            intervened=index != self.proposal.drawn,
+            token_scores=self._block_scores.get(index, (score,)),
+        )
+
+
+def _bounded_argmax(step: _Step, tilt: Tilt) -> int:
     """Branch and bound: argmax of log p − penalty, scoring only candidates that can still win.
 
-    A penalty is ≥ 0, so log p bounds a candidate's value; log_probs are descending. Fills `scores`.
+    A penalty is ≥ 0, so log p bounds a candidate's value; the likeliest are looked at first.
     """
-    best = proposal.drawn
-    best_value = proposal.log_probs[best] - tilt.penalties(scores[best : best + 1])[0]
-    start = best + 1
-    while start < len(scores) and proposal.log_probs[start] > best_value:
-        ahead = proposal.log_probs[start : start + engine.candidates_at_once]
-        end = start + int((ahead > best_value).sum())  # descending: those that can win come first
-        _score_missing_inplace(engine, probe, proposal, scores, range(start, end))
-        values = proposal.log_probs[start:end] - tilt.penalties(scores[start:end])
+    log_probs, best = step.proposal.log_probs, step.proposal.drawn
+    best_value = log_probs[best] - tilt.penalties(step.scores[best : best + 1])[0]
+    order = likeliest_first(log_probs)
+    start = 1  # the first is the one that was drawn
+    while start < len(order) and log_probs[order[start]] > best_value:
+        ahead = order[start : start + step.candidates_at_once]
+        ahead = ahead[log_probs[ahead] > best_value]
+        step.score_missing(ahead.tolist())
+        values = log_probs[ahead] - tilt.penalties(step.scores[ahead])
         if values.max() > best_value:
-            best, best_value = start + int(values.argmax()), values.max()
-        start = end
+            best, best_value = int(ahead[values.argmax()]), values.max()
+        start += len(ahead)
     return best
 
 
-def _draw_from_q(
-    proposal: Proposal, scores: NDArray[np.float64], tilt: Tilt, rng: np.random.Generator
-) -> int:
-    return draw(tilt.guarded_probs(proposal.log_probs, scores), rng.random())
-
-
-def _score_missing_inplace(
-    engine: DecodingEngine,
-    probe: Probe,
-    proposal: Proposal,
-    scores: NDArray[np.float64],
-    indices: range,
-) -> None:
-    missing = [index for index in indices if np.isnan(scores[index])]
-    if missing:
-        states = engine.evaluate_candidates([int(proposal.token_ids[i]) for i in missing])
-        scores[missing] = probe.score(states)
-
-
-def _choice(proposal: Proposal, scores: NDArray[np.float64], index: int) -> Choice:
-    return Choice(
-        index=index,
-        score=float(scores[index]),
-        scores=scores,
-        intervened=index != proposal.drawn,
-    )
+def likeliest_first(log_probs: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Indices of the candidates; equal ones keep their order, so that lazy and eager break ties
+    alike.
+    """
+    return np.argsort(-log_probs, kind="stable")

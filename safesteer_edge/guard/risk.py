@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from safesteer_edge.errors import GuardError
@@ -46,15 +47,32 @@ class RunningRisk:
         if prompt_score is not None:
             require_score("the prompt's score", prompt_score)
         self._policy = policy
-        self._n_scores = 0
-        self._n_hard_in_a_row = 0
-        n_prior = max(policy.answer_prior, 1 if carried > 0 else 0)
-        self._said = _MovingMean(policy.risk_decay, carried, n_prior)
+        self._carried = carried
+        self._is_raised, self._alarmed_at = False, 0.0
+        self._begin()
         self._asked: _MovingMean | None = None
         if prompt_score is not None and policy.prompt_weight > 0:
             self._asked = _MovingMean(policy.risk_decay, prompt_score, policy.prompt_weight)
         self.value = carried
         self.max_value = carried
+
+    def _begin(self) -> None:
+        self._n_scores = self._n_hard_in_a_row = 0
+        n_prior = max(self._policy.answer_prior, 1 if self._carried > 0 else 0)
+        self._said = _MovingMean(self._policy.risk_decay, self._carried, n_prior)
+
+    def begin_again(self, kept_scores: Sequence[float]) -> None:
+        """The answer was taken back to these tokens, and is steered from here on.
+
+        λ is whole for the rest of it. What was asked has been acted on: from now on the answer is
+        judged by what it says.
+        """
+        self._is_raised, self._asked = True, None
+        self._alarmed_at = max(self._alarmed_at, self.value)
+        self._begin()
+        self.value = self._carried
+        for score in kept_scores:
+            self.add(score)
 
     def add(self, score: float) -> None:
         """Count one emitted token's score. Raises GuardError for what is no score."""
@@ -69,8 +87,12 @@ class RunningRisk:
 
     @property
     def strength(self) -> float:
-        """λ for the next step: the policy's, raised with the risk."""
-        return self._policy.strength * (1.0 + self._policy.risk_gain * self.value)
+        """λ for the next step: from 0 at `steer_from` to the policy's at the limit, and beyond."""
+        policy = self._policy
+        share = 1.0
+        if policy.steer_from is not None and not self._is_raised:
+            share = (self.value - policy.steer_from) / (policy.risk_limit - policy.steer_from)
+        return policy.strength * min(1.0, max(0.0, share)) * (1.0 + policy.risk_gain * self.value)
 
     def refusal_reason(self) -> RefusalReason | None:
         """Why the turn must end now, or None."""
@@ -92,7 +114,12 @@ class RunningRisk:
 
     def carry_over(self) -> float:
         """What the next turn of the conversation starts with."""
-        return self._policy.conversation_carry * self.value
+        return self._policy.conversation_carry * self.of_conversation
+
+    @property
+    def of_conversation(self) -> float:
+        """The risk that a conversation remembers: a turn that had to be steered stays one."""
+        return max(self.value, self._alarmed_at)
 
 
 class _MovingMean:

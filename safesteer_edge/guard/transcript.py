@@ -13,7 +13,7 @@ from safesteer_edge.errors import GuardError
 from safesteer_edge.guard.events import Candidate
 from safesteer_edge.guard.policy import GuardMode, GuardPolicy, RerankName
 from safesteer_edge.guard.protocols import Probe, Proposal
-from safesteer_edge.guard.reranking import Choice
+from safesteer_edge.guard.reranking import Choice, likeliest_first
 
 
 class Transcript:
@@ -86,15 +86,14 @@ def evaluated_candidates(
     """Those that were evaluated, likeliest first. piece: the bytes of a token."""
     return tuple(
         Candidate(
-            int(token_id),
-            float(logprob),
-            float(score),
-            piece(int(token_id)).decode("utf-8", "replace"),
+            tokens[0],
+            float(proposal.log_probs[index]),
+            float(choice.scores[index]),
+            b"".join(map(piece, tokens)).decode("utf-8", "replace"),
         )
-        for token_id, logprob, score in zip(
-            proposal.token_ids, proposal.log_probs, choice.scores, strict=True
-        )
-        if np.isfinite(score)
+        for index in likeliest_first(proposal.log_probs).tolist()
+        if np.isfinite(choice.scores[index])
+        for tokens in (proposal.candidate(index),)
     )
 
 
@@ -103,13 +102,19 @@ def evaluated_candidates(
 
 @dataclass(frozen=True, slots=True)
 class ActiveGuard:
-    """A guard in force: with mode `off` there is none (None in its place)."""
+    """A guard in force: with mode `off` there is none (None in its place).
+
+    openings: safe beginnings that join the candidates where an answer is steered anew, the
+    preferred one first. prompt_probe: judges the prompt's last state; None: the probe does.
+    """
 
     mode: GuardMode
     rerank: RerankName
     policy: GuardPolicy
     probe: Probe
     refusal_text: str
+    openings: tuple[str, ...] = ()
+    prompt_probe: Probe | None = None
 
 
 @dataclass(frozen=True, slots=True)

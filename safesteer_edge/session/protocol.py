@@ -90,7 +90,7 @@ def session_info(runtime: Runtime, guard: GuardMode) -> SessionInfo:
         quantization=runtime.info.quantization,
         tensor_table_sha256=runtime.info.tensor_table_sha256,
         n_ctx=runtime.context.n_ctx,
-        n_candidates=runtime.context.n_candidates,
+        n_candidates=runtime.max_top_k,
         sees=projector is not None and projector.sees,
         hears=projector is not None and projector.hears,
         mmproj=runtime.mmproj,

@@ -28,7 +28,7 @@ from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.errors import BundleError, SettingsError, TemplateError
 from safesteer_edge.formats.gguf_header import GGML_TYPE_OF_KV, KvType
 from safesteer_edge.formats.model_file import ModelInfo
-from safesteer_edge.guard.policy import SamplingSettings
+from safesteer_edge.guard.policy import MAX_OPENINGS, MAX_TOP_K, SamplingSettings
 from safesteer_edge.library.memory_need import MemorySettings
 from safesteer_edge.library.memory_plan import Machine, MemoryPlan, free_memory, in_mib, plan_memory
 from safesteer_edge.media.decoder import MediaDecoder
@@ -65,7 +65,7 @@ def plan_session(settings: SessionSettings, files: ModelFiles, *, has_guard: boo
         MemorySettings(
             n_ctx=min(settings.n_ctx or DEFAULT_N_CTX, files.info.n_ctx_train),
             kv_type=settings.kv_type,
-            n_sequences=1 + (settings.sampling.top_k if has_guard else 1),
+            n_sequences=1 + (settings.sampling.top_k + MAX_OPENINGS if has_guard else 1),
             has_guard=has_guard,
         ),
         this_machine(),
@@ -101,6 +101,11 @@ class Runtime:
     picture_reader: PictureReader | None = None
     fixed_vector: NDArray[np.float32] | None = None
     fixed_vector_steers_prompt: bool = False
+
+    @property
+    def max_top_k(self) -> int:
+        """Candidates that a guarded step may have, openings aside."""
+        return self.context.n_candidates - MAX_OPENINGS if self.bundle is not None else MAX_TOP_K
 
     def check_open(self) -> None:
         """Raise EngineError after `close()`, before anything is started again for nothing."""

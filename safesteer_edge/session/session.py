@@ -108,7 +108,7 @@ class Session(OpenedSession):
         self._so_far = None
 
     def change(self, settings: TurnSettings) -> None:
-        n_candidates = self._runtime.context.n_candidates
+        n_candidates = self._runtime.max_top_k
         check_turn_settings(settings, self._runtime.bundle, n_candidates=n_candidates)
         self._settings = settings
 

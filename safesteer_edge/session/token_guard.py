@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 class TokenGuard:
     """Says which token comes next, by the sampler's candidates and the guard's scores of them.
 
-    It re-ranks and refuses as a session does, and counts the risk; the rest is yours: templates,
-    control tokens in what people typed, and holding text back until it is sure to stay.
+    It re-ranks, counts the risk, and refuses where a session would steer the answer anew; the rest
+    is yours: templates, control tokens in what people typed, and holding text back until it is
+    sure to stay.
     refusal: why the answer must end; None while it may go on. refusal_text: what to say instead.
     """
 
@@ -80,7 +81,8 @@ class TokenGuard:
         carried = self._risk.carry_over() if self._risk else 0.0
         self._risk, self.refusal = None, "guard_failed"
         state = self._llama.read(token_ids)
-        score = float(self._bundle.probe.score(state[np.newaxis, :])[0])
+        probe = self._bundle.prompt_probe or self._bundle.probe
+        score = float(probe.score(state[np.newaxis, :])[0])
         self._risk = RunningRisk(self._bundle.policy, carried=carried, prompt_score=score)
         self.refusal = None
 

@@ -18,14 +18,13 @@ from safesteer_edge.engine.main_sequence import PrefillCancelledError
 from safesteer_edge.engine.prompt_items import PromptItem, TokenRun, text_token_ids
 from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.errors import InputError, PromptTooLongError, SettingsError
-from safesteer_edge.guard.decoding import GuardedAnswer
+from safesteer_edge.guard.decoding import AnswerEvent, GuardedAnswer
 from safesteer_edge.guard.events import (
     Event,
     GuardSummary,
     MediaPrepared,
     PrefillDone,
     Refused,
-    Step,
     TextDelta,
     Timings,
     TurnEnded,
@@ -74,6 +73,8 @@ def active_guard(settings: TurnSettings, bundle: GuardBundle | None) -> ActiveGu
         policy=bundle.policy.tightened(strength=settings.strength, threshold=settings.threshold),
         probe=bundle.probe,
         refusal_text=bundle.config.refusal_text,
+        openings=bundle.config.openings,
+        prompt_probe=bundle.prompt_probe,
     )
 
 
@@ -306,7 +307,8 @@ class SessionTurn:
         """Harmful score of a prompt's last state, None with the guard off."""
         if self._guard is None:
             return None
-        return float(self._guard.probe.score(state[np.newaxis, :])[0])
+        probe = self._guard.prompt_probe or self._guard.probe
+        return float(probe.score(state[np.newaxis, :])[0])
 
     def _text_only_score(self) -> float | None:
         """Highest score of what is said and written beside media; see `text_only_conversations`.
@@ -377,7 +379,7 @@ class SessionTurn:
             reasoning=message.reasoning,
         )
 
-    def _told_apart(self, events: Iterator[Step | TextDelta | Refused]) -> Iterator[Event]:
+    def _told_apart(self, events: Iterator[AnswerEvent]) -> Iterator[Event]:
         """The events, with text that says whether it is reasoning or answer."""
         if self._reasoning is None:
             yield from events
@@ -402,11 +404,10 @@ class SessionTurn:
         message = replace(
             Message.from_text("assistant", text, token_ids=answer.token_ids), reasoning=reasoning
         )
-        self.history = self._plan.asked.with_message(message, answer.risk)
+        self.history = self._plan.asked.with_message(message, answer.conversation_risk)
         if answer.refusal is None:
-            scores = answer.scores[: len(answer.token_ids)]  # what was dropped was at the end
             self.so_far = AnswerSoFar(
-                answer.text, answer.token_ids, scores, prompt_score=self._prompt_score
+                answer.text, answer.token_ids, answer.kept_scores, prompt_score=self._prompt_score
             )
         return message
 
@@ -440,6 +441,8 @@ class SessionTurn:
             risk=answer.risk if answer else None,
             refused=answer is not None and answer.refusal is not None,
             vector_active=self._vector is not None,
+            steered=answer.n_steered if answer else 0,
+            opening=answer.opening if answer else "",
         )
 
 

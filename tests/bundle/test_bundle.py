@@ -130,7 +130,7 @@ def test_a_configuration_above_the_size_limit_is_not_read(folder: Path, model: M
 def test_an_unknown_schema_version_is_refused(
     folder: Path, model: ModelInfo, edit_config: EditConfig
 ):
-    edit_config(lambda c: c.update(schema_version=2))
+    edit_config(lambda c: c.update(schema_version=3))
     assert "upgrade" in refusal(folder, model)
 
 

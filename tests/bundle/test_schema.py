@@ -113,17 +113,17 @@ def test_the_sample_is_good_and_integers_may_stand_for_floats():
     assert config.canaries.tolerances == CanaryTolerances(probe_score=0.001)
 
 
-@pytest.mark.parametrize("version", [2, 7, "1", None, 0, True, 1.0])
+@pytest.mark.parametrize("version", [3, 7, "1", None, 0, True, 1.0])
 def test_an_unknown_schema_version_is_refused(version: object):
     assert "schema_version" in refusal(lambda c: c.update(schema_version=version))
 
 
 def test_a_later_schema_version_says_what_this_program_reads_and_to_upgrade():
     def change(content: dict[str, Any]) -> None:
-        content.update(schema_version=2, a_key_of_the_future=1)
+        content.update(schema_version=3, a_key_of_the_future=1)
 
     message = refusal(change)
-    assert "this program reads version 1" in message
+    assert "this program reads versions 1 to 2" in message
     assert "upgrade" in message
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from hypothesis import strategies as st
 
-from safesteer_edge.guard.decoding import GuardedAnswer
+from safesteer_edge.guard.decoding import AnswerEvent, GuardedAnswer
 from safesteer_edge.guard.events import (
     Event,
     Refused,
@@ -49,7 +49,7 @@ _PIECES = (b"", b"a", b" be", "é".encode(), b"\xe4", b"\xbd\xa0", b"x\xf0\x9f",
 
 
 def refusal_tokens(text: str) -> list[int]:
-    """A tokenizer for refusals: one token per byte, none of them in use elsewhere."""
+    """A tokenizer for refusals and openings: one token per byte, none of them in use elsewhere."""
     return [10_000 + byte for byte in text.encode()]
 
 
@@ -70,15 +70,16 @@ class ScriptedAnswer:
     carried_risk: float = 0.0
     prompt_score: float | None = None
     given: Sequence[int] = ()
+    openings: tuple[str, ...] = ()
     cancelled: Callable[[], bool] = lambda: False
-    events: list[Step | TextDelta | Refused] = field(
-        default_factory=list[Step | TextDelta | Refused]
-    )
+    events: list[AnswerEvent] = field(default_factory=list[AnswerEvent])
 
     def start(self) -> GuardedAnswer:
         """The answer before its first token."""
         guard = (
-            ActiveGuard(self.mode, self.rerank, self.policy, self.probe, REFUSAL_TEXT)
+            ActiveGuard(
+                self.mode, self.rerank, self.policy, self.probe, REFUSAL_TEXT, self.openings
+            )
             if self.policy
             else None
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.guard.protocols import Proposal
+from safesteer_edge.guard.protocols import Block, Proposal
 
 Prefix = tuple[int, ...]
 NextTokens = Callable[[Prefix], Mapping[int, float]]
@@ -62,6 +62,7 @@ class ScriptedEngine:
         self._rng = np.random.default_rng(self.seed)
         self._proposed: Prefix | None = None
         self._evaluated: set[int] = set()
+        self._evaluated_blocks: set[Block] = set()
         self._has_logits = True
 
     @property
@@ -94,11 +95,34 @@ class ScriptedEngine:
     def evaluate_candidates(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         return self._evaluate("evaluate_candidates", tuple(token_ids))
 
+    def evaluate_blocks(self, blocks: Sequence[Block]) -> list[NDArray[np.float32]]:
+        _require(self._proposed is not None, "evaluate_blocks without propose")
+        again = self._evaluated_blocks.intersection(blocks)
+        _require(not again and len(set(blocks)) == len(blocks), f"evaluate_blocks twice of {again}")
+        self._evaluated_blocks.update(blocks)
+        n_cells = len(self._evaluated) + sum(map(len, self._evaluated_blocks))
+        _require(n_cells <= self.n_free, "no cells left for the blocks")
+        self.calls.extend(Call("evaluate_block", block) for block in blocks)
+        start = len(self.sequence)
+        return [np.array([*enumerate(block, start)], dtype=np.float32) for block in blocks]
+
     def accept(self, token_id: int) -> None:
         _require(token_id in self._evaluated, f"accept of {token_id}, which was not evaluated")
         self.sequence.append(token_id)
         self._end_step()
         self.calls.append(Call("accept", (token_id,)))
+
+    def accept_block(self, block: Block) -> None:
+        _require(block in self._evaluated_blocks, f"accept of {block}, which was not evaluated")
+        self.sequence.extend(block)
+        self._end_step()
+        self.calls.append(Call("accept_block", block))
+
+    def rewind(self, n_tokens: int) -> None:
+        has_logits = self._has_logits
+        self.take_back(n_tokens)
+        self.calls[-1] = Call("rewind")
+        self._has_logits = has_logits or n_tokens > 0
 
     def take_back(self, n_tokens: int) -> None:
         _require(0 <= n_tokens <= len(self.sequence), f"take_back of {n_tokens} tokens")
@@ -148,6 +172,7 @@ class ScriptedEngine:
     def _end_step(self) -> None:
         self._proposed = None
         self._evaluated.clear()
+        self._evaluated_blocks.clear()
 
 
 def _require(is_met: bool, what: str) -> None:

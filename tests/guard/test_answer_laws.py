@@ -140,7 +140,7 @@ def test_monitor_and_off_emit_the_samplers_own_tokens(
     assert watched.engine.calls == off.engine.calls
     assert off.engine.n_evaluated_states == len(off.steps)
     assert all((step.score, step.risk, step.accepted) == (None, None, True) for step in off.steps)
-    assert (off_answer.risk, off_answer.carried_risk, off_answer.scores) == (None, 0.0, ())
+    assert (off_answer.risk, off_answer.conversation_risk, off_answer.scores) == (None, None, ())
     assert len(watched_answer.scores) == len(watched.steps)
 
 

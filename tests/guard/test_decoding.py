@@ -177,7 +177,7 @@ def test_risk_is_carried_to_the_next_turn():
     script = spelled(("a", 0.4), ("b", 0.4))
     answer = script.decode()
     assert answer.risk == pytest.approx(0.8 / 3)  # the end token scores 0
-    assert answer.carried_risk == pytest.approx(0.5 * 0.8 / 3)
+    assert answer.conversation_risk == pytest.approx(0.8 / 3)
 
 
 def test_the_probe_sees_each_candidate_once_and_is_timed():

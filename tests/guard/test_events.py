@@ -17,6 +17,7 @@ from safesteer_edge.guard.events import (
     MediaPrepared,
     PrefillDone,
     Refused,
+    Steered,
     Step,
     TextDelta,
     Timings,
@@ -46,6 +47,7 @@ _EVENTS: dict[type[Any], st.SearchStrategy[Event]] = {
         candidates=st.lists(_candidates, max_size=4).map(tuple),
     ),
     TextDelta: st.builds(TextDelta),
+    Steered: st.builds(Steered),
     Refused: st.builds(Refused),
     TurnEnded: st.builds(
         TurnEnded, guard=_guards, timings=_timings, refusal=st.none() | st.builds(Refused)

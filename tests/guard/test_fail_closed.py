@@ -171,7 +171,7 @@ def test_a_reranker_that_chooses_an_unscored_token_is_stopped(monkeypatch: pytes
     def careless(engine: ScriptedEngine, _probe: object, proposal: Proposal, *_: object) -> Choice:
         engine.evaluate_candidates([int(token_id) for token_id in proposal.token_ids])
         nothing = np.full(len(proposal.token_ids), np.nan)
-        return Choice(0, float("nan"), nothing, intervened=False)
+        return Choice(0, float("nan"), nothing, False, token_scores=(float("nan"),))
 
     monkeypatch.setitem(decoding.RERANKERS, "lazy", careless)
     script = four_steps("steer", "lazy", fails_at=99, fail=all_are(np.nan))
