@@ -11,6 +11,7 @@ import pytest
 from safesteer_edge.engine import node_catcher
 from safesteer_edge.engine.hidden_states import (
     LAYER_INPUT_ARCHITECTURES,
+    MAX_ROWS_READ,
     EvalCallbackRoute,
     RouteName,
     choose_route,
@@ -219,9 +220,9 @@ def test_states_that_were_not_caught_are_never_given(tiny_llama_path: Path) -> N
         opened.engine.append(ANSWER)
         with pytest.raises(EngineError, match="'l_out-0' gave 3 rows"):
             catcher.take(1)
-        opened.engine.append([*ANSWER, *CANDIDATES])  # more rows than sequences
+        opened.engine.append([7] * (MAX_ROWS_READ + 1))
         with pytest.raises(EngineError, match="'l_out-0' gave 0 rows"):
-            catcher.take(len(ANSWER) + len(CANDIDATES))
+            catcher.take(MAX_ROWS_READ + 1)
         opened.engine.append(ANSWER)
         opened.prefill([*PROMPT, *ANSWER, 50, 51])
         with pytest.raises(EngineError, match="0 rows"):
