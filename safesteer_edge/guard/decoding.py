@@ -298,7 +298,9 @@ class GuardedAnswer:
             accepted=not choice.intervened,
             risk=self.risk,
             candidates=candidates,
-            proposed_token_id=proposal.candidate(proposal.drawn)[0],
+            proposed_token_id=int(
+                proposal.token_ids[proposal.drawn if proposal.sampled is None else proposal.sampled]
+            ),
             given=is_given,
             opening=choice.index >= len(proposal.token_ids),
         )

@@ -19,6 +19,7 @@ class Proposal:
     token_ids: int32 (k,). log_probs: float64 (k,), normalised over the candidates, descending.
     drawn: index of the candidate that was drawn (the likeliest at temperature 0).
     greedy: temperature is 0, so that the guarded choice is an argmax and not a draw.
+    sampled: index of the sampler's own draw, where openings joined and another may be `drawn`.
     blocks: openings, each of some tokens, that stand behind the single tokens as candidates of the
         same law: log_probs is then (k + n_blocks,), and descending over the tokens alone.
     """
@@ -28,6 +29,7 @@ class Proposal:
     drawn: int
     greedy: bool
     blocks: tuple[Block, ...] = ()
+    sampled: int | None = None
 
     def candidate(self, index: int) -> Block:
         """The tokens that the candidate of this index stands for."""

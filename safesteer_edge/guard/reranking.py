@@ -81,7 +81,7 @@ class Choice:
     """What re-ranking chose at one step.
 
     index: of the chosen candidate in the proposal. scores: float64, one a candidate, NaN where it
-    was not evaluated. intervened: the choice is not the one that was proposed.
+    was not evaluated. intervened: the choice is not the sampler's own draw.
     token_scores: of the tokens that the choice stands for; the last is its score.
     """
 
@@ -205,7 +205,13 @@ def with_openings(
         drawn = int(likeliest_first(log_probs)[0])
     elif rng.random() < share:
         drawn = n_tokens + min(int(rng.random() * n_blocks), n_blocks - 1)
-    return replace(proposal, log_probs=log_probs, drawn=drawn, blocks=tuple(openings))
+    return replace(
+        proposal,
+        log_probs=log_probs,
+        drawn=drawn,
+        blocks=tuple(openings),
+        sampled=proposal.drawn,
+    )
 
 
 class _Step:
@@ -252,11 +258,12 @@ class _Step:
 
     def choice(self, index: int) -> Choice:
         score = float(self.scores[index])
+        own = self.proposal.drawn if self.proposal.sampled is None else self.proposal.sampled
         return Choice(
             index=index,
             score=score,
             scores=self.scores,
-            intervened=index != self.proposal.drawn,
+            intervened=index != own,
             token_scores=self._block_scores.get(index, (score,)),
         )
 

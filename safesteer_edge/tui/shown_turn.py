@@ -17,6 +17,7 @@ from safesteer_edge.guard.events import (
     MediaPrepared,
     PrefillDone,
     Refused,
+    Steered,
     Step,
     TextDelta,
     Timings,
@@ -130,6 +131,8 @@ class ShownTurn:
             if event.start is not None:  # marks and reasoning stand before it, unseen
                 self._n_hidden_characters = event.start - len(self.text)
             return self._grow(event.text)
+        elif isinstance(event, Steered):
+            self._take_back(event.n_tokens_taken_back)
         elif isinstance(event, Refused):
             self.refusal = event
             return self._grow(event.text)
@@ -183,6 +186,12 @@ class ShownTurn:
             self.media_names,
             guard=guard,
         )
+
+    def _take_back(self, n_tokens: int) -> None:
+        """What the guard took back is in the steps, and no more in the text that they tell."""
+        gone = self.steps[len(self.steps) - n_tokens :]
+        self._n_step_characters -= sum(len(step.text) for step in gone)
+        self._steered = [span for span in self._steered if span[1] <= self._n_step_characters]
 
     def _count(self, step: Step) -> None:
         self.steps.append(step)
