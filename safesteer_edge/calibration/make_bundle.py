@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -28,8 +28,8 @@ from safesteer_edge.calibration.settings import CalibrationSettings
 from safesteer_edge.calibration.vector_stage import VectorResult, VectorTask, fit_vector
 from safesteer_edge.formats.json_values import without_nan
 from safesteer_edge.formats.version import VERSION
-from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.harvest.answers import HarvestedAnswer, question_ids
+from safesteer_edge.harvest.batches import open_many
 from safesteer_edge.harvest.replay import (
     FIGURES_KEY,
     replay_of,
@@ -53,8 +53,8 @@ def make_bundle(
 ) -> Path:
     """Calibrate and write a guard bundle; returns its folder.
 
-    progress(what, n_done, n_total). Cost for the embedded default: about 100,000 decoding steps
-    and some fits. Raises SafeSteerError for what cannot be loaded, fitted or written.
+    progress(what, n_done, n_total). Cost: see `settings.EFFORTS` and `estimated_s`.
+    Raises SafeSteerError for what cannot be loaded, fitted or written.
     """
     started_s = time.monotonic()
     harvested = harvest_requests(settings, requests, progress)
@@ -84,10 +84,20 @@ def bundle_from_harvest(
     """
     started_s = time.monotonic() if started_s is None else started_s
     session = replace(settings.harvest.session, guard="off")
-    candidates = probe_candidates(settings.layer_sets, settings.regularisations)
+    effort = settings.effort
+    candidates = probe_candidates(
+        settings.layer_sets, settings.regularisations, only_linear=effort.only_linear
+    )
     reading = reading_of_media(harvested, settings.harvest.tail_layers)
     taught = harvested if reading.get("understood") else harvested.without_drawn()
-    best = fit_chosen_probe(taught, candidates, settings.targets, progress)
+    best = fit_chosen_probe(
+        taught,
+        candidates,
+        settings.targets,
+        progress,
+        is_nested=effort.is_nested,
+        max_rows=effort.max_rows,
+    )
     layers = best.candidate.layers
     probe_onnx = best.probe.to_onnx()
     with closing(open_runtime(session, layers=layers)) as runtime:
@@ -95,12 +105,20 @@ def bundle_from_harvest(
         canaries = _canaries(
             runtime, best.probe.scores, harvested.answers(layers, kinds=("own",)), requests
         )
-        replay = _replay(runtime, probe_onnx, best.policy.policy, settings.replayed, progress)
+        replay = _replay(runtime, probe_onnx, best, settings, progress)
     norms = _residual_norms(session, runtime.info.n_layer, requests)
-    vector = _vector(harvested, taught, settings, best, norms, runtime.info.architecture, progress)
+    architecture = runtime.info.architecture
+    if effort.tries_vector:
+        vector = _vector(harvested, taught, settings, best, norms, architecture, progress)
+    else:
+        why = f"a calibration of effort {effort.name} tries none"
+        vector = VectorResult(None, {"enabled": False, "why": why})
+    # The states of single layers are of no use to a quick one, and reading them takes its time.
+    compared = None if effort.is_nested else settings.harvest.tail_layers
     calibration = {
+        "effort": {"name": effort.name, "not_tried": effort.not_tried},
         "harvested": _harvested_counts(harvested),
-        "separation": separation_by_layer(harvested, progress),
+        "separation": separation_by_layer(harvested, progress, compared),
         "reading": reading,
         "vector": vector.record,
         "policy": best.policy.to_json(),
@@ -158,16 +176,26 @@ def _vector(
 def _replay(
     runtime: Runtime,
     probe_onnx: bytes,
-    policy: GuardPolicy,
-    requests: Sequence[Request],
+    best: ProbeResult,
+    settings: CalibrationSettings,
     progress: Progress,
 ) -> dict[str, Any]:
-    """What the finished guard makes of these requests, for the bundle's figures."""
+    """What the finished guard makes of the replayed requests, for the bundle's figures."""
+    requests, harvest = settings.replayed, settings.harvest
     if not requests:
         return {}
-    with OnnxProbe.from_bytes(probe_onnx, name="the new probe", device="cpu") as probe:
-        answers = score_own_answers(runtime, probe, requests, progress, what="recording a replay")
-    replay = replay_of(answers, requests, policy, runtime.info.quantization)
+    with ExitStack() as undo:
+        probe = undo.enter_context(
+            OnnxProbe.from_bytes(probe_onnx, name="the new probe", device="cpu")
+        )
+        many = None
+        if harvest.plan.in_batches and not runtime.model.has_recurrent_state:
+            layers = best.candidate.layers
+            many = undo.enter_context(closing(open_many(runtime, harvest.session, layers)))
+        answers = score_own_answers(
+            runtime, probe, requests, progress, what="recording a replay", many=many
+        )
+    replay = replay_of(answers, requests, best.policy.policy, runtime.info.quantization)
     return {FIGURES_KEY: replay_to_json(replay)}
 
 

@@ -56,7 +56,8 @@ def run(options: argparse.Namespace) -> int:
         say(f"warning: {warning}")
     # 2. The work.
     try:
-        requests = with_pictures(settings.harvest.session, requests)
+        if settings.harvest.plan.draws:
+            requests = with_pictures(settings.harvest.session, requests)
         folder = make_bundle(options.output, settings, requests, Progress().show)
     except KeyboardInterrupt:
         say("\nstopped; the same command goes on where it was")
@@ -80,6 +81,7 @@ def _settings(options: argparse.Namespace) -> CalibrationSettings:
         cache_limit_bytes=int(cache_limit_gib * (1 << 30)),
         n_workers=options.workers,
         targets=targets_for(options.false_alarms),
+        effort=options.effort or "quick",
     )
 
 
@@ -99,6 +101,7 @@ _NOT_WITH_FROM = {
     "false_alarms": "keeps to the false alarms that the bundle was made for",
     "workers": "works in one process",
     "cache_limit": "keeps no hidden states",
+    "effort": "has no efforts",
 }
 
 
@@ -170,6 +173,12 @@ CALIBRATE = Command(
     (
         Argument("model", "the model, in its quantization", metavar="NAME|F.gguf"),
         Argument("-o --output", "bundle", Path, required=True, metavar="DIR"),
+        Argument(
+            "--effort",
+            "quick (default): minutes; standard: more requests, pictures too; thorough: a token "
+            "at a time, hours. What one has read the next one has not to read again",
+            choices=("quick", "standard", "thorough"),
+        ),
         *setting_flags("model.mmproj"),
         Argument("--data", "requests (default: the project's own)", Path, metavar="F.jsonl"),
         Argument("--audio", "play the recordings that rows of --data name", action="store_true"),
