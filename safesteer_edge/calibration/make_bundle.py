@@ -25,6 +25,7 @@ from safesteer_edge.calibration.probe_fit import FitSettings, fit_calibrated
 from safesteer_edge.calibration.report import bundle_report
 from safesteer_edge.calibration.separation import reading_of_media, separation_by_layer
 from safesteer_edge.calibration.settings import CalibrationSettings
+from safesteer_edge.calibration.steering_fit import choose_openings
 from safesteer_edge.calibration.vector_stage import VectorResult, VectorTask, fit_vector
 from safesteer_edge.formats.json_values import without_nan
 from safesteer_edge.formats.version import VERSION
@@ -106,6 +107,7 @@ def bundle_from_harvest(
             runtime, best.probe.scores, harvested.answers(layers, kinds=("own",)), requests
         )
         replay = _replay(runtime, probe_onnx, best, settings, progress)
+    openings, trial = choose_openings(session, requests, progress)
     norms = _residual_norms(session, runtime.info.n_layer, requests)
     architecture = runtime.info.architecture
     if effort.tries_vector:
@@ -122,6 +124,7 @@ def bundle_from_harvest(
         "reading": reading,
         "vector": vector.record,
         "policy": best.policy.to_json(),
+        "openings": trial,
         # The one field, beside the date, that differs between two runs on the same files.
         "made": {
             "elapsed_s": round(time.monotonic() - started_s, 1),
@@ -140,6 +143,8 @@ def bundle_from_harvest(
         refusal_text=settings.refusal_text,
         route_hint=runtime.route.name if runtime.route else None,
         vector=vector.parts,
+        openings=openings,
+        prompt_probe_onnx=best.prompt_probe.to_onnx(),
         figures=without_nan({**best.record, "calibration": calibration, **replay}),
     )
     return write_bundle(folder, replace(parts, reports=bundle_report(parts)))

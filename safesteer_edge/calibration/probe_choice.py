@@ -29,6 +29,7 @@ from safesteer_edge.calibration.probe_fit import (
     request_folds,
 )
 from safesteer_edge.calibration.prompt_fit import fit_prompt_probe
+from safesteer_edge.calibration.steering_fit import with_steering
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.harvest.answers import HarvestedAnswer
 from safesteer_edge.harvest.cache import N_EARLY_ROWS
@@ -280,7 +281,7 @@ def fit_chosen_probe(
         answers,
         [np.concatenate([[at], row[1:]]) for at, row in zip(prompt.scores, scores, strict=True)],
     )
-    policy = choose_policy(by_request, targets)
+    policy = with_steering(choose_policy(by_request, targets), by_request, targets)
     separation = auroc(_means(by_request.harmful), _means(by_request.ordinary))
     nested = choice.nested and {
         "chosen": [_named(each) for each in choice.nested_choices],

@@ -32,7 +32,7 @@ from safesteer_edge.requests.requests import Request, spread
 from safesteer_edge.session.runtime import Runtime, open_runtime
 from safesteer_edge.session.settings import SessionSettings
 
-# -- which openings ---------------------------------------------------------------------------------
+# -- which openings --------------------------------------------------------------------------------
 
 # Each ends where the model has to say what it is that it will not do: so the sentence is its own.
 _OPENINGS: Final = (
@@ -67,7 +67,7 @@ class OpeningTrial:
 def choose_openings(
     session: SessionSettings, requests: Sequence[Request], progress: Progress
 ) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
-    """The openings behind which this model declines in its own words, the best first, and the trial.
+    """The openings behind which this model declines in own words, the best first, and the trial.
 
     Of those that nearly always lead to a refusal, the one comes first that spares most twins.
     Costs some 300 answers of 24 tokens. Without harmful requests, or where none serves: none.
@@ -125,9 +125,7 @@ def _try(runtime: Runtime, requests: Sequence[Request], opening: str) -> Opening
 def _continue(runtime: Runtime, items: Sequence[PromptItem], opening: str) -> list[int]:
     """What the model says behind an opening, greedily; without the token that ends it."""
     engine, model = runtime.engine, runtime.model
-    with SamplerChain(
-        SamplingSettings(temperature=0, top_k=1), n_vocab=model.n_vocab
-    ) as sampler:
+    with SamplerChain(SamplingSettings(temperature=0, top_k=1), n_vocab=model.n_vocab) as sampler:
         engine.prefill(items, sampler)
         for token_id in model.tokenize_plain(opening) if opening else ():
             engine.evaluate(token_id)
@@ -147,7 +145,7 @@ def _text(runtime: Runtime, token_ids: Sequence[int]) -> str:
     return b"".join(map(runtime.engine.piece, token_ids)).decode("utf-8", "replace")
 
 
-# -- from which risk on, and how hard ---------------------------------------------------------------
+# -- from which risk on, and how hard --------------------------------------------------------------
 
 _RETRIES: Final = 2
 _OPENING_SHARE: Final = 0.9
@@ -200,9 +198,7 @@ def with_steering(
 
 def _risks(table: AnswerTable, choice: PolicyChoice) -> np.typing.NDArray[np.float64]:
     policy = choice.policy
-    return table.largest_risks(
-        policy.risk_decay, 1, policy.prompt_weight, policy.answer_prior
-    )
+    return table.largest_risks(policy.risk_decay, 1, policy.prompt_weight, policy.answer_prior)
 
 
 def _share_above(risks: np.typing.NDArray[np.float64], limit: float) -> float:
