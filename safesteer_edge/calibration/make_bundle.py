@@ -33,11 +33,12 @@ from safesteer_edge.harvest.answers import HarvestedAnswer, question_ids
 from safesteer_edge.harvest.batches import open_many
 from safesteer_edge.harvest.replay import (
     FIGURES_KEY,
+    N_TOKENS,
     replay_of,
     replay_to_json,
     score_own_answers,
 )
-from safesteer_edge.harvest.run import Harvest, Progress, harvest
+from safesteer_edge.harvest.run import Harvest, Progress, harvest, try_harvest
 from safesteer_edge.harvest.vector_trial import ScoreStates
 from safesteer_edge.probe.probe import OnnxProbe
 from safesteer_edge.requests.requests import Request
@@ -60,6 +61,18 @@ def make_bundle(
     started_s = time.monotonic()
     harvested = harvest_requests(settings, requests, progress)
     return bundle_from_harvest(folder, settings, requests, harvested, progress, started_s)
+
+
+def estimated_s(settings: CalibrationSettings, requests: Sequence[Request]) -> float:
+    """How long `make_bundle` will take, by a trial on this machine whose results it goes on with.
+
+    Takes some 10 seconds for a small model, 40 for one of 1.5 billion weights.
+    Raises what `make_bundle` raises.
+    """
+    trial = try_harvest(settings.harvest, requests)
+    answer_s = trial.own_answer_s or 0.0
+    replay_s = len(settings.replayed) * answer_s * N_TOKENS / settings.harvest.plan.n_own_tokens
+    return trial.harvest_s + replay_s + fits_s(settings)
 
 
 def harvest_requests(

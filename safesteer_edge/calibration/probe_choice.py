@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
@@ -295,6 +296,7 @@ def fit_chosen_probe(
         "nested": nested,
         "positive_class": "harmful",
         "n_answers": len(answers),
+        "n_own": dict(Counter(a.request.label for a in answers if a.kind == "own")),
         "n_set_aside": probe.n_set_aside,
         "prompt_probe": prompt.record,
         "score_calibration": probe.calibration.to_json(),

@@ -15,6 +15,7 @@ from safesteer_edge.cli.options import (
     Argument,
     Command,
     Progress,
+    in_words,
     say,
     session_settings,
     setting_flags,
@@ -43,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
         return _recalibrate(options)
     # Deferred: these import llama.cpp, which --help does not need.
     from safesteer_edge.bundle.writer import check_replaceable
-    from safesteer_edge.calibration.make_bundle import make_bundle
+    from safesteer_edge.calibration.make_bundle import estimated_s, make_bundle
     from safesteer_edge.calibration.settings import check_media, check_requests, with_pictures
 
     # 1. Whatever cannot work is said before minutes of work, not after.
@@ -58,6 +59,8 @@ def run(options: argparse.Namespace) -> int:
     try:
         if settings.harvest.plan.draws:
             requests = with_pictures(settings.harvest.session, requests)
+        say(f"a {settings.effort.name} calibration; trying how fast this machine is …")
+        say(f"it will take about {in_words(estimated_s(settings, requests))}")
         folder = make_bundle(options.output, settings, requests, Progress().show)
     except KeyboardInterrupt:
         say("\nstopped; the same command goes on where it was")

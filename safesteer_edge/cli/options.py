@@ -292,7 +292,7 @@ class Progress:
             line, n_new = f"{what}: {n_done // unit}/{n_total // unit}", n_done - self._n_at_start
             if n_new and not is_over:
                 left_s = (now_s - self._started_s) / n_new * (n_total - n_done)
-                line += f", {_in_words(left_s)} left"
+                line += f", {in_words(left_s)} left"
             self._draw(line, stays=is_over)
 
     def of(self, what: str, n_total: int) -> Callable[[int], None]:
@@ -321,7 +321,8 @@ class Progress:
             self._is_drawn = False
 
 
-def _in_words(seconds: float) -> str:
+def in_words(seconds: float) -> str:
+    """E.g. '40 s', '6 min', '2.3 h'."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
