@@ -72,7 +72,17 @@ def estimated_s(settings: CalibrationSettings, requests: Sequence[Request]) -> f
     trial = try_harvest(settings.harvest, requests)
     answer_s = trial.own_answer_s or 0.0
     replay_s = len(settings.replayed) * answer_s * N_TOKENS / settings.harvest.plan.n_own_tokens
-    return trial.harvest_s + replay_s + fits_s(settings)
+    return trial.harvest_s + replay_s + _fits_s(settings)
+
+
+def _fits_s(settings: CalibrationSettings) -> float:
+    """Of the probes, reckoned from their size: rows by features, a fit for each fold."""
+    from safesteer_edge.formats.model_file import check_language_model
+    from safesteer_edge.session.choice import choose_model
+
+    n_embd = check_language_model(choose_model(settings.harvest.session.model).path).n_embd
+    n_features = n_embd * max(len(layers) for layers in settings.layer_sets)
+    return 12 * (settings.effort.max_rows or 34_000) * n_features * 1e-7
 
 
 def harvest_requests(
@@ -221,6 +231,8 @@ def _harvested_counts(harvested: Harvest) -> dict[str, dict[str, int]]:
     """Requests by carrier and label."""
     counts: dict[str, dict[str, int]] = {}
     for unit in harvested.units:
+        if unit.piece == "own":  # its request is read as well
+            continue
         row = counts.setdefault(unit.carrier, {})
         row[unit.request.label] = row.get(unit.request.label, 0) + 1
     return {carrier: dict(sorted(row.items())) for carrier, row in sorted(counts.items())}

@@ -59,8 +59,8 @@ def run(options: argparse.Namespace) -> int:
     try:
         if settings.harvest.plan.draws:
             requests = with_pictures(settings.harvest.session, requests)
-        say(f"a {settings.effort.name} calibration; trying how fast this machine is …")
-        say(f"it will take about {in_words(estimated_s(settings, requests))}")
+        left = in_words(estimated_s(settings, requests))
+        say(f"a {settings.effort.name} calibration takes about {left} from here on this machine")
         folder = make_bundle(options.output, settings, requests, Progress().show)
     except KeyboardInterrupt:
         say("\nstopped; the same command goes on where it was")

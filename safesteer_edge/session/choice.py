@@ -24,8 +24,9 @@ from safesteer_edge.library.memory_need import ModelShape, read_model_shape
 from safesteer_edge.session.settings import SessionSettings
 
 # Measured: `calibrate` of the default model (94 MiB) on two cores, pictures included.
-_CALIBRATION_MINUTES = 35
-_CALIBRATION_BYTES = 94 << 20
+# A quick calibration on two cores: the default model (94 MiB) and two larger ones.
+_FITTING_MINUTES = 2.0
+_READING_MINUTES_PER_GIB = 28.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,9 @@ def no_bundle_text(choice: ModelChoice, info: ModelInfo, *, n_cores: int) -> str
 
     The estimate goes by the file's size, as decoding reads all of it for each token.
     """
-    minutes = _CALIBRATION_MINUTES * info.size_bytes / _CALIBRATION_BYTES * 2 / n_cores
-    how_long = f"{max(5, round(minutes, -1)):.0f} minutes"
+    reading = _READING_MINUTES_PER_GIB * info.size_bytes / (1 << 30)
+    minutes = (_FITTING_MINUTES + reading) * 2 / n_cores
+    how_long = f"{max(5, 5 * round(minutes / 5)):.0f} minutes"
     if minutes >= 90:
         how_long = f"{minutes / 60:.0f} hours"
     path = shlex.quote(str(choice.path))
