@@ -64,6 +64,11 @@ class ScoreCalibration:
     head: IsotonicFolds | None = None
     reliability: Mapping[CalibrationMethod, Reliability] | None = None
 
+    @property
+    def brier(self) -> float:
+        """Mean squared error of this method's scores, out of fold; NaN where not measured."""
+        return self.reliability[self.method].brier if self.reliability else math.nan
+
     def scores(self, margins: NDArray[np.float64]) -> NDArray[np.float64]:
         """Scores in [0, 1], the same shape."""
         if self.head is not None:
