@@ -7,8 +7,8 @@ The numbers come from out-of-fold scores of its own answers, as the limits of re
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
@@ -21,9 +21,11 @@ from safesteer_edge.calibration.policy_fit import (
     conformal_limit,
     strength_curve,
 )
-from safesteer_edge.engine.prompt_items import PromptItem
-from safesteer_edge.engine.sampler import SamplerChain
-from safesteer_edge.guard.policy import MAX_OPENINGS, SamplingSettings
+from safesteer_edge.engine.many_sequences import ManySequences, OpenAnswer
+from safesteer_edge.engine.prompt_items import text_token_ids
+from safesteer_edge.guard.policy import MAX_OPENINGS
+from safesteer_edge.harvest.answers import decode_answer
+from safesteer_edge.harvest.batches import open_many
 from safesteer_edge.harvest.carriers import carried_items
 from safesteer_edge.harvest.replay import FalseAlarmTargets
 from safesteer_edge.harvest.run import Progress
@@ -70,18 +72,23 @@ def choose_openings(
     """The openings behind which this model declines in own words, the best first, and the trial.
 
     Of those that nearly always lead to a refusal, the one comes first that spares most twins.
-    Costs some 300 answers of 24 tokens. Without harmful requests, or where none serves: none.
+    Costs some 200 answers of 24 tokens, many at once. Without harmful requests, or where none
+    serves: none.
     """
     pairs = [request for request in requests if request.pair_id is not None]
     tried = spread(pairs, {"harmful": N_TRIED, "harmless": N_TRIED})
     if not any(request.label == "harmful" for request in tried):
         return (), []
-    with closing(open_runtime(replace(session, guard="off"))) as runtime:
-        texts = (*_OPENINGS, *_own_refusals(runtime, tried))
+    with ExitStack() as undo:
+        runtime = undo.enter_context(closing(open_runtime(replace(session, guard="off"))))
+        many = None
+        if not runtime.model.has_recurrent_state:
+            many = undo.enter_context(closing(open_many(runtime, session, ())))
+        texts = tuple(dict.fromkeys((*_OPENINGS, *_own_refusals(runtime, many, tried))))
         trials: list[OpeningTrial] = []
-        for text in dict.fromkeys(texts):
+        for text in texts:
             progress("trying openings", len(trials), len(texts))
-            trials.append(_try(runtime, tried, text))
+            trials.append(_try(runtime, many, tried, text))
         progress("trying openings", len(texts), len(texts))
     good = [
         trial
@@ -93,22 +100,25 @@ def choose_openings(
     return tuple(trial.opening for trial in good[: MAX_OPENINGS // 2]), record
 
 
-def _own_refusals(runtime: Runtime, requests: Sequence[Request]) -> tuple[str, ...]:
+def _own_refusals(
+    runtime: Runtime, many: ManySequences | None, requests: Sequence[Request]
+) -> tuple[str, ...]:
     """How this model's own refusals of these requests begin; the two that come most often."""
     starts: Counter[str] = Counter()
-    for request in requests:
-        if request.label == "harmful":
-            tokens = _continue(runtime, carried_items(request, "text", runtime), "")
-            if classify_answer(_text(runtime, tokens)) == "refused":
-                starts[_text(runtime, tokens[:_N_OWN_TOKENS]).strip()] += 1
+    harmful = [request for request in requests if request.label == "harmful"]
+    for tokens in _continuations(runtime, many, harmful, ""):
+        if classify_answer(_text(runtime, tokens)) == "refused":
+            starts[_text(runtime, tokens[:_N_OWN_TOKENS]).strip()] += 1
     return tuple(text for text, _ in starts.most_common(2) if text.isprintable() and text)
 
 
-def _try(runtime: Runtime, requests: Sequence[Request], opening: str) -> OpeningTrial:
+def _try(
+    runtime: Runtime, many: ManySequences | None, requests: Sequence[Request], opening: str
+) -> OpeningTrial:
     labels: dict[str, list[AnswerLabel]] = {"harmful": [], "harmless": []}
     n_own: list[int] = []
-    for request in requests:
-        tokens = _continue(runtime, carried_items(request, "text", runtime), opening)
+    found = _continuations(runtime, many, requests, opening)
+    for request, tokens in zip(requests, found, strict=True):
         labels[request.label].append(classify_answer(opening + _text(runtime, tokens)))
         n_own.append(len(tokens))
     declined = [label == "refused" for label in labels["harmful"]]
@@ -122,23 +132,27 @@ def _try(runtime: Runtime, requests: Sequence[Request], opening: str) -> Opening
     )
 
 
-def _continue(runtime: Runtime, items: Sequence[PromptItem], opening: str) -> list[int]:
-    """What the model says behind an opening, greedily; without the token that ends it."""
-    engine, model = runtime.engine, runtime.model
-    with SamplerChain(SamplingSettings(temperature=0, top_k=1), n_vocab=model.n_vocab) as sampler:
-        engine.prefill(items, sampler)
-        for token_id in model.tokenize_plain(opening) if opening else ():
-            engine.evaluate(token_id)
-            engine.accept(token_id)
-        tokens: list[int] = []
-        while len(tokens) < _N_TOKENS:
-            token_id = int(engine.propose().token_ids[0])
-            if engine.is_end(token_id):
-                break
-            engine.evaluate(token_id)
-            engine.accept(token_id)
-            tokens.append(token_id)
-        return tokens
+def _continuations(
+    runtime: Runtime, many: ManySequences | None, requests: Sequence[Request], opening: str
+) -> Iterator[Sequence[int]]:
+    """What the model says to each behind an opening, greedily; without the token that ends it.
+
+    many: None: one after the other.
+    """
+    given = runtime.model.tokenize_plain(opening) if opening else []
+    n_tokens = len(given) + _N_TOKENS
+    prompts = (carried_items(request, "text", runtime) for request in requests)
+    if many is None:
+        answers = (
+            decode_answer(runtime, items, n_tokens=n_tokens, forced_text=opening).token_ids
+            for items in prompts
+        )
+    else:
+        questions = (OpenAnswer(text_token_ids(items), n_tokens, given) for items in prompts)
+        answers = (token_ids for token_ids, _ in many.answer(questions))
+    for answer in answers:
+        own = answer[len(given) :]
+        yield own[:-1] if own and runtime.engine.is_end(own[-1]) else own
 
 
 def _text(runtime: Runtime, token_ids: Sequence[int]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.engine.context import ContextSettings, NativeContext
-from safesteer_edge.engine.hidden_states import EvalCallbackRoute, choose_route
+from safesteer_edge.engine.hidden_states import EvalCallbackRoute, HiddenStateRoute, choose_route
 from safesteer_edge.engine.model import NativeModel
 from safesteer_edge.errors import EngineError, PromptTooLongError
 
@@ -71,7 +71,7 @@ class ManySequences:
         layers: Sequence[int],
         settings: ContextSettings,
     ) -> None:
-        """layers: of inner blocks, whose states come back joined in this order.
+        """layers: of inner blocks, whose states come back joined in this order; none: no states.
 
         settings: its `n_candidates` is how many sequences there are at once, its `n_ctx` the
         tokens of them all. Raises EngineError for a model with a recurrent state: its batches are
@@ -80,7 +80,9 @@ class ManySequences:
         if model.has_recurrent_state:
             raise EngineError("a model with a recurrent state reads one sequence at a time")
         self._model = model
-        self._route = choose_route(architecture, model.n_layer, layers)
+        self._route = (
+            choose_route(architecture, model.n_layer, layers) if layers else HiddenStateRoute()
+        )
         callback = self._route.callback if isinstance(self._route, EvalCallbackRoute) else None
         self._context = NativeContext(model, settings, eval_callback=callback)
         self._route.attach(self._context)
