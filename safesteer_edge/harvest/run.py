@@ -24,7 +24,7 @@ from safesteer_edge.harvest.answers import (
     answers_to,
     forced_texts,
 )
-from safesteer_edge.harvest.batches import known_answers, open_many, own_answers
+from safesteer_edge.harvest.batches import Asked, known_answers, open_many, own_answers
 from safesteer_edge.harvest.cache import HarvestCache, HarvestSettings, StateShape
 from safesteer_edge.harvest.carriers import (
     DRAWN_CARRIERS,
@@ -418,7 +418,7 @@ def _harvested(
             yield
         return
     answers_of = known_answers if units[0].piece == "known" else own_answers
-    asked = ((unit.request, unit.carrier, unit.texts(plan)) for unit in units)
+    asked = (Asked(unit.request, unit.carrier, unit.texts(plan)) for unit in units)
     with closing(open_many(runtime, settings.session, shape.layers)) as many:
         for unit, answers in zip(units, answers_of(many, runtime, plan, asked), strict=True):
             cache.put(unit.key, answers, shape)
