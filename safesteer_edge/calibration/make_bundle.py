@@ -21,13 +21,14 @@ from safesteer_edge.bundle.canaries import Canaries, EngineCanary, ProbeCanary
 from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.writer import BundleParts, write_bundle
 from safesteer_edge.calibration.probe_choice import ProbeResult, fit_chosen_probe, probe_candidates
-from safesteer_edge.calibration.probe_fit import FitSettings, fit_calibrated
+from safesteer_edge.calibration.probe_fit import MAX_ROWS, FitSettings, fit_calibrated
 from safesteer_edge.calibration.report import bundle_report
 from safesteer_edge.calibration.separation import reading_of_media, separation_by_layer
 from safesteer_edge.calibration.settings import CalibrationSettings
 from safesteer_edge.calibration.steering_fit import choose_openings
 from safesteer_edge.calibration.vector_stage import VectorResult, VectorTask, fit_vector
 from safesteer_edge.formats.json_values import without_nan
+from safesteer_edge.formats.model_file import check_language_model
 from safesteer_edge.formats.version import VERSION
 from safesteer_edge.harvest.answers import HarvestedAnswer, question_ids
 from safesteer_edge.harvest.batches import open_many
@@ -42,12 +43,19 @@ from safesteer_edge.harvest.run import Harvest, Progress, harvest, try_harvest
 from safesteer_edge.harvest.vector_trial import ScoreStates
 from safesteer_edge.probe.probe import OnnxProbe
 from safesteer_edge.requests.requests import Request
+from safesteer_edge.session.choice import choose_model
 from safesteer_edge.session.runtime import Runtime, last_state_of, open_runtime
 from safesteer_edge.session.settings import SessionSettings
 
 N_PROBE_CANARIES: Final = 8
 N_ENGINE_CANARIES: Final = 2
 N_NORM_REQUESTS: Final = 16
+# Fits of as many rows as there are at most, and seconds for each row and feature of one, on two
+# cores (9,000 rows of 5,184 features).
+_N_FITS: Final = 19
+_N_FITS_OF_ALL_FORMS: Final = 60
+_FIT_S: Final = 6e-8
+_N_OPENING_ANSWERS: Final = 150  # that `choose_openings` costs, by their tokens
 
 
 def make_bundle(
@@ -70,19 +78,18 @@ def estimated_s(settings: CalibrationSettings, requests: Sequence[Request]) -> f
     Raises what `make_bundle` raises.
     """
     trial = try_harvest(settings.harvest, requests)
-    answer_s = trial.own_answer_s or 0.0
-    replay_s = len(settings.replayed) * answer_s * N_TOKENS / settings.harvest.plan.n_own_tokens
-    return trial.harvest_s + replay_s + _fits_s(settings)
+    n_answers = len(settings.replayed) * N_TOKENS / settings.harvest.plan.n_own_tokens
+    n_answers += _N_OPENING_ANSWERS
+    return trial.harvest_s + n_answers * (trial.own_answer_s or 0.0) + _fits_s(settings)
 
 
 def _fits_s(settings: CalibrationSettings) -> float:
-    """Of the probes, reckoned from their size: rows by features, a fit for each fold."""
-    from safesteer_edge.formats.model_file import check_language_model
-    from safesteer_edge.session.choice import choose_model
-
-    n_embd = check_language_model(choose_model(settings.harvest.session.model).path).n_embd
-    n_features = n_embd * max(len(layers) for layers in settings.layer_sets)
-    return 12 * (settings.effort.max_rows or 34_000) * n_features * 1e-7
+    """Of the probes, reckoned from their number and size."""
+    info = check_language_model(choose_model(settings.harvest.session.model).path)
+    n_features = info.n_embd * max(len(layers) for layers in settings.layer_sets)
+    effort = settings.effort
+    n_fits = _N_FITS if effort.only_linear else _N_FITS_OF_ALL_FORMS
+    return n_fits * (effort.max_rows or MAX_ROWS) * n_features * _FIT_S
 
 
 def harvest_requests(

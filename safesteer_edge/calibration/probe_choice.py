@@ -44,7 +44,7 @@ N_OUTER_FOLDS: Final = 3
 # The policy, which comes later, decides how much the prompt counts, and an answer's first tokens:
 # these are mid-range.
 _RISK: Final = {"prompt_weight": 32, "answer_prior": 4}
-_MAX_ROWS: Final = 16_000  # of a fit, see FitSettings
+_MAX_ROWS: Final = 16_000  # of a fit that compares
 _LEAST_COMPLYING: Final = 30  # answers to harmful requests that limits are chosen by
 _ONE_IN: Final = 4  # requests is judged on, where the splits do not say which
 # The same answers, in the same order, with the states of these layers joined.
@@ -97,10 +97,12 @@ def choose_probe(
     progress: Callable[[int, int], None] = lambda n_done, n_total: None,
     *,
     is_nested: bool = True,
+    max_rows: int = _MAX_ROWS,
 ) -> ProbeChoice:
     """Choose among the candidates. progress: fits that are done, and all.
 
     is_nested: False leaves the honest estimate of the choice out, which takes most of the fits.
+    max_rows: of a fit, see FitSettings.
 
     Raises SettingsError for too few requests.
     """
@@ -118,14 +120,14 @@ def choose_probe(
             judged[candidate] = []
             for fold in (None, *range(n_folds)):
                 outside = _outside(answers, fold)
-                judged[candidate].append(_judged(outside, candidate))
+                judged[candidate].append(_judged(outside, candidate, max_rows))
                 step()
         del answers
     whole = [judged[candidate][0] for candidate in candidates]
     chosen = [
         _best([judged[candidate][1 + fold] for candidate in candidates]) for fold in range(n_folds)
     ]
-    nested = _nested(answers_at, chosen, step) if chosen else None
+    nested = _nested(answers_at, chosen, step, max_rows) if chosen else None
     return ProbeChoice(_best(whole), tuple(whole), nested, tuple(chosen))
 
 
@@ -156,6 +158,7 @@ def _nested(
     answers_at: AnswersAt,
     chosen: Sequence[ProbeCandidate],
     step: Callable[[], None],
+    max_rows: int,
 ) -> ProbeQuality:
     """Each outer fold's answers, scored by what was chosen and fitted outside it."""
     scores: dict[int, NDArray[np.float32]] = {}
@@ -165,7 +168,7 @@ def _nested(
         folds = request_folds(answers, n_folds=N_OUTER_FOLDS)
         for fold, candidate in enumerate(chosen):
             if candidate.layers == layers:
-                probe = _fitted(_outside(answers, fold), candidate)
+                probe = _fitted(_outside(answers, fold), candidate, max_rows)
                 scores |= {
                     index: _scores(probe, answer)
                     for index, answer in enumerate(answers)
@@ -186,7 +189,9 @@ def _best(judged: Sequence[JudgedCandidate]) -> ProbeCandidate:
     return max(judged, key=lambda each: each.merit).candidate
 
 
-def _judged(answers: Sequence[HarvestedAnswer], candidate: ProbeCandidate) -> JudgedCandidate:
+def _judged(
+    answers: Sequence[HarvestedAnswer], candidate: ProbeCandidate, max_rows: int
+) -> JudgedCandidate:
     parts = _parts(answers)
     if parts is None:
         raise SettingsError(
@@ -194,14 +199,16 @@ def _judged(answers: Sequence[HarvestedAnswer], candidate: ProbeCandidate) -> Ju
             "some and judge on others; give more of both"
         )
     train, held = parts
-    probe = _fitted(train, candidate)
+    probe = _fitted(train, candidate, max_rows)
     scores = [_scores(probe, answer) for answer in held]
     quality = quality_of_scores(held, scores, **_RISK)
     return JudgedCandidate(candidate, quality)
 
 
-def _fitted(answers: Sequence[HarvestedAnswer], candidate: ProbeCandidate) -> FittedProbe:
-    return fit_uncalibrated(answers, FitSettings(candidate.form, N_STEPS, max_rows=_MAX_ROWS))
+def _fitted(
+    answers: Sequence[HarvestedAnswer], candidate: ProbeCandidate, max_rows: int
+) -> FittedProbe:
+    return fit_uncalibrated(answers, FitSettings(candidate.form, N_STEPS, max_rows=max_rows))
 
 
 def _scores(probe: FittedProbe, answer: HarvestedAnswer) -> NDArray[np.float32]:
@@ -270,6 +277,7 @@ def fit_chosen_probe(
         candidates,
         lambda n_done, n_total: progress("comparing probes", n_done, n_total),
         is_nested=is_nested,
+        max_rows=min(_MAX_ROWS, max_rows or _MAX_ROWS),
     )
     answers = harvested.answers(choice.best.layers)
     progress("fitting the probe", 0, 2)

@@ -25,7 +25,7 @@ from safesteer_edge.calibration.probe_fit import (
 from safesteer_edge.formats.probe_graph import ProbeGraph, logits_of
 from safesteer_edge.harvest.answers import HarvestedAnswer
 from safesteer_edge.metrics.statistics import auroc
-from safesteer_edge.requests.requests import LABELS, Label
+from safesteer_edge.requests.requests import LABELS
 
 _FORMS: Final = (ProbeForm("linear", 1e-3), ProbeForm("linear", 3e-3))
 # Weights are whole repeats of a row: this many for a row of the commonest kind of the others.
@@ -99,7 +99,7 @@ def _repeats(labels: NDArray[np.str_], is_fitted: NDArray[np.bool_]) -> NDArray[
     return np.array([max(1, each[label]) for label in labels], dtype=np.int64)
 
 
-def _separation(scores: NDArray[np.float64], labels: NDArray[np.str_]) -> dict[Label, float | None]:
+def _separation(scores: NDArray[np.float64], labels: NDArray[np.str_]) -> dict[str, float | None]:
     """AUROC of harmful prompts against each other kind; null for a kind that is missing."""
     harmful = scores[labels == "harmful"]
     values = {

@@ -78,9 +78,9 @@ EFFORTS: Final[dict[EffortName, Effort]] = {
             n_read_ordinary=500,
             draws=False,
         ),
-        max_features=9_216,
+        max_features=8_192,
         only_linear=True,
-        max_rows=9_000,
+        max_rows=8_000,
         is_nested=False,
         tries_vector=False,
         not_tried=(
@@ -95,7 +95,7 @@ EFFORTS: Final[dict[EffortName, Effort]] = {
         "standard",
         replace(_BATCHES, n_answered=200, n_answered_borderline=300, n_answered_benign=420),
         only_linear=True,
-        max_features=9_216,
+        max_features=8_192,
         max_rows=12_000,
         is_nested=False,
         not_tried=(

@@ -6,7 +6,8 @@ What comes is what `answers.answers_to` gives for the same pieces, but for the s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -27,8 +28,15 @@ if TYPE_CHECKING:
 
 # More rows of one decoding step are hardly cheaper each, and all attend over each other's cells.
 _N_SEQUENCES: Final = 32
-# A request, how it comes, and what each answer to it begins with (`answers.forced_texts`).
-Asked = tuple[Request, Carrier, Sequence[tuple[AnswerKind, str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request, how it comes, and what each answer to it begins with (`answers.forced_texts`)."""
+
+    request: Request
+    carrier: Carrier
+    texts: Sequence[tuple[AnswerKind, str]]
 
 
 def open_many(runtime: Runtime, session: SessionSettings, layers: Sequence[int]) -> ManySequences:
@@ -47,25 +55,21 @@ def known_answers(
     many: ManySequences, runtime: Runtime, plan: HarvestPlan, asked: Iterable[Asked]
 ) -> Iterator[list[HarvestedAnswer]]:
     """Of each request its prompt's state, then those of the openings' first tokens."""
-    taken: deque[tuple[Callable[..., HarvestedAnswer], Asked, list[list[int]]]] = deque()
+    taken: deque[tuple[Asked, list[list[int]]]] = deque()
 
     def texts() -> Iterator[KnownText]:
         for each in asked:
-            _, carrier, texts = each
             openings = [
-                runtime.model.tokenize_plain(text)[: plan.n_tokens(kind, carrier)]
-                for kind, text in texts[1:]
+                runtime.model.tokenize_plain(text)[: plan.n_tokens(kind, each.carrier)]
+                for kind, text in each.texts[1:]
             ]
-            taken.append((_made(each, runtime), each, openings))
+            taken.append((each, openings))
             yield KnownText(_prompt_ids(each, runtime), openings or ((),))
 
     for states in many.read(texts()):
-        made, (_, _, texts_), openings = taken.popleft()
-        kinds = [kind for kind, _ in texts_]
-        yield [
-            made(kinds[0], (), states[0][:1]),
-            *map(made, kinds[1:], openings, states),
-        ]
+        each, openings = taken.popleft()
+        found = [((), states[0][:1]), *zip(openings, states, strict=False)]
+        yield _answers(each, found, runtime)
 
 
 def own_answers(
@@ -78,26 +82,24 @@ def own_answers(
         for each in asked:
             taken.append(each)
             prompt = _prompt_ids(each, runtime)
-            for kind, text in each[2]:
+            for kind, text in each.texts:
                 given = runtime.model.tokenize_plain(text) if text else ()
-                yield OpenAnswer(prompt, plan.n_tokens(kind, each[1]), given)
+                yield OpenAnswer(prompt, plan.n_tokens(kind, each.carrier), given)
 
     answers = many.answer(questions())
     for first in answers:
         each = taken.popleft()
-        rest = [next(answers) for _ in each[2][1:]]
-        made = _made(each, runtime)
-        yield [made(kind, *found) for (kind, _), found in zip(each[2], [first, *rest], strict=True)]
+        yield _answers(each, [first, *(next(answers) for _ in each.texts[1:])], runtime)
 
 
 def _prompt_ids(asked: Asked, runtime: Runtime) -> tuple[int, ...]:
-    return text_token_ids(carried_items(asked[0], asked[1], runtime))
+    return text_token_ids(carried_items(asked.request, asked.carrier, runtime))
 
 
-def _made(asked: Asked, runtime: Runtime) -> Callable[..., HarvestedAnswer]:
-    def made(
-        kind: AnswerKind, token_ids: Sequence[int], states: NDArray[np.float32]
-    ) -> HarvestedAnswer:
-        return harvested(asked[0], kind, asked[1], token_ids, states, runtime)
-
-    return made
+def _answers(
+    asked: Asked, found: Sequence[tuple[Sequence[int], NDArray[np.float32]]], runtime: Runtime
+) -> list[HarvestedAnswer]:
+    return [
+        harvested(asked.request, kind, asked.carrier, token_ids, states, runtime)
+        for (kind, _), (token_ids, states) in zip(asked.texts, found, strict=True)
+    ]

@@ -19,7 +19,7 @@ from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.protocols import Probe
 from safesteer_edge.guard.risk import RunningRisk
 from safesteer_edge.harvest.answers import HarvestPlan, answers_to, label_of
-from safesteer_edge.harvest.batches import own_answers
+from safesteer_edge.harvest.batches import Asked, own_answers
 from safesteer_edge.harvest.probe_quality import request_score
 from safesteer_edge.harvest.run import Progress
 from safesteer_edge.metrics.statistics import Share, auroc, auroc_interval
@@ -75,7 +75,7 @@ def score_own_answers(
     if many is None:
         answered = (answers_to(request, runtime, plan) for request in asked)
     else:
-        own = ((request, "text", (("own", ""),)) for request in asked)
+        own = (Asked(request, "text", (("own", ""),)) for request in asked)
         answered = own_answers(many, runtime, plan, own)
     for request, (answer,) in zip(requests, answered, strict=True):
         scores = probe.score(answer.states.astype(np.float32)).astype(np.float64)

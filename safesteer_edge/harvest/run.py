@@ -24,7 +24,7 @@ from safesteer_edge.harvest.answers import (
     answers_to,
     forced_texts,
 )
-from safesteer_edge.harvest.batches import known_answers, open_many, own_answers
+from safesteer_edge.harvest.batches import Asked, known_answers, open_many, own_answers
 from safesteer_edge.harvest.cache import HarvestCache, HarvestSettings, StateShape
 from safesteer_edge.harvest.carriers import (
     DRAWN_CARRIERS,
@@ -339,7 +339,7 @@ _N_TRIED: Final[dict[Piece, int]] = {"known": 24, "own": 12, "whole": 6}
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a harvest will take from here, and how long one own answer does; None: not tried."""
+    """What a harvest will take from here, and an own answer among others; None: there are none."""
 
     harvest_s: float
     own_answer_s: float | None
@@ -354,8 +354,9 @@ def try_harvest(settings: HarvestSettings, requests: Sequence[Request]) -> Estim
     total_s, each_s = 0.0, dict[Piece, float]()
     with _begun(settings, requests) as (runtime, harvested):
         for piece, n_tried in _N_TRIED.items():
-            _, missing = harvested.of(piece)
-            tried = missing[:n_tried]
+            ours, missing = harvested.of(piece)
+            # How long an answer takes is asked even where all are there.
+            tried = (ours if piece == "own" and not missing else missing)[:n_tried]
             started_s = time.monotonic()
             for _ in _harvested(runtime, settings, harvested.shape, tried):
                 pass
@@ -364,7 +365,7 @@ def try_harvest(settings: HarvestSettings, requests: Sequence[Request]) -> Estim
                 n_at_once = (
                     1 if runtime.plan.n_gpu_layers or piece != "whole" else settings.n_workers
                 )
-                total_s += each_s[piece] * (len(missing) - len(tried)) / n_at_once
+                total_s += each_s[piece] * max(0, len(missing) - len(tried)) / n_at_once
     return Estimate(total_s, each_s.get("own"))
 
 
@@ -417,7 +418,7 @@ def _harvested(
             yield
         return
     answers_of = known_answers if units[0].piece == "known" else own_answers
-    asked = ((unit.request, unit.carrier, unit.texts(plan)) for unit in units)
+    asked = (Asked(unit.request, unit.carrier, unit.texts(plan)) for unit in units)
     with closing(open_many(runtime, settings.session, shape.layers)) as many:
         for unit, answers in zip(units, answers_of(many, runtime, plan, asked), strict=True):
             cache.put(unit.key, answers, shape)
