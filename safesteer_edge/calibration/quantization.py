@@ -165,7 +165,7 @@ def _scored(
 ) -> list[ScoredAnswer]:
     """Scored answers of this model file to a named set of requests."""
     parts = (  # all that the scores depend on
-        bundle.config.probe.sha256,
+        *sorted(entry.sha256 for entry in bundle.config.probes),
         info.tensor_table_sha256,
         requests_sha256(requests),
         str(settings.n_tokens),
@@ -179,7 +179,12 @@ def _scored(
         with closing(open_runtime(session, layers=bundle.config.probe.layers)) as runtime:
             for request in missing:
                 (answer,) = score_own_answers(
-                    runtime, bundle.probe, [request], lambda *_: None, n_tokens=settings.n_tokens
+                    runtime,
+                    bundle.probe,
+                    [request],
+                    lambda *_: None,
+                    n_tokens=settings.n_tokens,
+                    prompt_probe=bundle.prompt_probe,
                 )
                 _keep(path, answer)
                 found[answer.request_id] = answer
