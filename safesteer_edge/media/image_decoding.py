@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
@@ -31,7 +32,7 @@ from PIL import (
 
 from safesteer_edge.errors import MediaError
 from safesteer_edge.media.media_file import Answer, answers
-from safesteer_edge.media.png_chunks import SIGNATURE, pixel_chunks
+from safesteer_edge.media.pixel_bytes import JPEG_START, PNG_START, pixel_bytes
 
 # Named, not left to Image.init(): it would load some forty more, and no file can be read once the
 # decoding process has shut itself off. MPO: what some phones call a JPEG.
@@ -46,11 +47,14 @@ MIN_SIDE = 2
 MAX_SEEN_PIXELS = 12_845_056
 MAX_ASPECT_RATIO = 20.0
 
-_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_JPEG_END = b"\xff\xd9"
+_FRAME = re.compile(b"\xff[\xc0-\xc2\xc9\xca]..\x08....(.)", re.DOTALL)  # a component count
+# Behind it: each component and its tables, first and last coefficient, and how many bits are left.
+_SCAN = re.compile(b"\xff\xda\0[\x06\x08\x0a\x0c]([\1-\4])")
 # Formats that are told by their first bytes alone.
 _STARTS = {
-    SIGNATURE: "a PNG",
-    _JPEG_START: "a JPEG",
+    PNG_START: "a PNG",
+    JPEG_START: "a JPEG",
     b"GIF8": "a GIF",
     b"II*\0": "a TIFF",
     b"MM\0*": "a TIFF",
@@ -152,8 +156,7 @@ def decode_image(data: bytes, *, name: str, fit: ImageFit) -> Picture:
 
     name: for messages. Raises MediaError if it is too large, too oblong, damaged or no picture.
     """
-    if data.startswith(SIGNATURE):
-        data = pixel_chunks(data)
+    data = pixel_bytes(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged metadata is dropped, not talked about
@@ -161,7 +164,7 @@ def decode_image(data: bytes, *, name: str, fit: ImageFit) -> Picture:
             try:
                 return _opened(data, name, fit)
             except OSError:
-                if not data.startswith(_JPEG_START):
+                if not data.startswith(JPEG_START):
                     raise
                 return _without_end(data, name, fit)
     except MediaError:
@@ -236,14 +239,27 @@ def _without_end(data: bytes, name: str, fit: ImageFit) -> Picture:
     libjpeg makes up what is missing. So whatever stands in for it must make no difference.
     """
     data = data.rstrip(b"\xff")
-    n_restart = max((data.rfind(bytes((0xFF, 0xD0 + n))), n) for n in range(8))[1]
-    noise = bytes(range(1, 255)) * 16
-    restarts = (bytes((0xFF, 0xD0 + (n_restart + n) % 8)) for n in range(1, 9))
-    other = b"".join((noise, *(marker + noise for marker in restarts)))
-    picture = _opened(data + _JPEG_END, name, fit)
-    if _opened(data + other + _JPEG_END, name, fit).image != picture.image:
+    if not _has_all_scans(data):
         raise OSError("incomplete")
+    picture = _opened(data + _JPEG_END, name, fit)
+    n_restart = max((data.rfind(bytes((0xFF, 0xD0 + n))), n) for n in range(8))[1]
+    restarts = [bytes((0xFF, 0xD0 + (n_restart + n) % 8)) for n in range(1, 9)]
+    for noise in (bytes(range(1, 255)) * 16, bytes(4_096), b"\xff\0" * 4_096):
+        other = noise + b"".join(marker + noise for marker in restarts)
+        if _opened(data + other + _JPEG_END, name, fit).image != picture.image:
+            raise OSError("incomplete")
     return picture
+
+
+def _has_all_scans(data: bytes) -> bool:
+    """Whether a JPEG's scans hold every bit of every coefficient: progressive ones add them up."""
+    bits_left: dict[tuple[int, int], int] = {}
+    for scan in _SCAN.finditer(data):
+        components = data[scan.end() : scan.end() + 2 * scan[1][0] : 2]
+        first, last, bits = data[scan.end() + 2 * scan[1][0] :][:3].ljust(3, b"\xff")
+        bits_left |= {(c, k): bits & 15 for c in components for k in range(first, last + 1)}
+    frame = _FRAME.search(data)
+    return frame is not None and [*bits_left.values()] == [0] * (64 * frame[1][0])
 
 
 def _opened(data: bytes, name: str, fit: ImageFit) -> Picture:
