@@ -33,12 +33,19 @@ _PRE_KEY = "tokenizer.ggml.pre"
 _TOKENIZERS = ("gpt2", "llama", "gemma4", "plamo2", "rwkv", "hybriddna", "whitespace")
 _TOKENIZERS_WITH_MERGES = frozenset({"gpt2", "gemma4", "hybriddna", "whitespace"})
 _PRE_WITHOUT_MERGES = "kimi-k2"
+_PRES_WITHOUT_BOS = ("chatglm-bpe", "glm4", "glm5")  # others have one by default
+_WHITESPACE = "whitespace"
+# Bytes that UTF-8 is made of. llama.cpp looks for a token for each of those that no other token of
+# a text covers: 'llama' ends the process where there is none, and 'rwkv' reads on without end.
+_UTF8_BYTES = (*range(0xC0), *range(0xC2, 0xF5))
 # The longest real tokens known are runs of a few hundred spaces. plamo2's loader takes time
 # with the square of a token's length.
 _MAX_TOKEN_BYTES = 4_096
 _MAX_TOKENS = 4_000_000
 _BYTE_TYPE = 6  # llama_token_type
 _BYTE_TOKEN = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
+_RWKV_BYTE = re.compile(rb"([^\\])|\\x([0-9a-f]{2})|\\([^x])", re.DOTALL)
+_RWKV_ESCAPES = {b"t": b"\t", b"n": b"\n", b"r": b"\r"}
 # Ids that generation is steered by. llama.cpp ignores others that are out of range (unknown,
 # padding …), and there are good models with such a padding id.
 _USED_IDS = ("bos", "eos", "eot", "eom")
@@ -64,6 +71,7 @@ def check_vocabulary(file: GgufFile) -> int:
         raise file.error(f"its vocabulary has {len(tokens)} tokens")
     _check_distinct(file, tokens)
     _check_token_types(file, tokens)
+    _check_bytes(file, tokenizer, tokens)
     scores = file.array(_SCORES_KEY)
     if scores is not None and scores.length < len(tokens):
         raise file.error(f"it has {scores.length} scores for {len(tokens)} tokens")
@@ -71,10 +79,17 @@ def check_vocabulary(file: GgufFile) -> int:
         token_id = file.integer(f"tokenizer.ggml.{name}_token_id")
         if token_id is not None and not 0 <= token_id < len(tokens):
             raise file.error(f"its {name} token is {token_id}, of {len(tokens)} tokens")
+        has_none = tokenizer == "gemma4" or file.text(_PRE_KEY) in _PRES_WITHOUT_BOS
+        is_added = file.metadata.get(f"tokenizer.ggml.add_{name}_token") is True
+        if token_id is None and has_none and (is_added or (tokenizer, name) == ("gemma4", "bos")):
+            raise file.error(f"it begins or ends each text with a {name} token, and has none")
     return len(tokens)
 
 
 def _check_merges(file: GgufFile, tokenizer: str) -> None:
+    if file.text(_PRE_KEY) == _WHITESPACE != tokenizer and tokenizer in _TOKENIZERS_WITH_MERGES:
+        # No other tokenizer takes the spaces out, and llama.cpp asserts that they are gone.
+        raise file.error(f"its {tokenizer!r} tokenizer splits text as 'whitespace' ones do")
     merges = file.metadata.get(_MERGES_KEY)
     if merges is None:
         if tokenizer in _TOKENIZERS_WITH_MERGES and file.text(_PRE_KEY) != _PRE_WITHOUT_MERGES:
@@ -110,6 +125,35 @@ def _check_token_types(file: GgufFile, tokens: list[bytes]) -> None:
     for index in np.flatnonzero(types == _BYTE_TYPE):
         if not _BYTE_TOKEN.fullmatch(tokens[index]):
             raise file.error(f"token {index} is a byte by type, and {tokens[index]!r} by its text")
+
+
+def _check_bytes(file: GgufFile, tokenizer: str, tokens: list[bytes]) -> None:
+    """Text of any kind can be written in tokens."""
+    if tokenizer == "rwkv":
+        found = (_RWKV_BYTE.fullmatch(token) for token in tokens if len(token) <= 4)
+        covered = {_rwkv_byte(*match.groups()) for match in found if match}
+    elif tokenizer in ("llama", "plamo2"):
+        texts = set(tokens)
+        is_bare = tokenizer == "llama"
+        covered = {
+            bytes((byte,))
+            for byte in range(256)
+            if b"<0x%02X>" % byte in texts or (is_bare and byte and bytes((byte,)) in texts)
+        }
+    else:
+        return  # what has no token is left out of the text
+    for byte in _UTF8_BYTES:
+        if bytes((byte,)) not in covered:
+            raise file.error(
+                f"its {tokenizer!r} tokenizer has no token for byte 0x{byte:02X}",
+                "convert the model again; its tokenizer may be of another kind",
+            )
+
+
+def _rwkv_byte(bare: bytes | None, code: bytes | None, escaped: bytes | None) -> bytes:
+    if escaped is not None:
+        return _RWKV_ESCAPES.get(escaped, escaped)
+    return bytes.fromhex(code.decode()) if code else bare or b""
 
 
 __all__ = [
