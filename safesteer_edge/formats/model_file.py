@@ -251,7 +251,8 @@ def read_model(path: Path) -> GgufFile:
             raise first.error(f"{what}, and {place.name!r} is not beside it", "get all of them")
         parts.append(read_gguf(place))
         found = parts[-1].integer("split.no"), parts[-1].integer("split.count", n_parts)
-        if found != (number - 1, n_parts):
+        # llama.cpp asserts the type.
+        if found != (number - 1, n_parts) or parts[-1].types["split.no"] != "u16":
             raise parts[-1].error(f"it does not say that it is part {number} of {n_parts}")
     return _whole(parts)
 

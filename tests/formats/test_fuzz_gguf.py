@@ -7,6 +7,7 @@ default run does: SAFESTEER_FUZZ_SCALE=20 pytest tests/formats/test_fuzz_gguf.py
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,7 @@ from safesteer_edge.formats.control_vector_file import (
 from safesteer_edge.formats.gguf_file import read_gguf
 from safesteer_edge.formats.model_file import check_language_model
 from safesteer_edge.formats.projector_file import check_projector
+from tests.formats.edited_gguf import split_gguf
 from tests.formats.mutations import gguf_field_mutants, mutants, tokenizer_mutants
 from tests.formats.native_loader import load_natively
 from tests.tiny_models import (
@@ -107,6 +109,28 @@ def test_llama_cpp_survives_every_damaged_model_that_is_accepted(
         good, check_language_model, n_damaged, ModelFileError, seed=n_damaged, more=tokenizers
     )
     assert n_damaged // 20 < len(accepted) < n_damaged * SCALE // 2
+    assert_survived("model", accepted)
+
+
+def test_llama_cpp_survives_every_damaged_part_of_a_model_that_is_accepted(tmp_path: Path):
+    whole = write_tiny_llama(tmp_path / "model.gguf", n_layer=2, n_embd=32)
+    first, *others = split_gguf(whole, 7)
+    accepted: list[Path] = []
+    for damaged_part in others:
+        for index, data in enumerate(damaged(damaged_part, 200, seed=len(accepted))):
+            folder = tmp_path / f"{damaged_part.stem}-{index}"
+            folder.mkdir()
+            for path in (first, *others):
+                (folder / path.name).symlink_to(path)
+            (folder / damaged_part.name).unlink()
+            (folder / damaged_part.name).write_bytes(data)
+            try:
+                check_language_model(folder / first.name)
+            except ModelFileError:
+                shutil.rmtree(folder)
+            else:
+                accepted.append(folder / first.name)
+    assert len(accepted) > 20
     assert_survived("model", accepted)
 
 
