@@ -58,7 +58,6 @@ _STARTS = {
     b"GIF8": "a GIF",
     b"II*\0": "a TIFF",
     b"MM\0*": "a TIFF",
-    b"RIFF": "a WebP",
 }
 _ORIENTATION = 0x0112
 # TIFF's tags, and values of theirs.
@@ -227,7 +226,9 @@ def _why_unknown(data: bytes) -> str:
     """What is wrong with a file that no format took, and what to do."""
     if is_heif(data) and "HEIF" not in _formats():
         return "HEIC needs pillow-heif; pip install 'safesteer-edge[heic]', or save it as JPEG"
+    is_webp = data.startswith(b"RIFF") and data[8:12] == b"WEBP"
     known = next((said for start, said in _STARTS.items() if data.startswith(start)), None)
+    known = "a WebP" if is_webp else known
     if known:
         return f"it is {known} that is damaged, or of a rare kind; save it again as PNG"
     return f"it is none of {', '.join(_formats())}, or damaged; convert it"
