@@ -188,7 +188,7 @@ def read_directions(path: Path, data: bytes | None = None) -> StoredDirections:
 
 def _numbers(raw: bytes, type_name: str) -> NDArray[np.float32]:
     if type_name == "BF16":  # the upper half of F32
-        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
+        return np.frombuffer((np.frombuffer(raw, "<u2").astype("<u4") << 16).tobytes(), "<f4")
     return np.frombuffer(raw, "<f2" if type_name == "F16" else "<f4").astype(np.float32)
 
 

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +67,8 @@ def _load_model(path: Path) -> None:
     from tests.native_llama import decode, detokenize, native_context, native_model, tokenize
 
     with native_model(path) as model:
-        n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+        vocab: Any = llama_cpp.llama_model_get_vocab(model)
+        n_vocab = llama_cpp.llama_vocab_n_tokens(vocab)
         for is_trusted in (False, True):
             token_ids = tokenize(model, _any_text(), parse_special=is_trusted)
             assert all(0 <= token_id < n_vocab for token_id in token_ids)

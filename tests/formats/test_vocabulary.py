@@ -157,7 +157,9 @@ def test_llama_cpp_takes_any_text_for_each_tokenizer_that_is_accepted(model: Pat
     """The loader writes each byte of UTF-8 in tokens, which ended the process for some."""
     edits: list[dict[str, TypedValue | None]] = [tokenizer_of_kind(kind) for kind in BYTE_KINDS]
     edits += [
-        {"tokenizer.ggml.model": text(kind), "tokenizer.ggml.pre": text(pre)}
+        dict[str, TypedValue | None](
+            {"tokenizer.ggml.model": text(kind), "tokenizer.ggml.pre": text(pre)}
+        )
         for kind, pre in (
             ("gpt2", "qwen2"),
             ("gpt2", "sarvam-moe"),

@@ -196,10 +196,10 @@ def test_shades_of_32_bits_without_a_range_are_refused(tmp_path: Path):
 def test_twelve_bits_of_grey_reach_white(tmp_path: Path):
     path = save(tmp_path / "a.tif", Image.fromarray(np.zeros((2, 2), np.uint16)))
     data = path.read_bytes()
-    told = [struct.pack("<HHIH", 258, 3, 1, bits) for bits in (16, 12)]
+    told, wanted = (struct.pack("<HHIH", 258, 3, 1, bits) for bits in (16, 12))
     at = data.rindex(bytes(8))  # the pixels
     rows = bytes.fromhex("fff000 800fff 0000")  # 4095, 0 / 2048, 4095
-    path.write_bytes((data[:at] + rows).replace(*told))
+    path.write_bytes((data[:at] + rows).replace(told, wanted))
     np.testing.assert_array_equal(load_image(path).pixels[..., 0], [[255, 0], [128, 255]])
 
 
