@@ -19,9 +19,8 @@ from safesteer_edge.bundle.bundle import GuardBundle, load_bundle
 from safesteer_edge.calibration.recalibrate import Recalibration, decide
 from safesteer_edge.engine.requantize import TargetType, requantize
 from safesteer_edge.errors import InputError
-from safesteer_edge.formats.gguf_file import read_gguf
 from safesteer_edge.formats.json_values import load_json
-from safesteer_edge.formats.model_file import ModelInfo, check_language_model
+from safesteer_edge.formats.model_file import ModelInfo, check_language_model, read_model
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.risk import is_score
 from safesteer_edge.harvest.drift import Drift, measure_drift
@@ -145,7 +144,7 @@ def _measure(
 
 def _bytes_by_type(model: Path) -> dict[str, int]:
     sizes: Counter[str] = Counter()
-    for tensor in read_gguf(model).tensors:
+    for tensor in read_model(model).tensors:
         sizes[tensor.type_name] += tensor.size_bytes
     return dict(sizes.most_common())
 
