@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -363,6 +363,12 @@ def check_sha256(data: bytes, expected: str, path: Path) -> None:
         f"{str(path)!r} is damaged or exchanged: its SHA-256 is {found}, guard.json lists "
         f"{expected}; get the bundle again",
     )
+
+
+def listed_files(config: GuardConfig) -> dict[str, str]:
+    """The SHA-256 of each file that guard.json names, by its name."""
+    entries = [getattr(config, field.name) for field in fields(config)]
+    return {entry.file: entry.sha256 for entry in entries if hasattr(entry, "file")}
 
 
 def check_nothing_unlisted(folder: Path, config: GuardConfig) -> None:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from safesteer_edge.cli.ask_command import ASK
+from safesteer_edge.cli.bundles_command import BUNDLES
 from safesteer_edge.cli.calibrate_command import CALIBRATE
 from safesteer_edge.cli.chat_command import CHAT, CHATS, SETTINGS_COMMAND
 from safesteer_edge.cli.convert_command import CONVERT
@@ -64,6 +65,7 @@ COMMANDS = (
     CHAT,
     CHATS,
     MODELS,
+    BUNDLES,
     DOCTOR,
     CALIBRATE,
     CONVERT,

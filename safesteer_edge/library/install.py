@@ -51,6 +51,7 @@ def described(
         model=model,
         projector=projector,
         takes=tuple(takes),
+        tensor_table_sha256=info.tensor_table_sha256,
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from safesteer_edge.errors import MediaError
+from safesteer_edge.errors import MediaError, ModelFileError
 from safesteer_edge.formats.gguf_file import read_gguf
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model, check_projector_fits
 from safesteer_edge.formats.projector_file import ProjectorInfo
@@ -20,6 +21,7 @@ from safesteer_edge.library.catalogue import (
     installed_projector,
     load_catalogue,
 )
+from safesteer_edge.library.index import bundles_folder, installed_bundle
 from safesteer_edge.library.memory_need import ModelShape, read_model_shape
 from safesteer_edge.session.settings import SessionSettings
 
@@ -30,10 +32,11 @@ _CALIBRATION_BYTES = 94 << 20
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """A model file to run. name: the catalogue's, or the file's. bundle, mmproj: the catalogue's.
+    """A model file to run. name: the catalogue's, or the file's.
 
-    mmproj: the projector; None where there is none, or it is not there. entry: of the catalogue;
-    None for another file.
+    bundle: the catalogue's, or the one that was installed last for this very file. mmproj: the
+    projector; None where there is none, or it is not there. entry: of the catalogue; None for
+    another file.
     """
 
     name: str
@@ -58,17 +61,32 @@ class ModelFiles:
 
 
 def choose_model(name_or_path: str | None) -> ModelChoice:
-    """Find the model that a user means; no file is read. Raises SettingsError, ModelFileError."""
+    """Find the model that a user means. Raises SettingsError, ModelFileError.
+
+    No file is read, but the header of one that has no bundle where any are installed.
+    """
     if name_or_path is None or not _looks_like_path(name_or_path):
         entry = default_model() if name_or_path is None else find_model(name_or_path)
         # A path that is not there is an error that says how to get it.
         path = entry.path or installed_path(entry)
-        return ModelChoice(entry.name, path, entry.bundle, entry.mmproj, entry)
+        return _chosen(entry, path)
     path = Path(name_or_path).expanduser()
     for entry in load_catalogue():
         if entry.path is not None and path.exists() and path.samefile(entry.path):
-            return ModelChoice(entry.name, path, entry.bundle, entry.mmproj, entry)
-    return ModelChoice(path.stem, path)
+            return _chosen(entry, path)
+    return ModelChoice(path.stem, path, _bundle_for(path))
+
+
+def _chosen(entry: CatalogueModel, path: Path) -> ModelChoice:
+    bundle = entry.bundle or _bundle_for(path)
+    return ModelChoice(entry.name, path, bundle, entry.mmproj, entry)
+
+
+def _bundle_for(path: Path) -> Path | None:
+    with suppress(ModelFileError):  # as whoever loads it will say
+        if bundles_folder().is_dir():
+            return installed_bundle(check_language_model(path).tensor_table_sha256)
+    return None
 
 
 def read_model_files(settings: SessionSettings) -> ModelFiles:
