@@ -176,8 +176,7 @@ def _read_bundle_zip(path: Path) -> BundleFiles:
             members = archive.infolist()
             for name in _wanted([each.filename for each in members], source):
                 member = archive.getinfo(name)
-                # An archive made elsewhere may not say what a member is: then it is a file.
-                _require_regular(member.external_attr >> 16 or stat.S_IFREG, name, source)
+                _require_regular(member.external_attr >> 16, name, source)
                 with archive.open(member) as stream:  # whatever size it claims
                     content[name] = stream.read(_limit(name) + 1)
     except OSError as error:
@@ -271,13 +270,19 @@ def install_bundle(files: BundleFiles, model: ModelFingerprint | None = None) ->
                 write_whole(new / file, content)
             _load_once(new, config, source)
             place.parent.mkdir(exist_ok=True)
-            if place.exists():  # the same guard.json: whatever happened to the rest is mended
-                place.replace(Path(tempfile.mkdtemp(prefix=_INCOMING, dir=folder)) / "old")
-            new.replace(place)
+            if not _holds(place, files):
+                if place.exists():  # damaged, for its guard.json was the same
+                    place.replace(Path(tempfile.mkdtemp(prefix=_INCOMING, dir=folder)) / "old")
+                new.replace(place)
             os.utime(place)  # the last that was installed is the one that is used
         finally:
             shutil.rmtree(new, ignore_errors=True)
     return place
+
+
+def _holds(folder: Path, files: BundleFiles) -> bool:
+    paths = {folder / name: content for name, content in files.content.items()}
+    return all(path.is_file() and path.read_bytes() == paths[path] for path in paths)
 
 
 def _load_once(folder: Path, config: GuardConfig, source: str) -> None:
@@ -330,7 +335,8 @@ def _not_a_part(name: str, source: str, *, is_missing: bool = False) -> BundleEr
 
 
 def _require_regular(mode: int, name: str, source: str) -> None:
-    if not stat.S_ISREG(mode):
+    # An archive need not say what a member is: then it is a file.
+    if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
         raise BundleError(
             f"guard bundle {source!r} holds {name!r}, which is a link or a folder; {_AGAIN}"
         )

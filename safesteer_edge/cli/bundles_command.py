@@ -151,10 +151,7 @@ def run_diff(options: argparse.Namespace) -> int:
     differing = {
         key: [first.get(key), second.get(key)] for key in keys if first.get(key) != second.get(key)
     }
-    lines = [
-        f"{key:<32} {_short(before)} → {_short(after)}"
-        for key, (before, after) in differing.items()
-    ]
+    lines = [f"{key:<32} {_short(a)} → {_short(b)}" for key, (a, b) in differing.items()]
     return print_result(options, {"differs": differing}, lines or ["nothing differs"])
 
 
@@ -179,8 +176,7 @@ def bundle_facts(bundle: KnownBundle, config: GuardConfig) -> dict[str, str]:
         "for": f"{model.architecture}, {model.n_layer} blocks of {model.n_embd}, "
         f"{model.n_vocab} tokens, {model.quantization}",
         "models here": ", ".join(
-            found.name
-            + ("" if match == "exact" else f" (another quantization than {model.quantization})")
+            found.name + ("" if match == "exact" else " (in another quantization)")
             for found, match in models_of(config)
         )
         or "none",
@@ -194,9 +190,7 @@ def bundle_facts(bundle: KnownBundle, config: GuardConfig) -> dict[str, str]:
         facts["measured"] = "calibrated; no replay of the test requests is recorded"
     else:
         cells = replay_cells(replay_figures(replay.rows, config.policy.threshold))
-        facts["measured"] = (
-            f"on {len(replay.rows)} requests of the test split, which decided nothing"
-        )
+        facts["measured"] = f"on {len(replay.rows)} test requests, which decided nothing"
         facts |= {f"  {name}": cell for name, cell in cells.items()}
     facts[CONFIG_NAME] = f"SHA-256 {hash_file(bundle.folder / CONFIG_NAME)}"
     facts |= {name: f"SHA-256 {sha256}" for name, sha256 in listed_files(config).items()}
@@ -293,28 +287,25 @@ def installed_lines(folder: Path, config: GuardConfig) -> list[str]:
     """What to say of a bundle that was just installed, and what to do next."""
     from safesteer_edge.bundle.exchange import models_of
 
-    lines = [
-        f"{folder.name} is installed, {_UNSIGNED}; see: safesteer-edge bundles info {folder.name}"
-    ]
+    lines = [f"{folder.name} is installed; see: safesteer-edge bundles info {folder.name}"]
+    lines.append(f"It is {_UNSIGNED}")
     if not _is_calibrated(config):
         lines.append("It is UNCALIBRATED: nobody has measured which answers it stops")
     models = models_of(config)
     for model, match in models:
-        path = shlex.quote(str(model.path))
         if match != "exact":
+            path, target = str(model.path), f"guard-{Path(str(model.path)).stem}"
             lines.append(
-                f"{model.name} is in another quantization than {config.model.quantization}; set the "
-                f"bundle right for it, in minutes: safesteer-edge calibrate {path} --from "
-                f"{shlex.quote(str(folder))} -o guard-{shlex.quote(Path(str(model.path)).stem)}"
+                f"It was made for {config.model.quantization}, and {model.name} is not; set it "
+                f"right for that file, in minutes: safesteer-edge calibrate {shlex.quote(path)} "
+                f"--from {shlex.quote(str(folder))} -o {shlex.quote(target)}"
             )
         elif model.bundle != folder:
-            lines.append(
-                f"{model.name} keeps the guard that it came with; use this one by --bundle"
-            )
+            lines.append(f"{model.name} keeps the guard that it came with, unless --bundle says so")
         else:
             lines.append(f"{model.name} is guarded by it now")
     if not models:
-        lines.append("No model of 'models list' is the one that it is for; a file that is finds it")
+        lines.append("No model of 'models list' is the one that it is for")
     return lines
 
 
