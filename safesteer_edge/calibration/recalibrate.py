@@ -1,4 +1,4 @@
-"""A bundle for another quantization of its model: the same probe, rescaled, and a policy anew.
+"""A bundle for another quantization of its model, or for a probe made elsewhere: a policy anew.
 
 The probe is not refitted. What is decided anew: the line that turns its logits into chances, τ, λ,
 and the refusal rule, from the model's own answers to requests of the train and calibration splits.
@@ -52,6 +52,7 @@ from safesteer_edge.session.runtime import Runtime, last_state_of, open_runtime
 from safesteer_edge.session.settings import SessionSettings
 
 _ORIGINAL_KEY: Final = "original"
+_UNCHANGED: Final = Rescale(1.0, 0.0)
 _MAX_KEPT_CHARACTERS: Final = 4000  # guard.json has room for one set of curves
 
 
@@ -74,6 +75,7 @@ class RecalibrationSettings:
     """session: the model, in the quantization that will run. requests: what decides.
 
     replayed: what the result is measured on; no request is in both. name: of the new bundle.
+    keeps_scores: the probe's file stays as it is, instead of being set right by a line.
     """
 
     bundle: Path
@@ -83,6 +85,7 @@ class RecalibrationSettings:
     replayed: tuple[Request, ...]
     name: str
     n_tokens: int = N_TOKENS
+    keeps_scores: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ def recalibrate(folder: Path, settings: RecalibrationSettings, progress: Progres
             check_engine_canaries(bundle, partial(last_state_of, runtime.engine, runtime.model))
             scored = partial(score_own_answers, runtime, bundle.probe, n_tokens=n_tokens)
             answers = scored(settings.requests, progress)
-            found = decide(answers, targets)
+            found = decide(answers, targets, keeps_scores=settings.keeps_scores)
             replayed = scored(settings.replayed, progress, what="test answers")
             before, after = (
                 replay_of(
@@ -145,8 +148,10 @@ def check_requests(requests: Sequence[Request], targets: FalseAlarmTargets) -> N
         raise RequestDataError("there are no harmful requests; a guard cannot be set without them")
 
 
-def decide(answers: Sequence[ScoredAnswer], targets: FalseAlarmTargets) -> Recalibration:
-    """The line, and the policy of the scores that it gives.
+def decide(
+    answers: Sequence[ScoredAnswer], targets: FalseAlarmTargets, *, keeps_scores: bool = False
+) -> Recalibration:
+    """The line, and the policy of the scores that it gives. keeps_scores: the line changes none.
 
     Raises RequestDataError or ProbeFileError where the answers decide nothing.
     """
@@ -156,7 +161,7 @@ def decide(answers: Sequence[ScoredAnswer], targets: FalseAlarmTargets) -> Recal
             "the model refuses every harmful request, so there is nothing to set a guard by; give "
             "others with --data"
         )
-    rescale = fit_rescale(answers)
+    rescale = _UNCHANGED if keeps_scores else fit_rescale(answers)
     scores = AnswerScores.of(
         (answer.label, answer.complies, answer.trajectory) for answer in rescale.answers(answers)
     )
@@ -185,7 +190,9 @@ def _parts(
     config = bundle.config
     path = bundle.folder / config.probe.file
     line = found.rescale
-    data = rescale_probe(path.read_bytes(), line.slope, line.intercept, name=str(path))
+    data = path.read_bytes()
+    if line != _UNCHANGED:
+        data = rescale_probe(data, line.slope, line.intercept, name=str(path))
     return BundleParts(
         name=settings.name,
         created_by=f"safesteer-edge {VERSION}",

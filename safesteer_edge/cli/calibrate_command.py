@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safesteer_edge.cli.convert_command import separation_lines
 from safesteer_edge.cli.options import (
     MACHINE,
     OK,
@@ -39,8 +41,12 @@ def run(options: argparse.Namespace) -> int:
             raise SettingsError(
                 f"cannot calibrate without {package}; pip install 'safesteer-edge[calibration]'"
             )
+    if options.probe is not None:
+        return _calibrate_probe(options)
+    if options.layers:
+        raise SettingsError("--layers says what a probe of --probe reads; leave it out without one")
     if options.source_bundle is not None:
-        return _recalibrate(options)
+        return _recalibrate(options, options.source_bundle)
     # Deferred: these import llama.cpp, which --help does not need.
     from safesteer_edge.bundle.writer import check_replaceable
     from safesteer_edge.calibration.make_bundle import make_bundle
@@ -102,8 +108,36 @@ _NOT_WITH_FROM = {
 }
 
 
-def _recalibrate(options: argparse.Namespace) -> int:
-    """Set the same probe right for another quantization, and return the exit code."""
+def _calibrate_probe(options: argparse.Namespace) -> int:
+    """Set a guard's numbers for a probe made elsewhere, and return the exit code."""
+    from safesteer_edge.bundle.writer import check_replaceable, write_bundle
+    from safesteer_edge.calibration.assemble_bundle import AssemblySettings, assemble_bundle
+    from safesteer_edge.converters.probe_files import read_onnx_bytes
+    from safesteer_edge.formats.model_file import check_language_model
+    from safesteer_edge.session.choice import choose_model
+
+    if options.source_bundle is not None:
+        raise SettingsError("--probe and --from are two ways to bring a probe; give one of them")
+    check_replaceable(options.output)
+    info = check_language_model(choose_model(options.model).path)
+    session = session_settings(options, SessionSettings(guard="off", n_ctx=2048))
+    settings = AssemblySettings(
+        name=options.probe.name,
+        model=info,
+        session=replace(session, model=str(info.path)),
+        probe=options.probe,
+        probe_onnx=read_onnx_bytes(options.probe),
+        layers=tuple(options.layers),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        assembled = assemble_bundle(settings, Progress().show)
+        say("\n".join(separation_lines(assembled.separation)))
+        source = write_bundle(Path(folder) / "probe", assembled.parts)
+        return _recalibrate(options, source, keeps_scores=True)
+
+
+def _recalibrate(options: argparse.Namespace, source: Path, *, keeps_scores: bool = False) -> int:
+    """Set a guard's numbers anew for a bundle's probe, and return the exit code."""
     from safesteer_edge.calibration.recalibrate import RecalibrationSettings, recalibrate
     from safesteer_edge.formats.model_file import check_language_model
     from safesteer_edge.requests.requests import (
@@ -114,24 +148,26 @@ def _recalibrate(options: argparse.Namespace) -> int:
     )
     from safesteer_edge.session.choice import choose_model
 
+    flag = "--probe" if keeps_scores else "--from"
     if options.audio or options.mmproj is not None:
-        raise SettingsError("--from sets a guard by text alone; leave out --audio and --mmproj")
+        raise SettingsError(f"{flag} sets a guard by text alone; leave out --audio and --mmproj")
     for name, why in _NOT_WITH_FROM.items():
         if getattr(options, name) is not None:
-            flag = "--" + name.replace("_", "-")
-            raise SettingsError(f"--from {why}; leave out {flag}")
+            other = "--" + name.replace("_", "-")
+            raise SettingsError(f"{flag} {why}; leave out {other}")
     path = choose_model(options.model).path
     if options.data is None:
         requests = recalibration_requests()
     else:
         requests = spread(_requests(options.data)[0], RECALIBRATION_COUNTS)
     settings = RecalibrationSettings(
-        bundle=options.source_bundle,
+        bundle=source,
         session=replace(session_settings(options, SessionSettings(guard="off")), model=str(path)),
         info=check_language_model(path),
         requests=requests,
         replayed=replay_requests(),
         name=options.name or path.stem,
+        keeps_scores=keeps_scores,
     )
     _print_result(recalibrate(options.output, settings, Progress().show))
     return OK
@@ -200,6 +236,20 @@ CALIBRATE = Command(
             Path,
             metavar="BUNDLE",
             dest="source_bundle",
+        ),
+        Argument(
+            "--probe",
+            "set the guard's numbers for this probe, made elsewhere and left as it is; minutes",
+            Path,
+            metavar="P.onnx",
+        ),
+        Argument(
+            "--layers",
+            "what the probe of --probe reads, as 'convert bundle' has it",
+            int,
+            (),
+            "L",
+            nargs="+",
         ),
         *MACHINE,
     ),

@@ -32,6 +32,7 @@ from safesteer_edge.cli.options import (
     Parser,
     say,
 )
+from safesteer_edge.cli.states_command import STATES
 from safesteer_edge.cli.verify_command import VERIFY
 from safesteer_edge.errors import InputError, SafeSteerError, SettingsError
 from safesteer_edge.formats.display_text import strip_control_characters
@@ -68,6 +69,7 @@ COMMANDS = (
     BUNDLES,
     DOCTOR,
     CALIBRATE,
+    STATES,
     CONVERT,
     VERIFY,
     MEASURE,

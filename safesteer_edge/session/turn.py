@@ -5,6 +5,7 @@ A prompt is evaluated, an answer decoded under guard, and told as events.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -54,6 +55,13 @@ def check_turn_settings(
         raise SettingsError(
             f"guard is {settings.guard!r}, and this session was opened without a guard bundle; "
             "open it again without --guard off"
+        )
+    if not bundle.is_calibrated and settings.guard != "monitor":
+        raise SettingsError(
+            f"guard bundle {bundle.config.name!r} is UNCALIBRATED: nobody knows which answers it "
+            "stops, so none is given under it; set its numbers with 'safesteer-edge calibrate "
+            f"MODEL --from {shlex.quote(str(bundle.folder))} -o DIR', or only watch its scores: "
+            "--guard monitor"
         )
     bundle.policy.tightened(strength=settings.strength, threshold=settings.threshold)
     if settings.sampling.top_k > n_candidates:
