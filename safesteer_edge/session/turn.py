@@ -18,7 +18,7 @@ from safesteer_edge.engine.llama_engine import PrefillStats
 from safesteer_edge.engine.main_sequence import PrefillCancelledError
 from safesteer_edge.engine.prompt_items import PromptItem, TokenRun, text_token_ids
 from safesteer_edge.engine.sampler import SamplerChain
-from safesteer_edge.errors import InputError, PromptTooLongError, SettingsError
+from safesteer_edge.errors import BundleError, InputError, PromptTooLongError, SettingsError
 from safesteer_edge.guard.decoding import AnswerEvent, GuardedAnswer
 from safesteer_edge.guard.events import (
     Event,
@@ -47,6 +47,8 @@ def check_turn_settings(
 ) -> None:
     """Raise SettingsError for what this session cannot do, or what would weaken its guard.
 
+    Raises BundleError for answers under a guard that nobody has measured.
+
     n_candidates: as many as the context was made for.
     """
     if settings.guard == "off":
@@ -57,7 +59,7 @@ def check_turn_settings(
             "open it again without --guard off"
         )
     if not bundle.is_calibrated and settings.guard != "monitor":
-        raise SettingsError(
+        raise BundleError(
             f"guard bundle {bundle.config.name!r} is UNCALIBRATED: nobody knows which answers it "
             "stops, so none is given under it; set its numbers with 'safesteer-edge calibrate "
             f"MODEL --from {shlex.quote(str(bundle.folder))} -o DIR', or only watch its scores: "

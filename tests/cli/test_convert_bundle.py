@@ -15,7 +15,7 @@ from safesteer_edge.bundle.bundle import load_bundle
 from safesteer_edge.calibration import probe_separation
 from safesteer_edge.calibration.assemble_bundle import CAUTIOUS_POLICY
 from safesteer_edge.cli.main import main
-from safesteer_edge.errors import SettingsError
+from safesteer_edge.errors import BundleError
 from safesteer_edge.formats.control_vector_file import ControlVector, write_control_vector
 from safesteer_edge.requests import requests
 from safesteer_edge.session.session import open_session
@@ -106,14 +106,14 @@ def test_a_session_with_it_only_watches_until_it_is_calibrated(
     guarded_tiny: GuardedTiny, probe: Path, tmp_path: Path, guard: str
 ):
     assert convert(guarded_tiny, probe, tmp_path / "out", "--layers", *LAYERS) == 0
-    with pytest.raises(SettingsError, match="UNCALIBRATED") as caught:
+    with pytest.raises(BundleError, match="UNCALIBRATED") as caught:
         open_session(guarded_tiny.settings(tmp_path / "out", guard=guard))
     assert "--guard monitor" in str(caught.value)
     with open_session(guarded_tiny.settings(tmp_path / "out", guard="monitor")) as session:
         assert session.policy is not None
         assert session.policy.threshold == 0.5
         assert session.answer("Hello").text
-        with pytest.raises(SettingsError, match="UNCALIBRATED"):
+        with pytest.raises(BundleError, match="UNCALIBRATED"):
             session.change(replace(session.turn_settings, guard=guard))
 
 
