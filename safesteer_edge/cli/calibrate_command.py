@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,13 +59,17 @@ def run(options: argparse.Namespace) -> int:
     requests, source = _requests(options.data)
     warnings = check_requests(requests, source, settings.targets)
     check_media(settings.harvest.session, requests, hears=options.audio)
-    check_replaceable(options.output)
+    if options.output is not None:
+        check_replaceable(options.output)
     for warning in warnings:
         say(f"warning: {warning}")
     # 2. The work.
     try:
         requests = with_pictures(settings.harvest.session, requests)
-        folder = make_bundle(options.output, settings, requests, Progress().show)
+        folder = _made(
+            options,
+            lambda folder: make_bundle(folder, settings, requests, Progress().show),
+        )
     except KeyboardInterrupt:
         say("\nstopped; the same command goes on where it was")
         raise
@@ -118,7 +124,8 @@ def _calibrate_probe(options: argparse.Namespace) -> int:
 
     if options.source_bundle is not None:
         raise SettingsError("--probe and --from are two ways to bring a probe; give one of them")
-    check_replaceable(options.output)
+    if options.output is not None:
+        check_replaceable(options.output)
     info = check_language_model(choose_model(options.model).path)
     session = session_settings(options, SessionSettings(guard="off", n_ctx=2048))
     settings = AssemblySettings(
@@ -169,12 +176,33 @@ def _recalibrate(options: argparse.Namespace, source: Path, *, keeps_scores: boo
         name=options.name or path.stem,
         keeps_scores=keeps_scores,
     )
-    _print_result(recalibrate(options.output, settings, Progress().show))
+
+    def make(folder: Path) -> Path:
+        result = recalibrate(folder, settings, Progress().show)
+        _say_result(result)
+        return result.folder
+
+    print(_made(options, make))
     return OK
 
 
-def _print_result(result: Recalibrated) -> None:
-    """The folder on stdout, as `calibrate` prints it; the figures beside it on stderr."""
+def _made(options: argparse.Namespace, make: Callable[[Path], Path]) -> Path:
+    """The folder of the bundle: where it is wanted, or where sessions of its model find it."""
+    from safesteer_edge.bundle.exchange import install_bundle, read_bundle
+
+    if options.output is not None:
+        return make(options.output)
+    with tempfile.TemporaryDirectory() as scratch:
+        made = make(Path(scratch) / "guard")
+        folder = install_bundle(read_bundle(made))
+        for page in made.glob("*.html"):  # our own, which an import leaves behind
+            shutil.copy(page, folder)
+    say("sessions of this model are guarded by it from now on")
+    return folder
+
+
+def _say_result(result: Recalibrated) -> None:
+    """The figures, before and after."""
     from safesteer_edge.harvest.drift import MIN_AUROC
     from safesteer_edge.harvest.replay import replay_figures
 
@@ -194,7 +222,6 @@ def _print_result(result: Recalibrated) -> None:
             "'safesteer-edge calibrate', without --from"
         )
     say("\n".join(lines))
-    print(result.folder)
 
 
 # -- the command -----------------------------------------------------------------------------------
@@ -205,7 +232,12 @@ CALIBRATE = Command(
     run,
     (
         Argument("model", "the model, in its quantization", metavar="NAME|F.gguf"),
-        Argument("-o --output", "bundle", Path, required=True, metavar="DIR"),
+        Argument(
+            "-o --output",
+            "the bundle's folder (default: where sessions of this model find it)",
+            Path,
+            metavar="DIR",
+        ),
         *setting_flags("model.mmproj"),
         Argument("--data", "requests (default: the project's own)", Path, metavar="F.jsonl"),
         Argument("--audio", "play the recordings that rows of --data name", action="store_true"),

@@ -18,6 +18,7 @@ from safesteer_edge.cli.main import main
 from safesteer_edge.errors import BundleError
 from safesteer_edge.formats.control_vector_file import ControlVector, write_control_vector
 from safesteer_edge.requests import requests
+from safesteer_edge.session.choice import choose_model
 from safesteer_edge.session.session import open_session
 from tests.bundle.linear_probe import probe_onnx
 from tests.guarded_tiny import PROBE_LAYERS, GuardedTiny, make_guarded_tiny
@@ -201,14 +202,22 @@ def test_the_command_that_it_recommends_works_as_printed(
 
 
 def test_numbers_are_set_for_a_probe_that_stays_as_it_is(
-    wide: GuardedTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], few_replayed: None
+    wide: GuardedTiny,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    few_replayed: None,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    probe, out = wide.folder / "probe.onnx", tmp_path / "out"
-    command = ["calibrate", str(wide.model), "--probe", str(probe), "-o", str(out)]
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    probe = wide.folder / "probe.onnx"
+    command = ["calibrate", str(wide.model), "--probe", str(probe)]
     assert main([*command, "--layers", *LAYERS, "--from", "x"]) == 2
     assert main([*command, "--layers", *LAYERS, "--threads", "1"]) == 0
     captured = capsys.readouterr()
-    assert captured.out.strip() == str(out)
+    out = Path(captured.out.strip())
+    # Without -o it is where sessions of the model find it.
+    assert choose_model(str(wide.model)).bundle == out
+    assert (out / "report.html").is_file()
     assert "separation: AUROC 0.9" in captured.err
     assert (out / "probe.onnx").read_bytes() == probe.read_bytes()
     with load_bundle(out, wide.info, device="cpu") as bundle:
