@@ -108,23 +108,24 @@ def read_model_files(settings: SessionSettings) -> ModelFiles:
 
 def no_bundle_text(choice: ModelChoice, info: ModelInfo, *, n_cores: int) -> str:
     """What to say where a model has no guard bundle: how to make one, and how long that takes."""
-    path, how_long = shlex.quote(str(choice.path)), calibration_time(info.size_bytes, n_cores)
+    path = shlex.quote(str(choice.path))
     return (
         f"no guard bundle is known for {choice.name!r}; make one: safesteer-edge calibrate {path} "
-        f"(about {how_long} on this machine's CPU, by the size of the file), or pass the folder of "
-        "one with --bundle, or run it without a guard by name: --guard off"
+        f"({calibration_time(info, n_cores=n_cores)}), or pass the folder of one with --bundle, or "
+        "run it without a guard by name: --guard off"
     )
 
 
-def calibration_time(size_bytes: int, n_cores: int) -> str:
-    """How long a calibration takes, in words.
+def calibration_time(info: ModelInfo, *, n_cores: int) -> str:
+    """How long it takes to make a guard, in words.
 
-    The estimate goes by the file's size, as decoding reads all of it for each token.
+    By the size of the file, as decoding reads all of it for each token.
     """
-    minutes = _CALIBRATION_MINUTES * size_bytes / _CALIBRATION_BYTES * 2 / n_cores
+    minutes = _CALIBRATION_MINUTES * info.size_bytes / _CALIBRATION_BYTES * 2 / n_cores
+    how_long = f"{max(5, round(minutes, -1)):.0f} minutes"
     if minutes >= 90:
-        return f"{minutes / 60:.0f} hours"
-    return f"{max(5, round(minutes, -1)):.0f} minutes"
+        how_long = f"{minutes / 60:.0f} hours"
+    return f"about {how_long} on this machine's CPU"
 
 
 def require_projector(

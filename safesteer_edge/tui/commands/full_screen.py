@@ -148,15 +148,16 @@ def _switch_or_ask(screen: ChatScreen, name: str, *, has_guard: bool) -> None:
 
 def offer_guard(screen: ChatScreen, name: str | None) -> None:
     """A model has no guard: make one now, or chat without. name: None is the default."""
+    from safesteer_edge.formats.model_file import check_language_model
     from safesteer_edge.processes.cores import n_usable_cores
     from safesteer_edge.session.choice import calibration_time, choose_model
     from safesteer_edge.tui.screens.boxes import ChoiceScreen
 
     name = name or default_model().name
     how_long = ""
-    with suppress(SafeSteerError, OSError):
-        size_bytes = choose_model(name).path.stat().st_size
-        how_long = f" (about {calibration_time(size_bytes, n_usable_cores())})"
+    with suppress(SafeSteerError):
+        info = check_language_model(choose_model(name).path)
+        how_long = f" ({calibration_time(info, n_cores=n_usable_cores())})"
 
     def chosen(choice: str | None) -> None:
         if choice == "make":
