@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from safesteer_edge.errors import BundleError
 from safesteer_edge.formats.display_text import strip_control_characters
@@ -22,22 +25,35 @@ async def make_guard(command: Sequence[str], show: Callable[[str], None]) -> Non
     If this is cancelled the process is interrupted: what it has read, the next run finds.
     Raises BundleError with the last line if it fails.
     """
-    pipe, nothing = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=nothing, stdout=nothing, stderr=pipe
+    loop, lines = asyncio.get_running_loop(), asyncio.Queue[str | None]()
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
     )
-    line = ""
-    try:
+
+    def read() -> None:
         assert process.stderr is not None  # it is a pipe
-        async for raw in process.stderr:
-            line = strip_control_characters(raw.decode("utf-8", "replace")).strip() or line
-            show(line)
-        await process.wait()
+        with suppress(RuntimeError), process.stderr:  # the loop may have ended
+            for line in process.stderr:
+                loop.call_soon_threadsafe(lines.put_nowait, line)
+            process.wait()
+            loop.call_soon_threadsafe(lines.put_nowait, None)
+
+    # A thread: what asyncio keeps of a process does not outlive its loop.
+    threading.Thread(target=read, name="guard", daemon=True).start()
+    last = ""
+    try:
+        while (line := await lines.get()) is not None:
+            last = strip_control_characters(line).strip() or last
+            show(last)
     finally:
-        if process.returncode is None:
-            if sys.platform == "win32":
-                process.terminate()
-            else:
-                process.send_signal(signal.SIGINT)
+        if process.poll() is None and sys.platform == "win32":
+            process.terminate()
+        elif process.poll() is None:
+            process.send_signal(signal.SIGINT)
     if process.returncode:
-        raise BundleError(f"no guard was made: {line.removeprefix('safesteer-edge: ')}")
+        raise BundleError(f"no guard was made: {last.removeprefix('safesteer-edge: ')}")
