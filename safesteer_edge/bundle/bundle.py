@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -111,6 +112,16 @@ class GuardBundle:
     def vector_gate(self) -> float | None:
         """The prompt's harmful score above which the vector is on; None: whenever there is one."""
         return None if self.config.vector is None else self.config.vector.gate
+
+    def require_calibrated(self) -> None:
+        """Refuse to answer under a guard that nobody has measured. Raises BundleError."""
+        require(
+            self.is_calibrated,
+            f"guard bundle {self.config.name!r} is UNCALIBRATED: nobody knows which answers it "
+            "stops, so none is given under it; set its numbers with 'safesteer-edge calibrate "
+            f"MODEL --from {shlex.quote(str(self.folder))} -o DIR', or only watch its scores: "
+            "--guard monitor",
+        )
 
     def close(self) -> None:
         """Free the probes' sessions. Closing twice is safe."""

@@ -5,7 +5,6 @@ A prompt is evaluated, an answer decoded under guard, and told as events.
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from safesteer_edge.engine.llama_engine import PrefillStats
 from safesteer_edge.engine.main_sequence import PrefillCancelledError
 from safesteer_edge.engine.prompt_items import PromptItem, TokenRun, text_token_ids
 from safesteer_edge.engine.sampler import SamplerChain
-from safesteer_edge.errors import BundleError, InputError, PromptTooLongError, SettingsError
+from safesteer_edge.errors import InputError, PromptTooLongError, SettingsError
 from safesteer_edge.guard.decoding import AnswerEvent, GuardedAnswer
 from safesteer_edge.guard.events import (
     Event,
@@ -58,13 +57,8 @@ def check_turn_settings(
             f"guard is {settings.guard!r}, and this session was opened without a guard bundle; "
             "open it again without --guard off"
         )
-    if not bundle.is_calibrated and settings.guard != "monitor":
-        raise BundleError(
-            f"guard bundle {bundle.config.name!r} is UNCALIBRATED: nobody knows which answers it "
-            "stops, so none is given under it; set its numbers with 'safesteer-edge calibrate "
-            f"MODEL --from {shlex.quote(str(bundle.folder))} -o DIR', or only watch its scores: "
-            "--guard monitor"
-        )
+    if settings.guard != "monitor":
+        bundle.require_calibrated()
     bundle.policy.tightened(strength=settings.strength, threshold=settings.threshold)
     if settings.sampling.top_k > n_candidates:
         raise SettingsError(

@@ -140,6 +140,10 @@ async def model(screen: ChatScreen, argument: str) -> None:
 
 def _switch_or_ask(screen: ChatScreen, name: str, *, has_guard: bool) -> None:
     """Load a model; one that no guard was made for, if that is wanted."""
+    from safesteer_edge.session.choice import choose_model
+
+    with suppress(SafeSteerError):  # as whoever loads it will say
+        has_guard = has_guard or choose_model(name).bundle is not None
     if has_guard:
         _switch_to(screen, name, guarded=True)
     else:
