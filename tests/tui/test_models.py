@@ -159,8 +159,8 @@ except KeyboardInterrupt:
 """
 
     async def test():
-        options = {"guard_command": lambda _: [sys.executable, "-c", program]}
-        async with opened(size=(140, 30), **options) as driver:
+        command = [sys.executable, "-c", program]
+        async with opened(size=(140, 30), guard_command=lambda _: command) as driver:
             await driver.sees("ready")
             await driver.send("/model bare.gguf")
             await driver.sees("Make a guard now")
