@@ -167,10 +167,14 @@ _MIN_SCORE = 1e-7
 
 @dataclass(frozen=True, slots=True)
 class Rescale:
-    """score → sigmoid(slope · logit(score) + intercept); slope above 0 keeps the order."""
+    """score → sigmoid(slope · logit(score) + intercept); slope above 0 keeps the order.
+
+    keeps_prompts: the prompts' scores are another probe's, and stay.
+    """
 
     slope: float
     intercept: float
+    keeps_prompts: bool = False
 
     def scores(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """Rescaled scores, in [0, 1]."""
@@ -180,7 +184,11 @@ class Rescale:
     def answers(self, answers: Sequence[ScoredAnswer]) -> list[ScoredAnswer]:
         """The same answers with rescaled scores."""
         return [
-            replace(answer, scores=moved[1:], prompt_score=float(moved[0]))
+            replace(
+                answer,
+                scores=moved[1:],
+                prompt_score=answer.prompt_score if self.keeps_prompts else float(moved[0]),
+            )
             for answer in answers
             for moved in (self.scores(answer.trajectory),)
         ]

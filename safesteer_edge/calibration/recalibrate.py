@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from safesteer_edge.bundle.bundle import GuardBundle, check_engine_canaries, load_bundle
 from safesteer_edge.bundle.canaries import Canaries, EngineCanary, ProbeCanary
@@ -52,7 +53,6 @@ from safesteer_edge.session.runtime import Runtime, last_state_of, open_runtime
 from safesteer_edge.session.settings import SessionSettings
 
 _ORIGINAL_KEY: Final = "original"
-_UNCHANGED: Final = Rescale(1.0, 0.0)
 _MAX_KEPT_CHARACTERS: Final = 4000  # guard.json has room for one set of curves
 
 
@@ -119,9 +119,16 @@ def recalibrate(folder: Path, settings: RecalibrationSettings, progress: Progres
         layers = bundle.config.probe.layers
         with closing(open_runtime(session, layers=layers)) as runtime:
             check_engine_canaries(bundle, partial(last_state_of, runtime.engine, runtime.model))
-            scored = partial(score_own_answers, runtime, bundle.probe, n_tokens=n_tokens)
+            probe = _Probes(bundle.probe, bundle.prompt_probe)
+            scored = partial(score_own_answers, runtime, probe, n_tokens=n_tokens)
             answers = scored(settings.requests, progress)
-            found = decide(answers, targets, keeps_scores=settings.keeps_scores)
+            found = decide(
+                answers,
+                targets,
+                keeps_scores=settings.keeps_scores,
+                keeps_prompts=bundle.prompt_probe is not None,
+            )
+            found = replace(found, choice=_as_steered(found.choice, bundle.policy))
             replayed = scored(settings.replayed, progress, what="test answers")
             before, after = (
                 replay_of(
@@ -138,6 +145,37 @@ def recalibrate(folder: Path, settings: RecalibrationSettings, progress: Progres
         return Recalibrated(folder, found, before, after, bundle.policy.threshold)
 
 
+@dataclass(frozen=True, slots=True)
+class _Probes:
+    """A bundle's probes as one: the first state is the prompt's, and judged by its own."""
+
+    probe: OnnxProbe
+    prompt_probe: OnnxProbe | None
+
+    @property
+    def n_features(self) -> int:
+        return self.probe.n_features
+
+    def score(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        scores = self.probe.score(hidden)
+        if self.prompt_probe is not None:
+            scores[0] = self.prompt_probe.score(hidden[:1])[0]
+        return scores
+
+
+def _as_steered(choice: PolicyChoice, old: GuardPolicy) -> PolicyChoice:
+    """With the old bundle's way to steer an answer anew, which its openings belong to."""
+    limit = choice.policy.risk_limit
+    steer_from = None if old.steer_from is None else old.steer_from / old.risk_limit * limit
+    policy = replace(
+        choice.policy,
+        steer_from=steer_from,
+        retries=old.retries,
+        opening_share=old.opening_share,
+    )
+    return replace(choice, policy=policy)
+
+
 def check_requests(requests: Sequence[Request], targets: FalseAlarmTargets) -> None:
     """Refuse requests that a guard cannot be set by, before minutes of work."""
     if any(request.split == "test" for request in requests):
@@ -149,10 +187,15 @@ def check_requests(requests: Sequence[Request], targets: FalseAlarmTargets) -> N
 
 
 def decide(
-    answers: Sequence[ScoredAnswer], targets: FalseAlarmTargets, *, keeps_scores: bool = False
+    answers: Sequence[ScoredAnswer],
+    targets: FalseAlarmTargets,
+    *,
+    keeps_scores: bool = False,
+    keeps_prompts: bool = False,
 ) -> Recalibration:
-    """The line, and the policy of the scores that it gives. keeps_scores: the line changes none.
+    """The line, and the policy of the scores that it gives.
 
+    keeps_scores: the line changes none. keeps_prompts: it changes none of prompts.
     Raises RequestDataError or ProbeFileError where the answers decide nothing.
     """
     _check_enough(sum(answer.label == "ordinary" for answer in answers), targets)
@@ -161,7 +204,8 @@ def decide(
             "the model refuses every harmful request, so there is nothing to set a guard by; give "
             "others with --data"
         )
-    rescale = _UNCHANGED if keeps_scores else fit_rescale(answers)
+    rescale = Rescale(1.0, 0.0) if keeps_scores else fit_rescale(answers)
+    rescale = replace(rescale, keeps_prompts=keeps_prompts)
     scores = AnswerScores.of(
         (answer.label, answer.complies, answer.trajectory) for answer in rescale.answers(answers)
     )
@@ -191,7 +235,7 @@ def _parts(
     path = bundle.folder / config.probe.file
     line = found.rescale
     data = path.read_bytes()
-    if line != _UNCHANGED:
+    if (line.slope, line.intercept) != (1.0, 0.0):
         data = rescale_probe(data, line.slope, line.intercept, name=str(path))
     return BundleParts(
         name=settings.name,
@@ -204,6 +248,8 @@ def _parts(
         canaries=_canaries(data, config.canaries, runtime),
         refusal_text=config.refusal_text,
         vector=_vector(bundle, line),
+        openings=config.openings,
+        prompt_probe_onnx=_prompt_probe(bundle),
         route_hint=runtime.route.name if runtime.route else None,
         figures=_figures(bundle, found, answers, after),
     )
@@ -255,15 +301,22 @@ def _canaries(data: bytes, old: Canaries, runtime: Runtime) -> Canaries:
     return Canaries(probe_canaries, engine_canaries)
 
 
+def _prompt_probe(bundle: GuardBundle) -> bytes | None:
+    entry = bundle.config.prompt_probe
+    return None if entry is None else (bundle.folder / entry.file).read_bytes()
+
+
 def _vector(bundle: GuardBundle, line: Rescale) -> VectorParts | None:
     """The alignment vector as it was: its scale is checked against this quantization's norms.
 
-    Its gate is a score of the probe, and moves with them.
+    Its gate is a score of a prompt, and moves with them.
     """
     entry, vector = bundle.config.vector, bundle.unscaled_vector
     if entry is None or vector is None:
         return None
-    gate = None if entry.gate is None else float(line.scores(np.array([entry.gate]))[0])
+    gate = entry.gate
+    if gate is not None and not line.keeps_prompts:
+        gate = float(line.scores(np.array([gate]))[0])
     return VectorParts(
         vector, entry.scale, entry.max_scale, entry.layers, entry.modalities, entry.sign, gate
     )

@@ -180,7 +180,10 @@ def bundle_facts(bundle: KnownBundle, config: GuardConfig) -> dict[str, str]:
             for found, match in models_of(config)
         )
         or "none",
-        "probe": f"reads {', '.join(map(str, config.probe.layers))}",
+        "probe": f"reads layers {', '.join(map(str, config.probe.layers))}"
+        + ("; another judges the prompt" if config.prompt_probe else ""),
+        "openings": f"{len(config.openings)} safe beginnings of an answer" * bool(config.openings)
+        or "none",
         "requests": "; ".join(_requests(figures)) or "not recorded",
     }
     replay = replay_from_json(figures.get(FIGURES_KEY))
