@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         InputError,
         MediaError,
         ModelFileError,
+        NoBundleError,
         ProbeFileError,
         ProbeShapeError,
         PromptTooLongError,
@@ -141,6 +142,7 @@ __all__ = [
     "MediaPrepared",
     "ModelChoice",
     "ModelFileError",
+    "NoBundleError",
     "PrefillDone",
     "Probe",
     "ProbeFileError",
@@ -187,7 +189,7 @@ _NAMES = {
         "BundleChangedError BundleError CacheError ChatFileError "
         "ChatStoreError DownloadError EngineDiedError EngineError "
         "GuardError HubError InputError MediaError ModelFileError "
-        "ProbeFileError ProbeShapeError PromptTooLongError "
+        "NoBundleError ProbeFileError ProbeShapeError PromptTooLongError "
         "RequestDataError SafeSteerError SettingsError TemplateError "
         "VectorFileError"
     ),

@@ -172,25 +172,27 @@ _MIN_SCORE = 1e-7
 
 @dataclass(frozen=True, slots=True)
 class Rescale:
-    """score → sigmoid(slope · logit(score) + intercept); slope above 0 keeps the order."""
+    """score → sigmoid(slope · logit(score) + intercept); slope above 0 keeps the order.
+
+    keeps_prompts: the prompts' scores are another probe's, and stay.
+    """
 
     slope: float
     intercept: float
+    keeps_prompts: bool = False
 
     def scores(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """Rescaled scores, in [0, 1]."""
         moved = self.slope * _logits(scores) + self.intercept
         return 1.0 / (1.0 + np.exp(-np.clip(moved, -60, 60)))
 
-    def answers(
-        self, answers: Sequence[ScoredAnswer], *, prompts_too: bool = True
-    ) -> list[ScoredAnswer]:
-        """The same answers with rescaled scores. prompts_too: False where another probe's are."""
+    def answers(self, answers: Sequence[ScoredAnswer]) -> list[ScoredAnswer]:
+        """The same answers with rescaled scores."""
         return [
             replace(
                 answer,
                 scores=moved[1:],
-                prompt_score=float(moved[0]) if prompts_too else answer.prompt_score,
+                prompt_score=answer.prompt_score if self.keeps_prompts else float(moved[0]),
             )
             for answer in answers
             for moved in (self.scores(answer.trajectory),)

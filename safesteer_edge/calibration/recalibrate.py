@@ -1,4 +1,4 @@
-"""A bundle for another quantization of its model: the same probe, rescaled, and a policy anew.
+"""A bundle for another quantization of its model, or for a probe made elsewhere: a policy anew.
 
 The probe is not refitted. What is decided anew: the line that turns its logits into chances, τ, λ,
 and the refusal rule, from the model's own answers to requests of the train and calibration splits.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from safesteer_edge.bundle.bundle import GuardBundle, check_engine_canaries, load_bundle
 from safesteer_edge.bundle.canaries import Canaries, EngineCanary, ProbeCanary
@@ -75,6 +76,7 @@ class RecalibrationSettings:
     """session: the model, in the quantization that will run. requests: what decides.
 
     replayed: what the result is measured on; no request is in both. name: of the new bundle.
+    keeps_scores: the probe's file stays as it is, instead of being set right by a line.
     """
 
     bundle: Path
@@ -84,6 +86,7 @@ class RecalibrationSettings:
     replayed: tuple[Request, ...]
     name: str
     n_tokens: int = N_TOKENS
+    keeps_scores: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,17 +120,15 @@ def recalibrate(folder: Path, settings: RecalibrationSettings, progress: Progres
         layers = bundle.config.probe.layers
         with closing(open_runtime(session, layers=layers)) as runtime:
             check_engine_canaries(bundle, partial(last_state_of, runtime.engine, runtime.model))
-            scored = partial(
-                score_own_answers,
-                runtime,
-                bundle.probe,
-                n_tokens=n_tokens,
-                prompt_probe=bundle.prompt_probe,
-            )
+            probe = _Probes(bundle.probe, bundle.prompt_probe)
+            scored = partial(score_own_answers, runtime, probe, n_tokens=n_tokens)
             answers = scored(settings.requests, progress)
-            prompts_too = bundle.prompt_probe is None
             found = decide(
-                answers, targets, prompts_too=prompts_too, steers=bundle.policy.retries > 0
+                answers,
+                targets,
+                keeps_scores=settings.keeps_scores,
+                keeps_prompts=bundle.prompt_probe is not None,
+                steers=bundle.policy.retries > 0,
             )
             replayed = scored(settings.replayed, progress, what="test answers")
             before, after = (
@@ -136,13 +137,31 @@ def recalibrate(folder: Path, settings: RecalibrationSettings, progress: Progres
                 )
                 for rows, policy in (
                     (replayed, bundle.policy),
-                    (found.rescale.answers(replayed, prompts_too=prompts_too), found.policy),
+                    (found.rescale.answers(replayed), found.policy),
                 )
             )
             parts = _parts(bundle, settings, found, answers, after, runtime)
         norms = measure_prompt_states(session, layers).residual_norms
         write_bundle(folder, replace(parts, residual_norms=norms, reports=bundle_report(parts)))
         return Recalibrated(folder, found, before, after, bundle.policy.threshold)
+
+
+@dataclass(frozen=True, slots=True)
+class _Probes:
+    """A bundle's probes as one: the first state is the prompt's, and judged by its own."""
+
+    probe: OnnxProbe
+    prompt_probe: OnnxProbe | None
+
+    @property
+    def n_features(self) -> int:
+        return self.probe.n_features
+
+    def score(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        scores = self.probe.score(hidden)
+        if self.prompt_probe is not None:
+            scores[0] = self.prompt_probe.score(hidden[:1])[0]
+        return scores
 
 
 def check_requests(requests: Sequence[Request], targets: FalseAlarmTargets) -> None:
@@ -159,13 +178,14 @@ def decide(
     answers: Sequence[ScoredAnswer],
     targets: FalseAlarmTargets,
     *,
-    prompts_too: bool = True,
+    keeps_scores: bool = False,
+    keeps_prompts: bool = False,
     steers: bool = False,
 ) -> Recalibration:
     """The line, and the policy of the scores that it gives.
 
-    prompts_too: False where the prompts' scores are another probe's, which stays as it is. steers:
-    the policy takes answers back and steers them anew.
+    keeps_scores: the line changes none. keeps_prompts: it changes none of prompts.
+    steers: the policy takes answers back and steers them anew.
     Raises RequestDataError or ProbeFileError where the answers decide nothing.
     """
     _check_enough(sum(answer.label == "ordinary" for answer in answers), targets)
@@ -174,10 +194,10 @@ def decide(
             "the model refuses every harmful request, so there is nothing to set a guard by; give "
             "others with --data"
         )
-    rescale = fit_rescale(answers)
+    rescale = Rescale(1.0, 0.0) if keeps_scores else fit_rescale(answers)
+    rescale = replace(rescale, keeps_prompts=keeps_prompts)
     scores = AnswerScores.of(
-        (answer.label, answer.complies, answer.trajectory)
-        for answer in rescale.answers(answers, prompts_too=prompts_too)
+        (answer.label, answer.complies, answer.trajectory) for answer in rescale.answers(answers)
     )
     choice = choose_policy(scores, targets)
     if steers:
@@ -206,7 +226,9 @@ def _parts(
     config = bundle.config
     path = bundle.folder / config.probe.file
     line = found.rescale
-    data = rescale_probe(path.read_bytes(), line.slope, line.intercept, name=str(path))
+    data = path.read_bytes()
+    if (line.slope, line.intercept) != (1.0, 0.0):
+        data = rescale_probe(data, line.slope, line.intercept, name=str(path))
     return BundleParts(
         name=settings.name,
         created_by=f"safesteer-edge {VERSION}",
@@ -218,12 +240,10 @@ def _parts(
         canaries=_canaries(data, config.canaries, runtime),
         refusal_text=config.refusal_text,
         vector=_vector(bundle, line),
+        openings=config.openings,
+        prompt_probe_onnx=_prompt_probe(bundle),
         route_hint=runtime.route.name if runtime.route else None,
         figures=_figures(bundle, found, answers, after),
-        openings=config.openings,
-        prompt_probe_onnx=None
-        if config.prompt_probe is None
-        else (bundle.folder / config.prompt_probe.file).read_bytes(),
     )
 
 
@@ -273,15 +293,22 @@ def _canaries(data: bytes, old: Canaries, runtime: Runtime) -> Canaries:
     return Canaries(probe_canaries, engine_canaries)
 
 
+def _prompt_probe(bundle: GuardBundle) -> bytes | None:
+    entry = bundle.config.prompt_probe
+    return None if entry is None else (bundle.folder / entry.file).read_bytes()
+
+
 def _vector(bundle: GuardBundle, line: Rescale) -> VectorParts | None:
     """The alignment vector as it was: its scale is checked against this quantization's norms.
 
-    Its gate is a score of the probe, and moves with them.
+    Its gate is a score of a prompt, and moves with them.
     """
     entry, vector = bundle.config.vector, bundle.unscaled_vector
     if entry is None or vector is None:
         return None
-    gate = None if entry.gate is None else float(line.scores(np.array([entry.gate]))[0])
+    gate = entry.gate
+    if gate is not None and not line.keeps_prompts:
+        gate = float(line.scores(np.array([gate]))[0])
     return VectorParts(
         vector, entry.scale, entry.max_scale, entry.layers, entry.modalities, entry.sign, gate
     )

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from safesteer_edge.cli.ask_command import ASK
+from safesteer_edge.cli.bundles_command import BUNDLES
 from safesteer_edge.cli.calibrate_command import CALIBRATE
 from safesteer_edge.cli.chat_command import CHAT, CHATS, SETTINGS_COMMAND
 from safesteer_edge.cli.convert_command import CONVERT
@@ -31,6 +32,7 @@ from safesteer_edge.cli.options import (
     Parser,
     say,
 )
+from safesteer_edge.cli.states_command import STATES
 from safesteer_edge.cli.verify_command import VERIFY
 from safesteer_edge.errors import InputError, SafeSteerError, SettingsError
 from safesteer_edge.formats.display_text import strip_control_characters
@@ -64,8 +66,10 @@ COMMANDS = (
     CHAT,
     CHATS,
     MODELS,
+    BUNDLES,
     DOCTOR,
     CALIBRATE,
+    STATES,
     CONVERT,
     VERIFY,
     MEASURE,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.formats.atomic_write import atomic_write
@@ -21,12 +21,16 @@ from safesteer_edge.session.settings import SessionSettings
 from safesteer_edge.session.settings_file import with_flags
 from safesteer_edge.session.settings_schema import SETTINGS, Setting, UserSettings, value_of
 
+if TYPE_CHECKING:
+    from safesteer_edge.library.pull import PullReport
+
 OK: Final = 0
 RUNTIME_ERROR: Final = 1
 BAD_INPUT: Final = 2
 REFUSED: Final = 4  # only where --fail-on-refusal asks for it
 INTERRUPTED: Final = 130
 
+_MIB: Final = 1 << 20
 _REDRAW_S: Final = 0.2
 _SHORT: Final = {"model.name": "-m"}
 _LINE_S: Final = 10.0  # between two lines where there is no terminal to draw on
@@ -328,3 +332,31 @@ def in_words(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+class _Download:
+    """Counts what is to come and what has come, for the threads that get it."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._expected = self._come = 0
+
+    def expect(self, n_bytes: int) -> None:
+        """So much is to come in all."""
+        with self._lock:
+            self._expected += n_bytes
+
+    def advance(self, n_bytes: int) -> None:
+        """So much has come."""
+        with self._lock:
+            self._come += n_bytes
+            self._progress.show("MiB here", self._come, self._expected, unit=_MIB)
+
+
+def download_report(progress: Progress) -> PullReport:
+    """What shows a pull on the terminal."""
+    from safesteer_edge.library.pull import PullReport
+
+    download = _Download(progress)
+    return PullReport(progress.tell, download.expect, download.advance)

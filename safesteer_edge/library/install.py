@@ -52,6 +52,7 @@ def described(
         projector=projector,
         takes=tuple(takes),
         parts=tuple(StoredFile(path, 0, 0, "", is_owned=False) for path in info.parts),
+        tensor_table_sha256=info.tensor_table_sha256,
     )
 
 

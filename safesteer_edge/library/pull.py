@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from safesteer_edge.errors import (
     DownloadError,
@@ -90,15 +90,7 @@ def pull(spec: str, report: PullReport, *, with_projector: bool = True) -> Insta
     DownloadError for a transfer that was cut: then what has come is kept.
     """
     request = parse_pull(spec)
-    library_folder(create=True)
-    with (
-        os_errors_as(  # of the disk: what belongs to the hub has its own
-            DownloadError,
-            f"cannot write to {str(library_folder())!r}",
-            "make room, then run it again: what has come is kept",
-        ),
-        quiet_library(),
-    ):
+    with hub_and_disk():
         listing = list_repository(request.repository, request.revision, report.narrate)
         chosen = choose_files(request, listing, with_projector=with_projector)
         if len(chosen) == 1 and with_projector and request.entry and request.entry.takes:
@@ -110,22 +102,43 @@ def pull(spec: str, report: PullReport, *, with_projector: bool = True) -> Insta
             return _install(request, remotes, files, report)
 
 
+@contextmanager
+def hub_and_disk() -> Iterator[None]:
+    """Around a whole pull: errors of the disk in one line, the hub's library quiet."""
+    library_folder(create=True)
+    problem = f"cannot write to {str(library_folder())!r}"
+    remedy = "make room, then run it again: what has come is kept"
+    with os_errors_as(DownloadError, problem, remedy), quiet_library():
+        yield
+
+
 def _get_all(
     request: PullRequest, remotes: list[RemoteFile], report: PullReport, locks: ExitStack
 ) -> list[StoredFile]:
     """Every file, from this machine or the hub, with its hash checked."""
     copies = [find_copy(request.name, remote, report.narrate) for remote in remotes]
     missing = [remote for remote, copy in zip(remotes, copies, strict=True) if copy is None]
-    partials = {remote: _partial(remote) for remote in missing}
+    paths = downloaded(missing, report, locks)
+    return [
+        copy or record_remote(remote, paths[remote], is_owned=True)
+        for remote, copy in zip(remotes, copies, strict=True)
+    ]
+
+
+def downloaded(
+    remotes: Sequence[RemoteFile], report: PullReport, locks: ExitStack
+) -> dict[RemoteFile, Path]:
+    """Where each file lies, whole and with its hash checked, for the caller to move or delete.
+
+    locks: keeps other pulls off them. Goes on where an earlier pull stopped.
+    """
+    partials = {remote: _partial(remote) for remote in remotes}
     for partial in partials.values():
         locks.enter_context(partial.locked())
     _check_room(partials)
     if partials:
         _download_all(partials, report)
-    return [
-        copy or _verified(remote, partials[remote], report)
-        for remote, copy in zip(remotes, copies, strict=True)
-    ]
+    return {remote: _verified(remote, partial, report) for remote, partial in partials.items()}
 
 
 def _partial(remote: RemoteFile) -> PartialFile:
@@ -183,7 +196,7 @@ def _download_all(partials: dict[RemoteFile, PartialFile], report: PullReport) -
         task.result()
 
 
-def _verified(remote: RemoteFile, partial: PartialFile, report: PullReport) -> StoredFile:
+def _verified(remote: RemoteFile, partial: PartialFile, report: PullReport) -> Path:
     report.narrate(f"{remote.name}: checking its hash")
     if not has_checksum(partial.path, remote):
         partial.path.unlink()
@@ -191,7 +204,7 @@ def _verified(remote: RemoteFile, partial: PartialFile, report: PullReport) -> S
             f"what the hub sent as '{remote.repository}/{remote.name}' does not have the hash that "
             "it says; nothing was installed, and it was deleted: try again, or another mirror"
         )
-    return record_remote(remote, partial.path, is_owned=True)
+    return partial.path
 
 
 def _install(

@@ -46,6 +46,8 @@ def check_turn_settings(
 ) -> None:
     """Raise SettingsError for what this session cannot do, or what would weaken its guard.
 
+    Raises BundleError for answers under a guard that nobody has measured.
+
     n_candidates: as many as the context was made for.
     """
     if settings.guard == "off":
@@ -55,6 +57,8 @@ def check_turn_settings(
             f"guard is {settings.guard!r}, and this session was opened without a guard bundle; "
             "open it again without --guard off"
         )
+    if settings.guard != "monitor":
+        bundle.require_calibrated()
     bundle.policy.tightened(strength=settings.strength, threshold=settings.threshold)
     if settings.sampling.top_k > n_candidates:
         raise SettingsError(

@@ -40,7 +40,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "library": ("errors", "formats"),
     "report": ("formats", "metrics"),
     "requests": ("errors", "formats", "media"),
-    "bundle": ("errors", "formats", "guard", "probe"),
+    "bundle": ("errors", "formats", "guard", "library", "probe"),
     "converters": ("errors", "formats", "metrics", "probe"),
 }
 # Who may import a leaf.

@@ -311,7 +311,11 @@ def test_a_guard_that_nobody_measured_is_called_so(
 ):
     parts = replace(guarded_tiny.parts(bias=QUIET), figures={"calibrated": True})
     bundle = write_bundle(tmp_path / "bundle", parts)
-    ran = ask("Hello there", "--bundle", str(bundle), "--json")
+    refused = ask("Hello there", "--bundle", str(bundle))
+    assert (refused.exit_code, refused.out, refused.err.count("\n")) == (BAD_INPUT, "", 1)
+    assert "is UNCALIBRATED" in refused.err
+    assert "--guard monitor" in refused.err
+    ran = ask("Hello there", "--bundle", str(bundle), "--json", "--guard", "monitor")
     assert "guard tiny-30, UNCALIBRATED, loaded in" in ran.err
     assert "[warning: guard bundle 'tiny-30' is UNCALIBRATED" in ran.err
     assert json.loads(ran.out)["guard"]["calibrated"] is False
