@@ -18,7 +18,7 @@ from safesteer_edge.templates.conversation import Role
 
 SCHEMA_VERSION: Final = 1
 StoredKind = Literal["image", "audio", "document"]
-EndReason = Literal["stop", "length", "refused", "cancelled", "died"]
+EndReason = Literal["stop", "length", "loop", "refused", "cancelled", "died"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,13 @@ if TYPE_CHECKING:
     from safesteer_edge.session.settings import SessionSettings
 
 
+_ENDS = {
+    "length": "cut at the token limit",
+    "loop": "stopped, because it was repeating itself; a higher --temperature helps",
+    "cancelled": "stopped",
+}
+
+
 def run(options: argparse.Namespace) -> int:
     """Answer, and return the exit code."""
     # Deferred: --help needs none of it.
@@ -195,7 +202,7 @@ def _narrate_end(turn: TurnEnded) -> None:
     if refusal is not None:
         parts.append(f"refused, because {refusal.detail}")
     elif turn.finish_reason != "stop":
-        parts.append("cut at the token limit" if turn.finish_reason == "length" else "stopped")
+        parts.append(_ENDS[turn.finish_reason])
     say(f"[{'; '.join(parts)}]")
 
 

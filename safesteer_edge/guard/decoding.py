@@ -37,6 +37,7 @@ from safesteer_edge.guard.transcript import (
     TimedProbe,
     Transcript,
     evaluated_candidates,
+    repeats_itself,
 )
 
 _NO_SCORES = np.empty(0)
@@ -230,6 +231,9 @@ class GuardedAnswer:
             return "cancelled"
         if self.n_steps - self._n_given >= self._limits.max_tokens:
             return "length"
+        n_own = self.n_steps - len(self._given)
+        if n_own > 0 and repeats_itself(self._transcript.token_ids[-n_own:]):
+            return "loop"
         if self._engine.n_free < self._limits.n_spare:
             return "length"
         return None

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from safesteer_edge.guard.policy import GuardMode, RerankName
 from safesteer_edge.guard.risk import RefusalReason, require_score
 
-FinishReason = Literal["stop", "length", "refused", "cancelled"]
+FinishReason = Literal["stop", "length", "loop", "refused", "cancelled"]
 AnswerPart = Literal["answer", "reasoning"]
 
 
@@ -199,7 +199,8 @@ class Timings:
 class TurnEnded:
     """The last event of every turn.
 
-    text: the whole answer as it stands in the conversation. reasoning: what a thinking model wrote
+    text: the whole answer as it stands in the conversation. finish_reason: `loop`: the model said
+    the same over and over, see `repeats_itself`. reasoning: what a thinking model wrote
     before it, which the conversation leaves out; None if it did not reason.
     """
 

@@ -56,6 +56,8 @@ def turn_notes(turn: ShownTurn, *, can_go_on: bool = True) -> list[str]:
         notes.append("stopped by you" if turn.text else "stopped before the answer began")
     if turn.end == "length":
         notes.append(f"cut at the token limit{how}")
+    if turn.end == "loop":
+        notes.append("stopped: it was repeating itself; a higher temperature helps")
     if turn.end == "died" and turn.error is None:
         notes.append(f"cut off when the program ended{how}" if turn.text else "never answered")
     return notes

@@ -160,7 +160,7 @@ class ShownTurn:
     @property
     def can_continue(self) -> bool:
         """True if there is an unfinished answer to go on with."""
-        is_unfinished = self.end in ("cancelled", "length", "died")
+        is_unfinished = self.end in ("cancelled", "length", "loop", "died")
         is_known = bool(self.text) or (bool(self.reasoning) and self.end != "died")
         return is_known and is_unfinished and self.refusal is None
 
@@ -168,7 +168,7 @@ class ShownTurn:
     def is_in_conversation(self) -> bool:
         """True if the model remembers it: an answer began."""
         has_thought = bool(self.reasoning) and self.end == "cancelled"
-        return bool(self.text) or has_thought or self.end in ("stop", "length", "refused")
+        return bool(self.text) or has_thought or self.end in ("stop", "length", "loop", "refused")
 
     def continued(self) -> None:
         """Get ready for the events of `continue_answer`, which add to the answer."""
