@@ -46,6 +46,7 @@ class OpenChat:
         self._on_problem = on_problem
         # Where media lie that are not in the store.
         self._paths: dict[str, Path] = {}
+        self._lost: dict[StoredMedia, bool] = {}
 
     @classmethod
     def begin(
@@ -97,15 +98,25 @@ class OpenChat:
             return self._paths.get(media.file, Path(media.file))
         return self._store.media.path(media)
 
+    def is_lost(self, media: StoredMedia) -> bool:
+        """Whether its file is gone, or holds something else by now. Reads it the first time."""
+        if media not in self._lost:
+            path = self.media_path(media)
+            is_own = self._store is not None and media.file not in self._paths
+            has_it = self._store.media.has(media) if self._store and is_own else path.is_file()
+            self._lost[media] = not has_it
+        return self._lost[media]
+
     def message(self, entry: ChatEntry) -> ChatMessage:
-        """An entry as sessions take it."""
+        """An entry as sessions take it; words stand in the place of a file that is lost."""
         guard = entry.end.guard if entry.end is not None else None
+        lost = [
+            f"[{item.kind} {item.name!r} is lost]" for item in entry.media if self.is_lost(item)
+        ]
         return ChatMessage(
             entry.role,
-            entry.text,
-            tuple(self.media_path(item) for item in entry.media if item.kind == "image"),
-            tuple(self.media_path(item) for item in entry.media if item.kind == "audio"),
-            documents_of(entry, self.media_path),
+            "\n".join([*lost, entry.text]) if lost else entry.text,
+            *files_of([item for item in entry.media if not self.is_lost(item)], self.media_path),
             guard.risk if guard is not None else None,
         )
 
@@ -138,12 +149,14 @@ class OpenChat:
             self._on_problem(str(error))
 
 
-def documents_of(
-    entry: ChatEntry, media_path: Callable[[StoredMedia], Path]
-) -> tuple[Document, ...]:
-    """The documents of a message, under the names that they had."""
-    return tuple(
-        Document(media_path(item), item.name) for item in entry.media if item.kind == "document"
+def files_of(
+    media: Sequence[StoredMedia], media_path: Callable[[StoredMedia], Path]
+) -> tuple[tuple[Path, ...], tuple[Path, ...], tuple[Document, ...]]:
+    """Pictures, sounds, and documents under the names that they had."""
+    return (
+        tuple(media_path(item) for item in media if item.kind == "image"),
+        tuple(media_path(item) for item in media if item.kind == "audio"),
+        tuple(Document(media_path(item), item.name) for item in media if item.kind == "document"),
     )
 
 

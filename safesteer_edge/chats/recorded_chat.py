@@ -60,6 +60,10 @@ class RecordedChat:
         """Where a medium of the chat lies."""
         return self._need_chat().media_path(media)
 
+    def is_lost(self, media: StoredMedia) -> bool:
+        """Whether its file is gone or damaged; the chat goes on without it."""
+        return self._need_chat().is_lost(media)
+
     # -- chats ------------------------------------------------------------------------------------
 
     def start_new(self) -> None:
@@ -80,7 +84,8 @@ class RecordedChat:
     def resume(self, chat_id: str) -> None:
         """Go on with a stored chat. Raises ChatFileError, MediaError; the present one stays then.
 
-        An answer that was cut off with the program is kept as far as it was saved.
+        An answer that was cut off with the program is kept as far as it was saved; in the place of
+        a picture that is lost the model gets words that say so.
         """
         if self.log is not None and self.log.header.id == chat_id:
             return

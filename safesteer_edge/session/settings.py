@@ -19,6 +19,7 @@ from safesteer_edge.guard.policy import (
 
 ProbeDevice = Literal["auto", "cpu", "cuda"]
 DEFAULT_N_CTX = 4096
+_MAX_COUNT = 2**31 - 1  # llama.cpp's counts
 BUILTIN_TEMPLATE_PREFIX = "builtin:"
 
 
@@ -94,5 +95,6 @@ def _check_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def _check_at_least(name: str, value: int | None, low: int) -> None:
-    if value is not None and value < low:
-        raise SettingsError(f"{name} is {value!r}; expected at least {low}")
+    if value is not None and not low <= value <= _MAX_COUNT:
+        expected = f"at least {low}" if value < low else f"at most {_MAX_COUNT}"
+        raise SettingsError(f"{name} is {value!r}; expected {expected}")

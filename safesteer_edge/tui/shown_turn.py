@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from safesteer_edge.chats.chat_log import ChatEntry
-from safesteer_edge.chats.open_chat import documents_of
+from safesteer_edge.chats.open_chat import files_of
 from safesteer_edge.chats.records import EndReason, StoredMedia
 from safesteer_edge.formats.display_text import ControlCharacterFilter
 from safesteer_edge.guard.events import (
@@ -82,7 +82,8 @@ class ShownTurn:
     it. n_interventions: kept apart from the steps, which a chat read from disk does not have.
     policy: the one it was guarded by, None if that is not known. is_uncalibrated: it is known that
     nobody has measured what that policy does.
-    media: what became of them. question_id, answer_id: in the chat's file.
+    media: what became of them. lost: names of files that a stored chat had. question_id, answer_id:
+    in the chat's file.
     """
 
     question: str
@@ -90,6 +91,7 @@ class ShownTurn:
     sounds: tuple[Path, ...] = ()
     documents: tuple[Document, ...] = ()
     media_names: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
     guard: GuardMode = "steer"
     policy: GuardPolicy | None = None
     media: list[MediaPrepared] = field(default_factory=list)
@@ -227,7 +229,9 @@ def proposed_by_sampler(step: Step) -> Candidate | None:
 
 
 def turns_of_branch(
-    branch: Sequence[ChatEntry], media_path: Callable[[StoredMedia], Path]
+    branch: Sequence[ChatEntry],
+    media_path: Callable[[StoredMedia], Path],
+    is_lost: Callable[[StoredMedia], bool],
 ) -> tuple[str | None, list[ShownTurn]]:
     """The system prompt and the turns that a chat's file tells."""
     system: str | None = None
@@ -236,7 +240,18 @@ def turns_of_branch(
         if entry.role == "system":
             system = entry.text
         elif entry.role == "user":
-            turns.append(_asked(entry, media_path))
+            lost = tuple(item.name for item in entry.media if is_lost(item))
+            there = [item for item in entry.media if not is_lost(item)]
+            turns.append(
+                ShownTurn(
+                    entry.text,
+                    *files_of(there, media_path),
+                    tuple(item.name for item in there),
+                    lost=lost,
+                    end="died",
+                    question_id=entry.id,
+                )
+            )
         elif turns:
             _answer(turns[-1], entry)
     return system, turns
@@ -252,18 +267,6 @@ def messages_of(system: str | None, turns: Sequence[ShownTurn]) -> list[ChatMess
                 ChatMessage("assistant", turn.text, risk=turn.risk),
             )
     return messages
-
-
-def _asked(entry: ChatEntry, media_path: Callable[[StoredMedia], Path]) -> ShownTurn:
-    return ShownTurn(
-        entry.text,
-        tuple(media_path(item) for item in entry.media if item.kind == "image"),
-        tuple(media_path(item) for item in entry.media if item.kind == "audio"),
-        documents_of(entry, media_path),
-        tuple(item.name for item in entry.media),
-        end="died",
-        question_id=entry.id,
-    )
 
 
 def _answer(turn: ShownTurn, entry: ChatEntry) -> None:

@@ -267,7 +267,8 @@ async def _enter(chat: Chat, work: Callable[[RecordedChat], object]) -> None:
     def enter(recorded: RecordedChat) -> tuple[ChatLog, str | None, list[ShownTurn]]:
         work(recorded)
         assert recorded.log is not None  # it was entered
-        return recorded.log, *turns_of_branch(recorded.log.branch(), recorded.media_path)
+        branch = recorded.log.branch()
+        return recorded.log, *turns_of_branch(branch, recorded.media_path, recorded.is_lost)
 
     state = chat.state
     state.enter(*await chat.do(enter))
@@ -276,6 +277,9 @@ async def _enter(chat: Chat, work: Callable[[RecordedChat], object]) -> None:
         state.carry_files_of(unanswered)
         chat.put_back(unanswered.question)
     await chat.show_chat()
+    lost = [name for turn in state.turns for name in turn.lost]
+    if lost:
+        chat.say(f"{', '.join(lost)}: lost from the disk; the chat goes on without")
 
 
 # -- what leaves the chat --------------------------------------------------------------------------
