@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Final, NoReturn, cast
+from typing import Any, Final, NoReturn, cast
 
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.formats.atomic_write import atomic_write
@@ -92,7 +92,7 @@ class Parser(argparse.ArgumentParser):
         nearest = self._nearest(unknown.partition("=")[0], known)
         self.error(f"unrecognized arguments: {' '.join(rest)}{nearest}")
 
-    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+    def _print_message(self, message: str, file: Any = None) -> None:
         if file is not None and file is sys.stdout:
             file.write(message)  # argparse would say nothing of a disk that is full
         else:

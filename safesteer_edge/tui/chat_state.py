@@ -56,9 +56,9 @@ class ChatState:
             raise InputError("there is no answer yet; ask something first")
         if not text:
             return self.turns[-1]
-        if not text.isdecimal() or not 1 <= int(text) <= len(self.turns):
+        if not text.isdecimal() or not 1 <= int(text[:9]) <= len(self.turns):
             raise InputError(f"question {text!r}; expected a number from 1 to {len(self.turns)}")
-        return self.turns[int(text) - 1]
+        return self.turns[int(text[:9]) - 1]
 
     def begin_new(self) -> None:
         """Forget the chat; its settings stay."""

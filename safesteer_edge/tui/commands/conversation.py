@@ -139,8 +139,8 @@ async def detach(chat: Chat, argument: str) -> None:
     number = argument or str(len(attachments))
     if argument == "all":
         attachments.clear()
-    elif number.isdecimal() and 1 <= int(number) <= len(attachments):
-        del attachments[int(number) - 1]
+    elif number.isdecimal() and 1 <= int(number[:9]) <= len(attachments):
+        del attachments[int(number[:9]) - 1]
     else:
         raise InputError(f"attachment {argument!r}; expected 1 to {len(attachments)}, or all")
     await chat.show_attachments()
@@ -189,7 +189,7 @@ def _changed(
         return settings, f"guard {name} is {_now(name, settings)}"
     if name == "seed" and not argument.isdecimal():
         raise InputError(f"seed {argument!r}; expected a whole number from 0")
-    value = int(argument) if name == "seed" else _number(name, argument)
+    value = int(argument[:20]) if name == "seed" else _number(name, argument)
     sampling = replace(settings.sampling, **{name: value})
     return replace(settings, sampling=sampling), f"{name} is {argument}"
 
