@@ -230,7 +230,10 @@ class ChatStore:
             except ChatFileError:
                 if not path.exists() or not self._summary(path).problem:
                     raise
-                path.unlink()  # damaged: nothing is gone with it that could be read
+                with os_errors_as(
+                    ChatFileError, f"cannot delete chat {str(path)!r}", "move it away"
+                ):
+                    path.unlink()  # damaged: nothing is gone with it that could be read
             used = self._used_media()
             if used is not None:
                 self.media.remove_all_but(used)

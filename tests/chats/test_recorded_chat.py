@@ -106,6 +106,38 @@ def test_a_chat_is_resumed_with_its_pictures(
     assert chat.session.messages[1].risk == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut", "another picture", "a folder", "no name"])
+def test_a_chat_goes_on_without_a_picture_that_is_lost(
+    chat: RecordedChat, store: ChatStore, picture: Path, tmp_path: Path, damage: str
+):
+    other = tmp_path / "b.png"
+    Image.new("RGB", (56, 56), "gold").save(other)
+    ended(chat.ask("What are these?", images=[picture, other]))
+    assert chat.log is not None
+    chat_id = chat.log.header.id
+    kept = store.media.path(chat.log.branch()[0].media[0])
+    chat.start_new()
+    if damage == "another picture":
+        kept.write_bytes(other.read_bytes())
+    elif damage == "cut":
+        kept.write_bytes(kept.read_bytes()[:-9])
+    elif damage == "no name":
+        path = store.path(chat_id)
+        path.write_bytes(path.read_bytes().replace(kept.stem.encode(), b"\\u0000/etc/passwd"))
+    else:
+        kept.unlink()
+        if damage == "a folder":
+            kept.mkdir()
+    chat.resume(chat_id)
+    asked = chat.session.messages[0]
+    assert asked.text == "[image 'a.png' is lost]\nWhat are these?"
+    assert len(asked.images) == 1
+    assert ended(chat.ask("And then?")).usage.media_tokens == 4
+    assert ended(chat.regenerate()).text
+    assert store.read(chat_id).branch()[0].text == "What are these?"  # should it come back
+    assert ended(chat.edit("m1", "What is this?", images=[other])).text
+
+
 def test_an_edit_and_a_second_answer_stand_on_their_own_branches(chat: RecordedChat):
     first = ended(chat.ask("Hello there")).text
     ended(chat.ask("And then?"))

@@ -306,7 +306,7 @@ def damaged_settings(n: int, *, seed: int) -> Iterator[bytes]:
             for each in rng.sample(known, min(len(known), rng.choice((1, 1, 2, 3)))):
                 name = each.name if rng.random() < 0.95 else each.name[1:] or "x" * 5000
                 usual = value_to_text(each.default)
-                is_usual = rng.random() < 0.3 and usual != "unset"
+                is_usual = rng.random() < 0.6 and usual != "unset"
                 lines.append(f"{name} = {usual if is_usual else rng.choice(BAD_VALUES)}")
         if rng.random() < 0.1:
             lines.insert(rng.randrange(len(lines)), rng.choice(BAD_LINES))
