@@ -231,8 +231,9 @@ class GuardedAnswer:
             return "cancelled"
         if self.n_steps - self._n_given >= self._limits.max_tokens:
             return "length"
-        n_own = self.n_steps - len(self._given)
-        if n_own > 0 and repeats_itself(self._transcript.token_ids[-n_own:]):
+        n_before = self._n_given + (len(self._so_far.token_ids) if self._so_far else 0)
+        own = self._transcript.token_ids[n_before:]
+        if own and repeats_itself(own):
             return "loop"
         if self._engine.n_free < self._limits.n_spare:
             return "length"
