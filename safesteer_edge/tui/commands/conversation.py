@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from safesteer_edge.errors import InputError
 from safesteer_edge.guard.policy import GUARD_MODES, GuardMode
+from safesteer_edge.media.media_file import local_path
 from safesteer_edge.session.protocol import SessionInfo, TurnSettings
 from safesteer_edge.tui.attached_files import sorted_by_kind
 from safesteer_edge.tui.chat_export import parse_target, text_to_copy, write_export, write_trace
@@ -127,7 +128,7 @@ async def _ask(chat: Chat, turn: ShownTurn, replaced: ShownTurn | None) -> None:
 
 
 async def attach(chat: Chat, argument: str) -> Path:
-    path = Path(argument.strip("'\"")).expanduser()
+    path = local_path(argument.strip("'\"")).expanduser()
     await chat.attach([path])
     return path
 
