@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 from safesteer_edge.chats.chat_file import ChatFile
 from safesteer_edge.chats.chat_log import ChatEntry, ChatLog
@@ -121,8 +122,14 @@ class OpenChat:
         )
 
     def messages(self, branch: Sequence[ChatEntry]) -> list[ChatMessage]:
-        """A branch as sessions take it, without a question that nothing was said to."""
-        return [self.message(entry) for entry in answered(branch)]
+        """A branch as sessions take it, without a question that nothing was said to.
+
+        A summary stands in the place of what it sums up.
+        """
+        kept = list(answered(branch))
+        start = next((i for i in reversed(range(len(kept))) if is_summed_up(kept[i:])), 0)
+        system = [entry for entry in kept[:start] if entry.role == "system"]
+        return [self.message(entry) for entry in (*system, *kept[start:])]
 
     def close(self) -> None:
         """Write what waits, and let others have the file. Idempotent."""
@@ -158,6 +165,21 @@ def files_of(
         tuple(media_path(item) for item in media if item.kind == "audio"),
         tuple(Document(media_path(item), item.name) for item in media if item.kind == "document"),
     )
+
+
+# A question that sums up: what is before it leaves the conversation, and stays in the file.
+SUMMARY_QUESTION: Final = (
+    "Sum up our conversation so far, so that we can go on from your summary alone: what I asked, "
+    "what you answered, and all names, numbers and decisions. Write nothing but the summary."
+)
+
+
+def is_summed_up(branch: Sequence[ChatEntry]) -> bool:
+    """Whether it begins with that question and a summary."""
+    if len(branch) < 2 or branch[0].text != SUMMARY_QUESTION:
+        return False
+    end = branch[1].end
+    return bool(branch[1].text) and end is not None and end.reason in ("stop", "length", "loop")
 
 
 def answered(branch: Sequence[ChatEntry]) -> Sequence[ChatEntry]:
@@ -215,6 +237,8 @@ class TurnRecord:
         try:
             for event in events:
                 self._write(event)
+                if isinstance(event, TurnEnded) and is_summed_up(self._chat.log.branch()[-2:]):
+                    self._catch_up()
                 yield event
         except EngineDiedError:
             if self._answer_id is not None and (self._says_more or self._question_id is None):

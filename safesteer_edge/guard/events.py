@@ -47,6 +47,18 @@ class MediaPrepared:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnsLeftOut:
+    """The context is full: the prompt leaves out the oldest turns. Comes before `PrefillDone`.
+
+    n_turns: questions with their answers that it leaves out; the conversation still has them.
+    n_new: of them, those that the prompt before had.
+    """
+
+    n_turns: int
+    n_new: int
+
+
+@dataclass(frozen=True, slots=True)
 class PrefillDone:
     """The prompt is in the context.
 
@@ -213,10 +225,13 @@ class TurnEnded:
     reasoning: str | None = None
 
 
-Event = MediaPrepared | PrefillDone | Step | TextDelta | Steered | Refused | TurnEnded
+Event = (
+    MediaPrepared | TurnsLeftOut | PrefillDone | Step | TextDelta | Steered | Refused | TurnEnded
+)
 
 _KINDS: dict[type[Any], str] = {
     MediaPrepared: "media_prepared",
+    TurnsLeftOut: "turns_left_out",
     PrefillDone: "prefill_done",
     Step: "step",
     TextDelta: "text_delta",

@@ -181,11 +181,13 @@ class TurnPlan:
     """What one turn is about.
 
     asked: the history with the question. items: its prompt; prepared: what became of the media in
-    it. media: of the conversation, by SHA-256.
+    it. media: of the conversation, by SHA-256. prompt: what the prompt has of `asked`; what is left
+    out counts towards the risk still.
     given: tokens that the answer begins with. so_far: an answer to go on with.
     """
 
     asked: SessionHistory
+    prompt: Conversation
     items: list[PromptItem]
     prepared: Sequence[MediaPrepared]
     media: Mapping[str, Media]
@@ -223,7 +225,7 @@ class SessionTurn:
         self._vector = runtime.fixed_vector
         self._vector_gate: float | None = None
         if self._vector is None and runtime.bundle is not None:
-            self._vector = _alignment_vector(settings, runtime.bundle, plan.asked.conversation)
+            self._vector = _alignment_vector(settings, runtime.bundle, plan.prompt)
             self._vector_gate = runtime.bundle.vector_gate
         self._prompt_score: float | None = None
         self.history: SessionHistory | None = None
@@ -320,7 +322,7 @@ class SessionTurn:
         if self._guard is None:
             return None
         runtime, scores = self._runtime, list[float | None]()
-        for alone in text_only_conversations(self._plan.asked.conversation, self._read_picture):
+        for alone in text_only_conversations(self._plan.prompt, self._read_picture):
             items = prompt_items(alone, template=runtime.template, model=runtime.model)
             token_ids = text_token_ids(items)
             state = self._engine.side_prompt_state(token_ids, cancelled=self._cancelled)

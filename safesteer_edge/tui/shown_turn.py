@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from safesteer_edge.chats.chat_log import ChatEntry
-from safesteer_edge.chats.open_chat import files_of
+from safesteer_edge.chats.open_chat import SUMMARY_QUESTION, files_of
 from safesteer_edge.chats.records import EndReason, StoredMedia
 from safesteer_edge.formats.display_text import ControlCharacterFilter
 from safesteer_edge.guard.events import (
@@ -22,6 +22,7 @@ from safesteer_edge.guard.events import (
     TextDelta,
     Timings,
     TurnEnded,
+    TurnsLeftOut,
     Usage,
 )
 from safesteer_edge.guard.policy import GuardMode, GuardPolicy
@@ -80,10 +81,9 @@ class ShownTurn:
     before it. shown: the text, made safe for a terminal, steered passages marked. error: one line,
     if the turn broke. end: None while it is told; 'died' if the program or the engine ended with
     it. n_interventions: kept apart from the steps, which a chat read from disk does not have.
-    policy: the one it was guarded by, None if that is not known. is_uncalibrated: it is known that
-    nobody has measured what that policy does.
-    media: what became of them. lost: names of files that a stored chat had. question_id, answer_id:
-    in the chat's file.
+    left_out: the context was full. policy: the one it was guarded by, None if that is not known.
+    is_uncalibrated: it is known that nobody has measured what that policy does. media: what became
+    of them. lost: names of files that a stored chat had. question_id, answer_id: in its file.
     """
 
     question: str
@@ -98,6 +98,7 @@ class ShownTurn:
     text: str = ""
     shown: str = ""
     steps: list[Step] = field(default_factory=list)
+    left_out: TurnsLeftOut | None = None
     prefill: PrefillDone | None = None
     refusal: Refused | None = None
     end: EndReason | None = None
@@ -124,6 +125,8 @@ class ShownTurn:
             self.media.append(event)
         elif isinstance(event, PrefillDone):
             self.prefill = event
+        elif isinstance(event, TurnsLeftOut):
+            self.left_out = event
         elif isinstance(event, TextDelta):
             if event.start is not None:
                 self._n_told_characters = event.start + len(event.text)
@@ -154,6 +157,11 @@ class ShownTurn:
     def interventions(self) -> list[Step]:
         """Steps at which the guard chose another token than the sampler."""
         return [step for step in self.steps if not step.accepted]
+
+    @property
+    def is_summary(self) -> bool:
+        """True if it sums up what came before it."""
+        return self.question == SUMMARY_QUESTION
 
     @property
     def is_over(self) -> bool:

@@ -178,7 +178,7 @@ def test_channels_are_control_tokens_and_never_shown(tmp_path: Path) -> None:
         given = model.tokenize_trusted(f"{opened}<|start|>assistant<|channel|>final<|message|>Well")
         asked = session._with_question(ChatMessage("user", "Why?"), None)
         items, _ = session._to_items(asked.conversation)
-        plan = TurnPlan(asked, items, [], {}, time.perf_counter(), tuple(given))
+        plan = TurnPlan(asked, asked.conversation, items, [], {}, time.perf_counter(), tuple(given))
         events = list(session._run(plan))
         turn = ended(events)
         assert turn.reasoning == told(events, "reasoning") == "let me see"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from safesteer_edge.chats.open_chat import SUMMARY_QUESTION
 from safesteer_edge.errors import InputError
 from safesteer_edge.guard.policy import GUARD_MODES, GuardMode
 from safesteer_edge.media.media_file import local_path
@@ -108,6 +109,13 @@ async def continue_answer(chat: Chat, _argument: str) -> None:
     if not turn.can_continue:
         raise InputError("the last answer is complete; there is nothing to go on with")
     await chat.go_on(turn)
+
+
+async def compact(chat: Chat, _argument: str) -> None:
+    """Have the chat summed up: the model goes on from the summary, the person sees all."""
+    chat.state.numbered("")
+    chat.refuse_while_answering()
+    await _ask(chat, ShownTurn(SUMMARY_QUESTION), None)
 
 
 async def _ask(chat: Chat, turn: ShownTurn, replaced: ShownTurn | None) -> None:
