@@ -127,7 +127,7 @@ def ask(
 ) -> Iterator[Event]:
     """Ask a question, at the end or in the place of one."""
     _use(chat, settings)
-    if turn.is_summary and in_place_of is None:
+    if turn.asks_for_summary and in_place_of is None:
         return chat.sum_up()
     if in_place_of is not None:
         return chat.edit(

@@ -62,7 +62,7 @@ def turn_notes(turn: ShownTurn, *, can_go_on: bool = True) -> list[str]:
         n_new = turn.left_out.n_new
         turns = "the oldest turn is" if n_new == 1 else f"the {n_new} oldest turns are"
         notes.append(f"the context was full: {turns} left out from here on; /compact sums up")
-    if turn.is_summary and turn.end in ("stop", "length", "loop") and turn.text:
+    if turn.is_summary:
         notes.append("from here on the model has this summary in place of what was said")
     if turn.end == "died" and turn.error is None:
         notes.append(f"cut off when the program ended{how}" if turn.text else "never answered")

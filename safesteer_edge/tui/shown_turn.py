@@ -159,9 +159,14 @@ class ShownTurn:
         return [step for step in self.steps if not step.accepted]
 
     @property
-    def is_summary(self) -> bool:
-        """True if it sums up what came before it."""
+    def asks_for_summary(self) -> bool:
         return self.question == SUMMARY_QUESTION
+
+    @property
+    def is_summary(self) -> bool:
+        """True if the model has it in place of what came before it."""
+        is_told = bool(self.text) and self.end in ("stop", "length", "loop")
+        return self.asks_for_summary and is_told
 
     @property
     def is_over(self) -> bool:
@@ -268,7 +273,8 @@ def turns_of_branch(
 def messages_of(system: str | None, turns: Sequence[ShownTurn]) -> list[ChatMessage]:
     """The conversation that these turns make, for `ChatSession.restore`."""
     messages = [ChatMessage("system", system)] if system and turns else []
-    for turn in turns:
+    start = max((index for index, turn in enumerate(turns) if turn.is_summary), default=0)
+    for turn in turns[start:]:
         if turn.is_in_conversation:
             messages += (
                 ChatMessage("user", turn.question, turn.images, turn.sounds, turn.documents),
