@@ -64,6 +64,7 @@ if TYPE_CHECKING:
         TextDelta,
         Timings,
         TurnEnded,
+        TurnsLeftOut,
         Usage,
         event_from_json,
         event_to_json,
@@ -166,6 +167,7 @@ __all__ = [
     "TokenGuard",
     "TurnEnded",
     "TurnSettings",
+    "TurnsLeftOut",
     "Usage",
     "VectorFileError",
     "__version__",
@@ -196,7 +198,7 @@ _NAMES = {
     "guard.events": (
         "AnswerPart Candidate Event FinishReason GuardSummary "
         "MediaPrepared PrefillDone Refused Step TextDelta Timings "
-        "TurnEnded Usage event_from_json event_to_json"
+        "TurnEnded TurnsLeftOut Usage event_from_json event_to_json"
     ),
     "guard.policy": "GuardMode GuardPolicy RerankName SamplingSettings",
     "guard.risk": "RefusalReason",

@@ -171,10 +171,13 @@ def _store() -> ChatStore:
 def _row(summary: ChatSummary) -> str:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(summary.updated_at))
     if summary.problem is not None:
-        return f"{summary.id}  {when}  damaged: {strip_control_characters(summary.problem)}"
-    title = strip_control_characters(summary.title)
-    model = strip_control_characters(summary.model or "-")
+        return f"{summary.id}  {when}  damaged: {_one_line(summary.problem)}"
+    title, model = _one_line(summary.title), _one_line(summary.model or "-")
     return f"{summary.id}  {when}  {title}  ({summary.n_messages} messages, {model})"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(strip_control_characters(text).split())
 
 
 # -- settings --------------------------------------------------------------------------------------

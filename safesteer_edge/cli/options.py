@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import sys
@@ -94,6 +95,12 @@ class Parser(argparse.ArgumentParser):
         known = list(self._option_string_actions)
         nearest = self._nearest(unknown.partition("=")[0], known)
         self.error(f"unrecognized arguments: {' '.join(rest)}{nearest}")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is not None and file is sys.stdout:
+            file.write(message)  # argparse would say nothing of a disk that is full
+        else:
+            super()._print_message(message, file)
 
     @staticmethod
     def _nearest(name: str, known: Sequence[str]) -> str:
@@ -236,8 +243,9 @@ def print_result(options: argparse.Namespace, value: object, lines: Iterable[str
 
 
 def say(line: str) -> None:
-    """A line of narration on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    """A line of narration on stderr. One that cannot be told is no error."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def write_text(path: Path, text: str) -> None:

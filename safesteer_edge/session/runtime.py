@@ -241,7 +241,10 @@ def _open_template(settings: SessionSettings, info: ModelInfo, model: NativeMode
         bos_token=model.token_text(model.bos_token_id),
         eos_token=model.token_text(model.eos_token_id),
         name=info.path.name,
-        variables=_thinking_variables(source, settings, info.path.name),
+        variables={
+            **model.named_tokens,
+            **_thinking_variables(source, settings, info.path.name),
+        },
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -244,6 +246,32 @@ def test_short_options_are_the_long_ones(ask: Ask, guarded_tiny: GuardedTiny, tm
     short = values[1]
     assert (short["text"], short["usage"]) == (values[0]["text"], values[0]["usage"])
     assert (short["model"]["name"], len(short["media"])) == ("other", 1)
+
+
+@pytest.mark.parametrize("is_isolated", [False, True])
+def test_a_picture_comes_from_a_file_from_stdin_or_from_a_data_uri(
+    ask: Ask,
+    guarded_tiny: GuardedTiny,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_isolated: bool,
+):
+    from PIL import Image
+
+    picture = tmp_path / "a b.png"
+    Image.new("RGB", (56, 56), "teal").save(picture)
+    data = picture.read_bytes()
+    usual = ["What is it?", "--json", "--quiet", "--mmproj", str(guarded_tiny.projector)]
+    if is_isolated:
+        usual.append("--isolate")
+    plain = json.loads(ask(*usual, "-i", str(picture)).out)
+    assert plain["usage"]["media_tokens"] == 4
+    type_in(monkeypatch, data)
+    piped = json.loads(ask(*usual, "-i", "-").out)
+    encoded = base64.b64encode(data).decode()
+    uris = [f"data:image/png;base64,{encoded}", f"DATA:image/png,{quote(data)}", picture.as_uri()]
+    for answer in (piped, *(json.loads(ask(*usual, "-i", uri).out) for uri in uris)):
+        assert (answer["text"], answer["usage"]) == (plain["text"], plain["usage"])
 
 
 def test_a_picture_is_asked_about(ask: Ask, guarded_tiny: GuardedTiny, tmp_path: Path):

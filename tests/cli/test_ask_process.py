@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -168,6 +169,22 @@ def test_a_reader_that_has_gone_is_no_error(start_ask: StartAsk, arguments: tupl
 
 
 @pytest.mark.skipif(shutil.which("head") is None, reason="needs head")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("redirection", [">&-", ">/dev/full"])
+@pytest.mark.parametrize("option", ["--quiet", "--json"])
+def test_an_answer_that_nobody_can_get_is_an_error(
+    guarded_tiny: GuardedTiny, redirection: str, option: str
+):
+    bundle = guarded_tiny.bundle(QUIET)
+    command = [sys.executable, "-m", "safesteer_edge"]
+    command += ask_arguments(guarded_tiny, "Hello", "--quiet", option, bundle=bundle)
+    program = f"{shlex.join(command)} {redirection}"
+    ran = subprocess.run(program, shell=True, stderr=subprocess.PIPE, text=True)
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("safesteer-edge: cannot write to stdout: ")
+    assert ran.returncode == RUNTIME_ERROR
+
+
 def test_head_gets_its_byte(start_ask: StartAsk, long_answer: str):
     running = start_ask("Hello there", *LONG, "--quiet")
     head = subprocess.run(

@@ -18,6 +18,7 @@ from safesteer_edge.guard.events import (
     TextDelta,
     Timings,
     TurnEnded,
+    TurnsLeftOut,
     Usage,
 )
 from safesteer_edge.guard.policy import GuardMode, GuardPolicy
@@ -55,7 +56,7 @@ class Script:
     """What one question brings. refuse: the guard ends it after its words. error: it breaks there.
 
     pause_s: between two words. gate: if given, the answer waits for it after `n_before_gate` words.
-    thoughts: words of reasoning before them.
+    thoughts: words of reasoning before them. left_out: turns that its prompt leaves out anew.
     """
 
     words: Sequence[Word]
@@ -65,6 +66,7 @@ class Script:
     gate: threading.Event | None = None
     n_before_gate: int = 3
     thoughts: Sequence[str] = ()
+    left_out: int = 0
 
 
 def said(text: str, **changes: object) -> Script:
@@ -204,6 +206,8 @@ class ScriptedSession:
     def _answer(
         self, question: ChatMessage, script: Script, n_said: int = 0
     ) -> Generator[Event, None, None]:
+        if script.left_out:
+            yield TurnsLeftOut(script.left_out, script.left_out)
         yield PrefillDone(20, 0, 0, 0.01, bool(question.images), 0.03)
         text = "".join(word.text for word in script.words[:n_said])
         for thought in script.thoughts:

@@ -108,6 +108,7 @@ COMMANDS: tuple[SlashCommand, ...] = (
     _same(
         "continue", "", "go on with an answer that was cut or stopped", conversation.continue_answer
     ),
+    _same("compact", "", "sum the chat up, to make room in the context", conversation.compact),
     _same("copy", "[last|code N|all]", "copy to the clipboard", conversation.copy),
     SlashCommand(
         "rename", "TITLE", "give this chat a name", conversation.rename, line_by_line.rename
