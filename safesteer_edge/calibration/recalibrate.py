@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from safesteer_edge.bundle.bundle import GuardBundle, check_engine_canaries, load_bundle
 from safesteer_edge.bundle.canaries import Canaries, EngineCanary, ProbeCanary
@@ -120,8 +119,13 @@ def recalibrate(folder: Path, settings: RecalibrationSettings, progress: Progres
         layers = bundle.config.probe.layers
         with closing(open_runtime(session, layers=layers)) as runtime:
             check_engine_canaries(bundle, partial(last_state_of, runtime.engine, runtime.model))
-            probe = _Probes(bundle.probe, bundle.prompt_probe)
-            scored = partial(score_own_answers, runtime, probe, n_tokens=n_tokens)
+            scored = partial(
+                score_own_answers,
+                runtime,
+                bundle.probe,
+                n_tokens=n_tokens,
+                prompt_probe=bundle.prompt_probe,
+            )
             answers = scored(settings.requests, progress)
             found = decide(
                 answers,
@@ -144,24 +148,6 @@ def recalibrate(folder: Path, settings: RecalibrationSettings, progress: Progres
         norms = measure_prompt_states(session, layers).residual_norms
         write_bundle(folder, replace(parts, residual_norms=norms, reports=bundle_report(parts)))
         return Recalibrated(folder, found, before, after, bundle.policy.threshold)
-
-
-@dataclass(frozen=True, slots=True)
-class _Probes:
-    """A bundle's probes as one: the first state is the prompt's, and judged by its own."""
-
-    probe: OnnxProbe
-    prompt_probe: OnnxProbe | None
-
-    @property
-    def n_features(self) -> int:
-        return self.probe.n_features
-
-    def score(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
-        scores = self.probe.score(hidden)
-        if self.prompt_probe is not None:
-            scores[0] = self.prompt_probe.score(hidden[:1])[0]
-        return scores
 
 
 def check_requests(requests: Sequence[Request], targets: FalseAlarmTargets) -> None:
