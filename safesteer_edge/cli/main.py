@@ -31,6 +31,7 @@ from safesteer_edge.cli.options import (
     Parser,
     say,
 )
+from safesteer_edge.cli.serve_command import SERVE
 from safesteer_edge.cli.verify_command import VERIFY
 from safesteer_edge.errors import InputError, SafeSteerError, SettingsError
 from safesteer_edge.formats.display_text import strip_control_characters
@@ -63,6 +64,7 @@ COMMANDS = (
     ASK,
     CHAT,
     CHATS,
+    SERVE,
     MODELS,
     DOCTOR,
     CALIBRATE,
