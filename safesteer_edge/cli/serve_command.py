@@ -80,6 +80,7 @@ async def _serve(
         host, port = listener.getsockname()[:2]
         if not server_settings.is_loopback and api_key is None:
             say(f"[warning: anyone who reaches {host} can ask; set --api-key]")
+        listener.listen(128)  # whoever has read where it is can ask
         url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else _in_url(host)}:{port}"
         say(f"OpenAI clients: base URL {url}/v1, any API key, model {next(iter(models))}")
         say(f"Anthropic and Ollama clients: {url}")

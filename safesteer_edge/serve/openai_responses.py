@@ -140,7 +140,7 @@ def _response(
 
 
 def _failed(error: Json) -> Json:
-    return {"type": "error", "sequence_number": 0, **error["error"]}
+    return {**error["error"], "type": "error", "sequence_number": 0}
 
 
 RESPONSES: Final = Dialect(_read, _whole, _stream, named_sse, _failed)
