@@ -166,14 +166,14 @@ class _Server:
 
     async def moderate(self, request: Request) -> Response:
         """The probe's verdict on each text, as a question to the model."""
-        body = await _body(request)
-        given = an_object(body, "the body").get("input")
+        body = an_object(await _body(request), "the body")
+        given, name = body.get("input"), body.get("model")
         texts = [given] if isinstance(given, str) else given
         if not isinstance(texts, list) or not texts or len(texts) > _MAX_MODERATED:
             raise BadValueError(f"'input' is no text, and no list of 1 to {_MAX_MODERATED}")
         read = [CHAT.read({"model": "", "messages": [_user(text)]}).messages for text in texts]
-        name = body.get("model") or next(iter(self._models))
-        model = self._model(name if name in self._models else next(iter(self._models)))
+        is_usual = name is None or (isinstance(name, str) and "-moderation-" in name)  # OpenAI's
+        model = self._model(next(iter(self._models)) if is_usual else name)
         policy = model.info.policy
         if policy is None or model.info.guard == "off":
             raise ProblemError(400, "this server runs with guard 'off': there is no probe to ask")
