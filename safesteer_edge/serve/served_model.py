@@ -61,7 +61,7 @@ class Answered:
     def trace(self) -> dict[str, Any]:
         """What the guard saw and did. Numbers alone: no text that was taken back is in it."""
         guard, refusal = self.ended.guard, self.refusal
-        names = ("mode", "bundle", "risk", "max_score", "mean_score", "interventions")
+        names = ("mode", "bundle", "risk", "max_score", "mean_score", "interventions", "steered")
         return {
             **{name: getattr(guard, name) for name in names},
             "prompt_score": self.prompt_score,
@@ -249,7 +249,9 @@ class ServedModel:
 
     def _remember(self, said: Sequence[Said], text: str, ended: TurnEnded) -> None:
         *_, digest = _digests(said)
-        self._told[digest] = (text, ended.guard.risk)
+        # That of an answer that was steered anew says little of the one that was taken back.
+        risk = None if ended.guard.steered else ended.guard.risk
+        self._told[digest] = (text, risk)
         self._told.move_to_end(digest)
         while len(self._told) > _N_REMEMBERED:
             self._told.popitem(last=False)

@@ -132,7 +132,18 @@ def start_tiny(start_server: Start, guarded_tiny: GuardedTiny) -> Start:
 
     def start(bundle: Path | None, *arguments: str) -> Server:
         guard = ["--bundle", str(bundle)] if bundle else ["--guard", "off"]
-        usual = "--threads 1 --ctx 512 --temperature 0 --top-k 8 --max-tokens 12".split()
+        usual = [
+            "--threads",
+            "1",
+            "--ctx",
+            "512",
+            "--temperature",
+            "0",
+            "--top-k",
+            "8",
+            "--max-tokens",
+            "12",
+        ]
         return start_server("--model", str(guarded_tiny.model), *guard, *usual, *arguments)
 
     return start

@@ -186,7 +186,7 @@ def test_answers_to_clients_that_come_and_go_are_not_mixed(
     assert [wrong for client in clients for wrong in client.wrong] == []
     assert sum(client.n_right for client in clients) > 10
     assert sum(client.n_cancelled for client in clients) > 4
-    assert 'waiting 0.0' in server.send("/metrics").body.decode()
+    assert "waiting 0.0" in server.send("/metrics").body.decode()
     server.stop()
 
 

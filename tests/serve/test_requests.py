@@ -190,9 +190,7 @@ def test_a_full_queue_is_429(start_tiny: Start, guarded_tiny: GuardedTiny):
     server = start_tiny(guarded_tiny.bundle(QUIET), "--queue", "1", "--ctx", "2048")
     statuses: list[int] = []
     threads = [
-        threading.Thread(
-            target=lambda: statuses.append(server.chat("Hi", max_tokens=1000).status)
-        )
+        threading.Thread(target=lambda: statuses.append(server.chat("Hi", max_tokens=1000).status))
         for _ in range(6)
     ]
     for thread in threads:
