@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from safesteer_edge.session.settings import SessionSettings
 
 _PACKAGES: Final = ("starlette", "uvicorn", "prometheus_client")
+_MAX_CONNECTIONS: Final = 128  # each may be sending a body
 _GRACE_S: Final = 10  # for answers that are being told when the server is asked to stop
 
 
@@ -96,6 +97,7 @@ async def _serve(
             http="h11",
             server_header=False,
             proxy_headers=False,
+            limit_concurrency=_MAX_CONNECTIONS,
             timeout_graceful_shutdown=_GRACE_S,
         )
         await uvicorn.Server(config).serve(sockets=[listener])

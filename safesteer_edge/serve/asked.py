@@ -7,10 +7,12 @@ import binascii
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, Final, Literal
 
 from safesteer_edge.formats.json_values import BadValueError, from_json
+from safesteer_edge.guard.policy import SamplingSettings
 from safesteer_edge.templates.conversation import Role
 
 _MAX_MEDIA: Final = 16
@@ -32,14 +34,14 @@ _TEXT_PARTS: Final = {
 _KNOWN_PARTS: Final = (*_TEXT_PARTS, "image_url", "input_image", "image", "input_audio")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Medium:
     """The bytes of a picture or a sound that came with a request."""
 
     kind: Literal["image", "audio"]
     data: bytes
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The name of its file: the same bytes have the same."""
         return sha256(self.data).hexdigest()
@@ -103,9 +105,6 @@ class _Request:
     safesteer: MoreGuard = field(default_factory=MoreGuard)
 
 
-_SAMPLING: Final = tuple(each.name for each in fields(_Request))[7:15]
-
-
 def read_asked(
     body: object,
     only: Mapping[str, Sequence[object]],
@@ -127,7 +126,7 @@ def read_asked(
             given[ours] = given[theirs]
     known = {each.name: given[each.name] for each in fields(_Request) if each.name in given}
     request = from_json(_Request, known)
-    sampling = {name: getattr(request, name) for name in _SAMPLING}
+    sampling = {each.name: getattr(request, each.name, None) for each in fields(SamplingSettings)}
     return Asked(
         model=request.model,
         messages=_read_messages(_a_list(request.messages, where), where, request.system),

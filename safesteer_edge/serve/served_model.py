@@ -88,6 +88,8 @@ class ServedModel:
         # Of each answer that was given: its exact text, and its risk, by the conversation's digest.
         # Clients send neither back.
         self._told: OrderedDict[bytes, tuple[str, float | None]] = OrderedDict()
+        # Pictures and sounds that the engine has been given since its last new conversation.
+        self._sent: set[str] = set()
         self.n_waiting = 0
 
     @classmethod
@@ -152,13 +154,14 @@ class ServedModel:
     async def _asking(
         self, said: Sequence[Said], messages: Sequence[ChatMessage]
     ) -> AsyncGenerator[Event, None]:
-        n_system = messages[0].role == "system"
-        if self._session.messages[: n_system + 1] != tuple(messages[: n_system + 1]):
-            await self._session.reset()  # another conversation: its pictures go
-        for medium in [medium for each in said for medium in each.media]:
-            path = self._folder / medium.name
-            if not path.exists():
-                path.write_bytes(medium.data)
+        media = {medium.name: medium.data for each in said for medium in each.media}
+        if self._sent - media.keys():
+            await self._session.reset()  # else the engine keeps what was in other conversations
+            self._sent.clear()
+        self._sent |= media.keys()
+        for name, data in media.items():
+            if not (self._folder / name).exists():
+                (self._folder / name).write_bytes(data)
         try:
             async with aclosing(self._session.ask(messages)) as events:
                 async for event in events:
