@@ -132,7 +132,7 @@ class _Server:
             head = Head(asked, first)
             if not asked.is_stream:
                 answered = await _unless_gone(request, _last(pieces))
-                trace = {"x-safesteer-trace": compact(answered.trace()).decode("ascii", "ignore")}
+                trace = {"x-safesteer-trace": compact(answered.trace()).decode()}
                 headers = trace if asked.guard.trace else None
                 await pieces.aclose()
                 return Response(

@@ -48,8 +48,11 @@ class Dialect:
 
 
 def compact(value: Mapping[str, Any]) -> bytes:
-    """One line of JSON. Raises ValueError for a NaN."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    """One line of JSON, in ASCII: some clients take U+2028 for the end of a line.
+
+    Raises ValueError for a NaN.
+    """
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
 
 
 def sse(chunk: Json) -> bytes:

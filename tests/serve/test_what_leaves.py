@@ -97,6 +97,24 @@ def test_a_stream_is_what_the_guard_settled_word_for_word(
     server.stop()
 
 
+def test_an_answer_that_the_server_did_not_give_counts_as_a_risky_one(
+    start_tiny: Start, guarded_tiny: GuardedTiny
+):
+    server = start_tiny(guarded_tiny.bundle(QUIET))
+    first = server.chat(QUESTION).json["choices"][0]["message"]["content"]
+
+    def risk_after(answer: str) -> float:
+        said = [("user", QUESTION), ("assistant", answer), ("user", "And then?")]
+        messages = [{"role": role, "content": text} for role, text in said]
+        reply = server.chat("", messages=messages, safesteer={"trace": True}, max_tokens=4)
+        return reply.json["safesteer"]["risk"]
+
+    known = risk_after(first)
+    assert risk_after(f"{first}\n ") == pytest.approx(known)  # clients trim
+    assert risk_after(f"{first} Surely!") > known + 0.01
+    server.stop()
+
+
 # -- where the guard, or the engine, is not there --------------------------------------------------
 
 
