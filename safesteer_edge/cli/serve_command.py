@@ -147,8 +147,19 @@ SERVE = Command(
     "a guarded server for OpenAI, Anthropic and Ollama clients",
     run,
     (
-        Argument("--host", "address to listen at", default="127.0.0.1", metavar="ADDRESS"),
-        Argument("--port", "port; 0 takes a free one", type=int, default=8080, metavar="N"),
+        Argument(
+            "--host",
+            "address to listen at (default: 127.0.0.1)",
+            default="127.0.0.1",
+            metavar="ADDRESS",
+        ),
+        Argument(
+            "--port",
+            "port; 0 takes a free one (default: 8080)",
+            type=int,
+            default=8080,
+            metavar="N",
+        ),
         Argument("--api-key", "ask clients for it; @F reads it from a file", metavar="KEY|@F"),
         Argument(
             "--allow-origin",
@@ -165,7 +176,11 @@ SERVE = Command(
             metavar="NAME|F.gguf",
         ),
         Argument(
-            "--queue", "requests that may wait for a model", type=int, default=16, metavar="N"
+            "--queue",
+            "requests that may wait for a model (default: 16)",
+            type=int,
+            default=16,
+            metavar="N",
         ),
         Argument("--log-text", "log questions and answers as well", action="store_true"),
         MODEL,

@@ -48,6 +48,7 @@ Result = TypeVar("Result")
 
 _MAX_BODY_BYTES: Final = 48 << 20  # one picture of the largest size, in base64, and some
 _BODY_LIMIT_S: Final = 60.0
+_READ_LIMIT_S: Final = 60.0
 _MAX_MODERATED: Final = 32
 _CLIENT_GONE: Final = 499  # nginx's name for it; in the log alone
 _DIALECTS: Final[Mapping[str, Dialect]] = {
@@ -276,7 +277,10 @@ class _Gate:
                     *message.get("headers", []),
                     (b"x-safesteer-guard", self._server.guard.encode()),
                 ]
-            await send(message)
+            try:  # the engine waits for whoever reads slowly, and all others with it
+                await asyncio.wait_for(send(message), _READ_LIMIT_S)
+            except asyncio.TimeoutError as error:
+                raise ClientDisconnect from error
 
         try:
             self._check(Request(scope))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import signal
 import socket
 import threading
@@ -200,6 +202,26 @@ def test_a_full_queue_is_429(start_tiny: Start, guarded_tiny: GuardedTiny):
     assert set(statuses) == {200, 429}
     assert statuses.count(200) >= 2
     server.stop()
+
+
+def test_a_client_that_goes_before_its_answer_leaves_the_server_free(
+    start_tiny: Start, guarded_tiny: GuardedTiny
+):
+    server = start_tiny(guarded_tiny.bundle(QUIET), "--ctx", "4096")
+    messages = said("Hi")
+    body = json.dumps({"model": server.model, "messages": messages, "max_tokens": 4000})
+    address = server.url.removeprefix("http://")
+    connections = [http.client.HTTPConnection(address) for _ in range(3)]
+    for connection in connections:  # one is answered, two wait
+        connection.request("POST", CHAT, body)
+    while metrics(server)["safesteer_waiting"] < 2:
+        pass
+    for connection in connections:
+        connection.close()
+    assert server.chat("Hi").status == 200
+    server.stop()
+    assert sum(f"POST {CHAT} 499 " in line for line in server.log) == 3
+    assert "Traceback" not in "".join(server.log)
 
 
 def test_it_ends_when_asked_to(start_tiny: Start, guarded_tiny: GuardedTiny):
