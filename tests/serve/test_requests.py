@@ -224,8 +224,16 @@ def test_a_client_that_goes_before_its_answer_leaves_the_server_free(
     assert "Traceback" not in "".join(server.log)
 
 
-def test_it_ends_when_asked_to(start_tiny: Start, guarded_tiny: GuardedTiny):
-    server = start_tiny(guarded_tiny.bundle(QUIET))
-    assert server.chat("Hi").status == 200
-    assert server.stop() in (0, -signal.SIGTERM)
+def test_it_ends_when_asked_to_and_an_answer_that_is_being_told_comes_to_its_end(
+    start_tiny: Start, guarded_tiny: GuardedTiny
+):
+    server = start_tiny(guarded_tiny.bundle(QUIET), "--ctx", "2048")
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"))
+    body = {"model": server.model, "messages": said("Hi"), "max_tokens": 600, "stream": True}
+    connection.request("POST", CHAT, json.dumps(body))
+    reply = connection.getresponse()
+    assert reply.readline().startswith(b"data: ")
+    server.process.terminate()
+    assert reply.read().endswith(b"data: [DONE]\n\n")
+    assert server.process.wait(60) in (0, -signal.SIGTERM)
     assert "Traceback" not in "".join(server.log)
