@@ -229,7 +229,7 @@ def test_it_ends_when_asked_to_and_an_answer_that_is_being_told_comes_to_its_end
 ):
     server = start_tiny(guarded_tiny.bundle(QUIET), "--ctx", "2048")
     connection = http.client.HTTPConnection(server.url.removeprefix("http://"))
-    body = {"model": server.model, "messages": said("Hi"), "max_tokens": 600, "stream": True}
+    body = {"model": server.model, "messages": said("Hi"), "max_tokens": 200, "stream": True}
     connection.request("POST", CHAT, json.dumps(body))
     reply = connection.getresponse()
     assert reply.readline().startswith(b"data: ")
