@@ -163,7 +163,7 @@ class ServedModel:
             if not (self._folder / name).exists():
                 (self._folder / name).write_bytes(data)
         try:
-            async with aclosing(self._session.ask(messages)) as events:
+            async with aclosing(self._session.ask(messages, steps=False)) as events:
                 async for event in events:
                     yield event
         except SafeSteerError as error:  # files have names of ours alone
