@@ -83,7 +83,8 @@ async def _serve(
             say(f"[warning: anyone who reaches {host} can ask; set --api-key]")
         listener.listen(128)  # whoever has read where it is can ask
         url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else _in_url(host)}:{port}"
-        say(f"OpenAI clients: base URL {url}/v1, any API key, model {next(iter(models))}")
+        key = "any API key" if api_key is None else "your API key"
+        say(f"OpenAI clients: base URL {url}/v1, {key}, model {next(iter(models))}")
         say(f"Anthropic and Ollama clients: {url}")
         if not options.verbose:  # what a client did is in its line of our own log
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)

@@ -54,7 +54,7 @@ class Server:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.log.append(line)
-            if found := re.search(r"base URL (\S+)/v1, any API key, model (\S+)", line):
+            if found := re.search(r"base URL (\S+)/v1, .* API key, model (\S+)", line):
                 self.url, self.model = found[1], found[2]
             if "Ollama clients" in line:
                 threading.Thread(target=self._read_log, daemon=True).start()
