@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.guarded_tiny import QUIET, GuardedTiny
-from tests.serve.conftest import Server, Start
+from tests.serve.conftest import DEFAULT, Server, Start
 
 CHAT = "/v1/chat/completions"
 ERRORS = {CHAT: "error", "/v1/messages": "error", "/v1/responses": "error", "/api/chat": "error"}
@@ -170,6 +170,18 @@ def test_the_log_has_a_line_a_request_and_no_text_unless_asked_for(
         log = "".join(server.log)
         assert f"POST {CHAT} 200 " in log and "12 written" in log
         assert ("A private question" in log) is is_logged
+
+
+@pytest.mark.default_model
+def test_two_models_answer_side_by_side(start_tiny: Start, guarded_tiny: GuardedTiny):
+    server = start_tiny(guarded_tiny.bundle(QUIET), "--also", DEFAULT)
+    listed = server.send("/v1/models").json["data"]
+    assert [model["id"] for model in listed] == [server.model, DEFAULT]
+    assert len({model["safesteer"]["bundle"] for model in listed}) == 2
+    first, second = server.chat("Hi"), server.chat("Hi", model=DEFAULT)
+    assert (first.status, second.status) == (200, 200)
+    assert first.json["choices"] != second.json["choices"]
+    server.stop()
 
 
 def test_metrics_count_tokens_and_requests(tiny: Server):
