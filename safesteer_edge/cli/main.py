@@ -33,6 +33,7 @@ from safesteer_edge.cli.options import (
     Parser,
     say,
 )
+from safesteer_edge.cli.serve_command import SERVE
 from safesteer_edge.cli.states_command import STATES
 from safesteer_edge.cli.verify_command import VERIFY
 from safesteer_edge.errors import InputError, SafeSteerError, SettingsError
@@ -66,6 +67,7 @@ COMMANDS = (
     ASK,
     CHAT,
     CHATS,
+    SERVE,
     MODELS,
     BUNDLES,
     DOCTOR,
