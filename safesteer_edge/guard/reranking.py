@@ -98,7 +98,10 @@ class Choice:
         return int(np.isfinite(self.scores).sum())
 
 
-_NUCLEUS: Final = 0.9  # of the probability; what the published rule chooses among
+# What the published rule chooses among: candidates that hold so much of the probability, each with
+# so much of the likeliest one's.
+_NUCLEUS: Final = 0.9
+_LEAST_SHARE: Final = 0.1
 
 Reranker = Callable[[DecodingEngine, Probe, Proposal, Tilt, np.random.Generator], Choice]
 
@@ -157,16 +160,18 @@ def choose_by_paper_rule(
 ) -> Choice:
     """SafeSteer's rule: draw from Softmax over likely candidates of the probe's linear score.
 
-    Likely are the fewest that hold 0.9 of the probability, at temperature 0 as well: the rule then
-    looks at the model's own probabilities no more, and over a plain top-k of 16 it writes words
-    without sense. The score is taken towards safety: −logit(harmful_score), argmax at temperature
-    0. (Sources disagree on the sign: a probe trained on requests scores refusals high; ours is
-    trained on answers, so harm is high.)
+    Likely are the fewest that hold 0.9 of the probability, and of them those with a tenth of the
+    likeliest one's at least, at temperature 0 as well: the rule then looks at the model's own
+    probabilities no more, and over a plain top-k of 16 it writes words without sense. The score is
+    taken towards safety: −logit(harmful_score), argmax at temperature 0. (Sources disagree on the
+    sign: a probe trained on requests scores refusals high; ours is trained on answers, so harm is
+    high.)
     """
     step = _Step(engine, probe, proposal)
     order = likeliest_first(proposal.log_probs)
-    n_before = int((np.cumsum(np.exp(proposal.log_probs[order])) < _NUCLEUS).sum())
-    likely = order[: n_before + 1]
+    probs = np.exp(proposal.log_probs[order])
+    n_before = int((np.cumsum(probs) < _NUCLEUS).sum())
+    likely = order[: n_before + 1][probs[: n_before + 1] >= _LEAST_SHARE * probs[0]]
     step.score_missing(likely.tolist())
     clipped = np.minimum(np.maximum(step.scores[likely], 1e-6), 1.0 - 1e-6)
     safety = np.log1p(-clipped) - np.log(clipped)

@@ -149,14 +149,16 @@ def test_a_rejected_draw_stays_among_the_candidates_of_the_redraw():
 
 
 def likely_of(candidates: CandidateSet) -> int:
-    """How many of the likeliest candidates hold 0.9 of the probability."""
+    """How many hold 0.9 of the probability, each with a tenth of the likeliest one's at least."""
     _, proposal = candidates.proposed_by(greedy=True)
-    held = 0.0
-    for n, probability in enumerate(np.exp(proposal.log_probs), start=1):
+    probs = np.exp(proposal.log_probs)
+    held, n = 0.0, 0
+    for probability in probs:
+        if held >= 0.9 or probability < 0.1 * probs[0]:
+            break
         held += probability
-        if held >= 0.9:
-            return n
-    return len(candidates.scores)
+        n += 1
+    return n
 
 
 @given(candidate_sets(max_size=5), thresholds)
