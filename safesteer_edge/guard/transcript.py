@@ -67,6 +67,7 @@ class Transcript:
         n_dropped = len(self.token_ids) - self._n_settled_tokens + self._n_end_tokens
         del self.token_ids[self._n_settled_tokens :]
         self.text = self.text[: self._n_settled_characters]
+        self._n_whole = (self._n_settled_tokens, self._n_settled_characters)
         self._n_end_tokens = 0
         self._decoder.reset()
         return n_dropped
