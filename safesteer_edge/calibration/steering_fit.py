@@ -166,7 +166,7 @@ _OPENING_SHARE: Final = 0.9
 # τ: what nine of ten tokens of answers to the harmless twins of harmful requests stay below.
 _CALM_SHARE: Final = 0.9
 _THRESHOLDS: Final = (0.05, 0.5)
-_HIGHEST_START: Final = 0.9  # of the risk limit
+_HIGHEST_START: Final = 0.999  # of the risk limit: it must be below
 
 
 def with_steering(
