@@ -80,7 +80,7 @@ EFFORTS: Final[dict[EffortName, Effort]] = {
         ),
         max_features=8_192,
         only_linear=True,
-        max_rows=8_000,
+        max_rows=6_000,
         is_nested=False,
         tries_vector=False,
         not_tried=(
