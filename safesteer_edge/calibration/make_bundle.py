@@ -227,8 +227,18 @@ def _replay(
         if harvest.plan.in_batches and not runtime.model.has_recurrent_state:
             layers = best.candidate.layers
             many = undo.enter_context(closing(open_many(runtime, harvest.session, layers)))
+        prompt_onnx = best.prompt_probe.to_onnx()
+        prompt_probe = undo.enter_context(
+            OnnxProbe.from_bytes(prompt_onnx, name="the new prompt probe", device="cpu")
+        )
         answers = score_own_answers(
-            runtime, probe, requests, progress, what="recording a replay", many=many
+            runtime,
+            probe,
+            requests,
+            progress,
+            what="recording a replay",
+            many=many,
+            prompt_probe=prompt_probe,
         )
     replay = replay_of(answers, requests, best.policy.policy, runtime.info.quantization)
     return {FIGURES_KEY: replay_to_json(replay)}

@@ -182,10 +182,16 @@ class Rescale:
         moved = self.slope * _logits(scores) + self.intercept
         return 1.0 / (1.0 + np.exp(-np.clip(moved, -60, 60)))
 
-    def answers(self, answers: Sequence[ScoredAnswer]) -> list[ScoredAnswer]:
-        """The same answers with rescaled scores."""
+    def answers(
+        self, answers: Sequence[ScoredAnswer], *, prompts_too: bool = True
+    ) -> list[ScoredAnswer]:
+        """The same answers with rescaled scores. prompts_too: False where another probe's are."""
         return [
-            replace(answer, scores=moved[1:], prompt_score=float(moved[0]))
+            replace(
+                answer,
+                scores=moved[1:],
+                prompt_score=float(moved[0]) if prompts_too else answer.prompt_score,
+            )
             for answer in answers
             for moved in (self.scores(answer.trajectory),)
         ]

@@ -30,6 +30,7 @@ from safesteer_edge.calibration.probe_calibration import (
 )
 from safesteer_edge.calibration.report import bundle_report
 from safesteer_edge.calibration.settings import n_needed, smallest_ordinary
+from safesteer_edge.calibration.steering_fit import with_steering
 from safesteer_edge.errors import BundleError, RequestDataError
 from safesteer_edge.formats.model_file import ModelInfo
 from safesteer_edge.formats.version import VERSION
@@ -116,9 +117,18 @@ def recalibrate(folder: Path, settings: RecalibrationSettings, progress: Progres
         layers = bundle.config.probe.layers
         with closing(open_runtime(session, layers=layers)) as runtime:
             check_engine_canaries(bundle, partial(last_state_of, runtime.engine, runtime.model))
-            scored = partial(score_own_answers, runtime, bundle.probe, n_tokens=n_tokens)
+            scored = partial(
+                score_own_answers,
+                runtime,
+                bundle.probe,
+                n_tokens=n_tokens,
+                prompt_probe=bundle.prompt_probe,
+            )
             answers = scored(settings.requests, progress)
-            found = decide(answers, targets)
+            prompts_too = bundle.prompt_probe is None
+            found = decide(
+                answers, targets, prompts_too=prompts_too, steers=bundle.policy.retries > 0
+            )
             replayed = scored(settings.replayed, progress, what="test answers")
             before, after = (
                 replay_of(
@@ -126,7 +136,7 @@ def recalibrate(folder: Path, settings: RecalibrationSettings, progress: Progres
                 )
                 for rows, policy in (
                     (replayed, bundle.policy),
-                    (found.rescale.answers(replayed), found.policy),
+                    (found.rescale.answers(replayed, prompts_too=prompts_too), found.policy),
                 )
             )
             parts = _parts(bundle, settings, found, answers, after, runtime)
@@ -145,9 +155,17 @@ def check_requests(requests: Sequence[Request], targets: FalseAlarmTargets) -> N
         raise RequestDataError("there are no harmful requests; a guard cannot be set without them")
 
 
-def decide(answers: Sequence[ScoredAnswer], targets: FalseAlarmTargets) -> Recalibration:
+def decide(
+    answers: Sequence[ScoredAnswer],
+    targets: FalseAlarmTargets,
+    *,
+    prompts_too: bool = True,
+    steers: bool = False,
+) -> Recalibration:
     """The line, and the policy of the scores that it gives.
 
+    prompts_too: False where the prompts' scores are another probe's, which stays as it is. steers:
+    the policy takes answers back and steers them anew.
     Raises RequestDataError or ProbeFileError where the answers decide nothing.
     """
     _check_enough(sum(answer.label == "ordinary" for answer in answers), targets)
@@ -158,9 +176,12 @@ def decide(answers: Sequence[ScoredAnswer], targets: FalseAlarmTargets) -> Recal
         )
     rescale = fit_rescale(answers)
     scores = AnswerScores.of(
-        (answer.label, answer.complies, answer.trajectory) for answer in rescale.answers(answers)
+        (answer.label, answer.complies, answer.trajectory)
+        for answer in rescale.answers(answers, prompts_too=prompts_too)
     )
     choice = choose_policy(scores, targets)
+    if steers:
+        choice = with_steering(choice, scores, targets)
     return Recalibration(rescale, choice, targets)
 
 
@@ -199,6 +220,10 @@ def _parts(
         vector=_vector(bundle, line),
         route_hint=runtime.route.name if runtime.route else None,
         figures=_figures(bundle, found, answers, after),
+        openings=config.openings,
+        prompt_probe_onnx=None
+        if config.prompt_probe is None
+        else (bundle.folder / config.prompt_probe.file).read_bytes(),
     )
 
 

@@ -223,8 +223,9 @@ ASK = Command(
         ),
         Argument(
             "--isolate",
-            "run the engine in a process of its own, whose crash is an error and no more",
-            action="store_true",
+            "run the engine in a process of its own, whose crash is an error and no more (default)",
+            action=argparse.BooleanOptionalAction,
+            default=True,
         ),
         MODEL,
         GUARD,

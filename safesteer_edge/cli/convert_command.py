@@ -105,6 +105,9 @@ def _probe_lines(report: ConversionReport, options: argparse.Namespace) -> list[
         f"parity with the source on {report.n_states} states: "
         f"max difference {report.max_difference:.2g}",
     ]
+    if min(options.layers, default=0) < 0:
+        counted = ", ".join(map(str, report.layers))
+        lines.append(f"layers counted from the first: {counted} (the norm behind the last is none)")
     if report.max_difference > _GOOD_DIFFERENCE:
         lines.append(f"  more than {_GOOD_DIFFERENCE:g}: standardise the states first to lower it")
     if report.quantization_difference is not None:
@@ -261,7 +264,8 @@ _PROBE = Command(
         Argument("-o --output", "probe.onnx; back: see above", Path, required=True, metavar="F"),
         Argument(
             "--layer",
-            "layer whose states it takes, 0 is the first block's output; repeat to join several",
+            "layer whose states it takes, 0 is the first block's output, -1 the last one's; repeat "
+            "to join several",
             int,
             action="append",
             default=[],

@@ -61,10 +61,12 @@ def score_own_answers(
     what: str = "answers",
     n_tokens: int = N_TOKENS,
     many: ManySequences | None = None,
+    prompt_probe: Probe | None = None,
 ) -> list[ScoredAnswer]:
     """Let the model answer each request as text, and score every token.
 
-    runtime: opened with the probe's layers, and without a guard. what: for `progress`. many: reads
+    runtime: opened with the probe's layers, and without a guard. prompt_probe: scores the prompts;
+    None: the probe does. what: for `progress`. many: reads
     the same layers, and answers side by side; None: one after the other.
     Cost: about one decoding step a token.
     """
@@ -79,6 +81,8 @@ def score_own_answers(
         answered = own_answers(many, runtime, plan, own)
     for request, (answer,) in zip(requests, answered, strict=True):
         scores = probe.score(answer.states.astype(np.float32)).astype(np.float64)
+        if prompt_probe is not None:
+            scores[0] = prompt_probe.score(answer.states[:1].astype(np.float32))[0]
         complies = label_of(request, "own", answer.text) == 1
         scored.append(
             ScoredAnswer(request.id, request.label, complies, scores[1:], float(scores[0]))

@@ -192,6 +192,8 @@ def installed_path(model: CatalogueModel) -> Path:
         )
         raise ModelFileError(f"model {model.name!r} is not installed; run: {command}")
     if model.installed is not None:
+        for part in model.installed.parts:
+            checked_path(model.installed, part)
         return checked_path(model.installed, model.installed.model)
     return model.path
 

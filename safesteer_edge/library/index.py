@@ -47,7 +47,10 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class InstalledModel:
-    """A model that was pulled or added. context: tokens, from the file. takes: of its projector."""
+    """A model that was pulled or added. context: tokens, from the file. takes: of its projector.
+
+    parts: the files behind the first of a split model.
+    """
 
     name: str
     title: str
@@ -57,16 +60,18 @@ class InstalledModel:
     model: StoredFile
     projector: StoredFile | None = None
     takes: tuple[Modality, ...] = ()
+    parts: tuple[StoredFile, ...] = ()
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
-        """The model's file, and the projector's if there is one."""
-        return (self.model,) if self.projector is None else (self.model, self.projector)
+        """The model's files, and the projector's if there is one."""
+        return (self.model, *self.parts, *((self.projector,) if self.projector else ()))
 
     def with_files(self, change: Callable[[StoredFile], StoredFile]) -> InstalledModel:
         """The same model with each of its files changed."""
         projector = None if self.projector is None else change(self.projector)
-        return replace(self, model=change(self.model), projector=projector)
+        parts = tuple(change(part) for part in self.parts)
+        return replace(self, model=change(self.model), projector=projector, parts=parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ _HUB_SPEC = re.compile(
     r"hf:(?P<repository>[^/:@]+/[^/:@]+)(?:@(?P<revision>[^:]+))?(?::(?P<what>.+))?"
 )
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
+_QUANTIZED = re.compile(r"(?<![a-z0-9])([it]?q\d|b?f16|f32|mxfp4)")
 _PREFERRED = ("Q4_K_M", "Q8_0")  # where nobody says which: as llama.cpp's own tools do
 _PREFERRED_PROJECTOR = ("Q8_0", "F16", "BF16", "F32")
 _MAX_NAMED = 12
@@ -279,13 +280,14 @@ def choose_files(
     Raises HubError naming what there is.
     """
     files = [file for file in listing if file.name.lower().endswith(".gguf")]
-    models = [file for file in files if not _is_projector(file) and "imatrix" not in file.name]
-    if not models:
+    models = [file for file in files if not _is_projector(file) and not _is_calibration(file)]
+    named = [file for file in files if file.name == request.wanted]  # whatever it looks like
+    if not models and not named:
         raise HubError(
             f"the repository {request.repository!r} has no GGUF model; look for one whose name "
             "ends in -GGUF"
         )
-    model = _choose_model(request, models)
+    model = named[0] if named else _choose_model(request, models)
     if _SPLIT.search(model.name):
         raise HubError(
             f"{request.repository}/{model.name} is one part of several; choose a quantization in "
@@ -298,8 +300,6 @@ def choose_files(
 def _choose_model(request: PullRequest, models: list[RemoteFile]) -> RemoteFile:
     by_name = {file.name: file for file in models}
     wanted = request.wanted
-    if wanted in by_name:
-        return by_name[wanted]
     if request.entry is not None:
         for quantization, file in request.entry.files.items():
             if quantization.upper() == wanted.upper() and file.file in by_name:
@@ -331,6 +331,12 @@ def _choose_projector(request: PullRequest, projectors: list[RemoteFile]) -> Rem
             if _has_quantization(file.name, quantization):
                 return file
     return projectors[0] if projectors else None
+
+
+def _is_calibration(file: RemoteFile) -> bool:
+    """What quantizing was guided by. A model that was quantized so says how it is quantized."""
+    name = PurePosixPath(file.name).name.lower()
+    return "imatrix" in name and (name.startswith("imatrix") or not _QUANTIZED.search(name))
 
 
 def _is_projector(file: RemoteFile) -> bool:

@@ -41,6 +41,8 @@ def read_media_file(path: Path, kind: MediaKind, *, max_bytes: int) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         reason = getattr(error, "strerror", None) or error
         raise MediaError(f"cannot read {kind} {name}: {reason}; check the path") from error
+    if not data:
+        raise MediaError(f"{kind} {name} is an empty file; get it again")
     if size_bytes > max_bytes:
         raise MediaError(
             f"{kind} {name} has {size_bytes} bytes; the limit is {max_bytes}; make it smaller first"

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safesteer_edge.errors import MediaError
-from safesteer_edge.formats.gguf_file import read_gguf
-from safesteer_edge.formats.model_file import ModelInfo, check_language_model, check_projector_fits
+from safesteer_edge.formats.model_file import (
+    ModelInfo,
+    check_language_model,
+    check_projector_fits,
+    read_model,
+)
 from safesteer_edge.formats.projector_file import ProjectorInfo
 from safesteer_edge.library.catalogue import (
     HUB_PREFIX,
@@ -83,7 +87,7 @@ def read_model_files(settings: SessionSettings) -> ModelFiles:
         installed_path(choice.entry)  # or an error, if it is no longer the file that was recorded
         if settings.mmproj is None:
             installed_projector(choice.entry)
-    header = read_gguf(choice.path)
+    header = read_model(choice.path)
     info, mmproj = check_language_model(header), settings.mmproj or choice.mmproj
     projector = check_projector_fits(mmproj, info) if mmproj is not None else None
     return ModelFiles(choice, info, read_model_shape(header), mmproj, projector)

@@ -286,8 +286,9 @@ class SessionTurn:
         vector, plain = self._vector, None
         if vector is not None and self._vector_gate is not None:
             plain = self._engine.prefill(items, sampler, cancelled=self._cancelled)
-            score = self._score(plain.last_state)
-            if score is not None and score <= self._vector_gate:
+            # By the probe that the gate was chosen with, also where prompts have one of their own.
+            probe = self._guard.probe if self._guard else None
+            if probe and probe.score(plain.last_state[np.newaxis, :])[0] <= self._vector_gate:
                 self._vector = None
                 return plain
         prefill = self._engine.prefill(

@@ -361,7 +361,7 @@ def test_a_trace_that_cannot_be_written_is_bad_input(ask: Ask, tmp_path: Path):
 
 
 def test_an_engine_of_its_own_process_answers_the_same(ask: Ask):
-    here, there = (ask("Hello there", "--json", *more) for more in ((), ("--isolate",)))
+    here, there = (ask("Hello there", "--json", *more) for more in (("--no-isolate",), ()))
     assert there.exit_code == OK
     values = [json.loads(ran.out) for ran in (here, there)]
     for value in values:
@@ -371,7 +371,7 @@ def test_an_engine_of_its_own_process_answers_the_same(ask: Ask):
 
 
 def test_an_error_in_the_engines_process_is_told_as_ever(ask: Ask):
-    ran = ask("word " * 600, "--isolate")
+    ran = ask("word " * 600)
     assert (ran.exit_code, ran.out) == (BAD_INPUT, "")
     assert ran.err.startswith("safesteer-edge: ") and ran.err.count("\n") == 1
 
