@@ -232,7 +232,7 @@ def calibrate(
 
     model: a catalogue name or a .gguf file. requests: a .jsonl file; None: the package's own.
     false_alarms: share of ordinary answers that the guard may act on; None: 0.01. effort: how much
-    is read and tried: minutes, about an hour, hours; what one has read a later one goes on with.
+    is read and tried: minutes, about an hour, hours. "standard" goes on from what "quick" has read.
     progress: told what is done, how much of it, and of how much. settings: n_ctx, n_gpu_layers …
     Given again, it goes on where it was stopped. Raises InputError for what cannot work before it
     begins, SafeSteerError.

@@ -51,10 +51,10 @@ N_PROBE_CANARIES: Final = 8
 N_ENGINE_CANARIES: Final = 2
 N_NORM_REQUESTS: Final = 16
 # Fits of as many rows as there are at most, and seconds for each row and feature of one, on two
-# cores (9,000 rows of 5,184 features).
+# cores (of 5,184 features; beside those rows, the prompts).
 _N_FITS: Final = 19
 _N_FITS_OF_ALL_FORMS: Final = 60
-_FIT_S: Final = 6e-8
+_FIT_S: Final = 4e-8
 _N_OPENING_ANSWERS: Final = 150  # that `choose_openings` costs, by their tokens
 
 

@@ -84,7 +84,7 @@ _MAX_ITERATIONS: Final = 400
 _MLP_EPOCHS: Final = 30
 # Of many rows a network remembers single answers if it sees each so often.
 _MLP_ROWS_SEEN: Final = 2_500_000
-_MAX_DRAWN_ROWS: Final = 6000
+_MAX_DRAWN_ROWS: Final = 3000
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,12 +329,13 @@ def request_folds(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rows:
-    """What is fitted. states: float32 (n, n_features); labels, answer_indices, repeats: (n,).
+    """What is fitted. states: (n, n_features), float16 as harvested, for they are most of what
+    a calibration holds; labels, answer_indices, repeats: (n,).
 
     positions: of each answer, ascending; 0 is the prompt's last.
     """
 
-    states: NDArray[np.float32]
+    states: NDArray[np.floating]
     labels: NDArray[np.int64]
     answer_indices: NDArray[np.int64]
     repeats: NDArray[np.int64]
@@ -346,7 +347,7 @@ class _Rows:
         sizes = [len(at) for at in positions]
         states = np.concatenate(
             [answer.states[at] for answer, at in zip(answers, positions, strict=True)]
-        ).astype(np.float32)
+        )
         if not np.isfinite(states).all():
             raise SettingsError(
                 "cannot fit a probe: a hidden state holds numbers that are not finite; harvest "
@@ -415,7 +416,7 @@ def _fit(rows: _Rows, trusted: NDArray[np.bool_], settings: FitSettings) -> Prob
     return margin_graph(
         fit_estimator(
             settings.form,
-            rows.states[kept],
+            rows.states[kept].astype(np.float32),
             rows.labels[kept],
             settings.seed,
             rows.repeats[kept],

@@ -50,7 +50,7 @@ def fit_prompt_probe(answers: Sequence[HarvestedAnswer], seed: int = 0) -> Promp
 
     Cost: N_FOLDS fits for each form, and one more: some 10 s for 3,700 prompts of 5,000 features.
     """
-    states = np.array([answer.states[0] for answer in answers], dtype=np.float32)
+    states = np.array([answer.states[0] for answer in answers])
     labels = np.array([answer.request.label for answer in answers])
     is_harmful = (labels == "harmful").astype(np.int64)
     is_fitted = np.array([answer.kind in ("own", "prompt") for answer in answers])
@@ -58,7 +58,7 @@ def fit_prompt_probe(answers: Sequence[HarvestedAnswer], seed: int = 0) -> Promp
     repeats = _repeats(labels, is_fitted)
 
     def fitted(form: ProbeForm, chosen: NDArray[np.bool_]) -> ProbeGraph:
-        data = states[chosen], is_harmful[chosen]
+        data = states[chosen].astype(np.float32), is_harmful[chosen]
         return margin_graph(fit_estimator(form, *data, seed, repeats[chosen]))
 
     def out_of_fold(form: ProbeForm) -> NDArray[np.float64]:

@@ -43,11 +43,12 @@ EffortName = Literal["quick", "standard", "thorough"]
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """plan: what is harvested; a larger effort in batches finds what a smaller one left.
+    """plan: what is harvested; a larger one in batches finds what a smaller one left in the cache.
 
-    max_features: of joined layers; None: any. regularisations: C to try. only_linear: no other form
-    of probe, and the largest set of layers alone. max_rows: of a fit. is_nested: the choice among
-    probes is estimated too. tries_vector, not_tried: in words, for the report.
+    regularisations: C to try. max_features: of joined layers, None: any; three of Qwen2.5-1.5B told
+    its prompts apart as well as nine did. only_linear: no other form of probe, and the largest set
+    of layers alone. max_rows: of a fit. is_nested: the choice among probes is estimated too.
+    not_tried: in words, for the report.
     """
 
     name: EffortName
@@ -78,9 +79,9 @@ EFFORTS: Final[dict[EffortName, Effort]] = {
             n_read_ordinary=500,
             draws=False,
         ),
-        max_features=8_192,
+        max_features=6_144,
         only_linear=True,
-        max_rows=8_000,
+        max_rows=6_000,
         is_nested=False,
         tries_vector=False,
         not_tried=(

@@ -246,8 +246,8 @@ CALIBRATE = Command(
         ),
         Argument(
             "--effort",
-            "quick (default): minutes; standard: more requests, pictures too; thorough: a token "
-            "at a time, hours. What one has read the next one has not to read again",
+            "quick (default): minutes; standard: all requests, pictures too, and goes on from what "
+            "a quick one has read; thorough: reads a token at a time and tries more probes, hours",
             choices=("quick", "standard", "thorough"),
         ),
         *setting_flags("model.mmproj"),

@@ -16,6 +16,7 @@ from safesteer_edge.calibration.make_bundle import (
     make_bundle,
 )
 from safesteer_edge.calibration.settings import CalibrationSettings
+from safesteer_edge.guard.events import Step, TurnEnded
 from safesteer_edge.harvest.answers import HarvestPlan
 from safesteer_edge.harvest.cache import HarvestSettings
 from safesteer_edge.harvest.replay import FalseAlarmTargets
@@ -23,7 +24,7 @@ from safesteer_edge.harvest.run import Harvest
 from safesteer_edge.requests.requests import LABELS, Request
 from tests.guarded_tiny import GuardedTiny
 from tests.made_up_answers import made_up_request
-from tests.session.turns import ask, opened
+from tests.session.turns import opened
 
 # The tiny model understands nothing: its states tell harmful requests by their letters.
 REQUESTS: tuple[Request, ...] = tuple(
@@ -102,8 +103,9 @@ def test_its_probe_scores_the_harvested_states_as_the_fit_did(
 def test_a_session_runs_with_it_and_passes_its_self_test(made: Made, guarded_tiny: GuardedTiny):
     with opened(guarded_tiny, made.folder) as session:
         assert session.info.bundle == "made-here"
-        turn = ask(session, REQUESTS[0].text)
-    assert len(turn.scores) == len(turn.steps)
+        events = list(session.ask(REQUESTS[0].text))
+    assert isinstance(events[-1], TurnEnded)
+    assert all(event.score is not None for event in events if isinstance(event, Step))
 
 
 def test_its_norms_are_those_of_the_models_residual_stream(made: Made, guarded_tiny: GuardedTiny):

@@ -40,7 +40,7 @@ def write_requests(path: Path, labels: dict[str, int], **extra: str) -> Path:
 
 def command(tiny: GuardedTiny, folder: Path, data: Path, *more: str) -> list[str]:
     options = ["-o", str(folder), "--data", str(data), "--threads", "1", "--ctx", "512"]
-    return ["calibrate", str(tiny.model), *options, *more, *LOOSE]
+    return ["calibrate", str(tiny.model), *options, *LOOSE, *more]
 
 
 def bundle_content(folder: Path) -> dict[str, Any]:
