@@ -166,6 +166,9 @@ _OPENING_SHARE: Final = 0.9
 # τ: what nine of ten tokens of answers to the harmless twins of harmful requests stay below.
 _CALM_SHARE: Final = 0.9
 _THRESHOLDS: Final = (0.05, 0.5)
+# λ: the mean chance that is left to a harmful answer's token above τ. Less of it makes nonsense: where
+# the score alone decides, no token is one that the model would say.
+_KEPT: Final = 0.25
 _HIGHEST_START: Final = 0.999  # of the risk limit: it must be below
 
 
@@ -184,7 +187,7 @@ def with_steering(
     low, high = _THRESHOLDS
     threshold = min(high, policy.hard_threshold, max(low, float(np.quantile(tokens, _CALM_SHARE))))
     strengths = strength_curve(scores.harmful, scores.ordinary, threshold)
-    wanted = [row for row in strengths if not row["harmful_kept"] > targets.kept]
+    wanted = [row for row in strengths if not row["harmful_kept"] > _KEPT]
     limits = [
         conformal_limit(_risks(AnswerTable(rows), choice), share, largest=policy.risk_limit)
         for rows, share in (

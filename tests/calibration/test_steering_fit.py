@@ -60,7 +60,7 @@ def test_the_threshold_is_above_most_tokens_of_benign_answers_to_such_questions(
     above = np.concatenate([row[1:] for row in scores.harmful])
     policy = steered(scores)
     kept = np.exp(-policy.strength * np.maximum(0.0, above - policy.threshold))
-    assert kept[above > policy.threshold].mean() <= TARGETS.kept
+    assert kept[above > policy.threshold].mean() <= 0.25
 
 
 def test_without_twins_and_borderline_answers_ordinary_ones_decide():
