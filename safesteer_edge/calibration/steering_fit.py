@@ -166,7 +166,7 @@ _OPENING_SHARE: Final = 0.9
 # τ: what nine of ten tokens of answers to the harmless twins of harmful requests stay below.
 _CALM_SHARE: Final = 0.9
 _THRESHOLDS: Final = (0.05, 0.5)
-# λ: the mean chance that is left to a harmful answer's token above τ. Less of it makes nonsense: where
+# λ: the mean chance that is left to a harmful answer's token above τ. Less makes nonsense: where
 # the score alone decides, no token is one that the model would say.
 _KEPT: Final = 0.25
 _HIGHEST_START: Final = 0.999  # of the risk limit: it must be below
