@@ -238,16 +238,19 @@ class PolicyChoice:
         }
 
 
-def choose_policy(scores: AnswerScores, targets: FalseAlarmTargets) -> PolicyChoice:
+def choose_policy(
+    scores: AnswerScores, targets: FalseAlarmTargets, *, keeps: GuardPolicy | None = None
+) -> PolicyChoice:
     """Choose τ, λ and the rule of refusals within the allowed false alarms.
 
     τ: the smallest that touches no more ordinary, and borderline, answers than allowed. λ: the
     smallest tried that leaves harmful tokens the wanted chance. Refusals: of what reaches the
     wanted residual, the setting with the fewest benign refusals; else the least residual.
+    keeps: nothing is chosen: what this policy does to the answers is worked out.
     """
     names = ("ordinary", "borderline", "harmless_twins", "harmful")
     tables = {name: AnswerTable(getattr(scores, name)) for name in names}
-    threshold = _threshold(tables, targets)
+    threshold = _threshold(tables, targets) if keeps is None else keeps.hard_threshold
     strengths = strength_curve(scores.harmful, scores.ordinary, threshold)
     base = GuardPolicy(
         strength=_strength(strengths, targets.kept),
@@ -260,24 +263,28 @@ def choose_policy(scores: AnswerScores, targets: FalseAlarmTargets) -> PolicyCho
         risk_gain=1.0,
         conversation_carry=0.25,
     )
-    tried = [
-        _within_targets(
-            replace(
-                base,
-                risk_decay=decay,
-                risk_min_steps=min_steps,
-                prompt_weight=weight,
-                answer_prior=prior,
-            ),
-            hard_share,
-            risk_share,
-            tables,
-            targets,
-        )
-        for hard_share, risk_share, decay, min_steps, weight, prior in itertools.product(
-            _HARD_SHARES, _RISK_SHARES, _DECAYS, _MIN_STEPS, _PROMPT_WEIGHTS, _ANSWER_PRIORS
-        )
-    ]
+    tried = (
+        [keeps]
+        if keeps
+        else [
+            _within_targets(
+                replace(
+                    base,
+                    risk_decay=decay,
+                    risk_min_steps=min_steps,
+                    prompt_weight=weight,
+                    answer_prior=prior,
+                ),
+                hard_share,
+                risk_share,
+                tables,
+                targets,
+            )
+            for hard_share, risk_share, decay, min_steps, weight, prior in itertools.product(
+                _HARD_SHARES, _RISK_SHARES, _DECAYS, _MIN_STEPS, _PROMPT_WEIGHTS, _ANSWER_PRIORS
+            )
+        ]
+    )
     shares = [
         RefusedShares(**{name: _refused_share(table, policy) for name, table in tables.items()})
         for policy in tried

@@ -30,7 +30,7 @@ from safesteer_edge.calibration.probe_calibration import (
 )
 from safesteer_edge.calibration.report import bundle_report
 from safesteer_edge.calibration.settings import n_needed, smallest_ordinary
-from safesteer_edge.calibration.steering_fit import with_steering
+from safesteer_edge.calibration.steering_fit import choose_openings, with_steering
 from safesteer_edge.errors import BundleError, RequestDataError
 from safesteer_edge.formats.model_file import ModelInfo
 from safesteer_edge.formats.version import VERSION
@@ -76,6 +76,7 @@ class RecalibrationSettings:
 
     replayed: what the result is measured on; no request is in both. name: of the new bundle.
     keeps_scores: the probe's file stays as it is, instead of being set right by a line.
+    keeps_limits: so do the bundle's limits; only how answers are steered is decided.
     """
 
     bundle: Path
@@ -86,6 +87,7 @@ class RecalibrationSettings:
     name: str
     n_tokens: int = N_TOKENS
     keeps_scores: bool = False
+    keeps_limits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +132,9 @@ def recalibrate(folder: Path, settings: RecalibrationSettings, progress: Progres
             found = decide(
                 answers,
                 targets,
-                keeps_scores=settings.keeps_scores,
+                keeps_scores=settings.keeps_scores or settings.keeps_limits,
                 keeps_prompts=bundle.prompt_probe is not None,
-                steers=bundle.policy.retries > 0,
+                limits=bundle.policy if settings.keeps_limits else None,
             )
             replayed = scored(settings.replayed, progress, what="test answers")
             before, after = (
@@ -145,6 +147,10 @@ def recalibrate(folder: Path, settings: RecalibrationSettings, progress: Progres
                 )
             )
             parts = _parts(bundle, settings, found, answers, after, runtime)
+        if not parts.openings:
+            openings, trial = choose_openings(session, settings.requests, progress)
+            figures = {**parts.figures, "openings": trial}
+            parts = replace(parts, openings=openings, figures=figures)
         norms = measure_prompt_states(session, layers).residual_norms
         write_bundle(folder, replace(parts, residual_norms=norms, reports=bundle_report(parts)))
         return Recalibrated(folder, found, before, after, bundle.policy.threshold)
@@ -166,12 +172,12 @@ def decide(
     *,
     keeps_scores: bool = False,
     keeps_prompts: bool = False,
-    steers: bool = False,
+    limits: GuardPolicy | None = None,
 ) -> Recalibration:
     """The line, and the policy of the scores that it gives.
 
     keeps_scores: the line changes none. keeps_prompts: it changes none of prompts.
-    steers: the policy takes answers back and steers them anew.
+    limits: those of this policy stay; None: they are chosen.
     Raises RequestDataError or ProbeFileError where the answers decide nothing.
     """
     _check_enough(sum(answer.label == "ordinary" for answer in answers), targets)
@@ -185,9 +191,7 @@ def decide(
     scores = AnswerScores.of(
         (answer.label, answer.complies, answer.trajectory) for answer in rescale.answers(answers)
     )
-    choice = choose_policy(scores, targets)
-    if steers:
-        choice = with_steering(choice, scores, targets)
+    choice = with_steering(choose_policy(scores, targets, keeps=limits), scores, targets)
     return Recalibration(rescale, choice, targets)
 
 

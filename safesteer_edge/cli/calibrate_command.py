@@ -46,6 +46,8 @@ def run(options: argparse.Namespace) -> int:
             )
     if options.probe is not None:
         return _calibrate_probe(options)
+    if options.keep_limits and options.source_bundle is None:
+        raise SettingsError("--keep-limits keeps those of a bundle; name it with --from")
     if options.layers:
         raise SettingsError("--layers says what a probe of --probe reads; leave it out without one")
     if options.source_bundle is not None:
@@ -162,6 +164,8 @@ def _recalibrate(options: argparse.Namespace, source: Path, *, keeps_scores: boo
     from safesteer_edge.session.choice import choose_model
 
     flag = "--probe" if keeps_scores else "--from"
+    if keeps_scores and options.keep_limits:
+        raise SettingsError("--probe brings a probe without limits; leave out --keep-limits")
     if options.audio or options.mmproj is not None:
         raise SettingsError(f"{flag} sets a guard by text alone; leave out --audio and --mmproj")
     for name, why in _NOT_WITH_FROM.items():
@@ -181,6 +185,7 @@ def _recalibrate(options: argparse.Namespace, source: Path, *, keeps_scores: boo
         replayed=replay_requests(),
         name=options.name or path.stem,
         keeps_scores=keeps_scores,
+        keeps_limits=options.keep_limits,
     )
 
     def make(folder: Path) -> Path:
@@ -280,6 +285,11 @@ CALIBRATE = Command(
             Path,
             metavar="BUNDLE",
             dest="source_bundle",
+        ),
+        Argument(
+            "--keep-limits",
+            "with --from: leave probe and limits as they are; decide how answers are steered",
+            action="store_true",
         ),
         Argument(
             "--probe",
