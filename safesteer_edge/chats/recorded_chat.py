@@ -112,6 +112,13 @@ class RecordedChat:
         self.session.restore(chat.messages(chat.log.branch(head)))
         chat.add(HeadMoved(head))
 
+    def take_back(self, entry_id: str) -> None:
+        """Go on from before a question; it and what followed stay on a branch of their own."""
+        chat = self._need_chat()
+        before = _branch_before(chat.log, chat.log.entry(entry_id))
+        self.session.restore(chat.messages(before))
+        chat.add(HeadMoved(before[-1].id if before else None))
+
     def close(self) -> None:
         """Close the chat's file; the session stays open. Idempotent."""
         chat, self._chat = self._chat, None

@@ -27,7 +27,6 @@ from safesteer_edge.tui.commands.conversation import resume
 from safesteer_edge.tui.commands.setting import applied, theme_named
 from safesteer_edge.tui.commands.table import COMMANDS
 from safesteer_edge.tui.engine_thread import EngineThread, SessionOpener, Told, TurnDone
-from safesteer_edge.tui.screens.boxes import FirstRunScreen
 from safesteer_edge.tui.screens.chat_screen import ChatScreen
 from safesteer_edge.tui.screens.compare_screen import COMPARISON_TURNS, CompareScreen
 from safesteer_edge.tui.screens.models_screen import ModelRow, known_models
@@ -133,8 +132,6 @@ class ChatApp(App[None]):
                     number, partial(self.exit, return_code=128 + number)
                 )
         self.push_screen(self.chat)
-        if self.options.is_first_run:
-            self.push_screen(FirstRunScreen())
         if self.options.chat_id is not None or self.options.question:
             self.chat.call_after_refresh(self._begin)
 

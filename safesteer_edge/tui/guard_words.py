@@ -88,6 +88,17 @@ def live_figures(turn: ShownTurn, decode_s: float, n_ctx: int | None) -> str:
     return " · ".join(parts)
 
 
+def size_for_people(size_bytes: int | None) -> str:
+    """In GiB, MiB or KiB; empty if nobody knows."""
+    if size_bytes is None:
+        return ""
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB")):
+        if size_bytes >= unit:
+            size = size_bytes / unit
+            return f"{size:.1f} {name}" if size < 10 else f"{size:.0f} {name}"
+    return f"{-(-size_bytes // 1024)} KiB"
+
+
 def context_used(n_tokens: int, n_ctx: int) -> str:
     return f"context {100 * n_tokens / n_ctx:.0f} %"
 

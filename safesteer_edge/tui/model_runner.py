@@ -171,6 +171,7 @@ class ModelRunner:
             screen.show_in_inspector(turn)
         screen.show_state()
         screen.set_timer(_READING_S, collect_now)
+        await (screen.send_queued() if turn.error is None else screen.unqueue())
 
     async def _paint(self, number: int) -> None:
         """Show a turn's events as they come, in frames, until it is over."""

@@ -75,7 +75,7 @@ def test_a_chat_is_renamed_and_deleted_only_after_asking(store: ChatStore):
             await driver.send("first question")
             await driver.ready()
             await driver.press("ctrl+n")
-            await driver.sees("Ask about text or a picture")
+            await driver.sees("Type a question below")
             await driver.press("f2")
             await driver.sees("first question")
             await driver.press("ctrl+t")

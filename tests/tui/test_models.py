@@ -82,6 +82,24 @@ def test_what_is_not_installed_says_how_to_install_it():
     driven(test())
 
 
+def test_the_list_of_models_is_filtered_as_one_types():
+    async def test():
+        model = ScriptedModel()
+        async with opened(model, model_lister=lambda: ROWS) as driver:
+            await driver.sees("ready")
+            await driver.press("f3")
+            await driver.sees("98 MiB")
+            await driver.type("anoth")
+            await driver.sees_no("Bare One")
+            await driver.sees("2.0 GiB")
+            await driver.press("x")
+            await driver.sees("no model matches")
+            await driver.press("backspace", "enter")
+            await driver.sees("other Q4_1")
+
+    driven(test())
+
+
 def test_one_question_is_answered_with_and_without_the_guard():
     async def test():
         model = ScriptedModel()

@@ -227,7 +227,7 @@ def test_a_long_paste_waits_for_the_model_and_is_not_sent_if_it_was_changed_mean
         async with opened(model) as driver:
             await paste(driver, "line\n" * 30)
             await driver.press("enter", "enter")
-            await driver.sees("sent when the model is loaded")
+            await driver.sees("will be sent once the model has loaded")
             if is_changed:
                 await driver.type("!")
             gate.set()

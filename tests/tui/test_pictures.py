@@ -66,6 +66,28 @@ def test_a_picture_is_chosen_asked_about_and_shown(picture: Path, monkeypatch: p
     driven(test())
 
 
+def test_the_picker_shows_sizes_and_filters_as_one_types(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name, n_bytes in (("apples.txt", 3 << 10), ("pears.txt", 5 << 20), ("plums.md", 10)):
+        (tmp_path / name).write_bytes(b"a" * n_bytes)
+
+    async def test():
+        async with opened() as driver:
+            await driver.press("ctrl+o")
+            await driver.sees("apples.txt  3 KiB")
+            await driver.sees("pears.txt  5.0 MiB")
+            await driver.type("plu")
+            await driver.sees_no("pears.txt")
+            await driver.sees_no("▣ apples.txt")
+            await driver.sees("plums.md")
+            await driver.press("enter")
+            await driver.sees("plums.md ×")
+
+    driven(test())
+
+
 @pytest.mark.parametrize("form", ["{}", "'{}'", '"{}"', "{escaped}", "file://{url}"])
 def test_a_dropped_path_is_attached_in_any_form(picture: Path, form: str):
     text = form.format(

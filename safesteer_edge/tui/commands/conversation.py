@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from safesteer_edge.errors import InputError
+from safesteer_edge.formats.display_text import strip_control_characters
+from safesteer_edge.formats.user_folders import user_config_folder
 from safesteer_edge.guard.policy import GUARD_MODES, GuardMode
 from safesteer_edge.session.protocol import SessionInfo, TurnSettings
 from safesteer_edge.tui.attached_files import sorted_by_kind
@@ -101,6 +103,18 @@ async def edit(chat: Chat, argument: str) -> None:
     chat.put_back(turn.question)
 
 
+async def undo(chat: Chat, _argument: str) -> None:
+    """Take the last question and its answer back; the chat's file keeps them."""
+    turn = chat.state.numbered("")
+    chat.refuse_while_answering()
+    recorded = turn.question_id
+    if recorded is not None:
+        await chat.do(lambda chat: chat.take_back(recorded))
+    chat.state.cut_from(turn)
+    await chat.show_chat()
+    chat.say("took back the last question and its answer")
+
+
 async def continue_answer(chat: Chat, _argument: str) -> None:
     turn = chat.state.numbered("")
     chat.refuse_while_answering()
@@ -121,6 +135,26 @@ async def _ask(chat: Chat, turn: ShownTurn, replaced: ShownTurn | None) -> None:
     )
     await chat.run_turn(turn, in_place_of=in_place_of)
     chat.show_state()
+
+
+def saved_prompt(argument: str) -> str:
+    """The text of `NAME.txt` or `NAME.md` in the folder of prompts, and what was typed behind NAME.
+
+    Raises InputError that names those that there are.
+    """
+    folder = user_config_folder() / "prompts"
+    files = {path.stem: path for path in folder.glob("*") if path.suffix in (".txt", ".md")}
+    name, _, rest = argument.partition(" ")
+    if name not in files:
+        known = f"your prompts: {', '.join(sorted(files))}" if files else "there are none yet"
+        problem = f"there is no prompt {name!r}" if name else "give a name: /prompt NAME"
+        raise InputError(f"{problem}; {known} (text files in {str(folder)!r})")
+    path = files[name]
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read prompt {str(path)!r}: {error}; save it as UTF-8") from error
+    return f"{strip_control_characters(text).strip()} {rest}".strip()
 
 
 # -- what goes with the next message ---------------------------------------------------------------

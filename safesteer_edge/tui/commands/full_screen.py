@@ -68,6 +68,7 @@ async def new(screen: ChatScreen, _argument: str) -> None:
     if not screen.state.turns:
         screen.action_focus_composer()
         return
+    await screen.unqueue()
     screen.runner.leave()
     screen.state.begin_new()
     await screen.show_chat()
@@ -84,10 +85,15 @@ async def chats(screen: ChatScreen, argument: str) -> None:
 
     def chosen(chat_id: str | None) -> None:
         if chat_id is not None:
-            screen.runner.leave()
-            screen.in_background(conversation.resume(screen, chat_id))
+            screen.in_background(_reopen(screen, chat_id))
 
     screen.app.push_screen(ChatsScreen(store, screen, argument), chosen)
+
+
+async def _reopen(screen: ChatScreen, chat_id: str) -> None:
+    await screen.unqueue()
+    screen.runner.leave()
+    await conversation.resume(screen, chat_id)
 
 
 async def attach(screen: ChatScreen, argument: str) -> None:
@@ -102,6 +108,12 @@ async def attach(screen: ChatScreen, argument: str) -> None:
             screen.in_background(screen.attach([path]))
 
     screen.app.push_screen(PicturePicker(Path.cwd()), chosen)
+
+
+async def prompt(screen: ChatScreen, argument: str) -> None:
+    """Put a saved prompt into the input, to be completed and sent."""
+    screen.composer.replace_text(conversation.saved_prompt(argument))
+    screen.action_focus_composer()
 
 
 # -- another model ---------------------------------------------------------------------------------

@@ -93,6 +93,10 @@ async def attach(chat: PlainChat, argument: str) -> None:
     chat.say(f"attached {path.name}; it goes with the next message")
 
 
+async def prompt(chat: PlainChat, argument: str) -> None:
+    await conversation.send(chat, conversation.saved_prompt(argument))
+
+
 async def detach(chat: PlainChat, argument: str) -> None:
     await conversation.detach(chat, argument)
     chat.say(f"attached: {', '.join(path.name for path in chat.state.attachments) or 'nothing'}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
@@ -17,6 +18,7 @@ from textual.widgets import OptionList, Static, TextArea
 from safesteer_edge.chats.recorded_chat import RecordedChat
 from safesteer_edge.errors import InputError, MediaError, PromptTooLongError, SafeSteerError
 from safesteer_edge.formats.display_text import strip_control_characters
+from safesteer_edge.session.protocol import Document
 from safesteer_edge.tui.attached_files import (
     ClipboardPictures,
     check_attachable,
@@ -56,7 +58,16 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 _NUMBERED = ("edit", "regenerate", "fork")  # commands that take a turn's number
 _INPUT_HINTS = "Enter sends · Ctrl+J new line · {attach} file · / commands"
-_EDIT_HINTS = "Enter sends it again, in place of what followed · {interrupt} leaves it as it was"
+_EDIT_HINTS = "Enter asks again and replaces what followed · {interrupt} cancels"
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    """A message that is sent when the answer before it is over. typed: pastes folded."""
+
+    typed: str
+    attachments: tuple[Path, ...]
+    named: tuple[Document, ...]
 
 
 class ChatScreen(Screen[None]):
@@ -90,6 +101,7 @@ class ChatScreen(Screen[None]):
         & #problem {
             display: none; height: auto; border: round $error; margin: 0 1; padding: 0 1;
         }
+        & #queued { display: none; height: auto; max-height: 4; padding: 0 2; color: $warning; }
         & #input-area { height: auto; padding: 0 1; }
         &.-monitor Composer { border: heavy $warning; border-title-color: $warning; }
         &.-off Composer { border: double $error; border-title-color: $error; }
@@ -107,17 +119,19 @@ class ChatScreen(Screen[None]):
         self.model_lister = options.model_lister
         self.runner = ModelRunner(self)
         self._clipboard_pictures = ClipboardPictures()
-        self._welcome, self._top = Welcome(), TopBar()
+        self._welcome, self._top = Welcome(is_first_run=options.is_first_run), TopBar()
         self.transcript = Transcript(show_images=options.show_images, empty=self._welcome)
         self.inspector, self.composer = Inspector(id="inspector"), Composer()
         self.risk, self.status = RiskLine(), StatusBar()
         self._problem, self._completions = Static(id="problem"), Completions()
+        self._queue: list[_Queued] = []
+        self._queued = Static(id="queued")
         self._attachments = AttachmentBar()
 
     def compose(self) -> ComposeResult:
         yield self._top
         yield Horizontal(self.transcript, self.inspector, id="body")
-        yield from (self._problem, self.risk, self._completions, self._attachments)
+        yield from (self._problem, self.risk, self._queued, self._completions, self._attachments)
         yield Vertical(self.composer, id="input-area")
         yield self.status
 
@@ -129,6 +143,24 @@ class ChatScreen(Screen[None]):
 
     async def on_submitted(self, message: Submitted) -> None:
         await self._attempt(self._submit(message.text))
+
+    async def send_queued(self) -> None:
+        """Send the first message that waits, if any, with the files that it was written with."""
+        if not self._queue or self.runner.turn is not None:
+            return
+        queued, state = self._queue.pop(0), self.state
+        self._show_queue()
+        later, later_named = list(state.attachments), state.named
+        state.attachments[:], state.named = queued.attachments, queued.named
+        await self._attempt(self._submit(queued.typed, was_queued=True))
+        if later:
+            state.attachments += later
+            state.named += later_named
+            await self.show_attachments()
+
+    async def unqueue(self) -> None:
+        """Put all that waits back into the input: the chat it was written for does not go on."""
+        await self._unqueue(list(self._queue))
 
     async def on_turn_action(self, message: TurnAction) -> None:
         turn, action = message.turn, message.action
@@ -154,8 +186,10 @@ class ChatScreen(Screen[None]):
             await self.action_command(name)
 
     async def action_interrupt(self) -> None:
-        """Escape: stop the answer, else leave what is open."""
-        if self.runner.turn is not None:
+        """Escape: take back what waits, else stop the answer, else leave what is open."""
+        if self._queue:
+            await self._unqueue(self._queue[-1:])
+        elif self.runner.turn is not None:
             self.engine.cancel()
             self.status.show_state("■ stopping")
         elif self.state.edited is not None:
@@ -202,7 +236,7 @@ class ChatScreen(Screen[None]):
 
     # -- sending ----------------------------------------------------------------------------------
 
-    async def _submit(self, typed: str) -> None:
+    async def _submit(self, typed: str, *, was_queued: bool = False) -> None:
         """Do what Enter in the input means. Raises SafeSteerError; what was typed stays then."""
         composer = self.composer
         command, argument = parse_command(typed) or (None, "")
@@ -218,11 +252,45 @@ class ChatScreen(Screen[None]):
         text, paths = split_media_paths(typed, typed=True)  # a folded paste names no files
         require_files(paths)
         text = composer.whole(text)
-        if is_long(text):
-            work = self._send_if_it_fits(typed, text, paths)
+        if self.runner.turn is not None and (
+            text.strip() or (self.state.attachments and not paths)
+        ):
+            await self._enqueue(typed)
+        elif is_long(text):
+            work = self._send_if_it_fits(typed, text, paths, was_queued=was_queued)
             self.run_worker(self._attempt(work), group="send", exclusive=True)
         else:
             await self._send(typed, text, paths)
+
+    async def _enqueue(self, typed: str) -> None:
+        """Let a message wait for the end of the answer that is being written."""
+        state = self.state
+        self._queue.append(_Queued(typed, tuple(state.attachments), state.named))
+        self.composer.remember(typed)
+        self.composer.text = ""
+        state.attachments.clear()
+        await self.show_attachments()
+        self._show_queue()
+
+    async def _unqueue(self, messages: list[_Queued]) -> None:
+        """Put messages that wait back into the input, before what is typed there."""
+        if not messages:
+            return
+        state, typed = self.state, [each.typed for each in messages]
+        self._queue = [each for each in self._queue if each not in messages]
+        self.composer.replace_text("\n".join(filter(None, [*typed, self.composer.text])))
+        files = [path for each in messages for path in each.attachments]
+        state.attachments[:0] = [path for path in files if path not in state.attachments]
+        await self.show_attachments()
+        self._show_queue()
+
+    def _show_queue(self) -> None:
+        key = self.key_labels["interrupt"]
+        lines = [f"queued: {' '.join(each.typed.split()) or 'attachments'}" for each in self._queue]
+        if lines:
+            lines.append(f"sent when this answer is finished · {key} takes it back")
+        self._queued.update(Content(strip_control_characters("\n".join(lines))))
+        self._queued.display = bool(lines)
 
     async def _send(self, typed: str, text: str, paths: list[Path]) -> None:
         composer = self.composer
@@ -231,7 +299,8 @@ class ChatScreen(Screen[None]):
             if not text.strip() and not self.state.attachments:
                 return
             self.refuse_while_answering()
-        composer.text = ""
+        if composer.text == typed:  # else it waited, and the next one is being typed
+            composer.text = ""
         try:
             await self.attach(paths)  # may take its time, and typing goes on
         except SafeSteerError:
@@ -241,7 +310,9 @@ class ChatScreen(Screen[None]):
             composer.remember(typed)
             await conversation.send(self, text.strip())
 
-    async def _send_if_it_fits(self, typed: str, text: str, paths: list[Path]) -> None:
+    async def _send_if_it_fits(
+        self, typed: str, text: str, paths: list[Path], *, was_queued: bool
+    ) -> None:
         """Send a long message once its tokens are counted, if it is still there to be sent.
 
         In a worker: the model may be loading, and the person goes on typing.
@@ -249,7 +320,7 @@ class ChatScreen(Screen[None]):
         state = self.state
         self.refuse_while_answering()
         if state.info is None:
-            self.say("this is sent when the model is loaded and has counted its tokens")
+            self.say("this will be sent once the model has loaded and checked its length")
         in_place_of = state.recorded_from(state.edited) if state.edited is not None else None
         system = state.system
 
@@ -260,9 +331,11 @@ class ChatScreen(Screen[None]):
         try:
             await self.do(check)
         except PromptTooLongError as error:
+            if was_queued:
+                self.composer.replace_text("\n".join(filter(None, [typed, self.composer.text])))
             self._offer_to_shorten(str(error))
             return
-        if self.composer.text == typed:
+        if was_queued or self.composer.text == typed:
             self.refuse_while_answering()
             await self._send(typed, text, paths)
 

@@ -135,40 +135,52 @@ class RiskLine(Static):
 
 # -- what an empty chat shows ----------------------------------------------------------------------
 
-_LINES = (
-    ("Ask about text or a picture.", "Type below, and press Enter."),
-    ("attach", "attach a picture, a PDF or a text; or drop, paste or type its path"),
-    ("chats", "your chats"),
-    ("models", "models: the built-in one is small and often wrong"),
-    ("settings", "settings: how strict the guard is, how words are drawn"),
+_FIRST_RUN = (
+    "This is a chat with an AI model that runs on your computer. Nothing you type leaves it. "
+    "While the model writes, a guard checks every word and steers away from harmful ones. The "
+    "guard can miss things.",
+    "The built-in model shows how everything works. It is tiny: it writes fluently and is often "
+    "wrong. Press {models} to see better models.",
+)
+_KEYS = (
+    ("attach", "attach a file (you can also drop it here, or type its path)"),
+    ("chats", "your earlier chats"),
+    ("models", "choose a model"),
+    ("settings", "settings"),
     ("help", "all keys and commands"),
 )
 
 
 class Welcome(Vertical):
-    """A few lines, in the middle."""
+    """A few lines, in the middle; on the first run, what this is as well."""
 
     DEFAULT_CSS = """
     Welcome {
-        height: 100%; align: center middle;
-        & Static { width: auto; }
+        height: auto; min-height: 100%; align: center middle;
+        & Static { width: auto; max-width: 70; margin: 0 1 1 1; }
         & .name { text-style: bold; color: $primary; }
-        & .lines { margin: 1 0 0 0; color: $foreground 80%; }
+        & .lines { color: $foreground 80%; }
     }
     """
 
+    def __init__(self, *, is_first_run: bool) -> None:
+        super().__init__()
+        self._intro = _FIRST_RUN if is_first_run else ()
+
     def compose(self) -> ComposeResult:
         yield Static(Content("◆ SafeSteer Edge"), classes="name")
+        yield from (Static(classes="intro") for _ in self._intro)
         yield Static(classes="lines")
 
     def show_keys(self, labels: Mapping[str, str]) -> None:
         """Say what to do, and by which keys. labels: of the commands' keys."""
-        head, *rest = _LINES
-        lines = [Content(f"{head[0]} {head[1]}"), Content("")]
-        width = max(7, *(len(labels[name]) for name, _ in rest))
+        for part, text in zip(self.query(".intro").results(Static), self._intro, strict=True):
+            part.update(Content(text.format_map(labels)))
+        width = max(len(labels[name]) for name, _ in _KEYS)
+        lines = [Content("Type a question below and press Enter."), Content("")]
         lines += [
             Content.styled(f"{labels[name]:>{width}}", "bold") + Content(f"  {text}")
-            for name, text in rest
+            for name, text in _KEYS
         ]
         self.query_one(".lines", Static).update(Content("\n").join(lines))
 
