@@ -173,7 +173,7 @@ class ChatApp(App[None]):
         elif key.startswith("keys."):
             self._use_keys(settings)
         elif key.startswith("model."):
-            self.notify("the model settings apply from the next start on", markup=False)
+            self.notify("model settings take effect the next time you start", markup=False)
         self.chat.show_state()
 
     def _use_keys(self, settings: UserSettings) -> None:
@@ -185,7 +185,7 @@ class ChatApp(App[None]):
         if self.chat.runner.turn is not None:
             self.engine.cancel()
         else:
-            self.notify("Ctrl+Q leaves", markup=False)
+            self.notify("press Ctrl+Q to quit", markup=False)
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """The menu (Ctrl+P): every slash command; those that need more go into the input."""

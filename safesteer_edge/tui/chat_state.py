@@ -57,7 +57,7 @@ class ChatState:
         if not text:
             return self.turns[-1]
         if not text.isdecimal() or not 1 <= int(text) <= len(self.turns):
-            raise InputError(f"question {text!r}; expected a number from 1 to {len(self.turns)}")
+            raise InputError(f"there is no question {text!r}; choose 1 to {len(self.turns)}")
         return self.turns[int(text) - 1]
 
     def begin_new(self) -> None:
@@ -104,7 +104,7 @@ class ChatState:
     def to_compare(self, question: str) -> tuple[ShownTurn, list[ChatMessage]]:
         """A question, or the last one again, and the conversation that it is asked in."""
         if self.info is None or self.info.bundle is None:
-            raise InputError("there is no guard to compare with; load a guarded model (/models)")
+            raise InputError("there is no guard to compare with; choose a model that has one")
         turn = ShownTurn(question) if question else self.numbered("")
         before = self.turns if question else self.turns[:-1]
         return turn, messages_of(self.system, before)

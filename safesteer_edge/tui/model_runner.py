@@ -107,7 +107,7 @@ class ModelRunner:
     async def told(self, told: Told) -> None:
         screen, state = self._screen, self._state
         if isinstance(told, NotSaved):
-            screen.complain(f"this chat is not saved: {told.problem}")
+            screen.complain(f"this chat is not being saved: {told.problem}")
             return
         if isinstance(told, TurnDone):
             await self._turn_done(told)
@@ -122,7 +122,7 @@ class ModelRunner:
                 state.title, state.chat_id = "", None
                 screen.run_worker(screen.show_chat())
                 screen.complain(
-                    "a new chat begins, since this model cannot go on with the last: "
+                    "started a new chat, because this model cannot continue the last one: "
                     f"{told.chat_left}"
                 )
         else:
@@ -145,7 +145,7 @@ class ModelRunner:
             self._show_risk(turn)
         elif view is not None:
             key = screen.key_labels["interrupt"]
-            view.show_waiting(f"waiting for the model …   {key} takes the question back")
+            view.show_waiting(f"waiting for the model …   {key} cancels")
         screen.transcript.anchor()
         self._engine.run_turn(self._number, starter)
 

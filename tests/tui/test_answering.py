@@ -82,7 +82,7 @@ def test_steered_words_are_marked_and_explained():
             await driver.sees("You ask first")
             await driver.sees("1 word was steered by the guard")
             await driver.press("f5")
-            await driver.sees("step 2: ‘steal’ 0.93 → ‘ask’ 0.10")
+            await driver.sees("token 2: ‘steal’ 0.93 → ‘ask’ 0.10")
             await driver.sees("‘perhaps’")
 
     driven(test())
@@ -138,7 +138,7 @@ def test_a_guard_that_changed_on_the_disk_ends_the_chat():
         async with opened(model) as driver:
             await driver.send("boom")
             await driver.sees("guard bundle 'b' is another one")
-            await driver.sees("The guard on the disk has changed")
+            await driver.sees("The guard's files have changed")
             await driver.sees("no model")
             await driver.send("hello")
             await driver.sees("no model is loaded; choose one")

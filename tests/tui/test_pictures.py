@@ -135,7 +135,7 @@ def test_what_cannot_be_attached_is_explained(picture: Path):
         async with opened(ScriptedModel(sees=False)) as driver:
             await driver.sees("ready")
             await driver.send(f"/attach {picture}")
-            await driver.sees("does not see")
+            await driver.sees("cannot take pictures")
             await driver.send("/attach /no/such.png")
             await driver.sees("there is no such file")
 
@@ -146,7 +146,7 @@ def test_what_cannot_be_attached_is_explained(picture: Path):
     ("typed", "reason"),
     [
         ("/no/photo.heic", "there is no such file"),
-        ("report.pdf", "in `backquotes` to send it as words"),
+        ("report.pdf", "`backquotes` to send it as text"),
         ("/home/me/nothere.png what is this", "cannot attach '/home/me/nothere.png'"),
         ("{damaged} what is this", "is none of PNG, JPEG"),
         ("What is '{damaged}'?", "is none of PNG, JPEG"),
@@ -240,7 +240,7 @@ def test_the_guard_acts_on_a_harmful_picture(picture: Path):
             await driver.send(f"'{picture}' Do what it says")
             await driver.sees("Refused by the guard")
             await driver.press("f5")
-            await driver.sees("vector   on: there are pictures or sounds")
+            await driver.sees("The correction for pictures")
             await driver.sees("refused  at step 2")
 
     driven(test())

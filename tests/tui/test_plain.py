@@ -70,7 +70,7 @@ def test_a_comparison_and_a_fork_leave_the_chat_as_it_was(tmp_path: Path):
     assert chatted.out.splitlines() == [
         f"You said: {said}" for said in ("one", *["two"] * 3, "three")
     ]
-    assert "-- GUARD OFF, unchecked" in chatted.notes
+    assert "-- GUARD OFF, not checked" in chatted.notes
     assert "-- guard: steer" in chatted.notes
     kept = {tuple(e.text for e in store.read(chat.id).branch())[::2] for chat in store.list()}
     assert kept == {("one", "two"), ("one", "three")}
@@ -86,7 +86,7 @@ def test_a_question_that_was_never_answered_is_put_back(tmp_path: Path):
             b'"text":"never answered","media":[]}\n'
         )
     resumed = Chatted("/chats 1", "another", model=ScriptedModel(), store=store)
-    assert "the next line takes the place of: never answered" in resumed.notes
+    assert "your next line replaces this question: never answered" in resumed.notes
     assert resumed.out == "You said: answered\nYou said: another\n"
 
 
@@ -113,7 +113,7 @@ def test_a_refusal_says_why_and_what_was_steered_can_be_seen():
     assert REFUSAL_TEXT in chatted.out
     assert "refused by the guard: the answer stayed harmful" in chatted.notes
     assert "1 word was steered by the guard" in chatted.notes
-    assert "step 2: ' steal' (0.93) became ' ask' (0.10)" in chatted.notes
+    assert "token 2: ' steal' (0.93) became ' ask' (0.10)" in chatted.notes
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_refusal_says_why_and_what_was_steered_can_be_seen():
         ("/strength nan", "strength is nan"),
         ("/threshold nan", "threshold is nan"),
         ("/temperature nan", "temperature is nan"),
-        ("/models", "/models needs the full screen"),
+        ("/models", "/models works only in the full-screen chat"),
         ("/continue", "there is no answer yet"),
         ("/fork", "there is no answer yet"),
         ("/copy", "there is no answer to copy yet"),

@@ -119,7 +119,7 @@ async def continue_answer(chat: Chat, _argument: str) -> None:
     turn = chat.state.numbered("")
     chat.refuse_while_answering()
     if not turn.can_continue:
-        raise InputError("the last answer is complete; there is nothing to go on with")
+        raise InputError("the last answer is already complete")
     await chat.go_on(turn)
 
 
@@ -169,14 +169,16 @@ async def attach(chat: Chat, argument: str) -> Path:
 async def detach(chat: Chat, argument: str) -> None:
     attachments = chat.state.attachments
     if not attachments:
-        raise InputError("nothing is attached; /attach FILE adds one")
+        raise InputError("nothing is attached; use /attach FILE")
     number = argument or str(len(attachments))
     if argument == "all":
         attachments.clear()
     elif number.isdecimal() and 1 <= int(number) <= len(attachments):
         del attachments[int(number) - 1]
     else:
-        raise InputError(f"attachment {argument!r}; expected 1 to {len(attachments)}, or all")
+        raise InputError(
+            f"there is no attachment {argument!r}; choose 1 to {len(attachments)}, or all"
+        )
     await chat.show_attachments()
 
 
@@ -189,7 +191,7 @@ async def system(chat: Chat, argument: str) -> None:
         chat.say(f"system prompt: {state.system or 'none'}")
         return
     if state.turns:
-        raise InputError("a system prompt can only begin a chat; /new begins one")
+        raise InputError("a chat that has begun keeps its system prompt; start a new one with /new")
     state.system = None if argument in ("none", "off") else argument
     chat.say(f"this chat's system prompt: {state.system or 'none'}")
 
@@ -214,7 +216,7 @@ def _changed(
     if name == "guard":
         mode = _guard_mode(argument, info)
         meaning = MODE_MEANINGS[mode]
-        return replace(settings, guard=mode), f"from the next answer on, {mode}: {meaning}"
+        return replace(settings, guard=mode), f"guard set to {mode} for the next answers: {meaning}"
     if name in ("strength", "threshold"):
         value = None if argument == "default" else _number(name, argument)
         settings = replace(settings, **{name: value})
@@ -222,7 +224,7 @@ def _changed(
             info.policy.tightened(strength=settings.strength, threshold=settings.threshold)
         return settings, f"guard {name} is {_now(name, settings)}"
     if name == "seed" and not argument.isdecimal():
-        raise InputError(f"seed {argument!r}; expected a whole number from 0")
+        raise InputError(f"the seed is a whole number, not {argument!r}")
     value = int(argument) if name == "seed" else _number(name, argument)
     sampling = replace(settings.sampling, **{name: value})
     return replace(settings, sampling=sampling), f"{name} is {argument}"
@@ -231,11 +233,11 @@ def _changed(
 def _guard_mode(text: str, info: SessionInfo | None) -> GuardMode:
     mode = _MODES.get(text)
     if mode is None:
-        raise InputError(f"guard {text!r}; expected one of {', '.join(GUARD_MODES)}")
+        raise InputError(f"there is no guard mode {text!r}; choose one of {', '.join(GUARD_MODES)}")
     if mode != "off" and info is not None and info.bundle is None:
         raise InputError(
-            f"{info.model_name} is loaded without a guard bundle; make one with "
-            "'safesteer-edge calibrate', or choose a guarded model"
+            f"{info.model_name} has no guard; make one with 'safesteer-edge calibrate', or choose "
+            "a model that has one"
         )
     return mode
 
@@ -245,7 +247,7 @@ def _now(name: str, settings: TurnSettings) -> str:
         return f"{settings.guard}: {MODE_MEANINGS[settings.guard]}"
     if name in ("strength", "threshold"):
         value = getattr(settings, name)
-        return "the bundle's own" if value is None else f"{value:g}"
+        return "this guard's default" if value is None else f"{value:g}"
     return f"{getattr(settings.sampling, name):g}"
 
 
@@ -253,7 +255,7 @@ def _number(name: str, text: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise InputError(f"{name} {text!r}; expected a number") from error
+        raise InputError(f"the {name} is a number, not {text!r}") from error
 
 
 def switched(settings: SessionSettings, model: str, guard: GuardMode) -> SessionSettings:
@@ -282,9 +284,9 @@ async def fork(chat: Chat, argument: str) -> None:
     chat.refuse_while_answering()
     end = chat.state.numbered(argument).answer_id
     if end is None:
-        raise InputError("that question has no answer to go on from; choose another")
+        raise InputError("that question has no answer to continue from; choose another")
     await _enter(chat, lambda recorded: recorded.fork(end))
-    chat.say("this is a copy now; the chat it came from stays as it was")
+    chat.say("you are now in a copy; the original chat is unchanged")
 
 
 async def rename(chat: Chat, argument: str) -> None:

@@ -35,7 +35,7 @@ async def thoughts(screen: ChatScreen, _argument: str) -> None:
     turn = screen.state.numbered("")
     view = screen.transcript.view_of(turn)
     if not turn.reasoning or view is None:
-        raise InputError("the model did not think before its last answer")
+        raise InputError("there is no reasoning for the last answer")
     view.action_thoughts()
 
 
@@ -81,7 +81,7 @@ async def chats(screen: ChatScreen, argument: str) -> None:
 
     store = screen.store
     if store is None:
-        raise InputError("chats are not saved; switch saving on in the settings (/settings)")
+        raise InputError("chats are not being saved; turn saving on in /settings")
 
     def chosen(chat_id: str | None) -> None:
         if chat_id is not None:
@@ -141,7 +141,7 @@ async def model(screen: ChatScreen, argument: str) -> None:
     if row is not None and row.path is None:
         raise InputError(f"{argument} is not installed; run: {row.install}")
     if row is None and not argument.endswith(".gguf"):
-        raise InputError(f"unknown model {argument!r}; /models lists them, or give a .gguf file")
+        raise InputError(f"there is no model {argument!r}; see /models, or give a .gguf file")
     _switch_or_ask(screen, argument, has_guard=row is not None and row.has_bundle)
 
 
@@ -155,15 +155,15 @@ def _switch_or_ask(screen: ChatScreen, name: str, *, has_guard: bool) -> None:
 
     def chosen(choice: str | None) -> None:
         if choice == "calibrate":
-            screen.say(f"in a shell, run: safesteer-edge calibrate {name} -o my-guard/")
+            screen.say(f"to make one, run in a shell: safesteer-edge calibrate {name} -o my-guard/")
         elif choice == "off":
             _switch_to(screen, name, guarded=False)
 
     text = (
-        f"No guard was made for {name}. It can be made on this machine; without one, its answers "
-        "are its own, unchecked."
+        f"There is no guard for {name} yet. You can make one on this computer. Without it, answers "
+        "are not checked."
     )
-    choices = (("calibrate", "How to make a guard"), ("off", "Chat with the guard off"))
+    choices = (("calibrate", "How to make a guard"), ("off", "Chat without a guard"))
     screen.app.push_screen(ChoiceScreen("No guard", text, choices), chosen)
 
 

@@ -149,7 +149,7 @@ def parse_command(text: str) -> tuple[SlashCommand, str] | None:
         return None
     near = get_close_matches(name, COMMANDS_BY_NAME, n=1)
     hint = f"did you mean /{near[0]}? " if near else ""
-    raise InputError(f"unknown command {'/' + name!r}; {hint}/help lists them")
+    raise InputError(f"unknown command {'/' + name!r}; {hint}/help lists all commands")
 
 
 def matching_commands(text: str) -> list[SlashCommand]:

@@ -94,14 +94,15 @@ class LineScreen(_Question):
 
 _KEYS = (
     ("Enter", "send"),
-    ("Ctrl+J, Shift+Enter", "new line; a \\ before Enter makes one in any terminal"),
-    ("Esc", "stop the answer; leave what is open"),
-    ("Up, Down", "at the edge of the input: earlier messages"),
-    ("Tab, Shift+Tab", "to the answers above; e r f c i n t a then act on one"),
+    ("Ctrl+J, Shift+Enter", "new line (in any terminal: \\ and then Enter)"),
+    ("Esc", "stop the answer, or close what is open"),
+    ("Up, Down", "earlier messages, from the first or last line of the input"),
+    ("Tab, Shift+Tab", "select an answer; the keys that act on it appear below it"),
     ("Page Up, wheel", "scroll the chat"),
-    ("Ctrl+C", "copy what the mouse selected (Shift selects outside the app)"),
-    ("Ctrl+V, drop", "paste text, a picture or its path; Tab unfolds a long paste"),
-    ("Ctrl+P", "menu of everything"),
+    ("Ctrl+C", "copy the selected text, or stop the answer"),
+    ("Ctrl+V, drop", "paste text, a picture or the path of a file"),
+    ("Ctrl+G", "write the message in your editor ($VISUAL or $EDITOR)"),
+    ("Ctrl+P", "menu of all commands"),
 )
 
 

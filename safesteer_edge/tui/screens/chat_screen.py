@@ -348,7 +348,7 @@ class ChatScreen(Screen[None]):
             elif choice == "discard":
                 composer.remember(composer.text)
                 composer.text = ""
-                self.say("discarded; the Up key brings it back")
+                self.say("discarded; press Up to get it back")
 
         choices = (("edit", "Edit"), ("discard", "Discard"))
         text = f"{why[:1].upper()}{why[1:]}."
@@ -378,7 +378,7 @@ class ChatScreen(Screen[None]):
     def refuse_while_answering(self) -> None:
         if self.runner.turn is not None:
             key = self.key_labels["interrupt"]
-            raise InputError(f"an answer is being written; {key} stops it first")
+            raise InputError(f"wait for the answer to finish, or press {key} to stop it")
 
     def show_state(self) -> None:
         state, guard, labels = self.state, self.state.settings.guard, self.key_labels
@@ -394,7 +394,7 @@ class ChatScreen(Screen[None]):
         is_weak = guard in ("monitor", "off")
         title = f"{MODE_LABELS[guard]}: {MODE_MEANINGS[guard]}" if is_weak else ""
         if uncalibrated:
-            title = " · ".join(filter(None, (title, f"{UNCALIBRATED}: {UNCALIBRATED_MEANING}")))
+            title = title or f"{UNCALIBRATED}: {UNCALIBRATED_MEANING}"
         self.composer.border_title = "Edit the question" if is_editing else title or None
         hints = _EDIT_HINTS if is_editing else _INPUT_HINTS
         self.composer.show_hints(hints.format_map(labels))
@@ -449,7 +449,7 @@ class ChatScreen(Screen[None]):
         problem = self._problem
         problem.update(Content(strip_control_characters(text)))
         problem.border_title = title
-        problem.border_subtitle = f"{self.key_labels['models']} chooses another"
+        problem.border_subtitle = f"{self.key_labels['models']}: choose another model"
         problem.display = bool(text)
 
     def show_in_inspector(self, turn: ShownTurn | None) -> None:

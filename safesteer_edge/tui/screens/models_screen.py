@@ -30,10 +30,10 @@ _LIMIT_S = 30.0
 _FITS = {
     "gpu": ("GPU", "all of it fits on the GPU"),
     "part": ("GPU+", "some layers fit on the GPU"),
-    "yes": ("fits", "fits into memory"),
-    "tight": ("tight", "fits into memory, tightly"),
-    "no": ("too big", "does not fit into memory"),
-    "?": ("?", "nobody knows whether it fits"),
+    "yes": ("fits", "fits in memory"),
+    "tight": ("tight", "only just fits in memory"),
+    "no": ("too big", "does not fit in memory"),
+    "?": ("?", "how much memory it needs is unknown"),
 }
 
 
@@ -160,7 +160,11 @@ class ModelsScreen(ModalScreen[ModelRow | None]):
         if row.problem is not None:
             self.notify(row.problem, severity="error", markup=False)
         elif row.path is None:
-            self.notify(f"not installed; run: {row.install}", severity="warning", markup=False)
+            self.notify(
+                f"not installed; to install it, run: {row.install}",
+                severity="warning",
+                markup=False,
+            )
         else:
             self.dismiss(row)
 
@@ -186,9 +190,9 @@ def _fit_words(row: ModelRow) -> tuple[str, str]:
 
 
 def _about(row: ModelRow) -> Content:
-    guard = "a guard was made for it"
+    guard = "it has a guard"
     if not row.has_bundle:
-        guard = "no guard was made for it: 'safesteer-edge calibrate' makes one"
+        guard = "it has no guard yet (see 'safesteer-edge calibrate')"
     needs = size_for_people(row.fit.needs_bytes)
     needed = f"needs {'about ' if row.path is None else ''}{needs}: " if needs else ""
     lines = [

@@ -14,12 +14,13 @@ from safesteer_edge.guard.events import Candidate, Step
 from safesteer_edge.guard.policy import GuardMode, GuardPolicy
 from safesteer_edge.tui.guard_words import (
     MODE_LABELS,
-    MODE_MEANINGS,
+    NOTICES,
     UNCALIBRATED,
-    UNCALIBRATED_MEANING,
+    notice,
     passages,
-    risk_word,
+    score_lines,
     sparkline,
+    verdict_lines,
 )
 from safesteer_edge.tui.shown_turn import ShownTurn, proposed_by_sampler
 
@@ -117,18 +118,15 @@ class RiskLine(Static):
             return Content(f"reading the prompt …   {stop_key} stops")
         scores = turn.scores[-24:]
         if not scores:
-            words = "answering, unguarded" if turn.guard == "off" else "the guard is looking"
+            words = "answering, unchecked" if turn.guard == "off" else "the guard is checking"
             return Content(f"{words} …   {stop_key} stops")
-        risk = turn.risk or 0.0
-        word = risk_word(risk, limit)
-        style = {"raised": "$text-warning", "near the limit": "bold $text-error"}.get(word, "")
-        parts = [Content("risk "), Content.styled(f"{risk:.2f} {word}", style)]
-        if limit is not None:
-            parts.append(Content(f" (limit {limit:.2f})"))
+        found = notice(turn.risk or 0.0, limit)
+        style = ("", "", "$text-warning", "bold $text-error")[NOTICES.index(found)]
+        parts = [Content("guard: "), Content.styled(found, style)]
         if turn.n_interventions:
             parts.append(Content.styled(f"  ◆ {passages(turn.n_interventions)}", "$text-warning"))
         elif turn.text == "" and turn.guard in ("steer", "refuse"):
-            parts.append(Content("  weighing before showing"))
+            parts.append(Content("  checking before showing"))
         parts.append(Content(f"  {sparkline(scores, 24)}"))
         return Content("").join(parts)
 
@@ -187,7 +185,8 @@ class Welcome(Vertical):
 
 # -- the guard's view of one answer: scores, tokens by heat, interventions, vector -----------------
 
-_MAX_HEAT_STEPS = 600
+_MAX_HEAT_TOKENS = 600
+_MAX_LIVE_TOKENS = 200  # of an answer that streams: all are drawn at each frame
 _MAX_INTERVENTIONS = 50
 _MAX_CANDIDATES = 6
 _SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉"
@@ -209,9 +208,9 @@ class Inspector(VerticalScroll):
     def compose(self) -> ComposeResult:
         for name, heading in (
             ("verdict", "What the guard did"),
-            ("scores", "Harmful score per token"),
-            ("steered", "Steered words"),
-            ("heat", "Tokens by score"),
+            ("scores", "Harm score of each token"),
+            ("steered", "Steered: what the model wanted → what it said"),
+            ("heat", "The answer by score (₅ is 0.5 or more, ◆ steered)"),
         ):
             yield Static(Content(heading), classes="heading", id=f"{name}-heading")
             yield Static(id=name)
@@ -227,14 +226,16 @@ class Inspector(VerticalScroll):
                 self._update(name, Content(""))
         else:
             self.show_live(turn)
-            self._update("heat", heat(turn.steps, turn.policy))
 
     def show_live(self, turn: ShownTurn) -> None:
         """Keep up with a turn that streams; cheap while the panel is hidden."""
         if self.is_shown:
-            self._update("verdict", verdict(turn))
+            lines = strip_control_characters("\n".join(verdict_lines(turn)))
+            self._update("verdict", Content(lines))
             self._update("scores", scores(turn, max(8, (self.size.width or 44) - 4)))
             self._update("steered", interventions(turn))
+            n_tokens = _MAX_HEAT_TOKENS if turn.is_over else _MAX_LIVE_TOKENS
+            self._update("heat", heat(turn.steps[-n_tokens:], turn.policy))
 
     def _update(self, name: str, text: Content) -> None:
         part = self.query_one(f"#{name}", Static)
@@ -243,40 +244,9 @@ class Inspector(VerticalScroll):
 
 
 def scores(turn: ShownTurn, width: int) -> Content:
-    """The harmful scores of an answer as a line, and what they are measured against."""
-    if not turn.scores:
-        return Content("")
-    mean = sum(turn.scores) / len(turn.scores)
-    lines = [f"mean {mean:.2f}   highest {max(turn.scores):.2f}"]
-    if turn.policy is not None:
-        policy = turn.policy
-        lines.append(f"steers above {policy.threshold:.2f}, hard {policy.hard_threshold:.2f}")
-        lines.append(f"strength {policy.strength:.0f}")
-    if turn.prefill is not None and turn.prefill.prompt_score is not None:
-        lines.append(f"the prompt itself {turn.prefill.prompt_score:.2f}")
+    """The harm scores of an answer as a line, and what they are measured against."""
     line = Content.styled(sparkline(turn.scores, width), "$primary")
-    return line + Content("\n" + "\n".join(lines))
-
-
-def verdict(turn: ShownTurn) -> Content:
-    mode = turn.guard
-    lines = [f"{mode}: {MODE_MEANINGS[mode]}"]
-    if turn.is_uncalibrated:
-        lines.append(f"{UNCALIBRATED}: {UNCALIBRATED_MEANING}")
-    if mode != "off":
-        steps = len(turn.steps)
-        lines.append(f"steps    {steps}, {turn.n_interventions} steered")
-        if turn.risk is not None:
-            limit = f", limit {turn.policy.risk_limit:.2f}" if turn.policy is not None else ""
-            lines.append(f"risk     {turn.risk:.2f} at the end{limit}")
-        if turn.prefill is not None:
-            state = "on: there are pictures or sounds" if turn.prefill.vector_active else "off"
-            lines.append(f"vector   {state}")
-    if turn.refusal is not None:
-        lines.append(f"refused  at step {turn.refusal.step}: {turn.refusal.detail}")
-    if not turn.steps and turn.is_over:
-        lines.append("steps are not kept with saved chats; regenerate to see them")
-    return Content(strip_control_characters("\n".join(lines)))
+    return Content("\n").join([line, *map(Content, score_lines(turn))]) if turn.scores else line
 
 
 def interventions(turn: ShownTurn) -> Content:
@@ -284,16 +254,16 @@ def interventions(turn: ShownTurn) -> Content:
     parts = [_intervention(step) for step in turn.interventions[:_MAX_INTERVENTIONS]]
     n_left = len(turn.interventions) - len(parts)
     if n_left:
-        parts.append(Content(f"and {n_left} more; /trace writes all of them"))
+        parts.append(Content(f"and {n_left} more; /trace saves them all"))
     return Content("\n").join(parts)
 
 
 def _intervention(step: Step) -> Content:
     proposed = proposed_by_sampler(step)
-    before = f"{_quoted(proposed.text)} {proposed.score:.2f}" if proposed else "the proposal"
+    before = f"{_quoted(proposed.text)} {proposed.score:.2f}" if proposed else "another word"
     score = f" {step.score:.2f}" if step.score is not None else ""
     lines = [
-        Content(f"◆ step {step.step}: ")
+        Content(f"◆ token {step.step}: ")
         + Content(before)
         + Content(" → ")
         + Content.styled(f"{_quoted(step.text)}{score}", "bold $text-warning")
@@ -317,7 +287,7 @@ def heat(steps: list[Step], policy: GuardPolicy | None) -> Content:
     """The answer's tokens: a digit after each that scores is its tenths; colour says the same."""
     threshold = policy.threshold if policy else 0.5
     parts: list[Content] = []
-    for step in steps[:_MAX_HEAT_STEPS]:
+    for step in steps:
         text = strip_control_characters(step.text)
         if step.score is None or not text:
             parts.append(Content(text))
