@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
-from safesteer_edge.guard.policy import GuardMode
+from safesteer_edge.guard.policy import MAX_PATIENCE, GuardMode
 from safesteer_edge.session.protocol import SessionInfo
 from safesteer_edge.tui.shown_turn import ShownTurn
 
@@ -55,8 +55,8 @@ def verdict_lines(turn: ShownTurn) -> list[str]:
             found = notice(turn.risk, turn.policy.risk_limit if turn.policy else None)
             limits = " (which does not mean that it is safe)" if found == NOTICES[0] else ""
             lines.append(f"This answer: {found}{limits}")
-        steered = f"{passages(turn.n_interventions)}, of" if turn.n_interventions else "checked"
-        lines.append(f"{steered} {len(turn.steps)} tokens")
+        n_steered, n_tokens = turn.n_interventions, len(turn.steps)
+        lines.append(f"{n_steered} of {n_tokens} tokens (words or parts of them) were steered")
         if turn.prefill is not None and turn.prefill.vector_active:
             lines.append("The correction for pictures and sound was on")
     if turn.refusal is not None:
@@ -77,10 +77,11 @@ def score_lines(turn: ShownTurn) -> list[str]:
     policy = turn.policy
     lines.append(f"Risk {turn.risk or 0:.2f}: a running average of the scores")
     if policy is not None and turn.guard in ("steer", "refuse"):
-        lines[-1] += (
-            f". The guard refuses above {policy.risk_limit:.2f}, or at {policy.hard_patience} "
-            f"tokens in a row above {policy.hard_threshold:.2f}"
-        )
+        lines[-1] += f". The guard refuses above {policy.risk_limit:.2f}"
+        if policy.hard_patience < MAX_PATIENCE:
+            lines[-1] += (
+                f", or at {policy.hard_patience} tokens in a row above {policy.hard_threshold:.2f}"
+            )
     if policy is not None and turn.guard == "steer":
         lines.append(
             f"It steers words above {policy.threshold:.2f}, with strength {policy.strength:,.0f} "

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+from textual.color import Color
+from textual.widgets import Static
+
 from safesteer_edge.errors import BundleChangedError, EngineError, ModelFileError
 from tests.tui.app_driver import driven, opened
 from tests.tui.scripted_session import REFUSAL_TEXT, Script, ScriptedModel, Word, said
@@ -84,6 +88,128 @@ def test_steered_words_are_marked_and_explained():
             await driver.press("f5")
             await driver.sees("token 2: ‘steal’ 0.93 → ‘ask’ 0.10")
             await driver.sees("‘perhaps’")
+
+    driven(test())
+
+
+def test_the_guard_speaks_in_words_on_one_scale_and_the_inspector_has_the_numbers():
+    async def test():
+        gate = threading.Event()
+        scripts = {
+            "calm?": said("all is well", gate=gate, n_before_gate=2),
+            "bad?": Script([Word(" bad", 0.55)] * 4, gate=gate, n_before_gate=3),
+        }
+        async with opened(ScriptedModel(scripts), size=(120, 40)) as driver:
+            for question, found in (("calm?", "nothing noticed"), ("bad?", "very suspicious")):
+                gate.clear()
+                await driver.send(question)
+                await driver.sees(f"guard: {found}")
+                gate.set()
+                await driver.ready()
+                await driver.press("f5")
+                await driver.sees(f"This answer: {found}")
+                text = driver.screen_text()
+                assert ("(which does" in text) == (question == "calm?")  # … mean that it is safe
+                await driver.sees("0 is harmless, 1 is harmful")
+                await driver.sees("The guard refuses above 0.60")
+                await driver.sees("strength")
+                assert "vector" not in text
+                await driver.press("f5")
+
+    driven(test())
+
+
+def test_the_inspector_follows_the_answer_that_is_being_written():
+    async def test():
+        gate = threading.Event()
+        words = " ".join(f"w{i}" for i in range(140))
+        script = said(words, gate=gate, n_before_gate=139, pause_s=0.01)
+        async with opened(ScriptedModel({"long?": script}), size=(120, 60)) as driver:
+            await driver.send("long?")
+            await driver.press("f5")
+            inspector = driver.app.chat.inspector
+
+            def shown() -> str:
+                return str(inspector.query_one("#heat", Static).render())
+
+            await driver.until(lambda: shown().endswith("w138"), "the newest word")
+            gate.set()
+            await driver.ready()
+            assert shown().startswith("w0 w1")
+            assert shown().endswith("w139")
+
+    driven(test())
+
+
+def test_a_small_terminal_shows_the_answer_and_a_larger_one_at_once():
+    async def test():
+        gate = threading.Event()
+        script = said("one two three\n\nfour five", gate=gate, n_before_gate=4)
+        async with opened(ScriptedModel({"hi": script}), size=(30, 8)) as driver:
+            await driver.send("hi")
+            await driver.sees("five")
+            for size in ((100, 30), (30, 8), (80, 24), (30, 8)):
+                await driver.pilot.resize_terminal(*size)
+                assert "five" in driver.screen_text()
+            gate.set()
+            await driver.ready()
+            await driver.pilot.resize_terminal(100, 30)
+            assert "one two three" in driver.screen_text()
+
+    driven(test())
+
+
+def test_lines_are_no_longer_than_people_read_them():
+    async def test():
+        words = "word " * 200
+        async with opened(ScriptedModel({"long?": said(words)}), size=(200, 50)) as driver:
+            await driver.send("long?")
+            await driver.ready()
+            lines = [line for line in driver.screen_text().splitlines() if "word" in line]
+            assert len(lines) >= 8
+            assert max(len(line.rstrip()) for line in lines) <= 106
+            assert driver.app.chat.composer.region.width <= 106
+
+    driven(test())
+
+
+def test_nothing_is_cut_at_80_columns():
+    async def test():
+        async with opened(size=(80, 24)) as driver:
+            await driver.send("hi")
+            await driver.ready()
+            for mode in ("monitor", "off", "refuse", "steer"):
+                await driver.send(f"/guard {mode}")
+                await driver.pilot.pause()
+                assert "…" not in driver.screen_text()
+            await driver.send("/edit")
+            await driver.sees("cancels")
+            assert "…" not in driver.screen_text()
+            await driver.press("escape")
+            await driver.press("f1")
+            await driver.sees("Esc closes")
+            assert "…" not in driver.screen_text()
+
+    driven(test())
+
+
+def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    async def test():
+        async with opened() as driver:
+            await driver.send("hi")
+            await driver.ready()
+            filters = driver.app.get_line_filters()
+            colours = {
+                colour.triplet
+                for line in driver.app.screen._compositor.render_strips()
+                for segment in line.apply_filter(filters[0], Color(0, 0, 0))
+                for colour in (segment.style.color, segment.style.bgcolor)
+                if colour is not None and colour.triplet is not None
+            }
+            assert colours
+            assert all(len(set(colour)) == 1 for colour in colours)  # greys alone
 
     driven(test())
 

@@ -116,7 +116,7 @@ def test_escape_takes_a_queued_message_back_before_it_stops_the_answer():
             await driver.send("count")
             await driver.sees("one two three")
             await driver.send("second")
-            await driver.sees("Esc takes it back")
+            await driver.sees("Esc takes back · queued: second")
             await driver.press("escape")
             await driver.sees_no("queued: second")
             assert typed(driver) == "second"

@@ -241,7 +241,7 @@ def test_the_guard_acts_on_a_harmful_picture(picture: Path):
             await driver.sees("Refused by the guard")
             await driver.press("f5")
             await driver.sees("The correction for pictures")
-            await driver.sees("refused  at step 2")
+            await driver.sees("Refused at token 2")
 
     driven(test())
 

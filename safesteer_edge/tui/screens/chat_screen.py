@@ -74,6 +74,7 @@ class ChatScreen(Screen[None]):
     """One chat. Its parts are attributes: the commands and the runner show things in them."""
 
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012  # Textual's own type
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (14, "-tall")]  # noqa: RUF012  # likewise
     AUTO_FOCUS = "Composer"
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -101,12 +102,18 @@ class ChatScreen(Screen[None]):
         & #problem {
             display: none; height: auto; border: round $error; margin: 0 1; padding: 0 1;
         }
-        & #queued { display: none; height: auto; max-height: 4; padding: 0 2; color: $warning; }
+        & #queued {
+            display: none; height: auto; max-height: 3; padding: 0 2; color: $warning;
+            text-wrap: nowrap; text-overflow: ellipsis;
+        }
         & #input-area { height: auto; padding: 0 1; }
         &.-monitor Composer { border: heavy $warning; border-title-color: $warning; }
         &.-off Composer { border: double $error; border-title-color: $error; }
         &.-inspecting.-narrow Transcript { display: none; }
         &.-narrow #menu-key { display: none; }
+        /* Two lines are left for the answer: no empty ones. */
+        &.-short #turns { padding: 0 1 0 0; }
+        &.-short TurnView, &.-short MarkdownBlock { margin: 0; }
         &.-narrow Inspector { width: 1fr; border-left: none; }
     }
     """
@@ -286,9 +293,9 @@ class ChatScreen(Screen[None]):
 
     def _show_queue(self) -> None:
         key = self.key_labels["interrupt"]
-        lines = [f"queued: {' '.join(each.typed.split()) or 'attachments'}" for each in self._queue]
+        lines = [f"queued: {' '.join(each.typed.split()) or 'a file'}" for each in self._queue]
         if lines:
-            lines.append(f"sent when this answer is finished · {key} takes it back")
+            lines[-1] = f"{key} takes back · {lines[-1]}"
         self._queued.update(Content(strip_control_characters("\n".join(lines))))
         self._queued.display = bool(lines)
 

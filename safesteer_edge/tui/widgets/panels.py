@@ -186,7 +186,7 @@ class Welcome(Vertical):
 # -- the guard's view of one answer: scores, tokens by heat, interventions, vector -----------------
 
 _MAX_HEAT_TOKENS = 600
-_MAX_LIVE_TOKENS = 200  # of an answer that streams: all are drawn at each frame
+_LIVE_TOKENS = 100  # of an answer that streams, so many to twice as many: each frame draws them
 _MAX_INTERVENTIONS = 50
 _MAX_CANDIDATES = 6
 _SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉"
@@ -209,7 +209,7 @@ class Inspector(VerticalScroll):
         for name, heading in (
             ("verdict", "What the guard did"),
             ("scores", "Harm score of each token"),
-            ("steered", "Steered: what the model wanted → what it said"),
+            ("steered", "Steered words (× wanted, ✓ said instead)"),
             ("heat", "The answer by score (₅ is 0.5 or more, ◆ steered)"),
         ):
             yield Static(Content(heading), classes="heading", id=f"{name}-heading")
@@ -230,12 +230,17 @@ class Inspector(VerticalScroll):
     def show_live(self, turn: ShownTurn) -> None:
         """Keep up with a turn that streams; cheap while the panel is hidden."""
         if self.is_shown:
+            is_at_end = 0 < self.max_scroll_y <= self.scroll_y
             lines = strip_control_characters("\n".join(verdict_lines(turn)))
             self._update("verdict", Content(lines))
             self._update("scores", scores(turn, max(8, (self.size.width or 44) - 4)))
             self._update("steered", interventions(turn))
-            n_tokens = _MAX_HEAT_TOKENS if turn.is_over else _MAX_LIVE_TOKENS
-            self._update("heat", heat(turn.steps[-n_tokens:], turn.policy))
+            start = len(turn.steps) - _MAX_HEAT_TOKENS
+            if not turn.is_over:  # it stands still while the newest are added
+                start = (len(turn.steps) // _LIVE_TOKENS - 1) * _LIVE_TOKENS
+            self._update("heat", heat(turn.steps[max(0, start) :], turn.policy))
+            if is_at_end:
+                self.scroll_end(animate=False)
 
     def _update(self, name: str, text: Content) -> None:
         part = self.query_one(f"#{name}", Static)
