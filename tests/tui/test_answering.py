@@ -205,7 +205,8 @@ def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch):
                 colour.triplet
                 for line in driver.app.screen._compositor.render_strips()
                 for segment in line.apply_filter(filters[0], Color(0, 0, 0))
-                for colour in (segment.style.color, segment.style.bgcolor)
+                if (style := segment.style) is not None
+                for colour in (style.color, style.bgcolor)
                 if colour is not None and colour.triplet is not None
             }
             assert colours

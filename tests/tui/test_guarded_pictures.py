@@ -73,7 +73,7 @@ def test_a_refused_and_a_steered_turn_with_a_picture_are_shown_as_such(picture: 
             await driver.press("f5")
             step = turn.interventions[0]
             await driver.sees(f"◆ token {step.step}: ")
-            await driver.sees(f"steers above {_STRICT}")
+            await driver.sees(f"It steers words above {_STRICT}")
             assert app.chat.query_one(Inspector).is_shown
 
     driven(test())
