@@ -171,6 +171,8 @@ def _note(entry: ChatEntry) -> str:
     guard = entry.end.guard
     if guard is not None and guard.mode in ("off", "monitor"):
         notes.append("the guard was off" if guard.mode == "off" else "the guard only watched")
+    elif guard is not None and guard.opening and entry.end.refusal is None:
+        notes.append("the guard led this answer to a refusal in the model's own words")
     elif guard is not None and guard.interventions:
         notes.append(f"{guard.interventions} tokens steered")
     return "; ".join(notes)

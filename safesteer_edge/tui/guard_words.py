@@ -57,6 +57,12 @@ def verdict_lines(turn: ShownTurn) -> list[str]:
             lines.append(f"This answer: {found}{limits}")
         n_steered, n_tokens = turn.n_interventions, len(turn.steps)
         lines.append(f"{n_steered} of {n_tokens} tokens (words or parts of them) were steered")
+        if turn.n_restarts:
+            began = f" with “{turn.opening.strip()}”" if turn.opening else ""
+            lines.append(
+                f"the guard stopped a harmful start before it was shown, and the model began "
+                f"again{began}"
+            )
         if turn.prefill is not None and turn.prefill.vector_active:
             lines.append("The correction for pictures and sound was on")
     if turn.refusal is not None:
@@ -100,7 +106,11 @@ def turn_notes(turn: ShownTurn, *, can_go_on: bool = True) -> list[str]:
     """Sentences on how a turn went, beyond its text. can_go_on: /continue can take it up."""
     notes = []
     how = "; type /continue for more" if can_go_on else ""
-    if turn.n_interventions and turn.refusal is None:
+    if turn.refusal is None and turn.opening:
+        notes.append("The guard led this answer to a refusal in the model's own words.")
+    elif turn.refusal is None and turn.n_restarts:
+        notes.append("The guard had the model begin this answer again.")
+    elif turn.refusal is None and turn.n_interventions:
         notes.append(passages(turn.n_interventions) + " by the guard")
     if turn.end == "cancelled":
         notes.append("stopped by you" if turn.text else "stopped before the answer began")

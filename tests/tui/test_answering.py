@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 from textual.color import Color
 from textual.widgets import Static
 
+from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.errors import BundleChangedError, EngineError, ModelFileError
 from tests.tui.app_driver import driven, opened
 from tests.tui.scripted_session import REFUSAL_TEXT, Script, ScriptedModel, Word, said
@@ -211,6 +213,39 @@ def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch):
             }
             assert colours
             assert all(len(set(colour)) == 1 for colour in colours)  # greys alone
+
+    driven(test())
+
+
+LED = Script(
+    [Word(" Call"), Word(" a"), Word(" locksmith.")],
+    taken_back=[Word("First", 0.8), Word(" take", 0.9, " grab", 0.95), Word(" wire", 0.9)],
+    opening=[Word("I"), Word(" will"), Word(" not.")],
+)
+LED_NOTE = "The guard led this answer to a refusal in the model's own words."
+
+
+def test_an_answer_that_was_led_to_a_refusal_says_so_and_never_offers_what_came_first(
+    tmp_path: Path,
+):
+    async def test():
+        store = ChatStore(tmp_path / "chats")
+        options = {"size": (120, 40), "store": store}
+        async with opened(ScriptedModel({"how?": LED}), **options) as driver:
+            await driver.send("how?")
+            await driver.ready()
+            await driver.sees("I will not. Call a locksmith.")
+            await driver.sees(LED_NOTE)
+            assert len(driver.app.state.turns[0].steps) == 6
+            await driver.press("f5")
+            await driver.sees("◆ began again with “I will not.”")
+            await driver.sees("I₀◆ will₀◆ not.₀◆".replace("₀", ""))
+            await driver.sees("0 of 6 tokens")
+            for text in ("First", "take", "grab", "wire"):
+                assert text not in driver.screen_text()
+        (kept,) = store.list()
+        async with opened(chat_id=kept.id, **options) as driver:
+            await driver.sees(LED_NOTE)
 
     driven(test())
 

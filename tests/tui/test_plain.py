@@ -12,6 +12,7 @@ from safesteer_edge.errors import BundleChangedError, EngineDiedError
 from safesteer_edge.session.settings import SessionSettings
 from safesteer_edge.tui.plain_chat import PlainChat
 from tests.tui.scripted_session import REFUSAL_TEXT, Script, ScriptedModel, Word, said
+from tests.tui.test_answering import LED, LED_NOTE
 
 
 class Chatted:
@@ -114,6 +115,14 @@ def test_a_refusal_says_why_and_what_was_steered_can_be_seen():
     assert "refused by the guard: the answer stayed harmful" in chatted.notes
     assert "1 word was steered by the guard" in chatted.notes
     assert "token 2: ' steal' (0.93) became ' ask' (0.10)" in chatted.notes
+
+
+def test_an_answer_that_was_led_to_a_refusal_says_so():
+    chatted = Chatted("how?", "/inspect", model=ScriptedModel({"how?": LED}))
+    assert chatted.out == "I will not. Call a locksmith.\n"
+    assert LED_NOTE in chatted.notes
+    assert "began again with “I will not.”" in chatted.notes
+    assert not any(word in chatted.out + chatted.notes for word in ("First", "take", "wire"))
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,9 @@ class RiskLine(Static):
         found = notice(turn.risk or 0.0, limit)
         style = ("", "", "$text-warning", "bold $text-error")[NOTICES.index(found)]
         parts = [Content("guard: "), Content.styled(found, style)]
-        if turn.n_interventions:
+        if turn.n_restarts:
+            parts.append(Content.styled("  ◆ begun again by the guard", "$text-warning"))
+        elif turn.n_interventions:
             parts.append(Content.styled(f"  ◆ {passages(turn.n_interventions)}", "$text-warning"))
         elif turn.text == "" and turn.guard in ("steer", "refuse"):
             parts.append(Content("  checking before showing"))
@@ -257,6 +259,9 @@ def scores(turn: ShownTurn, width: int) -> Content:
 def interventions(turn: ShownTurn) -> Content:
     """The steps at which the guard chose another word: what for what, and the scores."""
     parts = [_intervention(step) for step in turn.interventions[:_MAX_INTERVENTIONS]]
+    if opening := turn.opening.strip():
+        text = strip_control_characters(opening)
+        parts.insert(0, Content.styled(f"◆ began again with “{text}”", "bold $text-warning"))
     n_left = len(turn.interventions) - len(parts)
     if n_left:
         parts.append(Content(f"and {n_left} more; /trace saves them all"))
@@ -303,7 +308,7 @@ def heat(steps: list[Step], policy: GuardPolicy | None) -> Content:
             style = "bold $text-error"
         elif step.score > threshold / 2:
             style = "$text-warning"
-        sign = "◆" if not step.accepted else ""
+        sign = "◆" if step.opening or not step.accepted else ""
         mark = _SUBSCRIPTS[tenths] if tenths else ""
         parts.append(Content.styled(f"{text}{mark}{sign}", style))
     return Content("").join(parts)

@@ -223,7 +223,7 @@ class TurnView(Vertical, can_focus=True):
         outcome.remove_children()
         notes = turn_notes(turn) if turn.is_over else []
         if notes:
-            steered = turn.n_interventions > 0
+            steered = turn.is_steered
             sign = "◆ " if steered else ""
             hint = "  ·  see which with /inspect" if steered and turn.steps else ""
             note = Static(Content(sign + "  ·  ".join(notes) + hint), classes="note")
