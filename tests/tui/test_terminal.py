@@ -36,7 +36,7 @@ _SUM = "What is 2+2? Answer with the number alone."
 class Terminal:
     """A terminal of 80×24 with the application in it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **environment: str) -> None:
         self._main, side = pty.openpty()
         ioctl(side, TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         folders = {f"XDG_{kind}_HOME": str(folder) for kind in ("DATA", "CONFIG", "CACHE")}
@@ -45,7 +45,7 @@ class Terminal:
             stdin=side,
             stdout=side,
             stderr=side,
-            env={**os.environ, **folders, "TERM": "xterm-256color"},
+            env={**os.environ, **folders, "TERM": "xterm-256color", **environment},
             start_new_session=True,
         )
         os.close(side)
@@ -161,6 +161,27 @@ def test_a_chat_whose_terminal_vanishes_is_saved_and_ends(terminal: Terminal, tm
     assert any(each["type"] == "text" and each["text"] for each in kept)
     assert kept[-1]["type"] == "end"
     wait_until(lambda: not is_running(engine), f"engine {engine} to end")
+
+
+def test_a_message_is_written_in_the_persons_own_editor(tmp_path: Path):
+    editor = tmp_path / "editor"
+    editor.write_text("#!/bin/sh\nprintf ' and the sky' >> \"$1\"\n")
+    editor.chmod(0o700)
+    terminal = Terminal(tmp_path, EDITOR=str(editor), VISUAL="")
+    try:
+        terminal.sees("runs on your computer", "ready")
+        terminal.type("the sea")
+        terminal.sees("│ the sea  ")
+        terminal.type("\x07")  # Ctrl+G
+        terminal.sees("│ the sea and the sky  ")
+        terminal.type("\x18\x05")  # Ctrl+X Ctrl+E
+        terminal.sees("│ the sea and the sky and the sky  ")
+        assert terminal.modes() >= {_OTHER_SCREEN, _MOUSE}
+        editor.write_text("#!/bin/sh\nexit 3\n")
+        terminal.type("\x07")
+        terminal.sees("failed", "│ the sea and the sky and the sky")
+    finally:
+        terminal.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -264,13 +264,17 @@ class Composer(TextArea):
 
     def action_editor(self) -> None:
         """Change the text in the person's own editor; the chat waits, and the model goes on."""
+        problem: Exception | None = None
         try:
             with self.app.suspend():
-                text = written_in_editor(self.whole(self.text))
-        except (SuspendNotSupported, InputError) as error:
-            self.notify(str(error), severity="error", markup=False)
-        else:
-            self.replace_text(text)
+                try:
+                    self.replace_text(written_in_editor(self.whole(self.text)))
+                except InputError as error:  # which `suspend` would not come back from
+                    problem = error
+        except SuspendNotSupported as error:
+            problem = error
+        if problem is not None:
+            self.notify(str(problem), severity="error", markup=False)
 
     def action_copy_or_interrupt(self) -> None:
         """Copy what is selected, here or in the transcript; else stop the answer."""
