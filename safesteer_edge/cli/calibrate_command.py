@@ -21,6 +21,7 @@ from safesteer_edge.cli.options import (
 )
 from safesteer_edge.cli.verify_command import replay_cells
 from safesteer_edge.errors import SettingsError
+from safesteer_edge.formats.user_folders import made_folder
 from safesteer_edge.session.settings import SessionSettings
 
 if TYPE_CHECKING:
@@ -63,6 +64,14 @@ def run(options: argparse.Namespace) -> int:
         raise
     print(folder)
     return OK
+
+
+def calibrate(folder: Path, model: Path, mmproj: str | None) -> None:
+    """Make a guard from the package's own requests, as the command does without options."""
+    made_folder(folder.parent)
+    given = {"model": str(model), "output": folder, "mmproj": mmproj, "audio": False}
+    names = ("source_bundle", "data", "name", "cache_limit", "workers", "false_alarms")
+    run(argparse.Namespace(**dict.fromkeys(names), **given))
 
 
 def _settings(options: argparse.Namespace) -> CalibrationSettings:

@@ -10,10 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safesteer_edge.cli.calibrate_command import calibrate
+from safesteer_edge.cli.models_command import run_pull
 from safesteer_edge.cli.options import (
     BAD_INPUT,
     GUARD,
     JSON,
+    MACHINE,
     MODEL,
     OK,
     RUNTIME_ERROR,
@@ -99,6 +102,54 @@ def _chat_to_continue(options: argparse.Namespace, store: ChatStore | None) -> s
     if last is None:
         raise ChatFileError("there is no chat yet to go on with; leave --continue out")
     return last
+
+
+# -- run: whatever a model needs, and then a chat with it ------------------------------------------
+
+
+def run_model(options: argparse.Namespace) -> int:
+    """Download the model and make its guard, if they are missing and wanted; then chat."""
+    from safesteer_edge.formats.model_file import check_language_model
+    from safesteer_edge.library.catalogue import made_guard
+    from safesteer_edge.processes.cores import n_usable_cores
+    from safesteer_edge.session.choice import (
+        calibration_time,
+        choose_model,
+        must_be_pulled,
+        no_bundle_text,
+    )
+
+    name: str = options.model
+    if must_be_pulled(name):
+        pull = f"safesteer-edge models pull {name}"
+        if not _agreed(options, f"{name} is not on this computer. Download it?", pull):
+            return BAD_INPUT
+        run_pull(argparse.Namespace(model=name, no_projector=False, json=False))
+    choice = choose_model(name)
+    bundle = options.bundle or choice.bundle
+    if bundle is None and options.guard != "off":
+        folder = made_guard(choice.name)
+        if not folder.is_dir():
+            info, n_cores = check_language_model(choice.path), n_usable_cores()
+            takes = calibration_time(info, n_cores=n_cores)
+            question = f"There is no guard for {choice.name} yet. Make one now ({takes})?"
+            if _agreed(options, question, no_bundle_text(choice, info, n_cores=n_cores)):
+                calibrate(folder, choice.path, options.mmproj)
+            elif confirmed("Chat without a guard? Answers are then not checked."):
+                options.guard, folder = "off", None
+            else:
+                return BAD_INPUT
+        options.bundle = str(folder) if folder is not None else None
+    return run_chat_command(options)
+
+
+def _agreed(options: argparse.Namespace, question: str, remedy: str) -> bool:
+    """Ask, where somebody can answer. Raises SettingsError with what to do where nobody can."""
+    if options.yes:
+        return True
+    if not sys.stdin.isatty():
+        raise SettingsError(f"{question} Say so with --yes, or run: {remedy}")
+    return confirmed(question)
 
 
 # -- saved chats -----------------------------------------------------------------------------------
@@ -216,26 +267,41 @@ def run_unset(options: argparse.Namespace) -> int:
 
 # -- the commands ----------------------------------------------------------------------------------
 
+_CHAT_ARGUMENTS = (
+    Group(
+        None,
+        (
+            Argument("-c --continue", "continue the last chat", action="store_true"),
+            Argument("--resume", "continue this chat ('chats list' shows them)", metavar="ID"),
+        ),
+    ),
+    GUARD,
+    sampling(),
+    Group("view", setting_flags("look", "chats")),
+)
+_QUESTION = Argument("prompt", "a first question", metavar="QUESTION", nargs="*")
 CHAT = Command(
     "chat",
     "chat in the terminal",
     run_chat_command,
+    (_QUESTION, MODEL, *_CHAT_ARGUMENTS),
+    "Chat about text and pictures; the guard checks every word. Press F1 in the chat for all keys. "
+    "Options that you leave out come from your settings.",
+)
+RUN = Command(
+    "run",
+    "download a model, make its guard, and chat",
+    run_model,
     (
-        Argument("prompt", "asked at once", metavar="QUESTION", nargs="*"),
-        Group(
-            None,
-            (
-                Argument("-c --continue", "go on with the last chat", action="store_true"),
-                Argument("--resume", "go on with this one of 'chats list'", metavar="ID"),
-            ),
-        ),
-        MODEL,
-        GUARD,
-        sampling(),
-        Group("view", setting_flags("look", "chats")),
+        Argument("model", "a name of 'models list', or a file", metavar="NAME|F.gguf"),
+        _QUESTION,
+        YES,
+        *setting_flags("model.mmproj", "model.bundle"),
+        *MACHINE,
+        *_CHAT_ARGUMENTS,
     ),
-    "Chat about text and pictures, guarded while it decodes. F1 shows all keys; what is not given "
-    "here comes from the settings.",
+    "Chat with a model. If it is not on this computer, it is downloaded. If it has no guard, one "
+    "is made. You are asked first.",
 )
 
 _ID = Argument("id", metavar="ID")

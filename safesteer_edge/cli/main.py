@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from safesteer_edge.cli.ask_command import ASK
 from safesteer_edge.cli.calibrate_command import CALIBRATE
-from safesteer_edge.cli.chat_command import CHAT, CHATS, SETTINGS_COMMAND
+from safesteer_edge.cli.chat_command import CHAT, CHATS, RUN, SETTINGS_COMMAND
 from safesteer_edge.cli.convert_command import CONVERT
 from safesteer_edge.cli.doctor_command import DOCTOR
 from safesteer_edge.cli.eval_command import BENCH, EVAL
@@ -62,6 +62,7 @@ COMPLETION = Command(
 COMMANDS = (
     ASK,
     CHAT,
+    RUN,
     CHATS,
     MODELS,
     DOCTOR,

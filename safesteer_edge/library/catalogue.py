@@ -22,7 +22,7 @@ from safesteer_edge.formats.json_values import (
     load_toml,
     refuse_control_characters,
 )
-from safesteer_edge.formats.user_folders import user_config_folder
+from safesteer_edge.formats.user_folders import user_config_folder, user_data_folder
 from safesteer_edge.library.index import InstalledModel, Modality, checked_path, read_index
 
 HUB_PREFIX = "hf:"  # before the names of models that were pulled by their repository
@@ -147,7 +147,12 @@ def load_catalogue() -> tuple[CatalogueModel, ...]:
             model = _in_folder(entry, path.parent)
             models[entry.name] = _with_record(model, installed.pop(entry.name, None))
     others = [_from_index(record, models) for record in installed.values()]
-    return (*models.values(), *others)
+    return tuple(_with_made_guard(model) for model in (*models.values(), *others))
+
+
+def made_guard(name: str) -> Path:
+    """Where the guard bundle of a model lies that was made on this machine, if it was."""
+    return user_data_folder("guards") / re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip(".")
 
 
 def default_model() -> CatalogueModel:
@@ -275,6 +280,11 @@ def _with_record(model: CatalogueModel, record: InstalledModel | None) -> Catalo
         return model
     mmproj = record.projector.path if record.projector else model.mmproj
     return replace(model, path=record.model.path, mmproj=mmproj, installed=record)
+
+
+def _with_made_guard(model: CatalogueModel) -> CatalogueModel:
+    made = made_guard(model.name)
+    return replace(model, bundle=made) if model.bundle is None and made.is_dir() else model
 
 
 def _from_index(record: InstalledModel, known: Mapping[str, CatalogueModel]) -> CatalogueModel:

@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from safesteer_edge.errors import MediaError
+from safesteer_edge.errors import MediaError, ModelFileError
 from safesteer_edge.formats.gguf_file import read_gguf
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model, check_projector_fits
 from safesteer_edge.formats.projector_file import ProjectorInfo
@@ -71,6 +71,17 @@ def choose_model(name_or_path: str | None) -> ModelChoice:
     return ModelChoice(path.stem, path)
 
 
+def must_be_pulled(name_or_path: str) -> bool:
+    """Whether it is the name of a model on a hub that is not here. Raises SettingsError."""
+    if _looks_like_path(name_or_path):
+        return False
+    try:
+        entry = find_model(name_or_path)
+    except ModelFileError:
+        return True
+    return entry.path is None and bool(entry.repository)
+
+
 def read_model_files(settings: SessionSettings) -> ModelFiles:
     """Choose the model, and check its file and its projector's before native code sees them.
 
@@ -89,20 +100,25 @@ def read_model_files(settings: SessionSettings) -> ModelFiles:
 
 
 def no_bundle_text(choice: ModelChoice, info: ModelInfo, *, n_cores: int) -> str:
-    """What to say where a model has no guard bundle: how to make one, and how long that takes.
+    """What to say where a model has no guard bundle: how to make one, and how long that takes."""
+    path = shlex.quote(str(choice.path))
+    return (
+        f"there is no guard bundle for {choice.name!r}; make one with: safesteer-edge calibrate "
+        f"{path} -o my-guard ({calibration_time(info, n_cores=n_cores)}), give the folder of one "
+        "with --bundle, or chat without a guard: --guard off"
+    )
 
-    The estimate goes by the file's size, as decoding reads all of it for each token.
+
+def calibration_time(info: ModelInfo, *, n_cores: int) -> str:
+    """How long it takes to make a guard, in words.
+
+    By the size of the file, as decoding reads all of it for each token.
     """
     minutes = _CALIBRATION_MINUTES * info.size_bytes / _CALIBRATION_BYTES * 2 / n_cores
     how_long = f"{max(5, round(minutes, -1)):.0f} minutes"
     if minutes >= 90:
         how_long = f"{minutes / 60:.0f} hours"
-    path = shlex.quote(str(choice.path))
-    return (
-        f"no guard bundle is known for {choice.name!r}; make one: safesteer-edge calibrate {path} "
-        f"-o my-guard (about {how_long} on this machine's CPU, by the size of the file), or pass "
-        "the folder of one with --bundle, or run it without a guard by name: --guard off"
-    )
+    return f"about {how_long} on this machine's CPU"
 
 
 def require_projector(
