@@ -35,7 +35,7 @@ _IMAGE_TYPES: Final = (
     (b"BM", "image/bmp"),
 )
 _ENDS: Final[Mapping[str, str]] = {
-    "length": "cut at the token limit",
+    "length": "cut off at the token limit",
     "refused": "refused",
     "cancelled": "stopped",
     "died": "cut off: the engine died",
@@ -167,7 +167,7 @@ def _note(entry: ChatEntry) -> str:
         return "cut off"
     notes = [_ENDS[entry.end.reason]] if entry.end.reason in _ENDS else []
     if entry.end.refusal is not None:
-        notes[-1:] = [f"refused, because {entry.end.refusal.detail}"]
+        notes[-1:] = [f"refused by the guard: {entry.end.refusal.detail}"]
     guard = entry.end.guard
     if guard is not None and guard.mode in ("off", "monitor"):
         notes.append("the guard was off" if guard.mode == "off" else "the guard only watched")

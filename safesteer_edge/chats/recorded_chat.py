@@ -203,7 +203,7 @@ class RecordedChat:
         """Go on with the last answer; see `ChatSession.continue_answer`."""
         chat = self._need_chat()
         if chat.log.head is None or chat.log.entry(chat.log.head).role != "assistant":
-            raise InputError("there is no answer to go on with; ask something first")
+            raise InputError("there is no answer to continue; ask something first")
         turn = TurnRecord(chat, self.session, answer_id=chat.log.head)
         return turn.record(self.session.continue_answer())
 
@@ -273,7 +273,9 @@ class RecordedChat:
 
     def _need_store(self) -> ChatStore:
         if self._store is None:
-            raise InputError("chats are not saved; switch it on: 'settings set chats.save true'")
+            raise InputError(
+                "chats are not being saved; turn saving on: 'settings set chats.save true'"
+            )
         return self._store
 
     def _need_chat(self) -> OpenChat:

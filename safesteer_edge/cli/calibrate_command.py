@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         requests = with_pictures(settings.harvest.session, requests)
         folder = make_bundle(options.output, settings, requests, Progress().show)
     except KeyboardInterrupt:
-        say("\nstopped; the same command goes on where it was")
+        say("\nstopped; run the same command again to continue")
         raise
     print(folder)
     return OK
@@ -105,7 +105,7 @@ def _requests(data: Path | None) -> tuple[tuple[Request, ...], str]:
 # -- calibrate --from ------------------------------------------------------------------------------
 
 _NOT_WITH_FROM = {
-    "false_alarms": "keeps to the false alarms that the bundle was made for",
+    "false_alarms": "keeps the rate of false alarms that the guard was made for",
     "workers": "works in one process",
     "cache_limit": "keeps no hidden states",
 }
@@ -124,7 +124,7 @@ def _recalibrate(options: argparse.Namespace) -> int:
     from safesteer_edge.session.choice import choose_model
 
     if options.audio or options.mmproj is not None:
-        raise SettingsError("--from sets a guard by text alone; leave out --audio and --mmproj")
+        raise SettingsError("--from adapts a guard with text alone; leave out --audio and --mmproj")
     for name, why in _NOT_WITH_FROM.items():
         if getattr(options, name) is not None:
             flag = "--" + name.replace("_", "-")
@@ -163,7 +163,7 @@ def _print_result(result: Recalibrated) -> None:
     ]
     if figures.auroc_ordinary.interval[1] < MIN_AUROC:
         lines.append(
-            "warning: the probe tells too little apart on this file; make one for it: "
+            "warning: this probe works poorly on this file; make a new guard with "
             "'safesteer-edge calibrate', without --from"
         )
     say("\n".join(lines))
@@ -174,38 +174,39 @@ def _print_result(result: Recalibrated) -> None:
 
 CALIBRATE = Command(
     "calibrate",
-    "make a guard bundle for a model",
+    "make a guard for a model",
     run,
     (
-        Argument("model", "the model, in its quantization", metavar="NAME|F.gguf"),
+        Argument("model", "the model to make it for", metavar="NAME|F.gguf"),
         Argument("-o --output", "bundle", Path, required=True, metavar="DIR"),
         *setting_flags("model.mmproj"),
-        Argument("--data", "requests (default: the project's own)", Path, metavar="F.jsonl"),
-        Argument("--audio", "play the recordings that rows of --data name", action="store_true"),
-        Argument("--name", "the bundle's name (default: from the file)"),
+        Argument("--data", "your own requests (default: built-in ones)", Path, metavar="F.jsonl"),
+        Argument("--audio", "also use the recordings named in --data", action="store_true"),
+        Argument("--name", "name of the guard (default: from the model's file)"),
         Argument(
             "--cache-limit",
-            f"hidden states kept on disk for the next run (default: {_CACHE_LIMIT_GIB:g} GiB)",
+            f"disk space for hidden states that the next run can reuse (default: "
+            f"{_CACHE_LIMIT_GIB:g} GiB)",
             float,
             metavar="GIB",
         ),
         Argument(
             "--workers",
-            "processes that harvest at once (default: one a core for small models, else one)",
+            "processes at once (default: one per core for small models, else one)",
             int,
             metavar="N",
         ),
         Argument(
             "--false-alarms",
-            "of ordinary answers, that the guard may act on (default: 0.01, told from 199 ordinary "
-            "requests; 0.05 from 39)",
+            "share of ordinary answers that the guard may interfere with (default: 0.01, which "
+            "needs 199 ordinary requests; 0.05 needs 39)",
             float,
             metavar="SHARE",
         ),
         Argument(
             "--from",
-            "recalibrate this bundle, made for another quantization of the same model: its probe "
-            "is kept, scores, threshold and limits are set anew; minutes",
+            "adapt this guard, made for another quantization of the same model: keeps its probe "
+            "and sets its scores, threshold and limits again (takes minutes)",
             Path,
             metavar="BUNDLE",
             dest="source_bundle",
@@ -213,7 +214,7 @@ CALIBRATE = Command(
         *MACHINE,
     ),
     """\
-Make a guard bundle: let the model answer requests, read its hidden states while it decodes, fit a
-probe to them, derive the alignment vector where the model sees, and choose the guard's numbers.
-A run that was stopped goes on where it was; measure the result with `measure` and `eval`.""",
+Make a guard for a model: let the model answer requests, train a probe on its hidden states, derive
+the alignment vector if it takes pictures, and choose the guard's limits. If it is stopped, run the
+same command to continue. Measure the result with 'measure' and 'eval'.""",
 )

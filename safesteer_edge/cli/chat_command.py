@@ -95,12 +95,14 @@ def _chat_to_continue(options: argparse.Namespace, store: ChatStore | None) -> s
     if not is_last and options.resume is None:
         return None
     if store is None:
-        raise SettingsError("chats are not saved, so there is none to go on with; see --no-save")
+        raise SettingsError(
+            "chats are not being saved, so there is none to continue (see --no-save)"
+        )
     if options.resume is not None:
         return store.find(options.resume)
     last = next((each.id for each in store.list() if each.problem is None), None)
     if last is None:
-        raise ChatFileError("there is no chat yet to go on with; leave --continue out")
+        raise ChatFileError("there is no chat to continue yet; leave out --continue")
     return last
 
 
@@ -174,7 +176,7 @@ def run_search(options: argparse.Namespace) -> int:
             last = hit.chat.id
         print(f"    {hit.role}: {strip_control_characters(hit.snippet)}")
     if last is None:
-        say("nothing found")
+        say("no matches")
     return OK
 
 
@@ -205,9 +207,9 @@ def run_delete(options: argparse.Namespace) -> int:
     chat_id = store.find(options.id)
     if not options.yes:
         if not sys.stdin.isatty():
-            raise ChatFileError(f"chat {chat_id!r} is deleted for good; say so with --yes")
+            raise ChatFileError(f"chat {chat_id!r} would be deleted for good; confirm with --yes")
         (summary,) = (each for each in store.list() if each.id == chat_id)
-        if not confirmed("Delete it for good?", _row(summary)):
+        if not confirmed("Delete this chat for good?", _row(summary)):
             return BAD_INPUT
     store.delete(chat_id)
     return OK
@@ -309,9 +311,9 @@ CHATS = Command(
     "chats",
     "list, read, search, export, rename and delete saved chats",
     lambda _options: run_list(argparse.Namespace(json=False)),
-    description="The saved chats. ID is an id of 'chats list', or its beginning or end.",
+    description="Your saved chats. ID is an id from 'chats list', or its beginning or end.",
     commands=(
-        Command("list", "all chats, the latest first", run_list, (JSON,)),
+        Command("list", "all chats, newest first", run_list, (JSON,)),
         Command(
             "show",
             "print a chat",
@@ -322,7 +324,7 @@ CHATS = Command(
         ),
         Command(
             "search",
-            "messages that have all these words",
+            "find messages with all these words",
             run_search,
             (Argument("words", metavar="WORD", nargs="+"),),
         ),
@@ -334,7 +336,7 @@ CHATS = Command(
                 _ID,
                 Argument(
                     "--to",
-                    "default: markdown",
+                    "format (default: markdown)",
                     choices=("markdown", "html", "json"),
                     default="markdown",
                 ),
@@ -344,20 +346,20 @@ CHATS = Command(
         Command(
             "rename", "give a chat a title", run_rename, (_ID, Argument("title", metavar="TITLE"))
         ),
-        Command("delete", "delete a chat and the media that only it has", run_delete, (_ID, YES)),
+        Command("delete", "delete a chat and its files", run_delete, (_ID, YES)),
     ),
 )
 
-_KEY = Argument("key", "as 'settings show' has it", metavar="KEY")
+_KEY = Argument("key", "a name from 'settings show'", metavar="KEY")
 SETTINGS_COMMAND = Command(
     "settings",
-    "what ask and chat use unless told otherwise",
+    "show and change the defaults of ask and chat",
     lambda _options: run_show(argparse.Namespace(json=False)),
-    description="The settings: environment variables go before the file, the file before defaults.",
+    description="Your settings. Environment variables override the file; options override both.",
     commands=(
-        Command("show", "every setting, with its value and meaning", run_show, (JSON,)),
-        Command("path", "where the file lies", run_path),
+        Command("show", "every setting with its value and meaning", run_show, (JSON,)),
+        Command("path", "where the settings file is", run_path),
         Command("set", "change a setting", run_set, (_KEY, Argument("value", metavar="VALUE"))),
-        Command("unset", "bring a setting back to its default", run_unset, (_KEY,)),
+        Command("unset", "reset a setting to its default", run_unset, (_KEY,)),
     ),
 )

@@ -410,7 +410,7 @@ check the result as 'verify' does. Thresholds and strengths are cautious default
 
 CONVERT = Command(
     "convert",
-    "bring probes and vectors made elsewhere",
-    description="Convert probes and vectors made elsewhere, and put them into a guard bundle.",
+    "import probes and vectors made elsewhere",
+    description="Import probes and vectors made elsewhere, and make a guard bundle of them.",
     commands=(_PROBE, _VECTOR, _BUNDLE),
 )

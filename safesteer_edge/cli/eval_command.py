@@ -218,7 +218,7 @@ _METHOD = Group(
 
 EVAL = Command(
     "eval",
-    "safety, helpfulness and cost, in one report",
+    "measure safety, helpfulness and cost in one report",
     run_eval,
     (
         Argument("-o --output", "folder of the run", Path, metavar="DIR"),
@@ -241,7 +241,7 @@ EVAL = Command(
 
 BENCH = Command(
     "bench",
-    "measure what the guard costs on this machine",
+    "measure how much the guard slows this computer down",
     run_bench_command,
     (
         Argument(

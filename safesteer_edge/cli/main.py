@@ -53,10 +53,10 @@ def run_completion(options: argparse.Namespace) -> int:
 
 COMPLETION = Command(
     "completion",
-    "tab completion for a shell",
+    "set up tab completion",
     run_completion,
     (Argument("shell", choices=("bash", "zsh", "fish")),),
-    "Print a script that completes commands and options with Tab. For bash: safesteer-edge "
+    "Print a script that lets your shell complete commands with Tab. For bash: safesteer-edge "
     "completion bash > ~/.local/share/bash-completion/completions/safesteer-edge",
 )
 COMMANDS = (
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger("safesteer_edge").debug("unexpected error", exc_info=True)
         say(
             f"safesteer-edge: unexpected {type(error).__name__}: {_one_line(error)}; "
-            "run again with --verbose and report what it prints"
+            "run it again with --verbose, and report what it prints"
         )
         return RUNTIME_ERROR
     finally:
@@ -134,7 +134,7 @@ def _make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The options of the command that is named; of the others, what the list of them says."""
     parser = Parser(
         prog="safesteer-edge",
-        description="Local multimodal models that stay safe while they decode.",
+        description="Chat with AI models on your own computer; a guard checks every word.",
     )
     parser.add_argument("--version", action="version", version=f"safesteer-edge {VERSION}")
     VERBOSE.add_to(parser)

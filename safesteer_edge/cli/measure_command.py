@@ -464,7 +464,7 @@ _QUANTIZATION = (
     ),
     Argument(
         "--folder",
-        "requantized files and scores are kept here, and a stopped run goes on with them (default: "
+        "folder for requantized files and scores, which a stopped run continues from (default: "
         "in the user's cache folder)",
         Path,
         metavar="DIR",
@@ -480,7 +480,7 @@ def _measure(
 
 MEASURE = Command(
     "measure",
-    "measure the guard on held-out requests, or what the model sees",
+    "measure how well the guard, or the model's vision, works",
     description="Measure a guard on the test split of the project's own requests, or what the "
     "model reads and names in held-out pictures, and the guard's reader reads (greedy). Nothing is "
     "taken from the settings.",

@@ -211,7 +211,7 @@ SOURCE: tuple[Argument, ...] = (
 
 VERIFY = Command(
     "verify",
-    "check a guard bundle against its model",
+    "check that a guard fits its model",
     run,
     (
         Argument("folder", "the guard bundle", type=Path, metavar="DIR"),

@@ -139,7 +139,7 @@ def check_nothing_phones_home(onnxruntime: OnnxRuntimeFacts | ChildFailure) -> l
     """Whether its telemetry is off: switched on, it leaves files as soon as it is imported."""
     name = "nothing phones home"
     if isinstance(onnxruntime, ChildFailure):
-        remedy = "mend what the check 'onnxruntime' above says"
+        remedy = "fix the problem that 'onnxruntime' above reports"
         return [warn(name, "not checked: ONNX Runtime does not import", remedy)]
     found = [*onnxruntime.files_written, *(["a socket"] if onnxruntime.n_sockets else [])]
     if found:

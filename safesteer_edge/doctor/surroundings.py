@@ -27,7 +27,7 @@ def check_memory(
     name = "memory"
     available, what = free_memory(meminfo, cgroup)
     if available is None:
-        return [ok(name, "how much is free is not known on this system")]
+        return [ok(name, "how much memory is free is not known on this system")]
     found = f"{available // _MIB} MiB {what}"
     if model_bytes is None:
         return [ok(name, found)]

@@ -315,7 +315,7 @@ def explain_plan(plan: MemoryPlan) -> list[str]:
 def _free(plan: MemoryPlan) -> str:
     free = plan.machine.free_bytes
     if free is None:
-        return "how much is free is not known on this system"
+        return "how much memory is free is not known on this system"
     return f"{in_mib(free)} {plan.machine.what}" + (": tight" if plan.is_tight else "")
 
 

@@ -86,7 +86,7 @@ def pull(spec: str, report: PullReport, *, with_projector: bool = True) -> Insta
     """Install the model that NAME[:QUANT] or hf:OWNER/NAME[:QUANT|FILE] means.
 
     Raises SettingsError, HubError and ModelFileError for what the user or the hub must mend,
-    DownloadError for a transfer that was cut: then what has come is kept.
+    DownloadError for a transfer that was cut: then what was downloaded is kept.
     """
     request = parse_pull(spec)
     library_folder(create=True)
@@ -94,7 +94,7 @@ def pull(spec: str, report: PullReport, *, with_projector: bool = True) -> Insta
         os_errors_as(  # of the disk: what belongs to the hub has its own
             DownloadError,
             f"cannot write to {str(library_folder())!r}",
-            "make room, then run it again: what has come is kept",
+            "make room, then run it again: what was downloaded is kept",
         ),
         quiet_library(),
     ):
@@ -166,7 +166,7 @@ def _download_all(partials: dict[RemoteFile, PartialFile], report: PullReport) -
 
     def advance(n_bytes: int) -> None:
         if stop.is_set():
-            raise DownloadError("the download was stopped; what has come is kept")
+            raise DownloadError("the download was stopped; what was downloaded is kept")
         report.advance(n_bytes)
 
     with ThreadPoolExecutor(len(partials), thread_name_prefix="pull") as pool:

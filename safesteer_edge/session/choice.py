@@ -141,8 +141,8 @@ def require_projector(
     for wanted, has, kind in ((images, info.has_vision, "see"), (sounds, info.has_audio, "hear")):
         if wanted and not has:
             raise MediaError(
-                f"projector {str(files.mmproj)!r} does not {kind}; remove what is attached, or "
-                f"choose a model that can {kind}"
+                f"projector {str(files.mmproj)!r} cannot {kind}; remove the attachment, or choose "
+                f"a model that can {kind}"
             )
     return files
 

@@ -173,7 +173,7 @@ class Session(OpenedSession):
 
     def _answer_so_far(self) -> AnswerSoFar:
         if not self.conversation.messages or self.conversation.messages[-1].role != "assistant":
-            raise InputError("there is no answer to go on with; ask something first")
+            raise InputError("there is no answer to continue; ask something first")
         text, bundle = self.conversation.messages[-1].text, self._runtime.bundle
         if bundle is not None and text.endswith(bundle.config.refusal_text):
             raise InputError("the last answer was refused and cannot be continued; ask another way")
@@ -248,7 +248,7 @@ class Session(OpenedSession):
 
     def _lacks(self, what: str, does: str) -> MediaError:
         return MediaError(
-            f"model {self._runtime.choice.name!r} does not {what} as it is loaded; pass its "
+            f"model {self._runtime.choice.name!r} cannot {what} as it is loaded; pass its "
             f"projector with --mmproj, or choose a model that {does}"
         )
 
