@@ -233,23 +233,23 @@ class Session(OpenedSession):
 
     def _add_image(self, path: Path) -> MediaContent:
         if not self._sees:
-            raise self._lacks("see images", "sees")
+            raise self._lacks("see images")
         return self._keep_image(self._runtime.media_decoder.load_image(path))
 
     def _add_sound(self, path: Path) -> MediaContent:
         projector = self._runtime.projector
         if projector is None or not projector.hears:
-            raise self._lacks("hear", "hears")
+            raise self._lacks("hear")
         sound = self._runtime.media_decoder.load_sound(
             path, sample_rate=projector.audio_sample_rate
         )
         self._media[sound.sha256] = sound
         return MediaContent("audio", sound.sha256)
 
-    def _lacks(self, what: str, does: str) -> MediaError:
+    def _lacks(self, what: str) -> MediaError:
         return MediaError(
             f"model {self._runtime.choice.name!r} cannot {what} as it is loaded; pass its "
-            f"projector with --mmproj, or choose a model that {does}"
+            f"projector with --mmproj, or choose a model that can"
         )
 
     def _to_items(self, conversation: Conversation) -> tuple[list[PromptItem], list[MediaPrepared]]:

@@ -66,7 +66,7 @@ def test_stderr_tells_what_ran_and_how_it_went(ask: Ask, guarded_tiny: GuardedTi
     first, last = ask("Hello there").err.splitlines()
     assert first.startswith(f"[{guarded_tiny.model.stem} F32, guard tiny-30, loaded in ")
     assert last.startswith("[12 tokens, ")
-    assert "steer: 0 tokens steered; risk 0.00; cut at the token limit" in last
+    assert "steer: 0 tokens steered; nothing noticed; cut off at the token limit" in last
 
 
 def test_quiet_is_silent(ask: Ask, answer: str):
@@ -190,7 +190,7 @@ def test_a_prompt_that_cannot_be_read_from_stdin_is_bad_input(
 def test_a_refusal_fails_only_where_that_is_asked_for(ask: Ask):
     refused = ask("Hello there", bias=ALARMED)
     assert (refused.exit_code, refused.out) == (OK, f"{REFUSAL_TEXT}\n")
-    assert "refused, because every continuation looked harmful" in refused.err
+    assert "refused by the guard: every continuation looked harmful" in refused.err
     assert ask("Hello there", "--fail-on-refusal", bias=ALARMED).exit_code == REFUSED
     assert ask("Hello there", "--fail-on-refusal").exit_code == OK
     assert ask("Hello there", "--fail-on-refusal", "--json", bias=ALARMED).exit_code == REFUSED

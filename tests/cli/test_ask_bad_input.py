@@ -239,7 +239,7 @@ def test_a_file_that_is_no_picture(ask: Ask, guarded_tiny: GuardedTiny, tmp_path
     fails_with_one_line(
         ask,
         [*seeing, "--audio", str(tmp_path / "a.wav")],
-        naming="does not hear",
+        naming="cannot hear",
         remedy="choose a model",
     )
 

@@ -161,11 +161,11 @@ def test_what_the_model_cannot_take_is_refused_before_any_work(
     unknown = write_requests(tmp_path / "unknown.jsonl", COUNTS, colour="red")
     sees, hears = ("--mmproj", str(guarded_tiny.projector)), ("--mmproj", str(hearing))
     for data, options, says in (
-        (plain, hears, "does not see"),
+        (plain, hears, "cannot see"),
         (images, (), "its projector (mmproj-….gguf) is missing"),
-        (images, hears, "does not see"),
+        (images, hears, "cannot see"),
         (plain, ("--audio", *sees), "no request has a recording"),
-        (sounds, ("--audio", *sees), "does not hear"),
+        (sounds, ("--audio", *sees), "cannot hear"),
         (unknown, (), "unknown key 'colour'"),
         (plain, ("--false-alarms", "0"), "expected a share above 0"),
         (plain, ("--cache-limit", "0"), "expected GiB, more than 0"),
