@@ -254,7 +254,7 @@ def test_a_chat_that_is_not_saved_has_branches_too(session: Session, picture: Pa
     assert chat.session.messages[0].images == (picture,)
     assert not chat.is_saved
     assert texts(chat)[0] == "And this?"
-    with pytest.raises(InputError, match="not saved"):
+    with pytest.raises(InputError, match="not being saved"):
         chat.resume("20261122-101112-abcdef")
 
 
