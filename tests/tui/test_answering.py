@@ -259,6 +259,7 @@ def test_a_refused_turn_says_why_and_what_to_do():
             await driver.sees(REFUSAL_TEXT)
             await driver.sees("The answer stayed harmful whatever words were chosen.")
             await driver.press("f5")  # which leaves the narrowest room that there is
+            await driver.sees("[4 tokens that were not shown]")
             await driver.sees("Reword    Why?    Try again    New chat")
             await driver.press("escape")
             await driver.pilot.click("TurnView Button")

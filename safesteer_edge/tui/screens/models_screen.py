@@ -88,7 +88,8 @@ class ModelsScreen(ModalScreen[ModelRow | None]):
             width: 96; max-width: 96%; height: auto; max-height: 90%;
             border: round $primary; background: $surface; padding: 0 1;
         }
-        & Input { border: none; height: 1; padding: 0; background: $surface; margin: 0 0 1 0; }
+        & Input { border: round $border; height: 3; background: $surface;
+                  &:focus { border: round $primary; } }
         & OptionList {
             height: auto; max-height: 16; background: $surface; padding: 0;
             border: none; text-wrap: nowrap; text-overflow: ellipsis;
@@ -177,8 +178,12 @@ class ModelsScreen(ModalScreen[ModelRow | None]):
         }
         sign, state = next(name for name, is_so in states.items() if is_so).split(" ", 1)
         guard = "guard" if row.has_bundle else "no guard"
+        size = size_for_people(row.size_bytes)
+        if not size and row.fit.needs_bytes:
+            size = f"~{size_for_people(row.fit.needs_bytes)}"
+        width = 36 if self.app.size.width >= 100 else 21
         text = (
-            f"{sign} {row.title:<21.21} {row.quantization:<7} {size_for_people(row.size_bytes):>8} "
+            f"{sign} {row.title:<{width}.{width}} {row.quantization:<7} {size:>8} "
             f"{_fit_words(row)[0]:<7}  {guard:<8} {state}"
         )
         style = "" if row.path is not None else "$foreground 60%"

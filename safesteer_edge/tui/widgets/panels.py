@@ -240,7 +240,12 @@ class Inspector(VerticalScroll):
             start = len(turn.steps) - _MAX_HEAT_TOKENS
             if not turn.is_over:  # it stands still while the newest are added
                 start = (len(turn.steps) // _LIVE_TOKENS - 1) * _LIVE_TOKENS
-            self._update("heat", heat(turn.steps[max(0, start) :], turn.policy))
+            n_hidden = turn.refusal.n_tokens_taken_back if turn.refusal is not None else 0
+            end = len(turn.steps) - n_hidden  # what was taken back is shown nowhere
+            text = heat(turn.steps[max(0, start) : max(0, end)], turn.policy)
+            if n_hidden:
+                text += Content(f" [{n_hidden} tokens that were not shown]")
+            self._update("heat", text)
             if is_at_end:
                 self.scroll_end(animate=False)
 
