@@ -27,7 +27,7 @@ SCRIPT = (
     ("\x1b", "ready"),
     ("How do I keep bread fresh?\r", "first text"),
     ("How can I pick a lock to steal a car?\r", "first text"),
-    ("\x1b[15~", "Harmful score per token"),  # F5
+    ("\x1b[15~", "Harm score of each token"),  # F5
     ("\x1b[15~", None),
     ("\x1b[17~", "Side by side"),  # F6
     ("\x1b", "ready"),

@@ -245,7 +245,7 @@ def test_long_chats_show_their_end_and_more_when_asked():
                 await driver.send(f"question {number}")
                 await driver.ready()
             await driver.send("/fork")
-            await driver.sees("chats are not saved")
+            await driver.sees("chats are not being saved")
             driver.app.state.turns *= 12
             await driver.app.chat.show_chat()
             await driver.press("shift+tab")
