@@ -64,5 +64,5 @@ def _check_folder(name: str, folder: Path) -> Check:
             f"{str(existing)!r} cannot be written to ({error.strerror})",
             f"make {str(existing)!r} writable for this user",
         )
-    note = "writable" if existing == folder else "not there yet, and can be made"
+    note = "writable" if existing == folder else "does not exist yet, but can be created"
     return ok(name, f"{str(folder)!r}, {note}")
