@@ -204,7 +204,7 @@ def _narrate_end(turn: TurnEnded, policy: GuardPolicy | None) -> None:
     say(f"[{'; '.join(parts)}]")
 
 
-def _files(name: str, text: str | None = None) -> Argument:
+def _files(name: str, text: str) -> Argument:
     return Argument(name, text, action="append", type=Path, default=[], metavar="F")
 
 
@@ -219,9 +219,9 @@ ASK = Command(
             metavar="PROMPT",
             nargs="*",
         ),
-        _files("-i --image"),
-        _files("--audio"),
-        _files("--file", "attach a PDF, text file, picture or sound"),
+        _files("-i --image", "attach a picture"),
+        _files("--audio", "attach a sound"),
+        _files("--file", "attach a file of any of these kinds, or a PDF or text"),
         Argument("-s --system", "system prompt", metavar="T"),
         Argument(
             "--answer-prefix",

@@ -13,7 +13,7 @@ from safesteer_edge.chats.chat_log import ChatEntry, ChatLog
 from safesteer_edge.chats.recorded_chat import RecordedChat
 from safesteer_edge.errors import InputError
 from safesteer_edge.guard.events import Event
-from safesteer_edge.guard.policy import GuardMode
+from safesteer_edge.guard.policy import GuardMode, GuardPolicy
 from safesteer_edge.session.protocol import ChatMessage, Document, SessionInfo, TurnSettings
 from safesteer_edge.tui.shown_turn import ShownTurn, messages_of
 
@@ -49,6 +49,12 @@ class ChatState:
         if len(first) <= _MAX_TITLE:
             return first or "Attachment"
         return first[:_MAX_TITLE].rsplit(" ", 1)[0] + "…"
+
+    def policy_with(self, settings: TurnSettings) -> GuardPolicy | None:
+        """What guards an answer of these settings; None: that is not known."""
+        if self.info is None or self.info.policy is None:
+            return None
+        return self.info.policy.tightened(strength=settings.strength, threshold=settings.threshold)
 
     def numbered(self, text: str) -> ShownTurn:
         """The turn of that number, counted from 1; the last one if the text is empty."""

@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING
 
 from safesteer_edge.guard.events import PrefillDone
-from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.tui.chat_state import ask, go_on
 from safesteer_edge.tui.engine_thread import (
     ModelOpened,
@@ -199,7 +198,7 @@ class ModelRunner:
             return False
         if any(isinstance(event, PrefillDone) for event in events):
             self._decode_started_s = self._figures_s = time.perf_counter()
-            turn.policy = self._policy()
+            turn.policy = self._state.policy_with(self._settings)
             turn.is_uncalibrated = is_uncalibrated(self._state.info, turn.guard)
         n_media, n_thought = len(turn.media), len(turn.reasoning)
         text = "".join([turn.feed(event) for event in events])
@@ -235,13 +234,6 @@ class ModelRunner:
 
     def _n_ctx(self) -> int | None:
         return self._state.info.n_ctx if self._state.info else None
-
-    def _policy(self) -> GuardPolicy | None:
-        """What guards the turn: the bundle's policy, as its settings have it."""
-        info, settings = self._state.info, self._settings
-        if info is None or info.policy is None:
-            return None
-        return info.policy.tightened(strength=settings.strength, threshold=settings.threshold)
 
 
 def _pause_after(cost_s: float) -> float:

@@ -133,6 +133,7 @@ class PlainChat:
         shown = ControlCharacterFilter()
         self.state.info = self._session.info  # which a restart may have changed
         turn.is_uncalibrated = is_uncalibrated(self.state.info, turn.guard)
+        turn.policy = self.state.policy_with(self.state.settings)
         try:
             with interrupt_cancels(self._session):
                 for event in events:

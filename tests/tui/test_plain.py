@@ -114,6 +114,7 @@ def test_a_refusal_says_why_and_what_was_steered_can_be_seen():
     assert REFUSAL_TEXT in chatted.out
     assert "refused by the guard: the answer stayed harmful" in chatted.notes
     assert "1 word was steered by the guard" in chatted.notes
+    assert "The guard refuses above 0.60" in chatted.notes
     assert "token 2: ' steal' (0.93) became ' ask' (0.10)" in chatted.notes
 
 
