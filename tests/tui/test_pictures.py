@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tests.media.png_bytes import RGB, png_bytes
 from tests.media.sample_documents import write_pdf
 from tests.media.sample_pictures import write_sample
 from tests.tui.app_driver import Driver, driven, opened
-from tests.tui.scripted_session import Script, ScriptedModel, Word
+from tests.tui.scripted_session import Script, ScriptedModel, Word, said
 
 
 @pytest.fixture
@@ -314,5 +315,38 @@ def test_a_clipboard_that_cannot_be_read_is_said_in_a_sentence(
             driver.app.copy_to_clipboard("copied in here")
             await driver.press("ctrl+v")
             await driver.sees("copied in here")
+
+    driven(test())
+
+
+def test_a_queued_message_keeps_its_files_and_the_next_one_has_its_own(tmp_path: Path):
+    for name in ("first.md", "second.md"):
+        (tmp_path / name).write_text("# Milk")
+    gate = threading.Event()
+
+    async def test():
+        model = ScriptedModel({"count": said("one two three four", gate=gate)})
+        async with opened(model) as driver:
+            await driver.send("count")
+            await driver.sees("one two three")
+            await driver.send(str(tmp_path / "first.md"))
+            await driver.sees("first.md ×")
+            await driver.send("what is it?")
+            await driver.sees("queued: what is it?")
+            await driver.sees_no("first.md ×")
+            await driver.send(str(tmp_path / "second.md"))
+            await driver.sees("second.md ×")
+            gate.set()
+            await driver.sees("You said: what is it?")
+            await driver.ready()
+            await driver.sees("second.md ×")
+            await driver.send("and this?")
+            await driver.ready()
+            asked = [message.documents for message in model.session.messages[::2]]
+            assert [[each.name for each in files] for files in asked] == [
+                [],
+                ["first.md"],
+                ["second.md"],
+            ]
 
     driven(test())
