@@ -228,8 +228,9 @@ def _memory(listed: _Listed) -> str:
             if listed.fits == "no"
             else "known once it is downloaded"
         )
-    about = "about " if listed.entry.is_installed else "by a guess "
-    return f"{about}{in_mib(listed.needs_bytes)}; fits here: {listed.fits}; see 'models fit'"
+    about = "about " if listed.entry.is_installed else "probably "
+    needs = f"{about}{in_mib(listed.needs_bytes)}"
+    return f"{needs}; fits on this computer: {listed.fits}; see 'models fit'"
 
 
 def _tables(models: list[_Listed]) -> list[str]:

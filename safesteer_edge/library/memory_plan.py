@@ -228,7 +228,7 @@ def free_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> tuple[int | N
     """Bytes, and whether they are what is available or all that is built in; None: not known."""
     available = _from_meminfo(meminfo)
     if available is None:
-        return _from_sysctl(), "built in (how much is free is not known)"
+        return _from_sysctl(), "built in (how much of it is free is not known)"
     limit = _cgroup_room(cgroup)
     if limit is not None and limit < available:
         return limit, "left in this control group"

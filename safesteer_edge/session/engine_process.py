@@ -140,7 +140,7 @@ class EngineProcess(Child):
         self.kill()
         return EngineDiedError(
             f"the engine process said what cannot be understood ({error}), and was ended; ask "
-            "again to start it anew"
+            "again to restart it"
         )
 
     def close(self, limit_s: float = _CLOSE_LIMIT_S) -> None:
