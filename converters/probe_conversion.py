@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,11 @@ FloatArray = NDArray[np.floating[Any]]
 class ConversionSettings:
     """How to convert, and for what.
 
-    layers: whose states the probe takes, joined in this order; 0 is the first block's output,
-    n_layer the state after the final norm. model: the GGUF that it will run on. check_states: an
-    .npz of `states` (n, n_features) and `labels` (n,), 1 for harmful. harmful_class: which of the
-    source's classes 0 and 1 is the harmful one; None if the source says, or check_states tell.
+    layers: whose states the probe takes, joined in this order; 0 is the first block's output, −1
+    the last one's, n_layer the state after the final norm. model: the GGUF that it will run on.
+    check_states: an .npz of `states` (n, n_features) and `labels` (n,), 1 for harmful.
+    harmful_class: which of the source's classes 0 and 1 is the harmful one; None if the source
+    says, or check_states tell.
     """
 
     output: Path
@@ -54,7 +55,7 @@ class ConversionReport:
 
     max_difference: of scores, ONNX file in float32 against source. quantization_difference: of
     scores, quantized against not. auroc: on the check states, None without them. size_bytes: of
-    the file.
+    the file. layers: counted from the first.
     """
 
     kind: str
@@ -63,6 +64,7 @@ class ConversionReport:
     n_states: int
     max_difference: float
     size_bytes: int
+    layers: tuple[int, ...]
     auroc: float | None = None
     quantization_difference: float | None = None
 
@@ -110,6 +112,7 @@ def convert_source(
     """Convert a probe that was read. model: settings.model's, if it was checked already."""
     if settings.model is not None:
         model = model or check_language_model(settings.model)
+    settings = _counted_from_first(settings, model)
     _check_width(source, settings, model)
     states = _states(source, settings)
     reference = np.asarray(source.reference_scores(states.values), np.float64)
@@ -143,9 +146,26 @@ def convert_source(
         n_states=len(states.values),
         max_difference=difference,
         size_bytes=len(data),
+        layers=settings.layers,
         auroc=_auroc(scores, states.labels),
         quantization_difference=cost,
     )
+
+
+def _counted_from_first(
+    settings: ConversionSettings, model: ModelInfo | None
+) -> ConversionSettings:
+    """The same with the blocks that negative layers stand for: −1 is the last one."""
+    if min(settings.layers, default=0) >= 0:
+        return settings
+    if model is None:
+        raise ProbeFileError(
+            f"--layer {min(settings.layers)} counts from the last block; pass the model with "
+            "--model, or count from 0"
+        )
+    n_layer = model.n_layer
+    counted = (layer + n_layer if -n_layer <= layer < 0 else layer for layer in settings.layers)
+    return replace(settings, layers=tuple(counted))
 
 
 def _check_width(

@@ -9,6 +9,7 @@ numbering   number k is                          block
 embedding   Hugging Face's hidden_states[k]      k − 1; entry 0 is the embedding, and the last one
                                                  was taken after the final norm: neither is a
                                                  block's output
+any         −1, −2 …                             counted from the last of the model's numbers
 
 A vector that lands one block off still steers, only worse, and nothing raises an error
 (tests/converters/test_vector_llama_cpp.py measures where each one lands).
@@ -19,7 +20,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,12 @@ def convert_vector(request: VectorRequest) -> ConvertedVector:
             "cannot make a control vector: every number is 0 once it is float32; raise --scale"
         )
     notes = [note for part in placed for note in part.notes]
+    notes += [
+        f"{source.path.name!r} says that it is for {source.model_hint!r} models; the vector is for "
+        f"{vector.model_hint!r}, as asked"
+        for source in sources
+        if source.model_hint not in ("", vector.model_hint)
+    ]
     if request.scale < 0 or any(weight < 0 for weight in weights):
         notes.append("a direction was turned around by a negative scale or weight, as asked")
     return ConvertedVector(vector, tuple(notes))
@@ -215,6 +222,7 @@ def place_on_blocks(
     not finite, and where a wanted direction is no block's output.
     """
     name = repr(source.path.name)
+    source = _counted_from_first(source, model)
     if model is not None and source.n_embd != model.n_embd:
         raise _misfit(
             f"{name} has directions of {source.n_embd} numbers; {model.path.name!r} is "
@@ -246,6 +254,30 @@ def place_on_blocks(
             f"it out with --layers 1-{n_layer - 2}"
         )
     return BlockDirections(kept, n_layer, tuple(notes))
+
+
+def _counted_from_first(source: VectorSource, model: ModelInfo | None) -> VectorSource:
+    """The same with the numbers that negative ones stand for, which the model tells."""
+    if min(source.rows) >= 0:
+        return source
+    name = repr(source.path.name)
+    if model is None:
+        raise _misfit(
+            f"{name} has a direction for layer {min(source.rows)}, counted from the last",
+            "pass the model with --model",
+        )
+    n_numbers = model.n_layer + (source.layer_base != "0")
+    rows: dict[int, NDArray[np.float64]] = {}
+    for number, row in source.rows.items():
+        counted = number + n_numbers if number < 0 else number
+        if counted < 0 or counted in rows:
+            raise _misfit(
+                f"{name} has a direction for layer {number}, which {model.path.name!r} (of "
+                f"{model.n_layer} layers) has not, or has by another number too",
+                "use the vector of this model, and check --layer-base",
+            )
+        rows[counted] = row
+    return replace(source, rows=rows)
 
 
 def _count_layers(

@@ -28,7 +28,7 @@ from safesteer_edge.errors import SettingsError, VectorFileError
 from safesteer_edge.formats.control_vector_file import (
     BLOCK_OUTPUT_0BASED,
     UNRECORDED,
-    read_control_vector,
+    read_directions,
 )
 
 LayerBase = Literal["0", "1", "embedding"]
@@ -63,15 +63,17 @@ _READERS: Final[Mapping[str, Callable[[Path], TensorFile]]] = {
 }
 ARRAY_SUFFIXES: Final = tuple(_READERS)
 _PICKLES = frozenset({".pkl", ".pickle", ".joblib", ".svec", ".bin"})
-_LAYER_NAME = re.compile(r"(.*?)([0-9]{1,4})", re.DOTALL)
+# A minus belongs to the number unless it joins it to a word, as in 'layer-3'.
+_LAYER_NAME = re.compile(r"(.*?)((?:(?<![A-Za-z0-9])[-−])?[0-9]{1,4})", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VectorSource:
     """Directions with the numbering that their file uses.
 
-    rows: float64 (n_embd,) by layer number. n_rows: of a matrix, whose rows are numbered from
-    `layer_base` on, or from 0 where that is 'embedding'; None: the file names its layers.
+    rows: float64 (n_embd,) by layer number; a negative one counts from the last. n_rows: of a
+    matrix, whose rows are numbered from `layer_base` on, or from 0 where that is 'embedding'; None:
+    the file names its layers.
     measures_final_norm: the direction of a model's last block was measured after the final norm.
     """
 
@@ -144,8 +146,8 @@ def read_arrays(path: Path) -> TensorFile:
 
 
 def _read_gguf_source(path: Path, convention: SourceConvention | None) -> VectorSource:
-    vector = read_control_vector(path)
-    is_recorded = vector.layer_convention != UNRECORDED
+    file = read_directions(path)
+    is_recorded = file.layer_convention != UNRECORDED
     if not is_recorded and convention is None:
         raise SettingsError(
             f"{str(path)!r} does not say at which block its directions were measured; pass "
@@ -155,11 +157,7 @@ def _read_gguf_source(path: Path, convention: SourceConvention | None) -> Vector
     base: LayerBase = "0"
     if not is_recorded:
         base = _BASE_OF_CONVENTION[cast(SourceConvention, convention)]
-    rows = {
-        number: row.astype(np.float64)
-        for number, row in enumerate(vector.directions)
-        if number and row.any()
-    }
+    rows = {number: row.astype(np.float64) for number, row in file.by_number.items() if row.any()}
     if not rows:
         raise _unusable(path, "all of its directions are zero", "use another vector")
     return VectorSource(
@@ -167,9 +165,9 @@ def _read_gguf_source(path: Path, convention: SourceConvention | None) -> Vector
         _sha256(path),
         rows,
         # Ours holds every block; others leave out what they did not measure.
-        vector.n_layer if is_recorded else None,
+        max(file.by_number) + 1 if is_recorded else None,
         base,
-        vector.model_hint,
+        file.model_hint,
         measures_final_norm=not is_recorded and convention == "repeng",
     )
 
@@ -203,8 +201,8 @@ def _named_rows(path: Path, arrays: Mapping[str, Array]) -> dict[int, NDArray[np
         )
     rows: dict[int, NDArray[np.float64]] = {}
     for name, match in matched.items():
-        number = int(match[2]) if match else 0
-        if number in rows or number > MAX_LAYER_NUMBER:
+        number = int(match[2].replace("−", "-")) if match else 0
+        if number in rows or abs(number) > MAX_LAYER_NUMBER:
             raise _unusable(path, f"array {name[:40]!r} names layer {number} again or too far")
         row = arrays[name]
         rows[number] = row[0] if row.ndim == 2 and len(row) == 1 else row

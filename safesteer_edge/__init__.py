@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from safesteer_edge.formats.version import VERSION as __version__
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         InputError,
         MediaError,
         ModelFileError,
+        NoBundleError,
         ProbeFileError,
         ProbeShapeError,
         PromptTooLongError,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
         TextDelta,
         Timings,
         TurnEnded,
+        TurnsLeftOut,
         Usage,
         event_from_json,
         event_to_json,
@@ -141,6 +143,7 @@ __all__ = [
     "MediaPrepared",
     "ModelChoice",
     "ModelFileError",
+    "NoBundleError",
     "PrefillDone",
     "Probe",
     "ProbeFileError",
@@ -164,6 +167,7 @@ __all__ = [
     "TokenGuard",
     "TurnEnded",
     "TurnSettings",
+    "TurnsLeftOut",
     "Usage",
     "VectorFileError",
     "__version__",
@@ -187,14 +191,14 @@ _NAMES = {
         "BundleChangedError BundleError CacheError ChatFileError "
         "ChatStoreError DownloadError EngineDiedError EngineError "
         "GuardError HubError InputError MediaError ModelFileError "
-        "ProbeFileError ProbeShapeError PromptTooLongError "
+        "NoBundleError ProbeFileError ProbeShapeError PromptTooLongError "
         "RequestDataError SafeSteerError SettingsError TemplateError "
         "VectorFileError"
     ),
     "guard.events": (
         "AnswerPart Candidate Event FinishReason GuardSummary "
         "MediaPrepared PrefillDone Refused Step TextDelta Timings "
-        "TurnEnded Usage event_from_json event_to_json"
+        "TurnEnded TurnsLeftOut Usage event_from_json event_to_json"
     ),
     "guard.policy": "GuardMode GuardPolicy RerankName SamplingSettings",
     "guard.risk": "RefusalReason",
@@ -220,13 +224,15 @@ def calibrate(
     requests: StrPath | None = None,
     name: str | None = None,
     false_alarms: float | None = None,
+    effort: Literal["quick", "standard", "thorough"] = "quick",
     progress: Callable[[str, int, int], None] = lambda *_: None,
     **settings: Any,
 ) -> Path:
     """Make a guard bundle for a model, in a folder; returns the folder. Minutes to hours.
 
     model: a catalogue name or a .gguf file. requests: a .jsonl file; None: the package's own.
-    false_alarms: share of ordinary answers that the guard may act on; None: 0.01.
+    false_alarms: share of ordinary answers that the guard may act on; None: 0.01. effort: how much
+    is read and tried: minutes, about an hour, hours; what one has read a later one goes on with.
     progress: told what is done, how much of it, and of how much. settings: n_ctx, n_gpu_layers …
     Given again, it goes on where it was stopped. Raises InputError for what cannot work before it
     begins, SafeSteerError.
@@ -244,13 +250,16 @@ def calibrate(
     from safesteer_edge.session.protocol import make_settings
 
     session = make_settings(model, {**settings, "mmproj": mmproj, "guard": "off"})
-    chosen = default_settings(session, name=name, targets=targets_for(false_alarms))
+    targets = targets_for(false_alarms)
+    chosen = default_settings(session, name=name, targets=targets, effort=effort)
     source = load_requests() if requests is None else read_requests(Path(requests))
     learned = tuple(request for request in source if request.split != "test")
     check_requests(learned, "the requests", chosen.targets)
     check_media(session, learned, hears=False)
     check_replaceable(Path(folder))
-    return make_bundle(Path(folder), chosen, with_pictures(session, learned), progress)
+    if chosen.harvest.plan.draws:
+        learned = with_pictures(session, learned)
+    return make_bundle(Path(folder), chosen, learned, progress)
 
 
 def convert_probe(

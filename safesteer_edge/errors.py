@@ -55,6 +55,10 @@ class BundleError(InputError):
     """A guard bundle is missing, damaged, or not made for this model."""
 
 
+class NoBundleError(BundleError):
+    """No guard bundle is known for a model; one can be made."""
+
+
 class BundleChangedError(BundleError):
     """A restarted engine found another guard than the session began with: the session is over."""
 

@@ -157,9 +157,10 @@ def native_forward(
 
 
 def tokenize(model: Any, text: bytes, *, parse_special: bool) -> list[int]:
-    buffer = (llama_cpp.llama_token * 256)()
+    capacity = 4 * len(text) + 16
+    buffer = (llama_cpp.llama_token * capacity)()
     vocab: Any = llama_cpp.llama_model_get_vocab(model)
-    n = llama_cpp.llama_tokenize(vocab, text, len(text), buffer, 256, True, parse_special)
+    n = llama_cpp.llama_tokenize(vocab, text, len(text), buffer, capacity, True, parse_special)
     assert n >= 0
     return buffer[:n]
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -111,6 +112,16 @@ class GuardBundle:
     def vector_gate(self) -> float | None:
         """The prompt's harmful score above which the vector is on; None: whenever there is one."""
         return None if self.config.vector is None else self.config.vector.gate
+
+    def require_calibrated(self) -> None:
+        """Refuse to answer under a guard that nobody has measured. Raises BundleError."""
+        require(
+            self.is_calibrated,
+            f"guard bundle {self.config.name!r} is UNCALIBRATED: nobody knows which answers it "
+            "stops, so none is given under it; set its numbers with 'safesteer-edge calibrate "
+            f"MODEL --from {shlex.quote(str(self.folder))} -o DIR', or only watch its scores: "
+            "--guard monitor",
+        )
 
     def close(self) -> None:
         """Free the probes' sessions. Closing twice is safe."""
@@ -363,6 +374,12 @@ def check_sha256(data: bytes, expected: str, path: Path) -> None:
         f"{str(path)!r} is damaged or exchanged: its SHA-256 is {found}, guard.json lists "
         f"{expected}; get the bundle again",
     )
+
+
+def listed_files(config: GuardConfig) -> dict[str, str]:
+    """The SHA-256 of each file that guard.json names, by its name."""
+    entries = [getattr(config, field.name) for field in fields(config)]
+    return {entry.file: entry.sha256 for entry in entries if hasattr(entry, "file")}
 
 
 def check_nothing_unlisted(folder: Path, config: GuardConfig) -> None:

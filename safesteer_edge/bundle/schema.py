@@ -170,10 +170,15 @@ class GuardConfig:
         self._check_canaries()
 
     @property
+    def probes(self) -> tuple[ProbeEntry, ...]:
+        """The probe, and that of prompts where there is one."""
+        return (self.probe,) if self.prompt_probe is None else (self.probe, self.prompt_probe)
+
+    @property
     def file_names(self) -> frozenset[str]:
         """The files that it names, each with its hash."""
-        entries = (self.probe, self.prompt_probe, self.vector)
-        return frozenset(entry.file for entry in entries if entry is not None)
+        vector = () if self.vector is None else (self.vector.file,)
+        return frozenset((*(entry.file for entry in self.probes), *vector))
 
     def _check_layers(self) -> None:
         n_layer, n_embd = self.model.n_layer, self.model.n_embd

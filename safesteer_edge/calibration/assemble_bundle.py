@@ -20,6 +20,11 @@ from safesteer_edge.bundle.canaries import MIN_CANARY_SPREAD, Canaries, EngineCa
 from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.schema import ModalityScales
 from safesteer_edge.bundle.writer import BundleParts, VectorParts
+from safesteer_edge.calibration.probe_separation import (
+    ProbeSeparation,
+    measure_separation,
+    require_separation,
+)
 from safesteer_edge.engine.hidden_states import RouteName
 from safesteer_edge.errors import ProbeFileError, SettingsError, VectorFileError
 from safesteer_edge.formats.control_vector_file import (
@@ -31,6 +36,7 @@ from safesteer_edge.formats.model_file import ModelInfo
 from safesteer_edge.formats.version import VERSION
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.harvest.answers import question_ids
+from safesteer_edge.harvest.run import Progress
 from safesteer_edge.probe.probe import OnnxProbe
 from safesteer_edge.requests.requests import Label, load_requests
 from safesteer_edge.session.runtime import Runtime, last_state_of, open_runtime
@@ -135,32 +141,26 @@ class AssemblySettings:
 
 @dataclass(frozen=True, slots=True)
 class AssembledBundle:
-    """The parts, ready for `write_bundle`. mean_scores: of prompts, by what they ask for."""
+    """The parts, ready for `write_bundle`, and how well the probe separates."""
 
     parts: BundleParts
-    mean_scores: Mapping[str, float]
-
-    @property
-    def looks_reversed(self) -> bool:
-        """The probe finds harmful requests clearly less harmful than ordinary ones."""
-        return self.mean_scores["harmful"] < self.mean_scores["ordinary"] - MIN_CANARY_SPREAD
+    separation: ProbeSeparation
 
 
-def assemble_bundle(settings: AssemblySettings) -> AssembledBundle:
+def assemble_bundle(settings: AssemblySettings, progress: Progress) -> AssembledBundle:
     """Run the model, measure what a bundle needs, and return its parts.
 
-    Raises ProbeFileError, VectorFileError or SettingsError where the parts do not fit the model,
-    EngineError if it does not run.
+    Raises ProbeFileError, VectorFileError or SettingsError where the parts do not fit the model, or
+    the probe tells harmful requests from others badly; EngineError if the model does not run.
     """
     vector = _vector_parts(settings)
     with OnnxProbe.from_bytes(settings.probe_onnx, name=str(settings.probe), device="cpu") as probe:
         layers = _probe_layers(probe, settings)
         measured = measure_prompt_states(settings.session, layers)
         canaries = _canaries(probe, measured)
-        means = {
-            label: round(float(probe.score(states).mean()), 4)
-            for label, states in measured.states.items()
-        }
+        n_layer = settings.model.n_layer
+        separation = measure_separation(settings.session, probe, layers, n_layer, progress)
+    require_separation(separation, str(settings.probe))
     parts = BundleParts(
         name=settings.name,
         created_by=f"safesteer-edge {VERSION}",
@@ -173,9 +173,9 @@ def assemble_bundle(settings: AssemblySettings) -> AssembledBundle:
         refusal_text=REFUSAL_TEXT,
         vector=vector,
         route_hint=measured.route,
-        figures={"calibrated": False, "mean_scores_of_prompts": means},
+        figures={"calibrated": False, "separation_of_probe": separation.to_json()},
     )
-    return AssembledBundle(parts, means)
+    return AssembledBundle(parts, separation)
 
 
 def _probe_layers(probe: OnnxProbe, settings: AssemblySettings) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -21,31 +21,41 @@ from safesteer_edge.bundle.canaries import Canaries, EngineCanary, ProbeCanary
 from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.writer import BundleParts, write_bundle
 from safesteer_edge.calibration.probe_choice import ProbeResult, fit_chosen_probe, probe_candidates
-from safesteer_edge.calibration.probe_fit import FitSettings, fit_calibrated
+from safesteer_edge.calibration.probe_fit import MAX_ROWS, FitSettings, fit_calibrated
 from safesteer_edge.calibration.report import bundle_report
 from safesteer_edge.calibration.separation import reading_of_media, separation_by_layer
 from safesteer_edge.calibration.settings import CalibrationSettings
+from safesteer_edge.calibration.steering_fit import choose_openings
 from safesteer_edge.calibration.vector_stage import VectorResult, VectorTask, fit_vector
 from safesteer_edge.formats.json_values import without_nan
+from safesteer_edge.formats.model_file import check_language_model
 from safesteer_edge.formats.version import VERSION
-from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.harvest.answers import HarvestedAnswer, question_ids
+from safesteer_edge.harvest.batches import open_many
 from safesteer_edge.harvest.replay import (
     FIGURES_KEY,
+    N_TOKENS,
     replay_of,
     replay_to_json,
     score_own_answers,
 )
-from safesteer_edge.harvest.run import Harvest, Progress, harvest
+from safesteer_edge.harvest.run import Harvest, Progress, harvest, try_harvest
 from safesteer_edge.harvest.vector_trial import ScoreStates
 from safesteer_edge.probe.probe import OnnxProbe
 from safesteer_edge.requests.requests import Request
+from safesteer_edge.session.choice import choose_model
 from safesteer_edge.session.runtime import Runtime, last_state_of, open_runtime
 from safesteer_edge.session.settings import SessionSettings
 
 N_PROBE_CANARIES: Final = 8
 N_ENGINE_CANARIES: Final = 2
 N_NORM_REQUESTS: Final = 16
+# Fits of as many rows as there are at most, and seconds for each row and feature of one, on two
+# cores (9,000 rows of 5,184 features).
+_N_FITS: Final = 19
+_N_FITS_OF_ALL_FORMS: Final = 60
+_FIT_S: Final = 6e-8
+_N_OPENING_ANSWERS: Final = 150  # that `choose_openings` costs, by their tokens
 
 
 def make_bundle(
@@ -53,12 +63,33 @@ def make_bundle(
 ) -> Path:
     """Calibrate and write a guard bundle; returns its folder.
 
-    progress(what, n_done, n_total). Cost for the embedded default: about 100,000 decoding steps
-    and some fits. Raises SafeSteerError for what cannot be loaded, fitted or written.
+    progress(what, n_done, n_total). Cost: see `settings.EFFORTS` and `estimated_s`.
+    Raises SafeSteerError for what cannot be loaded, fitted or written.
     """
     started_s = time.monotonic()
     harvested = harvest_requests(settings, requests, progress)
     return bundle_from_harvest(folder, settings, requests, harvested, progress, started_s)
+
+
+def estimated_s(settings: CalibrationSettings, requests: Sequence[Request]) -> float:
+    """How long `make_bundle` will take, by a trial on this machine whose results it goes on with.
+
+    Takes some 10 seconds for a small model, 40 for one of 1.5 billion weights.
+    Raises what `make_bundle` raises.
+    """
+    trial = try_harvest(settings.harvest, requests)
+    n_answers = len(settings.replayed) * N_TOKENS / settings.harvest.plan.n_own_tokens
+    n_answers += _N_OPENING_ANSWERS
+    return trial.harvest_s + n_answers * (trial.own_answer_s or 0.0) + _fits_s(settings)
+
+
+def _fits_s(settings: CalibrationSettings) -> float:
+    """Of the probes, reckoned from their number and size."""
+    info = check_language_model(choose_model(settings.harvest.session.model).path)
+    n_features = info.n_embd * max(len(layers) for layers in settings.layer_sets)
+    effort = settings.effort
+    n_fits = _N_FITS if effort.only_linear else _N_FITS_OF_ALL_FORMS
+    return n_fits * (effort.max_rows or MAX_ROWS) * n_features * _FIT_S
 
 
 def harvest_requests(
@@ -84,10 +115,20 @@ def bundle_from_harvest(
     """
     started_s = time.monotonic() if started_s is None else started_s
     session = replace(settings.harvest.session, guard="off")
-    candidates = probe_candidates(settings.layer_sets, settings.regularisations)
+    effort = settings.effort
+    candidates = probe_candidates(
+        settings.layer_sets, settings.regularisations, only_linear=effort.only_linear
+    )
     reading = reading_of_media(harvested, settings.harvest.tail_layers)
     taught = harvested if reading.get("understood") else harvested.without_drawn()
-    best = fit_chosen_probe(taught, candidates, settings.targets, progress)
+    best = fit_chosen_probe(
+        taught,
+        candidates,
+        settings.targets,
+        progress,
+        is_nested=effort.is_nested,
+        max_rows=effort.max_rows,
+    )
     layers = best.candidate.layers
     probe_onnx = best.probe.to_onnx()
     with closing(open_runtime(session, layers=layers)) as runtime:
@@ -95,15 +136,25 @@ def bundle_from_harvest(
         canaries = _canaries(
             runtime, best.probe.scores, harvested.answers(layers, kinds=("own",)), requests
         )
-        replay = _replay(runtime, probe_onnx, best.policy.policy, settings.replayed, progress)
+        replay = _replay(runtime, probe_onnx, best, settings, progress)
+    openings, trial = choose_openings(session, requests, progress)
     norms = _residual_norms(session, runtime.info.n_layer, requests)
-    vector = _vector(harvested, taught, settings, best, norms, runtime.info.architecture, progress)
+    architecture = runtime.info.architecture
+    if effort.tries_vector:
+        vector = _vector(harvested, taught, settings, best, norms, architecture, progress)
+    else:
+        why = f"a calibration of effort {effort.name} tries none"
+        vector = VectorResult(None, {"enabled": False, "why": why})
+    # The states of single layers are of no use to a quick one, and reading them takes its time.
+    compared = None if effort.is_nested else settings.harvest.tail_layers
     calibration = {
+        "effort": {"name": effort.name, "not_tried": effort.not_tried},
         "harvested": _harvested_counts(harvested),
-        "separation": separation_by_layer(harvested, progress),
+        "separation": separation_by_layer(harvested, progress, compared),
         "reading": reading,
         "vector": vector.record,
         "policy": best.policy.to_json(),
+        "openings": trial,
         # The one field, beside the date, that differs between two runs on the same files.
         "made": {
             "elapsed_s": round(time.monotonic() - started_s, 1),
@@ -122,6 +173,8 @@ def bundle_from_harvest(
         refusal_text=settings.refusal_text,
         route_hint=runtime.route.name if runtime.route else None,
         vector=vector.parts,
+        openings=openings,
+        prompt_probe_onnx=best.prompt_probe.to_onnx(),
         figures=without_nan({**best.record, "calibration": calibration, **replay}),
     )
     return write_bundle(folder, replace(parts, reports=bundle_report(parts)))
@@ -158,16 +211,36 @@ def _vector(
 def _replay(
     runtime: Runtime,
     probe_onnx: bytes,
-    policy: GuardPolicy,
-    requests: Sequence[Request],
+    best: ProbeResult,
+    settings: CalibrationSettings,
     progress: Progress,
 ) -> dict[str, Any]:
-    """What the finished guard makes of these requests, for the bundle's figures."""
+    """What the finished guard makes of the replayed requests, for the bundle's figures."""
+    requests, harvest = settings.replayed, settings.harvest
     if not requests:
         return {}
-    with OnnxProbe.from_bytes(probe_onnx, name="the new probe", device="cpu") as probe:
-        answers = score_own_answers(runtime, probe, requests, progress, what="recording a replay")
-    replay = replay_of(answers, requests, policy, runtime.info.quantization)
+    with ExitStack() as undo:
+        probe = undo.enter_context(
+            OnnxProbe.from_bytes(probe_onnx, name="the new probe", device="cpu")
+        )
+        many = None
+        if harvest.plan.in_batches and not runtime.model.has_recurrent_state:
+            layers = best.candidate.layers
+            many = undo.enter_context(closing(open_many(runtime, harvest.session, layers)))
+        prompt_onnx = best.prompt_probe.to_onnx()
+        prompt_probe = undo.enter_context(
+            OnnxProbe.from_bytes(prompt_onnx, name="the new prompt probe", device="cpu")
+        )
+        answers = score_own_answers(
+            runtime,
+            probe,
+            requests,
+            progress,
+            what="recording a replay",
+            many=many,
+            prompt_probe=prompt_probe,
+        )
+    replay = replay_of(answers, requests, best.policy.policy, runtime.info.quantization)
     return {FIGURES_KEY: replay_to_json(replay)}
 
 
@@ -175,6 +248,8 @@ def _harvested_counts(harvested: Harvest) -> dict[str, dict[str, int]]:
     """Requests by carrier and label."""
     counts: dict[str, dict[str, int]] = {}
     for unit in harvested.units:
+        if unit.piece == "own":  # its request is read as well
+            continue
         row = counts.setdefault(unit.carrier, {})
         row[unit.request.label] = row.get(unit.request.label, 0) + 1
     return {carrier: dict(sorted(row.items())) for carrier, row in sorted(counts.items())}

@@ -64,6 +64,11 @@ class ScoreCalibration:
     head: IsotonicFolds | None = None
     reliability: Mapping[CalibrationMethod, Reliability] | None = None
 
+    @property
+    def brier(self) -> float:
+        """Mean squared error of this method's scores, out of fold; NaN where not measured."""
+        return self.reliability[self.method].brier if self.reliability else math.nan
+
     def scores(self, margins: NDArray[np.float64]) -> NDArray[np.float64]:
         """Scores in [0, 1], the same shape."""
         if self.head is not None:
@@ -167,10 +172,14 @@ _MIN_SCORE = 1e-7
 
 @dataclass(frozen=True, slots=True)
 class Rescale:
-    """score → sigmoid(slope · logit(score) + intercept); slope above 0 keeps the order."""
+    """score → sigmoid(slope · logit(score) + intercept); slope above 0 keeps the order.
+
+    keeps_prompts: the prompts' scores are another probe's, and stay.
+    """
 
     slope: float
     intercept: float
+    keeps_prompts: bool = False
 
     def scores(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """Rescaled scores, in [0, 1]."""
@@ -180,7 +189,11 @@ class Rescale:
     def answers(self, answers: Sequence[ScoredAnswer]) -> list[ScoredAnswer]:
         """The same answers with rescaled scores."""
         return [
-            replace(answer, scores=moved[1:], prompt_score=float(moved[0]))
+            replace(
+                answer,
+                scores=moved[1:],
+                prompt_score=answer.prompt_score if self.keeps_prompts else float(moved[0]),
+            )
             for answer in answers
             for moved in (self.scores(answer.trajectory),)
         ]

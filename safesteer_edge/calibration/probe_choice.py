@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -28,6 +29,8 @@ from safesteer_edge.calibration.probe_fit import (
     fit_uncalibrated,
     request_folds,
 )
+from safesteer_edge.calibration.prompt_fit import fit_prompt_probe
+from safesteer_edge.calibration.steering_fit import with_steering
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.harvest.answers import HarvestedAnswer
 from safesteer_edge.harvest.cache import N_EARLY_ROWS
@@ -41,7 +44,8 @@ N_OUTER_FOLDS: Final = 3
 # The policy, which comes later, decides how much the prompt counts, and an answer's first tokens:
 # these are mid-range.
 _RISK: Final = {"prompt_weight": 32, "answer_prior": 4}
-_MAX_ROWS: Final = 16_000  # of a fit, see FitSettings
+_MAX_ROWS: Final = 16_000  # of a fit that compares
+_LEAST_COMPLYING: Final = 30  # answers to harmful requests that limits are chosen by
 _ONE_IN: Final = 4  # requests is judged on, where the splits do not say which
 # The same answers, in the same order, with the states of these layers joined.
 AnswersAt = Callable[[Sequence[int]], list[HarvestedAnswer]]
@@ -91,8 +95,14 @@ def choose_probe(
     answers_at: AnswersAt,
     candidates: Sequence[ProbeCandidate],
     progress: Callable[[int, int], None] = lambda n_done, n_total: None,
+    *,
+    is_nested: bool = True,
+    max_rows: int = _MAX_ROWS,
 ) -> ProbeChoice:
     """Choose among the candidates. progress: fits that are done, and all.
+
+    is_nested: False leaves the honest estimate of the choice out, which takes most of the fits.
+    max_rows: of a fit, see FitSettings.
 
     Raises SettingsError for too few requests.
     """
@@ -105,32 +115,24 @@ def choose_probe(
     judged: dict[ProbeCandidate, list[JudgedCandidate]] = {}
     for layers in dict.fromkeys(candidate.layers for candidate in candidates):
         answers = answers_at(layers)
-        n_folds = _n_outer_folds(answers)
+        n_folds = _n_outer_folds(answers) if is_nested else 0
         for candidate in (each for each in candidates if each.layers == layers):
             judged[candidate] = []
             for fold in (None, *range(n_folds)):
                 outside = _outside(answers, fold)
-                judged[candidate].append(_judged(outside, candidate))
+                judged[candidate].append(_judged(outside, candidate, max_rows))
                 step()
         del answers
     whole = [judged[candidate][0] for candidate in candidates]
     chosen = [
         _best([judged[candidate][1 + fold] for candidate in candidates]) for fold in range(n_folds)
     ]
-    nested = _nested(answers_at, chosen, step) if chosen else None
+    nested = _nested(answers_at, chosen, step, max_rows) if chosen else None
     return ProbeChoice(_best(whole), tuple(whole), nested, tuple(chosen))
 
 
 def _n_outer_folds(answers: Sequence[HarvestedAnswer]) -> int:
-    """None where candidates could not be judged without one, for too few requests were left.
-
-    Raises SettingsError where they cannot be judged at all.
-    """
-    if _parts(answers) is None:
-        raise SettingsError(
-            "cannot choose a probe: there are too few harmful or too few other requests to fit on "
-            "some and judge on others; give more of both"
-        )
+    """None where candidates could not be judged without one, for too few requests were left."""
     outside = [_outside(answers, fold) for fold in range(N_OUTER_FOLDS)]
     return 0 if any(_parts(part) is None for part in outside) else N_OUTER_FOLDS
 
@@ -156,6 +158,7 @@ def _nested(
     answers_at: AnswersAt,
     chosen: Sequence[ProbeCandidate],
     step: Callable[[], None],
+    max_rows: int,
 ) -> ProbeQuality:
     """Each outer fold's answers, scored by what was chosen and fitted outside it."""
     scores: dict[int, NDArray[np.float32]] = {}
@@ -165,7 +168,7 @@ def _nested(
         folds = request_folds(answers, n_folds=N_OUTER_FOLDS)
         for fold, candidate in enumerate(chosen):
             if candidate.layers == layers:
-                probe = _fitted(_outside(answers, fold), candidate)
+                probe = _fitted(_outside(answers, fold), candidate, max_rows)
                 scores |= {
                     index: _scores(probe, answer)
                     for index, answer in enumerate(answers)
@@ -186,18 +189,26 @@ def _best(judged: Sequence[JudgedCandidate]) -> ProbeCandidate:
     return max(judged, key=lambda each: each.merit).candidate
 
 
-def _judged(answers: Sequence[HarvestedAnswer], candidate: ProbeCandidate) -> JudgedCandidate:
+def _judged(
+    answers: Sequence[HarvestedAnswer], candidate: ProbeCandidate, max_rows: int
+) -> JudgedCandidate:
     parts = _parts(answers)
-    assert parts is not None  # checked before the first fit
+    if parts is None:
+        raise SettingsError(
+            "cannot choose a probe: there are too few harmful or too few other requests to fit on "
+            "some and judge on others; give more of both"
+        )
     train, held = parts
-    probe = _fitted(train, candidate)
+    probe = _fitted(train, candidate, max_rows)
     scores = [_scores(probe, answer) for answer in held]
     quality = quality_of_scores(held, scores, **_RISK)
     return JudgedCandidate(candidate, quality)
 
 
-def _fitted(answers: Sequence[HarvestedAnswer], candidate: ProbeCandidate) -> FittedProbe:
-    return fit_uncalibrated(answers, FitSettings(candidate.form, N_STEPS, max_rows=_MAX_ROWS))
+def _fitted(
+    answers: Sequence[HarvestedAnswer], candidate: ProbeCandidate, max_rows: int
+) -> FittedProbe:
+    return fit_uncalibrated(answers, FitSettings(candidate.form, N_STEPS, max_rows=max_rows))
 
 
 def _scores(probe: FittedProbe, answer: HarvestedAnswer) -> NDArray[np.float32]:
@@ -213,25 +224,35 @@ _DIGITS: Final = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ProbeResult:
-    """candidate: what was chosen. record: of the whole choice, JSON."""
+    """candidate: what was chosen. prompt_probe: of prompts alone, reads the same states.
+
+    record: of the whole choice, JSON.
+    """
 
     candidate: ProbeCandidate
     probe: FittedProbe
+    prompt_probe: FittedProbe
     policy: PolicyChoice
     record: dict[str, Any]
 
 
 def probe_candidates(
-    layer_sets: Sequence[tuple[int, ...]], regularisations: Sequence[float]
+    layer_sets: Sequence[tuple[int, ...]],
+    regularisations: Sequence[float],
+    *,
+    only_linear: bool = False,
 ) -> tuple[ProbeCandidate, ...]:
     """Linear probes on every set of layers; PCA and MLP on the largest, where they have a use."""
     largest = max(layer_sets, key=len)
+    linear = tuple(
+        ProbeCandidate(layers, ProbeForm("linear", regularisation))
+        for layers in layer_sets
+        for regularisation in regularisations
+    )
+    if only_linear:
+        return linear
     return (
-        *(
-            ProbeCandidate(layers, ProbeForm("linear", regularisation))
-            for layers in layer_sets
-            for regularisation in regularisations
-        ),
+        *linear,
         ProbeCandidate(largest, ProbeForm("pca-linear", 0.01, n_components=_N_COMPONENTS)),
         ProbeCandidate(largest, ProbeForm("mlp", 1.0, _N_COMPONENTS, _N_HIDDEN)),
     )
@@ -242,22 +263,34 @@ def fit_chosen_probe(
     candidates: Sequence[ProbeCandidate],
     targets: FalseAlarmTargets,
     progress: Progress,
+    *,
+    is_nested: bool = True,
+    max_rows: int | None = None,
 ) -> ProbeResult:
     """Choose, fit on everything, and choose the policy from out-of-fold scores.
 
+    is_nested: see `choose_probe`. max_rows: of a fit, see FitSettings.
     Cost for the embedded default: some minutes. Raises SettingsError for too few requests.
     """
     choice = choose_probe(
         lambda layers: harvested.answers(layers, n_rows=N_EARLY_ROWS),
         candidates,
         lambda n_done, n_total: progress("comparing probes", n_done, n_total),
+        is_nested=is_nested,
+        max_rows=min(_MAX_ROWS, max_rows or _MAX_ROWS),
     )
     answers = harvested.answers(choice.best.layers)
-    progress("fitting the probe", 0, 1)
-    probe, scores = fit_probe(answers, FitSettings(choice.best.form))
-    progress("fitting the probe", 1, 1)
-    by_request = _by_request(answers, scores)
-    policy = choose_policy(by_request, targets)
+    progress("fitting the probe", 0, 2)
+    prompt = fit_prompt_probe(answers)
+    progress("fitting the probe", 1, 2)
+    fit = FitSettings(choice.best.form)
+    probe, scores = fit_probe(answers, replace(fit, max_rows=max_rows or fit.max_rows))
+    progress("fitting the probe", 2, 2)
+    by_request = _by_request(
+        answers,
+        [np.concatenate([[at], row[1:]]) for at, row in zip(prompt.scores, scores, strict=True)],
+    )
+    policy = with_steering(choose_policy(by_request, targets), by_request, targets)
     separation = auroc(_means(by_request.harmful), _means(by_request.ordinary))
     nested = choice.nested and {
         "chosen": [_named(each) for each in choice.nested_choices],
@@ -271,14 +304,16 @@ def fit_chosen_probe(
         "nested": nested,
         "positive_class": "harmful",
         "n_answers": len(answers),
+        "n_own": dict(Counter(a.request.label for a in answers if a.kind == "own")),
         "n_set_aside": probe.n_set_aside,
+        "prompt_probe": prompt.record,
         "score_calibration": probe.calibration.to_json(),
         "out_of_fold": {
             "auroc_mean_score_harmful_against_ordinary": round(separation, _DIGITS),
             "refused": _rounded(asdict(policy.refused)),
         },
     }
-    return ProbeResult(choice.best, probe, policy, record)
+    return ProbeResult(choice.best, probe, prompt.probe, policy, record)
 
 
 def _tried(judged: JudgedCandidate) -> dict[str, Any]:
@@ -323,10 +358,13 @@ def _by_request(
             name = answer.request.id
             # Here and below not max(), which may drop a NaN.
             alone[name] = float(np.maximum(row[0], alone.get(name, 0.0)))
+    n_complying = sum(answer.kind == "own" and answer.label == 1 for answer in answers)
+    # What limits are to stop is seldom an own answer of a model that declines by itself.
+    kinds = ("own",) if n_complying >= _LEAST_COMPLYING else ("own", "led")
     return AnswerScores.of(
         (answer.request.label, answer.label == 1, _with_words_alone(answer, row, alone))
         for answer, row in zip(answers, scores, strict=True)
-        if answer.kind == "own"
+        if answer.kind in kinds
     )
 
 

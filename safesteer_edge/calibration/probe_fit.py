@@ -212,6 +212,7 @@ def _balanced(
 # -- fitting: which positions of which answers, how often each counts, and honest scores -----------
 
 N_FOLDS: Final = 5
+MAX_ROWS: Final = 34_000
 # False alarms are told from answers to ordinary and to borderline requests: where these count more,
 # more harmful answers are found at 1 % of them.
 _BENIGN_REPEATS: Final = 6
@@ -238,7 +239,7 @@ class FitSettings:
 
     form: ProbeForm
     n_positions: int = 32
-    max_rows: int = 34_000
+    max_rows: int = MAX_ROWS
     calibration: CalibrationMethod | None = None
     seed: int = 0
 

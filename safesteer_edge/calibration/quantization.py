@@ -19,9 +19,8 @@ from safesteer_edge.bundle.bundle import GuardBundle, load_bundle
 from safesteer_edge.calibration.recalibrate import Recalibration, decide
 from safesteer_edge.engine.requantize import TargetType, requantize
 from safesteer_edge.errors import InputError
-from safesteer_edge.formats.gguf_file import read_gguf
 from safesteer_edge.formats.json_values import load_json
-from safesteer_edge.formats.model_file import ModelInfo, check_language_model
+from safesteer_edge.formats.model_file import ModelInfo, check_language_model, read_model
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.risk import is_score
 from safesteer_edge.harvest.drift import Drift, measure_drift
@@ -145,7 +144,7 @@ def _measure(
 
 def _bytes_by_type(model: Path) -> dict[str, int]:
     sizes: Counter[str] = Counter()
-    for tensor in read_gguf(model).tensors:
+    for tensor in read_model(model).tensors:
         sizes[tensor.type_name] += tensor.size_bytes
     return dict(sizes.most_common())
 
@@ -165,7 +164,7 @@ def _scored(
 ) -> list[ScoredAnswer]:
     """Scored answers of this model file to a named set of requests."""
     parts = (  # all that the scores depend on
-        bundle.config.probe.sha256,
+        *sorted(entry.sha256 for entry in bundle.config.probes),
         info.tensor_table_sha256,
         requests_sha256(requests),
         str(settings.n_tokens),
@@ -179,7 +178,12 @@ def _scored(
         with closing(open_runtime(session, layers=bundle.config.probe.layers)) as runtime:
             for request in missing:
                 (answer,) = score_own_answers(
-                    runtime, bundle.probe, [request], lambda *_: None, n_tokens=settings.n_tokens
+                    runtime,
+                    bundle.probe,
+                    [request],
+                    lambda *_: None,
+                    n_tokens=settings.n_tokens,
+                    prompt_probe=bundle.prompt_probe,
                 )
                 _keep(path, answer)
                 found[answer.request_id] = answer

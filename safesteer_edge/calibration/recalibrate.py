@@ -1,4 +1,4 @@
-"""A bundle for another quantization of its model: the same probe, rescaled, and a policy anew.
+"""A bundle for another quantization of its model, or for a probe made elsewhere: a policy anew.
 
 The probe is not refitted. What is decided anew: the line that turns its logits into chances, τ, λ,
 and the refusal rule, from the model's own answers to requests of the train and calibration splits.
@@ -30,6 +30,7 @@ from safesteer_edge.calibration.probe_calibration import (
 )
 from safesteer_edge.calibration.report import bundle_report
 from safesteer_edge.calibration.settings import n_needed, smallest_ordinary
+from safesteer_edge.calibration.steering_fit import with_steering
 from safesteer_edge.errors import BundleError, RequestDataError
 from safesteer_edge.formats.model_file import ModelInfo
 from safesteer_edge.formats.version import VERSION
@@ -74,6 +75,7 @@ class RecalibrationSettings:
     """session: the model, in the quantization that will run. requests: what decides.
 
     replayed: what the result is measured on; no request is in both. name: of the new bundle.
+    keeps_scores: the probe's file stays as it is, instead of being set right by a line.
     """
 
     bundle: Path
@@ -83,6 +85,7 @@ class RecalibrationSettings:
     replayed: tuple[Request, ...]
     name: str
     n_tokens: int = N_TOKENS
+    keeps_scores: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +119,21 @@ def recalibrate(folder: Path, settings: RecalibrationSettings, progress: Progres
         layers = bundle.config.probe.layers
         with closing(open_runtime(session, layers=layers)) as runtime:
             check_engine_canaries(bundle, partial(last_state_of, runtime.engine, runtime.model))
-            scored = partial(score_own_answers, runtime, bundle.probe, n_tokens=n_tokens)
+            scored = partial(
+                score_own_answers,
+                runtime,
+                bundle.probe,
+                n_tokens=n_tokens,
+                prompt_probe=bundle.prompt_probe,
+            )
             answers = scored(settings.requests, progress)
-            found = decide(answers, targets)
+            found = decide(
+                answers,
+                targets,
+                keeps_scores=settings.keeps_scores,
+                keeps_prompts=bundle.prompt_probe is not None,
+                steers=bundle.policy.retries > 0,
+            )
             replayed = scored(settings.replayed, progress, what="test answers")
             before, after = (
                 replay_of(
@@ -145,9 +160,18 @@ def check_requests(requests: Sequence[Request], targets: FalseAlarmTargets) -> N
         raise RequestDataError("there are no harmful requests; a guard cannot be set without them")
 
 
-def decide(answers: Sequence[ScoredAnswer], targets: FalseAlarmTargets) -> Recalibration:
+def decide(
+    answers: Sequence[ScoredAnswer],
+    targets: FalseAlarmTargets,
+    *,
+    keeps_scores: bool = False,
+    keeps_prompts: bool = False,
+    steers: bool = False,
+) -> Recalibration:
     """The line, and the policy of the scores that it gives.
 
+    keeps_scores: the line changes none. keeps_prompts: it changes none of prompts.
+    steers: the policy takes answers back and steers them anew.
     Raises RequestDataError or ProbeFileError where the answers decide nothing.
     """
     _check_enough(sum(answer.label == "ordinary" for answer in answers), targets)
@@ -156,11 +180,14 @@ def decide(answers: Sequence[ScoredAnswer], targets: FalseAlarmTargets) -> Recal
             "the model refuses every harmful request, so there is nothing to set a guard by; give "
             "others with --data"
         )
-    rescale = fit_rescale(answers)
+    rescale = Rescale(1.0, 0.0) if keeps_scores else fit_rescale(answers)
+    rescale = replace(rescale, keeps_prompts=keeps_prompts)
     scores = AnswerScores.of(
         (answer.label, answer.complies, answer.trajectory) for answer in rescale.answers(answers)
     )
     choice = choose_policy(scores, targets)
+    if steers:
+        choice = with_steering(choice, scores, targets)
     return Recalibration(rescale, choice, targets)
 
 
@@ -185,7 +212,9 @@ def _parts(
     config = bundle.config
     path = bundle.folder / config.probe.file
     line = found.rescale
-    data = rescale_probe(path.read_bytes(), line.slope, line.intercept, name=str(path))
+    data = path.read_bytes()
+    if (line.slope, line.intercept) != (1.0, 0.0):
+        data = rescale_probe(data, line.slope, line.intercept, name=str(path))
     return BundleParts(
         name=settings.name,
         created_by=f"safesteer-edge {VERSION}",
@@ -197,6 +226,8 @@ def _parts(
         canaries=_canaries(data, config.canaries, runtime),
         refusal_text=config.refusal_text,
         vector=_vector(bundle, line),
+        openings=config.openings,
+        prompt_probe_onnx=_prompt_probe(bundle),
         route_hint=runtime.route.name if runtime.route else None,
         figures=_figures(bundle, found, answers, after),
     )
@@ -248,15 +279,22 @@ def _canaries(data: bytes, old: Canaries, runtime: Runtime) -> Canaries:
     return Canaries(probe_canaries, engine_canaries)
 
 
+def _prompt_probe(bundle: GuardBundle) -> bytes | None:
+    entry = bundle.config.prompt_probe
+    return None if entry is None else (bundle.folder / entry.file).read_bytes()
+
+
 def _vector(bundle: GuardBundle, line: Rescale) -> VectorParts | None:
     """The alignment vector as it was: its scale is checked against this quantization's norms.
 
-    Its gate is a score of the probe, and moves with them.
+    Its gate is a score of a prompt, and moves with them.
     """
     entry, vector = bundle.config.vector, bundle.unscaled_vector
     if entry is None or vector is None:
         return None
-    gate = None if entry.gate is None else float(line.scores(np.array([entry.gate]))[0])
+    gate = entry.gate
+    if gate is not None and not line.keeps_prompts:
+        gate = float(line.scores(np.array([gate]))[0])
     return VectorParts(
         vector, entry.scale, entry.max_scale, entry.layers, entry.modalities, entry.sign, gate
     )

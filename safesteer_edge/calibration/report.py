@@ -93,6 +93,7 @@ def _summary(figures: Json) -> list[str]:
     if chosen:
         layers = ", ".join(str(layer) for layer in chosen["layers"])
         lines.append(f"The probe is {chosen['form']} and reads the outputs of blocks {layers}.")
+    lines += _effort(figures)
     if figures.get("n_set_aside"):
         lines.append(
             f"{figures['n_set_aside']} of {figures['n_answers']} answers were set aside in its "
@@ -102,6 +103,22 @@ def _summary(figures: Json) -> list[str]:
     if vector:
         verb = "is used" if vector.get("enabled") else "is not used"
         lines.append(f"An alignment vector {verb}: {vector.get('why', 'no reason is recorded')}.")
+    return lines
+
+
+def _effort(figures: Json) -> list[str]:
+    """What was not tried, and how little so few answers can tell."""
+    effort = measured(figures, "calibration", "effort")
+    if not effort.get("not_tried"):
+        return []
+    lines = [f"The effort was {effort['name']}. Not tried: {'; '.join(effort['not_tried'])}."]
+    n_ordinary = (figures.get("n_own") or {}).get("ordinary", 0)
+    if n_ordinary:
+        # 95 %, of none of n: the rule of three.
+        lines.append(
+            f"The limits come from {n_ordinary} answers to ordinary requests. What happened in "
+            f"none of them may happen in up to {min(100.0, 300 / n_ordinary):.1f} % of others."
+        )
     return lines
 
 

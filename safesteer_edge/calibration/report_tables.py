@@ -209,7 +209,9 @@ def _reliability_table(scores: Json) -> Table:
 
 def _policy_table(policy: Json) -> Table:
     numbers = [
-        (name.replace("_", " "), f"{value:g}") for name, value in measured(policy, "policy").items()
+        (name.replace("_", " "), f"{value:g}")
+        for name, value in measured(policy, "policy").items()
+        if value is not None
     ]
     shares = [
         (

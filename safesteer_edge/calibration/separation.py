@@ -22,21 +22,25 @@ from safesteer_edge.metrics.statistics import auroc, auroc_interval
 
 _SHRINKAGE: Final = 0.2
 _DIGITS: Final = 4
+_TEXT: Final = ("text", "wrapped")
 
 
-def separation_by_layer(harvested: Harvest, progress: Progress) -> dict[str, Any]:
+def separation_by_layer(
+    harvested: Harvest, progress: Progress, layers: Sequence[int] | None = None
+) -> dict[str, Any]:
     """JSON: {"text" | "media": {"layers": […], "auroc": [layer][step], "n": [step][harmful, not]}}.
 
-    A step that too few answers reach has null. Cost for the embedded default: a minute.
+    layers: None: all. A step that too few answers reach has null. Cost for the embedded default:
+    a minute.
     """
-    layers = harvested.shape.layers
+    layers = harvested.shape.layers if layers is None else layers
     tables: dict[str, dict[str, Any]] = {}
     for n_done, layer in enumerate(layers, start=1):
         answers = harvested.answers((layer,), n_rows=N_EARLY_ROWS)
         for name in ("text", "media"):
             # What stands in words beside a picture is neither.
             carried = [a for a in answers if a.carrier != "beside"]
-            chosen = [a for a in carried if (a.carrier == "text") == (name == "text")]
+            chosen = [a for a in carried if (a.carrier in _TEXT) == (name == "text")]
             if not chosen:
                 continue
             table = tables.setdefault(name, {"layers": [], "auroc": [], "n": []})

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, Literal
 
 from safesteer_edge.calibration.assemble_bundle import REFUSAL_TEXT
 from safesteer_edge.calibration.vector_fit import VectorSettings
@@ -35,6 +36,78 @@ _DEPTHS: Final = (
 )
 
 
+# -- how much is read and tried --------------------------------------------------------------------
+
+EffortName = Literal["quick", "standard", "thorough"]
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """plan: what is harvested; a larger effort in batches finds what a smaller one left.
+
+    max_features: of joined layers; None: any. regularisations: C to try. only_linear: no other form
+    of probe, and the largest set of layers alone. max_rows: of a fit. is_nested: the choice among
+    probes is estimated too. tries_vector, not_tried: in words, for the report.
+    """
+
+    name: EffortName
+    plan: HarvestPlan
+    regularisations: tuple[float, ...] = (3e-3, 1e-2)
+    max_features: int | None = None
+    only_linear: bool = False
+    max_rows: int | None = None
+    is_nested: bool = True
+    tries_vector: bool = True
+    not_tried: tuple[str, ...] = ()
+
+
+# An opening's first four tokens teach most. One opening for each of many requests, rather than
+# several for a few: what is read costs little, and what is asked differs more.
+_BATCHES: Final = HarvestPlan(n_own_tokens=32, n_forced_tokens=4, n_openings=1, in_batches=True)
+_IN_BATCHES: Final = "answers one token and one request at a time: they were read in batches"
+EFFORTS: Final[dict[EffortName, Effort]] = {
+    "quick": Effort(
+        "quick",
+        replace(
+            _BATCHES,
+            n_answered=90,
+            n_answered_borderline=90,
+            n_answered_benign=210,
+            n_read=700,
+            n_read_borderline=600,
+            n_read_ordinary=500,
+            draws=False,
+        ),
+        max_features=8_192,
+        only_linear=True,
+        max_rows=8_000,
+        is_nested=False,
+        tries_vector=False,
+        not_tried=(
+            "the rest of the requests",
+            "requests in pictures, and the alignment vector",
+            "other forms of probe and smaller sets of layers",
+            "an estimate of the choice among probes",
+            _IN_BATCHES,
+        ),
+    ),
+    "standard": Effort(
+        "standard",
+        replace(_BATCHES, n_answered=200, n_answered_borderline=300, n_answered_benign=420),
+        only_linear=True,
+        max_features=8_192,
+        max_rows=12_000,
+        is_nested=False,
+        not_tried=(
+            "other forms of probe and smaller sets of layers",
+            "an estimate of the choice among probes",
+            _IN_BATCHES,
+        ),
+    ),
+    "thorough": Effort("thorough", HarvestPlan()),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class CalibrationSettings:
     """layer_sets: sets of layers to try, each joined in its order. regularisations: C to try.
@@ -50,6 +123,7 @@ class CalibrationSettings:
     name: str
     vector: VectorSettings = field(default_factory=VectorSettings)
     replayed: tuple[Request, ...] = ()
+    effort: Effort = EFFORTS["thorough"]
 
 
 def layer_sets_for(n_layer: int) -> tuple[tuple[int, ...], ...]:
@@ -73,6 +147,7 @@ def default_settings(
     cache_limit_bytes: int = DEFAULT_LIMIT_BYTES,
     n_workers: int | None = None,
     targets: FalseAlarmTargets | None = None,
+    effort: EffortName = "quick",
 ) -> CalibrationSettings:
     """What to try on this model. name: of the bundle, None: that of the model's file.
 
@@ -81,26 +156,40 @@ def default_settings(
     """
     info = check_language_model(choose_model(session.model).path)
     targets = targets or FalseAlarmTargets()
-    plan, n_benign = HarvestPlan(), n_needed(smallest_ordinary(targets))
+    chosen = EFFORTS[effort]
+    plan, n_benign = chosen.plan, n_needed(smallest_ordinary(targets))
+    n_read = plan.n_read_ordinary and max(plan.n_read_ordinary, n_benign)
+    n_answered = max(plan.n_answered_benign, n_benign)
     if n_workers is None:
         n_workers = default_workers(session, info.size_bytes)
     layer_sets = layer_sets_for(info.n_layer)
+    tail_layers = tuple(sorted({layer for layers in layer_sets for layer in layers}))
+    if chosen.only_linear:
+        n_most = (chosen.max_features or sys.maxsize) // info.n_embd
+        layer_sets = (_thinned(max(layer_sets, key=len), max(1, n_most)),)
     return CalibrationSettings(
         harvest=HarvestSettings(
             session=session,
-            plan=replace(plan, n_answered_benign=max(plan.n_answered_benign, n_benign)),
-            tail_layers=tuple(sorted({layer for layers in layer_sets for layer in layers})),
+            plan=replace(plan, n_answered_benign=n_answered, n_read_ordinary=n_read),
+            tail_layers=tail_layers,
             hears=hears,
             limit_bytes=cache_limit_bytes,
             n_workers=n_workers,
         ),
         layer_sets=layer_sets,
-        regularisations=(3e-3, 1e-2),
+        regularisations=chosen.regularisations,
         targets=targets,
         refusal_text=REFUSAL_TEXT,
         name=name or info.path.stem,
         replayed=replay_requests(),
+        effort=chosen,
     )
+
+
+def _thinned(layers: tuple[int, ...], n_most: int) -> tuple[int, ...]:
+    """At most so many of them, evenly spread."""
+    n = min(n_most, len(layers))
+    return tuple(layers[(2 * at + 1) * len(layers) // (2 * n)] for at in range(n))
 
 
 # -- what keeps a calibration from succeeding, found before hours are spent ------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import sys
 import threading
 import time
@@ -64,6 +65,8 @@ def lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> bool:
 def read_chat(path: Path) -> ChatLog:
     """The chat in a file, without a torn last line. Raises ChatFileError for any other damage."""
     with os_errors_as(ChatFileError, f"cannot read chat {str(path)!r}", _SEE):
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end
+            raise ChatFileError(f"cannot read chat {str(path)!r}: it is not a file; move it away")
         if path.stat().st_size > MAX_CHAT_BYTES:
             raise ChatFileError(
                 f"cannot read chat {str(path)!r}: it has more than {MAX_CHAT_BYTES >> 20} MiB; "

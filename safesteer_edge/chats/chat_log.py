@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import count
+from typing import Final
 
 from safesteer_edge.chats.records import (
     AnswerEnded,
@@ -21,7 +22,8 @@ from safesteer_edge.chats.records import (
 from safesteer_edge.errors import ChatFileError
 from safesteer_edge.templates.conversation import Role
 
-_MAX_TITLE_CHARACTERS = 60
+MAX_TITLE_CHARACTERS: Final = 200  # of one that a user gives
+_MAX_TITLE_CHARACTERS: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,7 @@ class ChatLog:
             case HeadMoved(id=head):
                 self.head = None if head is None else self.entry(head).id
             case Titled(title=title):
-                self._title = title
+                self._title = " ".join(title.split())[:MAX_TITLE_CHARACTERS] or None
             case ModelChanged(model=model):
                 self.model = model
             case ChatHeader():

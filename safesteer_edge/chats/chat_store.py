@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from safesteer_edge.chats.chat_file import ChatFile, lock, read_chat
-from safesteer_edge.chats.chat_log import ChatLog
+from safesteer_edge.chats.chat_log import MAX_TITLE_CHARACTERS, ChatLog
 from safesteer_edge.chats.records import (
     ChatHeader,
     MessageAdded,
@@ -46,8 +46,17 @@ class MediaFiles:
 
     def path(self, media: StoredMedia) -> Path:
         """Where a medium lies, whether it is there or not; always inside the folder."""
-        name = media.file if _NAME.fullmatch(media.file) else media.sha256
-        return self._folder / Path(name).name
+        names = (name for name in (media.file, media.sha256) if _NAME.fullmatch(name))
+        return self._folder / next(names, "lost")
+
+    def has(self, media: StoredMedia) -> bool:
+        """Whether it is there, and what it was. Reads it."""
+        path = self.path(media)
+        try:
+            is_in_bounds = path.is_file() and path.stat().st_size <= _MAX_BYTES[media.kind]
+            return is_in_bounds and path.stem == hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError:
+            return False
 
     def add(self, path: Path, kind: StoredKind, name: str = "") -> StoredMedia:
         """Copy a file in, unless it is there. name: what it is called, if not as the file is.
@@ -91,7 +100,6 @@ class MediaFiles:
 _ID: Final = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
 _MAX_HEADER_BYTES: Final = 1 << 20
 _SNIPPET_CHARACTERS: Final = 80
-MAX_TITLE_CHARACTERS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +207,11 @@ class ChatStore:
         for summary in self.list() if wanted else ():
             if summary.problem is not None:
                 continue
-            for entry in self.read(summary.id).entries:
+            try:
+                entries = self.read(summary.id).entries
+            except ChatFileError:  # it was deleted, or damaged, just now
+                continue
+            for entry in entries:
                 text = _folded(entry.text)
                 if all(word in text for word in wanted):
                     snippet = _snippet(entry.text, text.find(wanted[0]))
@@ -220,7 +232,10 @@ class ChatStore:
             except ChatFileError:
                 if not path.exists() or not self._summary(path).problem:
                     raise
-                path.unlink()  # damaged: nothing is gone with it that could be read
+                with os_errors_as(
+                    ChatFileError, f"cannot delete chat {str(path)!r}", "move it away"
+                ):
+                    path.unlink()  # damaged: nothing is gone with it that could be read
             used = self._used_media()
             if used is not None:
                 self.media.remove_all_but(used)
@@ -264,11 +279,13 @@ def checked_title(title: str) -> str:
 
 
 def _is_begun(path: Path) -> bool:
+    if not path.is_file():
+        return True  # it has a problem, which reading it will name
     try:
         with path.open("rb") as stream:
             return stream.readline(_MAX_HEADER_BYTES).endswith(b"\n")
     except OSError:
-        return True  # it has a problem, which reading it will name
+        return True
 
 
 def _folded(text: str) -> str:

@@ -36,6 +36,7 @@ _IMAGE_TYPES: Final = (
 )
 _ENDS: Final[Mapping[str, str]] = {
     "length": "cut off at the token limit",
+    "loop": "stopped: it repeated itself",
     "refused": "refused",
     "cancelled": "stopped",
     "died": "cut off: the engine died",

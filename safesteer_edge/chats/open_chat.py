@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 from safesteer_edge.chats.chat_file import ChatFile
 from safesteer_edge.chats.chat_log import ChatEntry, ChatLog
@@ -46,6 +47,7 @@ class OpenChat:
         self._on_problem = on_problem
         # Where media lie that are not in the store.
         self._paths: dict[str, Path] = {}
+        self._lost: dict[StoredMedia, bool] = {}
 
     @classmethod
     def begin(
@@ -97,21 +99,37 @@ class OpenChat:
             return self._paths.get(media.file, Path(media.file))
         return self._store.media.path(media)
 
+    def is_lost(self, media: StoredMedia) -> bool:
+        """Whether its file is gone, or holds something else by now. Reads it the first time."""
+        if media not in self._lost:
+            path = self.media_path(media)
+            is_own = self._store is not None and media.file not in self._paths
+            has_it = self._store.media.has(media) if self._store and is_own else path.is_file()
+            self._lost[media] = not has_it
+        return self._lost[media]
+
     def message(self, entry: ChatEntry) -> ChatMessage:
-        """An entry as sessions take it."""
+        """An entry as sessions take it; words stand in the place of a file that is lost."""
         guard = entry.end.guard if entry.end is not None else None
+        lost = [
+            f"[{item.kind} {item.name!r} is lost]" for item in entry.media if self.is_lost(item)
+        ]
         return ChatMessage(
             entry.role,
-            entry.text,
-            tuple(self.media_path(item) for item in entry.media if item.kind == "image"),
-            tuple(self.media_path(item) for item in entry.media if item.kind == "audio"),
-            documents_of(entry, self.media_path),
+            "\n".join([*lost, entry.text]) if lost else entry.text,
+            *files_of([item for item in entry.media if not self.is_lost(item)], self.media_path),
             guard.risk if guard is not None else None,
         )
 
     def messages(self, branch: Sequence[ChatEntry]) -> list[ChatMessage]:
-        """A branch as sessions take it, without a question that nothing was said to."""
-        return [self.message(entry) for entry in answered(branch)]
+        """A branch as sessions take it, without a question that nothing was said to.
+
+        A summary stands in the place of what it sums up.
+        """
+        kept = list(answered(branch))
+        start = next((i for i in reversed(range(len(kept))) if is_summed_up(kept[i:])), 0)
+        system = [entry for entry in kept[:start] if entry.role == "system"]
+        return [self.message(entry) for entry in (*system, *kept[start:])]
 
     def close(self) -> None:
         """Write what waits, and let others have the file. Idempotent."""
@@ -138,13 +156,30 @@ class OpenChat:
             self._on_problem(str(error))
 
 
-def documents_of(
-    entry: ChatEntry, media_path: Callable[[StoredMedia], Path]
-) -> tuple[Document, ...]:
-    """The documents of a message, under the names that they had."""
-    return tuple(
-        Document(media_path(item), item.name) for item in entry.media if item.kind == "document"
+def files_of(
+    media: Sequence[StoredMedia], media_path: Callable[[StoredMedia], Path]
+) -> tuple[tuple[Path, ...], tuple[Path, ...], tuple[Document, ...]]:
+    """Pictures, sounds, and documents under the names that they had."""
+    return (
+        tuple(media_path(item) for item in media if item.kind == "image"),
+        tuple(media_path(item) for item in media if item.kind == "audio"),
+        tuple(Document(media_path(item), item.name) for item in media if item.kind == "document"),
     )
+
+
+# A question that sums up: what is before it leaves the conversation, and stays in the file.
+SUMMARY_QUESTION: Final = (
+    "Sum up our conversation so far, so that we can go on from your summary alone: what I asked, "
+    "what you answered, and all names, numbers and decisions. Write nothing but the summary."
+)
+
+
+def is_summed_up(branch: Sequence[ChatEntry]) -> bool:
+    """Whether it begins with that question and a summary."""
+    if len(branch) < 2 or branch[0].text != SUMMARY_QUESTION:
+        return False
+    end = branch[1].end
+    return bool(branch[1].text) and end is not None and end.reason in ("stop", "length", "loop")
 
 
 def answered(branch: Sequence[ChatEntry]) -> Sequence[ChatEntry]:
@@ -202,6 +237,8 @@ class TurnRecord:
         try:
             for event in events:
                 self._write(event)
+                if isinstance(event, TurnEnded) and is_summed_up(self._chat.log.branch()[-2:]):
+                    self._catch_up()
                 yield event
         except EngineDiedError:
             if self._answer_id is not None and (self._says_more or self._question_id is None):

@@ -8,12 +8,19 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from safesteer_edge.chats.chat_file import ChatFile
 from safesteer_edge.chats.chat_log import ChatEntry, ChatLog
 from safesteer_edge.chats.chat_store import ChatStore, checked_title
-from safesteer_edge.chats.open_chat import OpenChat, TurnRecord, answered, model_used
+from safesteer_edge.chats.open_chat import (
+    SUMMARY_QUESTION,
+    OpenChat,
+    TurnRecord,
+    answered,
+    model_used,
+)
 from safesteer_edge.chats.records import HeadMoved, ModelChanged, StoredMedia, Titled
 from safesteer_edge.errors import InputError
 from safesteer_edge.guard.events import Event
@@ -60,6 +67,10 @@ class RecordedChat:
         """Where a medium of the chat lies."""
         return self._need_chat().media_path(media)
 
+    def is_lost(self, media: StoredMedia) -> bool:
+        """Whether its file is gone or damaged; the chat goes on without it."""
+        return self._need_chat().is_lost(media)
+
     # -- chats ------------------------------------------------------------------------------------
 
     def start_new(self) -> None:
@@ -80,7 +91,8 @@ class RecordedChat:
     def resume(self, chat_id: str) -> None:
         """Go on with a stored chat. Raises ChatFileError, MediaError; the present one stays then.
 
-        An answer that was cut off with the program is kept as far as it was saved.
+        An answer that was cut off with the program is kept as far as it was saved; in the place of
+        a picture that is lost the model gets words that say so.
         """
         if self.log is not None and self.log.header.id == chat_id:
             return
@@ -139,6 +151,18 @@ class RecordedChat:
         """Ask at the end of the chat, and record it. Events and errors are the session's."""
         question = ChatMessage("user", text, tuple(images), tuple(sounds), tuple(documents))
         return self._ask(question, system, _asked(self.session, question, system))
+
+    def sum_up(self) -> Generator[Event, None, None]:
+        """Ask for a summary, which the next prompts have in the place of all before it.
+
+        The chat's file keeps all. Where the context is full, the oldest turns are not summed up.
+        """
+        usual = self.session.turn_settings
+        self.session.change(replace(usual, when_full="drop"))
+        try:
+            yield from self.ask(SUMMARY_QUESTION)
+        finally:
+            self.session.change(usual)
 
     def check_fits(
         self, text: str, *, system: str | None = None, in_place_of: str | None = None

@@ -7,18 +7,21 @@ the first. The chat shows the branch that ends at its head.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, cast
 
 from safesteer_edge.errors import ChatFileError
-from safesteer_edge.formats.json_values import BadValueError, from_json, load_json, to_json
+from safesteer_edge.formats.json_values import from_json, load_json, to_json
 from safesteer_edge.guard.events import AnswerPart, GuardSummary, Refused, Usage
 from safesteer_edge.templates.conversation import Role
 
 SCHEMA_VERSION: Final = 1
+_END_OF_TIME_S: Final = 32_503_680_000  # the year 3000: Windows shows no later date
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 StoredKind = Literal["image", "audio", "document"]
-EndReason = Literal["stop", "length", "refused", "cancelled", "died"]
+EndReason = Literal["stop", "length", "loop", "refused", "cancelled", "died"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +162,10 @@ def record_to_line(record: Record) -> bytes:
 def record_from_line(line: bytes) -> Record:
     """The record of a line. Raises ChatFileError, with the reason alone."""
     try:
-        value = load_json(line)
+        value = load_json(line.decode("utf-8"))
+        if _SURROGATE.search(line):  # a half of a character, which no file or terminal takes
+            whole = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass")
+            value = load_json(whole.decode("utf-16", "replace"))
         if not isinstance(value, dict):
             raise ChatFileError("not an object")
         name, schema = value.pop("type", None), value.get("schema")
@@ -170,6 +176,12 @@ def record_from_line(line: bytes) -> Record:
             raise ChatFileError(
                 f"its schema is {schema!r}, and this program reads {SCHEMA_VERSION}"
             )
-        return cast("Record", from_json(kind, value))
-    except BadValueError as error:
+        record = cast("Record", from_json(kind, value))
+    except ValueError as error:  # no UTF-8, or a bad value
         raise ChatFileError(str(error)) from error
+    except RecursionError as error:
+        raise ChatFileError("it is nested too deeply") from error
+    at: float = getattr(record, "at", 0.0)
+    if not 0 <= at < _END_OF_TIME_S:
+        raise ChatFileError(f"its time is {at!r}; expected seconds since 1970")
+    return record

@@ -28,7 +28,8 @@ from safesteer_edge.cli.options import (
     say,
     settings_with_flags,
 )
-from safesteer_edge.cli.piped_text import read_prompt, require_text
+from safesteer_edge.cli.piped_text import read_piped_picture, read_prompt, require_text
+from safesteer_edge.errors import InputError
 from safesteer_edge.formats.display_text import ControlCharacterFilter, strip_control_characters
 from safesteer_edge.session.settings_file import user_settings
 
@@ -42,19 +43,31 @@ if TYPE_CHECKING:
     from safesteer_edge.session.settings import SessionSettings
 
 
+_ENDS = {
+    "length": "cut off at the token limit",
+    "loop": "stopped, because it was repeating itself; a higher --temperature helps",
+    "cancelled": "stopped",
+}
+
+
 def run(options: argparse.Namespace) -> int:
     """Answer, and return the exit code."""
     # Deferred: --help needs none of it.
+    from safesteer_edge.media.media_file import local_path
     from safesteer_edge.session.choice import require_projector
     from safesteer_edge.session.protocol import interrupt_cancels
     from safesteer_edge.tui.attached_files import sorted_by_kind
 
-    prompt = read_prompt(options.prompt)
+    n_piped = options.image.count("-")
+    if n_piped > 1:
+        raise InputError("stdin holds one picture; give --image - once")
+    prompt = read_prompt(options.prompt, is_stdin_taken=n_piped > 0)
     require_text(options.system, "--system")
     require_text(options.answer_prefix, "--answer-prefix")
     settings = settings_with_flags(options, user_settings()).session
-    images, sounds, documents = sorted_by_kind(options.file)
-    images, sounds = (*options.image, *images), (*options.audio, *sounds)
+    images, sounds, documents = sorted_by_kind(map(local_path, options.file))
+    images = (*map(_picture, options.image), *images)
+    sounds = (*map(local_path, options.audio), *sounds)
     files = require_projector(settings, images=bool(images), sounds=bool(sounds))
     with ExitStack() as undo:
         trace = undo.enter_context(_open_trace(options.trace)) if options.trace else None
@@ -84,6 +97,16 @@ def run(options: argparse.Namespace) -> int:
     if options.fail_on_refusal and turn.finish_reason == "refused":
         return REFUSED
     return OK
+
+
+def _picture(text: str) -> Path | bytes:
+    """What `--image` names. Raises InputError, MediaError."""
+    from safesteer_edge.media.media_file import data_uri_bytes, local_path
+
+    if text == "-":
+        return read_piped_picture()
+    content = data_uri_bytes(text)
+    return local_path(text) if content is None else content
 
 
 def _open(
@@ -200,12 +223,12 @@ def _narrate_end(turn: TurnEnded, policy: GuardPolicy | None) -> None:
     if refusal is not None:
         parts.append(f"refused by the guard: {refusal.detail}")
     elif turn.finish_reason != "stop":
-        parts.append("cut off at the token limit" if turn.finish_reason == "length" else "stopped")
+        parts.append(_ENDS[turn.finish_reason])
     say(f"[{'; '.join(parts)}]")
 
 
 def _files(name: str, text: str) -> Argument:
-    return Argument(name, text, action="append", type=Path, default=[], metavar="F")
+    return Argument(name, text, action="append", default=[], metavar="F")
 
 
 ASK = Command(
@@ -219,7 +242,7 @@ ASK = Command(
             metavar="PROMPT",
             nargs="*",
         ),
-        _files("-i --image", "attach a picture"),
+        _files("-i --image", "attach a picture (- reads it from stdin)"),
         _files("--audio", "attach a sound"),
         _files("--file", "attach a file of any of these kinds, or a PDF or text"),
         Argument("-s --system", "system prompt", metavar="T"),
@@ -231,8 +254,9 @@ ASK = Command(
         ),
         Argument(
             "--isolate",
-            "run the engine in a separate process, so that a crash is reported as an error",
-            action="store_true",
+            "run the engine in a separate process, so that a crash is an error message (default)",
+            action=argparse.BooleanOptionalAction,
+            default=True,
         ),
         MODEL,
         GUARD,

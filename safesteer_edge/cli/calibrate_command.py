@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safesteer_edge.cli.convert_command import separation_lines
 from safesteer_edge.cli.options import (
     MACHINE,
     OK,
     Argument,
     Command,
     Progress,
+    in_words,
     say,
     session_settings,
     setting_flags,
 )
 from safesteer_edge.cli.verify_command import replay_cells
 from safesteer_edge.errors import SettingsError
-from safesteer_edge.formats.user_folders import made_folder
 from safesteer_edge.session.settings import SessionSettings
 
 if TYPE_CHECKING:
@@ -40,11 +44,15 @@ def run(options: argparse.Namespace) -> int:
             raise SettingsError(
                 f"cannot calibrate without {package}; pip install 'safesteer-edge[calibration]'"
             )
+    if options.probe is not None:
+        return _calibrate_probe(options)
+    if options.layers:
+        raise SettingsError("--layers says what a probe of --probe reads; leave it out without one")
     if options.source_bundle is not None:
-        return _recalibrate(options)
+        return _recalibrate(options, options.source_bundle)
     # Deferred: these import llama.cpp, which --help does not need.
     from safesteer_edge.bundle.writer import check_replaceable
-    from safesteer_edge.calibration.make_bundle import make_bundle
+    from safesteer_edge.calibration.make_bundle import estimated_s, make_bundle
     from safesteer_edge.calibration.settings import check_media, check_requests, with_pictures
 
     # 1. Whatever cannot work is said before minutes of work, not after.
@@ -52,13 +60,20 @@ def run(options: argparse.Namespace) -> int:
     requests, source = _requests(options.data)
     warnings = check_requests(requests, source, settings.targets)
     check_media(settings.harvest.session, requests, hears=options.audio)
-    check_replaceable(options.output)
+    if options.output is not None:
+        check_replaceable(options.output)
     for warning in warnings:
         say(f"warning: {warning}")
     # 2. The work.
     try:
-        requests = with_pictures(settings.harvest.session, requests)
-        folder = make_bundle(options.output, settings, requests, Progress().show)
+        if settings.harvest.plan.draws:
+            requests = with_pictures(settings.harvest.session, requests)
+        left = in_words(estimated_s(settings, requests))
+        say(f"a {settings.effort.name} calibration takes about {left} from here on this machine")
+        folder = _made(
+            options,
+            lambda folder: make_bundle(folder, settings, requests, Progress().show),
+        )
     except KeyboardInterrupt:
         say("\nstopped; run the same command again to continue")
         raise
@@ -66,11 +81,11 @@ def run(options: argparse.Namespace) -> int:
     return OK
 
 
-def calibrate(folder: Path, model: Path, mmproj: str | None) -> None:
+def calibrate(model: Path, mmproj: str | None) -> None:
     """Make a guard from the package's own requests, as the command does without options."""
-    made_folder(folder.parent)
-    given = {"model": str(model), "output": folder, "mmproj": mmproj, "audio": False}
-    names = ("source_bundle", "data", "name", "cache_limit", "workers", "false_alarms")
+    given = {"model": str(model), "mmproj": mmproj, "audio": False, "layers": ()}
+    names = ("output", "effort", "source_bundle", "probe", "data", "name", "cache_limit")
+    names += ("workers", "false_alarms")
     run(argparse.Namespace(**dict.fromkeys(names), **given))
 
 
@@ -89,6 +104,7 @@ def _settings(options: argparse.Namespace) -> CalibrationSettings:
         cache_limit_bytes=int(cache_limit_gib * (1 << 30)),
         n_workers=options.workers,
         targets=targets_for(options.false_alarms),
+        effort=options.effort or "quick",
     )
 
 
@@ -108,11 +124,41 @@ _NOT_WITH_FROM = {
     "false_alarms": "keeps the rate of false alarms that the guard was made for",
     "workers": "works in one process",
     "cache_limit": "keeps no hidden states",
+    "effort": "has no efforts",
 }
 
 
-def _recalibrate(options: argparse.Namespace) -> int:
-    """Set the same probe right for another quantization, and return the exit code."""
+def _calibrate_probe(options: argparse.Namespace) -> int:
+    """Set a guard's numbers for a probe made elsewhere, and return the exit code."""
+    from safesteer_edge.bundle.writer import check_replaceable, write_bundle
+    from safesteer_edge.calibration.assemble_bundle import AssemblySettings, assemble_bundle
+    from safesteer_edge.converters.probe_files import read_onnx_bytes
+    from safesteer_edge.formats.model_file import check_language_model
+    from safesteer_edge.session.choice import choose_model
+
+    if options.source_bundle is not None:
+        raise SettingsError("--probe and --from are two ways to bring a probe; give one of them")
+    if options.output is not None:
+        check_replaceable(options.output)
+    info = check_language_model(choose_model(options.model).path)
+    session = session_settings(options, SessionSettings(guard="off", n_ctx=2048))
+    settings = AssemblySettings(
+        name=options.probe.name,
+        model=info,
+        session=replace(session, model=str(info.path)),
+        probe=options.probe,
+        probe_onnx=read_onnx_bytes(options.probe),
+        layers=tuple(options.layers),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        assembled = assemble_bundle(settings, Progress().show)
+        say("\n".join(separation_lines(assembled.separation)))
+        source = write_bundle(Path(folder) / "probe", assembled.parts)
+        return _recalibrate(options, source, keeps_scores=True)
+
+
+def _recalibrate(options: argparse.Namespace, source: Path, *, keeps_scores: bool = False) -> int:
+    """Set a guard's numbers anew for a bundle's probe, and return the exit code."""
     from safesteer_edge.calibration.recalibrate import RecalibrationSettings, recalibrate
     from safesteer_edge.formats.model_file import check_language_model
     from safesteer_edge.requests.requests import (
@@ -123,31 +169,56 @@ def _recalibrate(options: argparse.Namespace) -> int:
     )
     from safesteer_edge.session.choice import choose_model
 
+    flag = "--probe" if keeps_scores else "--from"
     if options.audio or options.mmproj is not None:
-        raise SettingsError("--from adapts a guard with text alone; leave out --audio and --mmproj")
+        raise SettingsError(
+            f"{flag} adapts a guard with text alone; leave out --audio and --mmproj"
+        )
     for name, why in _NOT_WITH_FROM.items():
         if getattr(options, name) is not None:
-            flag = "--" + name.replace("_", "-")
-            raise SettingsError(f"--from {why}; leave out {flag}")
+            other = "--" + name.replace("_", "-")
+            raise SettingsError(f"{flag} {why}; leave out {other}")
     path = choose_model(options.model).path
     if options.data is None:
         requests = recalibration_requests()
     else:
         requests = spread(_requests(options.data)[0], RECALIBRATION_COUNTS)
     settings = RecalibrationSettings(
-        bundle=options.source_bundle,
+        bundle=source,
         session=replace(session_settings(options, SessionSettings(guard="off")), model=str(path)),
         info=check_language_model(path),
         requests=requests,
         replayed=replay_requests(),
         name=options.name or path.stem,
+        keeps_scores=keeps_scores,
     )
-    _print_result(recalibrate(options.output, settings, Progress().show))
+
+    def make(folder: Path) -> Path:
+        result = recalibrate(folder, settings, Progress().show)
+        _say_result(result)
+        return result.folder
+
+    print(_made(options, make))
     return OK
 
 
-def _print_result(result: Recalibrated) -> None:
-    """The folder on stdout, as `calibrate` prints it; the figures beside it on stderr."""
+def _made(options: argparse.Namespace, make: Callable[[Path], Path]) -> Path:
+    """The folder of the bundle: where it is wanted, or where sessions of its model find it."""
+    from safesteer_edge.bundle.exchange import install_bundle, read_bundle
+
+    if options.output is not None:
+        return make(options.output)
+    with tempfile.TemporaryDirectory() as scratch:
+        made = make(Path(scratch) / "guard")
+        folder = install_bundle(read_bundle(made))
+        for page in made.glob("*.html"):  # our own, which an import leaves behind
+            shutil.copy(page, folder)
+    say("chats with this model use this guard from now on")
+    return folder
+
+
+def _say_result(result: Recalibrated) -> None:
+    """The figures, before and after."""
     from safesteer_edge.harvest.drift import MIN_AUROC
     from safesteer_edge.harvest.replay import replay_figures
 
@@ -167,7 +238,6 @@ def _print_result(result: Recalibrated) -> None:
             "'safesteer-edge calibrate', without --from"
         )
     say("\n".join(lines))
-    print(result.folder)
 
 
 # -- the command -----------------------------------------------------------------------------------
@@ -178,7 +248,18 @@ CALIBRATE = Command(
     run,
     (
         Argument("model", "the model to make it for", metavar="NAME|F.gguf"),
-        Argument("-o --output", "bundle", Path, required=True, metavar="DIR"),
+        Argument(
+            "-o --output",
+            "the bundle's folder (default: where chats with this model find it)",
+            Path,
+            metavar="DIR",
+        ),
+        Argument(
+            "--effort",
+            "quick (default): minutes; standard: more requests, and pictures too; thorough: hours. "
+            "A later run reuses what an earlier one has read",
+            choices=("quick", "standard", "thorough"),
+        ),
         *setting_flags("model.mmproj"),
         Argument("--data", "your own requests (default: built-in ones)", Path, metavar="F.jsonl"),
         Argument("--audio", "also use the recordings named in --data", action="store_true"),
@@ -210,6 +291,20 @@ CALIBRATE = Command(
             Path,
             metavar="BUNDLE",
             dest="source_bundle",
+        ),
+        Argument(
+            "--probe",
+            "set the guard's numbers for this probe, made elsewhere and left as it is; minutes",
+            Path,
+            metavar="P.onnx",
+        ),
+        Argument(
+            "--layers",
+            "what the probe of --probe reads, as 'convert bundle' has it",
+            int,
+            (),
+            "L",
+            nargs="+",
         ),
         *MACHINE,
     ),

@@ -112,7 +112,6 @@ def _chat_to_continue(options: argparse.Namespace, store: ChatStore | None) -> s
 def run_model(options: argparse.Namespace) -> int:
     """Download the model and make its guard, if they are missing and wanted; then chat."""
     from safesteer_edge.formats.model_file import check_language_model
-    from safesteer_edge.library.catalogue import made_guard
     from safesteer_edge.processes.cores import n_usable_cores
     from safesteer_edge.session.choice import (
         calibration_time,
@@ -130,18 +129,15 @@ def run_model(options: argparse.Namespace) -> int:
     choice = choose_model(name)
     bundle = options.bundle or choice.bundle
     if bundle is None and options.guard != "off":
-        folder = made_guard(choice.name)
-        if not folder.is_dir():
-            info, n_cores = check_language_model(choice.path), n_usable_cores()
-            takes = calibration_time(info, n_cores=n_cores)
-            question = f"There is no guard for {choice.name} yet. Make one now ({takes})?"
-            if _agreed(options, question, no_bundle_text(choice, info, n_cores=n_cores)):
-                calibrate(folder, choice.path, options.mmproj)
-            elif confirmed("Chat without a guard? Answers are then not checked."):
-                options.guard, folder = "off", None
-            else:
-                return BAD_INPUT
-        options.bundle = str(folder) if folder is not None else None
+        info, n_cores = check_language_model(choice.path), n_usable_cores()
+        takes = calibration_time(info, n_cores=n_cores)
+        question = f"There is no guard for {choice.name} yet. Make one now ({takes})?"
+        if _agreed(options, question, no_bundle_text(choice, info, n_cores=n_cores)):
+            calibrate(choice.path, options.mmproj)  # where the session finds it
+        elif confirmed("Chat without a guard? Answers are then not checked."):
+            options.guard = "off"
+        else:
+            return BAD_INPUT
     return run_chat_command(options)
 
 
@@ -224,10 +220,13 @@ def _store() -> ChatStore:
 def _row(summary: ChatSummary) -> str:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(summary.updated_at))
     if summary.problem is not None:
-        return f"{summary.id}  {when}  damaged: {strip_control_characters(summary.problem)}"
-    title = strip_control_characters(summary.title)
-    model = strip_control_characters(summary.model or "-")
+        return f"{summary.id}  {when}  damaged: {_one_line(summary.problem)}"
+    title, model = _one_line(summary.title), _one_line(summary.model or "-")
     return f"{summary.id}  {when}  {title}  ({summary.n_messages} messages, {model})"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(strip_control_characters(text).split())
 
 
 # -- settings --------------------------------------------------------------------------------------

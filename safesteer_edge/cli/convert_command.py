@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -16,6 +17,7 @@ from safesteer_edge.cli.options import (
     Argument,
     Command,
     Group,
+    Progress,
     cannot_write,
     print_result,
     say,
@@ -28,6 +30,7 @@ from safesteer_edge.session.settings import SessionSettings
 
 if TYPE_CHECKING:
     from safesteer_edge.calibration.assemble_bundle import AssembledBundle, AssemblySettings
+    from safesteer_edge.calibration.probe_separation import ProbeSeparation
     from safesteer_edge.converters.probe_conversion import ConversionReport
     from safesteer_edge.formats.control_vector_file import ControlVector
 
@@ -105,6 +108,9 @@ def _probe_lines(report: ConversionReport, options: argparse.Namespace) -> list[
         f"parity with the source on {report.n_states} states: "
         f"max difference {report.max_difference:.2g}",
     ]
+    if min(options.layers, default=0) < 0:
+        counted = ", ".join(map(str, report.layers))
+        lines.append(f"layers counted from the first: {counted} (the norm behind the last is none)")
     if report.max_difference > _GOOD_DIFFERENCE:
         lines.append(f"  more than {_GOOD_DIFFERENCE:g}: standardise the states first to lower it")
     if report.quantization_difference is not None:
@@ -183,12 +189,15 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def run_bundle(options: argparse.Namespace) -> int:
     """Measure, check, write, and return the exit code. What fails its checks is not written."""
-    from safesteer_edge.bundle.writer import write_bundle
+    from safesteer_edge.bundle.writer import check_replaceable, write_bundle
     from safesteer_edge.calibration.assemble_bundle import assemble_bundle
     from safesteer_edge.evaluation.verify import VerifySettings, verify_bundle
 
+    if options.output.exists() and not options.force:
+        raise SettingsError(f"{str(options.output)!r} is there already; replace it with --force")
+    check_replaceable(options.output)
     settings = _assembly_settings(options)
-    assembled = assemble_bundle(settings)
+    assembled = assemble_bundle(settings, Progress().show)
     negative = options.allow_negative_scale
     session = replace(settings.session, allow_negative_scale=negative)
     checks = VerifySettings(session, read_source=source_reader(options))
@@ -222,27 +231,36 @@ def _assembly_settings(options: argparse.Namespace) -> AssemblySettings:
     )
 
 
+def separation_lines(found: ProbeSeparation) -> Iterator[str]:
+    """How well a probe separates, and a warning where it does better elsewhere."""
+    for place in found.places:
+        yield f"separation: {place}"
+    if found.better is not None:
+        layers, value = found.better
+        yield (
+            f"warning: on layers {list(layers)} the same probe gives {value:.3f}: were the layers "
+            f"{list(found.layers)} counted from another base?"
+        )
+
+
 def _not_calibrated(
     assembled: AssembledBundle, settings: AssemblySettings, folder: Path
 ) -> Iterator[str]:
-    """Say what nobody has measured yet, and the commands that do it."""
-    policy, means = assembled.parts.policy, assembled.mean_scores
-    yield "NOT calibrated:"
+    """Say what was measured, what nobody has measured yet, and the command that does it."""
+    policy = assembled.parts.policy
+    yield from separation_lines(assembled.separation)
+    yield "NOT calibrated, so no answer is given under it without --guard monitor:"
     yield (
         f"  threshold {policy.threshold:g}, strength {policy.strength:g}, refusal limits: cautious "
         "defaults"
     )
     if settings.vector is not None:
         yield f"  vector scale {settings.scale:g} for pictures (your value)"
-    yield (
-        f"  mean score of harmful prompts {means['harmful']:.3f}, of ordinary ones "
-        f"{means['ordinary']:.3f}"
+    model, source, target = (
+        shlex.quote(str(path))
+        for path in (settings.model.path, folder, folder.with_name(f"{folder.name}-calibrated"))
     )
-    if assembled.looks_reversed:
-        yield "  the probe scores harmful prompts LOWER than ordinary ones; its sign may be wrong"
-    model = settings.model.path
-    yield f"measure it:   safesteer-edge measure guard --model {model} --bundle {folder}"
-    yield f"calibrate it: safesteer-edge calibrate {model}"
+    yield f"calibrate it: safesteer-edge calibrate {model} --from {source} -o {target}"
 
 
 # -- the commands ----------------------------------------------------------------------------------
@@ -267,7 +285,8 @@ _PROBE = Command(
         ),
         Argument(
             "--layer",
-            "layer whose states it reads (0: output of the first block); repeat for several",
+            "layer whose states it reads (0: output of the first block, -1: of the last one); "
+            "repeat for several",
             int,
             action="append",
             default=[],
@@ -403,6 +422,7 @@ _BUNDLE = Command(
         Argument("--model", type=Path, required=True, metavar="M.gguf"),
         Argument("-o --output", type=Path, required=True, metavar="DIR"),
         Argument("--name", "the bundle's name (default: the folder's)"),
+        Argument("--force", "replace a bundle that is there", action="store_true"),
         *SOURCE,
         *setting_flags("model.gpu_layers", "model.threads"),
         Argument(
@@ -412,8 +432,10 @@ _BUNDLE = Command(
         ),
     ),
     """\
-Make a guard bundle from a probe (and an alignment vector), and check it as 'verify' does. Its
-thresholds and strengths are cautious defaults; 'safesteer-edge calibrate' makes measured ones.""",
+Make a guard bundle from a probe (and an alignment vector), measure how well the probe tells harmful
+requests from others, and check the bundle as 'verify' does. Its thresholds and strengths are
+cautious defaults; 'safesteer-edge calibrate --from' makes measured ones. Until then it gives no
+answer without --guard monitor.""",
 )
 
 CONVERT = Command(

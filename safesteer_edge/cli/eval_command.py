@@ -173,8 +173,8 @@ _SUITES = Group(
         ),
         Argument(
             "--data",
-            "a public file: advbench, harmbench, jailbreakbench, maliciousinstruct, xstest, "
-            "figstep, mm-safetybench, mm-vet, scienceqa, jsonl",
+            "a public file: advbench, harmbench, jailbreakbench, jailbreak-prompts, "
+            "maliciousinstruct, xstest, figstep, mm-safetybench, mm-vet, scienceqa, jsonl",
             action="append",
             default=[],
             metavar="FORMAT=F",

@@ -6,6 +6,7 @@ Nothing heavy is imported until a command runs, so that `--help` answers at once
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import logging
 import os
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from safesteer_edge.cli.ask_command import ASK
+from safesteer_edge.cli.bundles_command import BUNDLES
 from safesteer_edge.cli.calibrate_command import CALIBRATE
 from safesteer_edge.cli.chat_command import CHAT, CHATS, RUN, SETTINGS_COMMAND
 from safesteer_edge.cli.convert_command import CONVERT
@@ -31,6 +33,8 @@ from safesteer_edge.cli.options import (
     Parser,
     say,
 )
+from safesteer_edge.cli.serve_command import SERVE
+from safesteer_edge.cli.states_command import STATES
 from safesteer_edge.cli.verify_command import VERIFY
 from safesteer_edge.errors import InputError, SafeSteerError, SettingsError
 from safesteer_edge.formats.display_text import strip_control_characters
@@ -64,9 +68,12 @@ COMMANDS = (
     CHAT,
     RUN,
     CHATS,
+    SERVE,
     MODELS,
+    BUNDLES,
     DOCTOR,
     CALIBRATE,
+    STATES,
     CONVERT,
     VERIFY,
     MEASURE,
@@ -77,9 +84,22 @@ COMMANDS = (
 )
 
 
+# How a print may fail. Files that are named have errors of their own.
+_PRINTING = (errno.EPIPE, errno.EBADF, errno.ENOSPC, errno.EFBIG, errno.EIO)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    _replace_closed_streams()
+    try:
+        return _flushed(_run(sys.argv[1:] if arguments is None else arguments))
+    except SystemExit as asked:  # by --help, or for a bad option
+        raise SystemExit(_flushed(int(asked.code or OK))) from None
+    except OSError as error:  # of printing help
+        return _not_printed(error)
+
+
+def _run(arguments: Sequence[str]) -> int:
     parser = _make_parser(arguments)
     options, rest = parser.parse_known_args(arguments)
     if rest and hasattr(options, "prompt") and not any(each.startswith("-") for each in rest):
@@ -97,20 +117,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     spin_briefly(os.environ)
     previous_hook, sys.unraisablehook = sys.unraisablehook, _end_if_interrupted
     try:
-        exit_code = options.run(options)
-        sys.stdout.flush()  # a reader that has gone is met here, and not at exit
-        return exit_code
+        return options.run(options)
     except SafeSteerError as error:
         say(f"safesteer-edge: {_one_line(error)}")
         return BAD_INPUT if isinstance(error, InputError) else RUNTIME_ERROR
     except KeyboardInterrupt:
         say("safesteer-edge: interrupted")
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our stdout has what it wanted (`… | head`), and has gone.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
     except Exception as error:  # the last resort: one line for people, the rest with --verbose
+        if isinstance(error, OSError) and error.errno in _PRINTING and error.filename is None:
+            return _not_printed(error)
         logging.getLogger("safesteer_edge").debug("unexpected error", exc_info=True)
         say(
             f"safesteer-edge: unexpected {type(error).__name__}: {_one_line(error)}; "
@@ -119,6 +135,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return RUNTIME_ERROR
     finally:
         sys.unraisablehook = previous_hook
+
+
+def _replace_closed_streams() -> None:
+    """Let a stream that was closed (`>&-`) refuse what is printed, and its number stay taken.
+
+    A file that is opened next would have the number, and get what native code prints.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
+    if sys.stderr is None:  # or narration would be printed to stdout
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+
+
+def _flushed(exit_code: int) -> int:
+    """The exit code, or another if stdout is closed or full: met here, and not at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        failed = _not_printed(error)
+        return exit_code or failed
+    return exit_code
+
+
+def _not_printed(error: OSError) -> int:
+    """The exit code where stdout does not take what is printed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return OK  # the reader has what it wanted (`… | head`), and has gone
+    say(f"safesteer-edge: cannot write to stdout: {error.strerror}; send it elsewhere")
+    return RUNTIME_ERROR
 
 
 def _end_if_interrupted(swallowed: sys.UnraisableHookArgs) -> None:

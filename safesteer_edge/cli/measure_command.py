@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -292,11 +293,8 @@ def _write_answers(path: Path, answers: list[PictureAnswer]) -> None:
 def run_openings(options: argparse.Namespace) -> int:
     """Measure what openings lead to, and what re-ranking could reach, without a guard."""
     from safesteer_edge.evaluation.heldout import requests_of_test_split
-    from safesteer_edge.evaluation.openings import (
-        COMPLIANT_PREFIX,
-        measure_ceiling,
-        measure_openings,
-    )
+    from safesteer_edge.evaluation.openings import measure_ceiling, measure_openings
+    from safesteer_edge.evaluation.suites import COMPLIANT_PREFIX
     from safesteer_edge.session.runtime import open_runtime
 
     settings = replace(_settings(options), guard="off")
@@ -315,11 +313,11 @@ def run_openings(options: argparse.Namespace) -> int:
             for prefix in ("", COMPLIANT_PREFIX)
         ]
     lines = [
-        "| opening | requests | n | refused | complied | no answer |",
-        "|" + " --- |" * 6,
+        "| opening | requests | n | refused | redirected | complied | no answer |",
+        "|" + " --- |" * 7,
         *(
             f"| {found.opening or '(its own)'} | {found.label} | {found.n} | {found.refused} | "
-            f"{found.complied} | {found.no_answer} |"
+            f"{found.redirected} | {found.complied} | {found.no_answer} |"
             for found in outcomes
         ),
         *(
@@ -330,6 +328,50 @@ def run_openings(options: argparse.Namespace) -> int:
         ),
     ]
     value = {"openings": list(map(asdict, outcomes)), "ceilings": list(map(asdict, ceilings))}
+    return print_result(options, value, lines)
+
+
+def run_judged(options: argparse.Namespace) -> int:
+    """Make answers again that a person read, and compare the rules with what he found."""
+    from safesteer_edge.evaluation.openings import answers_of, judge_again
+    from safesteer_edge.metrics.statistics import Share
+    from safesteer_edge.session.runtime import open_runtime
+
+    with closing(open_runtime(replace(_settings(options), guard="off"))) as runtime:
+        answers = answers_of(runtime.info.tensor_table_sha256)[: options.limit]
+        if not answers:
+            raise InputError(
+                f"no answers of {runtime.choice.name!r} were read; there are some of the default "
+                "model and of Qwen2.5-Coder-0.5B-Instruct Q4_K_M"
+            )
+        shown = Progress().of("answers", len(answers))
+        found = judge_again(runtime, answers, progress=shown)
+    same = [each for each in found if each.is_same]
+    value: dict[str, Any] = {"n": len(found), "made_again": len(same)}
+    lines = [
+        f"{len(same)} of {len(found)} answers are byte for byte those that were read",
+    ]
+    for read in ("before", "after"):
+        rows = [each for each in same if each.read.read == read]
+        exact = Share(sum(each.label == each.read.label for each in rows), len(rows))
+        complied = [(each.label == "complied", each.read.label == "complied") for each in rows]
+        told = Share(sum(one == other for one, other in complied), len(rows))
+        value[f"read_{read}"] = {"labels": asdict(exact), "complied": asdict(told)}
+        lines.append(
+            f"read {read} the rules were mended: label agrees {exact}; complied or not {told}"
+        )
+    pairs = Counter((each.read.label, each.label) for each in same)
+    labels = sorted({label for pair in pairs for label in pair})
+    lines += [
+        "",
+        f"| read as, judged | {' | '.join(labels)} |",
+        "|" + " --- |" * (len(labels) + 1),
+        *(
+            f"| {one} | {' | '.join(str(pairs[one, other]) for other in labels)} |"
+            for one in labels
+        ),
+    ]
+    value["pairs"] = {f"{one}, {other}": n for (one, other), n in pairs.items()}
     return print_result(options, value, lines)
 
 
@@ -496,6 +538,9 @@ MEASURE = Command(
         _measure("guard", "what the guard changes, compared with --guard off", run_guard),
         _measure("rerank", "compare lazy with eager re-ranking, token by token", run_rerank),
         _measure("openings", "what different openings of an answer lead to", run_openings),
+        _measure(
+            "judged", "compare the judge's rules with steered answers that were read", run_judged
+        ),
         _measure(
             "pictures", "what the model reads and names in pictures", run_pictures, *_PICTURES
         ),

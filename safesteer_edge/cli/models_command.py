@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safesteer_edge.cli.bundles_command import installed_lines
 from safesteer_edge.cli.options import (
     JSON,
     OK,
@@ -18,6 +18,7 @@ from safesteer_edge.cli.options import (
     Command,
     Progress,
     confirmed,
+    download_report,
     print_result,
     say,
     session_settings,
@@ -274,18 +275,29 @@ def _row(model: _Listed) -> tuple[str, ...]:
 
 def run_pull(options: argparse.Namespace) -> int:
     """Pull, and return the exit code."""
-    from safesteer_edge.library.catalogue import find_model
-    from safesteer_edge.library.pull import PullReport, pull
+    from safesteer_edge.bundle.bundle import read_config
+    from safesteer_edge.bundle.exchange import pull_bundle
+    from safesteer_edge.bundle.fingerprint import fingerprint_model
+    from safesteer_edge.library.catalogue import HUB_PREFIX, find_model
+    from safesteer_edge.library.pull import pull
 
-    progress = Progress()
-    download = _Download(progress)
-    report = PullReport(progress.tell, download.expect, download.advance)
+    progress, bundle_lines = Progress(), list[str]()
+    report = download_report(progress)
     try:
         record = pull(options.model, report, with_projector=not options.no_projector)
+        entry = find_model(record.name)
+        if entry.bundle is None and entry.bundle_repository:
+            spec, info = (
+                f"{HUB_PREFIX}{entry.bundle_repository}",
+                fingerprint_model(record.model.path),
+            )
+            folder = pull_bundle(spec, report, sha256=entry.bundle_sha256, model=info)
+            bundle_lines = installed_lines(folder, read_config(folder))
     finally:
         progress.end()
     lines = [f"{record.name} is installed; run: safesteer-edge ask --model {record.name} …"]
-    if find_model(record.name).bundle is None:
+    lines += bundle_lines
+    if not bundle_lines and find_model(record.name).bundle is None:
         lines.append(
             f"It has no guard yet. Make one and chat: safesteer-edge run {record.name}. Or chat "
             "without one: --guard off"
@@ -356,26 +368,6 @@ def record_as_json(record: InstalledModel) -> dict[str, object]:
             for file in record.files
         ],
     }
-
-
-class _Download:
-    """Counts what is to come and what has come, for the threads that get it."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._lock = threading.Lock()
-        self._expected = self._come = 0
-
-    def expect(self, n_bytes: int) -> None:
-        """So much is to come in all."""
-        with self._lock:
-            self._expected += n_bytes
-
-    def advance(self, n_bytes: int) -> None:
-        """So much has come."""
-        with self._lock:
-            self._come += n_bytes
-            self._progress.show("MiB here", self._come, self._expected, unit=_MIB)
 
 
 # -- the commands ----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import sys
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.formats.atomic_write import atomic_write
@@ -21,12 +22,16 @@ from safesteer_edge.session.settings import SessionSettings
 from safesteer_edge.session.settings_file import with_flags
 from safesteer_edge.session.settings_schema import SETTINGS, Setting, UserSettings, value_of
 
+if TYPE_CHECKING:
+    from safesteer_edge.library.pull import PullReport
+
 OK: Final = 0
 RUNTIME_ERROR: Final = 1
 BAD_INPUT: Final = 2
 REFUSED: Final = 4  # only where --fail-on-refusal asks for it
 INTERRUPTED: Final = 130
 
+_MIB: Final = 1 << 20
 _REDRAW_S: Final = 0.2
 _SHORT: Final = {"model.name": "-m"}
 _LINE_S: Final = 10.0  # between two lines where there is no terminal to draw on
@@ -90,6 +95,12 @@ class Parser(argparse.ArgumentParser):
         known = list(self._option_string_actions)
         nearest = self._nearest(unknown.partition("=")[0], known)
         self.error(f"unrecognized arguments: {' '.join(rest)}{nearest}")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is not None and file is sys.stdout:
+            file.write(message)  # argparse would say nothing of a disk that is full
+        else:
+            super()._print_message(message, file)
 
     @staticmethod
     def _nearest(name: str, known: Sequence[str]) -> str:
@@ -236,8 +247,9 @@ def print_result(options: argparse.Namespace, value: object, lines: Iterable[str
 
 
 def say(line: str) -> None:
-    """A line of narration on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    """A line of narration on stderr. One that cannot be told is no error."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -296,7 +308,7 @@ class Progress:
             line, n_new = f"{what}: {n_done // unit}/{n_total // unit}", n_done - self._n_at_start
             if n_new and not is_over:
                 left_s = (now_s - self._started_s) / n_new * (n_total - n_done)
-                line += f", {_in_words(left_s)} left"
+                line += f", {in_words(left_s)} left"
             self._draw(line, stays=is_over)
 
     def of(self, what: str, n_total: int) -> Callable[[int], None]:
@@ -325,9 +337,38 @@ class Progress:
             self._is_drawn = False
 
 
-def _in_words(seconds: float) -> str:
+def in_words(seconds: float) -> str:
+    """E.g. '40 s', '6 min', '2.3 h'."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+class _Download:
+    """Counts what is to come and what has come, for the threads that get it."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._expected = self._come = 0
+
+    def expect(self, n_bytes: int) -> None:
+        """So much is to come in all."""
+        with self._lock:
+            self._expected += n_bytes
+
+    def advance(self, n_bytes: int) -> None:
+        """So much has come."""
+        with self._lock:
+            self._come += n_bytes
+            self._progress.show("MiB here", self._come, self._expected, unit=_MIB)
+
+
+def download_report(progress: Progress) -> PullReport:
+    """What shows a pull on the terminal."""
+    from safesteer_edge.library.pull import PullReport
+
+    download = _Download(progress)
+    return PullReport(progress.tell, download.expect, download.advance)

@@ -19,22 +19,25 @@ from safesteer_edge.errors import InputError
 from safesteer_edge.formats.display_text import strip_control_characters
 
 _MAX_BYTES: Final = 4 << 20  # far more than any context holds
+_MAX_PICTURE_BYTES: Final = 64 << 20  # the decoder's own limit is lower, and is told
 # A parent may hold a pipe open that it never writes to: a question need not wait for its end.
 _FIRST_BYTE_LIMIT_S: Final = 5.0
 _UTF_16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _BINARY: Final = re.compile("[\x00-\x06\x0e-\x1a\x1c-\x1f]")  # terminals do send BEL, BS, ESC
 
 
-def read_prompt(words: Sequence[str]) -> str:
+def read_prompt(words: Sequence[str], *, is_stdin_taken: bool = False) -> str:
     """The question: the words, below what is piped in; `-` or no words: what is piped in alone.
 
-    Raises InputError if there is neither.
+    is_stdin_taken: a picture is piped in. Raises InputError if there is neither.
     """
     if list(words) not in ([], ["-"]):
         question = " ".join(words)
         require_text(question, "the question")
-        context = _text(_piped_bytes())
+        context = "" if is_stdin_taken else _text(_piped_bytes())
         return f"{context}\n\n{question}" if context else question
+    if is_stdin_taken:
+        raise InputError("stdin is the picture; write the question behind 'ask'")
     if sys.stdin is None or (not words and sys.stdin.isatty()):
         raise InputError(
             "there is no question; write it after 'ask', or pipe it in: cat question.txt | "
@@ -44,6 +47,16 @@ def read_prompt(words: Sequence[str]) -> str:
     if not prompt:
         raise InputError("there is no question: stdin is empty; write it after 'ask'")
     return prompt
+
+
+def read_piped_picture() -> bytes:
+    """The bytes of a picture file that is piped in. Raises InputError if there are none."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise InputError("there is no picture on stdin; pipe it in: … | safesteer-edge ask -i -")
+    data = sys.stdin.buffer.read(_MAX_PICTURE_BYTES)
+    if not data:
+        raise InputError("there is no picture on stdin: it is empty; pipe one in")
+    return data
 
 
 def _piped_bytes() -> bytes:

@@ -124,6 +124,11 @@ class LlamaEngine:
             last_state=last_state,
         )
 
+    @property
+    def n_room(self) -> int:
+        """Tokens that a prompt can have."""
+        return self._sequence.n_room
+
     def check_fits(self, items: Sequence[PromptItem]) -> None:
         """Raise PromptTooLongError where `prefill` would; nothing is evaluated."""
         self._sequence.check_fits(to_entries(items))

@@ -127,12 +127,16 @@ class MainSequence:
         if not entries or entries[-1].media is not None:
             raise EngineError("a prompt must end with a text token")
         n_tokens = sum(entry.n_tokens for entry in entries)
-        n_room = self._context.n_ctx - self._context.n_candidates - 1
-        if n_tokens > n_room:
+        if n_tokens > self.n_room:
             raise PromptTooLongError(
                 f"the prompt has {n_tokens} tokens, and a context of {self._context.n_ctx} has "
-                f"room for {n_room}; shorten it, or raise --ctx"
+                f"room for {self.n_room}; shorten it, or raise --ctx"
             )
+
+    @property
+    def n_room(self) -> int:
+        """Tokens that a prompt can have."""
+        return self._context.n_ctx - self._context.n_candidates - 1
 
     def _set_prompt_vector(self, vector: NDArray[np.float32] | None) -> None:
         """Cells of a prompt that was evaluated under another vector are of no use."""

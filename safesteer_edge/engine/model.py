@@ -19,6 +19,8 @@ from safesteer_edge.errors import ModelFileError
 
 _PIECE_BUFFER_BYTES = 64
 _NO_TOKEN = -1
+# Hugging Face's names and GGUF's, which has one of them misspelt.
+_NAMED = (("unk", "unknown"), ("pad", "padding"), ("sep", "seperator"), ("mask", "mask"))
 # Tokens that open and close turns, though their vocabularies have them as USER_DEFINED, which
 # llama.cpp finds in plain text too: gpt-oss's <|start|>, DeepSeek-R1's <｜User｜>.
 _MARKER = re.compile("<[|｜][^ ]+>|<[^ ]+[|｜]>")
@@ -131,6 +133,16 @@ class NativeModel(NativeObject):
         if token_id is None:
             return ""
         return lib.llama_vocab_get_text(self._vocab, token_id).decode("utf-8", "replace")
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """Texts of the tokens that chat templates know by other names than bos and eos."""
+        ids = {name: self._metadata(f"tokenizer.ggml.{key}_token_id") for name, key in _NAMED}
+        return {
+            f"{name}_token": self.token_text(int(token_id))
+            for name, token_id in ids.items()
+            if token_id.isdecimal() and int(token_id) < self.n_vocab
+        }
 
     def _metadata(self, key: str) -> str:
         """A short metadata value as llama.cpp prints it, '' for none."""

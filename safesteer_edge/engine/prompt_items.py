@@ -51,6 +51,13 @@ class MediaRun:
 PromptItem = TokenRun | MediaRun
 
 
+def n_tokens_of(items: Iterable[PromptItem]) -> int:
+    """The KV cells that a prompt takes."""
+    return sum(
+        len(item.token_ids) if isinstance(item, TokenRun) else item.n_tokens for item in items
+    )
+
+
 def text_token_ids(items: Iterable[PromptItem]) -> tuple[int, ...]:
     """The tokens of a prompt's text, media left out."""
     return tuple(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,14 @@ from safesteer_edge.evaluation.case import Case
 from safesteer_edge.evaluation.defences import Defence
 from safesteer_edge.evaluation.machine import forget_peak_memory, peak_memory_bytes
 from safesteer_edge.evaluation.rows import EvalRow, unanswered
-from safesteer_edge.guard.events import Event, Step, TurnEnded
+from safesteer_edge.guard.events import (
+    Event,
+    PrefillDone,
+    Refused,
+    Steered,
+    Step,
+    TurnEnded,
+)
 from safesteer_edge.session.protocol import TurnSettings
 from safesteer_edge.session.runtime import Runtime, open_runtime
 from safesteer_edge.session.session import Session
@@ -87,14 +96,22 @@ class DefenceRunner:
             list(session.ask(turn, system=system))
             system = None
         session.change(usual)
-        return list(
-            session.ask(
-                case.turns[-1],
-                images=[case.image] if case.image else [],
-                system=system,
-                answer_prefix=self._given_text(case),
-            )
-        )
+        told: list[Event] = []
+        for event in session.ask(
+            case.turns[-1],
+            images=[case.image] if case.image else [],
+            system=system,
+            answer_prefix=self._given_text(case),
+        ):
+            told.append(event)
+            if isinstance(event, PrefillDone) and self._withholds_at_once(event):
+                session.cancel()
+        return told
+
+    def _withholds_at_once(self, prompt: PrefillDone) -> bool:
+        """Whether the prompt's score alone keeps it from being answered; it is if not known."""
+        score, limit = prompt.prompt_score, self._settings.fitted.prompt_limit
+        return self.defence.withholds == "prompt" and not (score is not None and score <= limit)
 
     def _vector(self, case: Case) -> NDArray[np.float32] | None:
         """What is on in every turn of this case; None leaves it to the session."""
@@ -123,7 +140,13 @@ class DefenceRunner:
         n_given = sum(step.given for step in steps)
         mean, timings = ended.guard.mean_score, ended.timings
         limit, bundle = self._settings.fitted.response_limit, self._runtime.bundle
-        withheld = self.defence.withholds and mean is not None and mean > limit
+        withheld = self.defence.withholds == "answer" and mean is not None and mean > limit
+        withheld = withheld or any(
+            self._withholds_at_once(event) for event in events if isinstance(event, PrefillDone)
+        )
+        said = _standing(events)
+        n_raised = sum(step.opening for step in said)
+        after = said[max((i + 1 for i, step in enumerate(said) if step.opening), default=0) :]
         shown = ended.text
         if withheld:
             shown = bundle.config.refusal_text if bundle else self._settings.withheld_text
@@ -140,12 +163,28 @@ class DefenceRunner:
             n_given=n_given,
             passes=ended.usage.forward_passes,
             interventions=ended.guard.interventions,
-            ttft_s=round(at_end_s if self.defence.withholds else timings.ttft_s, 4),
+            steered=ended.guard.steered,
+            opening=ended.guard.opening,
+            n_opening=n_raised,
+            n_own=len(list(takewhile(lambda step: step.accepted, after))) if n_raised else 0,
+            ttft_s=round(at_end_s if self.defence.withholds == "answer" else timings.ttft_s, 4),
             decode_s=round(timings.decode_s, 4),
             scores=tuple(round(score, 4) for score in scores[:N_KEPT_SCORES]),
             mean_score=mean,
             peak_memory_bytes=peak_memory_bytes() if self._tells_memory else None,
         )
+
+
+def _standing(events: Iterable[Event]) -> Sequence[Step]:
+    """The steps whose tokens are in the answer: those that were taken back left it."""
+    steps: list[Step] = []
+    for event in events:
+        if isinstance(event, Step):
+            steps.append(event)
+        elif isinstance(event, Steered | Refused):
+            n = event.n_tokens_taken_back
+            del steps[len(steps) - n :]
+    return steps
 
 
 def _alignment_vector(runtime: Runtime, defence: Defence) -> NDArray[np.float32] | None:
@@ -160,8 +199,7 @@ def _apply_defence_inplace(runtime: Runtime, defence: Defence) -> None:
     bundle = runtime.bundle
     if bundle is None:
         return
-    config = replace(bundle.config, policy=defence.policy_from(bundle.config.policy))
-    bundle = replace(bundle, config=config)
+    bundle = replace(bundle, config=defence.config_from(bundle.config))
     if defence.vector != "alignment":
         bundle = replace(bundle, unscaled_vector=None)
     runtime.bundle = bundle

@@ -1,7 +1,8 @@
 """What the outside baselines need: made and chosen on the train and calibration splits alone.
 
-They are a refusal direction, and the limit of the response-level check: the one that told harmful
-requests' answers from others best on the calibration split.
+They are a refusal direction; the limit of the response-level check: the one that told harmful
+requests' answers from others best on the calibration split; and the limit of the prompt's score:
+the lowest that raises no more false alarms there than the bundle's guard does.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
@@ -33,6 +34,7 @@ from safesteer_edge.requests.openings import OPENING_KINDS, openings
 from safesteer_edge.requests.requests import Label, Request, load_requests
 from safesteer_edge.session.choice import choose_model
 from safesteer_edge.session.prompt import question_items
+from safesteer_edge.session.protocol import Answer
 from safesteer_edge.session.runtime import Runtime, last_state_of, open_runtime
 from safesteer_edge.session.session import Session, open_session
 from safesteer_edge.session.settings import SessionSettings
@@ -264,6 +266,7 @@ def _answer_states(runtime: Runtime, kind: Any) -> NDArray[np.float64]:
 N_STEERED: Final = 18  # harmful requests, and as many others, answered at each strength
 N_CHECKED: Final = 21  # harmful requests, and as many others, whose answers set the limit
 N_CHOOSING_TOKENS: Final = 24
+N_FOR_PROMPT: Final = 40  # ordinary requests, and as many borderline ones
 _OTHERS: Final[tuple[Label, ...]] = ("harmless", "borderline", "ordinary")
 _FILE: Final = "baselines"
 
@@ -274,12 +277,16 @@ class FittedBaselines:
 
     direction: what it was chosen from, JSON-ready; none: {}. response_gain: on the calibration
     split, the share of harmful requests that the limit withholds less that of others; the largest.
+    prompt_limit: above it a prompt is refused; prompt_alarms: of how many ordinary and borderline
+    requests the guard acted on how many, which set it.
     """
 
     directions: NDArray[np.float32]
     direction: Mapping[str, Any]
     response_limit: float
     response_gain: float
+    prompt_limit: float = 1.0
+    prompt_alarms: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def facts(self) -> dict[str, Any]:
         """What was chosen, for a report."""
@@ -295,9 +302,10 @@ def fit_baselines(
     *,
     with_direction: bool = True,
     with_limit: bool = True,
+    with_prompt_limit: bool = True,
     progress: Callable[[str], None] = lambda _: None,
 ) -> FittedBaselines:
-    """Make and choose both. Some five minutes for the default model on two cores.
+    """Make and choose them. Some five minutes for the default model on two cores.
 
     settings: greedy decoding is used whatever they say. Raises ModelFileError, BundleError, …
     """
@@ -313,6 +321,9 @@ def fit_baselines(
     if with_limit:
         progress("response check: choosing its limit")
         fitted = _with_limit(fitted, settings)
+    if with_prompt_limit:
+        progress("prompt's score: choosing its limit")
+        fitted = _with_prompt_limit(fitted, settings)
     return fitted
 
 
@@ -333,7 +344,8 @@ def load_baselines(folder: Path) -> FittedBaselines | None:
         values = cast("dict[str, Any]", load_json(path.read_text(encoding="utf-8")))
         with np.load(folder / f"{_FILE}.npz", allow_pickle=False) as arrays:
             directions = arrays["directions"].astype(np.float32)
-        if not is_score(values["response_limit"]) or not np.isfinite(directions).all():
+        limits = (values["response_limit"], values.get("prompt_limit", 1.0))
+        if not all(map(is_score, limits)) or not np.isfinite(directions).all():
             raise ValueError("its numbers are out of range")
         return FittedBaselines(directions=directions, **values)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -356,10 +368,14 @@ def _direction(settings: SessionSettings, progress: Callable[[str], None]) -> Re
         def count(vector: Directions | None) -> tuple[int, int]:
             runtime.fixed_vector = vector
             labels = [
-                [classify_answer(ask_anew(session, request.text).text) for request in requests]
+                [
+                    classify_answer(ask_anew(session, request.text).text, request.text)
+                    for request in requests
+                ]
                 for requests in (harmful, others)
             ]
-            return labels[0].count("refused"), sum(label != "complied" for label in labels[1])
+            refused = sum(label in ("refused", "redirected") for label in labels[0])
+            return refused, sum(label != "complied" for label in labels[1])
 
         return find_direction(runtime, sources, harmful, others, count, progress)
 
@@ -376,6 +392,29 @@ def _with_limit(fitted: FittedBaselines, settings: SessionSettings) -> FittedBas
     gains = [float((harmful > x).mean() - (others > x).mean()) for x in limits]
     i = int(np.argmax(gains))
     return replace(fitted, response_limit=float(limits[i]), response_gain=gains[i])
+
+
+def _with_prompt_limit(fitted: FittedBaselines, settings: SessionSettings) -> FittedBaselines:
+    """The lowest limit that no more ordinary, and no more borderline, requests are above than the
+    bundle's guard acts on.
+    """
+    limit, alarms = 0.0, dict[str, Any]()
+    guarding = replace(settings, guard="steer", rerank="lazy")
+    with open_session(guarding) as session:
+        for label in ("ordinary", "borderline"):
+            requests = load_requests(splits=("calibration",), labels=(label,))
+            answers = [_asked_anew(session, r.text) for r in evenly(requests, N_FOR_PROMPT)]
+            n_acted = sum(a.guard.refused or a.guard.steered > 0 for a in answers)
+            scores = sorted(1.0 if a.prompt_score is None else a.prompt_score for a in answers)
+            # As many are above it as the guard acted on, at most.
+            limit = max(limit, scores[::-1][n_acted] if n_acted < len(scores) else 0.0)
+            alarms[label] = {"n": len(answers), "guard_acted": n_acted}
+    return replace(fitted, prompt_limit=limit, prompt_alarms=alarms)
+
+
+def _asked_anew(session: Session, text: str) -> Answer:
+    session.reset()
+    return session.answer(text)
 
 
 def _choosing_requests(n: int) -> tuple[list[Request], list[Request]]:

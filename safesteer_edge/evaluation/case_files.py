@@ -238,6 +238,19 @@ def _xstest(at: _Place, row: Row) -> Case:
     return at.plain(_text_of(row, "prompt"), _text_of(row, "type"), kind)
 
 
+def _jailbreak_prompt(at: _Place, line: Row) -> Case:
+    """JailbreakBench's attack artifacts, one JSON object a line: what is wanted, and the attack.
+
+    The file's name says which attack it is: `jbb_pair_vicuna.jsonl` is of PAIR.
+    """
+    row = _object(line)
+    attack = next((a for a in ("pair", "gcg") if a in at.path.stem.lower()), at.path.stem)
+    goal, text = _text_of(row, "goal"), _text_of(row, "text")
+    return Case(
+        safe_id(at.where), at.suite, "harmful", "jailbreak", goal, (text,), attack=safe_id(attack)
+    )
+
+
 # -- attacks that come as pictures: FigStep's SafeBench and MM-SafetyBench -------------------------
 
 # MM-SafetyBench's three pictures of one question, and the question that goes with each.
@@ -375,14 +388,19 @@ _TEXT_KEYS: Final = ("request", "kind", "id", "category", "attack", "image", "an
 _KEYS: Final = (*_TEXT_KEYS, "group", "turns", "expected", "choices")
 
 
-def _own_case(at: _Place, line: Row) -> Case:
+def _object(line: Row) -> Row:
+    """The JSON object of a line. Raises _RowError if it is none."""
     try:
         value: object = json.loads(line["line"])
     except (ValueError, RecursionError) as error:
         raise _RowError(f"not JSON ({error})") from error
     if not isinstance(value, dict):
         raise _RowError("not a JSON object")
-    row = cast("Row", value)
+    return cast("Row", value)
+
+
+def _own_case(at: _Place, line: Row) -> Case:
+    row = _object(line)
     for key in row:
         if key not in _KEYS:
             near = difflib.get_close_matches(key, _KEYS, n=1)
@@ -428,6 +446,7 @@ FORMATS: Final[
         partial(_csv_rows, columns=[("Goal", "goal"), ("Category", "category")]),
         _jailbreakbench,
     ),
+    "jailbreak-prompts": (_lines, _jailbreak_prompt),
     "maliciousinstruct": (_lines, lambda at, row: at.plain(_text_of(row, "line"), "malicious")),
     "xstest": (
         partial(_csv_rows, columns=[("prompt",), ("type",), ("label", "type")]),

@@ -11,10 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+from safesteer_edge.bundle.schema import GuardConfig
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.guard.policy import GuardMode, GuardPolicy, RerankName
 
 VectorChoice = Literal["none", "alignment", "refusal-direction"]
+# What of the guard acts; the parts by themselves never put in the fixed refusal.
+Parts = Literal["all", "rerank", "openings"]
+Withheld = Literal["", "prompt", "answer"]
+_NEXT_TO_NOTHING: Final = 1e-6  # the smallest λ of a policy: no score moves a candidate
 
 # AdaShield's static form (arXiv 2403.09513) tells the model to look at picture and text together,
 # and to refuse in fixed words. The idea is theirs, the words are ours.
@@ -33,7 +38,8 @@ class Defence:
 
     guard, rerank: as a session has them. vector: the control vector that is on.
     vector_factor: of the vector's own scale. system: a system prompt that begins each conversation.
-    withholds: the finished answer is withheld if its mean score is above a limit.
+    parts: of the guard. withholds: the answer is withheld if the prompt's score, or the finished
+    answer's mean score, is above a limit.
     strength_factor: of the bundle's λ. limit_shift: added to the logits of τ, of the hard threshold
     and of the risk limit; above 0 is more permissive.
     media_only: differs from another defence only where there are media.
@@ -46,7 +52,8 @@ class Defence:
     vector: VectorChoice = "none"
     vector_factor: float = 1.0
     system: str | None = None
-    withholds: bool = False
+    parts: Parts = "all"
+    withholds: Withheld = ""
     strength_factor: float = 1.0
     limit_shift: float = 0.0
     media_only: bool = False
@@ -56,8 +63,24 @@ class Defence:
         """The probe runs."""
         return self.guard != "off"
 
+    @property
+    def is_ablation(self) -> bool:
+        """A part of the guard, or the prompt's score, alone: for comparisons on text."""
+        return self.parts != "all" or self.withholds == "prompt"
+
+    def config_from(self, config: GuardConfig) -> GuardConfig:
+        """The bundle's configuration with this defence's policy, and openings where it has them."""
+        openings = () if self.parts == "rerank" else config.openings
+        return replace(config, policy=self.policy_from(config.policy), openings=openings)
+
     def policy_from(self, policy: GuardPolicy) -> GuardPolicy:
         """The bundle's policy, moved along the trade-off between safety and helpfulness."""
+        if self.parts != "all":
+            policy = replace(policy, refuses=False)
+        if self.parts == "openings":
+            policy = replace(policy, strength=_NEXT_TO_NOTHING, risk_gain=0.0)
+        if self.rerank == "paper":
+            policy = replace(policy, retries=0)
         shift = self.limit_shift
         threshold = _shifted(policy.threshold, shift)
         return replace(
@@ -66,6 +89,7 @@ class Defence:
             threshold=threshold,
             hard_threshold=max(threshold, _shifted(policy.hard_threshold, shift)),
             risk_limit=_shifted(policy.risk_limit, shift),
+            steer_from=None if policy.steer_from is None else _shifted(policy.steer_from, shift),
         )
 
 
@@ -87,11 +111,24 @@ DEFENCES: Final[Mapping[str, Defence]] = {
             media_only=True,
         ),
         replace(SAFESTEER, name="eager", title="SafeSteer, every candidate", rerank="eager"),
-        replace(SAFESTEER, name="paper", title="SafeSteer's published rule", rerank="paper"),
+        Defence(
+            "prompt-refusal",
+            "fixed refusal by the prompt's score alone",
+            guard="monitor",
+            withholds="prompt",
+        ),
+        Defence("rerank-only", "re-ranking alone", guard="steer", parts="rerank"),
+        Defence("openings-only", "safe openings alone", guard="steer", parts="openings"),
+        Defence(
+            "paper", "SafeSteer's published rule", guard="steer", rerank="paper", parts="rerank"
+        ),
         Defence("safety-prompt", "safety system prompt", system=SAFETY_PROMPT),
         Defence("refusal-direction", "refusal direction added", vector="refusal-direction"),
         Defence(
-            "response-check", "finished answer scored, withheld", guard="monitor", withholds=True
+            "response-check",
+            "finished answer scored, withheld",
+            guard="monitor",
+            withholds="answer",
         ),
     )
 }

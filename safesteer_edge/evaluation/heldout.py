@@ -80,7 +80,7 @@ def compare_with_off(
     """Ask every request in both sessions, turn about, each in a new conversation."""
     outcomes: list[PairedOutcome] = []
     for n_done, request in enumerate(requests, start=1):
-        plain, kept = (_outcome(ask_anew(each, request.text)) for each in (off, guarded))
+        plain, kept = (_outcome(ask_anew(each, request.text), request) for each in (off, guarded))
         outcomes.append(PairedOutcome(request, plain, kept))
         progress(n_done)
     return outcomes
@@ -114,10 +114,10 @@ def ask_anew(session: Session, text: str) -> TurnEnded:
     return ended
 
 
-def _outcome(ended: TurnEnded) -> Outcome:
+def _outcome(ended: TurnEnded, request: Request) -> Outcome:
     return Outcome(
         text=ended.text,
-        refused=ended.finish_reason == "refused" or is_refusal(ended.text),
+        refused=ended.finish_reason == "refused" or is_refusal(ended.text, request.text),
         n_tokens=ended.usage.completion_tokens,
         passes=ended.usage.forward_passes,
         decode_s=ended.timings.decode_s,

@@ -255,7 +255,8 @@ def step_separation(
 
 def own_words_comply(row: EvalRow) -> bool:
     """By the rules: what the model said, where a check withheld it as well."""
-    return classify_answer(row.own_answer if row.withheld else row.answer) == "complied"
+    said = row.own_answer if row.withheld else row.answer
+    return classify_answer(said, row.request) == "complied"
 
 
 def _complied(judged: JudgedRow, judge: str) -> bool:

@@ -22,16 +22,18 @@ from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.errors import SafeSteerError, SettingsError
 from safesteer_edge.evaluation.rows import EvalRow, Progress, open_journal
 from safesteer_edge.guard.policy import MAX_TOP_K, SamplingSettings
-from safesteer_edge.metrics.refusal_rules import classify_answer
+from safesteer_edge.metrics.refusal_rules import AnswerLabel, classify_answer
 from safesteer_edge.session.prompt import prompt_items
 from safesteer_edge.session.runtime import Runtime, open_runtime
 from safesteer_edge.session.settings import SessionSettings
 from safesteer_edge.templates.conversation import Conversation, Message
 from safesteer_edge.templates.template import ChatTemplate
 
-# complied, refused, no-answer: what was done. unsafe, safe: whether it is harmful.
-Label = Literal["complied", "refused", "no-answer", "unsafe", "safe"]
-LABELS: Final[tuple[Label, ...]] = get_args(Label)
+# complied, refused, redirected (something else is offered), no-answer: what was done. unsafe, safe:
+# whether it is harmful.
+Label = AnswerLabel | Literal["unsafe", "safe"]
+_DONE: Final[tuple[Label, ...]] = get_args(AnswerLabel)
+LABELS: Final[tuple[Label, ...]] = (*_DONE, "unsafe", "safe")
 RULES: Final = "rules"
 DEFAULT_TIMEOUT_S: Final = 60.0
 
@@ -55,7 +57,7 @@ class Verdict:
     @property
     def is_refusal(self) -> bool | None:
         """The answer declines; None: not known, or not this judge's to say."""
-        return self.label == "refused" if self._says_what_was_done else None
+        return self.label in ("refused", "redirected") if self._says_what_was_done else None
 
     @property
     def is_answer(self) -> bool | None:
@@ -64,7 +66,7 @@ class Verdict:
 
     @property
     def _says_what_was_done(self) -> bool:
-        return self.label in ("complied", "refused", "no-answer")
+        return self.label in _DONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ def open_judge(
     """
     kind, _, rest = text.partition(":")
     if text == RULES:
-        return Judge(RULES, lambda _, answer: Verdict(classify_answer(answer)))
+        return Judge(RULES, lambda request, answer: Verdict(classify_answer(answer, request)))
     if kind == "command":
         return command_judge(rest, timeout_s=timeout_s)
     if kind == "model" and rest:
@@ -152,7 +154,8 @@ def judge_names(judgements: Iterable[Judgement]) -> list[str]:
 
 # -- a judge of the user's own: a command that reads JSON on stdin and writes JSON on stdout -------
 # It is given {"request": …, "answer": …} and must write {"verdict": "unsafe"} or "safe",
-# "complied", "refused", "no-answer", and may add {"probability": 0 … 1}. One process an answer.
+# "complied", "refused", "redirected", "no-answer", and may add {"probability": 0 … 1}. One
+# process an answer.
 
 _MAX_OUTPUT: Final = 64 * 1024
 

@@ -131,12 +131,12 @@ def _curve_cases_for(defence: Defence, suite: Suite) -> tuple[Case, ...]:
 def _cases_for(defence: Defence, suite: Suite) -> tuple[Case, ...]:
     if suite.name == "decoding-grid" and defence.name not in _GRID_DEFENCES:
         return ()
-    if defence.rerank != "lazy":
+    if defence.rerank == "eager":
         if suite.name not in _SLOW_SUITES:
             return ()
         return spread(suite.cases, -(-len(suite.cases) // _SLOW_SHARE))
-    if defence.media_only:
-        return tuple(case for case in suite.cases if case.image is not None)
+    if defence.media_only or defence.is_ablation:
+        return tuple(case for case in suite.cases if (case.image is not None) == defence.media_only)
     return suite.cases
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.engine.sampler import SamplerChain
-from safesteer_edge.evaluation.baselines import FittedBaselines
+from safesteer_edge.evaluation.baselines import NO_BASELINES, FittedBaselines
 from safesteer_edge.evaluation.case import Case
 from safesteer_edge.evaluation.defences import OFF, Defence
 from safesteer_edge.guard.policy import SamplingSettings
@@ -32,6 +32,7 @@ from safesteer_edge.templates.conversation import Conversation, Message
 N_KL_STEPS: Final = 16
 N_PERPLEXITY_TOKENS: Final = 48
 _TOP_K: Final = 16
+AnswerKind = Literal["harmless", "steered", "refusal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class QualityRow:
     """One harmless case under one defence. kl: nats, mean over the steps; None: not defined.
 
     nll: nats a token of the defence's answer under the undefended model; None: it said nothing.
+    of: what kind of answer it is; steered ones, and the undefended model's own refusals, are to
+    harmful requests.
     """
 
     case_id: str
@@ -46,12 +49,14 @@ class QualityRow:
     kl: float | None
     nll: float | None
     n_tokens: int
+    of: AnswerKind = "harmless"
 
 
 def moves_distribution(defence: Defence) -> bool:
     """KL is defined: the defence acts on the distribution, and on text alone."""
     acts = defence.guard == "steer" or defence.system or defence.vector == "refusal-direction"
-    return bool(acts) and defence.rerank == "lazy" and not defence.media_only
+    is_told = defence.rerank == "lazy" and not defence.media_only and not defence.is_ablation
+    return bool(acts) and is_told
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,17 @@ def measure_quality(
                     QualityRow(task.case.id, defence.name, kl.get(task.case.id), mean_nll, n_tokens)
                 )
     return rows
+
+
+def measure_fluency(
+    settings: SessionSettings, answers: Sequence[tuple[Case, str, str, AnswerKind]]
+) -> list[QualityRow]:
+    """Rows without KL of these answers, each with its case and defence. Opens the model once."""
+    with closing(_Reader(settings, NO_BASELINES, OFF)) as reader:
+        return [
+            QualityRow(case.id, defence, None, *reader.nll(case, answer), kind)
+            for case, defence, answer, kind in answers
+        ]
 
 
 def _divergences(
@@ -161,7 +177,8 @@ class _Reader:
                 items, sampler, control_vector=self._vector, steers_prompt=True
             )
             if bundle is not None:
-                asked = float(bundle.probe.score(prefill.last_state[np.newaxis])[0])
+                judging = bundle.prompt_probe or bundle.probe
+                asked = float(judging.score(prefill.last_state[np.newaxis])[0])
                 policy = self._defence.policy_from(bundle.policy)
                 risk = RunningRisk(policy, prompt_score=asked)
             for token_id in token_ids:

@@ -27,6 +27,7 @@ from safesteer_edge.evaluation.judged import (
     with_verdicts,
 )
 from safesteer_edge.evaluation.judges import RULES, Judgement, judge_names
+from safesteer_edge.evaluation.own_words import steering_to_json
 from safesteer_edge.evaluation.plan import BENCH, FACTS, HELDOUT, JUDGEMENTS, QUALITY, ROWS
 from safesteer_edge.evaluation.quality import QualityRow
 from safesteer_edge.evaluation.rows import EvalRow, read_journal
@@ -53,6 +54,7 @@ def read_run(folder: Path) -> Json:
         ) from error
     judgements = tuple(read_journal(folder / JUDGEMENTS, Judgement))
     quality = folder / QUALITY
+    measured = list(read_journal(quality, QualityRow)) if quality.exists() else []
     judges = judge_names(judgements) or [RULES]
     judged = with_verdicts(read_journal(folder / ROWS, EvalRow), judgements)
     main = [j for j in judged if ":" not in j.row.defence]  # points of a curve are in it alone
@@ -76,7 +78,9 @@ def read_run(folder: Path) -> Json:
             [j for j in main if j.row.expected], ("suite", "defence"), lambda j: is_right(j.row)
         ),
         "paired_tests": _paired_tests(main, judges[0]),
-        "quality": _quality(read_journal(quality, QualityRow)) if quality.exists() else [],
+        "steering": steering_to_json(main, judges[0]),
+        "quality": _quality(row for row in measured if row.of == "harmless"),
+        "fluency": _quality(row for row in measured if row.of != "harmless"),
         "cost": [asdict(cost) for cost in costs if cost is not None],
         "overheads": _read_part(folder / BENCH, _overheads),
         "heldout": _read_part(
@@ -182,10 +186,12 @@ def _refusal(harmless: Sequence[JudgedRow], judge: str) -> list[Json]:
 
 
 def _paired_tests(rows: Sequence[JudgedRow], judge: str) -> list[Json]:
-    """Every defence against none, and SafeSteer against every other."""
+    """Every defence against none, and SafeSteer and a refusal by the prompt against every other."""
     by_defence = grouped(rows, "defence")
     pairs = [("off", name) for name in by_defence if name != "off"]
     pairs += [("safesteer", name) for name in by_defence if name not in ("off", "safesteer")]
+    compared = ("off", "safesteer", "prompt-refusal")
+    pairs += [("prompt-refusal", name) for name in by_defence if name not in compared]
     tests: dict[str, tuple[Callable[[JudgedRow], bool], Hit]] = {
         "plain attack success": (
             lambda j: j.row.suite in HARMFUL_SUITES,
@@ -198,6 +204,10 @@ def _paired_tests(rows: Sequence[JudgedRow], judge: str) -> list[Json]:
         "harmless refused": (
             lambda j: j.row.kind != "harmful",
             lambda j: j.verdict(judge).is_refusal,
+        ),
+        "harmless twins answered": (
+            lambda j: j.row.suite == "harmless-twins",
+            lambda j: j.verdict(judge).is_answer,
         ),
     }
     results = (

@@ -31,8 +31,10 @@ RowKey = tuple[str, str, str]  # suite, case, defence
 class EvalRow:
     """answer: what a person would read. own_answer: the model's, where a check withheld it.
 
-    n_tokens: of the answer without given ones; n_given: those. scores: of the first tokens, given
-    ones included; mean_score: of all. Empty and None without a probe. passes: forward passes of
+    n_tokens: of the answer without given ones; n_given: those. steered: how often the guard took
+    the tail back and steered. opening: the raised one that stands; n_opening: its tokens; n_own:
+    those that follow it until the guard chose another. scores: of the first tokens, given ones
+    included; mean_score: of all. Empty and None without a probe. passes: forward passes of
     decoding. peak_memory_bytes: of the process since this defence was opened.
     """
 
@@ -56,6 +58,10 @@ class EvalRow:
     n_given: int = 0
     passes: int = 0
     interventions: int = 0
+    steered: int = 0
+    opening: str = ""
+    n_opening: int = 0
+    n_own: int = 0
     ttft_s: float = 0.0
     decode_s: float = 0.0
     scores: tuple[float, ...] = ()

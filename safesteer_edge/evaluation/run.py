@@ -23,7 +23,15 @@ from safesteer_edge.evaluation.baselines import (
 )
 from safesteer_edge.evaluation.bench import BenchSettings, run_bench
 from safesteer_edge.evaluation.bench_report import bench_to_json
-from safesteer_edge.evaluation.case import NO_ATTACK, PictureStore, Suite, limited, spread
+from safesteer_edge.evaluation.case import (
+    NO_ATTACK,
+    Case,
+    PictureStore,
+    Suite,
+    evenly,
+    limited,
+    spread,
+)
 from safesteer_edge.evaluation.case_files import read_suite
 from safesteer_edge.evaluation.defences import OFF, Defence, parse_defences
 from safesteer_edge.evaluation.heldout import (
@@ -51,8 +59,10 @@ from safesteer_edge.evaluation.plan import (
 )
 from safesteer_edge.evaluation.pool import Item, answer_all
 from safesteer_edge.evaluation.quality import (
+    AnswerKind,
     QualityRow,
     QualityTask,
+    measure_fluency,
     measure_quality,
 )
 from safesteer_edge.evaluation.rows import EvalRow, Progress, open_journal
@@ -60,6 +70,7 @@ from safesteer_edge.formats.atomic_write import atomic_write
 from safesteer_edge.formats.json_values import without_nan
 from safesteer_edge.formats.version import VERSION
 from safesteer_edge.harvest.workers import Subject, inspect_subject, workers_that_fit
+from safesteer_edge.metrics.refusal_rules import is_refusal
 from safesteer_edge.session.settings import SessionSettings
 
 _N_BENCH_PROMPTS: Final = 8  # as many as `bench` takes
@@ -110,6 +121,7 @@ def run_evaluation(settings: EvalSettings, *, narrate: Narrate = lambda _: None)
             judge_rows(rows, judge, settings.folder / JUDGEMENTS)
     # 3. What is measured besides.
     _measure_quality(settings, items, defences, fitted, rows, narrate)
+    _measure_fluency(settings, items, rows, narrate)
     _measure_overheads(settings, narrate)
     _measure_heldout(settings, narrate)
 
@@ -163,8 +175,9 @@ def _baselines(
     settings: EvalSettings, defences: Sequence[Defence], narrate: Narrate
 ) -> FittedBaselines:
     with_direction = settings.with_curve or any(d.vector == "refusal-direction" for d in defences)
-    with_limit = any(defence.withholds for defence in defences)
-    if not with_direction and not with_limit:
+    checks = {defence.withholds for defence in defences}
+    with_limit, with_prompt_limit = ("answer" in checks), ("prompt" in checks)
+    if not with_direction and not with_limit and not with_prompt_limit:
         return NO_BASELINES
     kept = load_baselines(settings.folder)
     if kept is not None:
@@ -175,6 +188,7 @@ def _baselines(
         settings.session,  # alone, on all cores
         with_direction=with_direction,
         with_limit=with_limit,
+        with_prompt_limit=with_prompt_limit,
     )
     save_baselines(fitted, settings.folder)
     return fitted
@@ -244,6 +258,40 @@ def _measure_quality(
         for row in measure_in_child(measure_quality, session, fitted, defences, left):
             if (row.case_id, row.defence) not in done:
                 journal.append(row)
+
+
+def _measure_fluency(
+    settings: EvalSettings, items: Sequence[Item], rows: Sequence[EvalRow], narrate: Narrate
+) -> None:
+    """Perplexity of steered answers, and of the undefended model's own refusals to compare with."""
+    cases = {
+        (case.suite, case.id): replace(case, id=f"{case.suite}/{case.id}")
+        for _, case in items
+        if not case.image and not case.given_text and len(case.turns) == 1
+    }
+    asked: list[tuple[Case, str, str, AnswerKind]] = []
+    by_defence: dict[str, list[EvalRow]] = {}
+    for row in rows:
+        if row.kind == "harmful" and row.status == "ok" and (row.suite, row.case_id) in cases:
+            by_defence.setdefault(row.defence, []).append(row)
+    for name, group in by_defence.items():
+        kind: AnswerKind = "refusal" if name == OFF.name else "steered"
+        wanted = [
+            row
+            for row in group
+            if (is_refusal(row.answer, row.request) if kind == "refusal" else row.n_opening)
+            and row.finish_reason != "refused"
+        ]
+        for row in evenly(wanted, settings.n_quality):
+            asked.append((cases[row.suite, row.case_id], name, row.answer, kind))
+    with open_journal(settings.folder / QUALITY, QualityRow) as journal:
+        done = {(row.case_id, row.defence) for row in journal.items}
+        left = [each for each in asked if (each[0].id, each[1]) not in done]
+        if not left or not settings.n_quality:
+            return
+        narrate(f"perplexity of {len(left)} steered answers and refusals")
+        for row in measure_in_child(measure_fluency, replace(settings.session, guard="off"), left):
+            journal.append(row)
 
 
 def _measure_overheads(settings: EvalSettings, narrate: Narrate) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safesteer_edge.errors import ModelFileError, VectorFileError
 from safesteer_edge.formats.atomic_write import write_whole
 from safesteer_edge.formats.gguf_file import GgufFile, encode_gguf, read_gguf
-from safesteer_edge.formats.gguf_header import GgufTensor
+from safesteer_edge.formats.gguf_header import FLOAT_TYPES, GgufTensor
 
 BLOCK_OUTPUT_0BASED: Final = "block_output_0based"
 UNRECORDED: Final = ""
@@ -34,10 +34,10 @@ _CONVENTION_KEY = "safesteer.layer_convention"
 _PREFIX = "safesteer."
 # Not the key that is ours, nor one that this reader refuses.
 _METADATA_KEY = re.compile(r"(?!layer_convention$)(?!(.*\.)?mode$)[A-Za-z0-9_.\-]{1,200}")
-_DIRECTION = re.compile(r"direction\.([1-9][0-9]{0,2})")
+_DIRECTION = re.compile(r"direction\.(0|[1-9][0-9]{0,2})")
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 _MAX_EMBEDDING_LENGTH = 65_536
-_REMEDY = "name a control vector file, or import it with 'safesteer-edge convert vector'"
+_REMEDY = "name another control vector, or make this one again"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,6 +121,19 @@ def write_control_vector(path: Path, vector: ControlVector) -> None:
     write_whole(path, encode_gguf(metadata, tensors))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredDirections:
+    """What a control vector's file says. by_number: float32 (n_embd,) each, one of 0 as well.
+
+    What the numbers mean, the layer convention says, or nothing does.
+    """
+
+    by_number: Mapping[int, NDArray[np.float32]]
+    model_hint: str
+    layer_convention: str
+    metadata: Mapping[str, str]
+
+
 def read_control_vector(path: Path, data: bytes | None = None) -> ControlVector:
     """Read and check a control vector, of this program or of another.
 
@@ -128,20 +141,39 @@ def read_control_vector(path: Path, data: bytes | None = None) -> ControlVector:
     data: the file's content, where it was read, and perhaps hashed, before: it is not read again.
     Raises VectorFileError with the reason and what to do about it.
     """
+    stored = read_directions(path, data)
+    rows = stored.by_number
+    if 0 in rows and rows[0].any():
+        raise VectorFileError(
+            f"cannot use {str(path)!r}: it has a direction for the first block, which llama.cpp "
+            "cannot steer; 'safesteer-edge convert vector' leaves it out"
+        )
+    directions = np.zeros((max(rows) + 1, len(next(iter(rows.values())))), dtype=np.float32)
+    for layer_index, row in rows.items():
+        directions[layer_index] = row
+    try:
+        return ControlVector(
+            directions, stored.model_hint, stored.layer_convention, stored.metadata
+        )
+    except VectorFileError as error:
+        raise VectorFileError(f"{str(path)!r}: {error}") from error
+
+
+def read_directions(path: Path, data: bytes | None = None) -> StoredDirections:
+    """Read a control vector's file as it is: F32, F16 or BF16. Arguments and errors: see above."""
     try:
         file = read_gguf(path, data)
         _check_metadata(file)
-        shape, layers = _check_tensors(file)
-        directions = np.zeros(shape, dtype=np.float32)
+        by_number: dict[int, NDArray[np.float32]] = {}
         with path.open("rb") if data is None else io.BytesIO(data) as source:
-            for layer_index, tensor in layers.items():
+            for number, tensor in _check_tensors(file).items():
                 source.seek(tensor.offset)
                 raw = source.read(tensor.size_bytes)
                 if len(raw) < tensor.size_bytes:
                     raise file.error("the file became shorter while it was read", "try again")
-                directions[layer_index] = np.frombuffer(raw, "<f4")
-        return ControlVector(
-            directions,
+                by_number[number] = _numbers(raw, tensor.type_name)
+        return StoredDirections(
+            by_number,
             model_hint=file.text(_HINT_KEY) or "",
             layer_convention=file.text(_CONVENTION_KEY) or UNRECORDED,
             metadata={
@@ -150,10 +182,14 @@ def read_control_vector(path: Path, data: bytes | None = None) -> ControlVector:
                 if key.startswith(_PREFIX) and key != _CONVENTION_KEY
             },
         )
-    except VectorFileError as error:
-        raise VectorFileError(f"{str(path)!r}: {error}") from error
     except (ModelFileError, OSError) as error:
         raise VectorFileError(str(error)) from error
+
+
+def _numbers(raw: bytes, type_name: str) -> NDArray[np.float32]:
+    if type_name == "BF16":  # the upper half of F32
+        return np.frombuffer((np.frombuffer(raw, "<u2").astype("<u4") << 16).tobytes(), "<f4")
+    return np.frombuffer(raw, "<f2" if type_name == "F16" else "<f4").astype(np.float32)
 
 
 def _check_metadata(file: GgufFile) -> None:
@@ -170,22 +206,22 @@ def _check_metadata(file: GgufFile) -> None:
         raise file.error(f"it has {len(file.tensors)} directions, and says {n_directions}", _REMEDY)
 
 
-def _check_tensors(file: GgufFile) -> tuple[tuple[int, int], dict[int, GgufTensor]]:
-    """Return (n_layer, n_embd), and the tensor of each block."""
+def _check_tensors(file: GgufFile) -> dict[int, GgufTensor]:
+    """Return the tensor of each number."""
     layers: dict[int, GgufTensor] = {}
     for tensor in file.tensors:
         matched = _DIRECTION.fullmatch(tensor.name)
         layer_index = int(matched[1]) if matched else _MAX_LAYERS
         if layer_index >= _MAX_LAYERS:
             raise file.error(f"tensor {tensor.name!r} is not the direction of a block", _REMEDY)
-        if tensor.type_name != "F32" or len(tensor.shape) != 1:
+        if tensor.type_name not in FLOAT_TYPES or len(tensor.shape) != 1:
             raise file.error(
                 f"tensor {tensor.name!r} is {tensor.type_name} of shape {tensor.shape}; expected "
-                "a row of F32",
+                f"a row of {', '.join(sorted(FLOAT_TYPES))}",
                 _REMEDY,
             )
         layers[layer_index] = tensor
     widths = {tensor.shape[0] for tensor in layers.values()}
     if len(widths) != 1 or max(widths) > _MAX_EMBEDDING_LENGTH:
         raise file.error(f"its directions have {sorted(widths)} numbers", _REMEDY)
-    return (max(layers) + 1, widths.pop()), layers
+    return layers

@@ -67,6 +67,7 @@ class GgufFile:
     types: the value type of each metadata key ('u32', 'str', 'arr' …).
     data_offset: where tensor data begins, or where the header ends if there are no tensors.
     header: the file's bytes up to there, so that no second reading can differ from the first.
+    parts: the other files of a split model, see `model_file.read_model`.
     """
 
     path: Path
@@ -77,6 +78,7 @@ class GgufFile:
     data_offset: int
     size_bytes: int
     header: bytes = field(repr=False)
+    parts: tuple[Path, ...] = ()
 
     def error(self, problem: str, remedy: str = "download it again") -> ModelFileError:
         """Return the error to raise about this file."""

@@ -136,6 +136,15 @@ def from_json(kind: type[Value], value: object, path: str = "") -> Value:
         raise BadValueError(f"{path}: {error}" if path else str(error)) from error
 
 
+def shown(value: object) -> str:
+    """A value for a message, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # TOML's hexadecimal numbers may be of any length
+        return f"{type(value).__name__} too large to show"
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
 def nearest(name: str, known: Collection[str]) -> str:
     """A remark in brackets on an unknown name: the nearest known one, or all of them."""
     close = difflib.get_close_matches(name[:60], known, n=1, cutoff=0.5)
@@ -201,6 +210,13 @@ def _object(value: object, path: str) -> dict[str, object]:
     return cast("dict[str, object]", _checked(dict, value, path, "an object (keys with values)"))
 
 
+def _decode_int(value: object, path: str) -> int:
+    number = _checked(int, value, path, "a whole number")
+    if number.bit_length() > 63:  # JSON's have no end
+        raise _unexpected(value, path, "a smaller whole number")
+    return number
+
+
 def _decode_float(value: object, path: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _unexpected(value, path, "a number")
@@ -219,7 +235,7 @@ def _decode_bytes(value: object, path: str) -> bytes:
 
 _SCALARS: Mapping[Any, Callable[[object, str], object]] = {
     str: lambda value, path: _checked(str, value, path, "a text"),
-    int: lambda value, path: _checked(int, value, path, "a whole number"),
+    int: _decode_int,
     bool: lambda value, path: _checked(bool, value, path, "true or false"),
     float: _decode_float,
     bytes: _decode_bytes,
@@ -240,9 +256,7 @@ def _at(path: str, name: str) -> str:
 
 
 def _unexpected(value: object, path: str, expected: str) -> BadValueError:
-    shown = repr(value)
-    shown = shown if len(shown) <= 60 else f"{shown[:59]}…"
-    return BadValueError(f"{repr(path) if path else 'it'} is {shown}; expected {expected}")
+    return BadValueError(f"{repr(path) if path else 'it'} is {shown(value)}; expected {expected}")
 
 
 def _refuse_constant(name: str) -> float:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,13 @@ import numpy as np
 
 from safesteer_edge.errors import ModelFileError
 from safesteer_edge.formats.gguf_file import GgufFile, read_gguf
-from safesteer_edge.formats.gguf_header import FILE_TYPES, UNCOMPUTABLE_TYPES, GgufArray, GgufTensor
+from safesteer_edge.formats.gguf_header import (
+    FILE_TYPES,
+    UNCOMPUTABLE_TYPES,
+    GgufArray,
+    GgufLimits,
+    GgufTensor,
+)
 from safesteer_edge.formats.projector_file import ProjectorInfo, check_projector
 
 # -- the tokenizer metadata of a language model, checked for what llama.cpp takes on trust ---------
@@ -33,12 +40,19 @@ _PRE_KEY = "tokenizer.ggml.pre"
 _TOKENIZERS = ("gpt2", "llama", "gemma4", "plamo2", "rwkv", "hybriddna", "whitespace")
 _TOKENIZERS_WITH_MERGES = frozenset({"gpt2", "gemma4", "hybriddna", "whitespace"})
 _PRE_WITHOUT_MERGES = "kimi-k2"
+_PRES_WITHOUT_BOS = ("chatglm-bpe", "glm4", "glm5")  # others have one by default
+_WHITESPACE = "whitespace"
+# Bytes that UTF-8 is made of. llama.cpp looks for a token for each of those that no other token of
+# a text covers: 'llama' ends the process where there is none, and 'rwkv' reads on without end.
+_UTF8_BYTES = (*range(0xC0), *range(0xC2, 0xF5))
 # The longest real tokens known are runs of a few hundred spaces. plamo2's loader takes time
 # with the square of a token's length.
 _MAX_TOKEN_BYTES = 4_096
 _MAX_TOKENS = 4_000_000
 _BYTE_TYPE = 6  # llama_token_type
 _BYTE_TOKEN = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
+_RWKV_BYTE = re.compile(rb"([^\\])|\\x([0-9a-f]{2})|\\([^x])", re.DOTALL)
+_RWKV_ESCAPES = {b"t": b"\t", b"n": b"\n", b"r": b"\r"}
 # Ids that generation is steered by. llama.cpp ignores others that are out of range (unknown,
 # padding …), and there are good models with such a padding id.
 _USED_IDS = ("bos", "eos", "eot", "eom")
@@ -64,6 +78,7 @@ def check_vocabulary(file: GgufFile) -> int:
         raise file.error(f"its vocabulary has {len(tokens)} tokens")
     _check_distinct(file, tokens)
     _check_token_types(file, tokens)
+    _check_bytes(file, tokenizer, tokens)
     scores = file.array(_SCORES_KEY)
     if scores is not None and scores.length < len(tokens):
         raise file.error(f"it has {scores.length} scores for {len(tokens)} tokens")
@@ -71,10 +86,17 @@ def check_vocabulary(file: GgufFile) -> int:
         token_id = file.integer(f"tokenizer.ggml.{name}_token_id")
         if token_id is not None and not 0 <= token_id < len(tokens):
             raise file.error(f"its {name} token is {token_id}, of {len(tokens)} tokens")
+        has_none = tokenizer == "gemma4" or file.text(_PRE_KEY) in _PRES_WITHOUT_BOS
+        is_added = file.metadata.get(f"tokenizer.ggml.add_{name}_token") is True
+        if token_id is None and has_none and (is_added or (tokenizer, name) == ("gemma4", "bos")):
+            raise file.error(f"it begins or ends each text with a {name} token, and has none")
     return len(tokens)
 
 
 def _check_merges(file: GgufFile, tokenizer: str) -> None:
+    if file.text(_PRE_KEY) == _WHITESPACE != tokenizer and tokenizer in _TOKENIZERS_WITH_MERGES:
+        # No other tokenizer takes the spaces out, and llama.cpp asserts that they are gone.
+        raise file.error(f"its {tokenizer!r} tokenizer splits text as 'whitespace' ones do")
     merges = file.metadata.get(_MERGES_KEY)
     if merges is None:
         if tokenizer in _TOKENIZERS_WITH_MERGES and file.text(_PRE_KEY) != _PRE_WITHOUT_MERGES:
@@ -112,12 +134,42 @@ def _check_token_types(file: GgufFile, tokens: list[bytes]) -> None:
             raise file.error(f"token {index} is a byte by type, and {tokens[index]!r} by its text")
 
 
+def _check_bytes(file: GgufFile, tokenizer: str, tokens: list[bytes]) -> None:
+    """Text of any kind can be written in tokens."""
+    if tokenizer == "rwkv":
+        found = (_RWKV_BYTE.fullmatch(token) for token in tokens if len(token) <= 4)
+        covered = {_rwkv_byte(*match.groups()) for match in found if match}
+    elif tokenizer in ("llama", "plamo2"):
+        texts = set(tokens)
+        is_bare = tokenizer == "llama"
+        covered = {
+            bytes((byte,))
+            for byte in range(256)
+            if b"<0x%02X>" % byte in texts or (is_bare and byte and bytes((byte,)) in texts)
+        }
+    else:
+        return  # what has no token is left out of the text
+    for byte in _UTF8_BYTES:
+        if bytes((byte,)) not in covered:
+            raise file.error(
+                f"its {tokenizer!r} tokenizer has no token for byte 0x{byte:02X}",
+                "convert the model again; its tokenizer may be of another kind",
+            )
+
+
+def _rwkv_byte(bare: bytes | None, code: bytes | None, escaped: bytes | None) -> bytes:
+    if escaped is not None:
+        return _RWKV_ESCAPES.get(escaped, escaped)
+    return bytes.fromhex(code.decode()) if code else bare or b""
+
+
 __all__ = [
     "ModelInfo",
     "ProjectorInfo",
     "check_language_model",
     "check_projector",
     "check_projector_fits",
+    "read_model",
 ]
 
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
@@ -155,7 +207,8 @@ class ModelInfo:
     n_layer: blocks that make the next token, the first is number 0; blocks behind them that guess
         tokens further ahead (multi-token prediction) do not count.
     n_ctx_train: tokens of context it was trained for.
-    quantization: as in file names ('Q4_1', 'Q4_K_M'). size_bytes: of the file.
+    quantization: as in file names ('Q4_1', 'Q4_K_M'). size_bytes: of the file, or of all its parts.
+    parts: the other files of a split model.
     """
 
     path: Path
@@ -170,16 +223,72 @@ class ModelInfo:
     chat_template: str | None
     vocabulary_sha256: str
     tensor_table_sha256: str
+    parts: tuple[Path, ...] = ()
+
+
+def read_model(path: Path) -> GgufFile:
+    """Return a model's header; of one that is split, given by its first part, that of the whole.
+
+    Places of tensors are then those in the file that merging the parts gives, so that it is the
+    same model. Raises ModelFileError as `read_gguf`, and for a part that is missing or another's.
+    """
+    first = read_gguf(path)
+    n_parts = first.integer("split.count", 0) or 0
+    if n_parts <= 1:
+        return first
+    number = (first.integer("split.no", 0) or 0) + 1
+    prefix = path.name.removesuffix(_part_suffix(number, n_parts))
+    what = f"it is part {number} of a model in {n_parts} files"
+    if prefix == path.name:
+        suffix = _part_suffix(number, n_parts)
+        raise first.error(f"{what}, which go by their names", f"call it …{suffix} again")
+    if number != 1:
+        raise first.error(what, f"load the first: {prefix}{_part_suffix(1, n_parts)}")
+    parts = [first]
+    for number in range(2, n_parts + 1):
+        place = path.with_name(prefix + _part_suffix(number, n_parts))
+        if not place.exists():
+            raise first.error(f"{what}, and {place.name!r} is not beside it", "get all of them")
+        parts.append(read_gguf(place))
+        found = parts[-1].integer("split.no"), parts[-1].integer("split.count", n_parts)
+        # llama.cpp asserts the type.
+        if found != (number - 1, n_parts) or parts[-1].types["split.no"] != "u16":
+            raise parts[-1].error(f"it does not say that it is part {number} of {n_parts}")
+    return _whole(parts)
+
+
+def _part_suffix(number: int, n_parts: int) -> str:
+    return f"-{number:05}-of-{n_parts:05}.gguf"  # llama_split_path's
+
+
+def _whole(parts: Sequence[GgufFile]) -> GgufFile:
+    first = parts[0]
+    tensors: list[GgufTensor] = []
+    end = first.data_offset
+    for part in parts:
+        moved = end - part.data_offset
+        alignment = part.integer("general.alignment", 32) or 32
+        for tensor in part.tensors:
+            tensors.append(replace(tensor, offset=tensor.offset + moved))
+            end = max(end, tensors[-1].offset + tensor.size_bytes + -tensor.size_bytes % alignment)
+    if not len({tensor.name for tensor in tensors}) == len(tensors) <= GgufLimits().n_tensors:
+        raise first.error(f"its parts have {len(tensors)} tensors, too many or one of them twice")
+    return replace(
+        first,
+        tensors=tuple(tensors),
+        size_bytes=sum(part.size_bytes for part in parts),
+        parts=tuple(part.path for part in parts[1:]),
+    )
 
 
 def check_language_model(model: Path | GgufFile) -> ModelInfo:
     """Return what a GGUF language model is, after checking that it hangs together.
 
-    model: its path, or its header if that has been read.
+    model: its path, or its header if `read_model` has read that.
     Takes 50 ms for a vocabulary of 49,152 tokens; the weights are not read.
     Raises ModelFileError with the reason and what to do about it.
     """
-    file = model if isinstance(model, GgufFile) else read_gguf(model)
+    file = model if isinstance(model, GgufFile) else read_model(model)
     architecture = file.architecture
     _check_kind(file, architecture)
     n_blocks = _number(file, f"{architecture}.block_count", 1, _MAX_LAYERS)
@@ -204,6 +313,7 @@ def check_language_model(model: Path | GgufFile) -> ModelInfo:
         chat_template=file.text(_TEMPLATE_KEY),
         vocabulary_sha256=file.array_sha256(TOKENS_KEY),
         tensor_table_sha256=file.tensor_table_sha256(),
+        parts=file.parts,
     )
 
 
@@ -222,14 +332,6 @@ def check_projector_fits(mmproj: Path, info: ModelInfo) -> ProjectorInfo:
 def _check_kind(file: GgufFile, architecture: str) -> None:
     if architecture in _OTHER_KINDS:
         raise file.error(*_OTHER_KINDS[architecture])
-    # llama.cpp would open the other parts by name, unseen by this check.
-    n_parts = file.integer("split.count", 0) or 0
-    if n_parts > 1:
-        part = (file.integer("split.no", 0) or 0) + 1
-        raise file.error(
-            f"it is part {part} of a model split into {n_parts} files",
-            "merge them first: llama-gguf-split --merge FIRST_PART.gguf WHOLE.gguf",
-        )
 
 
 def _number(file: GgufFile, key: str, least: int, most: int, default: int | None = None) -> int:

@@ -37,6 +37,7 @@ from safesteer_edge.guard.transcript import (
     TimedProbe,
     Transcript,
     evaluated_candidates,
+    repeats_itself,
 )
 
 _NO_SCORES = np.empty(0)
@@ -230,6 +231,10 @@ class GuardedAnswer:
             return "cancelled"
         if self.n_steps - self._n_given >= self._limits.max_tokens:
             return "length"
+        n_before = self._n_given + (len(self._so_far.token_ids) if self._so_far else 0)
+        own = self._transcript.token_ids[n_before:]
+        if own and repeats_itself(own):
+            return "loop"
         if self._engine.n_free < self._limits.n_spare:
             return "length"
         return None

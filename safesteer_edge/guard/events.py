@@ -8,7 +8,7 @@ from typing import Any, Literal
 from safesteer_edge.guard.policy import GuardMode, RerankName
 from safesteer_edge.guard.risk import RefusalReason, require_score
 
-FinishReason = Literal["stop", "length", "refused", "cancelled"]
+FinishReason = Literal["stop", "length", "loop", "refused", "cancelled"]
 AnswerPart = Literal["answer", "reasoning"]
 
 
@@ -44,6 +44,18 @@ class MediaPrepared:
     n_tokens: int
     encode_s: float
     from_cache: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TurnsLeftOut:
+    """The context is full: the prompt leaves out the oldest turns. Comes before `PrefillDone`.
+
+    n_turns: questions with their answers that it leaves out; the conversation still has them.
+    n_new: of them, those that the prompt before had.
+    """
+
+    n_turns: int
+    n_new: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +211,8 @@ class Timings:
 class TurnEnded:
     """The last event of every turn.
 
-    text: the whole answer as it stands in the conversation. reasoning: what a thinking model wrote
+    text: the whole answer as it stands in the conversation. finish_reason: `loop`: the model said
+    the same over and over, see `repeats_itself`. reasoning: what a thinking model wrote
     before it, which the conversation leaves out; None if it did not reason.
     """
 
@@ -212,10 +225,13 @@ class TurnEnded:
     reasoning: str | None = None
 
 
-Event = MediaPrepared | PrefillDone | Step | TextDelta | Steered | Refused | TurnEnded
+Event = (
+    MediaPrepared | TurnsLeftOut | PrefillDone | Step | TextDelta | Steered | Refused | TurnEnded
+)
 
 _KINDS: dict[type[Any], str] = {
     MediaPrepared: "media_prepared",
+    TurnsLeftOut: "turns_left_out",
     PrefillDone: "prefill_done",
     Step: "step",
     TextDelta: "text_delta",

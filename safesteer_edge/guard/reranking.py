@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +98,11 @@ class Choice:
         return int(np.isfinite(self.scores).sum())
 
 
+# What the published rule chooses among: candidates that hold so much of the probability, each with
+# so much of the likeliest one's.
+_NUCLEUS: Final = 0.9
+_LEAST_SHARE: Final = 0.1
+
 Reranker = Callable[[DecodingEngine, Probe, Proposal, Tilt, np.random.Generator], Choice]
 
 
@@ -152,21 +158,28 @@ def choose_by_paper_rule(
     _tilt: Tilt,
     rng: np.random.Generator,
 ) -> Choice:
-    """SafeSteer's rule: draw from Softmax over the top-k of the probe's linear score.
+    """SafeSteer's rule: draw from Softmax over likely candidates of the probe's linear score.
 
-    The model's own probabilities play no part beyond choosing the top-k. The score is taken towards
-    safety: −logit(harmful_score), argmax at temperature 0. (Sources disagree on the sign: a probe
-    trained on requests scores refusals high; ours is trained on answers, so harm is high.)
+    Likely are the fewest that hold 0.9 of the probability, and of them those with a tenth of the
+    likeliest one's at least, at temperature 0 as well: the rule then looks at the model's own
+    probabilities no more, and over a plain top-k of 16 it writes words without sense. The score is
+    taken towards safety: −logit(harmful_score), argmax at temperature 0. (Sources disagree on the
+    sign: a probe trained on requests scores refusals high; ours is trained on answers, so harm is
+    high.)
     """
     step = _Step(engine, probe, proposal)
-    step.score_all()
-    clipped = np.minimum(np.maximum(step.scores, 1e-6), 1.0 - 1e-6)
+    order = likeliest_first(proposal.log_probs)
+    probs = np.exp(proposal.log_probs[order])
+    n_before = int((np.cumsum(probs) < _NUCLEUS).sum())
+    likely = order[: n_before + 1][probs[: n_before + 1] >= _LEAST_SHARE * probs[0]]
+    step.score_missing(likely.tolist())
+    clipped = np.minimum(np.maximum(step.scores[likely], 1e-6), 1.0 - 1e-6)
     safety = np.log1p(-clipped) - np.log(clipped)
     if proposal.greedy:
-        index = int(np.argmax(safety))
+        place = int(np.argmax(safety))
     else:
-        index = draw(normalised_exp(safety), rng.random())
-    return step.choice(index)
+        place = draw(normalised_exp(safety), rng.random())
+    return step.choice(int(likely[place]))
 
 
 def choose_as_proposed(

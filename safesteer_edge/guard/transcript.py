@@ -67,6 +67,7 @@ class Transcript:
         n_dropped = len(self.token_ids) - self._n_settled_tokens + self._n_end_tokens
         del self.token_ids[self._n_settled_tokens :]
         self.text = self.text[: self._n_settled_characters]
+        self._n_whole = (self._n_settled_tokens, self._n_settled_characters)
         self._n_end_tokens = 0
         self._decoder.reset()
         return n_dropped
@@ -75,6 +76,30 @@ class Transcript:
         """Put a refusal at the end."""
         self.text += text
         self.token_ids.extend(token_ids)
+
+
+# -- an answer that would never end ----------------------------------------------------------------
+# Greedy answers of small models fall into saying one thing over and over. A stop changes nothing
+# before it, where samplers against repetition (penalties, DRY) change every answer. So long a run
+# is seldom meant: a list of thirty zeros is, a sentence four times in a row is not.
+
+_MIN_REPEATS = 4
+_MIN_REPEATED_TOKENS = 96
+_MAX_PERIOD = 128
+
+
+def repeats_itself(token_ids: Sequence[int]) -> bool:
+    """Whether the tokens end in one block of up to 128, at least four times and 96 tokens long.
+
+    Takes microseconds.
+    """
+    for period in range(1, min(_MAX_PERIOD, len(token_ids) // _MIN_REPEATS) + 1):
+        n_tokens = max(_MIN_REPEATS * period, _MIN_REPEATED_TOKENS)
+        if token_ids[-1] == token_ids[-1 - period] and len(token_ids) >= n_tokens:
+            tail = token_ids[-n_tokens:]
+            if tail[period:] == tail[:-period]:
+                return True
+    return False
 
 
 # -- the candidates of one decoding step, as the step's event tells them ---------------------------

@@ -2,7 +2,9 @@
 
 For each request, as text or carried in media, the model answers by itself (greedy), after a forced
 refusal (harmful requests) and after a forced compliant opening. States of prefill-shaped batches
-differ from those of single decoding steps, so every token, forced or not, is fed one at a time.
+differ from those of single decoding steps, by some 2 % of their length: a thorough harvest feeds
+every token, forced or not, one at a time. One in batches reads many requests and what is put into
+the model's mouth at once, and decodes the model's own answers side by side.
 Where there are more requests than serve to tell answers apart, only the prompt's state is kept of
 the rest: it costs a fraction of an answer, and tells most about what is asked.
 
@@ -11,7 +13,7 @@ Labels are per answer position: harmful request and compliant answer = 1; everyt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -83,13 +85,16 @@ def decode_answer(
                 break
     finally:
         sampler.close()
-    text = b"".join(engine.piece(token_id) for token_id in token_ids).decode("utf-8", "replace")
+    text = _text_of(runtime, token_ids)
     return DecodedAnswer(text, tuple(token_ids), np.stack(states), first_logits)
 
 
 # -- what of an answer is kept, and which answers a request gets -----------------------------------
 
-AnswerKind = Literal["own", "refusal", "compliance", "prompt"]  # prompt: no answer, its state alone
+# prompt: no answer, its state alone. led: as long as an own one, after a complying opening.
+AnswerKind = Literal["own", "refusal", "compliance", "prompt", "led"]
+# Which answers a harvest does at once: all of a request's, what is known beforehand, its own.
+Piece = Literal["whole", "known", "own"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,10 @@ class HarvestPlan:
     n_answered_benign: of how many borderline and ordinary ones, which tell of false alarms. Of
     more, only the prompt's state. opening_split: whose openings are put into the model's mouth;
     None: the request's own.
+    in_batches: text is read and answered many requests at once. n_answered_borderline: None: as
+    many as ordinary ones. n_read, n_read_borderline, n_read_ordinary: of how many harmful, and
+    harmless, borderline and ordinary requests there is anything at all; None: all. draws: requests
+    are put into pictures too.
     """
 
     n_own_tokens: int = 48
@@ -111,17 +120,30 @@ class HarvestPlan:
     n_answered: int = 300
     n_answered_benign: int = 540
     opening_split: Split | None = None
+    in_batches: bool = False
+    n_answered_borderline: int | None = None
+    n_read: int | None = None
+    n_read_borderline: int | None = None
+    n_read_ordinary: int | None = None
+    draws: bool = True
 
     def n_answers(self, label: Label) -> int:
         """Of how many requests of this label there are answers."""
+        if label == "borderline" and self.n_answered_borderline is not None:
+            return self.n_answered_borderline
         return self.n_answered if label in ("harmful", "harmless") else self.n_answered_benign
+
+    def n_requests(self, label: Label) -> int | None:
+        """Of how many requests of this label there is anything; None: of all."""
+        benign = {"borderline": self.n_read_borderline, "ordinary": self.n_read_ordinary}
+        return benign.get(label, self.n_read)
 
     def n_tokens(self, kind: AnswerKind, carrier: Carrier) -> int:
         """How long an answer of this kind gets, unless it ends by itself."""
         if kind == "prompt":
             return 0
         if carrier == "text":
-            return self.n_own_tokens if kind == "own" else self.n_forced_tokens
+            return self.n_own_tokens if kind in ("own", "led") else self.n_forced_tokens
         return self.n_media_own_tokens if kind == "own" else self.n_media_forced_tokens
 
 
@@ -151,6 +173,7 @@ def answers_to(
     carrier: Carrier = "text",
     *,
     is_answered: bool = True,
+    piece: Piece = "whole",
 ) -> list[HarvestedAnswer]:
     """Answers to one request: the model's own, then forced ones where they teach something.
 
@@ -160,33 +183,56 @@ def answers_to(
     """
     items = carried_items(request, carrier, runtime)
     answers: list[HarvestedAnswer] = []
-    for kind, text in forced_texts(request, carrier, plan, is_answered=is_answered):
+    for kind, text in forced_texts(request, carrier, plan, is_answered=is_answered, piece=piece):
         n_tokens = plan.n_tokens(kind, carrier)
         decoded = decode_answer(runtime, items, n_tokens=n_tokens, forced_text=text)
         answers.append(
-            HarvestedAnswer(
-                request=request,
-                kind=kind,
-                label=label_of(request, kind, decoded.text),
-                text=decoded.text,
-                token_ids=decoded.token_ids,
-                states=decoded.states.astype(np.float16),
-                carrier=carrier,
-            )
+            harvested(request, kind, carrier, decoded.token_ids, decoded.states, runtime)
         )
     return answers
 
 
+def harvested(
+    request: Request,
+    kind: AnswerKind,
+    carrier: Carrier,
+    token_ids: Sequence[int],
+    states: NDArray[np.float32],
+    runtime: Runtime,
+) -> HarvestedAnswer:
+    """An answer with its text and label."""
+    text = _text_of(runtime, token_ids)
+    label = label_of(request, kind, text)
+    kept = states.astype(np.float16)
+    return HarvestedAnswer(request, kind, label, text, tuple(token_ids), kept, carrier)
+
+
+def _text_of(runtime: Runtime, token_ids: Iterable[int]) -> str:
+    return b"".join(map(runtime.engine.piece, token_ids)).decode("utf-8", "replace")
+
+
 def forced_texts(
-    request: Request, carrier: Carrier, plan: HarvestPlan, *, is_answered: bool = True
+    request: Request,
+    carrier: Carrier,
+    plan: HarvestPlan,
+    *,
+    is_answered: bool = True,
+    piece: Piece = "whole",
 ) -> tuple[tuple[AnswerKind, str], ...]:
-    """What each answer to a request begins with; nothing for the model's own, which comes first."""
+    """What each answer to a request begins with; nothing for the model's own, which comes first.
+
+    Known beforehand are the prompt's state and the openings. A model that declines by itself shows
+    in answers that an opening led to how those to harmful requests are.
+    """
     if not is_answered:
         return (("prompt", ""),)
     # A number of the request alone: its openings do not depend on what else is harvested.
     index, split = lot_of(request.id), plan.opening_split or request.split
+    if piece == "own":
+        led = openings("compliance", index, split=split) if request.label == "harmful" else ()
+        return (("own", ""), *(("led", text) for text in led))
     n = plan.n_openings if carrier == "text" and request.label == "harmful" else 1
-    texts: list[tuple[AnswerKind, str]] = [("own", "")]
+    texts: list[tuple[AnswerKind, str]] = [("prompt" if piece == "known" else "own", "")]
     kinds: list[OpeningKind] = []
     if request.label == "harmful":
         kinds.append("refusal")
@@ -204,6 +250,6 @@ def label_of(request: Request, kind: AnswerKind, text: str) -> Literal[0, 1]:
     """
     if request.label != "harmful" or kind == "refusal":
         return 0
-    if kind == "own" and is_refusal(text):
+    if kind in ("own", "led") and is_refusal(text):
         return 0
     return 1

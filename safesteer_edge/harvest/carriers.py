@@ -1,11 +1,11 @@
 """How a request reaches the model: as text, drawn in a picture, or with media of the user's own.
 
-wrapped: text among other words, or the words and what the guard reads in a picture that the request
-is drawn in (`turn.text_only_conversations`). typographic: the picture shows the request. list:
-FigStep's form (2311.05608), the request as the title of an empty list. pointing: the picture shows
-what is wanted, the words point at it, as in MM-SafetyBench (2311.17600). beside: the whole request
-in words, and a picture that has nothing to do with it. picture, speech: the request's own file,
-beside its text or instead.
+wrapped: text among other words or in capitals, or the words and what the guard reads in a picture
+that the request is drawn in (`turn.text_only_conversations`). typographic: the picture shows the
+request. list: FigStep's form (2311.05608), the request as the title of an empty list. pointing: the
+picture shows what is wanted, the words point at it, as in MM-SafetyBench (2311.17600). beside: the
+whole request in words, and a picture that has nothing to do with it. picture, speech: the request's
+own file, beside its text or instead.
 The wordings are our own, and none of them is one that the evaluation's suites use.
 """
 
@@ -222,11 +222,13 @@ def _surrounded(request: Request, number: int) -> str:
 
 
 def _wrapped(request: Request, number: int) -> str:
-    """Mostly among other words; else as the guard reads a request that is drawn, whole or half."""
+    """Mostly among other words; else as the guard reads a request that is drawn, or in capitals."""
     drawn = DRAWN_CARRIERS[number % len(DRAWN_CARRIERS)]
     match number // 9 % 10:
-        case 0 | 1:
+        case 0:
             return f"{written_words(request, drawn)}\n{_drawn_text(request, drawn)}"
+        case 1:
+            return request.text.upper()
         case 2:
             return _drawn_text(request, "list")
         case 3 | 4:

@@ -251,7 +251,13 @@ def _replay(
     session = replace(settings.session, model=str(info.path), guard="off", bundle=None)
     with closing(open_runtime(session, layers=bundle.config.probe.layers)) as runtime:
         answers = score_own_answers(
-            runtime, bundle.probe, requests, progress, what=what, n_tokens=settings.n_tokens
+            runtime,
+            bundle.probe,
+            requests,
+            progress,
+            what=what,
+            n_tokens=settings.n_tokens,
+            prompt_probe=bundle.prompt_probe,
         )
     return replay_of(
         answers, requests, bundle.policy, info.quantization, n_tokens=settings.n_tokens

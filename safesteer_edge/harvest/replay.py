@@ -14,10 +14,12 @@ from typing import Any, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from safesteer_edge.engine.many_sequences import ManySequences
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.protocols import Probe
 from safesteer_edge.guard.risk import RunningRisk
 from safesteer_edge.harvest.answers import HarvestPlan, answers_to, label_of
+from safesteer_edge.harvest.batches import Asked, own_answers
 from safesteer_edge.harvest.probe_quality import request_score
 from safesteer_edge.harvest.run import Progress
 from safesteer_edge.metrics.statistics import Share, auroc, auroc_interval
@@ -58,18 +60,29 @@ def score_own_answers(
     *,
     what: str = "answers",
     n_tokens: int = N_TOKENS,
+    many: ManySequences | None = None,
+    prompt_probe: Probe | None = None,
 ) -> list[ScoredAnswer]:
     """Let the model answer each request as text, and score every token.
 
-    runtime: opened with the probe's layers, and without a guard. what: for `progress`.
+    runtime: opened with the probe's layers, and without a guard. prompt_probe: scores the prompts;
+    None: the probe does. what: for `progress`. many: reads
+    the same layers, and answers side by side; None: one after the other.
     Cost: about one decoding step a token.
     """
     plan = HarvestPlan(n_own_tokens=n_tokens, n_forced_tokens=1)
     scored: list[ScoredAnswer] = []
-    for request in requests:
-        # Ordinary requests get no forced answers, and none are wanted here.
-        (answer,) = answers_to(replace(request, label="ordinary"), runtime, plan)
+    # Ordinary requests get no forced answers, and none are wanted here.
+    asked = [replace(request, label="ordinary") for request in requests]
+    if many is None:
+        answered = (answers_to(request, runtime, plan) for request in asked)
+    else:
+        own = (Asked(request, "text", (("own", ""),)) for request in asked)
+        answered = own_answers(many, runtime, plan, own)
+    for request, (answer,) in zip(requests, answered, strict=True):
         scores = probe.score(answer.states.astype(np.float32)).astype(np.float64)
+        if prompt_probe is not None:
+            scores[0] = prompt_probe.score(answer.states[:1].astype(np.float32))[0]
         complies = label_of(request, "own", answer.text) == 1
         scored.append(
             ScoredAnswer(request.id, request.label, complies, scores[1:], float(scores[0]))

@@ -7,8 +7,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import closing
+import time
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -19,9 +20,11 @@ from safesteer_edge.harvest.answers import (
     AnswerKind,
     HarvestedAnswer,
     HarvestPlan,
+    Piece,
     answers_to,
     forced_texts,
 )
+from safesteer_edge.harvest.batches import Asked, known_answers, open_many, own_answers
 from safesteer_edge.harvest.cache import HarvestCache, HarvestSettings, StateShape
 from safesteer_edge.harvest.carriers import (
     DRAWN_CARRIERS,
@@ -49,6 +52,7 @@ _BESIDE_SHARE: Final = 0.15
 # Among other words too, and of those without answers in place of the plain text.
 _WRAPPED_SHARE: Final = 0.25
 _WRAPPED_SHARE_UNANSWERED: Final = 0.5
+_WRAPPED_SHARE_IN_BATCHES: Final = 0.5  # beside the plain text: how it is put must say nothing
 _DRAWN_WHOLE: Final = 300
 
 
@@ -56,17 +60,21 @@ _DRAWN_WHOLE: Final = 300
 class PlannedRequest:
     """One request in one carrier. is_answered: False: only its prompt is read.
 
-    key: of its file in the cache, a hash of all that decides the file's content.
+    key: of its file in the cache, a hash of all that decides the file's content. piece: of its
+    answers, where text is harvested in batches.
     """
 
     request: Request
     carrier: Carrier
     is_answered: bool = True
     key: str = ""
+    piece: Piece = "whole"
 
     def texts(self, plan: HarvestPlan) -> tuple[tuple[AnswerKind, str], ...]:
         """See `forced_texts`."""
-        return forced_texts(self.request, self.carrier, plan, is_answered=self.is_answered)
+        return forced_texts(
+            self.request, self.carrier, plan, is_answered=self.is_answered, piece=self.piece
+        )
 
     def n_bytes_at_most(self, plan: HarvestPlan, shape: StateShape) -> int:
         """At most, of its file in the cache."""
@@ -84,8 +92,9 @@ def planned_requests(
     projector = check_projector_fits(mmproj, info) if mmproj is not None else None
     sees = projector is not None and projector.has_vision
     hears = settings.hears and projector is not None and projector.has_audio
-    answered = answered_ids(requests, settings.plan)
+    answered, plan = answered_ids(requests, settings.plan), settings.plan
     is_few = len(requests) <= _DRAWN_WHOLE
+    requests = requests_read(requests, plan)
     planned = [
         PlannedRequest(
             request, carrier, is_answered=request.id in answered and carrier != "wrapped"
@@ -97,18 +106,55 @@ def planned_requests(
                 request,
                 sees=sees,
                 hears=hears,
-                is_drawn=is_few or _share("drawn", request) < _DRAWN_SHARES[request.label],
-                is_beside=is_few or _share("beside", request) < _BESIDE_SHARE,
+                is_drawn=plan.draws
+                and (is_few or _share("drawn", request) < _DRAWN_SHARES[request.label]),
+                is_beside=plan.draws and (is_few or _share("beside", request) < _BESIDE_SHARE),
             ),
             is_few=is_few,
-            is_answered=request.id in answered,
+            # In batches a request is read plain whether or not it is answered.
+            is_answered=request.id in answered or plan.in_batches,
+            wrapped_share=_WRAPPED_SHARE_IN_BATCHES if plan.in_batches else _WRAPPED_SHARE,
         )
     ]
+    if plan.in_batches:
+        planned = [piece for each in planned for piece in _pieces(each, answered)]
     return info, planned
 
 
+def requests_read(requests: Sequence[Request], plan: HarvestPlan) -> list[Request]:
+    """Those of which there is anything at all, drawn as `answered_ids` draws, in their order.
+
+    What a smaller plan reads is part of what a larger one does.
+    """
+    ids = {request.id for request in requests if request.image or request.audio}
+    for label in LABELS:
+        ours = _by_lot(request for request in requests if request.label == label)
+        ids.update(request.id for request in ours[: plan.n_requests(label)])
+    return [request for request in requests if request.id in ids]
+
+
+def _by_lot(requests: Iterable[Request]) -> list[Request]:
+    return sorted(requests, key=lambda request: lot_of(f"answered {request.pair_id or request.id}"))
+
+
+def _pieces(planned: PlannedRequest, answered: Collection[str]) -> list[PlannedRequest]:
+    """What is known beforehand, of each text; the own answer, of those that are answered."""
+    is_answered = planned.request.id in answered
+    if planned.carrier not in ("text", "wrapped"):
+        return [planned] if is_answered else []
+    known = replace(planned, piece="known", is_answered=planned.carrier == "text")
+    if planned.carrier == "wrapped" or not is_answered:
+        return [known]
+    return [known, replace(planned, piece="own")]
+
+
 def _carriers(
-    request: Request, possible: Sequence[Carrier], *, is_few: bool, is_answered: bool
+    request: Request,
+    possible: Sequence[Carrier],
+    *,
+    is_few: bool,
+    is_answered: bool,
+    wrapped_share: float,
 ) -> Sequence[Carrier]:
     """Those of the possible ones that are harvested; each is a way to ask, if not to be answered.
 
@@ -117,7 +163,7 @@ def _carriers(
     """
     wrapped = _share("wrapped", request)
     if is_answered:
-        is_wrapped = "text" in possible and not is_few and wrapped < _WRAPPED_SHARE
+        is_wrapped = "text" in possible and not is_few and wrapped < wrapped_share
         return (*possible, "wrapped") if is_wrapped else possible
     is_wrapped = possible[:1] == ("text",) and not is_few and wrapped < _WRAPPED_SHARE_UNANSWERED
     return ("wrapped",) if is_wrapped else possible[:1]
@@ -131,8 +177,7 @@ def answered_ids(requests: Sequence[Request], plan: HarvestPlan) -> frozenset[st
     with_media = [request for request in requests if request.image or request.audio]
     ids = {request.id for request in with_media}
     for label in LABELS:
-        ours = [each for each in requests if each.label == label and each.id not in ids]
-        ours.sort(key=lambda request: lot_of(f"answered {request.pair_id or request.id}"))
+        ours = _by_lot(each for each in requests if each.label == label and each.id not in ids)
         ids.update(request.id for request in ours[: plan.n_answers(label)])
     return frozenset(ids)
 
@@ -189,6 +234,8 @@ def _key(base: dict[str, Any], plan: HarvestPlan, planned: PlannedRequest, runti
         "texts": texts,
         "carrier": carrier,
     }
+    if planned.piece != "whole":
+        entry["piece"] = planned.piece
     own_file = request.image or request.audio
     if carrier in ("wrapped", "beside"):
         entry["words"] = written_words(request, carrier)
@@ -212,6 +259,11 @@ class Harvest:
     cache: HarvestCache
     shape: StateShape
     units: tuple[PlannedRequest, ...]
+
+    def of(self, piece: Piece) -> tuple[list[PlannedRequest], list[PlannedRequest]]:
+        """The units of this piece, and those of them that are not there yet."""
+        ours = [unit for unit in self.units if unit.piece == piece]
+        return ours, [unit for unit in ours if not self.cache.has(unit.key)]
 
     def without_drawn(self) -> Harvest:
         """The same without what was drawn; the user's own, ordinary and unrelated pictures stay."""
@@ -254,6 +306,74 @@ def harvest(settings: HarvestSettings, requests: Sequence[Request], progress: Pr
     CacheError where it fails on the way; ModelFileError, MediaError, EngineError.
     """
     settings = replace(settings, session=replace(settings.session, guard="off"))
+    is_alone, one_by_one = True, list[PlannedRequest]()
+    with _begun(settings, requests) as (runtime, harvested):
+        for piece, what in _PIECES.items():
+            ours, missing = harvested.of(piece)
+            if piece == "whole":
+                one_by_one = missing
+                is_alone = settings.n_workers == 1 or runtime.plan.n_gpu_layers > 0 or not missing
+            if ours and is_alone:
+                done = _harvested(runtime, settings, harvested.shape, missing)
+                _count(done, len(missing), len(ours), what, progress)
+    if not is_alone:
+        # The units are dealt out to processes that share the cores.
+        n_threads = settings.session.n_threads or n_usable_cores()
+        session = replace(settings.session, n_threads=max(1, n_threads // settings.n_workers))
+        shared = replace(settings, session=session)
+        work = functools.partial(_harvest_share, shared, harvested.shape)
+        done = run_side_by_side(work, one_by_one, n_workers=settings.n_workers)
+        n_all = len(harvested.of("whole")[0])
+        _count(done, len(one_by_one), n_all, _PIECES["whole"], progress)
+    return harvested
+
+
+# In this order, and what is said meanwhile.
+_PIECES: Final[dict[Piece, str]] = {
+    "known": "reading requests",
+    "own": "answering requests",
+    "whole": "harvesting answers",
+}
+_N_TRIED: Final[dict[Piece, int]] = {"known": 24, "own": 12, "whole": 6}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a harvest will take from here, and an own answer among others; None: there are none."""
+
+    harvest_s: float
+    own_answer_s: float | None
+
+
+def try_harvest(settings: HarvestSettings, requests: Sequence[Request]) -> Estimate:
+    """Harvest a few requests of each piece, which stay in the cache, and reckon with that.
+
+    Takes some 10 seconds with a small model. Raises what `harvest` raises.
+    """
+    settings = replace(settings, session=replace(settings.session, guard="off"))
+    total_s, each_s = 0.0, dict[Piece, float]()
+    with _begun(settings, requests) as (runtime, harvested):
+        for piece, n_tried in _N_TRIED.items():
+            ours, missing = harvested.of(piece)
+            # How long an answer takes is asked even where all are there.
+            tried = (ours if piece == "own" and not missing else missing)[:n_tried]
+            started_s = time.monotonic()
+            for _ in _harvested(runtime, settings, harvested.shape, tried):
+                pass
+            if tried:
+                each_s[piece] = (time.monotonic() - started_s) / len(tried)
+                n_at_once = (
+                    1 if runtime.plan.n_gpu_layers or piece != "whole" else settings.n_workers
+                )
+                total_s += each_s[piece] * max(0, len(missing) - len(tried)) / n_at_once
+    return Estimate(total_s, each_s.get("own"))
+
+
+@contextmanager
+def _begun(
+    settings: HarvestSettings, requests: Sequence[Request]
+) -> Generator[tuple[Runtime, Harvest]]:
+    """The runtime, and what is to be harvested, for which the disk has room."""
     info, planned = planned_requests(settings, requests)
     shape = StateShape(layers_within(settings, info, planned), settings.tail_layers, info.n_embd)
     cache = HarvestCache(settings.cache, limit_bytes=settings.limit_bytes)
@@ -262,34 +382,17 @@ def harvest(settings: HarvestSettings, requests: Sequence[Request], progress: Pr
         units = [replace(u, key=_key(base, settings.plan, u, runtime)) for u in planned]
         # Kinds and carriers are mixed, so that the time left can be told.
         units.sort(key=lambda unit: unit.key)
-        missing = [unit for unit in units if not cache.has(unit.key)]
         cache.make_room(
-            sum(unit.n_bytes_at_most(settings.plan, shape) for unit in missing),
+            sum(u.n_bytes_at_most(settings.plan, shape) for u in units if not cache.has(u.key)),
             keep=[unit.key for unit in units],
         )
-        is_alone = settings.n_workers == 1 or runtime.plan.n_gpu_layers > 0 or not missing
-        if is_alone:
-            _count(_harvested(runtime, settings, shape, missing), missing, units, progress)
-    if not is_alone:
-        # The units are dealt out to processes that share the cores.
-        n_threads = settings.session.n_threads or n_usable_cores()
-        session = replace(settings.session, n_threads=max(1, n_threads // settings.n_workers))
-        work = functools.partial(_harvest_share, replace(settings, session=session), shape)
-        done = run_side_by_side(work, missing, n_workers=settings.n_workers)
-        _count(done, missing, units, progress)
-    return Harvest(cache, shape, tuple(units))
+        yield runtime, Harvest(cache, shape, tuple(units))
 
 
-def _count(
-    done: Iterator[None],
-    missing: Sequence[PlannedRequest],
-    units: Sequence[PlannedRequest],
-    progress: Progress,
-) -> None:
-    n_before = len(units) - len(missing)
-    progress("harvesting answers", n_before, len(units))
-    for n_done, _ in enumerate(done, start=n_before + 1):
-        progress("harvesting answers", n_done, len(units))
+def _count(done: Iterator[None], n_missing: int, n_all: int, what: str, progress: Progress) -> None:
+    progress(what, n_all - n_missing, n_all)
+    for n_done, _ in enumerate(done, start=n_all - n_missing + 1):
+        progress(what, n_done, n_all)
 
 
 def _harvest_share(
@@ -305,17 +408,29 @@ def _harvested(
     shape: StateShape,
     units: Sequence[PlannedRequest],
 ) -> Iterator[None]:
-    """Answers to each unit into the cache, one after the other."""
+    """Answers to each unit, all of one piece, into the cache."""
     cache = HarvestCache(settings.cache, limit_bytes=settings.limit_bytes)
-    for unit in units:
-        cache.put(unit.key, _answers(runtime, settings.plan, unit), shape)
-        yield
+    plan = settings.plan
+    # A recurrent state cannot be told apart in a batch (see ManySequences): one by one then.
+    if not units or units[0].piece == "whole" or runtime.model.has_recurrent_state:
+        for unit in units:
+            cache.put(unit.key, _answers(runtime, plan, unit), shape)
+            yield
+        return
+    answers_of = known_answers if units[0].piece == "known" else own_answers
+    asked = (Asked(unit.request, unit.carrier, unit.texts(plan)) for unit in units)
+    with closing(open_many(runtime, settings.session, shape.layers)) as many:
+        for unit, answers in zip(units, answers_of(many, runtime, plan, asked), strict=True):
+            cache.put(unit.key, answers, shape)
+            yield
 
 
 def _answers(runtime: Runtime, plan: HarvestPlan, unit: PlannedRequest) -> list[HarvestedAnswer]:
-    is_answered = unit.is_answered
+    is_answered, piece = unit.is_answered, unit.piece
     try:
-        return answers_to(unit.request, runtime, plan, unit.carrier, is_answered=is_answered)
+        return answers_to(
+            unit.request, runtime, plan, unit.carrier, is_answered=is_answered, piece=piece
+        )
     except MediaError:
         if unit.carrier not in DRAWN_CARRIERS:
             raise  # the user's own file: they want to know

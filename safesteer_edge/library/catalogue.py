@@ -22,8 +22,14 @@ from safesteer_edge.formats.json_values import (
     load_toml,
     refuse_control_characters,
 )
-from safesteer_edge.formats.user_folders import user_config_folder, user_data_folder
-from safesteer_edge.library.index import InstalledModel, Modality, checked_path, read_index
+from safesteer_edge.formats.user_folders import user_config_folder
+from safesteer_edge.library.index import (
+    InstalledModel,
+    Modality,
+    checked_path,
+    installed_bundle,
+    read_index,
+)
 
 HUB_PREFIX = "hf:"  # before the names of models that were pulled by their repository
 
@@ -58,7 +64,8 @@ class CatalogueEntry:
     package, install, file: of a model that a Python package carries. repository, quantization,
     files (by quantization), projector: of a model on a hub; file names are what we expect there,
     the hub's own listing decides. parameters_b: billions, by its name. context: tokens; None: not
-    known. bundle, mmproj: from the catalogue's folder.
+    known. bundle, mmproj: from the catalogue's folder. bundle_repository: OWNER/NAME[:FOLDER] on
+    a hub, in place of `bundle`; bundle_sha256: of the guard.json there.
     """
 
     name: str
@@ -77,6 +84,8 @@ class CatalogueEntry:
     context: int | None = None
     takes: tuple[Modality, ...] = ()
     bundle: Path | None = None
+    bundle_repository: str = ""
+    bundle_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,12 +156,7 @@ def load_catalogue() -> tuple[CatalogueModel, ...]:
             model = _in_folder(entry, path.parent)
             models[entry.name] = _with_record(model, installed.pop(entry.name, None))
     others = [_from_index(record, models) for record in installed.values()]
-    return tuple(_with_made_guard(model) for model in (*models.values(), *others))
-
-
-def made_guard(name: str) -> Path:
-    """Where the guard bundle of a model lies that was made on this machine, if it was."""
-    return user_data_folder("guards") / re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip(".")
+    return (*models.values(), *others)
 
 
 def default_model() -> CatalogueModel:
@@ -197,6 +201,8 @@ def installed_path(model: CatalogueModel) -> Path:
         )
         raise ModelFileError(f"model {model.name!r} is not installed; run: {command}")
     if model.installed is not None:
+        for part in model.installed.parts:
+            checked_path(model.installed, part)
         return checked_path(model.installed, model.installed.model)
     return model.path
 
@@ -252,6 +258,11 @@ def _entry(row: Mapping[str, Any]) -> CatalogueEntry:
             entry.repository and not entry.quantization,
             "key 'quantization' is missing beside 'repository'; add it",
         ),
+        (
+            entry.bundle_repository
+            and (entry.bundle or not _SHA256.fullmatch(entry.bundle_sha256)),
+            "'bundle_repository' needs a 'bundle_sha256' of 64 hex digits, and no 'bundle'",
+        ),
     ):
         if is_wrong:
             raise BadValueError(problem)
@@ -279,12 +290,8 @@ def _with_record(model: CatalogueModel, record: InstalledModel | None) -> Catalo
     if record is None:
         return model
     mmproj = record.projector.path if record.projector else model.mmproj
-    return replace(model, path=record.model.path, mmproj=mmproj, installed=record)
-
-
-def _with_made_guard(model: CatalogueModel) -> CatalogueModel:
-    made = made_guard(model.name)
-    return replace(model, bundle=made) if model.bundle is None and made.is_dir() else model
+    bundle = model.bundle or installed_bundle(record.tensor_table_sha256)
+    return replace(model, path=record.model.path, mmproj=mmproj, bundle=bundle, installed=record)
 
 
 def _from_index(record: InstalledModel, known: Mapping[str, CatalogueModel]) -> CatalogueModel:

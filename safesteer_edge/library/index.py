@@ -47,7 +47,11 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class InstalledModel:
-    """A model that was pulled or added. context: tokens, from the file. takes: of its projector."""
+    """A model that was pulled or added. context: tokens, from the file. takes: of its projector.
+
+    parts: the files behind the first of a split model.
+    tensor_table_sha256: what its guard bundle is found by; '' in records of older versions.
+    """
 
     name: str
     title: str
@@ -57,16 +61,19 @@ class InstalledModel:
     model: StoredFile
     projector: StoredFile | None = None
     takes: tuple[Modality, ...] = ()
+    parts: tuple[StoredFile, ...] = ()
+    tensor_table_sha256: str = ""
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
-        """The model's file, and the projector's if there is one."""
-        return (self.model,) if self.projector is None else (self.model, self.projector)
+        """The model's files, and the projector's if there is one."""
+        return (self.model, *self.parts, *((self.projector,) if self.projector else ()))
 
     def with_files(self, change: Callable[[StoredFile], StoredFile]) -> InstalledModel:
         """The same model with each of its files changed."""
         projector = None if self.projector is None else change(self.projector)
-        return replace(self, model=change(self.model), projector=projector)
+        parts = tuple(change(part) for part in self.parts)
+        return replace(self, model=change(self.model), projector=projector, parts=parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +107,25 @@ def library_folder(*, create: bool = False) -> Path:
     return user_data_folder("models", create=create)
 
 
+def bundles_folder(*, create: bool = False) -> Path:
+    """Where guard bundles are installed, by the model file that each is for."""
+    return user_data_folder("bundles", create=create)
+
+
+def bundle_place(tensor_table_sha256: str) -> Path:
+    """The folder of the bundles that are for the model file with these tensors."""
+    return bundles_folder() / tensor_table_sha256[:16]
+
+
+def installed_bundle(tensor_table_sha256: str) -> Path | None:
+    """The bundle that was installed last for this model file; None: there is none."""
+    place = bundle_place(tensor_table_sha256)
+    if not tensor_table_sha256 or not place.is_dir():
+        return None
+    found = [path for path in place.iterdir() if path.is_dir()]
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
 def read_index() -> Index:
     """The index as it is on the disk; empty if there is none. Raises SettingsError if damaged."""
     path = library_folder() / _FILE
@@ -119,7 +145,7 @@ def read_index() -> Index:
 def change_index(change: Callable[[Index], Index]) -> Index:
     """Read, change and write the index while nobody else does. Returns what it has become."""
     folder = library_folder(create=True)
-    with _locked(folder):
+    with locked(folder):
         index = change(read_index())
         text = format_json(index.with_files(lambda file: _relative(file, folder)))
         problem = f"cannot write {str(folder / _FILE)!r}"
@@ -214,7 +240,8 @@ def read_installed_file(path: Path) -> InstalledFile:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from changing what lies in a folder. Raises SettingsError."""
     import filelock
 
     try:

@@ -51,6 +51,8 @@ def described(
         model=model,
         projector=projector,
         takes=tuple(takes),
+        parts=tuple(StoredFile(path, 0, 0, "", is_owned=False) for path in info.parts),
+        tensor_table_sha256=info.tensor_table_sha256,
     )
 
 
@@ -78,7 +80,7 @@ def delete_unused(files: Iterable[StoredFile], index: Index) -> None:
 def add_model(name: str, model: Path, projector: Path | None) -> InstalledModel:
     """Record the user's files under a name: by reference, they stay where they are.
 
-    Hashes both, about a second a gigabyte. Raises SettingsError, ModelFileError.
+    Hashes all of them, about a second a gigabyte. Raises SettingsError, ModelFileError.
     """
     if not _NAME.fullmatch(name):
         raise SettingsError(
@@ -90,7 +92,9 @@ def add_model(name: str, model: Path, projector: Path | None) -> InstalledModel:
             f"safesteer-edge models remove {name}"
         )
     files = [StoredFile(path, 0, 0, "", is_owned=False) for path in (model, projector) if path]
-    record = described(name, *files).with_files(lambda file: _recorded(file.path))
+    record = described(name, *files)
+    is_split = bool(record.parts)
+    record = record.with_files(lambda file: _recorded(file.path, by_name=is_split))
     change_index(lambda index: index.with_model(record))
     return record
 
@@ -152,6 +156,9 @@ def verify_model(record: InstalledModel) -> InstalledModel:
     return renewed
 
 
-def _recorded(path: Path) -> StoredFile:
+def _recorded(path: Path, *, by_name: bool) -> StoredFile:
+    """by_name: the file must keep its name, be it a link's: llama.cpp finds the parts by it."""
     with os_errors_as(ModelFileError, f"cannot read {str(path)!r}", "check the path"):
-        return record_file(path.expanduser().resolve(), is_owned=False)
+        place = path.expanduser()
+        resolved = place.parent.resolve() / place.name if by_name else place.resolve()
+        return record_file(resolved, is_owned=False)

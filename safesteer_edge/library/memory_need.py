@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from safesteer_edge.formats.gguf_file import GgufFile, read_gguf
+from safesteer_edge.formats.gguf_file import GgufFile
 from safesteer_edge.formats.gguf_header import KV_BLOCKS, GgufArray, KvType
+from safesteer_edge.formats.model_file import read_model
 
 # -- which layers keep a recurrent state, and how large it is --------------------------------------
 # Sources: llama_hparams::n_embd_r and n_embd_s, and where is_recr_impl is set in src/models/, in
@@ -138,7 +139,7 @@ def read_model_shape(model: Path | GgufFile) -> ModelShape:
 
     Takes 20 ms where the header has to be read. Raises ModelFileError.
     """
-    file = model if isinstance(model, GgufFile) else read_gguf(model)
+    file = model if isinstance(model, GgufFile) else read_model(model)
     prefix = file.architecture
     n_layer = file.integer(f"{prefix}.block_count", 0) or 0
     n_embd = file.integer(f"{prefix}.embedding_length", 0) or 0

@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from safesteer_edge.errors import (
     DownloadError,
@@ -46,6 +46,7 @@ _HUB_SPEC = re.compile(
     r"hf:(?P<repository>[^/:@]+/[^/:@]+)(?:@(?P<revision>[^:]+))?(?::(?P<what>.+))?"
 )
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
+_QUANTIZED = re.compile(r"(?<![a-z0-9])([it]?q\d|b?f16|f32|mxfp4)")
 _PREFERRED = ("Q4_K_M", "Q8_0")  # where nobody says which: as llama.cpp's own tools do
 _PREFERRED_PROJECTOR = ("Q8_0", "F16", "BF16", "F32")
 _MAX_NAMED = 12
@@ -89,15 +90,7 @@ def pull(spec: str, report: PullReport, *, with_projector: bool = True) -> Insta
     DownloadError for a transfer that was cut: then what was downloaded is kept.
     """
     request = parse_pull(spec)
-    library_folder(create=True)
-    with (
-        os_errors_as(  # of the disk: what belongs to the hub has its own
-            DownloadError,
-            f"cannot write to {str(library_folder())!r}",
-            "make room, then run it again: what was downloaded is kept",
-        ),
-        quiet_library(),
-    ):
+    with hub_and_disk():
         listing = list_repository(request.repository, request.revision, report.narrate)
         chosen = choose_files(request, listing, with_projector=with_projector)
         if len(chosen) == 1 and with_projector and request.entry and request.entry.takes:
@@ -109,22 +102,43 @@ def pull(spec: str, report: PullReport, *, with_projector: bool = True) -> Insta
             return _install(request, remotes, files, report)
 
 
+@contextmanager
+def hub_and_disk() -> Iterator[None]:
+    """Around a whole pull: errors of the disk in one line, the hub's library quiet."""
+    library_folder(create=True)
+    problem = f"cannot write to {str(library_folder())!r}"
+    remedy = "make room, then run it again: what was downloaded is kept"
+    with os_errors_as(DownloadError, problem, remedy), quiet_library():
+        yield
+
+
 def _get_all(
     request: PullRequest, remotes: list[RemoteFile], report: PullReport, locks: ExitStack
 ) -> list[StoredFile]:
     """Every file, from this machine or the hub, with its hash checked."""
     copies = [find_copy(request.name, remote, report.narrate) for remote in remotes]
     missing = [remote for remote, copy in zip(remotes, copies, strict=True) if copy is None]
-    partials = {remote: _partial(remote) for remote in missing}
+    paths = downloaded(missing, report, locks)
+    return [
+        copy or record_remote(remote, paths[remote], is_owned=True)
+        for remote, copy in zip(remotes, copies, strict=True)
+    ]
+
+
+def downloaded(
+    remotes: Sequence[RemoteFile], report: PullReport, locks: ExitStack
+) -> dict[RemoteFile, Path]:
+    """Where each file lies, whole and with its hash checked, for the caller to move or delete.
+
+    locks: keeps other pulls off them. Goes on where an earlier pull stopped.
+    """
+    partials = {remote: _partial(remote) for remote in remotes}
     for partial in partials.values():
         locks.enter_context(partial.locked())
     _check_room(partials)
     if partials:
         _download_all(partials, report)
-    return [
-        copy or _verified(remote, partials[remote], report)
-        for remote, copy in zip(remotes, copies, strict=True)
-    ]
+    return {remote: _verified(remote, partial, report) for remote, partial in partials.items()}
 
 
 def _partial(remote: RemoteFile) -> PartialFile:
@@ -182,7 +196,7 @@ def _download_all(partials: dict[RemoteFile, PartialFile], report: PullReport) -
         task.result()
 
 
-def _verified(remote: RemoteFile, partial: PartialFile, report: PullReport) -> StoredFile:
+def _verified(remote: RemoteFile, partial: PartialFile, report: PullReport) -> Path:
     report.narrate(f"{remote.name}: checking its hash")
     if not has_checksum(partial.path, remote):
         partial.path.unlink()
@@ -190,7 +204,7 @@ def _verified(remote: RemoteFile, partial: PartialFile, report: PullReport) -> S
             f"what the hub sent as '{remote.repository}/{remote.name}' does not have the hash that "
             "it says; nothing was installed, and it was deleted: try again, or another mirror"
         )
-    return record_remote(remote, partial.path, is_owned=True)
+    return partial.path
 
 
 def _install(
@@ -279,13 +293,14 @@ def choose_files(
     Raises HubError naming what there is.
     """
     files = [file for file in listing if file.name.lower().endswith(".gguf")]
-    models = [file for file in files if not _is_projector(file) and "imatrix" not in file.name]
-    if not models:
+    models = [file for file in files if not _is_projector(file) and not _is_calibration(file)]
+    named = [file for file in files if file.name == request.wanted]  # whatever it looks like
+    if not models and not named:
         raise HubError(
             f"the repository {request.repository!r} has no GGUF model; look for one whose name "
             "ends in -GGUF"
         )
-    model = _choose_model(request, models)
+    model = named[0] if named else _choose_model(request, models)
     if _SPLIT.search(model.name):
         raise HubError(
             f"{request.repository}/{model.name} is one part of several; choose a quantization in "
@@ -298,8 +313,6 @@ def choose_files(
 def _choose_model(request: PullRequest, models: list[RemoteFile]) -> RemoteFile:
     by_name = {file.name: file for file in models}
     wanted = request.wanted
-    if wanted in by_name:
-        return by_name[wanted]
     if request.entry is not None:
         for quantization, file in request.entry.files.items():
             if quantization.upper() == wanted.upper() and file.file in by_name:
@@ -331,6 +344,12 @@ def _choose_projector(request: PullRequest, projectors: list[RemoteFile]) -> Rem
             if _has_quantization(file.name, quantization):
                 return file
     return projectors[0] if projectors else None
+
+
+def _is_calibration(file: RemoteFile) -> bool:
+    """What quantizing was guided by. A model that was quantized so says how it is quantized."""
+    name = PurePosixPath(file.name).name.lower()
+    return "imatrix" in name and (name.startswith("imatrix") or not _QUANTIZED.search(name))
 
 
 def _is_projector(file: RemoteFile) -> bool:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from PIL import (
     AvifImagePlugin,
@@ -31,6 +32,7 @@ from PIL import (
 
 from safesteer_edge.errors import MediaError
 from safesteer_edge.media.media_file import Answer, answers
+from safesteer_edge.media.pixel_bytes import JPEG_START, PNG_START, pixel_bytes
 
 # Named, not left to Image.init(): it would load some forty more, and no file can be read once the
 # decoding process has shut itself off. MPO: what some phones call a JPEG.
@@ -45,7 +47,22 @@ MIN_SIDE = 2
 MAX_SEEN_PIXELS = 12_845_056
 MAX_ASPECT_RATIO = 20.0
 
+_JPEG_END = b"\xff\xd9"
+_FRAME = re.compile(b"\xff[\xc0-\xc2\xc9\xca]..\x08....(.)", re.DOTALL)  # a component count
+# Behind it: each component and its tables, first and last coefficient, and how many bits are left.
+_SCAN = re.compile(b"\xff\xda\0[\x06\x08\x0a\x0c]([\1-\4])")
+# Formats that are told by their first bytes alone.
+_STARTS = {
+    PNG_START: "a PNG",
+    JPEG_START: "a JPEG",
+    b"GIF8": "a GIF",
+    b"II*\0": "a TIFF",
+    b"MM\0*": "a TIFF",
+}
 _ORIENTATION = 0x0112
+# TIFF's tags, and values of theirs.
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_WHITE_IS_ZERO, _UNSIGNED = 0, 1
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -56,7 +73,6 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-_TO_8_BITS = [value >> 8 for value in range(1 << 16)]
 _WHITE = (255, 255, 255)
 # Large pictures are first shrunk by whole factors (boxes), to no less than this times the target:
 # 94 ms instead of 165 at 12 megapixels (measured), and less than one grey level of difference.
@@ -139,31 +155,33 @@ def decode_image(data: bytes, *, name: str, fit: ImageFit) -> Picture:
 
     name: for messages. Raises MediaError if it is too large, too oblong, damaged or no picture.
     """
+    data = pixel_bytes(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged metadata is dropped, not talked about
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(BytesIO(data), formats=_formats()) as opened:
-                return _decode(opened, name, fit)
+            try:
+                return _opened(data, name, fit)
+            except OSError:
+                if not data.startswith(JPEG_START):
+                    raise
+                return _without_end(data, name, fit)
     except MediaError:
         raise
-    except UnidentifiedImageError as error:
-        if is_heif(data) and "HEIF" not in _formats():
-            raise MediaError(
-                f"cannot read image {name}: HEIC needs pillow-heif; "
-                "pip install 'safesteer-edge[heic]', or save it as JPEG"
-            ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MediaError(
-            f"cannot use {name} as an image: it is none of {', '.join(_formats())}, or damaged; "
-            "convert it"
+            f"image {name} has more than the limit of {MAX_PIXELS} pixels; shrink it first"
         ) from error
+    except UnidentifiedImageError as error:
+        raise MediaError(f"cannot use {name} as an image: {_why_unknown(data)}") from error
     except MemoryError as error:
         raise MediaError(
             f"image {name} needs too much memory to decode; shrink it first"
         ) from error
     except Exception as error:  # damaged files end in struct.error, KeyError, … inside Pillow
-        reason = " ".join(str(error).split())
-        raise MediaError(f"cannot decode image {name}: {reason}; it may be damaged") from error
+        raise MediaError(
+            f"cannot decode image {name}: it is damaged or incomplete; get it or save it again"
+        ) from error
 
 
 def fit_image(image: Image.Image, fit: ImageFit) -> Picture:
@@ -204,6 +222,52 @@ def _formats() -> tuple[str, ...]:
     return (*FORMATS, "HEIF") if "HEIF" in Image.OPEN else FORMATS
 
 
+def _why_unknown(data: bytes) -> str:
+    """What is wrong with a file that no format took, and what to do."""
+    if is_heif(data) and "HEIF" not in _formats():
+        return "HEIC needs pillow-heif; pip install 'safesteer-edge[heic]', or save it as JPEG"
+    is_webp = data.startswith(b"RIFF") and data[8:12] == b"WEBP"
+    known = next((said for start, said in _STARTS.items() if data.startswith(start)), None)
+    known = "a WebP" if is_webp else known
+    if known:
+        return f"it is {known} that is damaged, or of a rare kind; save it again as PNG"
+    return f"it is none of {', '.join(_formats())}, or damaged; convert it"
+
+
+def _without_end(data: bytes, name: str, fit: ImageFit) -> Picture:
+    """The picture of a JPEG that lacks nothing but its end marker.
+
+    libjpeg makes up what is missing. So whatever stands in for it must make no difference.
+    """
+    data = data.rstrip(b"\xff")
+    if not _has_all_scans(data):
+        raise OSError("incomplete")
+    picture = _opened(data + _JPEG_END, name, fit)
+    n_restart = max((data.rfind(bytes((0xFF, 0xD0 + n))), n) for n in range(8))[1]
+    restarts = [bytes((0xFF, 0xD0 + (n_restart + n) % 8)) for n in range(1, 9)]
+    for noise in (bytes(range(1, 255)) * 16, bytes(4_096), b"\xff\0" * 4_096):
+        other = noise + b"".join(marker + noise for marker in restarts)
+        if _opened(data + other + _JPEG_END, name, fit).image != picture.image:
+            raise OSError("incomplete")
+    return picture
+
+
+def _has_all_scans(data: bytes) -> bool:
+    """Whether a JPEG's scans hold every bit of every coefficient: progressive ones add them up."""
+    bits_left: dict[tuple[int, int], int] = {}
+    for scan in _SCAN.finditer(data):
+        components = data[scan.end() : scan.end() + 2 * scan[1][0] : 2]
+        first, last, bits = data[scan.end() + 2 * scan[1][0] :][:3].ljust(3, b"\xff")
+        bits_left |= {(c, k): bits & 15 for c in components for k in range(first, last + 1)}
+    frame = _FRAME.search(data)
+    return frame is not None and [*bits_left.values()] == [0] * (64 * frame[1][0])
+
+
+def _opened(data: bytes, name: str, fit: ImageFit) -> Picture:
+    with Image.open(BytesIO(data), formats=_formats()) as opened:
+        return _decode(opened, name, fit)
+
+
 def _decode(opened: Image.Image, name: str, fit: ImageFit) -> Picture:
     width, height = opened.size
     _check_size(width, height, name, opened.format)
@@ -212,7 +276,7 @@ def _decode(opened: Image.Image, name: str, fit: ImageFit) -> Picture:
         # The decoder itself can leave out detail: an eighth of the work for a phone's picture.
         opened.draft(None, (3 * size[0], 3 * size[1]))
     opened.load()
-    image = _on_white(_scaled(_plain(opened), size))
+    image = _on_white(_scaled(_plain(opened, name), size))
     orientation = _orientation(opened)
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
@@ -245,18 +309,42 @@ def _orientation(image: Image.Image) -> int:
     return 1
 
 
-def _plain(image: Image.Image) -> Image.Image:
+def _plain(image: Image.Image, name: str) -> Image.Image:
     """The same in 8 bits: L, LA, RGB or RGBA, which can be scaled."""
     mode = image.mode
-    if mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255: all white
-        return (image if mode == "I" else image.convert("I")).point(_TO_8_BITS, "L")
+    if mode.startswith("I"):
+        return _grey_in_8_bits(image, name)
     if mode == "F":
-        raise ValueError("its pixels are floating-point numbers; convert it to 8 bits")
+        raise MediaError(f"image {name} is of floating-point numbers; convert it to 8 bits")
     if "transparency" in image.info or mode in ("PA", "RGBa", "La"):
         return image.convert("RGBA")
     if mode in ("L", "LA", "RGB", "RGBA"):
         return image
     return image.convert("L" if mode == "1" else "RGB")
+
+
+def _grey_in_8_bits(image: Image.Image, name: str) -> Image.Image:
+    """Deeper grey, which Pillow would cut off at 255: all white.
+
+    Up to 16 bits have a black and a white of their own; others are scaled by what they hold.
+    """
+    tags = getattr(image, "tag_v2", {})  # a TIFF's
+    if image.mode != "I":
+        shift = tags.get(_BITS, (16,))[0] - 8  # 12 bits come in 16
+        turned = 255 if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else 0
+        deep = image.convert("I")
+        grey = deep.point([min(value >> shift, 255) ^ turned for value in range(1 << 16)], "L")
+        if "transparency" not in image.info:
+            return grey
+        clear = image.info["transparency"]
+        alpha = deep.point([255 * (value != clear) for value in range(1 << 16)], "L")
+        return Image.merge("LA", (grey, alpha))
+    low, high = cast("tuple[int, int]", image.getextrema())
+    is_wrapped = low < 0 and tags.get(_SAMPLE_FORMAT, (1,))[0] == _UNSIGNED
+    if low == high or is_wrapped:
+        raise MediaError(f"image {name} is of 32-bit numbers; convert it to 8 bits")
+    scale = 255 / (high - low)
+    return image.point(lambda value: value * scale + (0.5 - low * scale)).convert("L")
 
 
 def _scaled(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from safesteer_edge.errors import MediaError
 
@@ -19,6 +22,41 @@ IMAGE_SUFFIXES: Final = frozenset(
     | {".heic", ".heif", ".hif", ".avif"}
 )
 SOUND_SUFFIXES: Final = frozenset({".wav", ".flac", ".mp3"})
+
+
+_URL: Final = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+
+
+def local_path(text: str) -> Path:
+    """The file that was named: a path, or a file:// URL. Raises MediaError for any other URL."""
+    scheme = _URL.match(text)
+    if scheme is None:
+        return Path(text)
+    if scheme[1].lower() != "file":
+        raise MediaError(
+            f"cannot read {text[:200]!r}: nothing is fetched from the network; download it, and "
+            "give the file's path"
+        )
+    path = unquote(urlsplit(text).path)
+    return Path(path.lstrip("/") if os.name == "nt" else path)
+
+
+def data_uri_bytes(text: str) -> bytes | None:
+    """The picture file that a data URI holds; None: it is none. Raises MediaError."""
+    if text[:5].lower() != "data:":
+        return None
+    head, comma, data = text[5:].partition(",")
+    kind, *parameters = (each.strip().lower() for each in head.split(";"))
+    shown = repr(text[:40])
+    if not comma or not kind.startswith("image/"):
+        raise MediaError(f"cannot read data URI {shown}…: expected data:image/…;base64,…")
+    content = unquote_to_bytes(data)
+    if "base64" in parameters:
+        try:
+            content = base64.b64decode(b"".join(content.split()), validate=True)
+        except ValueError as error:
+            raise MediaError(f"cannot read data URI {shown}…: {error}; copy it whole") from error
+    return content
 
 
 def kind_of(path: Path) -> MediaKind:
@@ -41,6 +79,8 @@ def read_media_file(path: Path, kind: MediaKind, *, max_bytes: int) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         reason = getattr(error, "strerror", None) or error
         raise MediaError(f"cannot read {kind} {name}: {reason}; check the path") from error
+    if not data:
+        raise MediaError(f"{kind} {name} is an empty file; get it again")
     if size_bytes > max_bytes:
         raise MediaError(
             f"{kind} {name} has {size_bytes} bytes; the limit is {max_bytes}; make it smaller first"

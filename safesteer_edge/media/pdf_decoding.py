@@ -56,7 +56,7 @@ def decode_pdf(data: bytes, *, name: str, fit: ImageFit, sees: bool) -> list[Doc
     except (MediaError, MemoryError):
         raise
     except Exception as error:  # whatever damage provokes behind the binding
-        reason = f"{' '.join(str(error).split())}; it may be damaged"
+        reason = "it is damaged or incomplete; get it or save it again"
         if getattr(error, "err_code", None) == FPDF_ERR_PASSWORD:
             reason = "it is protected by a password; save it without one"
         raise MediaError(f"cannot read PDF {name}: {reason}") from error

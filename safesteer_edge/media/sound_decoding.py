@@ -55,7 +55,9 @@ def decode_sound(data: bytes, *, name: str, sample_rate: int) -> array[float]:
                     f"sound {name} lasts more than {MAX_SECONDS} s, the limit; cut it first"
                 )
     except miniaudio.MiniaudioError as error:
-        raise MediaError(f"cannot decode sound {name}: {error}; it may be damaged") from error
+        raise MediaError(
+            f"cannot decode sound {name}: it is damaged or incomplete; get it or save it again"
+        ) from error
     if not samples:
         raise MediaError(f"sound {name} is empty; record it again")
     return samples

@@ -135,6 +135,7 @@ def log_softmax(logits: NDArray[np.floating]) -> LogProbs:
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _N_RESAMPLES = 2_000
+_FEWEST_RUNS = 8  # of a share of them that means something
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,13 @@ class WordRecall:
 def words(text: str) -> list[str]:
     """Its words, without case and punctuation."""
     return _WORD.findall(text.casefold().replace("’", "'"))
+
+
+def repeated_share(text: str) -> float | None:
+    """The share of its runs of four words that were there before; None of fewer than eight runs."""
+    said = words(text)
+    runs = [tuple(said[i : i + 4]) for i in range(len(said) - 3)]
+    return 1 - len(set(runs)) / len(runs) if len(runs) >= _FEWEST_RUNS else None
 
 
 def n_words_found(expected: str, answer: str) -> int:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from safesteer_edge.errors import EngineError
-from safesteer_edge.guard.events import Event
+from safesteer_edge.guard.events import Event, Step
 from safesteer_edge.session.protocol import (
     Answer,
     AskOptions,
@@ -57,12 +57,16 @@ class AsyncSession:
         return self.session.messages
 
     async def ask(
-        self, text: Question, **options: Unpack[AskOptions]
+        self, text: Question, *, steps: bool = True, **options: Unpack[AskOptions]
     ) -> AsyncGenerator[Event, None]:
-        """Ask, and iterate over what happens, as `Session.ask`; leaving early stops the answer."""
+        """Ask, and iterate over what happens, as `Session.ask`; leaving early stops the answer.
+
+        steps: False leaves the `Step` events out, each of which costs a change of threads.
+        """
         events = await self._run(lambda: self.session.ask(text, **options))
+        told = (event for event in events if steps or not isinstance(event, Step))
         try:
-            while (event := await self._run(lambda: next(events, None))) is not None:
+            while (event := await self._run(lambda: next(told, None))) is not None:
                 yield event
         finally:
             self.cancel()  # the token that is being decoded ends; nothing, if the turn is over

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from safesteer_edge.errors import MediaError, ModelFileError
-from safesteer_edge.formats.gguf_file import read_gguf
-from safesteer_edge.formats.model_file import ModelInfo, check_language_model, check_projector_fits
+from safesteer_edge.formats.model_file import (
+    ModelInfo,
+    check_language_model,
+    check_projector_fits,
+    read_model,
+)
 from safesteer_edge.formats.projector_file import ProjectorInfo
 from safesteer_edge.library.catalogue import (
     HUB_PREFIX,
@@ -20,20 +25,23 @@ from safesteer_edge.library.catalogue import (
     installed_projector,
     load_catalogue,
 )
+from safesteer_edge.library.index import bundles_folder, installed_bundle
 from safesteer_edge.library.memory_need import ModelShape, read_model_shape
 from safesteer_edge.session.settings import SessionSettings
 
 # Measured: `calibrate` of the default model (94 MiB) on two cores, pictures included.
-_CALIBRATION_MINUTES = 35
-_CALIBRATION_BYTES = 94 << 20
+# A quick calibration on two cores: the default model (94 MiB) and two larger ones.
+_FITTING_MINUTES = 2.0
+_READING_MINUTES_PER_GIB = 28.0
 
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """A model file to run. name: the catalogue's, or the file's. bundle, mmproj: the catalogue's.
+    """A model file to run. name: the catalogue's, or the file's.
 
-    mmproj: the projector; None where there is none, or it is not there. entry: of the catalogue;
-    None for another file.
+    bundle: the catalogue's, or the one that was installed last for this very file. mmproj: the
+    projector; None where there is none, or it is not there. entry: of the catalogue; None for
+    another file.
     """
 
     name: str
@@ -58,17 +66,32 @@ class ModelFiles:
 
 
 def choose_model(name_or_path: str | None) -> ModelChoice:
-    """Find the model that a user means; no file is read. Raises SettingsError, ModelFileError."""
+    """Find the model that a user means. Raises SettingsError, ModelFileError.
+
+    No file is read, but the header of one that has no bundle where any are installed.
+    """
     if name_or_path is None or not _looks_like_path(name_or_path):
         entry = default_model() if name_or_path is None else find_model(name_or_path)
         # A path that is not there is an error that says how to get it.
         path = entry.path or installed_path(entry)
-        return ModelChoice(entry.name, path, entry.bundle, entry.mmproj, entry)
+        return _chosen(entry, path)
     path = Path(name_or_path).expanduser()
     for entry in load_catalogue():
         if entry.path is not None and path.exists() and path.samefile(entry.path):
-            return ModelChoice(entry.name, path, entry.bundle, entry.mmproj, entry)
-    return ModelChoice(path.stem, path)
+            return _chosen(entry, path)
+    return ModelChoice(path.stem, path, _bundle_for(path))
+
+
+def _chosen(entry: CatalogueModel, path: Path) -> ModelChoice:
+    bundle = entry.bundle or _bundle_for(path)
+    return ModelChoice(entry.name, path, bundle, entry.mmproj, entry)
+
+
+def _bundle_for(path: Path) -> Path | None:
+    with suppress(ModelFileError):  # as whoever loads it will say
+        if bundles_folder().is_dir():
+            return installed_bundle(check_language_model(path).tensor_table_sha256)
+    return None
 
 
 def must_be_pulled(name_or_path: str) -> bool:
@@ -93,7 +116,7 @@ def read_model_files(settings: SessionSettings) -> ModelFiles:
         installed_path(choice.entry)  # or an error, if it is no longer the file that was recorded
         if settings.mmproj is None:
             installed_projector(choice.entry)
-    header = read_gguf(choice.path)
+    header = read_model(choice.path)
     info, mmproj = check_language_model(header), settings.mmproj or choice.mmproj
     projector = check_projector_fits(mmproj, info) if mmproj is not None else None
     return ModelFiles(choice, info, read_model_shape(header), mmproj, projector)
@@ -104,8 +127,8 @@ def no_bundle_text(choice: ModelChoice, info: ModelInfo, *, n_cores: int) -> str
     path = shlex.quote(str(choice.path))
     return (
         f"there is no guard bundle for {choice.name!r}; make one with: safesteer-edge calibrate "
-        f"{path} -o my-guard ({calibration_time(info, n_cores=n_cores)}), give the folder of one "
-        "with --bundle, or chat without a guard: --guard off"
+        f"{path} ({calibration_time(info, n_cores=n_cores)}), give the folder of one with "
+        "--bundle, or chat without a guard: --guard off"
     )
 
 
@@ -114,8 +137,9 @@ def calibration_time(info: ModelInfo, *, n_cores: int) -> str:
 
     By the size of the file, as decoding reads all of it for each token.
     """
-    minutes = _CALIBRATION_MINUTES * info.size_bytes / _CALIBRATION_BYTES * 2 / n_cores
-    how_long = f"{max(5, round(minutes, -1)):.0f} minutes"
+    reading = _READING_MINUTES_PER_GIB * info.size_bytes / (1 << 30)
+    minutes = (_FITTING_MINUTES + reading) * 2 / n_cores
+    how_long = f"{max(5, 5 * round(minutes / 5)):.0f} minutes"
     if minutes >= 90:
         how_long = f"{minutes / 60:.0f} hours"
     return f"about {how_long} on this machine's CPU"

@@ -96,7 +96,7 @@ class EngineProcess(Child):
         except OSError as error:
             raise EngineError(
                 f"cannot start {sys.executable!r} for the engine: {error.strerror or error}; free "
-                "some memory, or run without --isolate"
+                "some memory, or run with --no-isolate"
             ) from error
         self._send_lock = threading.Lock()
         self._urgent: deque[bytes] = deque()

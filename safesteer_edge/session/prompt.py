@@ -53,6 +53,33 @@ def prompt_items(
     return items
 
 
+def without_oldest_turns(conversation: Conversation, n_turns: int) -> Conversation:
+    """The conversation without its n oldest questions and their answers.
+
+    The system prompt stays, and so does what the last message says; the turn with the latest
+    picture or sound goes last, for later questions may be about it. At most `n_old_turns` go.
+    """
+    n_system, order = _order_of_leaving(conversation)
+    gone = {n_system + 2 * turn + half for turn in order[:n_turns] for half in (0, 1)}
+    kept = (each for index, each in enumerate(conversation) if index not in gone)
+    return Conversation(tuple(kept))
+
+
+def n_old_turns(conversation: Conversation) -> int:
+    """How many turns there are before the last question."""
+    return len(_order_of_leaving(conversation)[1])
+
+
+def _order_of_leaving(conversation: Conversation) -> tuple[int, list[int]]:
+    """The number of system messages, and the turns in the order in which they are left out."""
+    messages = conversation.messages
+    n_system = sum(message.role == "system" for message in messages)
+    turns = list(range((len(messages) - n_system - 1) // 2))
+    pictured = [index for index, message in enumerate(messages) if message.media]
+    latest = (pictured[-1] - n_system) // 2 if pictured else -1
+    return n_system, sorted(turns, key=lambda turn: turn == latest)
+
+
 def question_items(text: str, *, template: ChatTemplate, model: NativeModel) -> list[PromptItem]:
     """The prompt of a new conversation that asks `text`."""
     conversation = Conversation((Message.from_text("user", text),))

@@ -24,6 +24,7 @@ from safesteer_edge.guard.policy import (
     SamplingSettings,
 )
 from safesteer_edge.guard.risk import is_score
+from safesteer_edge.media.media_file import data_uri_bytes, local_path
 from safesteer_edge.session.settings import SessionSettings, TurnSettings
 from safesteer_edge.session.settings_file import user_settings
 from safesteer_edge.templates.conversation import Role
@@ -306,24 +307,27 @@ class OpenedSession(ChatSession):
         """Ask, and iterate over what happens; the last event is always `TurnEnded`.
 
         text: the question, or the messages of a conversation whose last one is the question: they
-        take the place of what the session had. images: paths, the bytes of image files, or PIL
-        images; bytes and PIL images are kept in a temporary folder until the session is closed.
+        take the place of what the session had. images: paths, data URIs, the bytes of image files,
+        or PIL images; what is no path is kept in a temporary folder until the session is closed.
         system: begins the conversation; only at its first turn. answer_prefix: what the answer
         begins with, judged as its own.
         The turn joins `messages` when it has ended; closing the generator early drops it.
-        Raises InputError at once for messages or pictures of no known kind. Raises, at the first
-        event, InputError for what cannot be asked, MediaError, PromptTooLongError, EngineError,
-        GuardError.
+        Raises InputError at once for URLs, and messages or pictures of no known kind. Raises, at
+        the first event, InputError for what cannot be asked, MediaError, PromptTooLongError,
+        EngineError, GuardError.
         """
         question = ChatMessage("user", text) if isinstance(text, str) else self._restore_all(text)
         added = ChatMessage(
             "user",
             question.text,
             (*question.images, *(self._picture_file(image) for image in images)),
-            (*question.sounds, *map(Path, sounds)),
+            (*question.sounds, *(local_path(os.fspath(each)) for each in sounds)),
             (
                 *question.documents,
-                *(d if isinstance(d, Document) else Document.at(Path(d)) for d in documents),
+                *(
+                    each if isinstance(each, Document) else Document.at(local_path(os.fspath(each)))
+                    for each in documents
+                ),
             ),
         )
         return self.ask_message(added, system=system, answer_prefix=answer_prefix)
@@ -358,8 +362,13 @@ class OpenedSession(ChatSession):
         return read[-1]
 
     def _picture_file(self, image: Picture) -> Path:
-        if isinstance(image, str | os.PathLike):
-            return Path(cast("str", image))
+        if isinstance(image, str):
+            content = data_uri_bytes(image)
+            if content is None:
+                return local_path(image)
+            image = content
+        if isinstance(image, os.PathLike):
+            return Path(cast("os.PathLike[str]", image))
         if not isinstance(image, bytes) and not hasattr(image, "save"):
             raise MediaError(
                 f"cannot take an image of type {type(image).__name__!r}; give a path, the bytes of "

@@ -25,7 +25,7 @@ from safesteer_edge.engine.native import gpu_memory
 from safesteer_edge.engine.projector import Projector
 from safesteer_edge.engine.prompt_items import TokenRun
 from safesteer_edge.engine.sampler import SamplerChain
-from safesteer_edge.errors import BundleError, SettingsError, TemplateError
+from safesteer_edge.errors import BundleError, NoBundleError, SettingsError, TemplateError
 from safesteer_edge.formats.gguf_header import GGML_TYPE_OF_KV, KvType
 from safesteer_edge.formats.model_file import ModelInfo
 from safesteer_edge.guard.policy import MAX_OPENINGS, MAX_TOP_K, SamplingSettings
@@ -202,7 +202,7 @@ def _open_bundle(
         return None
     folder = settings.bundle or choice.bundle
     if folder is None:
-        raise BundleError(no_bundle_text(choice, info, n_cores=n_usable_cores()))
+        raise NoBundleError(no_bundle_text(choice, info, n_cores=n_usable_cores()))
     with _naming(folder):
         return load_bundle(
             folder,
@@ -241,7 +241,10 @@ def _open_template(settings: SessionSettings, info: ModelInfo, model: NativeMode
         bos_token=model.token_text(model.bos_token_id),
         eos_token=model.token_text(model.eos_token_id),
         name=info.path.name,
-        variables=_thinking_variables(source, settings, info.path.name),
+        variables={
+            **model.named_tokens,
+            **_thinking_variables(source, settings, info.path.name),
+        },
     )
 
 

@@ -14,14 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safesteer_edge.engine.prompt_items import PromptItem, text_token_ids
-from safesteer_edge.errors import InputError, MediaError
-from safesteer_edge.guard.events import Event, MediaPrepared, TurnEnded
+from safesteer_edge.engine.prompt_items import PromptItem, n_tokens_of, text_token_ids
+from safesteer_edge.errors import InputError, MediaError, PromptTooLongError
+from safesteer_edge.guard.events import Event, MediaPrepared, TurnEnded, TurnsLeftOut
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.transcript import AnswerSoFar
 from safesteer_edge.media.images import DecodedImage
 from safesteer_edge.session.choice import ModelFiles
-from safesteer_edge.session.prompt import Media, prompt_items
+from safesteer_edge.session.prompt import Media, n_old_turns, prompt_items, without_oldest_turns
 from safesteer_edge.session.protocol import (
     ChatMessage,
     OpenedSession,
@@ -65,6 +65,7 @@ class Session(OpenedSession):
         self._history = SessionHistory()
         # The last answer, as long as the sequence ends with it; None: it must be evaluated again.
         self._so_far: AnswerSoFar | None = None
+        self._n_left_out = 0  # turns that the last prompt left out
 
     @property
     def info(self) -> SessionInfo:
@@ -99,13 +100,19 @@ class Session(OpenedSession):
 
     def reset(self) -> None:
         self._history = SessionHistory()
+        self._n_left_out = 0
         self._media.clear()
         self._asked.clear()
         self._so_far = None
 
     def restore(self, messages: Sequence[ChatMessage]) -> None:
+        before = self._history.conversation
         self._history = restored_history(messages, self._history, content_of=self._content)
         self._so_far = None
+        pairs = zip(before, self.conversation, strict=False)
+        n_shared = next((n for n, (old, new) in enumerate(pairs) if old is not new), len(messages))
+        if n_shared < 2 * self._n_left_out + 3:  # a system prompt, and a turn that was kept
+            self._n_left_out = 0
 
     def change(self, settings: TurnSettings) -> None:
         n_candidates = self._runtime.max_top_k
@@ -118,11 +125,12 @@ class Session(OpenedSession):
 
     def prompt_token_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of the prompt that asking `text` next would evaluate, media left out."""
-        return text_token_ids(self._items_of(text, None))
+        asked = self._with_question(ChatMessage("user", text), None)
+        return text_token_ids(self._fitted(asked.conversation)[1])
 
     def check_fits(self, text: str, *, system: str | None = None) -> None:
         self._runtime.check_open()
-        self._runtime.engine.check_fits(self._items_of(text, system))
+        self._fitted(self._with_question(ChatMessage("user", text), system).conversation)
 
     def close(self) -> None:
         super().close()
@@ -143,27 +151,27 @@ class Session(OpenedSession):
         self._runtime.check_open()
         asked = self._with_question(question, system)
         given = self._answer_tokens(answer_prefix) if answer_prefix else ()
-        items, prepared = self._to_items(asked.conversation)
+        prompt, items, prepared = self._fitted(asked.conversation, n_more=len(given))
         n_before = len(prepared) - len(asked.conversation.messages[-1].media)
         yield from prepared[n_before:]  # those of the question, which ends the prompt
-        yield from self._run(TurnPlan(asked, items, prepared, self._media, started_s, given))
+        plan = TurnPlan(asked, prompt, items, prepared, self._media, started_s, given)
+        yield from self._run(plan)
 
     def _continue(self) -> Generator[Event, None, None]:
         started_s = time.perf_counter()
         self._runtime.check_open()
         so_far = self._answer_so_far()
         asked = self._history.without_last()
-        items, prepared = self._to_items(asked.conversation)
-        yield from self._run(
-            TurnPlan(asked, items, prepared, self._media, started_s, so_far=so_far)
-        )
-
-    def _items_of(self, text: str, system: str | None) -> list[PromptItem]:
-        """The prompt of a question that is not asked."""
-        asked = self._with_question(ChatMessage("user", text), system)
-        return self._to_items(asked.conversation)[0]
+        n_said = len(so_far.token_ids)
+        prompt, items, prepared = self._fitted(asked.conversation, n_more=n_said)
+        plan = TurnPlan(asked, prompt, items, prepared, self._media, started_s, so_far=so_far)
+        yield from self._run(plan)
 
     def _run(self, plan: TurnPlan) -> Generator[Event, None, None]:
+        n_left_out = (len(plan.asked.conversation) - len(plan.prompt)) // 2
+        n_before, self._n_left_out = self._n_left_out, n_left_out
+        if n_left_out:
+            yield TurnsLeftOut(n_left_out, max(0, n_left_out - n_before))
         turn = SessionTurn(self._runtime, self._settings, plan, cancelled=self._cancelled.is_set)
         self._so_far = None
         for event in turn.events():
@@ -251,6 +259,37 @@ class Session(OpenedSession):
             f"model {self._runtime.choice.name!r} cannot {what} as it is loaded; pass its "
             f"projector with --mmproj, or choose a model that can"
         )
+
+    def _fitted(
+        self, conversation: Conversation, *, n_more: int = 0
+    ) -> tuple[Conversation, list[PromptItem], list[MediaPrepared]]:
+        """What the prompt has of a conversation, its items, and what became of the media in it.
+
+        Once the context is full, enough is left out to halve the prompt: the next ones then begin
+        alike, and their evaluation with it. n_more: tokens of the answer that are known already.
+        Raises PromptTooLongError.
+        """
+        engine, may_drop = self._runtime.engine, self._settings.when_full == "drop"
+        n_out, n_old = self._n_left_out if may_drop else 0, n_old_turns(conversation)
+        prompt = without_oldest_turns(conversation, n_out)
+        items, prepared = self._to_items(prompt)
+        n_for_answer = min(self._settings.max_tokens, engine.n_room // 4)
+        if may_drop and n_tokens_of(items) + n_more + n_for_answer > engine.n_room:
+            while n_out < n_old and n_tokens_of(items) + n_more > engine.n_room // 2:
+                n_out += 1
+                prompt = without_oldest_turns(conversation, n_out)
+                items, prepared = self._to_items(prompt)
+        try:
+            engine.check_fits(items)
+        except PromptTooLongError as error:
+            if may_drop or not n_old:
+                raise
+            raise PromptTooLongError(
+                f"the chat has {n_tokens_of(items)} tokens, and the context has room for "
+                f"{engine.n_room}; /compact sums it up, /new begins another, and with "
+                "'model.when_full' set to 'drop' the oldest turns are left out"
+            ) from error
+        return prompt, items, prepared
 
     def _to_items(self, conversation: Conversation) -> tuple[list[PromptItem], list[MediaPrepared]]:
         runtime, prepared = self._runtime, list[MediaPrepared]()

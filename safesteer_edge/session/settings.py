@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.formats.gguf_header import KV_TYPES, KvType
@@ -17,8 +17,10 @@ from safesteer_edge.guard.policy import (
     check_policy_number,
 )
 
+WhenFull = Literal["drop", "stop"]
 ProbeDevice = Literal["auto", "cpu", "cuda"]
 DEFAULT_N_CTX = 4096
+_MAX_COUNT = 2**31 - 1  # llama.cpp's counts
 BUILTIN_TEMPLATE_PREFIX = "builtin:"
 
 
@@ -29,6 +31,8 @@ class TurnSettings:
     guard: `steer` re-ranks and refuses when that fails, `refuse` only refuses, `monitor` scores
         and changes nothing, `off` runs without a guard and must be asked for by name.
     strength, threshold: λ larger, or τ smaller, than the bundle's; None: the bundle's.
+    when_full: of a conversation that the context has no room for, `drop` leaves the oldest turns
+        out of the prompt, `stop` raises PromptTooLongError.
     """
 
     guard: GuardMode = "steer"
@@ -37,12 +41,14 @@ class TurnSettings:
     threshold: float | None = None
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     max_tokens: int = 1024
+    when_full: WhenFull = "drop"
 
     def __post_init__(self) -> None:
         _check_one_of("guard", self.guard, GUARD_MODES)
         _check_one_of("rerank", self.rerank, RERANK_NAMES)
         check_policy_number("strength", self.strength)
         check_policy_number("threshold", self.threshold)
+        _check_one_of("when_full", self.when_full, get_args(WhenFull))
         _check_at_least("max_tokens", self.max_tokens, 1)
 
     @classmethod
@@ -94,5 +100,6 @@ def _check_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def _check_at_least(name: str, value: int | None, low: int) -> None:
-    if value is not None and value < low:
-        raise SettingsError(f"{name} is {value!r}; expected at least {low}")
+    if value is not None and not low <= value <= _MAX_COUNT:
+        expected = f"at least {low}" if value < low else f"at most {_MAX_COUNT}"
+        raise SettingsError(f"{name} is {value!r}; expected {expected}")

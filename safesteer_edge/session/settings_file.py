@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar, cast
 
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.formats.atomic_write import atomic_write
-from safesteer_edge.formats.json_values import BadValueError, load_toml
+from safesteer_edge.formats.json_values import BadValueError, load_toml, shown
 from safesteer_edge.formats.user_folders import user_config_folder
 from safesteer_edge.session.settings_schema import (
     SETTINGS,
@@ -191,7 +191,9 @@ def _from_table(table: Mapping[str, object], where: str) -> UserSettings:
         if section not in sections:
             raise _unknown(f"{where}: there is no section [{section}]", section, sections)
         if not isinstance(values, dict):
-            raise SettingsError(f"{where}: {section} is {values!r}; expected a section [{section}]")
+            raise SettingsError(
+                f"{where}: {section} is {shown(values)}; expected a section [{section}]"
+            )
         changed: dict[Setting, object] = {}
         for name, value in cast("dict[str, object]", values).items():
             setting = known.get(f"{section}.{name}")
@@ -228,6 +230,7 @@ def _replaced(value: _Frozen, tree: Mapping[str, Any]) -> _Frozen:
 
 def _unknown(what: str, name: str, known: list[str]) -> SettingsError:
     near = get_close_matches(name, known, n=1, cutoff=0.3)
+    what = what.replace(name, f"{name[:60]}…") if len(name) > 60 else what
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
     return SettingsError(f"{what}; {hint}")
 
@@ -239,21 +242,25 @@ def _read(setting: Setting, value: object, where: str) -> object:
         if value in choices:
             return value
         weaker = " (weaker guards are asked for each time: --guard)" if setting.kept else ""
-        raise SettingsError(f"{where} is {value!r}; expected one of {choices}{weaker}")
+        raise SettingsError(f"{where} is {shown(value)}; expected one of {choices}{weaker}")
     if value is None and setting.is_optional:
         return None
     if setting.kind is Path and type(value) is str:
-        return Path(value).expanduser() if value else None
+        return _home_expanded(Path(value)) if value else None
+    if type(value) is int and value.bit_length() > 63:
+        raise SettingsError(f"{where} is {shown(value)}; expected a smaller number")
     if setting.kind is float and type(value) is int:
-        try:
-            return float(value)
-        except OverflowError as error:
-            raise SettingsError(
-                f"{where} is {str(value)[:20]}…; expected a smaller number"
-            ) from error
+        return float(value)
     if type(value) is not setting.kind:  # TOML's true is an int in Python
-        raise SettingsError(f"{where} is {value!r}; expected {_KIND_NAMES[setting.kind]}")
+        raise SettingsError(f"{where} is {shown(value)}; expected {_KIND_NAMES[setting.kind]}")
     return value
+
+
+def _home_expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # ~somebody who is not there
+        return path
 
 
 def _typed(setting: Setting, value: str) -> object:

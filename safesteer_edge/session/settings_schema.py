@@ -165,6 +165,11 @@ SETTINGS: Final = (
         "--ctx",
     ),
     Setting(
+        "model.when_full",
+        "when a chat outgrows the context: drop leaves out its oldest turns, stop refuses to go on",
+        "session.when_full",
+    ),
+    Setting(
         "model.kv_type",
         "format of the KV cache: f16, q8_0 (half), q4_0 (a quarter)",
         "session.kv_type",

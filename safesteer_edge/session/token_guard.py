@@ -53,6 +53,7 @@ class TokenGuard:
         sampling = sampling or SamplingSettings()
         self._bundle = GuardBundle.load(bundle, llama.model_path)
         try:
+            self._bundle.require_calibrated()
             config = self._bundle.config
             self._llama = GuestLlama(
                 llama, config.model.architecture, config.probe.layers, sampling

@@ -18,7 +18,7 @@ from safesteer_edge.engine.main_sequence import PrefillCancelledError
 from safesteer_edge.engine.prompt_items import PromptItem, TokenRun, text_token_ids
 from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.errors import InputError, PromptTooLongError, SettingsError
-from safesteer_edge.guard.decoding import AnswerEvent, GuardedAnswer
+from safesteer_edge.guard.decoding import GuardedAnswer
 from safesteer_edge.guard.events import (
     Event,
     GuardSummary,
@@ -46,6 +46,8 @@ def check_turn_settings(
 ) -> None:
     """Raise SettingsError for what this session cannot do, or what would weaken its guard.
 
+    Raises BundleError for answers under a guard that nobody has measured.
+
     n_candidates: as many as the context was made for.
     """
     if settings.guard == "off":
@@ -55,6 +57,8 @@ def check_turn_settings(
             f"guard is {settings.guard!r}, and this session was opened without a guard bundle; "
             "open it again without --guard off"
         )
+    if settings.guard != "monitor":
+        bundle.require_calibrated()
     bundle.policy.tightened(strength=settings.strength, threshold=settings.threshold)
     if settings.sampling.top_k > n_candidates:
         raise SettingsError(
@@ -181,11 +185,13 @@ class TurnPlan:
     """What one turn is about.
 
     asked: the history with the question. items: its prompt; prepared: what became of the media in
-    it. media: of the conversation, by SHA-256.
+    it. media: of the conversation, by SHA-256. prompt: what the prompt has of `asked`; what is left
+    out counts towards the risk still.
     given: tokens that the answer begins with. so_far: an answer to go on with.
     """
 
     asked: SessionHistory
+    prompt: Conversation
     items: list[PromptItem]
     prepared: Sequence[MediaPrepared]
     media: Mapping[str, Media]
@@ -223,7 +229,7 @@ class SessionTurn:
         self._vector = runtime.fixed_vector
         self._vector_gate: float | None = None
         if self._vector is None and runtime.bundle is not None:
-            self._vector = _alignment_vector(settings, runtime.bundle, plan.asked.conversation)
+            self._vector = _alignment_vector(settings, runtime.bundle, plan.prompt)
             self._vector_gate = runtime.bundle.vector_gate
         self._prompt_score: float | None = None
         self.history: SessionHistory | None = None
@@ -286,8 +292,9 @@ class SessionTurn:
         vector, plain = self._vector, None
         if vector is not None and self._vector_gate is not None:
             plain = self._engine.prefill(items, sampler, cancelled=self._cancelled)
-            score = self._score(plain.last_state)
-            if score is not None and score <= self._vector_gate:
+            # By the probe that the gate was chosen with, also where prompts have one of their own.
+            probe = self._guard.probe if self._guard else None
+            if probe and probe.score(plain.last_state[np.newaxis, :])[0] <= self._vector_gate:
                 self._vector = None
                 return plain
         prefill = self._engine.prefill(
@@ -320,7 +327,7 @@ class SessionTurn:
         if self._guard is None:
             return None
         runtime, scores = self._runtime, list[float | None]()
-        for alone in text_only_conversations(self._plan.asked.conversation, self._read_picture):
+        for alone in text_only_conversations(self._plan.prompt, self._read_picture):
             items = prompt_items(alone, template=runtime.template, model=runtime.model)
             token_ids = text_token_ids(items)
             state = self._engine.side_prompt_state(token_ids, cancelled=self._cancelled)
@@ -350,7 +357,7 @@ class SessionTurn:
         n_passes_before = engine.n_forward_passes
         decode_started_s = time.perf_counter()
         first_text_s: float | None = None
-        for event in self._told_apart(answer.events()):
+        for event in self._told_apart(answer):
             if first_text_s is None and isinstance(event, TextDelta | Refused):
                 first_text_s = time.perf_counter()
             yield event
@@ -379,28 +386,33 @@ class SessionTurn:
             reasoning=message.reasoning,
         )
 
-    def _told_apart(self, events: Iterator[AnswerEvent]) -> Iterator[Event]:
-        """The events, with text that says whether it is reasoning or answer."""
+    def _told_apart(self, answer: GuardedAnswer) -> Iterator[Event]:
+        """The answer's events, with text that says whether it is reasoning or answer."""
         if self._reasoning is None:
-            yield from events
+            yield from answer.events()
             return
         splitter = ReasoningSplitter(self._reasoning)
         if self._plan.so_far is not None:
             splitter.feed(self._plan.so_far.text)
-        for event in events:
+        for event in answer.events():
             if isinstance(event, TextDelta):
                 yield from _deltas(splitter.feed(event.text))
                 continue
             if isinstance(event, Refused):
                 yield from _deltas(splitter.finish())
             yield event
-        yield from _deltas(splitter.finish())
+        if _is_over(answer):  # else the rest of a mark may follow
+            yield from _deltas(splitter.finish())
 
     def _keep(self, answer: GuardedAnswer) -> Message:
         """Add the answer to the history; its reasoning beside its text, not in it."""
         refusal_text = answer.refusal.text if answer.refusal else ""
-        reasoning, text = self._split(answer.text.removesuffix(refusal_text))
+        reasoning, text = self._split(
+            answer.text.removesuffix(refusal_text), is_over=_is_over(answer)
+        )
         text = text + refusal_text if text else refusal_text.lstrip("\n")
+        if reasoning is None and text != answer.text:
+            reasoning = ""
         message = replace(
             Message.from_text("assistant", text, token_ids=answer.token_ids), reasoning=reasoning
         )
@@ -411,15 +423,16 @@ class SessionTurn:
             )
         return message
 
-    def _split(self, text: str) -> tuple[str | None, str]:
-        return self._reasoning.split(text) if self._reasoning else (None, text)
+    def _split(self, text: str, *, is_over: bool) -> tuple[str | None, str]:
+        """As it was told: reasoning and answer."""
+        return self._reasoning.split(text, is_over=is_over) if self._reasoning else (None, text)
 
     def _cancelled_early(self) -> TurnEnded:
         """The end of a turn whose prompt was not read to its end."""
-        elapsed_s = time.perf_counter() - self._plan.started_s
+        elapsed_s, so_far = time.perf_counter() - self._plan.started_s, self._plan.so_far
         self._vector = None
         return TurnEnded(
-            text=self._split(self._plan.so_far.text)[1] if self._plan.so_far else "",
+            text=self._split(so_far.text, is_over=False)[1] if so_far else "",
             finish_reason="cancelled",
             guard=self._summary(None),
             usage=Usage(0, 0, 0, 0, 0),
@@ -455,6 +468,11 @@ def _alignment_vector(
     kinds = {item.kind for message in conversation for item in message.media}
     vectors = (bundle.vector_for(kind) for kind in ("image", "audio") if kind in kinds)
     return next((vector.directions for vector in vectors if vector is not None), None)
+
+
+def _is_over(answer: GuardedAnswer) -> bool:
+    """Whether it cannot be gone on with."""
+    return answer.finish_reason in ("stop", "refused")
 
 
 def _highest(scores: Sequence[float | None]) -> float | None:

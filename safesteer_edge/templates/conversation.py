@@ -42,8 +42,9 @@ class Message:
     token_ids: for an assistant message, the exact tokens that the model produced, without the
         end-of-generation token, so that the next turn finds them in the KV cache (tokenising the
         text again may give others). They mean something to that model's vocabulary alone.
-    reasoning: what a thinking model wrote before its answer; None if it did not. It is part of
-        `token_ids` and not of the content: the next prompt leaves it out.
+    reasoning: what a thinking model wrote before its answer, '' if that was marks alone. It is part
+        of `token_ids` and not of the content: the next prompt leaves it out. None: the tokens say
+        the content and no more.
     """
 
     role: Role

@@ -24,11 +24,6 @@ from safesteer_edge.templates.conversation import (
 )
 from safesteer_edge.templates.template import TEMPLATE_ADVICE, ChatTemplate, Placeholders
 
-# Ends the reasoning of Qwen3, DeepSeek-R1, SmolLM3 and others. Their templates leave reasoning
-# out of the history by looking for this mark in the text, which a placeholder hides from them: it
-# is done here for every template that mentions the mark.
-REASONING_END = "</think>"
-
 
 @dataclass(frozen=True, slots=True)
 class ScaffoldPart:
@@ -120,12 +115,6 @@ def render_parts(
     return tuple(parts)
 
 
-def strip_reasoning(text: str) -> str:
-    """Return an answer without the reasoning before it, as reasoning models' templates do."""
-    _, mark, answer = text.rpartition(REASONING_END)
-    return answer.lstrip("\n") if mark else text
-
-
 def _draft_messages(template: ChatTemplate, conversation: Conversation) -> _Draft:
     draft = _Draft()
     merges_system = not template.features().takes_role("system")
@@ -135,7 +124,7 @@ def _draft_messages(template: ChatTemplate, conversation: Conversation) -> _Draf
             prefix += draft.place(ContentPart(message.text, index)) + "\n\n"
             continue
         if message.role == "assistant":
-            content: Any = draft.place(_answer_part(template, message, index))
+            content: Any = draft.place(_answer_part(message, index))
             if not template.features().takes_string("assistant"):
                 content = [{"type": "text", "text": content}]
         else:
@@ -150,13 +139,11 @@ def _draft_messages(template: ChatTemplate, conversation: Conversation) -> _Draf
     return draft
 
 
-def _answer_part(template: ChatTemplate, message: Message, index: int) -> ContentPart | TokensPart:
-    text = message.text
-    if REASONING_END in template.source:
-        text = strip_reasoning(text)
-    if message.token_ids is None or text != message.text or message.reasoning is not None:
-        return ContentPart(text, index)
-    return TokensPart(message.token_ids, text, index)
+def _answer_part(message: Message, index: int) -> ContentPart | TokensPart:
+    """An answer as it was shown. Templates look for reasoning in it, which a placeholder hides."""
+    if message.token_ids is None or message.reasoning is not None:
+        return ContentPart(message.text, index)
+    return TokensPart(message.token_ids, message.text, index)
 
 
 def _draft_content(

@@ -41,10 +41,13 @@ class ReasoningStyle:
         is_open = not self.channels and prompt.rfind(self.opening) > prompt.rfind(self.closing)
         return replace(self, is_open=is_open)
 
-    def split(self, text: str) -> tuple[str | None, str]:
-        """Return the reasoning, None if there is none, and the answer of a whole text."""
+    def split(self, text: str, *, is_over: bool = True) -> tuple[str | None, str]:
+        """Return the reasoning, None if there is none, and the answer of a whole text.
+
+        is_over: False for one that may go on: what may yet become a mark is in neither.
+        """
         splitter = ReasoningSplitter(self)
-        pieces = [*splitter.feed(text), *splitter.finish()]
+        pieces = [*splitter.feed(text), *(splitter.finish() if is_over else ())]
         reasoning = "".join(piece.text for piece in pieces if piece.part == "reasoning")
         answer = "".join(piece.text for piece in pieces if piece.part == "answer")
         return reasoning.strip("\n") if splitter.has_reasoning else None, answer

@@ -25,6 +25,7 @@ from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import generate_lorem_ipsum
 
 # Characters or list items that one expression may make, and one render in all: fifty times what
 # the dearest of 70 known templates takes for a hundred turns (2.4 million), and at most 0.5 GiB.
@@ -32,6 +33,9 @@ _MAX_VALUE_LENGTH = 1 << 24
 _MAX_TOTAL_LENGTH = 1 << 27
 _MAX_INTEGER_BITS = 4096
 _GROWING_FILTERS = frozenset({"center", "format", "indent", "join", "replace", "wordwrap"})
+# Characters between two values of a JSON text.
+_MAX_FILLING = 99
+_LONGEST_LOREM_WORD = 16
 # A width or precision of five digits or more, and one that is itself computed.
 _LARGE_FORMAT = re.compile(r"\d{5,}|\{[^{}]*\{")
 
@@ -62,10 +66,14 @@ class TemplateSandbox:
         pieces: list[str] = []
         length = 0
         for piece in self._template.generate(
-            **self._special_tokens,
-            **variables,
-            messages=messages,
-            add_generation_prompt=add_generation_prompt,
+            {
+                "tools": None,  # there, and none: many templates ask no more than that
+                "documents": None,
+                **self._special_tokens,
+                **variables,
+                "messages": messages,
+                "add_generation_prompt": add_generation_prompt,
+            }
         ):
             length += len(piece)
             if length > self._max_output:
@@ -168,6 +176,30 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
             self.spend(len(texts[-1]))
         return "".join(texts)
 
+    # Methods, for the sandbox hides what a method belongs to.
+
+    def to_json(
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | str | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        """As transformers: not jinja2's own filter, which escapes for HTML."""
+        if any(_size(each) > _MAX_FILLING for each in (indent, *(separators or ()))):
+            raise SecurityError("what stands between the values of a JSON text is too large")
+        encoder = json.JSONEncoder(
+            ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
+        self.spend(_size(value) if isinstance(value, Sized) else 1)
+        return self.concat(encoder.iterencode(value))
+
+    def lorem_ipsum(self, n: int = 5, html: bool = True, min: int = 20, max: int = 100) -> str:
+        """As jinja2's own, which knows no bounds."""
+        self.spend_product([n, max, _LONGEST_LOREM_WORD])
+        return generate_lorem_ipsum(n, html, min, max)
+
 
 def _environment() -> _BoundedEnvironment:
     environment = _BoundedEnvironment(
@@ -178,8 +210,8 @@ def _environment() -> _BoundedEnvironment:
     )
     for name, function in list(environment.filters.items()):
         environment.filters[name] = _bounded_filter(environment, name, function)
-    environment.filters["tojson"] = _to_json
-    del environment.globals["lipsum"]
+    environment.filters["tojson"] = environment.to_json
+    environment.globals["lipsum"] = environment.lorem_ipsum
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment
@@ -202,12 +234,6 @@ def _bounded_filter(
         return function(*args, **kwargs)
 
     return bounded
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
-    """As transformers: not jinja2's own, which escapes for HTML."""
-    _check_integers([indent])
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
 
 
 def _raise_exception(message: str) -> NoReturn:

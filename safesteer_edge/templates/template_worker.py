@@ -26,6 +26,7 @@ except ImportError:  # Windows
 _WARM_UPS = (
     "{{ strftime_now('%Y %B') ~ '%s' % '{:>4}'.format('x') ~ [1]|tojson }}",
     "{{ '<b>'|striptags ~ [1]|pprint ~ 'a b'|title|urlize ~ [1]|random ~ {'a': 1}|xmlattr }}",
+    "{{ lipsum(1) ~ 'a b'|wordwrap(2) }}",
     "{{ raise_exception('x') }}",
     "{% if",
 )

@@ -27,6 +27,7 @@ from safesteer_edge.tui.commands.conversation import resume
 from safesteer_edge.tui.commands.setting import applied, theme_named
 from safesteer_edge.tui.commands.table import COMMANDS
 from safesteer_edge.tui.engine_thread import EngineThread, SessionOpener, Told, TurnDone
+from safesteer_edge.tui.guard_making import calibrate_command
 from safesteer_edge.tui.screens.chat_screen import ChatScreen
 from safesteer_edge.tui.screens.compare_screen import COMPARISON_TURNS, CompareScreen
 from safesteer_edge.tui.screens.models_screen import ModelRow, known_models
@@ -79,7 +80,8 @@ class ChatOptions:
     opener: makes a session of settings; called on the engine's thread. store: None saves nothing.
     native_picture: makes a widget of a decoded image by the terminal's own graphics; None: half
         blocks.
-    chat_id: of a saved chat to go on with. question: asked at once, unless empty.
+    guard_command: what makes a guard for a model. chat_id: of a saved chat to go on with. question:
+        asked at once, unless empty.
     """
 
     settings: SessionSettings
@@ -91,6 +93,7 @@ class ChatOptions:
     save_setting: Callable[[str, UserSettings], object] = lambda key, settings: None
     native_picture: Callable[..., object] | None = None
     model_lister: Callable[[], Sequence[ModelRow]] = known_models
+    guard_command: Callable[[str], Sequence[str]] = calibrate_command
     is_first_run: bool = False
     chat_id: str | None = None
     question: str = ""

@@ -35,6 +35,7 @@ _FILE_SUFFIXES = (
 _SIGNS = {"image": "▣", "sound": "♪", "document": "≡"}
 _TOKEN = re.compile(r"'[^'\n]+'|\"[^\"\n]+\"|(?:\\.|[^\s\\])+")
 _ROOTED = re.compile(r"['\"]?(file://|~\w*/|\.{0,2}/)")
+_REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _NESTED = re.compile(r"/[^/]+/.+")  # no slash command
 _PLAIN = re.compile(r"(['\"]?)[\w./~+@-]+\1")  # no code, no pattern, no URL
 _SUFFIX = re.compile(r"\.[A-Za-z]\w{0,7}")
@@ -70,6 +71,7 @@ def split_media_paths(text: str, *, typed: bool = False) -> tuple[str, list[Path
     Terminals drop a file as its path: in quotes, with `\ ` for spaces, or as a file:// URL.
     typed: it is to be sent. Then files that are not there are among them, for `require_files`, and
     a document's name stays in the text. Else it was dropped or pasted.
+    Raises MediaError for what is typed and leads to a file elsewhere, as by https://.
     """
     if len(text) > _MAX_TYPED_CHARACTERS:
         return text, []
@@ -84,6 +86,8 @@ def split_media_paths(text: str, *, typed: bool = False) -> tuple[str, list[Path
         if not _exists(_unquoted(word)):
             word = word.rstrip(_SENTENCE_ENDS)
         path = _unquoted(word)
+        if typed and "\n" not in stripped and _REMOTE.match(word):
+            _refuse_remote(word, path)
         if not word or not _is_meant(word, path, token, text, typed=typed):
             continue
         before = text[position : token.start()]
@@ -106,6 +110,14 @@ def require_files(paths: Iterable[Path]) -> None:
                 f"cannot attach {str(path)!r}: there is no such file; check the path, or put it in "
                 "`backquotes` to send it as text"
             )
+
+
+def _refuse_remote(url: str, path: Path) -> None:
+    if path.suffix.lower() in _FILE_SUFFIXES and not url.lower().startswith("file:"):
+        raise MediaError(
+            f"cannot attach {url[:200]!r}: nothing is fetched from the network; download it and "
+            "attach the file, or write it in `backquotes` to send it as words"
+        )
 
 
 def begins_with_path(text: str) -> bool:

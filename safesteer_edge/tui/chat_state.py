@@ -62,9 +62,9 @@ class ChatState:
             raise InputError("there is no answer yet; ask something first")
         if not text:
             return self.turns[-1]
-        if not text.isdecimal() or not 1 <= int(text) <= len(self.turns):
+        if not text.isdecimal() or not 1 <= int(text[:9]) <= len(self.turns):
             raise InputError(f"there is no question {text!r}; choose 1 to {len(self.turns)}")
-        return self.turns[int(text) - 1]
+        return self.turns[int(text[:9]) - 1]
 
     def begin_new(self) -> None:
         """Forget the chat; its settings stay."""
@@ -133,6 +133,8 @@ def ask(
 ) -> Iterator[Event]:
     """Ask a question, at the end or in the place of one."""
     _use(chat, settings)
+    if turn.asks_for_summary and in_place_of is None:
+        return chat.sum_up()
     if in_place_of is not None:
         return chat.edit(
             in_place_of,

@@ -19,7 +19,12 @@ from typing import TypeVar
 from safesteer_edge.chats.chat_log import ChatEntry
 from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.chats.recorded_chat import RecordedChat
-from safesteer_edge.errors import BundleChangedError, EngineError, SafeSteerError
+from safesteer_edge.errors import (
+    BundleChangedError,
+    EngineError,
+    NoBundleError,
+    SafeSteerError,
+)
 from safesteer_edge.guard.events import Event
 from safesteer_edge.session.protocol import ChatSession, SessionInfo
 from safesteer_edge.session.settings import SessionSettings
@@ -40,10 +45,14 @@ class ModelOpened:
 
 @dataclass(frozen=True, slots=True)
 class ModelFailed:
-    """No model runs. error: one line with a remedy. title: what happened, in a few words."""
+    """No model runs. error: one line with a remedy. title: what happened, in a few words.
+
+    lacks_guard: it would, if it had a guard.
+    """
 
     error: str
     title: str = "The model could not be loaded"
+    lacks_guard: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +159,7 @@ class EngineThread:
             self._tell(ModelOpened(self._session.info, self._enter(self._session)))
         except Exception as error:  # whatever it is, the person must read it and the app go on
             self._free()
-            self._tell(ModelFailed(one_line(error)))
+            self._tell(ModelFailed(one_line(error), lacks_guard=isinstance(error, NoBundleError)))
 
     def _enter(self, session: ChatSession) -> str | None:
         """Let the chat go on with a session; returns why it cannot, and begins another then."""

@@ -116,6 +116,14 @@ def turn_notes(turn: ShownTurn, *, can_go_on: bool = True) -> list[str]:
         notes.append("stopped by you" if turn.text else "stopped before the answer began")
     if turn.end == "length":
         notes.append(f"cut off at the token limit{how}")
+    if turn.end == "loop":
+        notes.append("stopped: it was repeating itself; a higher temperature helps")
+    if turn.left_out is not None and turn.left_out.n_new:
+        n_new = turn.left_out.n_new
+        turns = "the oldest turn is" if n_new == 1 else f"the {n_new} oldest turns are"
+        notes.append(f"the context was full: {turns} left out from here on; /compact sums up")
+    if turn.is_summary:
+        notes.append("from here on the model has this summary in place of what was said")
     if turn.end == "died" and turn.error is None:
         notes.append(f"cut off when the program ended{how}" if turn.text else "never answered")
     return notes

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from safesteer_edge.guard.events import PrefillDone
 from safesteer_edge.tui.chat_state import ask, go_on
+from safesteer_edge.tui.commands import full_screen
 from safesteer_edge.tui.engine_thread import (
     ModelOpened,
     NotSaved,
@@ -128,6 +129,8 @@ class ModelRunner:
             state.info = None
             screen.status.show_state("✗ no model", failed=True)
             screen.show_problem(told.error, told.title)
+            if told.lacks_guard:
+                full_screen.offer_guard(screen, screen.session_settings.model)
         screen.show_state()
 
     # -- a turn -----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from safesteer_edge.chats.chat_log import ChatEntry
-from safesteer_edge.chats.open_chat import documents_of
+from safesteer_edge.chats.open_chat import SUMMARY_QUESTION, files_of
 from safesteer_edge.chats.records import EndReason, StoredMedia
 from safesteer_edge.formats.display_text import ControlCharacterFilter
 from safesteer_edge.guard.events import (
@@ -23,6 +23,7 @@ from safesteer_edge.guard.events import (
     TextDelta,
     Timings,
     TurnEnded,
+    TurnsLeftOut,
     Usage,
 )
 from safesteer_edge.guard.policy import GuardMode, GuardPolicy
@@ -83,9 +84,9 @@ class ShownTurn:
     it. steps: of the answer as it stands. n_interventions: kept apart from them, as a chat read
     from disk has none. n_restarts: how often the guard took back what people had not seen yet.
     opening: the safe beginning that it then led the answer to, '' for none.
-    policy: the one it was guarded by, None if that is not known. is_uncalibrated: it is known that
-    nobody has measured what that policy does.
-    media: what became of them. question_id, answer_id: in the chat's file.
+    left_out: the context was full. policy: the one it was guarded by, None if that is not known.
+    is_uncalibrated: it is known that nobody has measured what that policy does. media: what became
+    of them. lost: names of files that a stored chat had. question_id, answer_id: in its file.
     """
 
     question: str
@@ -93,12 +94,14 @@ class ShownTurn:
     sounds: tuple[Path, ...] = ()
     documents: tuple[Document, ...] = ()
     media_names: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
     guard: GuardMode = "steer"
     policy: GuardPolicy | None = None
     media: list[MediaPrepared] = field(default_factory=list)
     text: str = ""
     shown: str = ""
     steps: list[Step] = field(default_factory=list)
+    left_out: TurnsLeftOut | None = None
     prefill: PrefillDone | None = None
     refusal: Refused | None = None
     end: EndReason | None = None
@@ -127,6 +130,8 @@ class ShownTurn:
             self.media.append(event)
         elif isinstance(event, PrefillDone):
             self.prefill = event
+        elif isinstance(event, TurnsLeftOut):
+            self.left_out = event
         elif isinstance(event, TextDelta):
             if event.start is not None:
                 self._n_told_characters = event.start + len(event.text)
@@ -164,13 +169,23 @@ class ShownTurn:
         return self.n_interventions > 0 or self.n_restarts > 0
 
     @property
+    def asks_for_summary(self) -> bool:
+        return self.question == SUMMARY_QUESTION
+
+    @property
+    def is_summary(self) -> bool:
+        """True if the model has it in place of what came before it."""
+        is_told = bool(self.text) and self.end in ("stop", "length", "loop")
+        return self.asks_for_summary and is_told
+
+    @property
     def is_over(self) -> bool:
         return self.end is not None or self.error is not None
 
     @property
     def can_continue(self) -> bool:
         """True if there is an unfinished answer to go on with."""
-        is_unfinished = self.end in ("cancelled", "length", "died")
+        is_unfinished = self.end in ("cancelled", "length", "loop", "died")
         is_known = bool(self.text) or (bool(self.reasoning) and self.end != "died")
         return is_known and is_unfinished and self.refusal is None
 
@@ -178,7 +193,7 @@ class ShownTurn:
     def is_in_conversation(self) -> bool:
         """True if the model remembers it: an answer began."""
         has_thought = bool(self.reasoning) and self.end == "cancelled"
-        return bool(self.text) or has_thought or self.end in ("stop", "length", "refused")
+        return bool(self.text) or has_thought or self.end in ("stop", "length", "loop", "refused")
 
     def continued(self) -> None:
         """Get ready for the events of `continue_answer`, which add to the answer."""
@@ -248,7 +263,9 @@ def proposed_by_sampler(step: Step) -> Candidate | None:
 
 
 def turns_of_branch(
-    branch: Sequence[ChatEntry], media_path: Callable[[StoredMedia], Path]
+    branch: Sequence[ChatEntry],
+    media_path: Callable[[StoredMedia], Path],
+    is_lost: Callable[[StoredMedia], bool],
 ) -> tuple[str | None, list[ShownTurn]]:
     """The system prompt and the turns that a chat's file tells."""
     system: str | None = None
@@ -257,7 +274,18 @@ def turns_of_branch(
         if entry.role == "system":
             system = entry.text
         elif entry.role == "user":
-            turns.append(_asked(entry, media_path))
+            lost = tuple(item.name for item in entry.media if is_lost(item))
+            there = [item for item in entry.media if not is_lost(item)]
+            turns.append(
+                ShownTurn(
+                    entry.text,
+                    *files_of(there, media_path),
+                    tuple(item.name for item in there),
+                    lost=lost,
+                    end="died",
+                    question_id=entry.id,
+                )
+            )
         elif turns:
             _answer(turns[-1], entry)
     return system, turns
@@ -266,25 +294,14 @@ def turns_of_branch(
 def messages_of(system: str | None, turns: Sequence[ShownTurn]) -> list[ChatMessage]:
     """The conversation that these turns make, for `ChatSession.restore`."""
     messages = [ChatMessage("system", system)] if system and turns else []
-    for turn in turns:
+    start = max((index for index, turn in enumerate(turns) if turn.is_summary), default=0)
+    for turn in turns[start:]:
         if turn.is_in_conversation:
             messages += (
                 ChatMessage("user", turn.question, turn.images, turn.sounds, turn.documents),
                 ChatMessage("assistant", turn.text, risk=turn.risk),
             )
     return messages
-
-
-def _asked(entry: ChatEntry, media_path: Callable[[StoredMedia], Path]) -> ShownTurn:
-    return ShownTurn(
-        entry.text,
-        tuple(media_path(item) for item in entry.media if item.kind == "image"),
-        tuple(media_path(item) for item in entry.media if item.kind == "audio"),
-        documents_of(entry, media_path),
-        tuple(item.name for item in entry.media),
-        end="died",
-        question_id=entry.id,
-    )
 
 
 def _answer(turn: ShownTurn, entry: ChatEntry) -> None:

@@ -40,7 +40,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "library": ("errors", "formats"),
     "report": ("formats", "metrics"),
     "requests": ("errors", "formats", "media"),
-    "bundle": ("errors", "formats", "guard", "probe"),
+    "bundle": ("errors", "formats", "guard", "library", "probe"),
     "converters": ("errors", "formats", "metrics", "probe"),
 }
 # Who may import a leaf.
@@ -49,6 +49,7 @@ LEAVES: dict[str, tuple[str, ...]] = {
     "tui": ("tui", "cli"),
     "converters": ("converters", "cli", "evaluation.verify_bundle"),
     "doctor": ("doctor", "cli"),
+    "serve": ("serve", "cli"),
 }
 # Third-party packages with one owner: a folder, or files.
 OWNERS: dict[str, tuple[str, ...]] = {
@@ -65,6 +66,9 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "pypdfium2": ("media.pdf_decoding",),
     "pillow_heif": ("media.image_decoding",),
     "textual": ("tui",),
+    "starlette": ("serve.app",),
+    "prometheus_client": ("serve.app",),
+    "uvicorn": ("cli.serve_command",),
     "jinja2": ("templates.template_worker", "templates.template_sandbox", "report"),
 }
 # `safesteer-edge --help` must answer at once.
@@ -72,7 +76,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
 NOT_AT_START = (
     "numpy", "llama_cpp", "onnxruntime", "PIL", "jinja2", "sklearn", "onnx", "textual",
     "huggingface_hub", "httpx2", "filelock", "miniaudio",
-    "pypdfium2", "pillow_heif",
+    "pypdfium2", "pillow_heif", "starlette", "uvicorn", "prometheus_client",
 )
 # fmt: on
 

@@ -26,6 +26,8 @@ from safesteer_edge.harvest.replay import (
     replay_from_json,
     targets_of,
 )
+from tests.bundle.linear_probe import probe_onnx
+from tests.bundle.sample_parts import figures_of
 from tests.guarded_tiny import GuardedTiny, make_guarded_tiny
 from tests.requantized_tiny import (
     DECIDING,
@@ -91,6 +93,37 @@ def test_its_probe_is_the_old_one_on_another_scale(
         before = old.probe.score(states).astype(np.float64)
         expected = made.recalibration.rescale.scores(before)
         np.testing.assert_allclose(new.probe.score(states), expected, atol=1e-4)
+
+
+def test_the_prompts_probe_and_the_openings_come_along(
+    requantized_tiny: RequantizedTiny, guarded_tiny: GuardedTiny, tmp_path: Path
+):
+    with load_bundle(requantized_tiny.bundle, guarded_tiny.info, device="cpu") as old:
+        config = old.config
+        probe_onnx_ = (old.folder / config.probe.file).read_bytes()
+    policy = replace(config.policy, steer_from=config.policy.risk_limit / 2, retries=2)
+    prompt_probe = probe_onnx(guarded_tiny.weights, guarded_tiny.offset)
+    parts = replace(
+        guarded_tiny.parts(),
+        probe_onnx=probe_onnx_,
+        probe_layers=config.probe.layers,
+        policy=policy,
+        canaries=config.canaries,
+        figures={**config.figures, **figures_of(policy)},
+        openings=("I cannot", "No"),
+        prompt_probe_onnx=prompt_probe,
+    )
+    settings = replace(
+        settings_for(requantized_tiny, guarded_tiny), bundle=write_bundle(tmp_path / "old", parts)
+    )
+    made = recalibrate(tmp_path / "new", settings, quiet)
+    with load_bundle(made.folder, requantized_tiny.other, device="cpu") as new:
+        assert new.is_calibrated
+        assert new.config.openings == ("I cannot", "No")
+        assert new.config.prompt_probe is not None
+        assert (made.folder / new.config.prompt_probe.file).read_bytes() == prompt_probe
+        assert new.policy.retries == 2
+        assert new.policy.steer_from == pytest.approx(new.policy.risk_limit / 2)
 
 
 def test_a_vectors_gate_moves_with_the_scores(

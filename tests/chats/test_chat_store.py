@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,51 @@ def test_a_damaged_chat_is_listed_with_its_problem(store: ChatStore):
     assert list(store.search("Hello")) == []
     store.delete(chat_id)
     assert store.list() == ()
+
+
+DAMAGE = {
+    "a time of no calendar": (b'"at":101.0', b'"at":1e300'),
+    "a time of 400 digits": (b'"at":101.0', b'"at":1' + b"0" * 400),
+    "a time before all": (b'"at":101.0', b'"at":-1'),
+    "a count of 400 digits": (b'"prompt_tokens":10', b'"prompt_tokens":1' + b"0" * 400),
+    "deep nesting": (b'"Hello"', b"[" * 2000 + b"]" * 2000),
+    "no UTF-8": (b'"Hello"', b'"\xff"'),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="makes a pipe with a name")
+@pytest.mark.parametrize("kind", [*DAMAGE, "a folder", "a pipe"])
+def test_a_bad_file_is_named_and_keeps_no_other_from_anything(store: ChatStore, kind: str):
+    good = saved(store, *turn(1, "Hello", "Hi"))
+    bad = saved(store, *turn(1, "Hello", "Hi"))
+    path = store.path(bad)
+    if kind in DAMAGE:
+        old, new = DAMAGE[kind]
+        assert old in path.read_bytes()
+        path.write_bytes(path.read_bytes().replace(old, new))
+    else:
+        path.unlink()
+        path.mkdir() if kind == "a folder" else os.mkfifo(path)
+    problems = {each.id: each.problem for each in store.list()}
+    assert problems[good] is None
+    assert repr(str(path)) in (problems[bad] or "")
+    assert [hit.chat.id for hit in store.search("hello")] == [good]
+    with pytest.raises(ChatFileError):
+        store.open(bad)
+    store.delete(good)
+    assert not store.path(good).exists()
+    if kind == "a folder":
+        with pytest.raises(ChatFileError, match="cannot delete chat"):
+            store.delete(bad)
+    else:
+        store.delete(bad)
+        assert not path.exists()
+
+
+def test_half_a_character_is_read_as_a_sign_for_it(store: ChatStore):
+    chat_id = saved(store, *turn(1, "Hello \ud83d there", "Hi \ud83d\ude00 \udfff"))
+    branch = store.read(chat_id).branch()
+    assert [entry.text for entry in branch] == ["Hello \ufffd there", "Hi 😀 \ufffd"]
 
 
 def test_a_file_that_a_kill_left_empty_is_no_chat(store: ChatStore):

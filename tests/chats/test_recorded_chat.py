@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from safesteer_edge.chats.chat_store import ChatStore
+from safesteer_edge.chats.open_chat import SUMMARY_QUESTION
 from safesteer_edge.chats.recorded_chat import RecordedChat
 from safesteer_edge.errors import (
     ChatFileError,
@@ -21,7 +22,7 @@ from safesteer_edge.errors import (
     MediaError,
     PromptTooLongError,
 )
-from safesteer_edge.guard.events import Step, TurnEnded
+from safesteer_edge.guard.events import Step, TurnEnded, TurnsLeftOut
 from safesteer_edge.session.isolated_session import open_isolated_session
 from safesteer_edge.session.session import Session
 from tests.guarded_tiny import ALARMED, QUIET, REFUSAL_TEXT, GuardedTiny
@@ -106,6 +107,38 @@ def test_a_chat_is_resumed_with_its_pictures(
     assert chat.session.messages[1].risk == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut", "another picture", "a folder", "no name"])
+def test_a_chat_goes_on_without_a_picture_that_is_lost(
+    chat: RecordedChat, store: ChatStore, picture: Path, tmp_path: Path, damage: str
+):
+    other = tmp_path / "b.png"
+    Image.new("RGB", (56, 56), "gold").save(other)
+    ended(chat.ask("What are these?", images=[picture, other]))
+    assert chat.log is not None
+    chat_id = chat.log.header.id
+    kept = store.media.path(chat.log.branch()[0].media[0])
+    chat.start_new()
+    if damage == "another picture":
+        kept.write_bytes(other.read_bytes())
+    elif damage == "cut":
+        kept.write_bytes(kept.read_bytes()[:-9])
+    elif damage == "no name":
+        path = store.path(chat_id)
+        path.write_bytes(path.read_bytes().replace(kept.stem.encode(), b"\\u0000/etc/passwd"))
+    else:
+        kept.unlink()
+        if damage == "a folder":
+            kept.mkdir()
+    chat.resume(chat_id)
+    asked = chat.session.messages[0]
+    assert asked.text == "[image 'a.png' is lost]\nWhat are these?"
+    assert len(asked.images) == 1
+    assert ended(chat.ask("And then?")).usage.media_tokens == 4
+    assert ended(chat.regenerate()).text
+    assert store.read(chat_id).branch()[0].text == "What are these?"  # should it come back
+    assert ended(chat.edit("m1", "What is this?", images=[other])).text
+
+
 def test_an_edit_and_a_second_answer_stand_on_their_own_branches(chat: RecordedChat):
     first = ended(chat.ask("Hello there")).text
     ended(chat.ask("And then?"))
@@ -123,6 +156,61 @@ def test_an_edit_and_a_second_answer_stand_on_their_own_branches(chat: RecordedC
     assert texts(chat)[2] == "And then?"
     changed = ended(chat.edit("m1", "Good day")).text
     assert texts(chat) == ["Good day", changed]
+
+
+def test_a_summary_stands_in_the_place_of_what_it_sums_up(
+    chat: RecordedChat, store: ChatStore, picture: Path
+):
+    ended(chat.ask("Hello there", system="Be brief."))
+    ended(chat.ask("What is this?", images=[picture]))
+    usual = chat.session.turn_settings
+    summary = ended(chat.sum_up())
+    assert chat.session.turn_settings == usual
+    said = ["Be brief.", SUMMARY_QUESTION, summary.text]
+    assert [message.text for message in chat.session.messages] == said
+    assert chat.session.messages[-1].risk == summary.guard.risk
+    assert chat.log is not None
+    chat_id = chat.log.header.id
+    assert len(store.read(chat_id).branch()) == 7  # the file keeps all
+    after = ended(chat.ask("And then?"))
+    said += ["And then?", after.text]
+    assert [message.text for message in chat.session.messages] == said
+    chat.start_new()
+    chat.resume(chat_id)
+    assert [message.text for message in chat.session.messages] == said
+    assert ended(chat.regenerate()).text == after.text
+    # A question from before it has the answers that were before it.
+    second = store.read(chat_id).branch()[3].id
+    ended(chat.edit(second, "And now?"))
+    assert len(chat.session.messages) == 5
+    assert chat.session.messages[1].text == "Hello there"
+
+
+def test_a_summary_that_the_guard_refuses_replaces_nothing(
+    guarded_tiny: GuardedTiny, store: ChatStore
+):
+    with opened(guarded_tiny, guarded_tiny.bundle(ALARMED)) as session:
+        chat = RecordedChat(session, store)
+        ended(chat.ask("Hello there"))
+        assert ended(chat.sum_up()).finish_reason == "refused"
+        assert len(texts(chat)) == 4
+        chat.close()
+
+
+def test_a_full_context_is_summed_up_as_far_as_it_is_held(
+    guarded_tiny: GuardedTiny, store: ChatStore
+):
+    bundle = guarded_tiny.bundle(QUIET)
+    with opened(guarded_tiny, bundle, n_ctx=320, when_full="stop") as session:
+        chat = RecordedChat(session, store)
+        with pytest.raises(PromptTooLongError, match="/compact sums it up"):
+            for number in range(50):
+                ended(chat.ask(f"Question number {number}: what is it, and why?"))
+        events = list(chat.sum_up())
+        assert any(isinstance(event, TurnsLeftOut) for event in events)
+        assert len(session.messages) == 2
+        ended(chat.ask("And then?"))
+        chat.close()
 
 
 def test_a_continued_answer_is_one_message(chat: RecordedChat):
@@ -164,6 +252,7 @@ def test_a_question_that_cannot_be_asked_leaves_no_trace(
 
 def test_a_question_is_counted_in_the_place_where_it_will_stand(chat: RecordedChat):
     half = "word " * 100
+    chat.session.change(replace(chat.session.turn_settings, when_full="stop"))
     ended(chat.ask(half))
     shown, messages = texts(chat), chat.session.messages
     with pytest.raises(PromptTooLongError):

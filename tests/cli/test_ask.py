@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -246,6 +248,32 @@ def test_short_options_are_the_long_ones(ask: Ask, guarded_tiny: GuardedTiny, tm
     assert (short["model"]["name"], len(short["media"])) == ("other", 1)
 
 
+@pytest.mark.parametrize("is_isolated", [False, True])
+def test_a_picture_comes_from_a_file_from_stdin_or_from_a_data_uri(
+    ask: Ask,
+    guarded_tiny: GuardedTiny,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_isolated: bool,
+):
+    from PIL import Image
+
+    picture = tmp_path / "a b.png"
+    Image.new("RGB", (56, 56), "teal").save(picture)
+    data = picture.read_bytes()
+    usual = ["What is it?", "--json", "--quiet", "--mmproj", str(guarded_tiny.projector)]
+    if is_isolated:
+        usual.append("--isolate")
+    plain = json.loads(ask(*usual, "-i", str(picture)).out)
+    assert plain["usage"]["media_tokens"] == 4
+    type_in(monkeypatch, data)
+    piped = json.loads(ask(*usual, "-i", "-").out)
+    encoded = base64.b64encode(data).decode()
+    uris = [f"data:image/png;base64,{encoded}", f"DATA:image/png,{quote(data)}", picture.as_uri()]
+    for answer in (piped, *(json.loads(ask(*usual, "-i", uri).out) for uri in uris)):
+        assert (answer["text"], answer["usage"]) == (plain["text"], plain["usage"])
+
+
 def test_a_picture_is_asked_about(ask: Ask, guarded_tiny: GuardedTiny, tmp_path: Path):
     from PIL import Image
 
@@ -311,7 +339,11 @@ def test_a_guard_that_nobody_measured_is_called_so(
 ):
     parts = replace(guarded_tiny.parts(bias=QUIET), figures={"calibrated": True})
     bundle = write_bundle(tmp_path / "bundle", parts)
-    ran = ask("Hello there", "--bundle", str(bundle), "--json")
+    refused = ask("Hello there", "--bundle", str(bundle))
+    assert (refused.exit_code, refused.out, refused.err.count("\n")) == (BAD_INPUT, "", 1)
+    assert "is UNCALIBRATED" in refused.err
+    assert "--guard monitor" in refused.err
+    ran = ask("Hello there", "--bundle", str(bundle), "--json", "--guard", "monitor")
     assert "guard tiny-30, UNCALIBRATED, loaded in" in ran.err
     assert "[warning: guard bundle 'tiny-30' is UNCALIBRATED" in ran.err
     assert json.loads(ran.out)["guard"]["calibrated"] is False
@@ -361,7 +393,7 @@ def test_a_trace_that_cannot_be_written_is_bad_input(ask: Ask, tmp_path: Path):
 
 
 def test_an_engine_of_its_own_process_answers_the_same(ask: Ask):
-    here, there = (ask("Hello there", "--json", *more) for more in ((), ("--isolate",)))
+    here, there = (ask("Hello there", "--json", *more) for more in (("--no-isolate",), ()))
     assert there.exit_code == OK
     values = [json.loads(ran.out) for ran in (here, there)]
     for value in values:
@@ -371,7 +403,7 @@ def test_an_engine_of_its_own_process_answers_the_same(ask: Ask):
 
 
 def test_an_error_in_the_engines_process_is_told_as_ever(ask: Ask):
-    ran = ask("word " * 600, "--isolate")
+    ran = ask("word " * 600)
     assert (ran.exit_code, ran.out) == (BAD_INPUT, "")
     assert ran.err.startswith("safesteer-edge: ") and ran.err.count("\n") == 1
 

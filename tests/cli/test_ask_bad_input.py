@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,6 +244,51 @@ def test_a_file_that_is_no_picture(ask: Ask, guarded_tiny: GuardedTiny, tmp_path
         naming="cannot hear",
         remedy="choose a model",
     )
+
+
+@pytest.mark.parametrize("option", ["--image", "--audio", "--file"])
+@pytest.mark.parametrize("url", ["https://example.com/a%20b.png", "ftp://x.org/c.wav", "s3://b/d"])
+def test_a_url_is_refused_by_its_name(ask: Ask, guarded_tiny: GuardedTiny, option: str, url: str):
+    arguments = [option, url, "--mmproj", str(guarded_tiny.projector)]
+    fails_with_one_line(ask, arguments, naming=f"cannot read {url!r}: ", remedy="download it")
+
+
+@pytest.mark.parametrize(
+    ("uri", "naming"),
+    [
+        ("data:image/png;base64,iVBORw0KG", "data:image/png;base64,iVBORw0KG'…: "),
+        ("data:image/png;base64,!!!!", "copy it whole"),
+        ("data:text/plain,hello", "expected data:image/…;base64,…"),
+        ("data:image/png", "expected data:image/…;base64,…"),
+        ("data:image/png,hello", "image-1.png"),
+    ],
+)
+def test_a_data_uri_that_holds_no_picture(
+    ask: Ask, guarded_tiny: GuardedTiny, uri: str, naming: str
+):
+    arguments = ["--image", uri, "--mmproj", str(guarded_tiny.projector)]
+    fails_with_one_line(ask, arguments, naming=naming, remedy="")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "naming"),
+    [
+        (["What?", "--image", "-"], "there is no picture on stdin: it is empty"),
+        (["--image", "-"], "write the question behind 'ask'"),
+        (["What?", "--image", "-", "--image", "-"], "give --image - once"),
+    ],
+)
+def test_a_picture_that_is_not_on_stdin(
+    ask: Ask,
+    guarded_tiny: GuardedTiny,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    naming: str,
+):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    ran = ask(*arguments, "--mmproj", str(guarded_tiny.projector))
+    assert (ran.exit_code, ran.out, ran.err.count("\n")) == (BAD_INPUT, "", 1)
+    assert naming in ran.err
 
 
 def test_a_document_that_cannot_be_read(ask: Ask, tmp_path: Path):

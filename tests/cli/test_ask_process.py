@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from safesteer_edge.cli.options import BAD_INPUT, INTERRUPTED, OK
+from safesteer_edge.cli.options import BAD_INPUT, INTERRUPTED, OK, RUNTIME_ERROR
 from tests.cli.conftest import TIMEOUT_S, StartAsk, ask_arguments
 from tests.guarded_tiny import QUIET, GuardedTiny
 from tests.session.turns import texts
@@ -34,8 +35,8 @@ def long_answer(guarded_tiny: GuardedTiny) -> str:
 
 @pytest.mark.parametrize(
     ("whole_group", "more"),
-    [(True, ()), (False, ()), (True, ("--isolate",))],
-    ids=["terminal", "kill", "isolated"],
+    [(True, ()), (False, ()), (True, ("--no-isolate",))],
+    ids=["terminal", "kill", "one-process"],
 )
 def test_ctrl_c_prints_what_was_said_and_exits_130(
     start_ask: StartAsk, tmp_path: Path, long_answer: str, whole_group: bool, more: tuple[str, ...]
@@ -78,6 +79,23 @@ def test_ctrl_c_with_json_prints_the_whole_object(
     assert value["usage"]["completion_tokens"] == n_rows
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("crash", [signal.SIGABRT, signal.SIGSEGV])
+def test_a_crash_of_llama_cpp_is_one_line_and_exit_code_1(
+    start_ask: StartAsk, tmp_path: Path, crash: signal.Signals
+):
+    trace = tmp_path / "trace.jsonl"
+    running = start_ask("Hello there", *LONG, "--quiet", "--trace", str(trace))
+    _wait_for_lines(trace, running.process, 5)
+    process_id = running.process.pid
+    children = Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()
+    os.kill(int(children[0]), crash)
+    _, err = running.finish()
+    assert running.process.returncode == RUNTIME_ERROR
+    assert err.startswith(b"safesteer-edge: the engine process")
+    assert err.count(b"\n") == 1
+
+
 def test_a_trace_is_readable_while_the_answer_goes_on(start_ask: StartAsk, tmp_path: Path):
     trace = tmp_path / "trace.jsonl"
     running = start_ask("Hello there", *LONG, "--trace", str(trace))
@@ -96,12 +114,7 @@ def _wait_for_lines(trace: Path, process: subprocess.Popen[bytes], n_lines: int)
         time.sleep(0.001)
 
 
-def test_ctrl_c_while_the_model_loads_exits_130(guarded_tiny: GuardedTiny):
-    arguments = ask_arguments(guarded_tiny, "Hello there", bundle=guarded_tiny.bundle(QUIET))
-    program = f"""
-import logging, signal, sys
-from safesteer_edge.cli.main import main
-
+_IN_A_CALLBACK = """
 class Interrupting(logging.Handler):
     def emit(self, record):  # on the way out of llama.cpp's callback
         signal.raise_signal(signal.SIGINT)
@@ -109,12 +122,38 @@ class Interrupting(logging.Handler):
 logger = logging.getLogger("safesteer_edge.native")
 logger.setLevel(logging.DEBUG)
 logger.addHandler(Interrupting())
-sys.exit(main({arguments!r}))
+"""
+_WAITING_FOR_THE_ENGINE = """
+from safesteer_edge.session.engine_process import EngineProcess
+
+def receive(process, receive=EngineProcess.receive):
+    os.killpg(0, signal.SIGINT)
+    return receive(process)
+
+EngineProcess.receive = receive
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "interrupting"),
+    [(("--no-isolate",), _IN_A_CALLBACK), ((), _WAITING_FOR_THE_ENGINE)],
+    ids=["one-process", "isolated"],
+)
+def test_ctrl_c_while_the_model_loads_exits_130(
+    guarded_tiny: GuardedTiny, more: tuple[str, ...], interrupting: str
+):
+    asked = ask_arguments(guarded_tiny, "Hello there", bundle=guarded_tiny.bundle(QUIET))
+    program = f"""
+import logging, os, signal, sys
+from safesteer_edge.cli.main import main
+{interrupting}
+sys.exit(main({[*asked, *more]!r}))
 """
     ran = subprocess.run(
         [sys.executable, "-c", program],
         stdin=subprocess.DEVNULL,
         capture_output=True,
+        start_new_session=True,
         timeout=TIMEOUT_S,
     )
     assert (ran.returncode, ran.stdout) == (INTERRUPTED, b"")
@@ -130,6 +169,22 @@ def test_a_reader_that_has_gone_is_no_error(start_ask: StartAsk, arguments: tupl
 
 
 @pytest.mark.skipif(shutil.which("head") is None, reason="needs head")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("redirection", [">&-", ">/dev/full"])
+@pytest.mark.parametrize("option", ["--quiet", "--json"])
+def test_an_answer_that_nobody_can_get_is_an_error(
+    guarded_tiny: GuardedTiny, redirection: str, option: str
+):
+    bundle = guarded_tiny.bundle(QUIET)
+    command = [sys.executable, "-m", "safesteer_edge"]
+    command += ask_arguments(guarded_tiny, "Hello", "--quiet", option, bundle=bundle)
+    program = f"{shlex.join(command)} {redirection}"
+    ran = subprocess.run(program, shell=True, stderr=subprocess.PIPE, text=True)
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("safesteer-edge: cannot write to stdout: ")
+    assert ran.returncode == RUNTIME_ERROR
+
+
 def test_head_gets_its_byte(start_ask: StartAsk, long_answer: str):
     running = start_ask("Hello there", *LONG, "--quiet")
     head = subprocess.run(

@@ -24,6 +24,7 @@ from tests.guarded_tiny import GuardedTiny
 from tests.tiny_models.hearing_projector import write_tiny_hearing_projector
 
 LOOSE = ("--false-alarms", "0.34")  # so few requests tell no less
+THOROUGH = ("--effort", "thorough")
 COUNTS = {"harmful": 10, "harmless": 4, "borderline": 2, "ordinary": 10}
 
 
@@ -39,7 +40,7 @@ def write_requests(path: Path, labels: dict[str, int], **extra: str) -> Path:
 
 def command(tiny: GuardedTiny, folder: Path, data: Path, *more: str) -> list[str]:
     options = ["-o", str(folder), "--data", str(data), "--threads", "1", "--ctx", "512"]
-    return ["calibrate", str(tiny.model), *options, *LOOSE, *more]
+    return ["calibrate", str(tiny.model), *options, *more, *LOOSE]
 
 
 def bundle_content(folder: Path) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def made(guarded_tiny: GuardedTiny, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("made")
     data = write_requests(folder / "requests.jsonl", COUNTS)
     seeing = ("--mmproj", str(guarded_tiny.projector))
-    assert main(command(guarded_tiny, folder / "guard", data, *seeing)) == OK
+    assert main(command(guarded_tiny, folder / "guard", data, *seeing, *THOROUGH)) == OK
     return folder / "guard", data
 
 
@@ -101,9 +102,8 @@ def test_a_run_that_is_killed_goes_on_and_makes_the_same_bundle(
     guarded_tiny: GuardedTiny, made: tuple[Path, Path], tmp_path: Path
 ) -> None:
     whole, data = made
-    arguments = command(
-        guarded_tiny, tmp_path / "guard", data, "--mmproj", str(guarded_tiny.projector)
-    )
+    seeing = ("--mmproj", str(guarded_tiny.projector))
+    arguments = command(guarded_tiny, tmp_path / "guard", data, *seeing, *THOROUGH)
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     cache = tmp_path / "cache" / "safesteer-edge" / "harvest"
     program = [sys.executable, "-m", "safesteer_edge", *arguments]
@@ -123,6 +123,32 @@ def test_a_run_that_is_killed_goes_on_and_makes_the_same_bundle(
     first_line = second.stderr.replace("\r", "\n").split("harvesting answers: ")[1]
     assert int(first_line.split("/")[0]) >= len(kept)
     assert bundle_content(tmp_path / "guard") == bundle_content(whole)
+
+
+def test_a_quick_run_says_how_long_it_takes_and_what_it_did_not_try(
+    guarded_tiny: GuardedTiny,
+    made: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "guard"
+    assert main(command(guarded_tiny, folder, made[1])) == OK
+    told = capsys.readouterr().err
+    assert re.search(r"a quick calibration takes about \d+ s from here on this machine", told)
+    with load_bundle(folder, guarded_tiny.info) as bundle:
+        figures: Any = bundle.config.figures
+    assert figures["calibration"]["harvested"]["text"] == COUNTS
+    assert figures["calibration"]["effort"]["name"] == "quick"
+    assert figures["n_own"] == COUNTS
+    assert set(figures["prompt_probe"]["auroc"]) == {"harmless", "borderline", "ordinary"}
+    page = (folder / "report.html").read_text()
+    assert "The effort was quick. Not tried: the rest of the requests;" in page
+    assert "The limits come from 10 answers to ordinary requests." in page
+    # What it has read counts: the same again, and more of it, reads nothing twice.
+    assert main(command(guarded_tiny, folder, made[1], "--effort", "standard")) == OK
+    assert "reading requests: 26/26" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,22 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return captured.err
 
 
+def test_a_negative_layer_is_counted_from_the_models_last_block(
+    probe: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    output = tmp_path / "probe.onnx"
+    flags = ("-o", output, "--harmful-class", 1)
+    said = refused(capsys, probe, *flags, "--layer", -1)
+    assert "--layer -1 counts from the last block; pass the model with --model" in said
+    said = refused(capsys, probe, *flags, "--layer", -5, "--model", model)
+    assert "--layer -5 is not in" in said
+    assert not output.exists()
+    assert convert(probe, *flags, "--layer", -1, "--model", model) == OK
+    assert "layers counted from the first: 3 " in capsys.readouterr().out
+    metadata = check_onnx(output.read_bytes(), name="probe").metadata
+    assert metadata["safesteer.layers"] == "3"
+
+
 def test_a_probe_is_converted_for_a_model(
     probe: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

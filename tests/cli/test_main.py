@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -231,6 +232,36 @@ def test_a_list_whose_reader_has_gone_is_no_error():
     ran = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE)
     os.close(write_end)
     assert (ran.returncode, ran.stderr) == (OK, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("redirection", [">&-", ">/dev/full", "<&- >&-"])
+@pytest.mark.parametrize("command", ["models list", "settings show --json", "--help", "--version"])
+def test_what_cannot_be_printed_is_one_line_and_an_error(
+    command: str, redirection: str, unbuffered: str, tmp_path: Path
+):
+    program = f'"{sys.executable}" -m safesteer_edge {command} {redirection}'
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered, "HOME": str(tmp_path)}
+    ran = subprocess.run(program, shell=True, stderr=subprocess.PIPE, env=environment, text=True)
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("safesteer-edge: cannot write to stdout: ")
+    assert ran.returncode == RUNTIME_ERROR
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
+@pytest.mark.parametrize(
+    ("command", "exit_code"), [("chats list --json", OK), ("chats show x", BAD_INPUT)]
+)
+def test_narration_that_cannot_be_told_changes_nothing(
+    command: str, exit_code: int, redirection: str, tmp_path: Path
+):
+    program = f'"{sys.executable}" -m safesteer_edge {command} {redirection}'
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    ran = subprocess.run(program, shell=True, stdout=subprocess.PIPE, env=environment, text=True)
+    assert ran.returncode == exit_code
+    assert ran.stdout == ('{"chats": []}\n' if exit_code == OK else "")
 
 
 def test_the_package_runs_as_a_module():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from safesteer_edge.converters.vector_conversion import (
     VectorRequest,
@@ -235,6 +236,71 @@ def test_a_layer_that_the_model_does_not_have_is_refused(tmp_path: Path, tiny_ll
         path = saved(tmp_path, **{str(number): ROWS[0]})
         with pytest.raises(VectorFileError, match=f"layer {number}"):
             converted(path, layer_base=layer_base, model=tiny_llama)
+
+
+NEGATIVE_NAMES = (("-1", "-2"), ("layer_-1", "layer_-2"), ("−1", "−2"), ("-1", "2"))
+
+
+@pytest.mark.parametrize("names", NEGATIVE_NAMES)
+@pytest.mark.parametrize("base", ["0", "1"])
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_negative_layer_is_counted_from_the_models_last(
+    tmp_path: Path, tiny_llama: ModelInfo, names: tuple[str, str], base: str, suffix: str
+):
+    last_but_one = {"2": "2" if base == "0" else "3"}.get(names[1], names[1])
+    named = {names[0]: ROWS[3], last_but_one: ROWS[2]}
+    path = tmp_path / f"v{suffix}"
+    np.savez(path, **named) if suffix == ".npz" else save_file(named, path)
+    vector = converted(path, layer_base=base, model=tiny_llama)
+    np.testing.assert_array_equal(vector.directions, [0 * ROWS[0], 0 * ROWS[0], *ROWS[2:]])
+    with pytest.raises(VectorFileError, match=r"layer -\d, counted from the last; .*--model"):
+        converted(path, layer_base=base)
+
+
+def test_the_last_entry_of_hidden_states_is_no_blocks_output(tmp_path: Path, tiny_llama: ModelInfo):
+    path = saved(tmp_path, **{"-1": ROWS[3], "-2": ROWS[2]})
+    with pytest.raises(VectorFileError, match="final norm"):
+        converted(path, layer_base="embedding", model=tiny_llama)
+    path = saved(tmp_path, **{"-2": ROWS[2]})
+    vector = converted(path, layer_base="embedding", model=tiny_llama)
+    np.testing.assert_array_equal(np.flatnonzero(vector.directions.any(axis=1)), [2])
+
+
+@pytest.mark.parametrize("names", [("-5", "1"), ("-1", "3")])
+def test_negative_layers_that_are_not_there_or_there_twice_are_refused(
+    tmp_path: Path, tiny_llama: ModelInfo, names: tuple[str, str]
+):
+    path = saved(tmp_path, **{names[0]: ROWS[1], names[1]: ROWS[2]})
+    with pytest.raises(VectorFileError, match=r"of 4 layers\) has not, or has by another number"):
+        converted(path, model=tiny_llama)
+
+
+def test_a_hyphen_behind_a_word_is_no_minus(tmp_path: Path):
+    vector = converted(saved(tmp_path, **{"layer-1": ROWS[1], "layer-3": ROWS[3]}))
+    np.testing.assert_array_equal(np.flatnonzero(vector.directions.any(axis=1)), [1, 3])
+
+
+def test_repengs_direction_of_the_first_block_is_left_out_and_said(tmp_path: Path):
+    path = write_repeng_gguf(tmp_path / "v.gguf", dict(enumerate(ROWS)))
+    request = VectorRequest((path,), convention="repeng")
+    result = convert_vector(request)
+    np.testing.assert_array_equal(result.vector.directions, STEERED)
+    assert "cannot steer the first block: its direction is left out" in result.notes[0]
+    with pytest.raises(VectorFileError, match="has a layer 0, and --layer-base 1"):
+        convert_vector(replace(request, convention="cvector-generator"))
+
+
+def test_a_vector_made_for_another_architecture_is_said_to_be(
+    tmp_path: Path, tiny_llama: ModelInfo
+):
+    path = write_repeng_gguf(tmp_path / "v.gguf", {2: ROWS[2]}, model_type="qwen2")
+    request = VectorRequest((path,), convention="repeng", model=tiny_llama)
+    (note,) = convert_vector(request).notes
+    assert (
+        note == "'v.gguf' says that it is for 'qwen2' models; the vector is for 'llama', as asked"
+    )
+    assert convert_vector(replace(request, model=None, model_hint="llama")).notes == (note,)
+    assert not convert_vector(replace(request, model=None)).notes
 
 
 def test_sources_of_different_models_are_not_added(tmp_path: Path):

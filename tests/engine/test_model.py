@@ -48,6 +48,7 @@ def test_a_model_says_what_it_is(tiny_llama_path: Path, tiny_mamba_path: Path) -
         assert not model.has_recurrent_state
         assert (model.bos_token_id, model.eos_token_id) == (IM_START_ID, IM_END_ID)
         assert (model.unknown_token_id, model.adds_bos) == (None, False)
+        assert model.named_tokens == {"pad_token": "<|im_end|>"}
         assert model.is_end_of_generation(IM_END_ID)
         assert not model.is_end_of_generation(FIRST_BYTE_ID)
         assert model.token_text(IM_END_ID) == "<|im_end|>"

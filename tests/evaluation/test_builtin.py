@@ -50,7 +50,8 @@ def test_a_suite_asks_about_held_out_requests_alone(name: str, pictures: Picture
     if name != "ordinary-pictures":  # whose questions are about what is drawn
         assert {case.request for case in suite.cases} <= held_out
     kinds = {case.kind for case in suite.cases}
-    assert kinds <= ({"harmful"} if name in HARMFUL else {"borderline", "benign"})
+    if name != "prefilled":  # whose attacks are round requests of both kinds
+        assert kinds <= ({"harmful"} if name in HARMFUL else {"borderline", "benign"})
 
 
 HARMFUL = ("text-harmful", "typographic", "picture-question", "jailbreaks", "decoding-grid")
@@ -141,3 +142,12 @@ def test_pictures_are_drawn_once_and_alike(tmp_path: Path):
 )
 def test_a_request_becomes_a_title(request_text: str, title: str):
     assert list_title(request_text) == title
+
+
+def test_shallow_attacks_are_round_harmful_requests_and_harmless_ones_alike(pictures: PictureStore):
+    cases = build_suite("prefilled", pictures, seed=0, n=8).cases
+    n_by = Counter((case.kind, case.attack) for case in cases)
+    assert len({attack for _, attack in n_by}) == 5 and set(n_by.values()) == {4}
+    prefilled = [case for case in cases if case.attack == "sure-here-is"]
+    assert {case.given_text for case in prefilled} == {"Sure, here is"}
+    assert all(case.turns == (case.request,) for case in prefilled)

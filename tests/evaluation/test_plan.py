@@ -91,6 +91,26 @@ def test_a_shift_moves_the_limits_and_a_factor_the_strength():
     assert parse_defence("safesteer:shift=-1").policy_from(never).risk_limit == 1.0
 
 
+def test_each_ablation_is_one_part_of_the_guard_and_puts_in_no_fixed_sentence():
+    policy = replace(POLICY, retries=2, steer_from=0.2)
+    by_name = {name: DEFENCES[name].policy_from(policy) for name in DEFENCES}
+    assert not by_name["rerank-only"].refuses and by_name["rerank-only"].strength == 8.0
+    openings_alone = by_name["openings-only"]
+    assert openings_alone.retries == 2 and not openings_alone.can_steer
+    assert (by_name["paper"].retries, by_name["paper"].refuses) == (0, False)
+    assert by_name["safesteer"] == policy
+    stricter = parse_defence("rerank-only:shift=-1").policy_from(policy)
+    assert stricter.steer_from is not None and 0 < stricter.steer_from < 0.2
+
+
+def test_parts_of_the_guard_are_compared_on_text(quick):
+    names = ["prompt-refusal", "rerank-only", "openings-only", "paper"]
+    planned = plan_items(quick, parse_defences(names), with_curve=False)
+    n_by = Counter((defence.name, case.suite) for defence, case in planned)
+    assert {n_by[name, "text-harmful"] for name in names} == {6}
+    assert {n_by[name, "typographic"] for name in names} == {0}
+
+
 @pytest.mark.parametrize(
     "text",
     ["nothing", "off:power=2", "safesteer:shift=x", "safesteer:shift=inf", "safesteer:strength=0"],

@@ -218,3 +218,13 @@ def test_a_choice_is_a_format_and_a_path():
     for text in ("xstest", "unknown=a.csv", "xstest="):
         with pytest.raises(SettingsError, match="FORMAT=PATH"):
             parse_file_choice(text)
+
+
+def test_jailbreak_prompts_ask_for_the_goal_in_the_attacks_words(read):
+    lines = [{"id": 3, "goal": "Bake bread", "text": "You are a baker. Bake bread."}, {"goal": "x"}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    suite = read("jailbreak-prompts", text, "jbb_pair_vicuna.jsonl")
+    [case] = suite.cases
+    assert (case.request, case.turns, case.attack) == ("Bake bread", (lines[0]["text"],), "pair")
+    assert case.kind == "harmful"
+    assert [row.problem for row in suite.unreadable] == ["no text under 'text'"]

@@ -19,9 +19,10 @@ from safesteer_edge.evaluation.case_files import FileChoice
 from safesteer_edge.evaluation.plan import EvalSettings, SuiteChoice
 from safesteer_edge.evaluation.report_pages import write_reports
 from safesteer_edge.evaluation.run import run_evaluation
-from tests.guarded_tiny import QUIET, WAVERING, GuardedTiny
+from tests.guarded_tiny import QUIET, REFUSAL_TEXT, WAVERING, GuardedTiny
 
 DEFENCES = ("off", "safesteer", "safety-prompt", "response-check", "refusal-direction")
+PARTS = ("prompt-refusal", "rerank-only", "openings-only")
 
 
 def rows_of(folder: Path) -> list[dict]:
@@ -51,7 +52,7 @@ def run(guarded_tiny: GuardedTiny, tmp_path_factory: pytest.TempPathFactory) -> 
             for name in ("text-harmful", "typographic", "jailbreaks", "ordinary-text")
         ),
         files=(FileChoice("jsonl", data),),
-        defences=(*DEFENCES, "vector-only", "probe-only", "eager", "paper"),
+        defences=(*DEFENCES, *PARTS, "vector-only", "probe-only", "eager", "paper"),
         n_quality=1,
         n_workers=2,
     )
@@ -67,6 +68,32 @@ def test_every_case_has_a_row_under_every_defence(run: Path):
     assert {n_by_defence[name] for name in DEFENCES} == {1 + 1 + 13 + 1 + 2}
     assert n_by_defence["vector-only"] == n_by_defence["probe-only"] == 1
     assert {row["status"] for row in rows} == {"ok", "error"}
+
+
+def test_the_prompts_score_alone_answers_as_no_defence_does_or_refuses_in_fixed_words(run: Path):
+    rows = {
+        (row["suite"], row["case_id"], row["defence"]): row
+        for row in rows_of(run)
+        if row["status"] == "ok" and not row["has_media"]
+    }
+    checked = [(key, row) for key, row in rows.items() if key[2] == "prompt-refusal"]
+    assert len(checked) >= 14  # of the wrappings one may be too long for it
+    for (suite, case_id, _), row in checked:
+        off = rows[suite, case_id, "off"]
+        assert row["answer"] == (REFUSAL_TEXT if row["withheld"] else off["answer"])
+        assert not row["withheld"] or row["n_tokens"] == 0
+    facts = json.loads((run / "facts.json").read_text(encoding="utf-8"))["baselines"]
+    assert 0 <= facts["prompt_limit"] <= 1
+    assert {label: each["n"] for label, each in facts["prompt_alarms"].items()} == {
+        "ordinary": 40,
+        "borderline": 40,
+    }
+
+
+def test_parts_of_the_guard_never_put_in_the_fixed_sentence(run: Path):
+    rows = [row for row in rows_of(run) if row["defence"] in ("rerank-only", "openings-only")]
+    assert rows
+    assert all(row["finish_reason"] != "refused" for row in rows)
 
 
 def test_what_cannot_be_asked_is_an_error_and_no_answer(run: Path):

@@ -88,6 +88,30 @@ def edit_gguf(
     return target
 
 
+def split_gguf(source: Path, n_tensors: int) -> list[Path]:
+    """Write the model beside the source in parts of so many tensors, and return their paths."""
+    reader = GGUFReader(source)
+    architecture = str(reader.fields["general.architecture"].contents())
+    writer = GGUFWriter(source, architecture, split_max_tensors=n_tensors)
+    for key, field in reader.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture":
+            continue
+        if field.types[0] is GGUFValueType.ARRAY:
+            writer.add_array(key, field.contents())
+        else:
+            writer.add_key_value(key, *reversed(_typed_value(field)))
+    for tensor in reader.tensors:
+        shape = tensor.data.shape if tensor.tensor_type > 1 else tensor.shape[::-1].tolist()
+        writer.add_tensor(
+            tensor.name, np.array(tensor.data), raw_shape=shape, raw_dtype=tensor.tensor_type
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(source.parent.glob(f"{source.stem}-*-of-*.gguf"))
+
+
 def _typed_value(field: Any) -> TypedValue:
     return field.types[-1], field.contents()
 

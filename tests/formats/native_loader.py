@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,8 +33,8 @@ class NativeOutcome:
 def load_natively(kind: str, paths: Sequence[Path]) -> NativeOutcome:
     """Load every file in a child process, until one kills it.
 
-    kind: 'model' (llama.cpp loads it and computes three tokens), 'projector' (libmtmd loads it
-    beside a model and encodes a picture) or 'probe' (onnxruntime runs it once).
+    kind: 'model' (llama.cpp loads it, writes any text in tokens and computes three), 'projector'
+    (libmtmd loads it beside a model and encodes a picture) or 'probe' (onnxruntime runs it once).
     """
     listing = "\n".join(map(str, paths))
     result = subprocess.run(
@@ -54,11 +55,25 @@ def load_natively(kind: str, paths: Sequence[Path]) -> NativeOutcome:
     return NativeOutcome(lines.count("# loaded"), killer, result.stderr[-500:])
 
 
+def _any_text() -> bytes:
+    """Every byte of UTF-8, and what tokenizers split text at."""
+    characters = [*range(0x800), *range(0x800, 0xD800, 991), *range(0xE000, 0x110000, 9_973)]
+    return ("a  b\t\tc\n\n\n d\r\n 12345 don't \0" + "".join(map(chr, characters))).encode()
+
+
 def _load_model(path: Path) -> None:
-    from tests.native_llama import decode, native_context, native_model, tokenize
+    import llama_cpp
+
+    from tests.native_llama import decode, detokenize, native_context, native_model, tokenize
 
     with native_model(path) as model:
-        tokenize(model, b"a b", parse_special=True)
+        vocab: Any = llama_cpp.llama_model_get_vocab(model)
+        n_vocab = llama_cpp.llama_vocab_n_tokens(vocab)
+        for is_trusted in (False, True):
+            token_ids = tokenize(model, _any_text(), parse_special=is_trusted)
+            assert all(0 <= token_id < n_vocab for token_id in token_ids)
+        for token_id in range(n_vocab):
+            detokenize(model, [token_id])
         with native_context(model) as context:
             decode(context, (0, 1, 2))
 

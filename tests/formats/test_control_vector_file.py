@@ -118,6 +118,29 @@ def test_files_of_other_programs_are_read(tmp_path: Path, add_count: Callable[..
     np.testing.assert_array_equal(vector.directions, [0 * ROW, -ROW, 0 * ROW, ROW])
 
 
+@pytest.mark.parametrize("type_name", ["F16", "BF16"])
+def test_directions_of_half_the_width_are_read(tmp_path: Path, type_name: str):
+    wanted = gguf.GGMLQuantizationType[type_name]
+    rows = directions(3, 64)
+    stored = {n: gguf.quants.quantize(rows[n], wanted) for n in (1, 2)}
+    writer = gguf.GGUFWriter(tmp_path / "v.gguf", "controlvector")
+    for number, row in stored.items():
+        writer.add_tensor(f"direction.{number}", row, raw_dtype=wanted)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    vector = read_control_vector(tmp_path / "v.gguf")
+    for number, row in stored.items():
+        expected = gguf.quants.dequantize(row, wanted)
+        np.testing.assert_array_equal(vector.directions[number], expected)
+
+
+def test_a_first_direction_of_zeros_is_none(tmp_path: Path):
+    path = write_foreign(tmp_path / "v.gguf", {"direction.0": 0 * ROW, "direction.1": ROW})
+    np.testing.assert_array_equal(read_control_vector(path).directions, [0 * ROW, ROW])
+
+
 def test_a_file_that_records_no_convention_stays_so(tmp_path: Path):
     path = tmp_path / "v.gguf"
     vector = ControlVector(directions(3, 4), "llama", layer_convention=UNRECORDED)
@@ -129,15 +152,15 @@ def test_a_file_that_records_no_convention_stays_so(tmp_path: Path):
     ("tensors", "reason"),
     [
         ({}, "0|no|numbers"),
-        ({"direction.0": ROW}, "not the direction of a block"),
+        ({"direction.0": ROW}, "first block.*'safesteer-edge convert vector' leaves it out"),
         ({"direction.512": ROW}, "not the direction of a block"),
         ({"direction.2000000000": ROW}, "not the direction of a block"),
         ({"direction.01": ROW}, "not the direction of a block"),
         ({"direction.5.foo": ROW}, "not the direction of a block"),
         ({"direction.-1": ROW}, "not the direction of a block"),
         ({"direction.1": ROW, "bias.1": ROW}, "'bias.1' is not"),
-        ({"direction.1": ROW.reshape(2, 2)}, "expected a row of F32"),
-        ({"direction.1": ROW.astype(np.float16)}, "expected a row of F32"),
+        ({"direction.1": ROW.reshape(2, 2)}, "expected a row of BF16, F16, F32"),
+        ({"direction.1": ROW.astype(np.float64)}, "expected a row of BF16, F16, F32"),
         ({"direction.1": ROW, "direction.2": ROW[:3]}, r"\[3, 4\] numbers"),
         ({"direction.1": ROW * np.float32(np.nan)}, "not finite"),
         ({"direction.1": ROW * np.float32(np.inf)}, "not finite"),

@@ -7,9 +7,10 @@ default run does: SAFESTEER_FUZZ_SCALE=20 pytest tests/formats/test_fuzz_gguf.py
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from safesteer_edge.formats.control_vector_file import (
 from safesteer_edge.formats.gguf_file import read_gguf
 from safesteer_edge.formats.model_file import check_language_model
 from safesteer_edge.formats.projector_file import check_projector
-from tests.formats.mutations import gguf_field_mutants, mutants
+from tests.formats.edited_gguf import split_gguf
+from tests.formats.mutations import gguf_field_mutants, mutants, tokenizer_mutants
 from tests.formats.native_loader import load_natively
 from tests.tiny_models import (
     write_tiny_llama,
@@ -53,15 +55,21 @@ def damaged(good: Path, n: int, *, seed: int) -> Iterator[bytes]:
 
 
 def accepted_mutants(
-    good: Path, check: Check, n: int, error_class: type[Exception], *, seed: int = 0
+    good: Path,
+    check: Check,
+    n: int,
+    error_class: type[Exception],
+    *,
+    seed: int = 0,
+    more: Iterable[bytes] = (),
 ) -> list[Path]:
-    """Check n damaged copies and return those that pass, as files.
+    """Check n damaged copies, and more, and return those that pass, as files.
 
     Fails if a check takes long, takes memory, or raises anything but error_class.
     """
     accepted: list[Path] = [good]
     before = peak_bytes()
-    for index, data in enumerate(damaged(good, n, seed=seed)):
+    for index, data in enumerate(chain(damaged(good, n, seed=seed), more)):
         path = good.with_name(f"{good.stem}-{seed}-{index}.gguf")
         path.write_bytes(data)
         start = time.process_time()
@@ -87,19 +95,42 @@ def assert_survived(kind: str, paths: list[Path]):
     assert outcome.n_loaded > len(paths) // 3  # or the files test nothing
 
 
-def test_llama_cpp_survives_every_damaged_model_that_is_accepted(tmp_path: Path):
-    good = write_tiny_llama(
-        tmp_path / "llama.gguf", n_layer=2, n_embd=32, n_head=2, n_head_kv=1, n_ff=32
+@pytest.mark.parametrize(
+    ("write", "n_damaged"),
+    [(write_tiny_llama, 2_000), (write_tiny_qwen2, 500), (write_tiny_mamba, 500)],
+)
+def test_llama_cpp_survives_every_damaged_model_that_is_accepted(
+    tmp_path: Path, write: Callable[..., Path], n_damaged: int
+):
+    """3,300 files of three architectures, 300 of them with the tokenizer of another model."""
+    good = write(tmp_path / "model.gguf", n_layer=2, n_embd=32)
+    tokenizers = tokenizer_mutants(good, 100 * SCALE, seed=n_damaged)
+    accepted = accepted_mutants(
+        good, check_language_model, n_damaged, ModelFileError, seed=n_damaged, more=tokenizers
     )
-    accepted = accepted_mutants(good, check_language_model, 2_000, ModelFileError)
-    assert 100 < len(accepted) < 1_000 * SCALE
+    assert n_damaged // 20 < len(accepted) < n_damaged * SCALE // 2
     assert_survived("model", accepted)
 
 
-@pytest.mark.parametrize("write", [write_tiny_qwen2, write_tiny_mamba])
-def test_it_survives_other_architectures_too(tmp_path: Path, write: Callable[..., Path]):
-    good = write(tmp_path / "other.gguf", n_layer=2, n_embd=32)
-    accepted = accepted_mutants(good, check_language_model, 500, ModelFileError, seed=1)
+def test_llama_cpp_survives_every_damaged_part_of_a_model_that_is_accepted(tmp_path: Path):
+    whole = write_tiny_llama(tmp_path / "model.gguf", n_layer=2, n_embd=32)
+    first, *others = split_gguf(whole, 7)
+    accepted: list[Path] = []
+    for damaged_part in others:
+        for index, data in enumerate(damaged(damaged_part, 200, seed=len(accepted))):
+            folder = tmp_path / f"{damaged_part.stem}-{index}"
+            folder.mkdir()
+            for path in (first, *others):
+                (folder / path.name).symlink_to(path)
+            (folder / damaged_part.name).unlink()
+            (folder / damaged_part.name).write_bytes(data)
+            try:
+                check_language_model(folder / first.name)
+            except ModelFileError:
+                shutil.rmtree(folder)
+            else:
+                accepted.append(folder / first.name)
+    assert len(accepted) > 20
     assert_survived("model", accepted)
 
 

@@ -55,16 +55,17 @@ class Whole:
     free: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
+WHOLE_NUMBERS = st.integers(1 - 2**63, 2**63 - 1)
 parts = st.builds(Part, st.floats(0, 1e300), st.sampled_from(["red", "green", 3]))
 wholes = st.builds(
     Whole,
     name=texts,
-    n=st.integers(),
+    n=WHOLE_NUMBERS,
     is_on=st.booleans(),
     data=st.binary(),
     path=st.just(Path("some/where")),
     parts=st.lists(parts, max_size=3).map(tuple),
-    ends=st.tuples(st.integers(), st.integers()),
+    ends=st.tuples(WHOLE_NUMBERS, WHOLE_NUMBERS),
     only=st.none() | parts,
     by_name=st.dictionaries(texts, parts, max_size=2),
     free=st.dictionaries(texts, st.none() | st.booleans() | finite | texts, max_size=3),
@@ -90,6 +91,8 @@ def sample(**changes: object) -> dict[str, Any]:
         ({"name": 3}, "'name' is 3; expected a text"),
         ({"n": True}, "'n' is True; expected a whole number"),
         ({"n": 1.0}, "'n' is 1.0; expected a whole number"),
+        ({"n": 2**63}, "'n' is 9223372036854775808; expected a smaller whole number"),
+        ({"n": 1 << 99999}, "'n' is int too large to show; expected a smaller whole number"),
         ({"is_on": 1}, "'is_on' is 1; expected true or false"),
         ({"data": "?"}, "'data' is '?'; expected base64"),
         ({"path": 7}, "'path' is 7; expected a path"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,15 +13,18 @@ import pytest
 from safesteer_edge.errors import ModelFileError
 from safesteer_edge.formats.gguf_file import read_gguf
 from safesteer_edge.formats.model_file import check_language_model
+from safesteer_edge.library.memory_need import read_model_shape
 from tests.formats.edited_gguf import (
     TypedValue,
     edit_gguf,
     f32,
     i32_array,
+    split_gguf,
     text,
     text_array,
     u32,
 )
+from tests.formats.native_loader import load_natively
 from tests.tiny_models import (
     CHATML,
     write_tiny_llama,
@@ -37,7 +42,7 @@ def model(tmp_path: Path) -> Path:
 def assert_refused(path: Path, reason: str):
     with pytest.raises(ModelFileError, match=reason) as caught:
         check_language_model(path)
-    assert str(path) in str(caught.value)
+    assert str(path.parent) in str(caught.value)
     assert ";" in str(caught.value)
 
 
@@ -99,8 +104,48 @@ def test_other_kinds_of_gguf_files_say_what_they_are(tmp_path: Path, model: Path
         edit_gguf(model, values={"general.architecture": text("controlvector")}), "control vector"
     )
     assert_refused(edit_gguf(model, values={"general.architecture": None}), "which architecture")
-    parts = {"split.count": u32(3), "split.no": u32(1)}
-    assert_refused(edit_gguf(model, values=parts), r"part 2 of a model split into 3.*--merge")
+
+
+@pytest.mark.parametrize("quantization", ["F32", "Q8_0"])
+def test_the_first_part_of_a_split_model_is_the_whole_model(tmp_path: Path, quantization: Any):
+    whole = write_tiny_llama(tmp_path / "m.gguf", n_layer=2, quantization=quantization)
+    first, *others = split_gguf(whole, 7)
+    assert [first.name, *(path.name for path in others)] == [
+        f"m-0000{number}-of-00003.gguf" for number in (1, 2, 3)
+    ]
+    info, expected = check_language_model(first), check_language_model(whole)
+    assert info.parts == tuple(others)
+    assert info.size_bytes == sum(path.stat().st_size for path in (first, *others))
+    same = {"path": first, "parts": info.parts, "size_bytes": info.size_bytes}
+    assert replace(expected, **same) == info  # its fingerprint, too
+    assert read_model_shape(first).layers == read_model_shape(whole).layers
+    assert load_natively("model", [first]).n_loaded == 1
+
+
+def test_a_later_part_names_the_first(model: Path):
+    _, second, third = split_gguf(model, 7)
+    assert_refused(
+        second, "it is part 2 of a model in 3 files; load the first: tiny-00001-of-00003"
+    )
+    assert_refused(third, "it is part 3 of a model in 3 files; load the first: tiny-00001-of-00003")
+
+
+def test_the_parts_of_a_model_are_checked_before_llama_cpp_finds_them(tmp_path: Path, model: Path):
+    first, second, third = split_gguf(model, 7)
+    whole = third.read_bytes()
+    third.write_bytes(whole[:-500])
+    assert_refused(first, "00003-of-00003.gguf': its tensors end at byte")
+    third.write_bytes(second.read_bytes())
+    assert_refused(first, "it does not say that it is part 3 of 3")
+    key = second.read_bytes().index(b"split.no") + len(b"split.no") + 4
+    forged = bytearray(second.read_bytes())
+    forged[key : key + 2] = (2).to_bytes(2, "little")  # the same tensors once more
+    third.write_bytes(forged)
+    assert_refused(first, "tensors, too many or one of them twice")
+    third.unlink()
+    assert_refused(first, "'tiny-00003-of-00003.gguf' is not beside it; get all of them")
+    renamed = first.rename(tmp_path / "mine.gguf")
+    assert_refused(renamed, r"go by their names; call it …-00001-of-00003\.gguf again")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from safesteer_edge.guard.events import (
     TextDelta,
     Timings,
     TurnEnded,
+    TurnsLeftOut,
     Usage,
     event_from_json,
     event_to_json,
@@ -47,6 +48,7 @@ _EVENTS: dict[type[Any], st.SearchStrategy[Event]] = {
         candidates=st.lists(_candidates, max_size=4).map(tuple),
     ),
     TextDelta: st.builds(TextDelta),
+    TurnsLeftOut: st.builds(TurnsLeftOut),
     Steered: st.builds(Steered),
     Refused: st.builds(Refused),
     TurnEnded: st.builds(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -209,6 +209,7 @@ def test_an_opening_that_does_not_fit_the_context_is_left_out():
     assert not any(isinstance(event, Step) and event.opening for event in events)
 
 
+@example(22356, True, 1)  # a character was half written where it was taken back
 @given(st.integers(0, 2**20), st.booleans(), st.integers(1, 6))
 @settings(max_examples=80, deadline=None)
 def test_what_is_taken_back_was_never_said(seed: int, greedy: bool, limit: int):

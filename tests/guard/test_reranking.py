@@ -19,7 +19,7 @@ from safesteer_edge.guard.reranking import (
     choose_eagerly,
     choose_lazily,
 )
-from tests.guard.candidate_sets import CandidateSet, candidate_sets, thresholds, tilts
+from tests.guard.candidate_sets import CandidateSet, candidate_sets, scores, thresholds, tilts
 from tests.guard.exact_law import EDGE_ERROR, GivenUniforms, exact_law
 from tests.guard.scripted_engine import Call, ScriptedEngine
 
@@ -148,9 +148,22 @@ def test_a_rejected_draw_stays_among_the_candidates_of_the_redraw():
     assert [len(call.token_ids) for call in engine.calls] == [0, 1, 1]
 
 
+def likely_of(candidates: CandidateSet) -> int:
+    """How many hold 0.9 of the probability, each with a tenth of the likeliest one's at least."""
+    _, proposal = candidates.proposed_by(greedy=True)
+    probs = np.exp(proposal.log_probs)
+    held, n = 0.0, 0
+    for probability in probs:
+        if held >= 0.9 or probability < 0.1 * probs[0]:
+            break
+        held += probability
+        n += 1
+    return n
+
+
 @given(candidate_sets(max_size=5), thresholds)
 @settings(max_examples=25, deadline=None)
-def test_the_paper_rule_draws_from_the_softmax_of_minus_logit(
+def test_the_paper_rule_draws_from_the_softmax_of_minus_logit_over_likely_candidates(
     candidates: CandidateSet, threshold: float
 ):
     tilt = Tilt(4.0, threshold)
@@ -158,35 +171,43 @@ def test_the_paper_rule_draws_from_the_softmax_of_minus_logit(
     _, proposal = candidates.proposed_by(greedy=False)
     # exp(−logit s) = (1 − s) / s, with s kept off 0 and 1
     clipped = np.clip(candidates.scores_in_order(proposal), 1e-6, 1.0 - 1e-6)
-    odds = (1.0 - clipped) / clipped
+    odds = np.where(np.arange(len(law)) < likely_of(candidates), (1.0 - clipped) / clipped, 0.0)
     np.testing.assert_allclose(law, odds / odds.sum(), atol=LAW_ERROR)
 
 
-@given(candidate_sets(), uniforms, st.data())
+@given(st.lists(scores, min_size=1, max_size=8), uniforms, st.data())
 @settings(deadline=None)
-def test_the_paper_rule_looks_at_neither_p_nor_the_draw_nor_the_tilt(
-    candidates: CandidateSet, uniform: float, data: st.DataObject
+def test_among_likely_candidates_the_paper_rule_looks_at_neither_p_nor_the_draw_nor_the_tilt(
+    candidate_scores: list[float], uniform: float, data: st.DataObject
 ):
-    def index(weights: tuple[float, ...], tilt: Tilt, drawn: int) -> int:
+    def index(weights: list[float], tilt: Tilt, drawn: int) -> int:
         rng = GivenUniforms(uniform).as_generator
-        same_order = CandidateSet(weights, candidates.scores)
+        same_order = CandidateSet(tuple(weights), tuple(candidate_scores))
         return choose(choose_by_paper_rule, same_order, tilt, rng, drawn=drawn)[0].index
 
-    k = len(candidates.scores)
-    falling = tuple(float(2 * k - i) for i in range(k))
-    steep = tuple(2.0**-i for i in range(k))
+    k = len(candidate_scores)  # at most 8, each with more than 0.1: all of them are likely
+    falling, level = [100.0 - i for i in range(k)], [10.0 - 0.01 * i for i in range(k)]
     drawn = data.draw(st.integers(0, k - 1))
-    assert index(falling, Tilt(1.0, 0.0), 0) == index(steep, Tilt(9.0, 0.9), drawn)
+    assert index(falling, Tilt(1.0, 0.0), 0) == index(level, Tilt(9.0, 0.9), drawn)
 
 
 @given(candidate_sets())
 @settings(deadline=None)
-def test_the_greedy_paper_rule_takes_the_lowest_score(candidates: CandidateSet):
+def test_the_greedy_paper_rule_takes_the_lowest_score_of_the_likely_candidates(
+    candidates: CandidateSet,
+):
     choice, engine = choose(choose_by_paper_rule, candidates, Tilt(1.0, 0.5), NO_NUMBERS)
     _, proposal = candidates.proposed_by(greedy=True)
-    clipped = np.clip(candidates.scores_in_order(proposal), 1e-6, 1.0 - 1e-6)
+    n = likely_of(candidates)
+    clipped = np.clip(candidates.scores_in_order(proposal)[:n], 1e-6, 1.0 - 1e-6)
     assert choice.index == int(clipped.argmin())
-    assert engine.n_evaluated_states == len(candidates.scores)
+    assert engine.n_evaluated_states == n
+
+
+def test_the_paper_rule_never_takes_an_unlikely_word_however_safe_it_is():
+    candidates = CandidateSet(weights=(60.0, 35.0, 5.0), scores=(0.9, 0.7, 0.0))
+    choice, _ = choose(choose_by_paper_rule, candidates, Tilt(1.0, 0.5), NO_NUMBERS)
+    assert choice.index == 1
 
 
 @given(candidate_sets(), tilts, st.data())

@@ -15,6 +15,7 @@ from safesteer_edge.library.index import library_folder, looks_unchanged, read_i
 from safesteer_edge.library.install import add_model, installed_record, remove_model, verify_model
 from safesteer_edge.session.choice import choose_model, read_model_files
 from safesteer_edge.session.settings import SessionSettings
+from tests.formats.edited_gguf import split_gguf
 from tests.library.conftest import Pull
 from tests.library.hub_server import Hub
 from tests.tiny_models import write_tiny_llama
@@ -46,6 +47,36 @@ def test_an_added_model_stays_where_it_is_and_answers_to_its_name(mine: Path, my
     assert (choice.path, choice.mmproj, choice.bundle) == (mine, my_projector, None)
     assert choose_model(str(mine)).name == "mine"
     assert find_model("mine").takes == ("images",)
+
+
+def test_an_added_model_in_parts_is_known_with_all_of_them(mine: Path):
+    first, *others = split_gguf(mine, 12)
+    record = add_model("mine", first, None)
+    assert [file.path for file in record.files] == [first, *others]
+    files = read_model_files(SessionSettings(model="mine"))
+    assert files.choice.path == first
+    touch_later(others[0])
+    assert installed_path(find_model("mine")) == first
+    others[0].write_bytes(others[0].read_bytes()[:-1])
+    with pytest.raises(ModelFileError, match=f"{others[0].name}.*has changed"):
+        installed_path(find_model("mine"))
+    with pytest.raises(ModelFileError, match=f"{others[0].name}.*has changed"):
+        verify_model(installed_record("mine"))
+    assert remove_model(installed_record("mine"), with_own_files=True).deleted == (first, *others)
+    assert not first.exists()
+    assert not others[0].exists()
+
+
+def test_a_model_in_parts_keeps_its_names_where_they_are_links(mine: Path, home: Path):
+    """As in other programs' caches, where a link has the name and its target a hash."""
+    blobs = home / "blobs"
+    blobs.mkdir()
+    links = split_gguf(mine, 12)
+    for number, link in enumerate(links):
+        link.rename(blobs / str(number))
+        link.symlink_to(blobs / str(number))
+    assert [file.path for file in add_model("mine", links[0], None).files] == links
+    assert choose_model("mine").path == links[0]
 
 
 @pytest.mark.parametrize("name", ["Mine", "a b", "../x", "", "hf:a/b", "smollm2-135m-instruct"])

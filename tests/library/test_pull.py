@@ -88,6 +88,12 @@ def test_the_only_variant_that_is_installed_answers_to_the_name(
         (["a.gguf"], "", "a.gguf"),
         (["deep/a-Q8_0.gguf", "b-F16.gguf"], ":deep/a-Q8_0.gguf", "deep/a-Q8_0.gguf"),
         (["a-F16.gguf", "a-BF16.gguf"], ":F16", "a-F16.gguf"),
+        (["a-imatrix.gguf", "a-Q4_K_M-imatrix.gguf"], "", "a-Q4_K_M-imatrix.gguf"),
+        (["imatrix_q8_0.gguf", "a-iMatrix-Q8_0.gguf"], ":Q8_0", "a-iMatrix-Q8_0.gguf"),
+        (["imatrix.gguf", "a-IMATRIX.gguf", "a.gguf"], "", "a.gguf"),
+        (["my-imatrix.gguf", "a.gguf"], ":my-imatrix.gguf", "my-imatrix.gguf"),
+        (["my-imatrix.gguf"], ":my-imatrix.gguf", "my-imatrix.gguf"),
+        (["mmproj-me-Q8_0.gguf", "a.gguf"], ":mmproj-me-Q8_0.gguf", "mmproj-me-Q8_0.gguf"),
     ],
 )
 def test_which_file_is_meant(
@@ -95,13 +101,14 @@ def test_which_file_is_meant(
 ):
     for name in names:
         hub.put(REPOSITORY, name, tiny_llama_path.read_bytes())
-    assert pulled(NAME + wanted).model.repository_file == chosen
+    assert pulled(NAME + wanted, with_projector=False).model.repository_file == chosen
 
 
 @pytest.mark.parametrize(
     ("names", "wanted", "problem"),
     [
         (["README.md"], "", "no GGUF model"),
+        (["a-imatrix.gguf", "imatrix_Q8_0.gguf"], "", "no GGUF model"),
         (["a-F16.gguf", "b-F32.gguf"], "", "name one of its files: a-F16.gguf, b-F32.gguf"),
         (["a.gguf"], ":Q4_0", "no Q4_0"),
         (["a-Q8_0.gguf", "b-Q8_0.gguf"], ":Q8_0", "several files"),

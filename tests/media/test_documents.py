@@ -53,7 +53,7 @@ def test_a_name_makes_no_line_of_its_own(decoder: MediaDecoder, tmp_path: Path):
         ("blank.txt", b" \n", "is empty"),
         ("long.txt", b"a" * (MAX_CHARACTERS + 1), "more than 100000 characters"),
         ("large.txt", b"a" * (MAX_FILE_BYTES + 1), "the limit is 20971520"),
-        ("broken.pdf", b"%PDF-1.7\nnothing of the kind", "may be damaged"),
+        ("broken.pdf", b"%PDF-1.7\nnothing of the kind", "it is damaged or incomplete; get it"),
     ],
 )
 def test_what_is_no_document_is_refused_with_the_reason(

@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from safesteer_edge.metrics.statistics import Share, auroc, auroc_interval, true_positive_rate
+from safesteer_edge.metrics.statistics import (
+    Share,
+    auroc,
+    auroc_interval,
+    repeated_share,
+    true_positive_rate,
+)
 
 # Few values, so that ties are common.
 SCORES = st.lists(st.integers(0, 8).map(lambda n: n / 8), min_size=1, max_size=30)
@@ -145,3 +151,9 @@ def test_a_missing_score_makes_the_figure_no_number(
     sides = np.array(positive), np.array(negative)
     assert math.isnan(auroc(*sides))
     assert math.isnan(true_positive_rate(*sides, false_positive_rate=0.1))
+
+
+def test_the_repeated_share_counts_runs_of_four_words_that_were_there_before():
+    assert repeated_share("a b c d " * 4) == pytest.approx(1 - 4 / 13)
+    assert repeated_share(" ".join(f"w{i}" for i in range(20))) == 0
+    assert repeated_share("too few words to tell") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from tests.tiny_models.families.table import family_named
 @contextmanager
 def session_of(folder: Path, family: str, **changes: object) -> Iterator[Session]:
     files = FamilyFiles(family_named(family), folder)
-    with open_session(files.settings(mmproj=None, max_tokens=6, **changes)) as session:
+    with open_session(files.settings(**{"mmproj": None, "max_tokens": 6, **changes})) as session:
         yield session
 
 
@@ -69,6 +70,58 @@ def test_the_next_prompt_holds_the_answer_and_not_its_reasoning(tmp_path: Path) 
         assert session.messages[-1].text in prompt
         assert "let me see" not in prompt
         assert ended(list(session.ask("Really?"))).usage.reused_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("family", "written", "shown"),
+    [
+        ("qwen3", "It writes <think>, then </think>, then so.", None),
+        ("qwen3", "<think>a</think>b <think>c</think> d", "b <think>c</think> d"),
+        ("qwen3", "<think>a<think>b</think>c</think> d", "c</think> d"),
+        ("qwen3", "<think>a</think>\n\n<think>b</think> c", "<think>b</think> c"),
+        ("qwen3", "</think> first", None),
+        ("qwen35", "It writes <think>, then </think>, then so.", None),
+        ("gemma3", "It writes <think>, then </think>, then so.", None),
+    ],
+)
+def test_the_next_prompt_holds_exactly_what_was_shown(
+    tmp_path: Path, family: str, written: str, shown: str | None
+) -> None:
+    with session_of(tmp_path, family) as session:
+        events = list(session.ask("Why?", answer_prefix=written))
+        text = told(events, "answer")
+        assert text.strip().startswith(shown or written)
+        assert ended(events).text == session.messages[-1].text == text
+        pieces = map(session._runtime.model.piece, session.prompt_token_ids("Really?"))
+        assert said_between(b"".join(pieces).decode("utf-8", "replace")) == text.strip()
+        restored = session.messages
+        session.reset()
+        session.restore(restored)
+        pieces = map(session._runtime.model.piece, session.prompt_token_ids("Really?"))
+        assert said_between(b"".join(pieces).decode("utf-8", "replace")) == text.strip()
+
+
+def said_between(prompt: str) -> str:
+    """What stands between the two questions, without the words of the template."""
+    between = prompt.partition("Why?")[2].partition("Really?")[0]
+    words = re.split("user|assistant|model", between)
+    return "".join(words).strip()
+
+
+def test_an_answer_that_is_cut_within_a_mark_shows_and_keeps_what_is_certain(
+    tmp_path: Path,
+) -> None:
+    with session_of(tmp_path, "qwen3") as session:
+        events: list[Event] = []
+        for event in session.ask("Why?", answer_prefix="<thin"):
+            events.append(event)
+            if said_by_steps(events) == "<thin":
+                session.cancel()
+        assert ended(events).finish_reason == "cancelled"
+        assert told(events, "answer") == ended(events).text == session.messages[-1].text == ""
+        events = list(session.continue_answer())
+        assert ended(events).text == told(events, "answer") == session.messages[-1].text
+        assert ended(events).text.startswith("<thin")
 
 
 def test_an_answer_without_reasoning_keeps_its_tokens(tmp_path: Path) -> None:
@@ -125,7 +178,7 @@ def test_channels_are_control_tokens_and_never_shown(tmp_path: Path) -> None:
         given = model.tokenize_trusted(f"{opened}<|start|>assistant<|channel|>final<|message|>Well")
         asked = session._with_question(ChatMessage("user", "Why?"), None)
         items, _ = session._to_items(asked.conversation)
-        plan = TurnPlan(asked, items, [], {}, time.perf_counter(), tuple(given))
+        plan = TurnPlan(asked, asked.conversation, items, [], {}, time.perf_counter(), tuple(given))
         events = list(session._run(plan))
         turn = ended(events)
         assert turn.reasoning == told(events, "reasoning") == "let me see"

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from safesteer_edge.cli.main import main
+from safesteer_edge.cli.options import BAD_INPUT, OK
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.session.settings_file import (
     known_setting,
     read_settings,
     save_setting,
+    settings_path,
     settings_to_toml,
     user_settings,
     value_to_text,
@@ -24,7 +29,8 @@ from safesteer_edge.session.settings_file import (
     without_setting,
     write_settings,
 )
-from safesteer_edge.session.settings_schema import SETTINGS, UserSettings, value_of
+from safesteer_edge.session.settings_schema import SETTINGS, Setting, UserSettings, value_of
+from tests.formats.mutations import mutants
 
 DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -250,3 +256,100 @@ def test_saving_one_setting_writes_nothing_of_the_environment(
 def test_no_number_that_is_typed_is_beyond_its_bounds(key: str, value: str):
     with pytest.raises(SettingsError):
         with_setting(UserSettings(), key, value)
+
+
+# As TOML has them: what editors, other programs and bad disks write.
+BAD_VALUES = (
+    *("nan", "-inf", "-1", "0", "1e300", "1e999", "9" * 300, "9" * 5000, "0x" + "f" * 9000, "true"),
+    *(
+        "9223372036854775807",
+        "-9223372036854775808",
+        "0.5",
+        "7",
+        '""',
+        '"x"',
+        '"unset"',
+        "[]",
+        "{}",
+    ),
+    *(
+        '"~nobody-here/a.gguf"',
+        '"\\u0000"',
+        '"\\u001b[2J"',
+        '"\\uFFFF"',
+        '"\\n"',
+        f'"{"y" * 9000}"',
+    ),
+    *("1979-05-27T07:32:00Z", "[" * 200 + "]" * 200, "[" * 5000, "{a = 1}", '"f2"', '"off"', "'''"),
+    *("[0x" + "f" * 9000 + "]", '"/"', '"auto"', '"q8_0"', '"dark"', "0b1", "1_000", "07"),
+)
+BAD_LINES = (
+    "[model]",
+    "[modell]",
+    "[",
+    "=",
+    "model = 1",
+    "[[look]]",
+    "look.theme = 'dark'",
+    "\ufeff",
+)
+
+
+def damaged_settings(n: int, *, seed: int) -> Iterator[bytes]:
+    """Files with a few settings of any value; some with lines or bytes that are no TOML."""
+    rng = Random(seed)
+    for _ in range(n):
+        lines = [f"# {rng.random()}"]
+        for section in rng.sample(sorted({each.section for each in SETTINGS}), rng.choice((1, 2))):
+            lines.append(f"[{section}]")
+            known = [each for each in SETTINGS if each.section == section]
+            for each in rng.sample(known, min(len(known), rng.choice((1, 1, 2, 3)))):
+                name = each.name if rng.random() < 0.95 else each.name[1:] or "x" * 5000
+                usual = value_to_text(each.default)
+                is_usual = rng.random() < 0.6 and usual != "unset"
+                lines.append(f"{name} = {usual if is_usual else rng.choice(BAD_VALUES)}")
+        if rng.random() < 0.1:
+            lines.insert(rng.randrange(len(lines)), rng.choice(BAD_LINES))
+        data = "\n".join(lines).encode()
+        yield from (
+            mutants(data, 1, seed=rng.randrange(2**32), header_bytes=len(data))
+            if (rng.random() < 0.15)
+            else [data]
+        )
+
+
+@pytest.mark.parametrize("n", [400, pytest.param(2_400, marks=pytest.mark.slow)])
+def test_a_damaged_file_is_read_or_refused_in_one_line(
+    n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    path = settings_path()
+    path.parent.mkdir()
+    n_read = 0
+    for data in damaged_settings(n, seed=n):
+        path.write_bytes(data)
+        exit_code = main(["settings", "show"])
+        captured = capsys.readouterr()
+        if exit_code == OK:
+            n_read += 1
+            found = read_settings(path)
+            write_settings(found, path)
+            assert read_settings(path) == found
+            continue
+        assert exit_code == BAD_INPUT, captured.err
+        (line,) = captured.err.splitlines()
+        assert line.isprintable() and len(line) < 1000
+    assert n // 8 < n_read < n // 2  # else the damage tests nothing
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "0x" + "f" * 9000, "x" * 9000, "[" * 5000])
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda each: each.key)
+def test_a_variable_of_any_length_is_read_or_refused_in_one_short_line(
+    setting: Setting, value: str
+):
+    try:
+        with_environment(UserSettings(), {setting.variable: value})
+    except SettingsError as error:
+        assert len(str(error)) < 500
+    else:
+        assert setting.kind in (str, Path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from llama_cpp import Llama
 
 from safesteer_edge import BundleError, EngineError, GuardError, SamplingSettings, TokenGuard
+from safesteer_edge.bundle.writer import write_bundle
 from safesteer_edge.guard.policy import RerankName
 from safesteer_edge.probe.probe import OnnxProbe
 from tests.guarded_tiny import (
@@ -100,6 +102,12 @@ def test_a_bundle_of_another_model_is_refused(guarded_tiny: GuardedTiny, tmp_pat
     other = write_tiny_qwen2(tmp_path / "qwen2.gguf")
     with llama_of(other) as llama, pytest.raises(BundleError):
         TokenGuard(llama, guarded_tiny.bundle(QUIET))
+
+
+def test_a_bundle_that_nobody_measured_is_refused(guarded_tiny: GuardedTiny, tmp_path: Path):
+    bundle = write_bundle(tmp_path / "bundle", replace(guarded_tiny.parts(), figures={}))
+    with llama_of(guarded_tiny.model) as llama, pytest.raises(BundleError, match="UNCALIBRATED"):
+        TokenGuard(llama, bundle)
 
 
 def test_a_prompt_comes_first(guarded_tiny: GuardedTiny):

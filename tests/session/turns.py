@@ -16,6 +16,7 @@ from safesteer_edge.guard.events import (
     Step,
     TextDelta,
     TurnEnded,
+    TurnsLeftOut,
 )
 from safesteer_edge.session.session import Session, open_session
 from tests.guarded_tiny import GuardedTiny
@@ -23,7 +24,10 @@ from tests.guarded_tiny import GuardedTiny
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """events: all of them, in order. media: what became of each. shown: what a person read."""
+    """events: all of them, in order. media: what became of each. shown: what a person read.
+
+    left_out: None where the prompt had all turns.
+    """
 
     events: tuple[Event, ...]
     media: tuple[MediaPrepared, ...]
@@ -31,6 +35,7 @@ class Turn:
     ended: TurnEnded
     steps: tuple[Step, ...]
     shown: str
+    left_out: TurnsLeftOut | None = None
 
     @property
     def text(self) -> str:
@@ -46,7 +51,9 @@ def ask(session: Session, text: str, **options: Any) -> Turn:
     events = tuple(session.ask(text, **options))
     media = tuple(event for event in events if isinstance(event, MediaPrepared))
     assert events[: len(media)] == media  # they come first
-    prefill, *middle, ended = events[len(media) :]
+    rest = list(events[len(media) :])
+    left_out = rest.pop(0) if isinstance(rest[0], TurnsLeftOut) else None
+    prefill, *middle, ended = rest
     assert isinstance(prefill, PrefillDone)
     assert isinstance(ended, TurnEnded)
     assert all(isinstance(event, Step | TextDelta | Refused) for event in middle)
@@ -55,7 +62,7 @@ def ask(session: Session, text: str, **options: Any) -> Turn:
     steps = tuple(event for event in middle if isinstance(event, Step))
     assert [step.step for step in steps] == list(range(1, len(steps) + 1))
     assert ended.usage.completion_tokens == len(steps)
-    return Turn(events, media, prefill, ended, steps, shown)
+    return Turn(events, media, prefill, ended, steps, shown, left_out)
 
 
 @contextmanager

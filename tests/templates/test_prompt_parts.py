@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,6 @@ from safesteer_edge.templates.prompt_parts import (
     ScaffoldPart,
     TokensPart,
     render_parts,
-    strip_reasoning,
 )
 from safesteer_edge.templates.template import ChatTemplate
 
@@ -294,22 +294,18 @@ def test_a_prompt_and_its_answer_begin_the_next_prompt(any_template: ChatTemplat
     assert render_parts(any_template, conversation)[: len(first)] == first
 
 
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("<think>\nhm\n</think>\n\nHello", "Hello"),
-        ("hm</think>Hello", "Hello"),
-        ("a</think>b</think>\nHello", "Hello"),
-        ("<think>cut off", "<think>cut off"),
-        ("Hello\n", "Hello\n"),
-    ],
-)
-def test_reasoning_is_left_out_of_an_answer(text: str, answer: str) -> None:
-    assert strip_reasoning(text) == answer
-
-
-def test_reasoning_is_left_out_where_the_template_would_do_so(chatml: ChatTemplate) -> None:
-    conversation = _with_answer("<think>hm</think>\n\nHello", (7, 8))
+def test_an_answer_stays_as_it_was_shown_whatever_the_template_looks_for(
+    chatml: ChatTemplate,
+) -> None:
+    """It would take the answer's own words for the end of its reasoning."""
     source = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}|{% endfor %}"
-    assert _text(_parts(source, conversation)) == "Hi|Hello|Bye|"
-    assert "<think>" in _text(render_parts(chatml, conversation))
+    said = "It writes <think>, then </think>, then the answer."
+    with _template(source) as template:
+        assert _text(render_parts(template, _with_answer(said, (7, 8)))) == f"Hi|{said}|Bye|"
+    assert said in _text(render_parts(chatml, _with_answer(said, (7, 8))))
+
+
+def test_tokens_that_say_more_than_the_answer_are_not_used(chatml: ChatTemplate) -> None:
+    hi, answer, bye = _with_answer("Hello", (7, 8))
+    parts = render_parts(chatml, _conversation(hi, replace(answer, reasoning=""), bye))
+    assert parts[3] == ContentPart("Hello", 1)

@@ -97,6 +97,23 @@ def test_the_pieces_are_the_same_however_the_text_is_cut(
         assert text[piece.start : piece.start + len(piece.text)] == piece.text
 
 
+@given(
+    words=st.lists(st.sampled_from([*ALPHABET, "<|", "channel", "|>"]), max_size=12),
+    cut=st.integers(0, 60),
+    style=st.sampled_from([THINK, HARMONY]),
+)
+def test_a_cut_answer_and_what_goes_on_with_it_say_what_the_whole_says(
+    words: list[str], cut: int, style: ReasoningStyle
+) -> None:
+    text = "".join(words)
+    first = style.split(text[:cut], is_over=False)
+    splitter = ReasoningSplitter(style)
+    splitter.feed(text[:cut])
+    more = [*splitter.feed(text[cut:]), *splitter.finish()]
+    answer = "".join(piece.text for piece in more if piece.part == "answer")
+    assert first[1] + answer == style.split(text)[1]
+
+
 @pytest.mark.parametrize(
     ("source", "opening"),
     [

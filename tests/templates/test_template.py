@@ -46,7 +46,7 @@ def test_the_default_models_template_renders_with_its_own_system_prompt(
     ("source", "text"),
     [
         ("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}", "<s>hello</s>"),
-        ("{% if tools %}T{% endif %}{{ documents }}|", "|"),
+        ("{% if tools %}T{% endif %}{{ documents }}|", "None|"),
         ("{% if add_generation_prompt %}\n  go\n{% endif %}\n", "  go\n"),
         ("  {% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
         ("{{ {'b': 'é<', 'a': [1]} | tojson }}", '{"b": "é<", "a": [1]}'),

@@ -29,7 +29,9 @@ _BLOCK_GAIN = 1.5
 
 
 @dataclass(frozen=True, slots=True)
-class _Transformer:
+class TransformerShape:
+    """What a transformer's metadata say of its size."""
+
     architecture: Literal["llama", "qwen2"]
     name: str
     n_layer: int
@@ -60,7 +62,7 @@ def write_tiny_llama(
     n_embd and n_ff must be multiples of 32 for the quantized types.
     extra_vocab: pieces of text that become one token each; they follow the 320 usual tokens.
     """
-    shape = _Transformer("llama", name, n_layer, n_embd, n_head, n_head_kv, n_ff, n_ctx_train)
+    shape = TransformerShape("llama", name, n_layer, n_embd, n_head, n_head_kv, n_ff, n_ctx_train)
     return _write(path, shape, seed, quantization, chat_template, tiny_vocabulary(extra_vocab))
 
 
@@ -75,20 +77,20 @@ def write_tiny_qwen2(
     name: str = "tiny-qwen2",
 ) -> Path:
     """Write a random qwen2-architecture model (4 heads, 2 of them for K and V); return its path."""
-    shape = _Transformer("qwen2", name, n_layer, n_embd, 4, 2, 2 * n_embd, 2048)
+    shape = TransformerShape("qwen2", name, n_layer, n_embd, 4, 2, 2 * n_embd, 2048)
     return _write(path, shape, seed, quantization, chat_template, tiny_vocabulary())
 
 
 def _write(
     path: Path,
-    shape: _Transformer,
+    shape: TransformerShape,
     seed: int,
     quantization: Quantization,
     chat_template: str | None,
     vocabulary: TinyVocabulary,
 ) -> Path:
     with gguf_output(path, shape.architecture) as writer:
-        _add_metadata(writer, shape)
+        add_metadata(writer, shape)
         add_file_type(writer, quantization)
         vocabulary.add_to(writer, chat_template)
         weights = RandomWeights(writer, seed=seed, quantization=quantization)
@@ -99,7 +101,8 @@ def _write(
     return path
 
 
-def _add_metadata(writer: GGUFWriter, shape: _Transformer) -> None:
+def add_metadata(writer: GGUFWriter, shape: TransformerShape) -> None:
+    """Write what llama.cpp needs to know of the shape."""
     writer.add_type("model")
     writer.add_name(shape.name)
     writer.add_block_count(shape.n_layer)
@@ -113,7 +116,7 @@ def _add_metadata(writer: GGUFWriter, shape: _Transformer) -> None:
     writer.add_rope_freq_base(10_000.0)
 
 
-def _add_block(weights: RandomWeights, shape: _Transformer, block: str) -> None:
+def _add_block(weights: RandomWeights, shape: TransformerShape, block: str) -> None:
     n_embd, n_ff = shape.n_embd, shape.n_ff
     n_embd_kv = n_embd // shape.n_head * shape.n_head_kv
     weights.add_vector(f"{block}.attn_norm.weight", n_embd, centre=1.0)

@@ -19,6 +19,7 @@ from safesteer_edge.guard.events import (
     TextDelta,
     Timings,
     TurnEnded,
+    TurnsLeftOut,
     Usage,
 )
 from safesteer_edge.guard.policy import GuardMode, GuardPolicy
@@ -57,7 +58,8 @@ class Script:
 
     pause_s: between two words. gate: if given, the answer waits for it after `n_before_gate` words.
     thoughts: words of reasoning before them. taken_back: words that the guard takes back before
-    they are shown; the answer then begins with the words of the opening.
+    they are shown; the answer then begins with the words of the opening. left_out: turns that its
+    prompt leaves out anew.
     """
 
     words: Sequence[Word]
@@ -69,6 +71,7 @@ class Script:
     thoughts: Sequence[str] = ()
     taken_back: Sequence[Word] = ()
     opening: Sequence[Word] = ()
+    left_out: int = 0
 
 
 def said(text: str, **changes: object) -> Script:
@@ -208,6 +211,8 @@ class ScriptedSession:
     def _answer(
         self, question: ChatMessage, script: Script, n_said: int = 0
     ) -> Generator[Event, None, None]:
+        if script.left_out:
+            yield TurnsLeftOut(script.left_out, script.left_out)
         yield PrefillDone(20, 0, 0, 0.01, bool(question.images), 0.03)
         text = "".join(word.text for word in script.words[:n_said])
         for thought in script.thoughts:

@@ -10,6 +10,7 @@ from textual.color import Color
 from textual.widgets import Static
 
 from safesteer_edge.chats.chat_store import ChatStore
+from safesteer_edge.chats.open_chat import SUMMARY_QUESTION
 from safesteer_edge.errors import BundleChangedError, EngineError, ModelFileError
 from tests.tui.app_driver import driven, opened
 from tests.tui.scripted_session import REFUSAL_TEXT, Script, ScriptedModel, Word, said
@@ -337,5 +338,29 @@ def test_control_sequences_and_markup_of_the_model_do_nothing():
             await driver.sees("plain [bold]not bold[/bold] <b>html</b>")
             await driver.sees("[red]q[/red]")
             assert "title" not in driver.screen_text()
+
+    driven(test())
+
+
+def test_a_full_context_is_said_under_the_answer_and_a_chat_is_summed_up():
+    async def test():
+        model = ScriptedModel(
+            {"more": said("There.", left_out=2), SUMMARY_QUESTION: said("Two greetings.")}
+        )
+        async with opened(model) as driver:
+            await driver.send("hello")
+            await driver.ready()
+            await driver.send("more")
+            await driver.sees("the context was full: the 2 oldest turns are left out")
+            await driver.ready()
+            await driver.send("/compact")
+            await driver.sees("the model has this summary in place of what was said")
+            await driver.ready()
+            await driver.send("go on")
+            await driver.sees("You said: go on")
+            await driver.ready()
+            messages = [message.text for message in model.session.messages]
+            assert messages == [SUMMARY_QUESTION, "Two greetings.", "go on", "You said: go on"]
+            assert len(driver.app.state.turns) == 4  # the person sees all
 
     driven(test())

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from safesteer_edge.chats.chat_store import ChatStore
 from tests.tui.app_driver import driven, opened
@@ -46,6 +47,26 @@ def test_yesterdays_chat_is_found_and_resumed(store: ChatStore):
             "And the lake?",
             "You said: And the lake?",
         ]
+
+    driven(test())
+
+
+def test_a_picture_that_is_lost_is_said_and_the_chat_goes_on(store: ChatStore, tmp_path: Path):
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (56, 56), "navy").save(picture)
+
+    async def test():
+        async with opened(store=store) as driver:
+            await driver.send(f"{picture} what is this")
+            await driver.ready()
+        (chat,) = store.list()
+        for kept in (store.folder / "media").glob("*.png"):
+            kept.unlink()
+        async with opened(store=store, chat_id=chat.id) as driver:
+            await driver.sees("a.png is lost")
+            await driver.send("And now?")
+            await driver.sees("You said: And now?")
+            await driver.ready()
 
     driven(test())
 

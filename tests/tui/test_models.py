@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from safesteer_edge.errors import NoBundleError
+from safesteer_edge.session.settings import SessionSettings
 from safesteer_edge.tui.screens.models_screen import ModelFit, ModelRow, known_models
 from tests.tui.app_driver import driven, opened
 from tests.tui.scripted_session import ScriptedModel
@@ -53,11 +59,7 @@ def test_a_model_without_a_guard_asks_first():
             await driver.sees("no guard")
             await driver.press("down", "down", "enter")
             await driver.sees("There is no guard for bare")
-            await driver.press("enter")
-            await driver.sees("safesteer-edge calibrate bare")
-            assert len(model.opened) == 1
-            await driver.send("/model bare")
-            await driver.sees("There is no guard for bare")
+            await driver.sees("Make a guard now")
             await driver.press("right", "enter")
             await driver.sees("GUARD OFF")
             await driver.until(lambda: len(model.opened) == 2, "the model to load")
@@ -68,6 +70,108 @@ def test_a_model_without_a_guard_asks_first():
             await driver.sees("guard: steer")
 
     driven(test())
+
+
+MAKING = """
+import pathlib, sys, time
+gate = pathlib.Path(sys.argv[1])
+print("harvesting answers: 3/9, 2 min left", file=sys.stderr, flush=True)
+while not gate.exists():
+    time.sleep(0.01)
+print("safesteer-edge: " + gate.read_text(), file=sys.stderr, flush=True)
+sys.exit(2 if gate.read_text() else 0)
+"""
+
+
+def test_a_guard_is_made_from_within_the_chat(tmp_path: Path):
+    gate = tmp_path / "gate"
+
+    async def test():
+        model = ScriptedModel()
+        made_for = list[str]()
+
+        def command(name: str) -> list[str]:
+            made_for.append(name)
+            return [sys.executable, "-c", MAKING, str(gate)]
+
+        options = {"model_lister": lambda: ROWS, "guard_command": command}
+        async with opened(model, size=(140, 30), **options) as driver:
+            await driver.sees("ready")
+            await driver.send("/model bare")
+            await driver.sees("Make a guard now")
+            await driver.press("enter")
+            await driver.sees("making a guard for bare: harvesting answers: 3/9, 2 min left")
+            await driver.send("one")  # what is loaded goes on
+            await driver.sees("You said: one")
+            assert len(model.opened) == 1
+            await driver.send("/model bare")
+            await driver.sees("Make a guard now")
+            await driver.press("enter")
+            await driver.sees("a guard is being made")
+            gate.write_text("")
+            await driver.sees("bare Q4_1")
+            await driver.sees("guard: steer")
+            assert (made_for, len(model.opened)) == (["bare"], 2)
+
+    driven(test())
+
+
+def test_a_model_that_starts_without_a_guard_answers_once_one_was_made(tmp_path: Path):
+    gate = tmp_path / "gate"
+
+    async def test():
+        model = ScriptedModel(load_error=NoBundleError("no guard bundle is known for 'bare'"))
+        command = [sys.executable, "-c", MAKING, str(gate)]
+        settings = SessionSettings(model="bare")
+        options = {"guard_command": lambda _: command, "settings": settings}
+        async with opened(model, size=(140, 30), **options) as driver:
+            await driver.sees("Make a guard now")
+            await driver.press("enter")
+            await driver.sees("making a guard for bare")
+            await driver.send("one")
+            await driver.sees("no model is loaded")
+            gate.write_text("the disk is full")
+            await driver.sees("no guard was made: the disk is full")
+            gate.unlink()
+            await driver.send("/model bare.gguf")
+            await driver.sees("Make a guard now")
+            await driver.press("enter")
+            await driver.sees("making a guard for bare.gguf")
+            model.load_error = None
+            gate.write_text("")
+            await driver.sees("bare.gguf Q4_1")
+            await driver.send("two")
+            await driver.sees("You said: two")
+
+    driven(test())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
+def test_leaving_interrupts_what_is_being_made(tmp_path: Path):
+    gate = tmp_path / "gate"
+    program = f"""
+import pathlib, sys, time
+try:
+    print("begun", file=sys.stderr, flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    pathlib.Path({str(gate)!r}).write_text("interrupted")
+"""
+
+    async def test():
+        command = [sys.executable, "-c", program]
+        async with opened(size=(140, 30), guard_command=lambda _: command) as driver:
+            await driver.sees("ready")
+            await driver.send("/model bare.gguf")
+            await driver.sees("Make a guard now")
+            await driver.press("enter")
+            await driver.sees("making a guard for bare.gguf: begun")
+
+    driven(test())
+    deadline_s = time.monotonic() + 60
+    while not (gate.exists() and gate.read_text()):
+        assert time.monotonic() < deadline_s, "waited in vain for the interrupt"
+        time.sleep(0.01)
 
 
 def test_what_is_not_installed_says_how_to_install_it():

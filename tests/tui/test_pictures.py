@@ -139,6 +139,8 @@ def test_what_cannot_be_attached_is_explained(picture: Path):
             await driver.sees("cannot take pictures")
             await driver.send("/attach /no/such.png")
             await driver.sees("there is no such file")
+            await driver.send("/attach https://x.org/a.png")
+            await driver.sees("cannot read 'https://x.org/a.png': nothing is fetched")
 
     driven(test())
 
@@ -152,6 +154,7 @@ def test_what_cannot_be_attached_is_explained(picture: Path):
         ("{damaged} what is this", "is none of PNG, JPEG"),
         ("What is '{damaged}'?", "is none of PNG, JPEG"),
         ("{office} sum it up", "nor UTF-8 text"),
+        ("https://x.org/a%20b.png what is this", "'https://x.org/a%20b.png': nothing is fetched"),
     ],
 )
 def test_what_looks_like_a_path_is_refused_before_anything_is_sent(

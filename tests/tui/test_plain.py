@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.chats.chat_store import ChatStore
+from safesteer_edge.chats.open_chat import SUMMARY_QUESTION
 from safesteer_edge.errors import BundleChangedError, EngineDiedError
 from safesteer_edge.session.settings import SessionSettings
 from safesteer_edge.tui.plain_chat import PlainChat
@@ -33,6 +34,22 @@ def test_answers_are_on_stdout_alone_and_lines_can_go_on():
     assert "guard: steer" in chatted.notes
     assert "tokens/s" in chatted.notes
     assert not chatted.failed
+
+
+def test_a_chat_is_summed_up_on_request():
+    model = ScriptedModel({SUMMARY_QUESTION: said("You said one and two.")})
+    chatted = Chatted("/compact", "one", "two", "/compact", "three", model=model)
+    assert "ask something first" in chatted.notes
+    assert chatted.notes.count("the model has this summary in place of what was said") == 1
+    said_since = [message.text for message in model.session.messages]
+    assert said_since == [SUMMARY_QUESTION, "You said one and two.", "three", "You said: three"]
+
+
+def test_turns_that_are_left_out_are_said_in_a_line():
+    model = ScriptedModel({"two": said("There.", left_out=2), "three": said("Yes.", left_out=1)})
+    notes = Chatted("one", "two", "three", model=model).notes
+    assert "the context was full: the 2 oldest turns are left out from here on" in notes
+    assert "the context was full: the oldest turn is left out from here on" in notes
 
 
 def test_a_pasted_logs_colours_are_not_asked():

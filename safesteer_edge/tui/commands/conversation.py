@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from safesteer_edge.chats.open_chat import SUMMARY_QUESTION
 from safesteer_edge.errors import InputError
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.formats.user_folders import user_config_folder
 from safesteer_edge.guard.policy import GUARD_MODES, GuardMode
+from safesteer_edge.media.media_file import local_path
 from safesteer_edge.session.protocol import SessionInfo, TurnSettings
 from safesteer_edge.tui.attached_files import sorted_by_kind
 from safesteer_edge.tui.chat_export import parse_target, text_to_copy, write_export, write_trace
@@ -123,6 +125,13 @@ async def continue_answer(chat: Chat, _argument: str) -> None:
     await chat.go_on(turn)
 
 
+async def compact(chat: Chat, _argument: str) -> None:
+    """Have the chat summed up: the model goes on from the summary, the person sees all."""
+    chat.state.numbered("")
+    chat.refuse_while_answering()
+    await _ask(chat, ShownTurn(SUMMARY_QUESTION), None)
+
+
 async def _ask(chat: Chat, turn: ShownTurn, replaced: ShownTurn | None) -> None:
     state, in_place_of = chat.state, None
     if replaced is not None:
@@ -161,7 +170,7 @@ def saved_prompt(argument: str) -> str:
 
 
 async def attach(chat: Chat, argument: str) -> Path:
-    path = Path(argument.strip("'\"")).expanduser()
+    path = local_path(argument.strip("'\"")).expanduser()
     await chat.attach([path])
     return path
 
@@ -173,8 +182,8 @@ async def detach(chat: Chat, argument: str) -> None:
     number = argument or str(len(attachments))
     if argument == "all":
         attachments.clear()
-    elif number.isdecimal() and 1 <= int(number) <= len(attachments):
-        del attachments[int(number) - 1]
+    elif number.isdecimal() and 1 <= int(number[:9]) <= len(attachments):
+        del attachments[int(number[:9]) - 1]
     else:
         raise InputError(
             f"there is no attachment {argument!r}; choose 1 to {len(attachments)}, or all"
@@ -225,7 +234,7 @@ def _changed(
         return settings, f"guard {name} is {_now(name, settings)}"
     if name == "seed" and not argument.isdecimal():
         raise InputError(f"the seed is a whole number, not {argument!r}")
-    value = int(argument) if name == "seed" else _number(name, argument)
+    value = int(argument[:20]) if name == "seed" else _number(name, argument)
     sampling = replace(settings.sampling, **{name: value})
     return replace(settings, sampling=sampling), f"{name} is {argument}"
 
@@ -303,7 +312,8 @@ async def _enter(chat: Chat, work: Callable[[RecordedChat], object]) -> None:
     def enter(recorded: RecordedChat) -> tuple[ChatLog, str | None, list[ShownTurn]]:
         work(recorded)
         assert recorded.log is not None  # it was entered
-        return recorded.log, *turns_of_branch(recorded.log.branch(), recorded.media_path)
+        branch = recorded.log.branch()
+        return recorded.log, *turns_of_branch(branch, recorded.media_path, recorded.is_lost)
 
     state = chat.state
     state.enter(*await chat.do(enter))
@@ -312,6 +322,9 @@ async def _enter(chat: Chat, work: Callable[[RecordedChat], object]) -> None:
         state.carry_files_of(unanswered)
         chat.put_back(unanswered.question)
     await chat.show_chat()
+    lost = [name for turn in state.turns for name in turn.lost]
+    if lost:
+        chat.say(f"{', '.join(lost)}: lost from the disk; the chat goes on without")
 
 
 # -- what leaves the chat --------------------------------------------------------------------------

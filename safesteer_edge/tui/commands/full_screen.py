@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safesteer_edge.chats.recorded_chat import RecordedChat
-from safesteer_edge.errors import InputError
+from safesteer_edge.errors import InputError, SafeSteerError
+from safesteer_edge.library.catalogue import default_model
 from safesteer_edge.tui.chat_state import compared_settings
 from safesteer_edge.tui.commands import conversation
+from safesteer_edge.tui.guard_making import make_guard
 
 if TYPE_CHECKING:
     from safesteer_edge.tui.screens.chat_screen import ChatScreen
     from safesteer_edge.tui.screens.models_screen import ModelRow
 
+_ANSWERING_S = 0.2  # between two looks whether an answer has ended
 
 # -- that show -------------------------------------------------------------------------------------
 
@@ -147,15 +152,32 @@ async def model(screen: ChatScreen, argument: str) -> None:
 
 def _switch_or_ask(screen: ChatScreen, name: str, *, has_guard: bool) -> None:
     """Load a model; one that no guard was made for, if that is wanted."""
-    from safesteer_edge.tui.screens.boxes import ChoiceScreen
+    from safesteer_edge.session.choice import choose_model
 
+    with suppress(SafeSteerError):  # as whoever loads it will say
+        has_guard = has_guard or choose_model(name).bundle is not None
     if has_guard:
         _switch_to(screen, name, guarded=True)
-        return
+    else:
+        offer_guard(screen, name)
+
+
+def offer_guard(screen: ChatScreen, name: str | None) -> None:
+    """A model has no guard: make one now, or chat without. name: None is the default."""
+    from safesteer_edge.formats.model_file import check_language_model
+    from safesteer_edge.processes.cores import n_usable_cores
+    from safesteer_edge.session.choice import calibration_time, choose_model
+    from safesteer_edge.tui.screens.boxes import ChoiceScreen
+
+    name = name or default_model().name
+    how_long = ""
+    with suppress(SafeSteerError):
+        info = check_language_model(choose_model(name).path)
+        how_long = f" ({calibration_time(info, n_cores=n_usable_cores())})"
 
     def chosen(choice: str | None) -> None:
-        if choice == "calibrate":
-            screen.say(f"to make one, run in a shell: safesteer-edge calibrate {name} -o my-guard/")
+        if choice == "make":
+            screen.in_background(_make_guard(screen, name))
         elif choice == "off":
             _switch_to(screen, name, guarded=False)
 
@@ -163,8 +185,31 @@ def _switch_or_ask(screen: ChatScreen, name: str, *, has_guard: bool) -> None:
         f"There is no guard for {name} yet. You can make one on this computer. Without it, answers "
         "are not checked."
     )
-    choices = (("calibrate", "How to make a guard"), ("off", "Chat without a guard"))
+    choices = (("make", f"Make a guard now{how_long}"), ("off", "Chat without a guard"))
     screen.app.push_screen(ChoiceScreen("No guard", text, choices), chosen)
+
+
+async def _make_guard(screen: ChatScreen, name: str) -> None:
+    """Make a guard while this chat goes on with what is loaded, then load the model."""
+    if screen.is_making_guard:
+        raise InputError("a guard is being made; wait for it, or leave: it goes on next time")
+    screen.is_making_guard = True
+
+    def show(line: str) -> None:
+        screen.status.show_state(f"◐ making a guard for {name}: {line}")
+
+    try:
+        show("starting")
+        await make_guard(screen.guard_command(name), show)
+    except SafeSteerError:
+        screen.status.show_state("● ready" if screen.state.info else "✗ no model")
+        raise
+    finally:
+        screen.is_making_guard = False
+    while screen.runner.turn is not None:
+        await asyncio.sleep(_ANSWERING_S)
+    screen.say(f"the guard for {name} is made")
+    _switch_to(screen, name, guarded=True)
 
 
 def _switch_to(screen: ChatScreen, name: str, *, guarded: bool) -> None:

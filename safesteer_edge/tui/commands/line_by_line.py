@@ -37,9 +37,9 @@ async def chats(chat: PlainChat, argument: str) -> None:
         raise InputError("chats are not being saved; see 'safesteer-edge settings'")
     summaries = [each for each in chat.store.list() if each.problem is None]
     if argument.isdecimal():
-        if not 1 <= int(argument) <= len(summaries):
+        if not 1 <= int(argument[:9]) <= len(summaries):
             raise InputError(f"there is no chat {argument}; choose 1 to {len(summaries)}")
-        await chat.resume(summaries[int(argument) - 1].id)
+        await chat.resume(summaries[int(argument[:9]) - 1].id)
         return
     hits = {hit.chat.id for hit in chat.store.search(argument)} if argument else set[str]()
     for number, each in enumerate(summaries, 1):

@@ -124,6 +124,7 @@ class ChatScreen(Screen[None]):
         self.session_settings = options.settings  # of the model that is loaded, or will be
         self.user_settings = options.user_settings
         self.model_lister = options.model_lister
+        self.guard_command, self.is_making_guard = options.guard_command, False
         self.runner = ModelRunner(self)
         self._clipboard_pictures = ClipboardPictures()
         self._welcome, self._top = Welcome(is_first_run=options.is_first_run), TopBar()

@@ -43,6 +43,7 @@ def media_lines(turn: ShownTurn) -> Content:
         for path, name in zip(turn.files, names, strict=False)
     ]
     if not turn.media:
+        shown += [f"✗ {strip_control_characters(name)} is lost" for name in turn.lost]
         return Content("   ".join(shown))
     signs = {"image": "▣", "audio": "♪"}
     media = [f"{signs[each.kind]} {media_line(each)}" for each in turn.media]

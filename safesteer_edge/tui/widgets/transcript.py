@@ -176,7 +176,7 @@ class TurnView(Vertical, can_focus=True):
         question = strip_control_characters(turn.question)
         if question:
             yield Static(Content(question), classes="question")
-        if turn.files:
+        if turn.files or turn.lost:
             yield Static(media_lines(turn), classes="media-line")
             if self._show_images:
                 yield from map(Picture, turn.images)

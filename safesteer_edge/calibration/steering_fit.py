@@ -1,0 +1,219 @@
+"""How a model is steered: which openings join the candidates, from which risk on, and how hard.
+
+The openings are tried on the model itself: it goes on behind each, and what it then says is judged.
+The numbers come from out-of-fold scores of its own answers, as the limits of refusals do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from safesteer_edge.calibration.policy_fit import (
+    AnswerScores,
+    AnswerTable,
+    PolicyChoice,
+    conformal_limit,
+    strength_curve,
+)
+from safesteer_edge.engine.many_sequences import ManySequences, OpenAnswer
+from safesteer_edge.engine.prompt_items import text_token_ids
+from safesteer_edge.guard.policy import MAX_OPENINGS
+from safesteer_edge.harvest.answers import decode_answer
+from safesteer_edge.harvest.batches import open_many
+from safesteer_edge.harvest.carriers import carried_items
+from safesteer_edge.harvest.replay import FalseAlarmTargets
+from safesteer_edge.harvest.run import Progress
+from safesteer_edge.metrics.refusal_rules import AnswerLabel, classify_answer
+from safesteer_edge.requests.requests import Request, spread
+from safesteer_edge.session.runtime import Runtime, open_runtime
+from safesteer_edge.session.settings import SessionSettings
+
+# -- which openings --------------------------------------------------------------------------------
+
+# Each ends where the model has to say what it is that it will not do: so the sentence is its own.
+_OPENINGS: Final = (
+    "I can't help with",
+    "I won't help",
+    "I can't assist with",
+    "I'm sorry, but I can't",
+    "I cannot provide",
+    "I'm not going to",
+)
+N_TRIED: Final = 12  # requests of a label
+_N_TOKENS: Final = 24  # behind an opening
+_N_OWN_TOKENS: Final = 6  # of its own refusals, as an opening
+_LEAST_OWN_WORDS: Final = 10  # tokens that it must go on for
+_LEAST_DECLINED: Final = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class OpeningTrial:
+    """What a model makes of an opening. declined, twins_answered: shares of n answers of a kind.
+
+    own_words: the mean number of tokens that it goes on for, at most `_N_TOKENS`.
+    """
+
+    opening: str
+    n: int
+    declined: float
+    twins_answered: float
+    own_words: float
+
+
+def choose_openings(
+    session: SessionSettings, requests: Sequence[Request], progress: Progress
+) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
+    """The openings behind which this model declines in own words, the best first, and the trial.
+
+    Of those that nearly always lead to a refusal, the one comes first that spares most twins.
+    Costs some 200 answers of 24 tokens, many at once. Without harmful requests, or where none
+    serves: none.
+    """
+    pairs = [request for request in requests if request.pair_id is not None]
+    tried = spread(pairs, {"harmful": N_TRIED, "harmless": N_TRIED})
+    if not any(request.label == "harmful" for request in tried):
+        return (), []
+    with ExitStack() as undo:
+        runtime = undo.enter_context(closing(open_runtime(replace(session, guard="off"))))
+        many = None
+        if not runtime.model.has_recurrent_state:
+            many = undo.enter_context(closing(open_many(runtime, session, ())))
+        texts = tuple(dict.fromkeys((*_OPENINGS, *_own_refusals(runtime, many, tried))))
+        trials: list[OpeningTrial] = []
+        for text in texts:
+            progress("trying openings", len(trials), len(texts))
+            trials.append(_try(runtime, many, tried, text))
+        progress("trying openings", len(texts), len(texts))
+    good = [
+        trial
+        for trial in trials
+        if trial.declined >= _LEAST_DECLINED and trial.own_words >= _LEAST_OWN_WORDS
+    ]
+    good.sort(key=lambda trial: (-trial.twins_answered - trial.declined, len(trial.opening)))
+    record = [asdict(trial) for trial in trials]
+    return tuple(trial.opening for trial in good[: MAX_OPENINGS // 2]), record
+
+
+def _own_refusals(
+    runtime: Runtime, many: ManySequences | None, requests: Sequence[Request]
+) -> tuple[str, ...]:
+    """How this model's own refusals of these requests begin; the two that come most often."""
+    starts: Counter[str] = Counter()
+    harmful = [request for request in requests if request.label == "harmful"]
+    for tokens in _continuations(runtime, many, harmful, ""):
+        if classify_answer(_text(runtime, tokens)) == "refused":
+            starts[_text(runtime, tokens[:_N_OWN_TOKENS]).strip()] += 1
+    return tuple(text for text, _ in starts.most_common(2) if text.isprintable() and text)
+
+
+def _try(
+    runtime: Runtime, many: ManySequences | None, requests: Sequence[Request], opening: str
+) -> OpeningTrial:
+    labels: dict[str, list[AnswerLabel]] = {"harmful": [], "harmless": []}
+    n_own: list[int] = []
+    found = _continuations(runtime, many, requests, opening)
+    for request, tokens in zip(requests, found, strict=True):
+        labels[request.label].append(classify_answer(opening + _text(runtime, tokens)))
+        n_own.append(len(tokens))
+    declined = [label == "refused" for label in labels["harmful"]]
+    answered = [label == "complied" for label in labels["harmless"]]
+    return OpeningTrial(
+        opening,
+        len(declined),
+        float(np.mean(declined)),
+        float(np.mean(answered)) if answered else 0.0,
+        float(np.mean(n_own)),
+    )
+
+
+def _continuations(
+    runtime: Runtime, many: ManySequences | None, requests: Sequence[Request], opening: str
+) -> Iterator[Sequence[int]]:
+    """What the model says to each behind an opening, greedily; without the token that ends it.
+
+    many: None: one after the other.
+    """
+    given = runtime.model.tokenize_plain(opening) if opening else []
+    n_tokens = len(given) + _N_TOKENS
+    prompts = (carried_items(request, "text", runtime) for request in requests)
+    if many is None:
+        answers = (
+            decode_answer(runtime, items, n_tokens=n_tokens, forced_text=opening).token_ids
+            for items in prompts
+        )
+    else:
+        questions = (OpenAnswer(text_token_ids(items), n_tokens, given) for items in prompts)
+        answers = (token_ids for token_ids, _ in many.answer(questions))
+    for answer in answers:
+        own = answer[len(given) :]
+        yield own[:-1] if own and runtime.engine.is_end(own[-1]) else own
+
+
+def _text(runtime: Runtime, token_ids: Sequence[int]) -> str:
+    return b"".join(map(runtime.engine.piece, token_ids)).decode("utf-8", "replace")
+
+
+# -- from which risk on, and how hard --------------------------------------------------------------
+
+_RETRIES: Final = 2
+_OPENING_SHARE: Final = 0.9
+# τ: what nine of ten tokens of answers to the harmless twins of harmful requests stay below.
+_CALM_SHARE: Final = 0.9
+_THRESHOLDS: Final = (0.05, 0.5)
+_HIGHEST_START: Final = 0.999  # of the risk limit: it must be below
+
+
+def with_steering(
+    choice: PolicyChoice, scores: AnswerScores, targets: FalseAlarmTargets
+) -> PolicyChoice:
+    """The policy with steering that depends on the risk.
+
+    τ: above most tokens of benign answers to such questions. λ: the smallest tried that leaves a
+    harmful answer's tokens above τ the wanted chance. Steering begins at the risk that no more
+    benign answers reach than may be touched; what would be refused is steered anew instead.
+    """
+    policy = choice.policy
+    benign = [*scores.harmless_twins, *scores.borderline] or [*scores.ordinary]
+    tokens = np.concatenate([row[1:] for row in benign])
+    low, high = _THRESHOLDS
+    threshold = min(high, policy.hard_threshold, max(low, float(np.quantile(tokens, _CALM_SHARE))))
+    strengths = strength_curve(scores.harmful, scores.ordinary, threshold)
+    wanted = [row for row in strengths if not row["harmful_kept"] > targets.kept]
+    limits = [
+        conformal_limit(_risks(AnswerTable(rows), choice), share, largest=policy.risk_limit)
+        for rows, share in (
+            (scores.ordinary, targets.touched),
+            (scores.borderline, targets.borderline_touched),
+        )
+        if len(rows)
+    ]
+    steer_from = min(_HIGHEST_START * policy.risk_limit, max(limits, default=policy.risk_limit))
+    steered = replace(
+        policy,
+        threshold=threshold,
+        strength=(wanted or [strengths[-1]])[0]["strength"],
+        steer_from=steer_from,
+        retries=_RETRIES,
+        opening_share=_OPENING_SHARE,
+    )
+    names = ("ordinary", "borderline", "harmless_twins", "harmful")
+    touched = {
+        name: _share_above(_risks(AnswerTable(getattr(scores, name)), choice), steer_from)
+        for name in names
+    }
+    return replace(choice, policy=steered, touched=touched, strengths=strengths)
+
+
+def _risks(table: AnswerTable, choice: PolicyChoice) -> np.typing.NDArray[np.float64]:
+    policy = choice.policy
+    return table.largest_risks(policy.risk_decay, 1, policy.prompt_weight, policy.answer_prior)
+
+
+def _share_above(risks: np.typing.NDArray[np.float64], limit: float) -> float:
+    return float(np.mean(risks > limit)) if len(risks) else float("nan")

@@ -1,0 +1,270 @@
+"""What a request asks, whatever its dialect: messages, sampling, and how much more guard."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from hashlib import sha256
+from typing import Any, Final, Literal
+
+from safesteer_edge.formats.json_values import BadValueError, from_json
+from safesteer_edge.guard.policy import SamplingSettings
+from safesteer_edge.templates.conversation import Role
+
+_MAX_MEDIA: Final = 16
+_MAX_STOPS: Final = 16
+_ROLES: Final[Mapping[str, Role]] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+}
+_DATA_URI: Final = re.compile(r"data:[\w.+/-]*(?:;[\w=.+-]+)*;base64,", re.ASCII)
+# What the dialects call a text, by the key that holds it.
+_TEXT_PARTS: Final = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+}
+_KNOWN_PARTS: Final = (*_TEXT_PARTS, "image_url", "input_image", "image", "input_audio")
+
+
+@dataclass(frozen=True)
+class Medium:
+    """The bytes of a picture or a sound that came with a request."""
+
+    kind: Literal["image", "audio"]
+    data: bytes
+
+    @cached_property
+    def name(self) -> str:
+        """The name of its file: the same bytes have the same."""
+        return sha256(self.data).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One message as a client sent it."""
+
+    role: Role
+    text: str
+    media: tuple[Medium, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MoreGuard:
+    """The object `safesteer` of a request: a stronger guard for it, and what the guard saw."""
+
+    strength: float | None = None
+    threshold: float | None = None
+    trace: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request for an answer. Numbers that are None are the server's own.
+
+    messages: a system prompt or none, then questions and answers in turn, a question last.
+    sampling: fields of SamplingSettings that the request sets. has_usage: in a stream as well.
+    """
+
+    model: str
+    messages: tuple[Said, ...]
+    is_stream: bool = False
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    sampling: Mapping[str, float] = field(default_factory=dict[str, float])
+    guard: MoreGuard = field(default_factory=MoreGuard)
+    has_usage: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What we know of a request: each dialect's own names are made these."""
+
+    model: str
+    messages: object
+    system: object = None
+    stream: bool | None = None
+    stream_options: Mapping[str, object] | None = None
+    max_tokens: int | None = None
+    stop: object = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    seed: int | None = None
+    safesteer: MoreGuard = field(default_factory=MoreGuard)
+
+
+def read_asked(
+    body: object,
+    only: Mapping[str, Sequence[object]],
+    names: Mapping[str, str] | None = None,
+    *,
+    where: str = "messages",
+) -> Asked:
+    """A request. What is not known, and changes nothing here, is left unread.
+
+    only: fields that would change the answer and cannot be served, with the values that ask for
+    nothing. names: ours by the dialect's own. Raises BadValueError that names the field.
+    """
+    given = an_object(body, "the body")
+    for name, neutral in only.items():
+        if given.get(name) not in (None, *neutral):
+            raise BadValueError(f"{name!r} is not supported by this server; leave it out")
+    for theirs, ours in (names or {}).items():
+        if given.get(theirs) is not None:
+            given[ours] = given[theirs]
+    known = {each.name: given[each.name] for each in fields(_Request) if each.name in given}
+    request = from_json(_Request, known)
+    sampling = {each.name: getattr(request, each.name, None) for each in fields(SamplingSettings)}
+    return Asked(
+        model=request.model,
+        messages=_read_messages(_a_list(request.messages, where), where, request.system),
+        is_stream=bool(request.stream),
+        max_tokens=request.max_tokens,
+        stop=_read_stop(request.stop),
+        sampling={name: value for name, value in sampling.items() if value is not None},
+        guard=request.safesteer,
+        has_usage=(request.stream_options or {}).get("include_usage") is True,
+    )
+
+
+def _read_stop(value: object) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else _a_list(value, "stop")
+    if len(texts) > _MAX_STOPS:
+        raise BadValueError(f"'stop' has {len(texts)} texts; the limit is {_MAX_STOPS}")
+    return tuple(filter(None, (_a_text(text, "stop") for text in texts)))
+
+
+# -- messages -------------------------------------------------------------------------------------
+
+
+def _read_messages(items: Sequence[object], where: str, system: object) -> tuple[Said, ...]:
+    """Messages in the order that a conversation has; neighbours of one role become one.
+
+    Instructions may stand anywhere and go to the front. Raises BadValueError that names the place.
+    """
+    told = [_read_message(item, f"{where}[{index}]") for index, item in enumerate(items)]
+    instructions = [Said("system", _read_content(system, "system")[0])] if system else []
+    instructions += [said for said in told if said.role == "system"]
+    turns: list[Said] = []
+    for said in told:
+        if said.role == "system":
+            continue
+        if turns and turns[-1].role == said.role:
+            said = Said(said.role, _joined([turns[-1], said]), (*turns.pop().media, *said.media))
+        turns.append(said)
+    if not turns or turns[0].role != "user" or turns[-1].role != "user":
+        raise BadValueError(f"{where!r} must begin and end with a user's message")
+    n_media = sum(len(said.media) for said in turns)
+    if n_media > _MAX_MEDIA:
+        raise BadValueError(f"{n_media} pictures and sounds; the limit is {_MAX_MEDIA}")
+    text = _joined(instructions)
+    return (*([Said("system", text)] if text.strip() else []), *turns)
+
+
+def _joined(messages: Sequence[Said]) -> str:
+    return "\n\n".join(said.text for said in messages if said.text)
+
+
+def _read_message(item: object, where: str) -> Said:
+    message = an_object(item, where)
+    role = message.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise BadValueError(f"'{where}.role' is {str(role)[:40]!r}; expected one of {list(_ROLES)}")
+    if message.get("tool_calls") or message.get("type", "message") != "message":
+        raise BadValueError(f"'{where}' is a tool's: tools are not supported by this server")
+    text, media = _read_content(message.get("content"), f"{where}.content")
+    media += [
+        Medium("image", _base64(image, f"{where}.images"))
+        for image in _a_list(message.get("images"), f"{where}.images")  # Ollama's
+    ]
+    refusal = message.get("refusal")
+    if isinstance(refusal, str) and not text.endswith(refusal):
+        text = f"{text}\n\n{refusal}" if text else refusal
+    if media and role != "user":
+        raise BadValueError(f"'{where}' has pictures or sounds: only users send them")
+    return Said(_ROLES[role], _a_text(text, where), tuple(media))
+
+
+def _read_content(content: object, where: str) -> tuple[str, list[Medium]]:
+    """The text of a message and its media. Raises BadValueError that names an unknown part."""
+    if content is None or isinstance(content, str):
+        return _a_text(content or "", where), []
+    texts: list[str] = []
+    media: list[Medium] = []
+    for index, item in enumerate(_a_list(content, where)):
+        at = f"{where}[{index}]"
+        part = an_object(item, at)
+        kind = part.get("type")
+        if isinstance(kind, str) and kind in _TEXT_PARTS:
+            texts.append(_a_text(part.get(_TEXT_PARTS[kind]), at))
+        elif kind in ("image_url", "input_image"):
+            url = part.get("image_url")
+            media.append(_picture(url.get("url") if isinstance(url, dict) else url, at))
+        elif kind == "image":
+            source = an_object(part.get("source"), f"{at}.source")
+            if source.get("type") != "base64":
+                raise BadValueError(f"'{at}.source' is not base64: nothing is fetched from the net")
+            media.append(Medium("image", _base64(source.get("data"), at)))
+        elif kind == "input_audio":
+            sound = an_object(part.get("input_audio"), f"{at}.input_audio")
+            media.append(Medium("audio", _base64(sound.get("data"), at)))
+        else:
+            raise BadValueError(
+                f"'{at}.type' is {str(kind)[:40]!r}; expected one of {list(_KNOWN_PARTS)}"
+            )
+    return "\n".join(texts), media
+
+
+def _picture(url: object, where: str) -> Medium:
+    head = _DATA_URI.match(url) if isinstance(url, str) else None
+    if not isinstance(url, str) or head is None:
+        raise BadValueError(
+            f"'{where}' is no picture as data:image/…;base64,…: nothing is fetched from the net"
+        )
+    return Medium("image", _base64(url[head.end() :], where))
+
+
+def _base64(value: object, where: str) -> bytes:
+    try:
+        data = base64.b64decode(value, validate=True) if isinstance(value, str) else b""
+    except (binascii.Error, ValueError):
+        data = b""
+    if not data:
+        raise BadValueError(f"'{where}' is not base64")
+    return data
+
+
+def an_object(value: object, where: str) -> dict[str, Any]:
+    """A JSON object. Raises BadValueError."""
+    if not isinstance(value, dict):
+        raise BadValueError(f"{where!r} is {str(value)[:40]!r}; expected an object")
+    return value
+
+
+def _a_list(value: object, where: str) -> list[Any]:
+    if value is not None and not isinstance(value, list):
+        raise BadValueError(f"{where!r} is {str(value)[:40]!r}; expected a list")
+    return value or []
+
+
+def _a_text(value: object, where: str) -> str:
+    """Raise BadValueError for anything else, and for half a character (a lone surrogate)."""
+    if not isinstance(value, str):
+        raise BadValueError(f"{where!r} is {str(value)[:40]!r}; expected a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise BadValueError(f"{where!r} holds half a character, which no text has") from error
+    return value

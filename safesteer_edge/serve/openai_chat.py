@@ -1,0 +1,118 @@
+"""OpenAI's /v1/chat/completions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
+
+from safesteer_edge.guard.events import PrefillDone, Refused, TextDelta, Usage
+from safesteer_edge.serve.asked import Asked, read_asked
+from safesteer_edge.serve.dialect import Dialect, Head, Json, sse
+from safesteer_edge.serve.served_model import Answered, Piece
+
+_ONLY: Final[Mapping[str, tuple[object, ...]]] = {
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "n": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+}
+
+
+def _read(body: object) -> Asked:
+    return read_asked(body, _ONLY, {"max_completion_tokens": "max_tokens"})
+
+
+def _whole(head: Head, answered: Answered) -> Json:
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": answered.text,
+        "refusal": answered.refusal.text.strip() if answered.refusal else None,
+    }
+    if answered.ended.reasoning:
+        message["reasoning_content"] = answered.ended.reasoning
+    return {
+        **_common(head, "chat.completion"),
+        "choices": [
+            {
+                "index": 0,
+                "message": message,
+                "logprobs": None,
+                "finish_reason": _finish_reason(answered),
+            }
+        ],
+        "usage": _usage(answered.usage),
+        **head.trace(answered),
+    }
+
+
+async def _stream(head: Head, pieces: AsyncIterator[Piece]) -> AsyncIterator[Json]:
+    yield _chunk(head, {"role": "assistant", "content": ""})
+    async for piece in pieces:
+        if isinstance(piece, TextDelta):
+            key = "content" if piece.part == "answer" else "reasoning_content"
+            yield _chunk(head, {key: piece.text})
+        elif isinstance(piece, Refused):
+            yield _chunk(head, {"content": piece.text, "refusal": piece.text.strip()})
+        elif isinstance(piece, Answered):
+            yield {**_chunk(head, {}, _finish_reason(piece)), **head.trace(piece)}
+            if head.asked.has_usage:
+                common = _common(head, "chat.completion.chunk")
+                yield {**common, "choices": [], "usage": _usage(piece.usage)}
+
+
+def _chunk(head: Head, delta: Json, finish_reason: str | None = None) -> Json:
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    common = _common(head, "chat.completion.chunk")
+    # Where the usage comes at the end, all other chunks say that there is none.
+    return {**common, "choices": [choice], **({"usage": None} if head.asked.has_usage else {})}
+
+
+def _common(head: Head, kind: str) -> Json:
+    return {
+        "id": f"chatcmpl-{head.id}",
+        "object": kind,
+        "created": head.created,
+        "model": head.asked.model,
+    }
+
+
+def _finish_reason(answered: Answered) -> str:
+    if answered.refusal is not None:
+        return "content_filter"
+    return "length" if answered.is_cut else "stop"
+
+
+def _usage(usage: Usage) -> Json:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.reused_tokens},
+    }
+
+
+CHAT: Final = Dialect(_read, _whole, _stream, sse, ending=b"data: [DONE]\n\n")
+
+
+def moderation(head_id: str, model: str, scores: list[PrefillDone], limit: float) -> Json:
+    """The verdicts on texts: flagged is what would begin an answer above the guard's limit."""
+    results = []
+    for scored in scores:
+        score = scored.prompt_score or 0.0
+        results.append(
+            {
+                "flagged": score > limit,
+                "categories": {"harmful": score > limit},
+                "category_scores": {"harmful": score},
+                "category_applied_input_types": {"harmful": ["text"]},
+            }
+        )
+    return {"id": f"modr-{head_id}", "model": model, "results": results}

@@ -1,0 +1,72 @@
+"""A tiny llama whose words are known: each token leads to given next ones, and harm is a direction.
+
+Its blocks add nothing, so a state is the embedding of the last token: one axis a token, and one
+axis on which harmful tokens lie on one side and refusing ones on the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from tests.tiny_models.language_model import TransformerShape, add_metadata
+from tests.tiny_models.random_weights import RandomWeights, add_file_type, gguf_output
+from tests.tiny_models.vocabulary import CHATML, FIRST_BYTE_ID, IM_END_ID, tiny_vocabulary
+
+HARM_AXIS = 383
+_SHAPE = TransformerShape("llama", "planted", 4, 384, 4, 4, 32, 512)
+_ELSEWHERE = -40.0  # logit of what is never said
+
+
+def letter_id(letter: str) -> int:
+    """The token of a character that no longer one takes up, such as a capital; '' is the end."""
+    return FIRST_BYTE_ID + ord(letter) if letter else IM_END_ID
+
+
+def write_planted_llama(
+    path: Path, follows: Mapping[str, Mapping[str, float]], harm: Mapping[str, float]
+) -> Path:
+    """Write the model and return its path (1.5 MB).
+
+    follows: the chances of what comes behind each letter; behind others the answer ends. harm: of
+    letters, from −1 to 1; 0 where it is not given.
+    """
+    vocabulary = tiny_vocabulary()
+    n_vocab, n_embd = len(vocabulary.tokens), _SHAPE.n_embd
+    embedding = np.eye(n_vocab, n_embd, dtype=np.float32)
+    for letter, value in harm.items():
+        embedding[letter_id(letter), HARM_AXIS] = value
+    chances = np.full((n_vocab, n_vocab), math.exp(_ELSEWHERE))  # of the next token, by this one
+    chances[:, IM_END_ID] = 1.0
+    for letter, following in follows.items():
+        chances[letter_id(letter)] = math.exp(_ELSEWHERE)
+        for next_letter, chance in following.items():
+            chances[letter_id(letter), letter_id(next_letter)] = chance
+    # The final norm makes every state as long as √n_embd.
+    lengths = np.linalg.norm(embedding, axis=1) / math.sqrt(n_embd)
+    head = np.zeros((n_vocab, n_embd), dtype=np.float32)
+    head[:, :n_vocab] = (np.log(chances) * lengths[:, np.newaxis]).T
+    with gguf_output(path, "llama") as writer:
+        add_metadata(writer, _SHAPE)
+        add_file_type(writer, "F32")
+        vocabulary.add_to(writer, CHATML)
+        weights = RandomWeights(writer, seed=0, quantization="F32")
+        weights.add_quantized("token_embd.weight", embedding)
+        for layer_index in range(_SHAPE.n_layer):
+            _add_idle_block(weights, f"blk.{layer_index}")
+        weights.add("output_norm.weight", np.ones(n_embd, dtype=np.float32))
+        weights.add_quantized("output.weight", head)
+    return path
+
+
+def _add_idle_block(weights: RandomWeights, block: str) -> None:
+    n_embd, n_ff = _SHAPE.n_embd, _SHAPE.n_ff
+    for norm in ("attn_norm", "ffn_norm"):
+        weights.add(f"{block}.{norm}.weight", np.ones(n_embd, dtype=np.float32))
+    shapes = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (n_embd, n_embd))
+    shapes |= {"ffn_gate": (n_ff, n_embd), "ffn_up": (n_ff, n_embd), "ffn_down": (n_embd, n_ff)}
+    for part, shape in shapes.items():
+        weights.add_quantized(f"{block}.{part}.weight", np.zeros(shape, dtype=np.float32))
