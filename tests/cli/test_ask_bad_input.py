@@ -171,7 +171,7 @@ def flipped_probe(bundle: Path, tiny: GuardedTiny) -> None:
 
 
 def unknown_schema(bundle: Path, _tiny: GuardedTiny) -> None:
-    edit_config(bundle, lambda value: value.update(schema_version=2))
+    edit_config(bundle, lambda value: value.update(schema_version=3))
 
 
 def backward_vector(bundle: Path, _tiny: GuardedTiny) -> None:
