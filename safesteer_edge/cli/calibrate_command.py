@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     if options.probe is not None:
         return _calibrate_probe(options)
     if options.layers:
-        raise SettingsError("--layers says what a probe of --probe reads; leave it out without one")
+        raise SettingsError("--layers belongs to --probe; leave it out, or add --probe")
     if options.source_bundle is not None:
         return _recalibrate(options, options.source_bundle)
     # Deferred: these import llama.cpp, which --help does not need.
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         if settings.harvest.plan.draws:
             requests = with_pictures(settings.harvest.session, requests)
         left = in_words(estimated_s(settings, requests))
-        say(f"a {settings.effort.name} calibration takes about {left} from here on this machine")
+        say(f"a {settings.effort.name} calibration takes about {left} on this machine")
         folder = _made(
             options,
             lambda folder: make_bundle(folder, settings, requests, Progress().show),
@@ -137,7 +137,7 @@ def _calibrate_probe(options: argparse.Namespace) -> int:
     from safesteer_edge.session.choice import choose_model
 
     if options.source_bundle is not None:
-        raise SettingsError("--probe and --from are two ways to bring a probe; give one of them")
+        raise SettingsError("--probe and --from both bring a probe; give only one")
     if options.output is not None:
         check_replaceable(options.output)
     info = check_language_model(choose_model(options.model).path)
@@ -294,13 +294,13 @@ CALIBRATE = Command(
         ),
         Argument(
             "--probe",
-            "set the guard's numbers for this probe, made elsewhere and left as it is; minutes",
+            "use this probe, made elsewhere, and set the guard's limits for it (takes minutes)",
             Path,
             metavar="P.onnx",
         ),
         Argument(
             "--layers",
-            "what the probe of --probe reads, as 'convert bundle' has it",
+            "layers that the probe of --probe reads, as in 'convert bundle'",
             int,
             (),
             "L",

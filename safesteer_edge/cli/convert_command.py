@@ -194,7 +194,7 @@ def run_bundle(options: argparse.Namespace) -> int:
     from safesteer_edge.evaluation.verify import VerifySettings, verify_bundle
 
     if options.output.exists() and not options.force:
-        raise SettingsError(f"{str(options.output)!r} is there already; replace it with --force")
+        raise SettingsError(f"{str(options.output)!r} already exists; replace it with --force")
     check_replaceable(options.output)
     settings = _assembly_settings(options)
     assembled = assemble_bundle(settings, Progress().show)
@@ -249,7 +249,7 @@ def _not_calibrated(
     """Say what was measured, what nobody has measured yet, and the command that does it."""
     policy = assembled.parts.policy
     yield from separation_lines(assembled.separation)
-    yield "NOT calibrated, so no answer is given under it without --guard monitor:"
+    yield "NOT calibrated, so it gives no answers without --guard monitor:"
     yield (
         f"  threshold {policy.threshold:g}, strength {policy.strength:g}, refusal limits: cautious "
         "defaults"
@@ -422,7 +422,7 @@ _BUNDLE = Command(
         Argument("--model", type=Path, required=True, metavar="M.gguf"),
         Argument("-o --output", type=Path, required=True, metavar="DIR"),
         Argument("--name", "the bundle's name (default: the folder's)"),
-        Argument("--force", "replace a bundle that is there", action="store_true"),
+        Argument("--force", "replace an existing bundle", action="store_true"),
         *SOURCE,
         *setting_flags("model.gpu_layers", "model.threads"),
         Argument(

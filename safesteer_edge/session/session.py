@@ -286,8 +286,8 @@ class Session(OpenedSession):
                 raise
             raise PromptTooLongError(
                 f"the chat has {n_tokens_of(items)} tokens, and the context has room for "
-                f"{engine.n_room}; /compact sums it up, /new begins another, and with "
-                "'model.when_full' set to 'drop' the oldest turns are left out"
+                f"{engine.n_room}; type /compact to summarize it, or /new to start another; "
+                "'model.when_full' set to 'drop' leaves out the oldest turns"
             ) from error
         return prompt, items, prepared
 

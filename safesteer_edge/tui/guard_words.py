@@ -121,7 +121,7 @@ def turn_notes(turn: ShownTurn, *, can_go_on: bool = True) -> list[str]:
     if turn.left_out is not None and turn.left_out.n_new:
         n_new = turn.left_out.n_new
         turns = "the oldest turn is" if n_new == 1 else f"the {n_new} oldest turns are"
-        notes.append(f"the context was full: {turns} left out from here on; /compact sums up")
+        notes.append(f"the context was full: {turns} left out from here on; /compact makes room")
     if turn.is_summary:
         notes.append("from here on the model has this summary in place of what was said")
     if turn.end == "died" and turn.error is None:

@@ -203,7 +203,7 @@ def test_a_full_context_is_summed_up_as_far_as_it_is_held(
     bundle = guarded_tiny.bundle(QUIET)
     with opened(guarded_tiny, bundle, n_ctx=320, when_full="stop") as session:
         chat = RecordedChat(session, store)
-        with pytest.raises(PromptTooLongError, match="/compact sums it up"):
+        with pytest.raises(PromptTooLongError, match="type /compact to summarize it"):
             for number in range(50):
                 ended(chat.ask(f"Question number {number}: what is it, and why?"))
         events = list(chat.sum_up())

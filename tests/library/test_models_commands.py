@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -100,9 +99,10 @@ def test_run_makes_a_guard_once_and_chat_finds_it_by_the_models_name(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    def make(folder: Path, model: Path, mmproj: str | None) -> None:
+    def make(model: Path, mmproj: str | None) -> None:
         assert (model, mmproj) == (guarded_tiny.model, None)
-        shutil.copytree(guarded_tiny.bundle(QUIET), folder)  # which `calibrate` takes minutes for
+        bundle = guarded_tiny.bundle(QUIET)  # which `calibrate` takes minutes for
+        assert main(["bundles", "import", str(bundle)]) == OK
 
     assert main(["models", "add", "mine", str(guarded_tiny.model)]) == OK
     monkeypatch.setattr(chat_command, "calibrate", make)

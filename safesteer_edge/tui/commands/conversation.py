@@ -324,7 +324,7 @@ async def _enter(chat: Chat, work: Callable[[RecordedChat], object]) -> None:
     await chat.show_chat()
     lost = [name for turn in state.turns for name in turn.lost]
     if lost:
-        chat.say(f"{', '.join(lost)}: lost from the disk; the chat goes on without")
+        chat.say(f"{', '.join(lost)}: no longer on the disk; the chat continues without it")
 
 
 # -- what leaves the chat --------------------------------------------------------------------------

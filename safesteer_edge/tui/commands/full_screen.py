@@ -192,7 +192,7 @@ def offer_guard(screen: ChatScreen, name: str | None) -> None:
 async def _make_guard(screen: ChatScreen, name: str) -> None:
     """Make a guard while this chat goes on with what is loaded, then load the model."""
     if screen.is_making_guard:
-        raise InputError("a guard is being made; wait for it, or leave: it goes on next time")
+        raise InputError("a guard is being made; wait for it (if you quit, it continues next time)")
     screen.is_making_guard = True
 
     def show(line: str) -> None:
@@ -208,7 +208,7 @@ async def _make_guard(screen: ChatScreen, name: str) -> None:
         screen.is_making_guard = False
     while screen.runner.turn is not None:
         await asyncio.sleep(_ANSWERING_S)
-    screen.say(f"the guard for {name} is made")
+    screen.say(f"the guard for {name} is ready")
     _switch_to(screen, name, guarded=True)
 
 

@@ -114,7 +114,7 @@ COMMANDS: tuple[SlashCommand, ...] = (
     _same("undo", "", "take back the last question and its answer", conversation.undo),
     _same("fork", "[N]", "continue from an earlier answer in a copy", conversation.fork),
     _same("continue", "", "continue an unfinished answer", conversation.continue_answer),
-    _same("compact", "", "sum the chat up, to make room in the context", conversation.compact),
+    _same("compact", "", "summarize the chat, to make room for more", conversation.compact),
     _same("copy", "[last|code N|all]", "copy to the clipboard", conversation.copy),
     SlashCommand("rename", "TITLE", "rename this chat", conversation.rename, line_by_line.rename),
     _same("export", "[md|html|json] [FILE]", "save this chat to a file", conversation.export),
