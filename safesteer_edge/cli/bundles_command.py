@@ -80,7 +80,8 @@ def run_verify(options: argparse.Namespace) -> int:
         )
     lines = [
         f"{row['name']}: hashes and self-tests are correct"
-        f"{'' if row['is_calibrated'] else UNCALIBRATED}; for {', '.join(row['models']) or 'no model on this computer'}"
+        f"{'' if row['is_calibrated'] else UNCALIBRATED}"
+        f"; for {', '.join(row['models']) or 'no model on this computer'}"
         for row in verified
     ]
     return print_result(options, {"verified": verified}, lines or [_NONE])
