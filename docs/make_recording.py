@@ -24,10 +24,9 @@ MAX_PAUSE_S = 0.5
 OPTIONS = ("--temperature", "0", "--max-tokens", "64", "--threads", "1")
 # What is typed, and what is waited for after it, if anything.
 SCRIPT = (
-    ("\x1b", "ready"),
     ("How do I keep bread fresh?\r", "first text"),
     ("How can I pick a lock to steal a car?\r", "first text"),
-    ("\x1b[15~", "Harmful score per token"),  # F5
+    ("\x1b[15~", "Harm score of each token"),  # F5
     ("\x1b[15~", None),
     ("\x1b[17~", "Side by side"),  # F6
     ("\x1b", "ready"),
@@ -106,7 +105,7 @@ def main() -> None:
     target.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         recorder = Recorder(folder)
-        recorder.wait_for("Start chatting")
+        recorder.wait_for("● ready")
         recorder.read_for(1.5)
         for text, wanted in SCRIPT:
             recorder.type(text)

@@ -194,7 +194,7 @@ async def light(driver: Driver) -> None:
 
 
 async def first_run(driver: Driver) -> None:
-    await driver.sees("What this is")
+    await driver.sees("runs on your computer")
 
 
 SCENES: dict[str, Scene] = {

@@ -88,7 +88,7 @@ class HubError(InputError):
 
 
 class DownloadError(SafeSteerError):
-    """A download was cut or the hub cannot be reached; what has come is kept."""
+    """A download was cut or the hub cannot be reached; what was downloaded is kept."""
 
 
 class EngineError(SafeSteerError):

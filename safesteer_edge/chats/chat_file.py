@@ -222,6 +222,6 @@ class ChatFile:
 
 def _saving(path: Path) -> contextlib.AbstractContextManager[None]:
     remedy = (
-        "free some space or make the folder writable; until then what is said is kept in memory"
+        "free some space or make the folder writable; until then the chat is kept in memory only"
     )
     return os_errors_as(ChatStoreError, f"cannot save chat {str(path)!r}", f"{remedy} alone")

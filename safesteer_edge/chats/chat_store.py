@@ -142,7 +142,9 @@ class ChatStore:
     def path(self, chat_id: str) -> Path:
         """A chat's file. Raises ChatFileError for what is no id."""
         if not _ID.fullmatch(chat_id):
-            raise ChatFileError(f"{chat_id!r} is no chat's id; see 'safesteer-edge chats list'")
+            raise ChatFileError(
+                f"{chat_id!r} is not the id of a chat; see 'safesteer-edge chats list'"
+            )
         return self.folder / f"{chat_id}.jsonl"
 
     def find(self, beginning: str) -> str:
@@ -164,7 +166,7 @@ class ChatStore:
         with os_errors_as(
             ChatStoreError,
             f"cannot make the folder {str(self.folder)!r}",
-            "make it writable, or switch saving off with 'safesteer-edge settings set chats.save "
+            "make it writable, or turn saving off with 'safesteer-edge settings set chats.save "
             "false'",
         ):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)

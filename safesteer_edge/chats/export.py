@@ -35,7 +35,7 @@ _IMAGE_TYPES: Final = (
     (b"BM", "image/bmp"),
 )
 _ENDS: Final[Mapping[str, str]] = {
-    "length": "cut at the token limit",
+    "length": "cut off at the token limit",
     "loop": "stopped: it repeated itself",
     "refused": "refused",
     "cancelled": "stopped",
@@ -168,10 +168,12 @@ def _note(entry: ChatEntry) -> str:
         return "cut off"
     notes = [_ENDS[entry.end.reason]] if entry.end.reason in _ENDS else []
     if entry.end.refusal is not None:
-        notes[-1:] = [f"refused, because {entry.end.refusal.detail}"]
+        notes[-1:] = [f"refused by the guard: {entry.end.refusal.detail}"]
     guard = entry.end.guard
     if guard is not None and guard.mode in ("off", "monitor"):
         notes.append("the guard was off" if guard.mode == "off" else "the guard only watched")
+    elif guard is not None and guard.opening and entry.end.refusal is None:
+        notes.append("the guard led this answer to a refusal in the model's own words")
     elif guard is not None and guard.interventions:
         notes.append(f"{guard.interventions} tokens steered")
     return "; ".join(notes)

@@ -124,6 +124,13 @@ class RecordedChat:
         self.session.restore(chat.messages(chat.log.branch(head)))
         chat.add(HeadMoved(head))
 
+    def take_back(self, entry_id: str) -> None:
+        """Go on from before a question; it and what followed stay on a branch of their own."""
+        chat = self._need_chat()
+        before = _branch_before(chat.log, chat.log.entry(entry_id))
+        self.session.restore(chat.messages(before))
+        chat.add(HeadMoved(before[-1].id if before else None))
+
     def close(self) -> None:
         """Close the chat's file; the session stays open. Idempotent."""
         chat, self._chat = self._chat, None
@@ -220,7 +227,7 @@ class RecordedChat:
         """Go on with the last answer; see `ChatSession.continue_answer`."""
         chat = self._need_chat()
         if chat.log.head is None or chat.log.entry(chat.log.head).role != "assistant":
-            raise InputError("there is no answer to go on with; ask something first")
+            raise InputError("there is no answer to continue; ask something first")
         turn = TurnRecord(chat, self.session, answer_id=chat.log.head)
         return turn.record(self.session.continue_answer())
 
@@ -290,7 +297,9 @@ class RecordedChat:
 
     def _need_store(self) -> ChatStore:
         if self._store is None:
-            raise InputError("chats are not saved; switch it on: 'settings set chats.save true'")
+            raise InputError(
+                "chats are not being saved; turn saving on: 'settings set chats.save true'"
+            )
         return self._store
 
     def _need_chat(self) -> OpenChat:

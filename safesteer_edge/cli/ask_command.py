@@ -35,6 +35,7 @@ from safesteer_edge.session.settings_file import user_settings
 
 if TYPE_CHECKING:
     from safesteer_edge.guard.events import Event, MediaPrepared, TurnEnded
+    from safesteer_edge.guard.policy import GuardPolicy
     from safesteer_edge.session.choice import ModelFiles
     from safesteer_edge.session.isolated_session import IsolatedSession
     from safesteer_edge.session.protocol import ChatSession
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 
 _ENDS = {
-    "length": "cut at the token limit",
+    "length": "cut off at the token limit",
     "loop": "stopped, because it was repeating itself; a higher --temperature helps",
     "cancelled": "stopped",
 }
@@ -87,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
         if options.json:
             print_json(_to_json(session, turn, media))
         if not options.quiet:
-            _narrate_end(turn)
+            _narrate_end(turn, session.info.policy)
     if turn.finish_reason == "cancelled":
         return INTERRUPTED
     if turn.refusal is not None and turn.refusal.reason == "guard_failed":
@@ -205,48 +206,55 @@ def _narrate_start(session: ChatSession, media: list[MediaPrepared]) -> None:
         say(f"[{media_line(event)}]")
 
 
-def _narrate_end(turn: TurnEnded) -> None:
+def _narrate_end(turn: TurnEnded, policy: GuardPolicy | None) -> None:
+    from safesteer_edge.tui.guard_words import notice
+
     guard, refusal = turn.guard, turn.refusal
     parts = [
         f"{turn.usage.completion_tokens} tokens, {turn.timings.tokens_per_second:.0f} tokens/s",
-        "guard off"
+        "guard off: not checked"
         if guard.mode == "off"
         else f"{guard.mode}: {guard.interventions} tokens steered",
     ]
     if guard.mode != "off" and guard.risk is not None:
-        parts.append(f"risk {guard.risk:.2f}")
+        parts.append(notice(guard.risk, policy.risk_limit if policy is not None else None))
+    if guard.opening and refusal is None:
+        parts.append("led to a refusal in the model's own words")
     if refusal is not None:
-        parts.append(f"refused, because {refusal.detail}")
+        parts.append(f"refused by the guard: {refusal.detail}")
     elif turn.finish_reason != "stop":
         parts.append(_ENDS[turn.finish_reason])
     say(f"[{'; '.join(parts)}]")
 
 
-def _files(name: str, text: str | None = None) -> Argument:
+def _files(name: str, text: str) -> Argument:
     return Argument(name, text, action="append", default=[], metavar="F")
 
 
 ASK = Command(
     "ask",
-    "answer one prompt",
+    "ask one question",
     run,
     (
         Argument(
             "prompt",
-            "the question, below what is piped in; - or nothing: what is piped in alone",
+            "the question; piped text goes above it (with - or nothing: it is the question)",
             metavar="PROMPT",
             nargs="*",
         ),
-        _files("-i --image", "a picture file; - reads it from stdin"),
-        _files("--audio"),
-        _files("--file", "a PDF, a text file, a picture or a sound, told apart by its name"),
+        _files("-i --image", "attach a picture (- reads it from stdin)"),
+        _files("--audio", "attach a sound"),
+        _files("--file", "attach a file of any of these kinds, or a PDF or text"),
         Argument("-s --system", "system prompt", metavar="T"),
         Argument(
-            "--answer-prefix", "begin the answer with T, judged as its own", default="", metavar="T"
+            "--answer-prefix",
+            "begin the answer with T; the guard judges it too",
+            default="",
+            metavar="T",
         ),
         Argument(
             "--isolate",
-            "run the engine in a process of its own, whose crash is an error and no more (default)",
+            "run the engine in a separate process, so that a crash is an error message (default)",
             action=argparse.BooleanOptionalAction,
             default=True,
         ),
@@ -257,13 +265,18 @@ ASK = Command(
             "output",
             (
                 Argument("--json", "print one JSON object at the end", action="store_true"),
-                Argument("--trace", "one line per decoding step", type=Path, metavar="F.jsonl"),
-                Argument("-q --quiet", "no narration on stderr", action="store_true"),
                 Argument(
-                    "--fail-on-refusal", f"exit {REFUSED} if the guard refuses", action="store_true"
+                    "--trace", "write every decoding step to a file", type=Path, metavar="F.jsonl"
+                ),
+                Argument("-q --quiet", "print only the answer", action="store_true"),
+                Argument(
+                    "--fail-on-refusal",
+                    f"exit with {REFUSED} if the guard refuses",
+                    action="store_true",
                 ),
             ),
         ),
     ),
-    "Answer one prompt, guarded while it decodes. What is not given comes from the settings.",
+    "Ask one question; the guard checks every word of the answer. Options that you leave out come "
+    "from your settings.",
 )

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from safesteer_edge.bundle.fingerprint import ModelFingerprint
     from safesteer_edge.bundle.schema import GuardConfig
 
-_UNSIGNED = "unsigned: nothing but its own word says who made it and what was measured"
+_NONE = "there are no guard bundles on this computer"
+_UNSIGNED = "unsigned: who made it, and what was measured, cannot be verified"
 _MAX_SHOWN = 12  # differing figures
 
 
@@ -49,7 +50,7 @@ def run_list(options: argparse.Namespace) -> int:
             row["problem"] = " ".join(str(error).split())
         rows.append(row)
     lines = [_row(row) for row in rows]
-    return print_result(options, {"bundles": rows}, lines or ["no guard bundle is here"])
+    return print_result(options, {"bundles": rows}, lines or [_NONE])
 
 
 def run_info(options: argparse.Namespace) -> int:
@@ -78,11 +79,12 @@ def run_verify(options: argparse.Namespace) -> int:
             {"name": each.name, "is_calibrated": _is_calibrated(config), "models": models}
         )
     lines = [
-        f"{row['name']}: hashes and self-tests agree{'' if row['is_calibrated'] else UNCALIBRATED}"
-        f"; for {', '.join(row['models']) or 'no model that is here'}"
+        f"{row['name']}: hashes and self-tests are correct"
+        f"{'' if row['is_calibrated'] else UNCALIBRATED}"
+        f"; for {', '.join(row['models']) or 'no model on this computer'}"
         for row in verified
     ]
-    return print_result(options, {"verified": verified}, lines or ["no guard bundle is here"])
+    return print_result(options, {"verified": verified}, lines or [_NONE])
 
 
 def run_pull(options: argparse.Namespace) -> int:
@@ -112,7 +114,7 @@ def run_export(options: argparse.Namespace) -> int:
 
     bundle, path = find_bundle(options.bundle), options.output
     if path.exists() and not options.force:
-        raise SettingsError(f"{str(path)!r} is there already; replace it with --force")
+        raise SettingsError(f"{str(path)!r} already exists; replace it with --force")
     try:
         export_bundle(bundle.folder, path)
         sha256 = hash_file(path)
@@ -129,17 +131,17 @@ def run_remove(options: argparse.Namespace) -> int:
     bundle = find_bundle(options.bundle)
     if not options.yes:
         if not sys.stdin.isatty():
-            raise SettingsError(f"nobody is there to ask about {bundle.name!r}; pass --yes")
+            raise SettingsError(f"{bundle.name!r} would be deleted for good; confirm with --yes")
         if not confirmed(f"Delete {bundle.folder}?"):
-            say("nothing was removed")
+            say("nothing was deleted")
             return OK
     remove_bundle(bundle)
-    print(f"{bundle.name} is removed")
+    print(f"deleted {bundle.name}")
     return OK
 
 
 def run_diff(options: argparse.Namespace) -> int:
-    """Print what differs between two bundles, value by value."""
+    """Print compare two bundles, value by value."""
     from safesteer_edge.bundle.bundle import read_config
     from safesteer_edge.bundle.exchange import find_bundle
 
@@ -193,7 +195,7 @@ def bundle_facts(bundle: KnownBundle, config: GuardConfig) -> dict[str, str]:
         facts["measured"] = "calibrated; no replay of the test requests is recorded"
     else:
         cells = replay_cells(replay_figures(replay.rows, config.policy.threshold))
-        facts["measured"] = f"on {len(replay.rows)} test requests, which decided nothing"
+        facts["measured"] = f"on {len(replay.rows)} test requests, which were not used to make it"
         facts |= {f"  {name}": cell for name, cell in cells.items()}
     facts[CONFIG_NAME] = f"SHA-256 {hash_file(bundle.folder / CONFIG_NAME)}"
     facts |= {name: f"SHA-256 {sha256}" for name, sha256 in listed_files(config).items()}
@@ -299,16 +301,16 @@ def installed_lines(folder: Path, config: GuardConfig) -> list[str]:
         if match != "exact":
             path, target = str(model.path), f"guard-{Path(str(model.path)).stem}"
             lines.append(
-                f"It was made for {config.model.quantization}, and {model.name} is not; set it "
-                f"right for that file, in minutes: safesteer-edge calibrate {shlex.quote(path)} "
+                f"It was made for {config.model.quantization}, and {model.name} is not. Adapt "
+                f"it to that file (takes minutes): safesteer-edge calibrate {shlex.quote(path)} "
                 f"--from {shlex.quote(str(folder))} -o {shlex.quote(target)}"
             )
         elif model.bundle != folder:
-            lines.append(f"{model.name} keeps the guard that it came with, unless --bundle says so")
+            lines.append(f"{model.name} keeps its own guard; choose this one with --bundle")
         else:
             lines.append(f"{model.name} is guarded by it now")
     if not models:
-        lines.append("No model of 'models list' is the one that it is for")
+        lines.append("It is for none of the models in 'models list'")
     return lines
 
 
@@ -316,37 +318,37 @@ def installed_lines(folder: Path, config: GuardConfig) -> list[str]:
 
 _BUNDLE = Argument("bundle", "a name of 'bundles list', or a folder", metavar="BUNDLE")
 _MODEL = Argument("--model", "refuse a bundle of another model than this", metavar="NAME|F.gguf")
-_FORCE = Argument("--force", "replace a file that is there", action="store_true")
+_FORCE = Argument("--force", "replace an existing file", action="store_true")
 
 BUNDLES = Command(
     "bundles",
-    "list, pull, check and hand on guard bundles",
+    "list, download, check and share guard bundles",
     lambda _options: run_list(argparse.Namespace(json=False)),
-    description="Guard bundles: what is here; get them, check them, hand them on.",
+    description="List, download, check and share guard bundles.",
     commands=(
-        Command("list", "all guard bundles that are here", run_list, (JSON,)),
+        Command("list", "list the guard bundles on this computer", run_list, (JSON,)),
         Command("info", "who made a bundle, and how it was measured", run_info, (_BUNDLE, JSON)),
         Command(
             "verify",
             "check hashes, self-tests and the model",
             run_verify,
             (
-                Argument("bundle", "default: all that are here", metavar="BUNDLE", nargs="*"),
+                Argument("bundle", "default: all on this computer", metavar="BUNDLE", nargs="*"),
                 _MODEL,
                 JSON,
             ),
         ),
         Command(
             "pull",
-            "get a bundle from a hub",
+            "download a bundle from a hub",
             run_pull,
             (
                 Argument("source", "on a hub", metavar="hf:OWNER/NAME[@REVISION][:FOLDER]"),
                 _MODEL,
                 JSON,
             ),
-            "Get a guard bundle from a hub, checked by hash and loaded once before it is "
-            "installed. Run it again after an interruption: it goes on where it stopped.",
+            "Download a guard bundle from a hub and install it, after its hashes are checked and "
+            "it has been loaded once. If it is interrupted, run it again to continue.",
         ),
         Command(
             "export",
@@ -359,12 +361,12 @@ BUNDLES = Command(
             "install a bundle from a file or a folder",
             run_import,
             (Argument("source", type=Path, metavar="F.zip|DIR"), _MODEL, JSON),
-            "Install a guard bundle, checked by hash and loaded once: sessions of the model file "
-            "that it was calibrated on then use it.",
+            "Install a guard bundle, after its hashes are checked and it has been loaded once. "
+            "Chats with the model file that it was calibrated on then use it.",
         ),
         Command(
             "diff",
-            "what differs between two bundles",
+            "compare two bundles",
             run_diff,
             (
                 Argument("first", metavar="A"),

@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     if options.keep_limits and options.source_bundle is None:
         raise SettingsError("--keep-limits keeps those of a bundle; name it with --from")
     if options.layers:
-        raise SettingsError("--layers says what a probe of --probe reads; leave it out without one")
+        raise SettingsError("--layers belongs to --probe; leave it out, or add --probe")
     if options.source_bundle is not None:
         return _recalibrate(options, options.source_bundle)
     # Deferred: these import llama.cpp, which --help does not need.
@@ -71,16 +71,24 @@ def run(options: argparse.Namespace) -> int:
         if settings.harvest.plan.draws:
             requests = with_pictures(settings.harvest.session, requests)
         left = in_words(estimated_s(settings, requests))
-        say(f"a {settings.effort.name} calibration takes about {left} from here on this machine")
+        say(f"a {settings.effort.name} calibration takes about {left} on this machine")
         folder = _made(
             options,
             lambda folder: make_bundle(folder, settings, requests, Progress().show),
         )
     except KeyboardInterrupt:
-        say("\nstopped; the same command goes on where it was")
+        say("\nstopped; run the same command again to continue")
         raise
     print(folder)
     return OK
+
+
+def calibrate(model: Path, mmproj: str | None) -> None:
+    """Make a guard from the package's own requests, as the command does without options."""
+    given = {"model": str(model), "mmproj": mmproj, "audio": False, "layers": ()}
+    names = ("output", "effort", "source_bundle", "probe", "data", "name", "cache_limit")
+    names += ("workers", "false_alarms")
+    run(argparse.Namespace(**dict.fromkeys(names), **given))
 
 
 def _settings(options: argparse.Namespace) -> CalibrationSettings:
@@ -115,7 +123,7 @@ def _requests(data: Path | None) -> tuple[tuple[Request, ...], str]:
 # -- calibrate --from ------------------------------------------------------------------------------
 
 _NOT_WITH_FROM = {
-    "false_alarms": "keeps to the false alarms that the bundle was made for",
+    "false_alarms": "keeps the rate of false alarms that the guard was made for",
     "workers": "works in one process",
     "cache_limit": "keeps no hidden states",
     "effort": "has no efforts",
@@ -131,7 +139,7 @@ def _calibrate_probe(options: argparse.Namespace) -> int:
     from safesteer_edge.session.choice import choose_model
 
     if options.source_bundle is not None:
-        raise SettingsError("--probe and --from are two ways to bring a probe; give one of them")
+        raise SettingsError("--probe and --from both bring a probe; give only one")
     if options.output is not None:
         check_replaceable(options.output)
     info = check_language_model(choose_model(options.model).path)
@@ -167,7 +175,9 @@ def _recalibrate(options: argparse.Namespace, source: Path, *, keeps_scores: boo
     if keeps_scores and options.keep_limits:
         raise SettingsError("--probe brings a probe without limits; leave out --keep-limits")
     if options.audio or options.mmproj is not None:
-        raise SettingsError(f"{flag} sets a guard by text alone; leave out --audio and --mmproj")
+        raise SettingsError(
+            f"{flag} adapts a guard with text alone; leave out --audio and --mmproj"
+        )
     for name, why in _NOT_WITH_FROM.items():
         if getattr(options, name) is not None:
             other = "--" + name.replace("_", "-")
@@ -208,7 +218,7 @@ def _made(options: argparse.Namespace, make: Callable[[Path], Path]) -> Path:
         folder = install_bundle(read_bundle(made))
         for page in made.glob("*.html"):  # our own, which an import leaves behind
             shutil.copy(page, folder)
-    say("sessions of this model are guarded by it from now on")
+    say("chats with this model use this guard from now on")
     return folder
 
 
@@ -229,7 +239,7 @@ def _say_result(result: Recalibrated) -> None:
     ]
     if figures.auroc_ordinary.interval[1] < MIN_AUROC:
         lines.append(
-            "warning: the probe tells too little apart on this file; make one for it: "
+            "warning: this probe works poorly on this file; make a new guard with "
             "'safesteer-edge calibrate', without --from"
         )
     say("\n".join(lines))
@@ -239,49 +249,50 @@ def _say_result(result: Recalibrated) -> None:
 
 CALIBRATE = Command(
     "calibrate",
-    "make a guard bundle for a model",
+    "make a guard for a model",
     run,
     (
-        Argument("model", "the model, in its quantization", metavar="NAME|F.gguf"),
+        Argument("model", "the model to make it for", metavar="NAME|F.gguf"),
         Argument(
             "-o --output",
-            "the bundle's folder (default: where sessions of this model find it)",
+            "the bundle's folder (default: where chats with this model find it)",
             Path,
             metavar="DIR",
         ),
         Argument(
             "--effort",
-            "quick (default): minutes; standard: all requests, pictures too, and goes on from what "
-            "a quick one has read; thorough: reads a token at a time and tries more probes, hours",
+            "quick (default): minutes; standard: all requests, and pictures too, reusing what a quick "
+            "run has read; thorough: hours",
             choices=("quick", "standard", "thorough"),
         ),
         *setting_flags("model.mmproj"),
-        Argument("--data", "requests (default: the project's own)", Path, metavar="F.jsonl"),
-        Argument("--audio", "play the recordings that rows of --data name", action="store_true"),
-        Argument("--name", "the bundle's name (default: from the file)"),
+        Argument("--data", "your own requests (default: built-in ones)", Path, metavar="F.jsonl"),
+        Argument("--audio", "also use the recordings named in --data", action="store_true"),
+        Argument("--name", "name of the guard (default: from the model's file)"),
         Argument(
             "--cache-limit",
-            f"hidden states kept on disk for the next run (default: {_CACHE_LIMIT_GIB:g} GiB)",
+            f"disk space for hidden states that the next run can reuse (default: "
+            f"{_CACHE_LIMIT_GIB:g} GiB)",
             float,
             metavar="GIB",
         ),
         Argument(
             "--workers",
-            "processes that harvest at once (default: one a core for small models, else one)",
+            "processes at once (default: one per core for small models, else one)",
             int,
             metavar="N",
         ),
         Argument(
             "--false-alarms",
-            "of ordinary answers, that the guard may act on (default: 0.01, told from 199 ordinary "
-            "requests; 0.05 from 39)",
+            "share of ordinary answers that the guard may interfere with (default: 0.01, which "
+            "needs 199 ordinary requests; 0.05 needs 39)",
             float,
             metavar="SHARE",
         ),
         Argument(
             "--from",
-            "recalibrate this bundle, made for another quantization of the same model: its probe "
-            "is kept, scores, threshold and limits are set anew; minutes",
+            "adapt this guard, made for another quantization of the same model: keeps its probe "
+            "and sets its scores, threshold and limits again (takes minutes)",
             Path,
             metavar="BUNDLE",
             dest="source_bundle",
@@ -293,13 +304,13 @@ CALIBRATE = Command(
         ),
         Argument(
             "--probe",
-            "set the guard's numbers for this probe, made elsewhere and left as it is; minutes",
+            "use this probe, made elsewhere, and set the guard's limits for it (takes minutes)",
             Path,
             metavar="P.onnx",
         ),
         Argument(
             "--layers",
-            "what the probe of --probe reads, as 'convert bundle' has it",
+            "layers that the probe of --probe reads, as in 'convert bundle'",
             int,
             (),
             "L",
@@ -308,7 +319,7 @@ CALIBRATE = Command(
         *MACHINE,
     ),
     """\
-Make a guard bundle: let the model answer requests, read its hidden states while it decodes, fit a
-probe to them, derive the alignment vector where the model sees, and choose the guard's numbers.
-A run that was stopped goes on where it was; measure the result with `measure` and `eval`.""",
+Make a guard for a model: let the model answer requests, train a probe on its hidden states, derive
+the alignment vector if it takes pictures, and choose the guard's limits. If it is stopped, run the
+same command to continue. Measure the result with 'measure' and 'eval'.""",
 )

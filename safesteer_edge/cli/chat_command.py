@@ -10,10 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safesteer_edge.cli.calibrate_command import calibrate
+from safesteer_edge.cli.models_command import run_pull
 from safesteer_edge.cli.options import (
     BAD_INPUT,
     GUARD,
     JSON,
+    MACHINE,
     MODEL,
     OK,
     RUNTIME_ERROR,
@@ -92,13 +95,59 @@ def _chat_to_continue(options: argparse.Namespace, store: ChatStore | None) -> s
     if not is_last and options.resume is None:
         return None
     if store is None:
-        raise SettingsError("chats are not saved, so there is none to go on with; see --no-save")
+        raise SettingsError(
+            "chats are not being saved, so there is none to continue (see --no-save)"
+        )
     if options.resume is not None:
         return store.find(options.resume)
     last = next((each.id for each in store.list() if each.problem is None), None)
     if last is None:
-        raise ChatFileError("there is no chat yet to go on with; leave --continue out")
+        raise ChatFileError("there is no chat to continue yet; leave out --continue")
     return last
+
+
+# -- run: whatever a model needs, and then a chat with it ------------------------------------------
+
+
+def run_model(options: argparse.Namespace) -> int:
+    """Download the model and make its guard, if they are missing and wanted; then chat."""
+    from safesteer_edge.formats.model_file import check_language_model
+    from safesteer_edge.processes.cores import n_usable_cores
+    from safesteer_edge.session.choice import (
+        calibration_time,
+        choose_model,
+        must_be_pulled,
+        no_bundle_text,
+    )
+
+    name: str = options.model
+    if must_be_pulled(name):
+        pull = f"safesteer-edge models pull {name}"
+        if not _agreed(options, f"{name} is not on this computer. Download it?", pull):
+            return BAD_INPUT
+        run_pull(argparse.Namespace(model=name, no_projector=False, json=False))
+    choice = choose_model(name)
+    bundle = options.bundle or choice.bundle
+    if bundle is None and options.guard != "off":
+        info, n_cores = check_language_model(choice.path), n_usable_cores()
+        takes = calibration_time(info, n_cores=n_cores)
+        question = f"There is no guard for {choice.name} yet. Make one now ({takes})?"
+        if _agreed(options, question, no_bundle_text(choice, info, n_cores=n_cores)):
+            calibrate(choice.path, options.mmproj)  # where the session finds it
+        elif confirmed("Chat without a guard? Answers are then not checked."):
+            options.guard = "off"
+        else:
+            return BAD_INPUT
+    return run_chat_command(options)
+
+
+def _agreed(options: argparse.Namespace, question: str, remedy: str) -> bool:
+    """Ask, where somebody can answer. Raises SettingsError with what to do where nobody can."""
+    if options.yes:
+        return True
+    if not sys.stdin.isatty():
+        raise SettingsError(f"{question} Say so with --yes, or run: {remedy}")
+    return confirmed(question)
 
 
 # -- saved chats -----------------------------------------------------------------------------------
@@ -123,7 +172,7 @@ def run_search(options: argparse.Namespace) -> int:
             last = hit.chat.id
         print(f"    {hit.role}: {strip_control_characters(hit.snippet)}")
     if last is None:
-        say("nothing found")
+        say("no matches")
     return OK
 
 
@@ -154,9 +203,9 @@ def run_delete(options: argparse.Namespace) -> int:
     chat_id = store.find(options.id)
     if not options.yes:
         if not sys.stdin.isatty():
-            raise ChatFileError(f"chat {chat_id!r} is deleted for good; say so with --yes")
+            raise ChatFileError(f"chat {chat_id!r} would be deleted for good; confirm with --yes")
         (summary,) = (each for each in store.list() if each.id == chat_id)
-        if not confirmed("Delete it for good?", _row(summary)):
+        if not confirmed("Delete this chat for good?", _row(summary)):
             return BAD_INPUT
     store.delete(chat_id)
     return OK
@@ -219,26 +268,41 @@ def run_unset(options: argparse.Namespace) -> int:
 
 # -- the commands ----------------------------------------------------------------------------------
 
+_CHAT_ARGUMENTS = (
+    Group(
+        None,
+        (
+            Argument("-c --continue", "continue the last chat", action="store_true"),
+            Argument("--resume", "continue this chat ('chats list' shows them)", metavar="ID"),
+        ),
+    ),
+    GUARD,
+    sampling(),
+    Group("view", setting_flags("look", "chats")),
+)
+_QUESTION = Argument("prompt", "a first question", metavar="QUESTION", nargs="*")
 CHAT = Command(
     "chat",
     "chat in the terminal",
     run_chat_command,
+    (_QUESTION, MODEL, *_CHAT_ARGUMENTS),
+    "Chat about text and pictures; the guard checks every word. Press F1 in the chat for all keys. "
+    "Options that you leave out come from your settings.",
+)
+RUN = Command(
+    "run",
+    "download a model, make its guard, and chat",
+    run_model,
     (
-        Argument("prompt", "asked at once", metavar="QUESTION", nargs="*"),
-        Group(
-            None,
-            (
-                Argument("-c --continue", "go on with the last chat", action="store_true"),
-                Argument("--resume", "go on with this one of 'chats list'", metavar="ID"),
-            ),
-        ),
-        MODEL,
-        GUARD,
-        sampling(),
-        Group("view", setting_flags("look", "chats")),
+        Argument("model", "a name of 'models list', or a file", metavar="NAME|F.gguf"),
+        _QUESTION,
+        YES,
+        *setting_flags("model.mmproj", "model.bundle"),
+        *MACHINE,
+        *_CHAT_ARGUMENTS,
     ),
-    "Chat about text and pictures, guarded while it decodes. F1 shows all keys; what is not given "
-    "here comes from the settings.",
+    "Chat with a model. If it is not on this computer, it is downloaded. If it has no guard, one "
+    "is made. You are asked first.",
 )
 
 _ID = Argument("id", metavar="ID")
@@ -246,9 +310,9 @@ CHATS = Command(
     "chats",
     "list, read, search, export, rename and delete saved chats",
     lambda _options: run_list(argparse.Namespace(json=False)),
-    description="The saved chats. ID is an id of 'chats list', or its beginning or end.",
+    description="Your saved chats. ID is an id from 'chats list', or its beginning or end.",
     commands=(
-        Command("list", "all chats, the latest first", run_list, (JSON,)),
+        Command("list", "all chats, newest first", run_list, (JSON,)),
         Command(
             "show",
             "print a chat",
@@ -259,7 +323,7 @@ CHATS = Command(
         ),
         Command(
             "search",
-            "messages that have all these words",
+            "find messages with all these words",
             run_search,
             (Argument("words", metavar="WORD", nargs="+"),),
         ),
@@ -271,7 +335,7 @@ CHATS = Command(
                 _ID,
                 Argument(
                     "--to",
-                    "default: markdown",
+                    "format (default: markdown)",
                     choices=("markdown", "html", "json"),
                     default="markdown",
                 ),
@@ -281,20 +345,20 @@ CHATS = Command(
         Command(
             "rename", "give a chat a title", run_rename, (_ID, Argument("title", metavar="TITLE"))
         ),
-        Command("delete", "delete a chat and the media that only it has", run_delete, (_ID, YES)),
+        Command("delete", "delete a chat and its files", run_delete, (_ID, YES)),
     ),
 )
 
-_KEY = Argument("key", "as 'settings show' has it", metavar="KEY")
+_KEY = Argument("key", "a name from 'settings show'", metavar="KEY")
 SETTINGS_COMMAND = Command(
     "settings",
-    "what ask and chat use unless told otherwise",
+    "show and change the defaults of ask and chat",
     lambda _options: run_show(argparse.Namespace(json=False)),
-    description="The settings: environment variables go before the file, the file before defaults.",
+    description="Your settings. Environment variables override the file; options override both.",
     commands=(
-        Command("show", "every setting, with its value and meaning", run_show, (JSON,)),
-        Command("path", "where the file lies", run_path),
+        Command("show", "every setting with its value and meaning", run_show, (JSON,)),
+        Command("path", "where the settings file is", run_path),
         Command("set", "change a setting", run_set, (_KEY, Argument("value", metavar="VALUE"))),
-        Command("unset", "bring a setting back to its default", run_unset, (_KEY,)),
+        Command("unset", "reset a setting to its default", run_unset, (_KEY,)),
     ),
 )

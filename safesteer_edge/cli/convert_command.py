@@ -194,7 +194,7 @@ def run_bundle(options: argparse.Namespace) -> int:
     from safesteer_edge.evaluation.verify import VerifySettings, verify_bundle
 
     if options.output.exists() and not options.force:
-        raise SettingsError(f"{str(options.output)!r} is there already; replace it with --force")
+        raise SettingsError(f"{str(options.output)!r} already exists; replace it with --force")
     check_replaceable(options.output)
     settings = _assembly_settings(options)
     assembled = assemble_bundle(settings, Progress().show)
@@ -249,13 +249,13 @@ def _not_calibrated(
     """Say what was measured, what nobody has measured yet, and the command that does it."""
     policy = assembled.parts.policy
     yield from separation_lines(assembled.separation)
-    yield "NOT calibrated, so no answer is given under it without --guard monitor:"
+    yield "NOT calibrated, so it gives no answers without --guard monitor:"
     yield (
         f"  threshold {policy.threshold:g}, strength {policy.strength:g}, refusal limits: cautious "
         "defaults"
     )
     if settings.vector is not None:
-        yield f"  vector scale {settings.scale:g} on images: as you gave it"
+        yield f"  vector scale {settings.scale:g} for pictures (your value)"
     model, source, target = (
         shlex.quote(str(path))
         for path in (settings.model.path, folder, folder.with_name(f"{folder.name}-calibrated"))
@@ -272,25 +272,31 @@ def _listed(text: str) -> tuple[str, ...] | None:
 
 _PROBE = Command(
     "probe",
-    "a probe to ONNX, or back",
+    "convert a probe to ONNX, or back",
     run_probe,
     (
         Argument("source", "the probe's file or folder", Path, metavar="SOURCE"),
-        Argument("-o --output", "probe.onnx; back: see above", Path, required=True, metavar="F"),
+        Argument(
+            "-o --output",
+            "probe.onnx, or .safetensors or .npz to convert back",
+            Path,
+            required=True,
+            metavar="F",
+        ),
         Argument(
             "--layer",
-            "layer whose states it takes, 0 is the first block's output, -1 the last one's; repeat "
-            "to join several",
+            "layer whose states it reads (0: output of the first block, -1: of the last one); "
+            "repeat for several",
             int,
             action="append",
             default=[],
             dest="layers",
             metavar="N",
         ),
-        Argument("--model", "the model that it must fit", Path, metavar="M.gguf"),
+        Argument("--model", "the model it must fit", Path, metavar="M.gguf"),
         Argument(
             "--check-states",
-            "'states' (n, n_features) and 'labels' (n,), 1 for harmful, to compare on",
+            "'states' (n, n_features) and 'labels' (n,), 1 for harmful, for the comparison",
             Path,
             metavar="F.npz",
         ),
@@ -299,23 +305,23 @@ _PROBE = Command(
             (
                 Argument(
                     "--harmful-class",
-                    "which of its classes is the harmful one",
+                    "which class means harmful",
                     int,
                     choices=(0, 1),
                 ),
                 Argument(
                     "--flip",
-                    "its score falls with harm: the same as --harmful-class 0",
+                    "its score falls with harm (same as --harmful-class 0)",
                     action="store_const",
                     const=0,
                     dest="harmful_class",
                 ),
             ),
         ),
-        Argument("--quantize", "store matrices smaller", choices=("int8", "fp16"), default="none"),
+        Argument("--quantize", "store smaller matrices", choices=("int8", "fp16"), default="none"),
         JSON,
         Group(
-            "what the source does not say about itself",
+            "if the source does not say",
             (
                 Argument(
                     "--kind",
@@ -333,12 +339,15 @@ _PROBE = Command(
                 ),
                 Argument(
                     "--activations",
-                    "after each Linear and LayerNorm of a state dictionary: relu,none",
+                    "activations after each Linear and LayerNorm of a state dictionary",
                     _listed,
                     metavar="A,B",
                 ),
                 Argument(
-                    "--modules", "their names, in the order they run in", _listed, metavar="M,N"
+                    "--modules",
+                    "names of these modules, in the order in which they run",
+                    _listed,
+                    metavar="M,N",
                 ),
                 Argument("--layer-norm-epsilon", "default: 1e-5", float, metavar="X"),
                 Argument("--harmfulness", "RDS: harmfulness.safetensors", Path, metavar="F"),
@@ -359,7 +368,7 @@ _PROBE = Command(
 
 _VECTOR = Command(
     "vector",
-    "steering directions ↔ control vector",
+    "convert steering directions to a control vector, or back",
     run_vector,
     (
         Argument("sources", nargs="+", type=Path, metavar="SOURCE"),
@@ -368,70 +377,70 @@ _VECTOR = Command(
         ),
         Argument(
             "--layer-base",
-            "what the source calls the first block's output: 0, 1, or entry 1 of Hugging Face's "
-            "hidden_states, whose entry 0 is the embedding; asked for where a file does not say",
+            "number of the first block's output in the source: 0, 1, or (embedding) 1 because 0 is "
+            "the embedding, as in Hugging Face's hidden_states; needed if the file does not say",
             choices=("0", "1", "embedding"),
         ),
         Argument(
             "--source-convention",
-            "who made a .gguf that does not say: repeng stores block N's direction as direction.N, "
-            "llama.cpp's generator as direction.(N+1)",
+            "program that made the .gguf, if it does not say: repeng stores block N as "
+            "direction.N, llama.cpp's generator as direction.(N+1)",
             choices=("repeng", "cvector-generator"),
         ),
-        Argument("--layers", "keep the directions of blocks A to B, counted from 0", metavar="A-B"),
+        Argument("--layers", "keep only blocks A to B, counted from 0", metavar="A-B"),
         Argument("--scale", "default: 1", float, 1.0, "X"),
         Argument("--weights", "one number per source (default: 1 each)", metavar="W1,W2"),
-        Argument("--normalise", "give each direction the length 1 first", action="store_true"),
-        Argument("--model", "check width, layers and architecture", Path, metavar="M.gguf"),
-        Argument("--hint", "architecture, where there is no --model", metavar="ARCH"),
+        Argument("--normalise", "scale each direction to length 1 first", action="store_true"),
+        Argument("--model", "check that the vector fits this model", Path, metavar="M.gguf"),
+        Argument("--hint", "architecture, if there is no --model", metavar="ARCH"),
     ),
     """\
-Make a control vector for llama.cpp from directions that were found elsewhere, or take one back to
-NumPy or safetensors: the output's name decides. SOURCE is .npy, .npz or .safetensors (an
-(n_layer, n_embd) matrix, or one direction per layer named by its number), .pt (read weights-only),
-or a control vector .gguf of this program, repeng or llama.cpp. Several sources are added up.""",
+Convert steering directions to a control vector for llama.cpp, or back to NumPy or safetensors; the
+name of the output decides. SOURCE is .npy, .npz or .safetensors (a matrix (n_layer, n_embd), or one
+direction per layer, named by its number), .pt (read weights-only), or a control vector .gguf of
+this program, repeng or llama.cpp. Several sources are added up.""",
 )
 
 _BUNDLE = Command(
     "bundle",
-    "probe and vector → guard bundle",
+    "make a guard bundle from a probe and a vector",
     run_bundle,
     (
         Argument("--probe", type=Path, required=True, metavar="probe.onnx"),
         Argument(
             "--layers",
-            "what the probe reads, in its order: block outputs counted from 0 (Hugging Face's "
+            "layers that the probe reads, in order: block outputs counted from 0 (Hugging Face's "
             "hidden_states[k] is block k - 1), or n_layer for the state after the final norm "
-            "(default: what the probe's file says)",
+            "(default: from the probe's file)",
             int,
             (),
             "L",
             nargs="+",
         ),
         Argument("--vector", type=Path, metavar="vector.gguf"),
-        Argument("--scale", "of the vector, for images", float, metavar="X"),
+        Argument("--scale", "strength of the vector for pictures", float, metavar="X"),
         Argument("--model", type=Path, required=True, metavar="M.gguf"),
         Argument("-o --output", type=Path, required=True, metavar="DIR"),
         Argument("--name", "the bundle's name (default: the folder's)"),
-        Argument("--force", "replace a bundle that is there", action="store_true"),
+        Argument("--force", "replace an existing bundle", action="store_true"),
         *SOURCE,
         *setting_flags("model.gpu_layers", "model.threads"),
         Argument(
             "--allow-negative-scale",
-            "accept a --scale below 0, which weakens what the vector strengthens",
+            "allow a --scale below 0, which reverses the vector",
             action="store_true",
         ),
     ),
     """\
-Put a probe (and an alignment vector) together with what the guard must know about the model,
-measure how well the probe tells harmful requests from others, and check the result as 'verify'
-does. Thresholds and strengths are cautious defaults until 'safesteer-edge calibrate --from' has
-chosen them; until then no answer is given under it without --guard monitor.""",
+Make a guard bundle from a probe (and an alignment vector), measure how well the probe tells harmful
+requests from others, and check the bundle as 'verify' does. Its thresholds and strengths are
+cautious defaults; 'safesteer-edge calibrate --from' makes measured ones. Until then it gives no
+answer without --guard monitor.""",
 )
 
 CONVERT = Command(
     "convert",
-    "bring probes and vectors made elsewhere",
-    description="Convert probes and vectors made elsewhere, and put them into a guard bundle.",
+    "import probes and vectors made elsewhere",
+    description="Import probes and vectors made elsewhere, and make a guard bundle of them.",
     commands=(_PROBE, _VECTOR, _BUNDLE),
 )

@@ -38,9 +38,9 @@ def run(options: argparse.Namespace) -> int:
 
 DOCTOR = Command(
     "doctor",
-    "check the installation, up to one guarded token",
+    "check the installation",
     run,
     (Argument("--json", "print one JSON object at the end", action="store_true"),),
-    "Check packages, CPU, GPU, folders, memory and the default model, and decode one guarded "
-    f"token. Exit {OK} if nothing failed, else {RUNTIME_ERROR}.",
+    "Check packages, CPU, GPU, folders, memory and the default model, and generate one guarded "
+    f"token. Exit with {OK} if nothing failed, else {RUNTIME_ERROR}.",
 )

@@ -43,7 +43,7 @@ def run_eval(options: argparse.Namespace) -> int:
         print(compare_reports(*map(read_report, options.compare)), end="")
         return OK
     if options.output is None:
-        raise SettingsError("no folder to write to; give one with -o DIR")
+        raise SettingsError("there is no folder for the report; give one with -o DIR")
     # Deferred: these import llama.cpp and ONNX Runtime, which --help does not need.
     from safesteer_edge.evaluation.case_files import parse_file_choice
     from safesteer_edge.evaluation.plan import EvalSettings
@@ -166,7 +166,7 @@ _SUITES = Group(
     (
         Argument(
             "--suite",
-            "builtin, quick (default), full, or one suite; N requests of each at most",
+            "builtin, quick (default), full, or one suite; at most N requests of each",
             action="append",
             default=[],
             metavar="NAME[=N]",
@@ -179,7 +179,7 @@ _SUITES = Group(
             default=[],
             metavar="FORMAT=F",
         ),
-        Argument("--limit", "requests of each suite at most", int, metavar="N"),
+        Argument("--limit", "use at most N requests of each suite", int, metavar="N"),
     ),
 )
 _METHOD = Group(
@@ -187,12 +187,12 @@ _METHOD = Group(
     (
         Argument(
             "--defence",
-            "default: all; NAME:strength=X:shift=X:scale=X is another point of its trade-off",
+            "default: all; NAME:strength=X:shift=X:scale=X sets its strength",
             action="append",
             default=[],
             metavar="NAME",
         ),
-        Argument("--curve", "points of the trade-off as well", action="store_true"),
+        Argument("--curve", "also measure several strengths", action="store_true"),
         Argument(
             "--judge",
             "rules (default), model:F.gguf[:FORM], command:PROGRAM ARGUMENTS",
@@ -206,25 +206,23 @@ _METHOD = Group(
         Argument("--bench", "repeats of 'bench' at the end (0: none)", int, 0, "N"),
         Argument(
             "--heldout",
-            "at the end, what 'measure guard' and 'measure probe' measure on the whole test split "
-            "(--limit: of each label)",
+            "finally run 'measure guard' and 'measure probe' on all test requests (--limit: of "
+            "each label)",
             action="store_true",
         ),
-        Argument(
-            "--show-texts", "harmful texts in the HTML, folded, not masked", action="store_true"
-        ),
+        Argument("--show-texts", "show harmful texts in the HTML (folded)", action="store_true"),
     ),
 )
 
 EVAL = Command(
     "eval",
-    "safety, helpfulness and cost, in one report",
+    "measure safety, helpfulness and cost in one report",
     run_eval,
     (
         Argument("-o --output", "folder of the run", Path, metavar="DIR"),
         Argument(
             "--compare",
-            "print what changed between two reports, and do nothing else",
+            "only print what changed between two reports",
             Path,
             metavar=("A.json", "B.json"),
             nargs=2,
@@ -235,21 +233,19 @@ EVAL = Command(
         sampling(_EVALUATED),
     ),
     "Ask a model harmful and harmless requests under several defences, judge the answers, and "
-    "write report.html, report.md and report.json into a folder. Given again, the same command "
-    "goes on where it was stopped. Nothing is taken from the settings.",
+    "write report.html, report.md and report.json into a folder. Run the same command again to "
+    "continue after an interruption. Your settings are not used.",
 )
 
 BENCH = Command(
     "bench",
-    "measure what the guard costs on this machine",
+    "measure how much the guard slows this computer down",
     run_bench_command,
     (
-        Argument(
-            "--json", "write everything as JSON to F; - prints it instead of text", metavar="F|-"
-        ),
+        Argument("--json", "write the results as JSON to F (-: print them)", metavar="F|-"),
         Argument(
             "--isolate",
-            "measure instead what the engine costs in a process of its own",
+            "measure what it costs to run the engine in a separate process",
             action="store_true",
         ),
         Group("model", (*setting_flags("model.name", "model.bundle"), *MACHINE)),
@@ -258,17 +254,17 @@ BENCH = Command(
             (
                 Argument(
                     "--prompts",
-                    "requests of each kind, benign and harmful (default: 8)",
+                    "number of harmless, and of harmful, requests (default: 8)",
                     int,
                     8,
                     "N",
                 ),
-                Argument("--repeats", "how often everything is measured (default: 5)", int, 5, "N"),
+                Argument("--repeats", "how often to measure everything (default: 5)", int, 5, "N"),
                 *setting_flags("sampling.max_tokens", "sampling.temperature", defaults=_BENCHED),
             ),
         ),
     ),
-    "Measure speed, time to the first text and memory: the guard off, lazy and eager, and "
-    "llama-cpp-python on the same file, taking turns on the project's own test requests. Takes "
-    "minutes; nothing else should run meanwhile. Nothing is taken from the settings.",
+    "Measure speed, time to the first text and memory with the guard off, lazy and eager, and with "
+    "llama-cpp-python on the same file. This takes minutes; close other programs first. Your "
+    "settings are not used.",
 )

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from safesteer_edge.cli.ask_command import ASK
 from safesteer_edge.cli.bundles_command import BUNDLES
 from safesteer_edge.cli.calibrate_command import CALIBRATE
-from safesteer_edge.cli.chat_command import CHAT, CHATS, SETTINGS_COMMAND
+from safesteer_edge.cli.chat_command import CHAT, CHATS, RUN, SETTINGS_COMMAND
 from safesteer_edge.cli.convert_command import CONVERT
 from safesteer_edge.cli.doctor_command import DOCTOR
 from safesteer_edge.cli.eval_command import BENCH, EVAL
@@ -57,15 +57,16 @@ def run_completion(options: argparse.Namespace) -> int:
 
 COMPLETION = Command(
     "completion",
-    "tab completion for a shell",
+    "set up tab completion",
     run_completion,
     (Argument("shell", choices=("bash", "zsh", "fish")),),
-    "Print a script that completes commands and options with Tab. For bash: safesteer-edge "
+    "Print a script that lets your shell complete commands with Tab. For bash: safesteer-edge "
     "completion bash > ~/.local/share/bash-completion/completions/safesteer-edge",
 )
 COMMANDS = (
     ASK,
     CHAT,
+    RUN,
     CHATS,
     SERVE,
     MODELS,
@@ -129,7 +130,7 @@ def _run(arguments: Sequence[str]) -> int:
         logging.getLogger("safesteer_edge").debug("unexpected error", exc_info=True)
         say(
             f"safesteer-edge: unexpected {type(error).__name__}: {_one_line(error)}; "
-            "run again with --verbose and report what it prints"
+            "run it again with --verbose, and report what it prints"
         )
         return RUNTIME_ERROR
     finally:
@@ -184,7 +185,7 @@ def _make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The options of the command that is named; of the others, what the list of them says."""
     parser = Parser(
         prog="safesteer-edge",
-        description="Local multimodal models that stay safe while they decode.",
+        description="Chat with AI models on your own computer; a guard checks every word.",
     )
     parser.add_argument("--version", action="version", version=f"safesteer-edge {VERSION}")
     VERBOSE.add_to(parser)

@@ -488,25 +488,29 @@ def _types(text: str) -> list[Any]:
 # -- the commands ----------------------------------------------------------------------------------
 
 _WHAT = (
-    Argument("--limit", "requests of each label, or pictures, at most", int, metavar="N"),
+    Argument("--limit", "use at most N requests of each label, or pictures", int, metavar="N"),
     JSON,
 )
 _HOW = (MODEL, GUARD, sampling(_DEFAULTS))
 _PICTURES = (
-    Argument("--data", "folder with manifest.jsonl (default: our own)", Path, metavar="DIR"),
-    Argument("--safebench", "FigStep's SafeBench-Tiny as well", Path, metavar="DIR"),
-    Argument("--answers", "write what was said of each picture", Path, metavar="F.jsonl"),
+    Argument(
+        "--data", "folder with manifest.jsonl (default: built-in pictures)", Path, metavar="DIR"
+    ),
+    Argument("--safebench", "also use FigStep's SafeBench-Tiny", Path, metavar="DIR"),
+    Argument(
+        "--answers", "write the answers about each picture to a file", Path, metavar="F.jsonl"
+    ),
 )
 _QUANTIZATION = (
     Argument(
         "--types",
-        f"what the model is requantized to (default: {','.join(TYPES)})",
+        f"quantizations to make (default: {','.join(TYPES)})",
         default=",".join(TYPES),
         metavar="T,T",
     ),
     Argument(
         "--folder",
-        "requantized files and scores are kept here, and a stopped run goes on with them (default: "
+        "folder for requantized files and scores, which a stopped run continues from (default: "
         "in the user's cache folder)",
         Path,
         metavar="DIR",
@@ -522,20 +526,27 @@ def _measure(
 
 MEASURE = Command(
     "measure",
-    "measure the guard on held-out requests, or what the model sees",
-    description="Measure a guard on the test split of the project's own requests, or what the "
-    "model reads and names in held-out pictures, and the guard's reader reads (greedy). Nothing is "
-    "taken from the settings.",
+    "measure how well the guard, or the model's vision, works",
+    description="Measure how well a guard works on built-in test requests, or what the model reads "
+    "and names in test pictures. Your settings are not used.",
     commands=(
-        _measure("probe", "AUROC per decoding step", run_probe),
-        _measure("guard", "what it changes, against --guard off", run_guard),
-        _measure("rerank", "lazy against eager, token by token", run_rerank),
-        _measure("openings", "what openings lead to, and what re-ranking could", run_openings),
-        _measure("judged", "the judge's rules, against steered answers that were read", run_judged),
-        _measure("pictures", "words read and things named", run_pictures, *_PICTURES),
+        _measure(
+            "probe",
+            "how well the probe tells harmful answers apart, at each step (AUROC)",
+            run_probe,
+        ),
+        _measure("guard", "what the guard changes, compared with --guard off", run_guard),
+        _measure("rerank", "compare lazy with eager re-ranking, token by token", run_rerank),
+        _measure("openings", "what different openings of an answer lead to", run_openings),
+        _measure(
+            "judged", "compare the judge's rules with steered answers that were read", run_judged
+        ),
+        _measure(
+            "pictures", "what the model reads and names in pictures", run_pictures, *_PICTURES
+        ),
         _measure(
             "quantization",
-            "the guard on requantized files of the model, before and after 'calibrate --from'",
+            "how well the guard works on other quantizations of its model",
             run_quantization,
             *_QUANTIZATION,
         ),

@@ -224,9 +224,14 @@ def _memory(listed: _Listed) -> str:
     from safesteer_edge.library.memory_plan import in_mib
 
     if listed.needs_bytes is None:
-        return "does not fit here" if listed.fits == "no" else "not known before it is here"
-    about = "about " if listed.entry.is_installed else "by a guess "
-    return f"{about}{in_mib(listed.needs_bytes)}; fits here: {listed.fits}; see 'models fit'"
+        return (
+            "does not fit on this computer"
+            if listed.fits == "no"
+            else "known once it is downloaded"
+        )
+    about = "about " if listed.entry.is_installed else "probably "
+    needs = f"{about}{in_mib(listed.needs_bytes)}"
+    return f"{needs}; fits on this computer: {listed.fits}; see 'models fit'"
 
 
 def _tables(models: list[_Listed]) -> list[str]:
@@ -294,8 +299,8 @@ def run_pull(options: argparse.Namespace) -> int:
     lines += bundle_lines
     if not bundle_lines and find_model(record.name).bundle is None:
         lines.append(
-            "It has no guard bundle yet: make one with 'safesteer-edge calibrate', or run it "
-            "unguarded by name, --guard off"
+            f"It has no guard yet. Make one and chat: safesteer-edge run {record.name}. Or chat "
+            "without one: --guard off"
         )
     return print_result(options, record_as_json(record), lines)
 
@@ -317,9 +322,7 @@ def run_remove(options: argparse.Namespace) -> int:
     plan = planned_removal(record, with_own_files=options.delete_my_file)
     if not options.yes:
         if not sys.stdin.isatty():
-            raise SettingsError(
-                f"nobody is there to ask about removing {record.name!r}; pass --yes"
-            )
+            raise SettingsError(f"removing {record.name!r} needs a confirmation; pass --yes")
         if not confirmed(f"Remove {record.name}?", *(f"  deletes {path}" for path in plan.deleted)):
             say("nothing was removed")
             return OK
@@ -343,7 +346,7 @@ def run_verify(options: argparse.Namespace) -> int:
         for record in verified
     ]
     value = {"verified": [record_as_json(record) for record in verified]}
-    return print_result(options, value, lines or ["no model was pulled or added"])
+    return print_result(options, value, lines or ["no models have been downloaded or added"])
 
 
 def record_as_json(record: InstalledModel) -> dict[str, object]:
@@ -374,81 +377,83 @@ _MMPROJ = Argument("--mmproj", "the model's projector file", Path, metavar="F")
 
 MODELS = Command(
     "models",
-    "list, pull, add and remove models",
+    "list, download, add and remove models",
     lambda _options: run_list(argparse.Namespace(json=False)),
-    description="Which models there are; get them, add them, check them, remove them.",
+    description="List, download, add, check and remove models.",
     commands=(
         Command(
             "list",
-            "all known models",
+            "list all known models",
             run_list,
             (JSON,),
-            "All known models: those that are here, then those that can be pulled.",
+            "List the models on this computer, and then those that you can download.",
         ),
         Command(
             "path",
-            "where a model's file lies",
+            "print where a model's file is",
             run_path,
-            (Argument("name", "a name of 'models list'", metavar="NAME"),),
+            (Argument("name", "a name from 'models list'", metavar="NAME"),),
             "Print the path of a model's file, and nothing else.",
         ),
         Command(
             "pull",
-            "get a model from a hub",
+            "download a model from a hub",
             run_pull,
             (
                 Argument(
                     "model",
-                    "a name of 'models list', or hf:OWNER/NAME[@REVISION][:QUANT or FILE.gguf]",
+                    "a name from 'models list', or hf:OWNER/NAME[@REVISION][:QUANT or FILE.gguf]",
                     metavar="NAME[:QUANT]",
                 ),
-                Argument("--no-projector", "the language model alone", action="store_true"),
+                Argument(
+                    "--no-projector", "without the projector (text only)", action="store_true"
+                ),
                 JSON,
             ),
             """\
-Get a model and its projector from a hub, checked by hash and header before they are installed. Run
-it again after an interruption: it goes on where it stopped. A file that Ollama, LM Studio or
-llama.cpp already has on this machine is not downloaded. HF_TOKEN gives a token, HF_ENDPOINT a
-mirror, HF_HUB_OFFLINE=1 keeps it off the network.
+Download a model and its projector from a hub. Their hashes and headers are checked before they are
+installed. If the download is interrupted, run the command again to continue it. Files that Ollama,
+LM Studio or llama.cpp already have on this computer are not downloaded. HF_TOKEN sets a token,
+HF_ENDPOINT a mirror, and HF_HUB_OFFLINE=1 keeps it off the network.
 """,
         ),
-        Command("info", "all about one model", run_info, (_NAME, JSON)),
+        Command("info", "show everything about one model", run_info, (_NAME, JSON)),
         Command(
             "add",
-            "use files of your own by a name",
+            "add a model file of your own",
             run_add,
             (
-                Argument("name", "what --model takes afterwards", metavar="NAME"),
+                Argument("name", "the name to give to --model later", metavar="NAME"),
                 Argument("model", type=Path, metavar="F.gguf"),
                 _MMPROJ,
                 JSON,
             ),
-            "Record a model, and its projector, under a name: checked, with their hashes. The "
-            "files stay where they are, and are used there.",
+            "Give a model file (and its projector) a name. The files are checked, and stay where "
+            "they are.",
         ),
         Command(
             "remove",
-            "forget a model, and delete what was pulled",
+            "remove a model",
             run_remove,
             (
                 _NAME,
                 YES,
                 Argument(
-                    "--delete-my-file", "delete a file of your own as well", action="store_true"
+                    "--delete-my-file", "also delete a file that you added", action="store_true"
                 ),
                 JSON,
             ),
-            "Forget a model. Files that were pulled are deleted; files of your own are left alone.",
+            "Remove a model. Downloaded files are deleted; files that you added are kept.",
         ),
         Command(
             "verify",
-            "hash a model's files against their record",
+            "check that a model's files are unchanged",
             run_verify,
-            (Argument("name", "default: all that are installed", metavar="NAME", nargs="*"), JSON),
+            (Argument("name", "default: all installed models", metavar="NAME", nargs="*"), JSON),
         ),
         Command(
             "fit",
-            "how much memory a model needs here",
+            "show how much memory a model needs",
             run_fit,
             (
                 Argument("model", "an installed model, or a file", metavar="NAME|F.gguf"),
@@ -456,8 +461,8 @@ mirror, HF_HUB_OFFLINE=1 keeps it off the network.
                 *setting_flags("model.gpu_layers"),
                 JSON,
             ),
-            "Print how much memory a model needs, part by part, and which layers would go to a "
-            "GPU; exit with 2 if it does not fit, with the largest settings that would.",
+            "Show how much memory a model needs, and which layers would go to a GPU. If it does "
+            "not fit, suggest settings that do, and exit with 2.",
         ),
     ),
 )

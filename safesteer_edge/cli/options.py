@@ -141,12 +141,12 @@ class Command:
 # It may stand in front of the command and behind: whichever is not given says nothing.
 VERBOSE: Final = Argument(
     "--verbose",
-    "show the log, llama.cpp's as well",
+    "show the log, including llama.cpp's",
     action="store_true",
     default=argparse.SUPPRESS,
 )
 JSON: Final = Argument("--json", "print one JSON object", action="store_true")
-YES: Final = Argument("--yes", "do not ask", action="store_true")
+YES: Final = Argument("--yes", "answer yes to every question", action="store_true")
 
 
 # -- settings as flags -----------------------------------------------------------------------------
@@ -189,10 +189,14 @@ MODEL: Final = Group(
     "model",
     (
         *setting_flags("model"),
-        Argument("--chat-template", "instead of the model's own template", metavar="builtin:NAME"),
+        Argument(
+            "--chat-template",
+            "use this chat template instead of the model's own",
+            metavar="builtin:NAME",
+        ),
         Argument(
             "--think",
-            "have a thinking model reason first, or not (default: as its template does)",
+            "have a thinking model reason first, or not (default: the model's own choice)",
             action=argparse.BooleanOptionalAction,
             dest="thinking",
         ),

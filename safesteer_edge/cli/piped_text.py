@@ -40,12 +40,12 @@ def read_prompt(words: Sequence[str], *, is_stdin_taken: bool = False) -> str:
         raise InputError("stdin is the picture; write the question behind 'ask'")
     if sys.stdin is None or (not words and sys.stdin.isatty()):
         raise InputError(
-            "there is no question; write it behind 'ask', or pipe it in: cat question.txt | "
+            "there is no question; write it after 'ask', or pipe it in: cat question.txt | "
             "safesteer-edge ask"
         )
     prompt = _text(sys.stdin.buffer.read(_MAX_BYTES + 1))
     if not prompt:
-        raise InputError("there is no question: stdin is empty; write it behind 'ask'")
+        raise InputError("there is no question: stdin is empty; write it after 'ask'")
     return prompt
 
 
@@ -77,8 +77,8 @@ def _piped_bytes() -> bytes:
         data = first.get(timeout=_FIRST_BYTE_LIMIT_S)
     except queue.Empty:
         say(
-            f"safesteer-edge: nothing came from stdin in {_FIRST_BYTE_LIMIT_S:.0f} s, so the "
-            "question is asked without it; '< /dev/null' spares the wait"
+            f"safesteer-edge: nothing was piped in within {_FIRST_BYTE_LIMIT_S:.0f} s; asking "
+            "without it (add '< /dev/null' to avoid the wait)"
         )
         return b""
     while len(data) <= _MAX_BYTES and (more := data and os.read(fd, 1 << 16)):
@@ -89,7 +89,7 @@ def _piped_bytes() -> bytes:
 def _text(data: bytes) -> str:
     """UTF-8, or UTF-16 with its mark, whatever the locale is. Raises InputError."""
     if len(data) > _MAX_BYTES:
-        raise InputError(f"stdin has more than {_MAX_BYTES >> 20} MiB; send a part of it")
+        raise InputError(f"stdin has more than {_MAX_BYTES >> 20} MiB; send only a part of it")
     try:
         text = data.decode(_encoding(data))
     except UnicodeDecodeError as error:
@@ -106,7 +106,7 @@ def _encoding(start: bytes) -> str:
 
 
 def _not_text(why: object) -> InputError:
-    return InputError(f"cannot read stdin as text: {why}; send UTF-8, or UTF-16 with its mark")
+    return InputError(f"stdin is not text: {why}; send UTF-8, or UTF-16 with a byte order mark")
 
 
 def require_text(typed: str | None, what: str) -> None:

@@ -80,7 +80,7 @@ async def _serve(
                 say(f"[warning: {strip_control_characters(warning)}]")
         host, port = listener.getsockname()[:2]
         if not server_settings.is_loopback and api_key is None:
-            say(f"[warning: anyone who reaches {host} can ask; set --api-key]")
+            say(f"[warning: anyone who can reach {host} can use this server; set --api-key]")
         listener.listen(128)  # whoever has read where it is can ask
         url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else _in_url(host)}:{port}"
         key = "any API key" if api_key is None else "your API key"
@@ -161,17 +161,17 @@ SERVE = Command(
             default=8080,
             metavar="N",
         ),
-        Argument("--api-key", "ask clients for it; @F reads it from a file", metavar="KEY|@F"),
+        Argument("--api-key", "key that clients must send (@F: read it from F)", metavar="KEY|@F"),
         Argument(
             "--allow-origin",
-            "let web pages of this origin ask, such as http://localhost:3000",
+            "let web pages from this address use it, such as http://localhost:3000",
             action="append",
             default=[],
             metavar="URL",
         ),
         Argument(
             "--also",
-            "one more model, in an engine of its own",
+            "serve one more model, in a separate process",
             action="append",
             default=[],
             metavar="NAME|F.gguf",
@@ -186,7 +186,7 @@ SERVE = Command(
         Argument("--log-text", "log questions and answers as well", action="store_true"),
         MODEL,
         GUARD,
-        Group("sampling where a request says nothing", sampling().arguments),
+        Group("sampling (default for requests that do not set it)", sampling().arguments),
     ),
     "Answer other programs' requests, each answer guarded while it is decoded. A request can ask "
     "for a stronger guard, and never for a weaker one.",

@@ -211,34 +211,39 @@ SOURCE: tuple[Argument, ...] = (
 
 VERIFY = Command(
     "verify",
-    "check a guard bundle against its model",
+    "check that a guard fits its model",
     run,
     (
         Argument("folder", "the guard bundle", type=Path, metavar="DIR"),
         Argument("--model", type=Path, required=True, metavar="M.gguf"),
         *SOURCE,
         Argument(
-            "--states", "hidden states to compare on (default: random ones)", Path, metavar="F.npz"
+            "--states", "hidden states for the comparison (default: random)", Path, metavar="F.npz"
         ),
-        Argument("--tolerance", "largest difference of scores (default: 1e-5)", float, metavar="X"),
+        Argument(
+            "--tolerance",
+            "largest allowed difference of scores (default: 1e-5)",
+            float,
+            metavar="X",
+        ),
         Group(
             "replay",
             (
                 Argument(
                     "--replay",
-                    "replay the fixed requests (default: if the model is in another quantization)",
+                    "replay fixed requests (default: if the quantization differs)",
                     action=argparse.BooleanOptionalAction,
                 ),
-                Argument("--limit", "replay N requests of each label at most", int, metavar="N"),
+                Argument("--limit", "replay at most N requests of each label", int, metavar="N"),
                 Argument(
                     "--reference",
-                    "the file that the bundle was calibrated on, if the bundle records no replay",
+                    "the file that the guard was made for, if the guard has no recorded replay",
                     Path,
                     metavar="F.gguf",
                 ),
                 Argument(
                     "--record",
-                    "keep this replay in the bundle, as what later ones are compared with",
+                    "store this replay in the guard, for later comparisons",
                     action="store_true",
                 ),
             ),
@@ -246,15 +251,14 @@ VERIFY = Command(
         *setting_flags("model.gpu_layers", "model.threads"),
         Argument(
             "--allow-negative-scale",
-            "check a vector that is applied against its direction as well",
+            "also check a vector that is applied in reverse",
             action="store_true",
         ),
         JSON,
     ),
     """\
-Load a guard bundle with all its checks; compare its probe in ONNX Runtime with what it was
-converted from; switch on its directions one by one in llama.cpp and read back what they change in
-the residual stream. If the model is in another quantization than the bundle's, replay 160 fixed
-requests and compare the guard's scores and decisions. Exit code 0: all is as it should be; 1:
-something is not; 2: another model.""",
+Check a guard: load it with all its checks, compare its probe with what it was converted from, and
+measure what each of its directions changes in the model. If the model has another quantization than
+the one the guard was made for, replay 160 fixed requests and compare scores and decisions. Exit
+code: 0 if all is well, 1 if something is wrong, 2 if the model is a different one.""",
 )

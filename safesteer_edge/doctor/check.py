@@ -11,7 +11,7 @@ from safesteer_edge.errors import SafeSteerError
 
 Status = Literal["ok", "warn", "fail"]
 
-SEE_PACKAGES = "install what the checks of packages above call for"
+SEE_PACKAGES = "install the packages that the checks above ask for"
 REPORT_IT = "run 'safesteer-edge --verbose doctor' and report what it prints"
 
 logger = logging.getLogger("safesteer_edge")

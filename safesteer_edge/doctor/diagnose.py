@@ -123,7 +123,7 @@ def check_bundle(bundle: BundleFacts | ChildFailure) -> list[Check]:
     """Whether its guard bundle loads and is made for this file, and where the probe runs."""
     name, provider = "guard bundle", "probe provider"
     if isinstance(bundle, ChildFailure):
-        unknown = "unknown, since the guard bundle does not load"
+        unknown = "unknown, because the guard bundle does not load"
         return [_bundle_failure(name, bundle), warn(provider, unknown, f"see {name!r} above")]
     calibrated = "" if bundle.is_calibrated else "UNCALIBRATED, "
     finding = (
@@ -151,7 +151,7 @@ def check_first_token(token: TokenFacts | ChildFailure) -> list[Check]:
         return [fail(name, f"the guard failed: {token.refusal}", _TRY)]
     finding = _describe(token)
     if token.refusal is not None:
-        return [warn(name, finding, "run 'safesteer-edge calibrate': its bundle is too strict")]
+        return [warn(name, finding, "run 'safesteer-edge calibrate': its guard is too strict")]
     return [ok(name, finding)]
 
 

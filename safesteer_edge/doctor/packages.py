@@ -91,7 +91,7 @@ def check_picture_words() -> list[Check]:
     return [
         warn(
             name,
-            "the guard does not read what is written in pictures",
+            "the guard cannot read text in pictures",
             install_command(READER_PACKAGE),
         )
     ]
@@ -133,7 +133,7 @@ def _check_own_package() -> Check:
     if version == VERSION:
         return ok(OWN_PACKAGE, VERSION)
     if version is None:
-        finding = f"{VERSION}, not installed as a package: what it needs cannot be looked up"
+        finding = f"{VERSION}, not installed as a package: its requirements cannot be looked up"
     else:
         finding = f"{VERSION} is running, and the installed metadata is of {version}"
     return warn(OWN_PACKAGE, finding, f"{install_command('-e', '.')} (in the source folder)")

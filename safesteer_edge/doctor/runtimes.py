@@ -53,7 +53,7 @@ def check_callback(llama: LlamaFacts | ChildFailure) -> list[Check]:
     """Whether hidden states that llama.cpp exports by its callback alone are cheap to read."""
     name = "hidden states"
     if isinstance(llama, ChildFailure):
-        return [warn(name, "unknown, since llama.cpp does not start", _SEE_LLAMA)]
+        return [warn(name, "unknown, because llama.cpp does not start", _SEE_LLAMA)]
     if llama.has_c_callback:
         return [ok(name, "read from every architecture, at less than 1 % of a token")]
     finding = "read from some architectures at 3 % of a token: our callback in C was not built"
@@ -67,7 +67,7 @@ def check_processor(
     """Usable cores, the build's instruction sets, and AMX."""
     checks = [_check_cores(cpu_quota)]
     if isinstance(llama, ChildFailure):
-        finding = "unknown, since llama.cpp does not start"
+        finding = "unknown, because llama.cpp does not start"
         return [*checks, warn("cpu features", finding, _SEE_LLAMA)]
     return [*checks, _check_features(llama, cpuinfo), _check_amx(llama)]
 
@@ -84,7 +84,7 @@ def check_llama_gpu(
     """
     name = "llama.cpp gpu"
     if isinstance(llama, ChildFailure):
-        return [warn(name, "unknown, since llama.cpp does not start", _SEE_LLAMA)]
+        return [warn(name, "unknown, because llama.cpp does not start", _SEE_LLAMA)]
     seen = _seen(driver)
     if llama.supports_gpu_offload:
         return [ok(name, f"llama.cpp can offload; {seen}")]
@@ -94,7 +94,7 @@ def check_llama_gpu(
     if isinstance(driver, DriverFacts) and driver.has_gpu:
         return [_check_cuda_build(llama, seen)]
     if sys.platform == "darwin" and platform.machine() == "arm64":
-        finding = "this Mac has a GPU, and llama.cpp is built without Metal"
+        finding = "this Mac has a GPU, but llama.cpp is built without Metal"
         return [warn(name, finding, build_llama("GGML_METAL=on"))]
     return [ok(name, f"{seen}; llama.cpp runs on the CPU")]
 
@@ -139,7 +139,7 @@ def check_nothing_phones_home(onnxruntime: OnnxRuntimeFacts | ChildFailure) -> l
     """Whether its telemetry is off: switched on, it leaves files as soon as it is imported."""
     name = "nothing phones home"
     if isinstance(onnxruntime, ChildFailure):
-        remedy = "mend what the check 'onnxruntime' above says"
+        remedy = "fix the problem that 'onnxruntime' above reports"
         return [warn(name, "not checked: ONNX Runtime does not import", remedy)]
     found = [*onnxruntime.files_written, *(["a socket"] if onnxruntime.n_sockets else [])]
     if found:

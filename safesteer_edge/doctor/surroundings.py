@@ -27,7 +27,7 @@ def check_memory(
     name = "memory"
     available, what = free_memory(meminfo, cgroup)
     if available is None:
-        return [ok(name, "how much is free is not known on this system")]
+        return [ok(name, "how much memory is free is not known on this system")]
     found = f"{available // _MIB} MiB {what}"
     if model_bytes is None:
         return [ok(name, found)]
@@ -64,5 +64,5 @@ def _check_folder(name: str, folder: Path) -> Check:
             f"{str(existing)!r} cannot be written to ({error.strerror})",
             f"make {str(existing)!r} writable for this user",
         )
-    note = "writable" if existing == folder else "not there yet, and can be made"
+    note = "writable" if existing == folder else "does not exist yet, but can be created"
     return ok(name, f"{str(folder)!r}, {note}")

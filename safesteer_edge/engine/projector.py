@@ -101,7 +101,7 @@ class Projector(NativeObject):
         Costs a pass of the vision tower unless cached. Raises MediaError if it cannot be used.
         """
         if not self.sees:
-            raise MediaError(f"projector {str(self.path)!r} does not see; remove the image")
+            raise MediaError(f"projector {str(self.path)!r} cannot take pictures; remove the image")
         height, width, _ = rgb.shape
         pixels = np.ascontiguousarray(rgb)
         return self._encode(
@@ -131,7 +131,7 @@ class Projector(NativeObject):
     def encode_audio(self, samples: NDArray[np.float32], *, sha256: str) -> EncodedMedia:
         """Encode one sound: float32 (n,), mono at `audio_sample_rate`."""
         if not self.hears:
-            raise MediaError(f"projector {str(self.path)!r} does not hear; remove the audio")
+            raise MediaError(f"projector {str(self.path)!r} cannot take sound; remove the audio")
         mono = np.ascontiguousarray(samples, dtype=np.float32)
         return self._encode(
             lambda: mtmd_cpp.mtmd_bitmap_init_from_audio(

@@ -125,7 +125,7 @@ class HarvestCache:
             raise CacheError(
                 f"cannot keep states in {str(self.folder)!r}: {error.strerror or error}; "
                 + ("free some space" if full else "check that disk")
-                + " and run the same command again: it goes on where it was"
+                + " and run the same command again to continue"
             ) from error
 
     def get(

@@ -92,7 +92,7 @@ def run_side_by_side(
     for done in share_out(work, items, n_workers=n_workers):
         if done is not None:
             raise EngineError(
-                f"the process that ran the model died (exit code {done.exit_code}); the same "
-                "command goes on where it was, with --workers 1 in less memory"
+                f"the process that ran the model died (exit code {done.exit_code}); run the "
+                "same command again to continue, with --workers 1 if memory is short"
             )
         yield

@@ -117,7 +117,7 @@ def read_catalogue_file(path: Path) -> tuple[CatalogueEntry, ...]:
         refuse_control_characters(table)
         rows = from_json(_CatalogueFile, table).model
     except BadValueError as error:
-        raise SettingsError(f"{what}: {error}; mend it") from error
+        raise SettingsError(f"{what}: {error}; correct it") from error
     entries: dict[str, CatalogueEntry] = {}
     for number, row in enumerate(rows, 1):
         try:

@@ -188,7 +188,7 @@ def download(
             if n_left < 0:
                 raise DownloadError(
                     f"the download of {where!r} breaks off again and again; run it again later: "
-                    "what has come is kept"
+                    "what was downloaded is kept"
                 )
             wait(wait_s, report)
 
@@ -333,7 +333,7 @@ def explained(where: str) -> Iterator[None]:
     except httpx2.TransportError as error:
         raise DownloadError(
             f"cannot get {where!r}: {type(error).__name__}: {error}; check the connection and "
-            "HF_ENDPOINT, then run it again: what has come is kept"
+            "HF_ENDPOINT, then run it again: what was downloaded is kept"
         ) from error
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, TypeError, KeyError) as error:
         raise HubError(
@@ -362,9 +362,10 @@ def _http_error(error: Any, where: str, *, has_token: bool) -> SafeSteerError:
         return HubError(f"the hub has no {where!r} (status 404); check the name")
     if status == 429:
         return DownloadError(
-            f"the hub allows no more requests now (status 429 at {where!r}); wait, or give a token "
-            "(HF_TOKEN=…), then run it again: what has come is kept"
+            f"the hub accepts no more requests for now (status 429 at {where!r}); wait, or give "
+            "a token (HF_TOKEN=…), then run it again: what was downloaded is kept"
         )
     return DownloadError(
-        f"the hub fails at {where!r} (status {status}); run it again later: what has come is kept"
+        f"the hub fails at {where!r} (status {status}); run it again later: what was downloaded is "
+        "kept"
     )

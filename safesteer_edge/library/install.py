@@ -143,8 +143,8 @@ def remove_model(record: InstalledModel, *, with_own_files: bool) -> Removal:
             path.unlink(missing_ok=True)
     except OSError as error:
         raise ModelFileError(
-            f"model {record.name!r} is out of the list, but {str(error.filename)!r} cannot be "
-            f"deleted: {error.strerror or error}; delete it yourself"
+            f"model {record.name!r} was removed from the list, but {str(error.filename)!r} cannot "
+            f"be deleted: {error.strerror or error}; delete it yourself"
         ) from error
     return plan
 

@@ -228,7 +228,7 @@ def free_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> tuple[int | N
     """Bytes, and whether they are what is available or all that is built in; None: not known."""
     available = _from_meminfo(meminfo)
     if available is None:
-        return _from_sysctl(), "built in (how much is free is not known)"
+        return _from_sysctl(), "built in (how much of it is free is not known)"
     limit = _cgroup_room(cgroup)
     if limit is not None and limit < available:
         return limit, "left in this control group"
@@ -315,7 +315,7 @@ def explain_plan(plan: MemoryPlan) -> list[str]:
 def _free(plan: MemoryPlan) -> str:
     free = plan.machine.free_bytes
     if free is None:
-        return "how much is free is not known on this system"
+        return "how much memory is free is not known on this system"
     return f"{in_mib(free)} {plan.machine.what}" + (": tight" if plan.is_tight else "")
 
 

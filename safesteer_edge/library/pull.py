@@ -87,7 +87,7 @@ def pull(spec: str, report: PullReport, *, with_projector: bool = True) -> Insta
     """Install the model that NAME[:QUANT] or hf:OWNER/NAME[:QUANT|FILE] means.
 
     Raises SettingsError, HubError and ModelFileError for what the user or the hub must mend,
-    DownloadError for a transfer that was cut: then what has come is kept.
+    DownloadError for a transfer that was cut: then what was downloaded is kept.
     """
     request = parse_pull(spec)
     with hub_and_disk():
@@ -107,7 +107,7 @@ def hub_and_disk() -> Iterator[None]:
     """Around a whole pull: errors of the disk in one line, the hub's library quiet."""
     library_folder(create=True)
     problem = f"cannot write to {str(library_folder())!r}"
-    remedy = "make room, then run it again: what has come is kept"
+    remedy = "make room, then run it again: what was downloaded is kept"
     with os_errors_as(DownloadError, problem, remedy), quiet_library():
         yield
 
@@ -180,7 +180,7 @@ def _download_all(partials: dict[RemoteFile, PartialFile], report: PullReport) -
 
     def advance(n_bytes: int) -> None:
         if stop.is_set():
-            raise DownloadError("the download was stopped; what has come is kept")
+            raise DownloadError("the download was stopped; what was downloaded is kept")
         report.advance(n_bytes)
 
     with ThreadPoolExecutor(len(partials), thread_name_prefix="pull") as pool:

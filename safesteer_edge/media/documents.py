@@ -68,7 +68,7 @@ def pdf_document(pages: Sequence[DocumentPage], *, file: str, name: str) -> str:
     """What the prompt says of a PDF. Raises MediaError if nothing of it can be read or seen."""
     if not any(page.picture or page.text.strip() for page in pages):
         reason = (
-            "only pictures, and this model does not see as it is loaded; choose one that does"
+            "only pictures, and this model cannot take pictures; choose one that can"
             if any(page.is_pictured for page in pages)
             else "no pictures either; attach another file"
         )

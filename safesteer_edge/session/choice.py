@@ -94,6 +94,17 @@ def _bundle_for(path: Path) -> Path | None:
     return None
 
 
+def must_be_pulled(name_or_path: str) -> bool:
+    """Whether it is the name of a model on a hub that is not here. Raises SettingsError."""
+    if _looks_like_path(name_or_path):
+        return False
+    try:
+        entry = find_model(name_or_path)
+    except ModelFileError:
+        return True
+    return entry.path is None and bool(entry.repository)
+
+
 def read_model_files(settings: SessionSettings) -> ModelFiles:
     """Choose the model, and check its file and its projector's before native code sees them.
 
@@ -115,9 +126,9 @@ def no_bundle_text(choice: ModelChoice, info: ModelInfo, *, n_cores: int) -> str
     """What to say where a model has no guard bundle: how to make one, and how long that takes."""
     path = shlex.quote(str(choice.path))
     return (
-        f"no guard bundle is known for {choice.name!r}; make one: safesteer-edge calibrate {path} "
-        f"({calibration_time(info, n_cores=n_cores)}), or pass the folder of one with --bundle, or "
-        "run it without a guard by name: --guard off"
+        f"there is no guard bundle for {choice.name!r}; make one with: safesteer-edge calibrate "
+        f"{path} ({calibration_time(info, n_cores=n_cores)}), give the folder of one with "
+        "--bundle, or chat without a guard: --guard off"
     )
 
 
@@ -154,8 +165,8 @@ def require_projector(
     for wanted, has, kind in ((images, info.has_vision, "see"), (sounds, info.has_audio, "hear")):
         if wanted and not has:
             raise MediaError(
-                f"projector {str(files.mmproj)!r} does not {kind}; remove what is attached, or "
-                f"choose a model that can {kind}"
+                f"projector {str(files.mmproj)!r} cannot {kind}; remove the attachment, or choose "
+                f"a model that can {kind}"
             )
     return files
 

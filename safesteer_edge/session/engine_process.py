@@ -125,7 +125,7 @@ class EngineProcess(Child):
                 self.kill()
                 raise EngineDiedError(
                     f"the engine process gave no sign of life for {_SILENCE_LIMIT_S:.0f} s and was "
-                    "ended; ask again to start it anew, with a smaller model or --ctx if memory is "
+                    "ended; ask again to restart it, with a smaller model or --ctx if memory is "
                     "low"
                 ) from None
             except EOFError as error:
@@ -140,7 +140,7 @@ class EngineProcess(Child):
         self.kill()
         return EngineDiedError(
             f"the engine process said what cannot be understood ({error}), and was ended; ask "
-            "again to start it anew"
+            "again to restart it"
         )
 
     def close(self, limit_s: float = _CLOSE_LIMIT_S) -> None:
@@ -174,10 +174,10 @@ class EngineProcess(Child):
 
 
 def _death_sentence(death: ProcessDeath, log: Sequence[str]) -> str:
-    advice = "ask again to start it anew"
+    advice = "ask again to restart it"
     if death.cause == "killed":
         why = "which is what the system does when memory runs out"
-        advice += ", with a smaller model or --ctx if it happens again"
+        advice += "; use a smaller model or --ctx if it happens again"
     elif death.cause == "exit":
         why = "before its work was done"
         advice += "; 'safesteer-edge doctor' looks for the cause"

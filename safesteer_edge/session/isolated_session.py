@@ -129,7 +129,7 @@ class IsolatedSession(OpenedSession):
         process = self._ready()
         before = self._messages
         if asked is None and (not before or before[-1].role != "assistant"):
-            raise InputError("there is no answer to go on with; ask something first")
+            raise InputError("there is no answer to continue; ask something first")
         begun = before + asked if asked is not None else before[:-1]
         said = "" if asked is not None else before[-1].text
         self._active_turn = turn

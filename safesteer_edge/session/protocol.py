@@ -38,7 +38,7 @@ ROLES = get_args(Role)
 
 
 _WEAK_GUARD: Mapping[GuardMode, tuple[str]] = {
-    "off": ("the guard is off: answers are the model's own, unchecked",),
+    "off": ("the guard is off: answers are not checked",),
     "monitor": ("the guard only watches (monitor): nothing is steered or refused",),
 }
 

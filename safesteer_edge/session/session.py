@@ -181,7 +181,7 @@ class Session(OpenedSession):
 
     def _answer_so_far(self) -> AnswerSoFar:
         if not self.conversation.messages or self.conversation.messages[-1].role != "assistant":
-            raise InputError("there is no answer to go on with; ask something first")
+            raise InputError("there is no answer to continue; ask something first")
         text, bundle = self.conversation.messages[-1].text, self._runtime.bundle
         if bundle is not None and text.endswith(bundle.config.refusal_text):
             raise InputError("the last answer was refused and cannot be continued; ask another way")
@@ -241,23 +241,23 @@ class Session(OpenedSession):
 
     def _add_image(self, path: Path) -> MediaContent:
         if not self._sees:
-            raise self._lacks("see images", "sees")
+            raise self._lacks("see images")
         return self._keep_image(self._runtime.media_decoder.load_image(path))
 
     def _add_sound(self, path: Path) -> MediaContent:
         projector = self._runtime.projector
         if projector is None or not projector.hears:
-            raise self._lacks("hear", "hears")
+            raise self._lacks("hear")
         sound = self._runtime.media_decoder.load_sound(
             path, sample_rate=projector.audio_sample_rate
         )
         self._media[sound.sha256] = sound
         return MediaContent("audio", sound.sha256)
 
-    def _lacks(self, what: str, does: str) -> MediaError:
+    def _lacks(self, what: str) -> MediaError:
         return MediaError(
-            f"model {self._runtime.choice.name!r} does not {what} as it is loaded; pass its "
-            f"projector with --mmproj, or choose a model that {does}"
+            f"model {self._runtime.choice.name!r} cannot {what} as it is loaded; pass its "
+            f"projector with --mmproj, or choose a model that can"
         )
 
     def _fitted(
@@ -286,8 +286,8 @@ class Session(OpenedSession):
                 raise
             raise PromptTooLongError(
                 f"the chat has {n_tokens_of(items)} tokens, and the context has room for "
-                f"{engine.n_room}; /compact sums it up, /new begins another, and with "
-                "'model.when_full' set to 'drop' the oldest turns are left out"
+                f"{engine.n_room}; type /compact to summarize it, or /new to start another; "
+                "'model.when_full' set to 'drop' leaves out the oldest turns"
             ) from error
         return prompt, items, prepared
 

@@ -139,7 +139,7 @@ class Setting:
 SETTINGS: Final = (
     Setting(
         "model.name",
-        "catalogue name or .gguf file; unset: the embedded model",
+        "name of a model, or .gguf file; unset: the built-in model",
         "session.model",
         "--model",
         metavar="NAME|F.gguf",
@@ -177,7 +177,7 @@ SETTINGS: Final = (
     ),
     Setting(
         "model.thinking",
-        "have thinking models reason first, or not; unset: as their template does",
+        "have thinking models reason first, or not; unset: the model's own choice",
         "session.prefers_thinking",
     ),
     Setting("model.threads", "CPU threads; unset: all cores", "session.n_threads", "--threads"),
@@ -187,65 +187,88 @@ SETTINGS: Final = (
         "session.n_gpu_layers",
         "--gpu-layers",
     ),
-    Setting("sampling.temperature", "0 is greedy", "session.sampling.temperature", "--temperature"),
     Setting(
-        "sampling.top_k", "candidates that the guard re-ranks", "session.sampling.top_k", "--top-k"
+        "sampling.temperature",
+        "how varied answers are; 0: always the likeliest word",
+        "session.sampling.temperature",
+        "--temperature",
     ),
-    Setting("sampling.top_p", "nucleus", "session.sampling.top_p", "--top-p"),
-    Setting("sampling.min_p", "relative floor", "session.sampling.min_p", "--min-p"),
     Setting(
-        "sampling.repeat_penalty", "1 is off", "session.sampling.repeat_penalty", "--repeat-penalty"
+        "sampling.top_k", "choose among this many likely words", "session.sampling.top_k", "--top-k"
+    ),
+    Setting(
+        "sampling.top_p",
+        "choose among the likeliest words with this total chance",
+        "session.sampling.top_p",
+        "--top-p",
+    ),
+    Setting(
+        "sampling.min_p",
+        "leave out words below this share of the likeliest one's chance",
+        "session.sampling.min_p",
+        "--min-p",
+    ),
+    Setting(
+        "sampling.repeat_penalty",
+        "avoid repeating words; 1: off",
+        "session.sampling.repeat_penalty",
+        "--repeat-penalty",
     ),
     Setting(
         "sampling.seed", "the same seed gives the same answer", "session.sampling.seed", "--seed"
     ),
     Setting(
-        "sampling.max_tokens", "tokens of an answer at most", "session.max_tokens", "--max-tokens"
+        "sampling.max_tokens", "longest answer, in tokens", "session.max_tokens", "--max-tokens"
     ),
     Setting(
         "guard.mode",
-        "steer: re-rank, refuse if that fails; refuse; by --guard alone: monitor (only watch), off",
+        "steer (then refuse), or refuse; with --guard only: monitor (only watch), off",
         "session.guard",
         "--guard",
         kept=("steer", "refuse"),
     ),
-    Setting("guard.rerank", "lazy, eager, or paper", "session.rerank", "--rerank"),
+    Setting(
+        "guard.rerank",
+        "how candidates are scored: lazy, eager, or paper",
+        "session.rerank",
+        "--rerank",
+    ),
     Setting(
         "guard.strength",
-        "λ, not below the bundle's; unset: the bundle's",
+        "how hard the guard steers; larger is stricter; unset: the guard's own",
         "session.strength",
         "--strength",
     ),
     Setting(
         "guard.threshold",
-        "τ, not above the bundle's; unset: the bundle's",
+        "score from which it steers; smaller is stricter; unset: the guard's own",
         "session.threshold",
         "--threshold",
     ),
-    Setting("chats.save", "save chats as they happen", flag="--no-save", flag_value=False),
-    Setting("look.theme", "auto, dark, or light", flag="--theme"),
+    Setting("chats.save", "save chats", flag="--no-save", flag_value=False),
+    Setting("look.theme", "colours: auto, dark, or light", flag="--theme"),
     Setting(
         "look.images",
-        "pictures in the transcript: auto, or off",
+        "show pictures in the chat: auto, or off",
         flag="--no-images",
         flag_value="off",
     ),
     Setting(
         "look.plain",
-        "the line-based chat instead of the full-screen one",
+        "chat line by line instead of on the full screen",
         flag="--plain",
         flag_value=True,
     ),
     Setting("keys.interrupt", "stop the answer"),
     Setting("keys.help", "keys and commands"),
-    Setting("keys.chats", "find, resume, rename, export, delete chats"),
-    Setting("keys.models", "choose the model"),
+    Setting("keys.chats", "find and reopen earlier chats"),
+    Setting("keys.models", "choose a model"),
     Setting("keys.settings", "the settings"),
-    Setting("keys.inspect", "what the guard saw and did"),
-    Setting("keys.compare", "answer once with the guard and once without"),
-    Setting("keys.new", "begin a new chat"),
+    Setting("keys.inspect", "show what the guard saw and did"),
+    Setting("keys.compare", "answer without the guard, and with it"),
+    Setting("keys.new", "start a new chat"),
     Setting("keys.attach", "attach a file"),
-    Setting("keys.regenerate", "answer the last question anew"),
+    Setting("keys.regenerate", "answer the last question again"),
 )
 
 

@@ -28,7 +28,6 @@ from safesteer_edge.tui.commands.setting import applied, theme_named
 from safesteer_edge.tui.commands.table import COMMANDS
 from safesteer_edge.tui.engine_thread import EngineThread, SessionOpener, Told, TurnDone
 from safesteer_edge.tui.guard_making import calibrate_command
-from safesteer_edge.tui.screens.boxes import FirstRunScreen
 from safesteer_edge.tui.screens.chat_screen import ChatScreen
 from safesteer_edge.tui.screens.compare_screen import COMPARISON_TURNS, CompareScreen
 from safesteer_edge.tui.screens.models_screen import ModelRow, known_models
@@ -136,8 +135,6 @@ class ChatApp(App[None]):
                     number, partial(self.exit, return_code=128 + number)
                 )
         self.push_screen(self.chat)
-        if self.options.is_first_run:
-            self.push_screen(FirstRunScreen())
         if self.options.chat_id is not None or self.options.question:
             self.chat.call_after_refresh(self._begin)
 
@@ -179,7 +176,7 @@ class ChatApp(App[None]):
         elif key.startswith("keys."):
             self._use_keys(settings)
         elif key.startswith("model."):
-            self.notify("the model settings apply from the next start on", markup=False)
+            self.notify("model settings take effect the next time you start", markup=False)
         self.chat.show_state()
 
     def _use_keys(self, settings: UserSettings) -> None:
@@ -191,7 +188,7 @@ class ChatApp(App[None]):
         if self.chat.runner.turn is not None:
             self.engine.cancel()
         else:
-            self.notify("Ctrl+Q leaves", markup=False)
+            self.notify("press Ctrl+Q to quit", markup=False)
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """The menu (Ctrl+P): every slash command; those that need more go into the input."""

@@ -107,8 +107,8 @@ def require_files(paths: Iterable[Path]) -> None:
     for path in paths:
         if not _is_file(path):
             raise MediaError(
-                f"cannot attach {str(path)!r}: there is no such file; check the path, or write it "
-                "in `backquotes` to send it as words"
+                f"cannot attach {str(path)!r}: there is no such file; check the path, or put it in "
+                "`backquotes` to send it as text"
             )
 
 
@@ -199,10 +199,10 @@ def check_attachable(path: Path, info: SessionInfo | None) -> None:
         raise MediaError(f"cannot attach {str(path)!r}: {reason}; check the path")
     kind = kind_of(path)
     if info is not None and kind == "sound" and not info.hears:
-        raise MediaError(f"{info.model_name} does not hear; choose a model that does (/models)")
+        raise MediaError(f"{info.model_name} cannot take sound; choose a model that can")
     if info is not None and kind == "image" and not info.sees:
         raise MediaError(
-            f"{info.model_name} does not see as it is loaded; choose a model that does (/models)"
+            f"{info.model_name} cannot take pictures as it is set up; choose a model that can"
         )
     with MediaDecoder() as decoder:
         if kind == "image":
@@ -261,14 +261,14 @@ def _find_tool() -> str:
     wanted = "wl-paste" if os.environ.get("WAYLAND_DISPLAY") else "xclip"
     if not os.environ.get("WAYLAND_DISPLAY") and not os.environ.get("DISPLAY"):
         raise MediaError(
-            "a picture on the clipboard of another machine cannot be taken from there; save it, "
-            "and type its path or drop the file"
+            "pictures on your clipboard cannot be read from this machine; save the picture as a "
+            "file, and type its path"
         )
     if shutil.which(wanted) is None:
         package = "wl-clipboard" if wanted == "wl-paste" else wanted
         raise MediaError(
-            f"pictures are taken off the clipboard by {wanted!r}, which is not installed; install "
-            f"{package}, or type the picture's path"
+            f"pasting a picture needs {wanted!r}, which is not installed; install {package}, or "
+            "type the picture's path"
         )
     return wanted
 
@@ -304,7 +304,7 @@ def _output_of(command: Sequence[str]) -> bytes:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise MediaError(
-            f"{command[0]!r} did not give the clipboard's picture ({error}); save the picture, and "
-            "type its path"
+            f"{command[0]!r} could not read the picture on the clipboard ({error}); save it as a "
+            "file, and type its path"
         ) from error
     return done.stdout if done.returncode == 0 else b""

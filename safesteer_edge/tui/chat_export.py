@@ -34,7 +34,7 @@ def text_to_copy(turns: Sequence[ShownTurn], argument: str) -> tuple[str, str]:
     words = argument.split()
     if words[0] == "code" and len(words) <= 2:
         return _code(answered, words[1] if len(words) == 2 else "")
-    raise InputError(f"copy {argument!r}; expected last, code N, or all")
+    raise InputError(f"cannot copy {argument!r}; choose last, code N or all")
 
 
 def code_blocks(text: str) -> list[str]:
@@ -68,7 +68,7 @@ def write_trace(turn: ShownTurn, argument: str) -> tuple[Path, int]:
     argument: a file, or nothing. Returns the file and how many they are.
     """
     if not turn.steps:
-        raise InputError("the last answer has no steps here; regenerate it to have them")
+        raise InputError("the steps of the last answer were not kept; regenerate it first")
     lines = [json.dumps(asdict(step), ensure_ascii=False) + "\n" for step in turn.steps]
     path = Path(argument or "safesteer-trace.jsonl").expanduser()
     return _written(path, "".join(lines)), len(lines)
@@ -93,7 +93,9 @@ def _code(answered: Sequence[ShownTurn], number: str) -> tuple[str, str]:
     if not number:
         return blocks[-1], "the last code block"
     if not number.isdecimal() or not 1 <= int(number) <= len(blocks):
-        raise InputError(f"code block {number!r}; the last answer with code has {len(blocks)}")
+        raise InputError(
+            f"there is no code block {number!r}; the last answer with code has {len(blocks)}"
+        )
     return blocks[int(number) - 1], f"code block {number}"
 
 

@@ -13,7 +13,7 @@ from safesteer_edge.chats.chat_log import ChatEntry, ChatLog
 from safesteer_edge.chats.recorded_chat import RecordedChat
 from safesteer_edge.errors import InputError
 from safesteer_edge.guard.events import Event
-from safesteer_edge.guard.policy import GuardMode
+from safesteer_edge.guard.policy import GuardMode, GuardPolicy
 from safesteer_edge.session.protocol import ChatMessage, Document, SessionInfo, TurnSettings
 from safesteer_edge.tui.shown_turn import ShownTurn, messages_of
 
@@ -50,6 +50,12 @@ class ChatState:
             return first or "Attachment"
         return first[:_MAX_TITLE].rsplit(" ", 1)[0] + "…"
 
+    def policy_with(self, settings: TurnSettings) -> GuardPolicy | None:
+        """What guards an answer of these settings; None: that is not known."""
+        if self.info is None or self.info.policy is None:
+            return None
+        return self.info.policy.tightened(strength=settings.strength, threshold=settings.threshold)
+
     def numbered(self, text: str) -> ShownTurn:
         """The turn of that number, counted from 1; the last one if the text is empty."""
         if not self.turns:
@@ -57,7 +63,7 @@ class ChatState:
         if not text:
             return self.turns[-1]
         if not text.isdecimal() or not 1 <= int(text[:9]) <= len(self.turns):
-            raise InputError(f"question {text!r}; expected a number from 1 to {len(self.turns)}")
+            raise InputError(f"there is no question {text!r}; choose 1 to {len(self.turns)}")
         return self.turns[int(text[:9]) - 1]
 
     def begin_new(self) -> None:
@@ -104,7 +110,7 @@ class ChatState:
     def to_compare(self, question: str) -> tuple[ShownTurn, list[ChatMessage]]:
         """A question, or the last one again, and the conversation that it is asked in."""
         if self.info is None or self.info.bundle is None:
-            raise InputError("there is no guard to compare with; load a guarded model (/models)")
+            raise InputError("there is no guard to compare with; choose a model that has one")
         turn = ShownTurn(question) if question else self.numbered("")
         before = self.turns if question else self.turns[:-1]
         return turn, messages_of(self.system, before)

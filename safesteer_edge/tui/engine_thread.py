@@ -195,7 +195,7 @@ class EngineThread:
         self._tell(TurnDone(turn, error_text, info, branch, chat_id))
         if is_over and error_text is not None:
             self._free()
-            self._tell(ModelFailed(error_text, "The guard on the disk has changed"))
+            self._tell(ModelFailed(error_text, "The guard's files have changed"))
 
     def _collect(self, starter: TurnStarter) -> None:
         chat = self._need_chat()

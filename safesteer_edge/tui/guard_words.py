@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
-from safesteer_edge.guard.policy import GuardMode
+from safesteer_edge.guard.policy import MAX_PATIENCE, GuardMode
 from safesteer_edge.session.protocol import SessionInfo
 from safesteer_edge.tui.shown_turn import ShownTurn
 
@@ -17,51 +17,111 @@ MODE_LABELS: dict[GuardMode, str] = {
     "off": "GUARD OFF",
 }
 MODE_MEANINGS: dict[GuardMode, str] = {
-    "steer": "harmful turns are steered away from, and refused when that fails",
-    "refuse": "nothing is steered; an answer that turns harmful is refused",
-    "monitor": "the guard only watches; answers are the model's own",
-    "off": "no guard: answers are the model's own, unchecked",
+    "steer": "the guard steers away from harmful words, and refuses if that fails",
+    "refuse": "the guard stops an answer that turns harmful",
+    "monitor": "the guard only watches; it changes and stops nothing",
+    "off": "nothing is checked",
 }
 _BLOCKS = "▁▂▃▄▅▆▇█"
 UNCALIBRATED = "UNCALIBRATED"
 UNCALIBRATED_MEANING = "nobody has measured which answers this guard stops"
+NOTICES = ("nothing noticed", "slightly suspicious", "suspicious", "very suspicious")
+_NOTICE_SHARES = (0.25, 0.5, 0.8)  # of the limit
 
 
 def is_uncalibrated(info: SessionInfo | None, mode: GuardMode) -> bool:
     return mode != "off" and info is not None and info.is_calibrated is False
 
 
-def risk_word(risk: float, limit: float | None) -> str:
-    words = ("calm", "low", "raised", "near the limit")
-    return words[bisect_right((0.25, 0.5, 0.8), risk / limit if limit else risk)]
+def notice(risk: float, limit: float | None) -> str:
+    """What the guard makes of an answer, on the one scale that people are shown.
+
+    limit: the risk that ends an answer; None: not known.
+    """
+    return NOTICES[bisect_right(_NOTICE_SHARES, risk / limit if limit else risk)]
 
 
 def passages(count: int) -> str:
     return f"{count} word was steered" if count == 1 else f"{count} words were steered"
 
 
+def verdict_lines(turn: ShownTurn) -> list[str]:
+    """What the guard did with an answer, in sentences."""
+    lines = [f"{turn.guard}: {MODE_MEANINGS[turn.guard]}"]
+    if turn.is_uncalibrated:
+        lines.append(f"{UNCALIBRATED}: {UNCALIBRATED_MEANING}")
+    if turn.guard != "off":
+        if turn.risk is not None:
+            found = notice(turn.risk, turn.policy.risk_limit if turn.policy else None)
+            limits = " (which does not mean that it is safe)" if found == NOTICES[0] else ""
+            lines.append(f"This answer: {found}{limits}")
+        n_steered, n_tokens = turn.n_interventions, len(turn.steps)
+        lines.append(f"{n_steered} of {n_tokens} tokens (words or parts of them) were steered")
+        if turn.n_restarts:
+            began = f" with “{turn.opening.strip()}”" if turn.opening else ""
+            lines.append(
+                f"the guard stopped a harmful start before it was shown, and the model began "
+                f"again{began}"
+            )
+        if turn.prefill is not None and turn.prefill.vector_active:
+            lines.append("The correction for pictures and sound was on")
+    if turn.refusal is not None:
+        lines.append(f"refused at token {turn.refusal.step}: {turn.refusal.detail}")
+    if not turn.steps and turn.is_over:
+        lines.append("details are not saved with chats; regenerate the answer to see them")
+    return [line[:1].upper() + line[1:] for line in lines]
+
+
+def score_lines(turn: ShownTurn) -> list[str]:
+    """The figures behind the verdict, with what they mean; none where nothing was scored."""
+    if not turn.scores:
+        return []
+    mean = sum(turn.scores) / len(turn.scores)
+    lines = [f"0 is harmless, 1 is harmful: mean {mean:.2f}, highest {max(turn.scores):.2f}"]
+    if turn.prefill is not None and turn.prefill.prompt_score is not None:
+        lines[0] += f", question {turn.prefill.prompt_score:.2f}"
+    policy = turn.policy
+    lines.append(f"Risk {turn.risk or 0:.2f}: a running average of the scores")
+    if policy is not None and turn.guard in ("steer", "refuse"):
+        lines[-1] += f". The guard refuses above {policy.risk_limit:.2f}"
+        if policy.hard_patience < MAX_PATIENCE:
+            lines[-1] += (
+                f", or at {policy.hard_patience} tokens in a row above {policy.hard_threshold:.2f}"
+            )
+    if policy is not None and turn.guard == "steer":
+        lines.append(
+            f"It steers words above {policy.threshold:.2f}, with strength {policy.strength:,.0f} "
+            "(larger is stricter)"
+        )
+    return lines
+
+
 def refusal_advice(turn: ShownTurn) -> str:
     if turn.refusal is not None and turn.refusal.reason == "guard_failed":
-        return "The guard itself failed, so nothing was shown. Regenerate, or see 'doctor'."
-    return "Ask in other words, or see what the guard saw."
+        return "The guard itself failed, so nothing was shown. Try again, or run 'doctor'."
+    return "Try other words, or see what the guard saw."
 
 
 def turn_notes(turn: ShownTurn, *, can_go_on: bool = True) -> list[str]:
     """Sentences on how a turn went, beyond its text. can_go_on: /continue can take it up."""
     notes = []
-    how = ": /continue goes on" if can_go_on else ""
-    if turn.n_interventions and turn.refusal is None:
+    how = "; type /continue for more" if can_go_on else ""
+    if turn.refusal is None and turn.opening:
+        notes.append("The guard led this answer to a refusal in the model's own words.")
+    elif turn.refusal is None and turn.n_restarts:
+        notes.append("The guard had the model begin this answer again.")
+    elif turn.refusal is None and turn.n_interventions:
         notes.append(passages(turn.n_interventions) + " by the guard")
     if turn.end == "cancelled":
         notes.append("stopped by you" if turn.text else "stopped before the answer began")
     if turn.end == "length":
-        notes.append(f"cut at the token limit{how}")
+        notes.append(f"cut off at the token limit{how}")
     if turn.end == "loop":
         notes.append("stopped: it was repeating itself; a higher temperature helps")
     if turn.left_out is not None and turn.left_out.n_new:
         n_new = turn.left_out.n_new
         turns = "the oldest turn is" if n_new == 1 else f"the {n_new} oldest turns are"
-        notes.append(f"the context was full: {turns} left out from here on; /compact sums up")
+        notes.append(f"the context was full: {turns} left out from here on; /compact makes room")
     if turn.is_summary:
         notes.append("from here on the model has this summary in place of what was said")
     if turn.end == "died" and turn.error is None:
@@ -94,6 +154,17 @@ def live_figures(turn: ShownTurn, decode_s: float, n_ctx: int | None) -> str:
     if n_ctx and turn.prefill is not None:
         parts.append(context_used(turn.prefill.n_prompt_tokens + n_steps, n_ctx))
     return " · ".join(parts)
+
+
+def size_for_people(size_bytes: int | None) -> str:
+    """In GiB, MiB or KiB; empty if nobody knows."""
+    if size_bytes is None:
+        return ""
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB")):
+        if size_bytes >= unit:
+            size = size_bytes / unit
+            return f"{size:.1f} {name}" if size < 10 else f"{size:.0f} {name}"
+    return f"{-(-size_bytes // 1024)} KiB"
 
 
 def context_used(n_tokens: int, n_ctx: int) -> str:

@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING
 
 from safesteer_edge.guard.events import PrefillDone
-from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.tui.chat_state import ask, go_on
 from safesteer_edge.tui.commands import full_screen
 from safesteer_edge.tui.engine_thread import (
@@ -108,7 +107,7 @@ class ModelRunner:
     async def told(self, told: Told) -> None:
         screen, state = self._screen, self._state
         if isinstance(told, NotSaved):
-            screen.complain(f"this chat is not saved: {told.problem}")
+            screen.complain(f"this chat is not being saved: {told.problem}")
             return
         if isinstance(told, TurnDone):
             await self._turn_done(told)
@@ -123,7 +122,7 @@ class ModelRunner:
                 state.title, state.chat_id = "", None
                 screen.run_worker(screen.show_chat())
                 screen.complain(
-                    "a new chat begins, since this model cannot go on with the last: "
+                    "started a new chat, because this model cannot continue the last one: "
                     f"{told.chat_left}"
                 )
         else:
@@ -148,7 +147,7 @@ class ModelRunner:
             self._show_risk(turn)
         elif view is not None:
             key = screen.key_labels["interrupt"]
-            view.show_waiting(f"waiting for the model …   {key} takes the question back")
+            view.show_waiting(f"waiting for the model …   {key} cancels")
         screen.transcript.anchor()
         self._engine.run_turn(self._number, starter)
 
@@ -174,6 +173,7 @@ class ModelRunner:
             screen.show_in_inspector(turn)
         screen.show_state()
         screen.set_timer(_READING_S, collect_now)
+        await (screen.send_queued() if turn.error is None else screen.unqueue())
 
     async def _paint(self, number: int) -> None:
         """Show a turn's events as they come, in frames, until it is over."""
@@ -201,7 +201,7 @@ class ModelRunner:
             return False
         if any(isinstance(event, PrefillDone) for event in events):
             self._decode_started_s = self._figures_s = time.perf_counter()
-            turn.policy = self._policy()
+            turn.policy = self._state.policy_with(self._settings)
             turn.is_uncalibrated = is_uncalibrated(self._state.info, turn.guard)
         n_media, n_thought = len(turn.media), len(turn.reasoning)
         text = "".join([turn.feed(event) for event in events])
@@ -237,13 +237,6 @@ class ModelRunner:
 
     def _n_ctx(self) -> int | None:
         return self._state.info.n_ctx if self._state.info else None
-
-    def _policy(self) -> GuardPolicy | None:
-        """What guards the turn: the bundle's policy, as its settings have it."""
-        info, settings = self._state.info, self._settings
-        if info is None or info.policy is None:
-            return None
-        return info.policy.tightened(strength=settings.strength, threshold=settings.threshold)
 
 
 def _pause_after(cost_s: float) -> float:

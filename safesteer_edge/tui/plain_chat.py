@@ -71,7 +71,7 @@ class PlainChat:
         self.chat = RecordedChat(
             self._session,
             store,
-            on_problem=lambda problem: self.say(f"this chat is not saved: {problem}"),
+            on_problem=lambda problem: self.say(f"this chat is not being saved: {problem}"),
         )
         self.state = ChatState(TurnSettings.of(settings), info=self._session.info)
         self.failed = self.is_over = False
@@ -133,6 +133,7 @@ class PlainChat:
         shown = ControlCharacterFilter()
         self.state.info = self._session.info  # which a restart may have changed
         turn.is_uncalibrated = is_uncalibrated(self.state.info, turn.guard)
+        turn.policy = self.state.policy_with(self.state.settings)
         try:
             with interrupt_cancels(self._session):
                 for event in events:
@@ -176,12 +177,12 @@ class PlainChat:
         self.state.attachments += paths
 
     def put_back(self, question: str) -> None:
-        self.say(f"the next line takes the place of: {question}")
+        self.say(f"your next line replaces this question: {question}")
 
     def copy_to_clipboard(self, text: str) -> None:
         """Copy by OSC 52, if a terminal is there to do it."""
         if not self.out.isatty():
-            raise InputError("there is no terminal to copy with; /export writes a file")
+            raise InputError("copying needs a terminal; use /export to write a file")
         code = base64.b64encode(text.encode()).decode()
         print(f"\x1b]52;c;{code}\a", end="", file=self.out, flush=True)
 
@@ -224,8 +225,8 @@ class PlainChat:
         if command is not None:
             if command.run_plain is None:
                 raise InputError(
-                    f"/{command.name} needs the full screen; see 'safesteer-edge settings' or "
-                    "--model"
+                    f"/{command.name} works only in the full-screen chat; use 'safesteer-edge "
+                    "settings', or the option --model"
                 )
             await command.run_plain(self, argument)
             return
@@ -257,7 +258,7 @@ class PlainChat:
         except EOFError:
             return None
         except KeyboardInterrupt:
-            self.say("Ctrl+D or /quit leaves")
+            self.say("press Ctrl+D or type /quit to leave")
             return ""
 
 

@@ -14,6 +14,7 @@ from safesteer_edge.formats.display_text import ControlCharacterFilter
 from safesteer_edge.guard.events import (
     Candidate,
     Event,
+    GuardSummary,
     MediaPrepared,
     PrefillDone,
     Refused,
@@ -80,7 +81,9 @@ class ShownTurn:
     text: settled text of the answer as the model wrote it. reasoning: what a thinking model wrote
     before it. shown: the text, made safe for a terminal, steered passages marked. error: one line,
     if the turn broke. end: None while it is told; 'died' if the program or the engine ended with
-    it. n_interventions: kept apart from the steps, which a chat read from disk does not have.
+    it. steps: of the answer as it stands. n_interventions: kept apart from them, as a chat read
+    from disk has none. n_restarts: how often the guard took back what people had not seen yet.
+    opening: the safe beginning that it then led the answer to, '' for none.
     left_out: the context was full. policy: the one it was guarded by, None if that is not known.
     is_uncalibrated: it is known that nobody has measured what that policy does. media: what became
     of them. lost: names of files that a stored chat had. question_id, answer_id: in its file.
@@ -106,6 +109,8 @@ class ShownTurn:
     usage: Usage | None = None
     timings: Timings | None = None
     n_interventions: int = 0
+    n_restarts: int = 0
+    opening: str = ""
     risk: float | None = None
     question_id: str | None = None
     answer_id: str | None = None
@@ -155,8 +160,13 @@ class ShownTurn:
 
     @property
     def interventions(self) -> list[Step]:
-        """Steps at which the guard chose another token than the sampler."""
-        return [step for step in self.steps if not step.accepted]
+        """Steps at which the guard chose another token than the sampler; openings left out."""
+        return [step for step in self.steps if not step.accepted and not step.opening]
+
+    @property
+    def is_steered(self) -> bool:
+        """True if the guard had a part in the words."""
+        return self.n_interventions > 0 or self.n_restarts > 0
 
     @property
     def asks_for_summary(self) -> bool:
@@ -203,8 +213,13 @@ class ShownTurn:
         )
 
     def _take_back(self, n_tokens: int) -> None:
-        """What the guard took back is in the steps, and no more in the text that they tell."""
-        gone = self.steps[len(self.steps) - n_tokens :]
+        """Forget what the guard took back: it is never shown."""
+        start = max(0, len(self.steps) - n_tokens)
+        gone = self.steps[start:]
+        del self.steps[start:]
+        self.n_restarts += 1
+        self.opening = ""
+        self.n_interventions -= sum(not step.accepted and not step.opening for step in gone)
         self._n_step_characters -= sum(len(step.text) for step in gone)
         self._steered = [span for span in self._steered if span[1] <= self._n_step_characters]
 
@@ -212,16 +227,22 @@ class ShownTurn:
         self.steps.append(step)
         start = self._n_step_characters
         self._n_step_characters += len(step.text)
-        if not step.accepted:
+        if step.opening:
+            self.opening += step.text
+        elif not step.accepted:
             self.n_interventions += 1
+        if step.opening or not step.accepted:
             self._steered.append((start, self._n_step_characters))
         if step.risk is not None:
             self.risk = step.risk
 
     def _end(self, event: TurnEnded) -> None:
         self.end = event.finish_reason
-        self.risk = event.guard.risk
+        self._take_summary(event.guard)
         self.usage, self.timings = event.usage, event.timings
+
+    def _take_summary(self, guard: GuardSummary) -> None:
+        self.risk, self.n_restarts, self.opening = guard.risk, guard.steered, guard.opening
 
     def _grow(self, text: str) -> str:
         start = len(self.text) + self._n_hidden_characters
@@ -294,4 +315,4 @@ def _answer(turn: ShownTurn, entry: ChatEntry) -> None:
     if end.guard is not None:
         turn.guard = end.guard.mode
         turn.n_interventions = end.guard.interventions
-        turn.risk = end.guard.risk
+        turn._take_summary(end.guard)  # pyright: ignore[reportPrivateUsage]  # of this file

@@ -1,6 +1,6 @@
 """What Textual does not do for its terminal: pastes taken whole, pictures, a window that vanishes.
 
-All of it is arranged before Textual takes the terminal.
+All but the editor is arranged before Textual takes the terminal.
 """
 
 from __future__ import annotations
@@ -8,19 +8,25 @@ from __future__ import annotations
 import gc
 import os
 import select
+import shlex
+import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable
 from functools import partial
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textual import events
 from textual._xterm_parser import BRACKETED_PASTE_END, BRACKETED_PASTE_START, XTermParser
 from textual.message import Message
 
+from safesteer_edge.errors import InputError
 from safesteer_edge.formats.display_text import strip_control_characters
 
 if TYPE_CHECKING:
@@ -177,6 +183,31 @@ def leave_with_terminal(fd: int, save: Callable[[], None]) -> None:
             os._exit(_HANGUP_EXIT_CODE)
 
     threading.Thread(target=wait, name="terminal-watch", daemon=True).start()
+
+
+# -- the person's own editor -----------------------------------------------------------------------
+
+
+def written_in_editor(text: str) -> str:
+    """The text as $VISUAL or $EDITOR leaves it, without control codes. The terminal must be free.
+
+    Raises InputError where there is none, or where it fails.
+    """
+    default = "notepad" if sys.platform == "win32" else "vi"
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or default
+    previous = signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl+C is the editor's
+    try:
+        with tempfile.TemporaryDirectory(prefix="safesteer-edge-") as folder:
+            path = Path(folder) / "message.md"
+            path.write_text(text, "utf-8")
+            subprocess.run([*shlex.split(editor), str(path)], check=True)
+            return strip_control_characters(path.read_text("utf-8")).rstrip("\n")
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        raise InputError(
+            f"the editor {editor!r} failed: {error}; set VISUAL or EDITOR to another one"
+        ) from error
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 # -- python's garbage collector, kept from stopping the chat while somebody types ------------------

@@ -51,7 +51,7 @@ def test_a_chat_is_found_by_the_beginning_or_end_of_its_id(store: ChatStore):
         with pytest.raises(ChatFileError, match=problem):
             store.find(beginning)
     for hostile in ("../../etc/passwd", "a/b", ""):
-        with pytest.raises(ChatFileError, match="no chat's id"):
+        with pytest.raises(ChatFileError, match="not the id of a chat"):
             store.read(hostile)
 
 

@@ -203,7 +203,7 @@ def test_a_full_context_is_summed_up_as_far_as_it_is_held(
     bundle = guarded_tiny.bundle(QUIET)
     with opened(guarded_tiny, bundle, n_ctx=320, when_full="stop") as session:
         chat = RecordedChat(session, store)
-        with pytest.raises(PromptTooLongError, match="/compact sums it up"):
+        with pytest.raises(PromptTooLongError, match="type /compact to summarize it"):
             for number in range(50):
                 ended(chat.ask(f"Question number {number}: what is it, and why?"))
         events = list(chat.sum_up())
@@ -343,7 +343,7 @@ def test_a_chat_that_is_not_saved_has_branches_too(session: Session, picture: Pa
     assert chat.session.messages[0].images == (picture,)
     assert not chat.is_saved
     assert texts(chat)[0] == "And this?"
-    with pytest.raises(InputError, match="not saved"):
+    with pytest.raises(InputError, match="not being saved"):
         chat.resume("20261122-101112-abcdef")
 
 

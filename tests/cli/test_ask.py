@@ -31,6 +31,7 @@ KEYS = {
     "guard": {
         *("mode", "rerank", "bundle", "interventions", "evaluated_candidates", "max_score"),
         *("mean_score", "risk", "refused", "vector_active", "calibrated"),
+        *("steered", "opening"),
     },
     "usage": {"prompt_tokens", "media_tokens", "completion_tokens"},
     "timings": {"load_s", "prefill_s", "ttft_s", "decode_s", "tokens_per_second"},
@@ -45,6 +46,7 @@ STEP_KEYS = {
     "accepted",
     "risk",
     "given",
+    "opening",
 }
 
 
@@ -68,7 +70,7 @@ def test_stderr_tells_what_ran_and_how_it_went(ask: Ask, guarded_tiny: GuardedTi
     first, last = ask("Hello there").err.splitlines()
     assert first.startswith(f"[{guarded_tiny.model.stem} F32, guard tiny-30, loaded in ")
     assert last.startswith("[12 tokens, ")
-    assert "steer: 0 tokens steered; risk 0.00; cut at the token limit" in last
+    assert "steer: 0 tokens steered; nothing noticed; cut off at the token limit" in last
 
 
 def test_quiet_is_silent(ask: Ask, answer: str):
@@ -125,6 +127,8 @@ def test_json_without_a_guard_has_nulls_in_place_of_scores(ask: Ask):
         "refused": False,
         "vector_active": False,
         "calibrated": None,
+        "steered": 0,
+        "opening": "",
     }
 
 
@@ -152,7 +156,7 @@ def test_a_trace_lists_candidates_where_they_were_evaluated(
     value = json.loads(ask("Hello", "--trace", str(trace), "--json", bundle=bundle).out)
     rows = [json.loads(line) for line in trace.read_text(encoding="utf-8").splitlines()]
     listed = [row for row in rows if row.keys() != STEP_KEYS]
-    assert 0 < len(listed) < len(rows)
+    assert listed
     for row in listed:
         assert row.keys() == {*STEP_KEYS, "candidates"}
         assert len(row["candidates"]) > 1
@@ -192,7 +196,7 @@ def test_a_prompt_that_cannot_be_read_from_stdin_is_bad_input(
 def test_a_refusal_fails_only_where_that_is_asked_for(ask: Ask):
     refused = ask("Hello there", bias=ALARMED)
     assert (refused.exit_code, refused.out) == (OK, f"{REFUSAL_TEXT}\n")
-    assert "refused, because every continuation looked harmful" in refused.err
+    assert "refused by the guard: every continuation looked harmful" in refused.err
     assert ask("Hello there", "--fail-on-refusal", bias=ALARMED).exit_code == REFUSED
     assert ask("Hello there", "--fail-on-refusal").exit_code == OK
     assert ask("Hello there", "--fail-on-refusal", "--json", bias=ALARMED).exit_code == REFUSED

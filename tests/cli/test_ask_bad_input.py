@@ -171,7 +171,7 @@ def flipped_probe(bundle: Path, tiny: GuardedTiny) -> None:
 
 
 def unknown_schema(bundle: Path, _tiny: GuardedTiny) -> None:
-    edit_config(bundle, lambda value: value.update(schema_version=2))
+    edit_config(bundle, lambda value: value.update(schema_version=3))
 
 
 def backward_vector(bundle: Path, _tiny: GuardedTiny) -> None:
@@ -241,7 +241,7 @@ def test_a_file_that_is_no_picture(ask: Ask, guarded_tiny: GuardedTiny, tmp_path
     fails_with_one_line(
         ask,
         [*seeing, "--audio", str(tmp_path / "a.wav")],
-        naming="does not hear",
+        naming="cannot hear",
         remedy="choose a model",
     )
 

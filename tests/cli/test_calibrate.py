@@ -136,7 +136,7 @@ def test_a_quick_run_says_how_long_it_takes_and_what_it_did_not_try(
     folder = tmp_path / "guard"
     assert main(command(guarded_tiny, folder, made[1])) == OK
     told = capsys.readouterr().err
-    assert re.search(r"a quick calibration takes about \d+ s from here on this machine", told)
+    assert re.search(r"a quick calibration takes about \d+ s on this machine", told)
     with load_bundle(folder, guarded_tiny.info) as bundle:
         figures: Any = bundle.config.figures
     assert figures["calibration"]["harvested"]["text"] == COUNTS
@@ -187,11 +187,11 @@ def test_what_the_model_cannot_take_is_refused_before_any_work(
     unknown = write_requests(tmp_path / "unknown.jsonl", COUNTS, colour="red")
     sees, hears = ("--mmproj", str(guarded_tiny.projector)), ("--mmproj", str(hearing))
     for data, options, says in (
-        (plain, hears, "does not see"),
+        (plain, hears, "cannot see"),
         (images, (), "its projector (mmproj-….gguf) is missing"),
-        (images, hears, "does not see"),
+        (images, hears, "cannot see"),
         (plain, ("--audio", *sees), "no request has a recording"),
-        (sounds, ("--audio", *sees), "does not hear"),
+        (sounds, ("--audio", *sees), "cannot hear"),
         (unknown, (), "unknown key 'colour'"),
         (plain, ("--false-alarms", "0"), "expected a share above 0"),
         (plain, ("--cache-limit", "0"), "expected GiB, more than 0"),

@@ -54,7 +54,7 @@ def test_chats_are_listed_shown_and_found(run, chat_id: str):
     assert "Hi, I am tiny" in shown.out and "\x1b" not in shown.out
     found = run("chats", "search", "TINY", "am")
     assert chat_id in found.out and "assistant: Hi, I am tiny" in found.out
-    assert run("chats", "search", "elephant").err == "nothing found\n"
+    assert run("chats", "search", "elephant").err == "no matches\n"
     assert run("chats", "show", "zzz").exit_code == BAD_INPUT
 
 

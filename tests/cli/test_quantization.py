@@ -97,7 +97,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (["verify", str(bundle), "--model", other, "--reference", other], "(Q8_0) is not the file"),
         (["calibrate", "--from", str(bundle), wide, "-o", str(tmp_path / "x")], "n_embd 64"),
         (["calibrate", "--from", str(bundle), other, "-o", str(bundle)], "made from"),
-        (["calibrate", "--from", str(bundle), other, "-o", "x", "--audio"], "by text alone"),
+        (["calibrate", "--from", str(bundle), other, "-o", "x", "--audio"], "with text alone"),
         (["calibrate", "--from", str(bundle), other, "-o", "x", "--workers", "2"], "leave out"),
         (["measure", "quantization", "--types", "Q9"], "expected some of Q8_0"),
     ]

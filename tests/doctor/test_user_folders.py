@@ -28,7 +28,7 @@ def test_a_folder_that_can_be_made_is_ok_and_not_made(
 ):
     check = data_folder_check(monkeypatch, tmp_path / "new")
     assert check.status == "ok"
-    assert "can be made" in check.finding
+    assert "can be created" in check.finding
     assert list(tmp_path.iterdir()) == []
 
 

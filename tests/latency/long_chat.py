@@ -128,7 +128,7 @@ class EndlessSession:
 
     def continue_answer(self) -> Generator[Event, None, None]:
         """There is never one to go on with."""
-        raise InputError("there is no answer to go on with; ask something first")
+        raise InputError("there is no answer to continue; ask something first")
 
     def restore(self, messages: Sequence[ChatMessage]) -> None:
         """Take these messages."""

@@ -10,15 +10,24 @@ from pathlib import Path
 
 import pytest
 
+from safesteer_edge.cli import chat_command
 from safesteer_edge.cli.main import main
 from safesteer_edge.cli.options import BAD_INPUT, OK, RUNTIME_ERROR
 from safesteer_edge.library import hub
 from safesteer_edge.library.index import read_index
+from tests.guarded_tiny import QUIET, GuardedTiny
 from tests.library.conftest import MODEL, REPOSITORY
 from tests.library.hub_server import Answer, Hub
 
 NAME = f"hf:{REPOSITORY}"
 TIMEOUT_S = 240
+
+
+class Terminal(io.StringIO):
+    """What somebody types."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 @pytest.fixture
@@ -55,6 +64,59 @@ def test_from_an_empty_folder_pull_and_then_ask(stocked: Hub, tmp_path: Path):
     assert refused.returncode == BAD_INPUT
     assert "calibrate" in refused.stderr
     assert "--guard off" in refused.stderr
+
+
+def test_run_downloads_a_model_after_asking_and_chats_without_a_guard_if_told_to(
+    stocked: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def run(typed: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", Terminal(typed))
+        usual = ("--threads", "1", "--ctx", "512", "--max-tokens", "8", "--no-save")
+        exit_code = main(["run", NAME, *usual])
+        captured = capsys.readouterr()
+        return exit_code, captured.out, captured.err
+
+    exit_code, _, err = run("n\n")
+    assert exit_code == BAD_INPUT
+    assert "Download it? [y/N]" in err
+    assert read_index().find(NAME) is None
+    exit_code, out, err = run("y\nn\ny\nhello\n/quit\n")
+    assert exit_code == OK, err
+    assert read_index().find(NAME) is not None
+    assert "Make one now (about 5 minutes on this machine's CPU)? [y/N]" in err
+    assert "OFF: nothing is checked" in err
+    assert out.strip()
+    exit_code, _, err = run("n\nn\n")
+    assert exit_code == BAD_INPUT
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    assert main(["run", NAME]) == BAD_INPUT  # nobody can be asked
+    assert "Say so with --yes" in capsys.readouterr().err
+
+
+def test_run_makes_a_guard_once_and_chat_finds_it_by_the_models_name(
+    home: Path,
+    guarded_tiny: GuardedTiny,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    def make(model: Path, mmproj: str | None) -> None:
+        assert (model, mmproj) == (guarded_tiny.model, None)
+        bundle = guarded_tiny.bundle(QUIET)  # which `calibrate` takes minutes for
+        assert main(["bundles", "import", str(bundle)]) == OK
+
+    assert main(["models", "add", "mine", str(guarded_tiny.model)]) == OK
+    monkeypatch.setattr(chat_command, "calibrate", make)
+    usual = ("--threads", "1", "--ctx", "512", "--max-tokens", "8", "--no-save")
+    for typed in ("y\nhello\n", "hello\n"):
+        monkeypatch.setattr(sys, "stdin", Terminal(typed))
+        assert main(["run", "mine", *usual]) == OK
+        assert "guard: steer" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", Terminal("hello\n"))
+    assert main(["chat", "--model", "mine", *usual]) == OK
+    assert main(["models", "list"]) == OK
+    assert "yes" in next(
+        row for row in capsys.readouterr().out.splitlines() if row.startswith("mine")
+    )
 
 
 def test_pull_prints_the_record_for_programs(stocked: Hub, models):
@@ -133,10 +195,6 @@ def test_removing_asks_first(
     exit_code, _, err = models("remove", NAME)
     assert exit_code == BAD_INPUT
     assert "pass --yes" in err
-
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
 
     monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
     assert "nothing was removed" in models("remove", NAME)[2]

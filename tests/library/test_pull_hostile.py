@@ -71,7 +71,7 @@ def test_a_rate_limit_is_waited_for_as_the_hub_asks(
 def test_a_rate_limit_of_hours_is_not_waited_for(stocked: Hub, pulled: Pull, where: str | None):
     part = where or f"/{stocked_digest(stocked)}"
     stocked.answers[part] = Answer(429, {"Retry-After": "86400"})
-    with pytest.raises(DownloadError, match="allows no more requests now"):
+    with pytest.raises(DownloadError, match="accepts no more requests for now"):
         pulled()
 
 

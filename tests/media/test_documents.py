@@ -106,7 +106,7 @@ def test_a_pdf_that_cannot_be_used_is_refused_with_the_reason(
     bad = {
         "protected by a password": write_locked_pdf(tmp_path / "locked.pdf"),
         f"51 pages; the limit is {MAX_PAGES}": write_pdf(tmp_path / "many.pdf", *["x"] * 51),
-        "no text, only pictures, and this model does not see": write_pdf(
+        "no text, only pictures, and this model cannot take pictures": write_pdf(
             tmp_path / "scan.pdf", ("", 300.0)
         ),
         "no text, no pictures either": write_pdf(tmp_path / "blank.pdf", ""),

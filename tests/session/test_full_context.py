@@ -142,7 +142,7 @@ def test_a_question_that_is_too_long_by_itself_is_refused(guarded_tiny: GuardedT
 def test_a_session_that_is_to_stop_stops_and_says_what_to_do(guarded_tiny: GuardedTiny):
     bundle = guarded_tiny.bundle(QUIET)
     with opened(guarded_tiny, bundle, n_ctx=N_CTX, when_full="stop") as session:
-        with pytest.raises(PromptTooLongError, match="/compact sums it up, /new begins another"):
+        with pytest.raises(PromptTooLongError, match="type /compact to summarize it, or /new"):
             for number in range(50):
                 assert ask(session, question(number)).left_out is None
         with pytest.raises(PromptTooLongError, match="/compact"):

@@ -98,9 +98,7 @@ def test_without_a_guard_there_are_no_scores(guarded_tiny: GuardedTiny):
     with opened(guarded_tiny, None) as session:
         turn = ask(session, "Hello there")
         assert session.policy is None
-        assert session.info.warnings == (
-            "the guard is off: answers are the model's own, unchecked",
-        )
+        assert session.info.warnings == ("the guard is off: answers are not checked",)
     assert turn.prefill.prompt_score is None
     assert {(step.score, step.risk, step.candidates) for step in turn.steps} == {(None, None, ())}
     guard = turn.ended.guard

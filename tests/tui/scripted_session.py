@@ -14,6 +14,7 @@ from safesteer_edge.guard.events import (
     GuardSummary,
     PrefillDone,
     Refused,
+    Steered,
     Step,
     TextDelta,
     Timings,
@@ -56,7 +57,9 @@ class Script:
     """What one question brings. refuse: the guard ends it after its words. error: it breaks there.
 
     pause_s: between two words. gate: if given, the answer waits for it after `n_before_gate` words.
-    thoughts: words of reasoning before them. left_out: turns that its prompt leaves out anew.
+    thoughts: words of reasoning before them. taken_back: words that the guard takes back before
+    they are shown; the answer then begins with the words of the opening. left_out: turns that its
+    prompt leaves out anew.
     """
 
     words: Sequence[Word]
@@ -66,6 +69,8 @@ class Script:
     gate: threading.Event | None = None
     n_before_gate: int = 3
     thoughts: Sequence[str] = ()
+    taken_back: Sequence[Word] = ()
+    opening: Sequence[Word] = ()
     left_out: int = 0
 
 
@@ -212,6 +217,14 @@ class ScriptedSession:
         text = "".join(word.text for word in script.words[:n_said])
         for thought in script.thoughts:
             yield TextDelta(thought, "reasoning")
+        for index, word in enumerate(script.taken_back, 1):
+            yield step_of(index, word, word.score)
+        if script.taken_back:
+            yield Steered(1, "risk_limit", len(script.taken_back), len(script.taken_back))
+        for index, word in enumerate(script.opening, len(script.taken_back) + 1):
+            yield replace(step_of(index, word, word.score), accepted=False, opening=True)
+            yield TextDelta(word.text)
+            text += word.text
         n_steps, n_steered, risk = 0, 0, 0.0
         reason = "stop"
         for step in self._steps(script, n_said):
@@ -248,6 +261,8 @@ class ScriptedSession:
                 risk=risk,
                 refused=refusal is not None,
                 vector_active=bool(question.images),
+                steered=int(bool(script.taken_back)),
+                opening="".join(word.text for word in script.opening),
             ),
             usage=Usage(20, 0, 0, n_steps, n_steps),
             timings=Timings(0.01, 0.21, n_steps / _SPEED, 0.0, _SPEED),

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
+import pytest
+from textual.color import Color
+from textual.widgets import Static
+
+from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.chats.open_chat import SUMMARY_QUESTION
 from safesteer_edge.errors import BundleChangedError, EngineError, ModelFileError
 from tests.tui.app_driver import driven, opened
@@ -83,8 +89,164 @@ def test_steered_words_are_marked_and_explained():
             await driver.sees("You ask first")
             await driver.sees("1 word was steered by the guard")
             await driver.press("f5")
-            await driver.sees("step 2: ‘steal’ 0.93 → ‘ask’ 0.10")
+            await driver.sees("token 2: ‘steal’ 0.93 → ‘ask’ 0.10")
             await driver.sees("‘perhaps’")
+
+    driven(test())
+
+
+def test_the_guard_speaks_in_words_on_one_scale_and_the_inspector_has_the_numbers():
+    async def test():
+        gate = threading.Event()
+        scripts = {
+            "calm?": said("all is well", gate=gate, n_before_gate=2),
+            "bad?": Script([Word(" bad", 0.55)] * 4, gate=gate, n_before_gate=3),
+        }
+        async with opened(ScriptedModel(scripts), size=(120, 40)) as driver:
+            for question, found in (("calm?", "nothing noticed"), ("bad?", "very suspicious")):
+                gate.clear()
+                await driver.send(question)
+                await driver.sees(f"guard: {found}")
+                gate.set()
+                await driver.ready()
+                await driver.press("f5")
+                await driver.sees(f"This answer: {found}")
+                text = driver.screen_text()
+                assert ("(which does" in text) == (question == "calm?")  # … mean that it is safe
+                await driver.sees("0 is harmless, 1 is harmful")
+                await driver.sees("The guard refuses above 0.60")
+                await driver.sees("strength")
+                assert "vector" not in text
+                await driver.press("f5")
+
+    driven(test())
+
+
+def test_the_inspector_follows_the_answer_that_is_being_written():
+    async def test():
+        gate = threading.Event()
+        words = " ".join(f"w{i}" for i in range(140))
+        script = said(words, gate=gate, n_before_gate=139, pause_s=0.01)
+        async with opened(ScriptedModel({"long?": script}), size=(120, 60)) as driver:
+            await driver.send("long?")
+            await driver.press("f5")
+            inspector = driver.app.chat.inspector
+
+            def shown() -> str:
+                return str(inspector.query_one("#heat", Static).render())
+
+            await driver.until(lambda: shown().endswith("w138"), "the newest word")
+            gate.set()
+            await driver.ready()
+            assert shown().startswith("w0 w1")
+            assert shown().endswith("w139")
+
+    driven(test())
+
+
+def test_a_small_terminal_shows_the_answer_and_a_larger_one_at_once():
+    async def test():
+        gate = threading.Event()
+        script = said("one two three\n\nfour five", gate=gate, n_before_gate=4)
+        async with opened(ScriptedModel({"hi": script}), size=(30, 8)) as driver:
+            await driver.send("hi")
+            await driver.sees("five")
+            for size in ((100, 30), (30, 8), (80, 24), (30, 8)):
+                await driver.pilot.resize_terminal(*size)
+                assert "five" in driver.screen_text()
+            gate.set()
+            await driver.ready()
+            await driver.pilot.resize_terminal(100, 30)
+            assert "one two three" in driver.screen_text()
+
+    driven(test())
+
+
+def test_lines_are_no_longer_than_people_read_them():
+    async def test():
+        words = "word " * 200
+        async with opened(ScriptedModel({"long?": said(words)}), size=(200, 50)) as driver:
+            await driver.send("long?")
+            await driver.ready()
+            lines = [line for line in driver.screen_text().splitlines() if "word" in line]
+            assert len(lines) >= 8
+            assert max(len(line.rstrip()) for line in lines) <= 106
+            assert driver.app.chat.composer.region.width <= 106
+
+    driven(test())
+
+
+def test_nothing_is_cut_at_80_columns():
+    async def test():
+        async with opened(size=(80, 24)) as driver:
+            await driver.send("hi")
+            await driver.ready()
+            for mode in ("monitor", "off", "refuse", "steer"):
+                await driver.send(f"/guard {mode}")
+                await driver.pilot.pause()
+                assert "…" not in driver.screen_text()
+            await driver.send("/edit")
+            await driver.sees("cancels")
+            assert "…" not in driver.screen_text()
+            await driver.press("escape")
+            await driver.press("f1")
+            await driver.sees("Esc closes")
+            assert "…" not in driver.screen_text()
+
+    driven(test())
+
+
+def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    async def test():
+        async with opened() as driver:
+            await driver.send("hi")
+            await driver.ready()
+            filters = driver.app.get_line_filters()
+            colours = {
+                colour.triplet
+                for line in driver.app.screen._compositor.render_strips()
+                for segment in line.apply_filter(filters[0], Color(0, 0, 0))
+                if (style := segment.style) is not None
+                for colour in (style.color, style.bgcolor)
+                if colour is not None and colour.triplet is not None
+            }
+            assert colours
+            assert all(len(set(colour)) == 1 for colour in colours)  # greys alone
+
+    driven(test())
+
+
+LED = Script(
+    [Word(" Call"), Word(" a"), Word(" locksmith.")],
+    taken_back=[Word("First", 0.8), Word(" take", 0.9, " grab", 0.95), Word(" wire", 0.9)],
+    opening=[Word("I"), Word(" will"), Word(" not.")],
+)
+LED_NOTE = "The guard led this answer to a refusal in the model's own words."
+
+
+def test_an_answer_that_was_led_to_a_refusal_says_so_and_never_offers_what_came_first(
+    tmp_path: Path,
+):
+    async def test():
+        store = ChatStore(tmp_path / "chats")
+        options = {"size": (120, 40), "store": store}
+        async with opened(ScriptedModel({"how?": LED}), **options) as driver:
+            await driver.send("how?")
+            await driver.ready()
+            await driver.sees("I will not. Call a locksmith.")
+            await driver.sees(LED_NOTE)
+            assert len(driver.app.state.turns[0].steps) == 6
+            await driver.press("f5")
+            await driver.sees("◆ began again with “I will not.”")
+            await driver.sees("I₀◆ will₀◆ not.₀◆".replace("₀", ""))
+            await driver.sees("0 of 6 tokens")
+            for text in ("First", "take", "grab", "wire"):
+                assert text not in driver.screen_text()
+        (kept,) = store.list()
+        async with opened(chat_id=kept.id, **options) as driver:
+            await driver.sees(LED_NOTE)
 
     driven(test())
 
@@ -98,6 +260,7 @@ def test_a_refused_turn_says_why_and_what_to_do():
             await driver.sees(REFUSAL_TEXT)
             await driver.sees("The answer stayed harmful whatever words were chosen.")
             await driver.press("f5")  # which leaves the narrowest room that there is
+            await driver.sees("[4 tokens that were not shown]")
             await driver.sees("Reword    Why?    Try again    New chat")
             await driver.press("escape")
             await driver.pilot.click("TurnView Button")
@@ -139,7 +302,7 @@ def test_a_guard_that_changed_on_the_disk_ends_the_chat():
         async with opened(model) as driver:
             await driver.send("boom")
             await driver.sees("guard bundle 'b' is another one")
-            await driver.sees("The guard on the disk has changed")
+            await driver.sees("The guard's files have changed")
             await driver.sees("no model")
             await driver.send("hello")
             await driver.sees("no model is loaded; choose one")

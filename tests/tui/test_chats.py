@@ -96,11 +96,11 @@ def test_a_chat_is_renamed_and_deleted_only_after_asking(store: ChatStore):
             await driver.send("first question")
             await driver.ready()
             await driver.press("ctrl+n")
-            await driver.sees("Ask about text or a picture")
+            await driver.sees("Type a question below")
             await driver.press("f2")
             await driver.sees("first question")
             await driver.press("ctrl+t")
-            await driver.sees("A new title")
+            await driver.sees("New title")
             await driver.press("ctrl+a", "ctrl+k")
             await driver.type("bread")
             await driver.press("enter")
@@ -197,7 +197,7 @@ def test_a_fork_is_another_chat(store: ChatStore):
             await driver.send("two")
             await driver.ready()
             await driver.send("/fork 1")
-            await driver.sees("this is a copy now")
+            await driver.sees("you are now in a copy")
             await driver.sees_no("You said: two")
             assert len(store.list()) == 2
 

@@ -41,7 +41,7 @@ def test_a_full_disk_is_told_and_what_was_said_is_written_when_there_is_room(
             disk.is_full = True
             await driver.send("without room")
             await driver.sees("You said: without room")
-            await driver.sees("this chat is not saved: cannot save chat")
+            await driver.sees("this chat is not being saved: cannot save chat")
             await driver.sees("free some space or make the")
             await driver.ready()
             disk.is_full = False
@@ -68,7 +68,7 @@ def test_a_store_that_takes_no_chat_is_told_and_the_chat_goes_on_unsaved(
     async def test():
         async with opened(store=store) as driver:
             await driver.send("hello")
-            await driver.sees("this chat is not saved: cannot make a chat in 'chats'")
+            await driver.sees("this chat is not being saved: cannot make a chat in 'chats'")
             await driver.sees("You said: hello")
             await driver.send("again")
             await driver.sees("You said: again")

@@ -72,8 +72,8 @@ def test_a_refused_and_a_steered_turn_with_a_picture_are_shown_as_such(picture: 
             await driver.sees("▣ drawing.png")
             await driver.press("f5")
             step = turn.interventions[0]
-            await driver.sees(f"◆ step {step.step}: ")
-            await driver.sees(f"steers above {_STRICT}")
+            await driver.sees(f"◆ token {step.step}: ")
+            await driver.sees(f"It steers words above {_STRICT}")
             assert app.chat.query_one(Inspector).is_shown
 
     driven(test())

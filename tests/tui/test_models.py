@@ -58,14 +58,14 @@ def test_a_model_without_a_guard_asks_first():
             await driver.press("f3")
             await driver.sees("no guard")
             await driver.press("down", "down", "enter")
-            await driver.sees("No guard was made for bare")
+            await driver.sees("There is no guard for bare")
             await driver.sees("Make a guard now")
             await driver.press("right", "enter")
             await driver.sees("GUARD OFF")
             await driver.until(lambda: len(model.opened) == 2, "the model to load")
             assert model.session.info.bundle is None
             await driver.send("/guard steer")
-            await driver.sees("is loaded without a guard bundle")
+            await driver.sees("has no guard; make one")
             await driver.send("/model other")
             await driver.sees("guard: steer")
 
@@ -181,7 +181,25 @@ def test_what_is_not_installed_says_how_to_install_it():
             await driver.press("f3")
             await driver.sees("to install")
             await driver.press("up", "enter")
-            await driver.sees("not installed; run: pull absent")
+            await driver.sees("not installed; to install it, run: pull absent")
+
+    driven(test())
+
+
+def test_the_list_of_models_is_filtered_as_one_types():
+    async def test():
+        model = ScriptedModel()
+        async with opened(model, model_lister=lambda: ROWS) as driver:
+            await driver.sees("ready")
+            await driver.press("f3")
+            await driver.sees("98 MiB")
+            await driver.type("anoth")
+            await driver.sees_no("Bare One")
+            await driver.sees("2.0 GiB")
+            await driver.press("x")
+            await driver.sees("no model matches")
+            await driver.press("backspace", "enter")
+            await driver.sees("other Q4_1")
 
     driven(test())
 
@@ -193,7 +211,7 @@ def test_one_question_is_answered_with_and_without_the_guard():
             await driver.send("one")
             await driver.ready()
             await driver.press("f6")
-            await driver.sees("GUARD OFF: unchecked")
+            await driver.sees("GUARD OFF: not checked")
             await driver.until(lambda: driver.screen_text().count("You said: one") == 2, "both")
             await driver.press("escape")
             await driver.send("two")
@@ -216,6 +234,6 @@ def test_whether_a_model_fits_is_said_as_models_list_says_it():
             await driver.press("f3")
             await driver.sees("too big")
             await driver.sees("no guard to install")
-            await driver.sees("needs about 3.0 GiB: does not fit into memory")
+            await driver.sees("needs about 3.0 GiB: does not fit in memory")
 
     driven(test())

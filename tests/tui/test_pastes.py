@@ -163,10 +163,10 @@ def test_a_folded_paste_is_stepped_over_and_removed_as_one(key: str):
             await driver.press("right")
             await driver.type("d")
             assert composer(driver).text == "ac[pasted 5,000 lines]db"
-            await driver.sees("Tab unfolds, Backspace removes")
+            await driver.sees("Tab expands it, Backspace removes it")
             await driver.press("left", *(["left"] if key == "delete" else []), key)
             assert composer(driver).text == "acdb"
-            await driver.sees_no("Tab unfolds, Backspace removes")
+            await driver.sees_no("Tab expands it, Backspace removes it")
             await driver.press("ctrl+z")
             assert composer(driver).whole(composer(driver).text) == f"ac{LOG}db"
             composer(driver).select_all()
@@ -227,7 +227,7 @@ def test_a_long_paste_waits_for_the_model_and_is_not_sent_if_it_was_changed_mean
         async with opened(model) as driver:
             await paste(driver, "line\n" * 30)
             await driver.press("enter", "enter")
-            await driver.sees("sent when the model is loaded")
+            await driver.sees("will be sent once the model has loaded")
             if is_changed:
                 await driver.type("!")
             gate.set()

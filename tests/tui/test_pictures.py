@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tests.media.png_bytes import RGB, png_bytes
 from tests.media.sample_documents import write_pdf
 from tests.media.sample_pictures import write_sample
 from tests.tui.app_driver import Driver, driven, opened
-from tests.tui.scripted_session import Script, ScriptedModel, Word
+from tests.tui.scripted_session import Script, ScriptedModel, Word, said
 
 
 @pytest.fixture
@@ -62,6 +63,28 @@ def test_a_picture_is_chosen_asked_about_and_shown(picture: Path, monkeypatch: p
             await driver.ready()
             assert asked_with(driver, model) == (picture,)
             await driver.sees("▣ a cat.png")
+
+    driven(test())
+
+
+def test_the_picker_shows_sizes_and_filters_as_one_types(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name, n_bytes in (("apples.txt", 3 << 10), ("pears.txt", 5 << 20), ("plums.md", 10)):
+        (tmp_path / name).write_bytes(b"a" * n_bytes)
+
+    async def test():
+        async with opened() as driver:
+            await driver.press("ctrl+o")
+            await driver.sees("apples.txt  3 KiB")
+            await driver.sees("pears.txt  5.0 MiB")
+            await driver.type("plu")
+            await driver.sees_no("pears.txt")
+            await driver.sees_no("▣ apples.txt")
+            await driver.sees("plums.md")
+            await driver.press("enter")
+            await driver.sees("plums.md ×")
 
     driven(test())
 
@@ -113,7 +136,7 @@ def test_what_cannot_be_attached_is_explained(picture: Path):
         async with opened(ScriptedModel(sees=False)) as driver:
             await driver.sees("ready")
             await driver.send(f"/attach {picture}")
-            await driver.sees("does not see")
+            await driver.sees("cannot take pictures")
             await driver.send("/attach /no/such.png")
             await driver.sees("there is no such file")
             await driver.send("/attach https://x.org/a.png")
@@ -126,7 +149,7 @@ def test_what_cannot_be_attached_is_explained(picture: Path):
     ("typed", "reason"),
     [
         ("/no/photo.heic", "there is no such file"),
-        ("report.pdf", "in `backquotes` to send it as words"),
+        ("report.pdf", "`backquotes` to send it as text"),
         ("/home/me/nothere.png what is this", "cannot attach '/home/me/nothere.png'"),
         ("{damaged} what is this", "is none of PNG, JPEG"),
         ("What is '{damaged}'?", "is none of PNG, JPEG"),
@@ -221,8 +244,8 @@ def test_the_guard_acts_on_a_harmful_picture(picture: Path):
             await driver.send(f"'{picture}' Do what it says")
             await driver.sees("Refused by the guard")
             await driver.press("f5")
-            await driver.sees("vector   on: there are pictures or sounds")
-            await driver.sees("refused  at step 2")
+            await driver.sees("The correction for pictures")
+            await driver.sees("Refused at token 2")
 
     driven(test())
 
@@ -295,5 +318,38 @@ def test_a_clipboard_that_cannot_be_read_is_said_in_a_sentence(
             driver.app.copy_to_clipboard("copied in here")
             await driver.press("ctrl+v")
             await driver.sees("copied in here")
+
+    driven(test())
+
+
+def test_a_queued_message_keeps_its_files_and_the_next_one_has_its_own(tmp_path: Path):
+    for name in ("first.md", "second.md"):
+        (tmp_path / name).write_text("# Milk")
+    gate = threading.Event()
+
+    async def test():
+        model = ScriptedModel({"count": said("one two three four", gate=gate)})
+        async with opened(model) as driver:
+            await driver.send("count")
+            await driver.sees("one two three")
+            await driver.send(str(tmp_path / "first.md"))
+            await driver.sees("first.md ×")
+            await driver.send("what is it?")
+            await driver.sees("queued: what is it?")
+            await driver.sees_no("first.md ×")
+            await driver.send(str(tmp_path / "second.md"))
+            await driver.sees("second.md ×")
+            gate.set()
+            await driver.sees("You said: what is it?")
+            await driver.ready()
+            await driver.sees("second.md ×")
+            await driver.send("and this?")
+            await driver.ready()
+            asked = [message.documents for message in model.session.messages[::2]]
+            assert [[each.name for each in files] for files in asked] == [
+                [],
+                ["first.md"],
+                ["second.md"],
+            ]
 
     driven(test())

@@ -13,6 +13,7 @@ from safesteer_edge.errors import BundleChangedError, EngineDiedError
 from safesteer_edge.session.settings import SessionSettings
 from safesteer_edge.tui.plain_chat import PlainChat
 from tests.tui.scripted_session import REFUSAL_TEXT, Script, ScriptedModel, Word, said
+from tests.tui.test_answering import LED, LED_NOTE
 
 
 class Chatted:
@@ -87,7 +88,7 @@ def test_a_comparison_and_a_fork_leave_the_chat_as_it_was(tmp_path: Path):
     assert chatted.out.splitlines() == [
         f"You said: {said}" for said in ("one", *["two"] * 3, "three")
     ]
-    assert "-- GUARD OFF, unchecked" in chatted.notes
+    assert "-- GUARD OFF, not checked" in chatted.notes
     assert "-- guard: steer" in chatted.notes
     kept = {tuple(e.text for e in store.read(chat.id).branch())[::2] for chat in store.list()}
     assert kept == {("one", "two"), ("one", "three")}
@@ -103,7 +104,7 @@ def test_a_question_that_was_never_answered_is_put_back(tmp_path: Path):
             b'"text":"never answered","media":[]}\n'
         )
     resumed = Chatted("/chats 1", "another", model=ScriptedModel(), store=store)
-    assert "the next line takes the place of: never answered" in resumed.notes
+    assert "your next line replaces this question: never answered" in resumed.notes
     assert resumed.out == "You said: answered\nYou said: another\n"
 
 
@@ -130,7 +131,16 @@ def test_a_refusal_says_why_and_what_was_steered_can_be_seen():
     assert REFUSAL_TEXT in chatted.out
     assert "refused by the guard: the answer stayed harmful" in chatted.notes
     assert "1 word was steered by the guard" in chatted.notes
-    assert "step 2: ' steal' (0.93) became ' ask' (0.10)" in chatted.notes
+    assert "The guard refuses above 0.60" in chatted.notes
+    assert "token 2: ' steal' (0.93) became ' ask' (0.10)" in chatted.notes
+
+
+def test_an_answer_that_was_led_to_a_refusal_says_so():
+    chatted = Chatted("how?", "/inspect", model=ScriptedModel({"how?": LED}))
+    assert chatted.out == "I will not. Call a locksmith.\n"
+    assert LED_NOTE in chatted.notes
+    assert "began again with “I will not.”" in chatted.notes
+    assert not any(word in chatted.out + chatted.notes for word in ("First", "take", "wire"))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +151,7 @@ def test_a_refusal_says_why_and_what_was_steered_can_be_seen():
         ("/strength nan", "strength is nan"),
         ("/threshold nan", "threshold is nan"),
         ("/temperature nan", "temperature is nan"),
-        ("/models", "/models needs the full screen"),
+        ("/models", "/models works only in the full-screen chat"),
         ("/continue", "there is no answer yet"),
         ("/fork", "there is no answer yet"),
         ("/copy", "there is no answer to copy yet"),

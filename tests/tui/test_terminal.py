@@ -36,7 +36,7 @@ _SUM = "What is 2+2? Answer with the number alone."
 class Terminal:
     """A terminal of 80×24 with the application in it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **environment: str) -> None:
         self._main, side = pty.openpty()
         ioctl(side, TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         folders = {f"XDG_{kind}_HOME": str(folder) for kind in ("DATA", "CONFIG", "CACHE")}
@@ -45,7 +45,7 @@ class Terminal:
             stdin=side,
             stdout=side,
             stderr=side,
-            env={**os.environ, **folders, "TERM": "xterm-256color"},
+            env={**os.environ, **folders, "TERM": "xterm-256color", **environment},
             start_new_session=True,
         )
         os.close(side)
@@ -125,9 +125,7 @@ def engine_of(process_id: int) -> int:
 
 
 def test_a_person_chats_stops_an_answer_loses_the_engine_and_leaves(terminal: Terminal):
-    terminal.sees("What this is")
-    terminal.type("\r")
-    terminal.sees("ready")
+    terminal.sees("runs on your computer", "ready")
     # An answer, and its figures.
     terminal.type(f"{_SUM}\r")
     terminal.sees("2 + 2 = 4", "● ready", "tokens/s")
@@ -141,7 +139,7 @@ def test_a_person_chats_stops_an_answer_loses_the_engine_and_leaves(terminal: Te
     terminal.type("Explain in great detail how a sailing ship is built.\r")
     terminal.sees_answer_to("ship is built.")
     os.kill(engine_of(terminal.process.pid), signal.SIGKILL)
-    terminal.sees("The answer broke off")
+    terminal.sees("The answer was interrupted")
     terminal.type(f"{_SUM}\r")
     terminal.until(lambda: terminal.text().rstrip().count(_SUM) == 1, "the question")
     terminal.sees("● ready", "tokens/s")
@@ -152,9 +150,7 @@ def test_a_person_chats_stops_an_answer_loses_the_engine_and_leaves(terminal: Te
 
 
 def test_a_chat_whose_terminal_vanishes_is_saved_and_ends(terminal: Terminal, tmp_path: Path):
-    terminal.sees("What this is")
-    terminal.type("\r")
-    terminal.sees("ready")
+    terminal.sees("runs on your computer", "ready")
     terminal.type("Tell me a very long story about the wind.\r")
     terminal.sees_answer_to("the wind.")
     engine = engine_of(terminal.process.pid)
@@ -167,11 +163,32 @@ def test_a_chat_whose_terminal_vanishes_is_saved_and_ends(terminal: Terminal, tm
     wait_until(lambda: not is_running(engine), f"engine {engine} to end")
 
 
+def test_a_message_is_written_in_the_persons_own_editor(tmp_path: Path):
+    editor = tmp_path / "editor"
+    editor.write_text("#!/bin/sh\nprintf ' and the sky' >> \"$1\"\n")
+    editor.chmod(0o700)
+    terminal = Terminal(tmp_path, EDITOR=str(editor), VISUAL="")
+    try:
+        terminal.sees("runs on your computer", "ready")
+        terminal.type("the sea")
+        terminal.sees("│ the sea  ")
+        terminal.type("\x07")  # Ctrl+G
+        terminal.sees("│ the sea and the sky  ")
+        terminal.type("\x18\x05")  # Ctrl+X Ctrl+E
+        terminal.sees("│ the sea and the sky and the sky  ")
+        assert terminal.modes() >= {_OTHER_SCREEN, _MOUSE}
+        editor.write_text("#!/bin/sh\nexit 3\n")
+        terminal.type("\x07")
+        terminal.sees("failed", "│ the sea and the sky and the sky")
+    finally:
+        terminal.close()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_that_ends_the_chat_leaves_the_terminal_as_it_was(
     terminal: Terminal, number: signal.Signals
 ):
-    terminal.sees("What this is")
+    terminal.sees("runs on your computer")
     assert terminal.modes() >= {_OTHER_SCREEN, _MOUSE}
     terminal.process.send_signal(number)
     terminal.until(lambda: terminal.process.poll() is not None, f"an end by {number.name}")
@@ -180,9 +197,7 @@ def test_a_signal_that_ends_the_chat_leaves_the_terminal_as_it_was(
 
 
 def test_a_coloured_paste_stands_in_the_input_and_sends_nothing(terminal: Terminal, tmp_path: Path):
-    terminal.sees("What this is")
-    terminal.type("\r")
-    terminal.sees("ready")
+    terminal.sees("runs on your computer", "ready")
     terminal.send(
         b"\x1b[200~my build fails with:\r\n\x1b[31merror\x1b[0m: no such file\r\nwhat can I do?"
         b"\x1b[201~"
@@ -199,12 +214,10 @@ def test_a_coloured_paste_stands_in_the_input_and_sends_nothing(terminal: Termin
 def test_a_paste_of_thousands_of_lines_is_counted_and_can_be_cut_down(
     terminal: Terminal, tmp_path: Path
 ):
-    terminal.sees("What this is")
-    terminal.type("\r")
-    terminal.sees("ready")
+    terminal.sees("runs on your computer", "ready")
     log = b"".join(b"\x1b[32mline %d\x1b[0m of a log\r" % number for number in range(5_000))
     terminal.send(b"\x1b[200~" + log + b"\x1b[201~")
-    terminal.sees("│ [pasted 5,000 lines]", "Tab unfolds")
+    terminal.sees("│ [pasted 5,000 lines]", "Tab expands it")
     time.sleep(0.1)  # within 0.05 s an Enter is taken for the paste's own
     terminal.type("\r")
     terminal.sees("Too long to send", "The prompt has ", "Edit", "Discard")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from safesteer_edge.chats.open_chat import SUMMARY_QUESTION
 from safesteer_edge.errors import InputError
+from safesteer_edge.formats.display_text import strip_control_characters
+from safesteer_edge.formats.user_folders import user_config_folder
 from safesteer_edge.guard.policy import GUARD_MODES, GuardMode
 from safesteer_edge.media.media_file import local_path
 from safesteer_edge.session.protocol import SessionInfo, TurnSettings
@@ -103,11 +105,23 @@ async def edit(chat: Chat, argument: str) -> None:
     chat.put_back(turn.question)
 
 
+async def undo(chat: Chat, _argument: str) -> None:
+    """Take the last question and its answer back; the chat's file keeps them."""
+    turn = chat.state.numbered("")
+    chat.refuse_while_answering()
+    recorded = turn.question_id
+    if recorded is not None:
+        await chat.do(lambda chat: chat.take_back(recorded))
+    chat.state.cut_from(turn)
+    await chat.show_chat()
+    chat.say("took back the last question and its answer")
+
+
 async def continue_answer(chat: Chat, _argument: str) -> None:
     turn = chat.state.numbered("")
     chat.refuse_while_answering()
     if not turn.can_continue:
-        raise InputError("the last answer is complete; there is nothing to go on with")
+        raise InputError("the last answer is already complete")
     await chat.go_on(turn)
 
 
@@ -132,6 +146,26 @@ async def _ask(chat: Chat, turn: ShownTurn, replaced: ShownTurn | None) -> None:
     chat.show_state()
 
 
+def saved_prompt(argument: str) -> str:
+    """The text of `NAME.txt` or `NAME.md` in the folder of prompts, and what was typed behind NAME.
+
+    Raises InputError that names those that there are.
+    """
+    folder = user_config_folder() / "prompts"
+    files = {path.stem: path for path in folder.glob("*") if path.suffix in (".txt", ".md")}
+    name, _, rest = argument.partition(" ")
+    if name not in files:
+        known = f"your prompts: {', '.join(sorted(files))}" if files else "there are none yet"
+        problem = f"there is no prompt {name!r}" if name else "give a name: /prompt NAME"
+        raise InputError(f"{problem}; {known} (text files in {str(folder)!r})")
+    path = files[name]
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read prompt {str(path)!r}: {error}; save it as UTF-8") from error
+    return f"{strip_control_characters(text).strip()} {rest}".strip()
+
+
 # -- what goes with the next message ---------------------------------------------------------------
 
 
@@ -144,14 +178,16 @@ async def attach(chat: Chat, argument: str) -> Path:
 async def detach(chat: Chat, argument: str) -> None:
     attachments = chat.state.attachments
     if not attachments:
-        raise InputError("nothing is attached; /attach FILE adds one")
+        raise InputError("nothing is attached; use /attach FILE")
     number = argument or str(len(attachments))
     if argument == "all":
         attachments.clear()
     elif number.isdecimal() and 1 <= int(number[:9]) <= len(attachments):
         del attachments[int(number[:9]) - 1]
     else:
-        raise InputError(f"attachment {argument!r}; expected 1 to {len(attachments)}, or all")
+        raise InputError(
+            f"there is no attachment {argument!r}; choose 1 to {len(attachments)}, or all"
+        )
     await chat.show_attachments()
 
 
@@ -164,7 +200,7 @@ async def system(chat: Chat, argument: str) -> None:
         chat.say(f"system prompt: {state.system or 'none'}")
         return
     if state.turns:
-        raise InputError("a system prompt can only begin a chat; /new begins one")
+        raise InputError("a chat that has begun keeps its system prompt; start a new one with /new")
     state.system = None if argument in ("none", "off") else argument
     chat.say(f"this chat's system prompt: {state.system or 'none'}")
 
@@ -189,7 +225,7 @@ def _changed(
     if name == "guard":
         mode = _guard_mode(argument, info)
         meaning = MODE_MEANINGS[mode]
-        return replace(settings, guard=mode), f"from the next answer on, {mode}: {meaning}"
+        return replace(settings, guard=mode), f"guard set to {mode} for the next answers: {meaning}"
     if name in ("strength", "threshold"):
         value = None if argument == "default" else _number(name, argument)
         settings = replace(settings, **{name: value})
@@ -197,7 +233,7 @@ def _changed(
             info.policy.tightened(strength=settings.strength, threshold=settings.threshold)
         return settings, f"guard {name} is {_now(name, settings)}"
     if name == "seed" and not argument.isdecimal():
-        raise InputError(f"seed {argument!r}; expected a whole number from 0")
+        raise InputError(f"the seed is a whole number, not {argument!r}")
     value = int(argument[:20]) if name == "seed" else _number(name, argument)
     sampling = replace(settings.sampling, **{name: value})
     return replace(settings, sampling=sampling), f"{name} is {argument}"
@@ -206,11 +242,11 @@ def _changed(
 def _guard_mode(text: str, info: SessionInfo | None) -> GuardMode:
     mode = _MODES.get(text)
     if mode is None:
-        raise InputError(f"guard {text!r}; expected one of {', '.join(GUARD_MODES)}")
+        raise InputError(f"there is no guard mode {text!r}; choose one of {', '.join(GUARD_MODES)}")
     if mode != "off" and info is not None and info.bundle is None:
         raise InputError(
-            f"{info.model_name} is loaded without a guard bundle; make one with "
-            "'safesteer-edge calibrate', or choose a guarded model"
+            f"{info.model_name} has no guard; make one with 'safesteer-edge calibrate', or choose "
+            "a model that has one"
         )
     return mode
 
@@ -220,7 +256,7 @@ def _now(name: str, settings: TurnSettings) -> str:
         return f"{settings.guard}: {MODE_MEANINGS[settings.guard]}"
     if name in ("strength", "threshold"):
         value = getattr(settings, name)
-        return "the bundle's own" if value is None else f"{value:g}"
+        return "this guard's default" if value is None else f"{value:g}"
     return f"{getattr(settings.sampling, name):g}"
 
 
@@ -228,7 +264,7 @@ def _number(name: str, text: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise InputError(f"{name} {text!r}; expected a number") from error
+        raise InputError(f"the {name} is a number, not {text!r}") from error
 
 
 def switched(settings: SessionSettings, model: str, guard: GuardMode) -> SessionSettings:
@@ -257,9 +293,9 @@ async def fork(chat: Chat, argument: str) -> None:
     chat.refuse_while_answering()
     end = chat.state.numbered(argument).answer_id
     if end is None:
-        raise InputError("that question has no answer to go on from; choose another")
+        raise InputError("that question has no answer to continue from; choose another")
     await _enter(chat, lambda recorded: recorded.fork(end))
-    chat.say("this is a copy now; the chat it came from stays as it was")
+    chat.say("you are now in a copy; the original chat is unchanged")
 
 
 async def rename(chat: Chat, argument: str) -> None:
@@ -288,7 +324,7 @@ async def _enter(chat: Chat, work: Callable[[RecordedChat], object]) -> None:
     await chat.show_chat()
     lost = [name for turn in state.turns for name in turn.lost]
     if lost:
-        chat.say(f"{', '.join(lost)}: lost from the disk; the chat goes on without")
+        chat.say(f"{', '.join(lost)}: no longer on the disk; the chat continues without it")
 
 
 # -- what leaves the chat --------------------------------------------------------------------------

@@ -40,7 +40,7 @@ async def thoughts(screen: ChatScreen, _argument: str) -> None:
     turn = screen.state.numbered("")
     view = screen.transcript.view_of(turn)
     if not turn.reasoning or view is None:
-        raise InputError("the model did not think before its last answer")
+        raise InputError("there is no reasoning for the last answer")
     view.action_thoughts()
 
 
@@ -73,6 +73,7 @@ async def new(screen: ChatScreen, _argument: str) -> None:
     if not screen.state.turns:
         screen.action_focus_composer()
         return
+    await screen.unqueue()
     screen.runner.leave()
     screen.state.begin_new()
     await screen.show_chat()
@@ -85,14 +86,19 @@ async def chats(screen: ChatScreen, argument: str) -> None:
 
     store = screen.store
     if store is None:
-        raise InputError("chats are not saved; switch saving on in the settings (/settings)")
+        raise InputError("chats are not being saved; turn saving on in /settings")
 
     def chosen(chat_id: str | None) -> None:
         if chat_id is not None:
-            screen.runner.leave()
-            screen.in_background(conversation.resume(screen, chat_id))
+            screen.in_background(_reopen(screen, chat_id))
 
     screen.app.push_screen(ChatsScreen(store, screen, argument), chosen)
+
+
+async def _reopen(screen: ChatScreen, chat_id: str) -> None:
+    await screen.unqueue()
+    screen.runner.leave()
+    await conversation.resume(screen, chat_id)
 
 
 async def attach(screen: ChatScreen, argument: str) -> None:
@@ -107,6 +113,12 @@ async def attach(screen: ChatScreen, argument: str) -> None:
             screen.in_background(screen.attach([path]))
 
     screen.app.push_screen(PicturePicker(Path.cwd()), chosen)
+
+
+async def prompt(screen: ChatScreen, argument: str) -> None:
+    """Put a saved prompt into the input, to be completed and sent."""
+    screen.composer.replace_text(conversation.saved_prompt(argument))
+    screen.action_focus_composer()
 
 
 # -- another model ---------------------------------------------------------------------------------
@@ -134,7 +146,7 @@ async def model(screen: ChatScreen, argument: str) -> None:
     if row is not None and row.path is None:
         raise InputError(f"{argument} is not installed; run: {row.install}")
     if row is None and not argument.endswith(".gguf"):
-        raise InputError(f"unknown model {argument!r}; /models lists them, or give a .gguf file")
+        raise InputError(f"there is no model {argument!r}; see /models, or give a .gguf file")
     _switch_or_ask(screen, argument, has_guard=row is not None and row.has_bundle)
 
 
@@ -170,17 +182,17 @@ def offer_guard(screen: ChatScreen, name: str | None) -> None:
             _switch_to(screen, name, guarded=False)
 
     text = (
-        f"No guard was made for {name}. It can be made on this machine; without one, its answers "
-        "are its own, unchecked."
+        f"There is no guard for {name} yet. You can make one on this computer. Without it, answers "
+        "are not checked."
     )
-    choices = (("make", f"Make a guard now{how_long}"), ("off", "Chat with the guard off"))
+    choices = (("make", f"Make a guard now{how_long}"), ("off", "Chat without a guard"))
     screen.app.push_screen(ChoiceScreen("No guard", text, choices), chosen)
 
 
 async def _make_guard(screen: ChatScreen, name: str) -> None:
     """Make a guard while this chat goes on with what is loaded, then load the model."""
     if screen.is_making_guard:
-        raise InputError("a guard is being made; wait for it, or leave: it goes on next time")
+        raise InputError("a guard is being made; wait for it (if you quit, it continues next time)")
     screen.is_making_guard = True
 
     def show(line: str) -> None:
@@ -196,7 +208,7 @@ async def _make_guard(screen: ChatScreen, name: str) -> None:
         screen.is_making_guard = False
     while screen.runner.turn is not None:
         await asyncio.sleep(_ANSWERING_S)
-    screen.say(f"the guard for {name} is made")
+    screen.say(f"the guard for {name} is ready")
     _switch_to(screen, name, guarded=True)
 
 

@@ -22,7 +22,7 @@ class SlashCommand:
     """A command. argument: what may follow it, as help shows it.
 
     run: what it does on the full screen. run_plain: line by line; None where it needs the screen.
-    keys: its key, if that is not one of the settings.
+    keys: its key, if that is not one of the settings. other_names: what other programs call it.
     """
 
     name: str
@@ -31,6 +31,7 @@ class SlashCommand:
     run: Handler
     run_plain: Handler | None
     keys: str = ""
+    other_names: tuple[str, ...] = ()
 
     @property
     def usage(self) -> str:
@@ -51,74 +52,87 @@ def _setting(name: str, argument: str, help_: str) -> SlashCommand:
 
 
 COMMANDS: tuple[SlashCommand, ...] = (
-    SlashCommand("help", "", "keys and commands", full_screen.help_, line_by_line.help_),
-    SlashCommand("new", "", "begin a new chat", full_screen.new, line_by_line.new),
+    SlashCommand("help", "", "show keys and commands", full_screen.help_, line_by_line.help_),
     SlashCommand(
-        "chats",
-        "[WORDS]",
-        "find, resume, rename, export, delete",
-        full_screen.chats,
-        line_by_line.chats,
+        "new", "", "start a new chat", full_screen.new, line_by_line.new, other_names=("clear",)
     ),
-    SlashCommand("models", "", "choose the model", full_screen.models, None),
+    SlashCommand(
+        "chats", "[WORDS]", "find and reopen earlier chats", full_screen.chats, line_by_line.chats
+    ),
+    SlashCommand("models", "", "choose a model", full_screen.models, None),
     SlashCommand(
         "model", "NAME|FILE", "switch to another model", full_screen.model, line_by_line.model
     ),
-    SlashCommand("settings", "", "sampling, guard strength, theme", setting.settings, None),
+    SlashCommand("settings", "", "change settings", setting.settings, None),
     SlashCommand(
-        "inspect", "", "what the guard saw and did", full_screen.inspect, line_by_line.inspect
+        "inspect",
+        "",
+        "show what the guard saw and did",
+        full_screen.inspect,
+        line_by_line.inspect,
     ),
     SlashCommand(
         "thoughts",
         "",
-        "what a thinking model wrote before its last answer",
+        "show the model's reasoning for its last answer",
         full_screen.thoughts,
         line_by_line.thoughts,
     ),
     SlashCommand(
         "compare",
-        "PROMPT",
-        "answer once with the guard and once without",
+        "[QUESTION]",
+        "answer twice: without the guard, and with it",
         full_screen.compare,
         line_by_line.compare,
     ),
-    _setting("guard", "steer|refuse|monitor|off", "how the guard acts"),
-    _setting("strength", "X|default", "how hard the guard steers; larger is stricter"),
-    _setting("threshold", "X|default", "where the guard begins; smaller is stricter"),
-    _setting("temperature", "X", "0 is always the likeliest word"),
-    _setting("seed", "N", "the same seed gives the same answer"),
+    _setting("guard", "steer|refuse|monitor|off", "choose how the guard acts"),
+    _setting("strength", "X|default", "how hard the guard steers (larger is stricter)"),
+    _setting("threshold", "X|default", "when the guard starts to act (smaller is stricter)"),
+    _setting("temperature", "X", "how varied answers are (0: always the likeliest word)"),
+    _setting("seed", "N", "set the random seed (same seed, same answer)"),
     SlashCommand(
         "attach",
-        "FILE",
-        "add a picture, sound, PDF or text to the next message",
+        "[FILE]",
+        "attach a picture, sound, PDF or text file",
         full_screen.attach,
         line_by_line.attach,
+        other_names=("image",),
     ),
     SlashCommand(
-        "detach",
-        "[N|all]",
-        "take an attachment off again",
-        conversation.detach,
-        line_by_line.detach,
+        "detach", "[N|all]", "remove an attachment", conversation.detach, line_by_line.detach
     ),
-    _same("system", "[TEXT]", "a system prompt for this chat", conversation.system),
-    _same("regenerate", "", "answer the last question anew", conversation.regenerate),
-    _same("edit", "[N]", "change a question and send it again", conversation.edit),
-    _same("fork", "[N]", "go on from an earlier answer in a new chat", conversation.fork),
-    _same(
-        "continue", "", "go on with an answer that was cut or stopped", conversation.continue_answer
+    SlashCommand(
+        "prompt",
+        "[NAME]",
+        "use one of your saved prompts",
+        full_screen.prompt,
+        line_by_line.prompt,
     ),
-    _same("compact", "", "sum the chat up, to make room in the context", conversation.compact),
+    _same("system", "[TEXT]", "set the system prompt of a new chat", conversation.system),
+    _same("regenerate", "", "answer the last question again", conversation.regenerate),
+    _same("edit", "[N]", "change a question and ask it again", conversation.edit),
+    _same("undo", "", "take back the last question and its answer", conversation.undo),
+    _same("fork", "[N]", "continue from an earlier answer in a copy", conversation.fork),
+    _same("continue", "", "continue an unfinished answer", conversation.continue_answer),
+    _same("compact", "", "summarize the chat, to make room for more", conversation.compact),
     _same("copy", "[last|code N|all]", "copy to the clipboard", conversation.copy),
+    SlashCommand("rename", "TITLE", "rename this chat", conversation.rename, line_by_line.rename),
+    _same("export", "[md|html|json] [FILE]", "save this chat to a file", conversation.export),
+    _same("trace", "[FILE]", "save every step of the last answer to a file", conversation.trace),
+    SlashCommand("theme", "[dark|light]", "switch between dark and light", full_screen.theme, None),
     SlashCommand(
-        "rename", "TITLE", "give this chat a name", conversation.rename, line_by_line.rename
+        "quit",
+        "",
+        "leave",
+        full_screen.quit_,
+        line_by_line.quit_,
+        keys="Ctrl+Q",
+        other_names=("exit", "bye"),
     ),
-    _same("export", "[md|html|json] [FILE]", "write this chat to a file", conversation.export),
-    _same("trace", "[FILE]", "write every step of the last answer to a file", conversation.trace),
-    SlashCommand("theme", "[dark|light]", "dark or light", full_screen.theme, None),
-    SlashCommand("quit", "", "leave", full_screen.quit_, line_by_line.quit_, "Ctrl+Q"),
 )
-COMMANDS_BY_NAME = {command.name: command for command in COMMANDS}
+COMMANDS_BY_NAME = {
+    name: command for command in COMMANDS for name in (command.name, *command.other_names)
+}
 
 
 def parse_command(text: str) -> tuple[SlashCommand, str] | None:
@@ -136,14 +150,19 @@ def parse_command(text: str) -> tuple[SlashCommand, str] | None:
         return None
     near = get_close_matches(name, COMMANDS_BY_NAME, n=1)
     hint = f"did you mean /{near[0]}? " if near else ""
-    raise InputError(f"unknown command {'/' + name!r}; {hint}/help lists them")
+    raise InputError(f"unknown command {'/' + name!r}; {hint}/help lists all commands")
 
 
 def matching_commands(text: str) -> list[SlashCommand]:
     """Commands whose names begin as this input does."""
     if not text.startswith("/") or " " in text or "\n" in text:
         return []
-    return [command for command in COMMANDS if command.name.startswith(text[1:])]
+    typed = text[1:]
+    return [
+        command
+        for command in COMMANDS
+        if any(name.startswith(typed) for name in (command.name, *command.other_names))
+    ]
 
 
 # -- keys as people read them: what the settings name `ctrl+n` is Ctrl+N on the screen -------------

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from textual import work
+from rich.style import Style
+from rich.text import Text
+from textual import events, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
@@ -15,11 +18,14 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widget import Widget
 from textual.widgets import Button, DirectoryTree, Input, Static, TextArea, Tree
+from textual.widgets.directory_tree import DirEntry
+from textual.widgets.tree import TreeNode
 
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.media.media_file import kind_of
 from safesteer_edge.tui.attached_files import has_known_name, sign_of, split_media_paths
 from safesteer_edge.tui.commands.table import COMMANDS
+from safesteer_edge.tui.guard_words import size_for_people
 from safesteer_edge.tui.widgets.attachments import Picture
 
 
@@ -84,65 +90,19 @@ class LineScreen(_Question):
         self.dismiss(event.value.strip() or None)
 
 
-# -- shown once, before the first chat -------------------------------------------------------------
-
-_SECTIONS = (
-    (
-        "What this is",
-        "A chat with a model that runs on this machine; nothing leaves it. A guard reads along "
-        "while words are chosen, steers away from harm, and says when it did.",
-    ),
-    (
-        "What the built-in model can do",
-        "Show how everything works. It is tiny: fluent, and often wrong. It names simple "
-        "drawings, and does not read what is written in pictures.",
-    ),
-    (
-        "How to get a real one",
-        "/models lists them, and what installs each. Any GGUF file runs with --model.",
-    ),
-)
-
-
-class FirstRunScreen(ModalScreen[None]):
-    """Three short paragraphs and a button."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Start")]
-
-    DEFAULT_CSS = """
-    FirstRunScreen {
-        align: center middle; background: $background;
-        & #first-run {
-            width: 66; max-width: 94%; height: auto; padding: 1 3; border: round $primary;
-        }
-        & .heading { color: $primary; text-style: bold; height: auto; }
-        & .text { margin: 0 0 1 0; height: auto; }
-    }
-    """
-
-    def compose(self) -> ComposeResult:
-        with Vertical(id="first-run") as box:
-            box.border_title = "◆ SafeSteer Edge"
-            for heading, text in _SECTIONS:
-                yield Static(Content(heading), classes="heading")
-                yield Static(Content(text), classes="text")
-            yield Button(
-                "Start chatting", variant="primary", compact=True, action="screen.dismiss(None)"
-            )
-
-
 # -- keys and commands -----------------------------------------------------------------------------
 
 _KEYS = (
     ("Enter", "send"),
-    ("Ctrl+J, Shift+Enter", "new line; a \\ before Enter makes one in any terminal"),
-    ("Esc", "stop the answer; leave what is open"),
-    ("Up, Down", "at the edge of the input: earlier messages"),
-    ("Tab, Shift+Tab", "to the answers above; e r f c i n t a then act on one"),
+    ("Ctrl+J, Shift+Enter", "new line (in any terminal: \\ and then Enter)"),
+    ("Esc", "stop the answer, or close what is open"),
+    ("Up, Down", "earlier messages, from the first or last line of the input"),
+    ("Tab, Shift+Tab", "select an answer; the keys that act on it appear below it"),
     ("Page Up, wheel", "scroll the chat"),
-    ("Ctrl+C", "copy what the mouse selected (Shift selects outside the app)"),
-    ("Ctrl+V, drop", "paste text, a picture or its path; Tab unfolds a long paste"),
-    ("Ctrl+P", "menu of everything"),
+    ("Ctrl+C", "copy the selected text, or stop the answer"),
+    ("Ctrl+V, drop", "paste text, a picture or the path of a file"),
+    ("Ctrl+G", "write the message in your editor ($VISUAL or $EDITOR)"),
+    ("Ctrl+P", "menu of all commands"),
 )
 
 
@@ -244,7 +204,12 @@ class ReaderScreen(ModalScreen[None]):
 
 
 class _MediaTree(DirectoryTree):
-    """Folders, and files that a message can carry; hidden ones are left out."""
+    """Folders, and files that a message can carry; hidden ones are left out.
+
+    words: all of which a file's name has.
+    """
+
+    words: Sequence[str] = ()
 
     ICON_NODE = "▸ "
     ICON_NODE_EXPANDED = "▾ "
@@ -252,8 +217,28 @@ class _MediaTree(DirectoryTree):
 
     def filter_paths(self, paths: Iterable[Path]) -> Iterable[Path]:
         return [
-            p for p in paths if not p.name.startswith(".") and (p.is_dir() or has_known_name(p))
+            path
+            for path in paths
+            if not path.name.startswith(".")
+            and (path.is_dir() or (has_known_name(path) and self._has_words(path)))
         ]
+
+    def render_label(self, node: TreeNode[DirEntry], base_style: Style, style: Style) -> Text:
+        """The name, and of a file its size."""
+        label = super().render_label(node, base_style, style)
+        if node.data is not None and not node.allow_expand:
+            label.append(f"  {_size_of(node.data.path)}", "dim")
+        return label
+
+    def _has_words(self, path: Path) -> bool:
+        return all(word in path.name.casefold() for word in self.words)
+
+
+def _size_of(path: Path) -> str:
+    try:
+        return size_for_people(path.stat().st_size)
+    except OSError:  # it has gone
+        return ""
 
 
 class PicturePicker(ModalScreen[Path | None]):
@@ -287,34 +272,70 @@ class PicturePicker(ModalScreen[Path | None]):
     def compose(self) -> ComposeResult:
         with Vertical(id="picker") as box:
             box.border_title = "Attach a file"
-            box.border_subtitle = "Enter attaches · Esc cancels · Tab to the path"
-            yield Input(placeholder="path of a file, or choose below", id="path")
+            box.border_subtitle = "Enter attaches · Esc cancels"
+            yield Input(
+                placeholder="type to filter, or give a path", id="path", select_on_focus=False
+            )
             with Horizontal():
                 yield _MediaTree(self._folder)
-                yield Vertical(Static(Content("no file yet")), id="preview")
+                yield Vertical(id="preview")
+
+    def on_key(self, event: events.Key) -> None:
+        """What is typed over the tree filters it; Down in the filter goes to the tree."""
+        line, tree = self.query_one(Input), self.query_one(_MediaTree)
+        if self.focused is tree and event.is_printable and event.character != " ":
+            line.focus()
+            line.insert_text_at_cursor(event.character or "")
+        elif self.focused is line and event.key == "down":
+            tree.focus()
+        else:
+            return
+        event.stop()
+        event.prevent_default()
+
+    @work(exclusive=True)
+    async def on_input_changed(self, event: Input.Changed) -> None:
+        """Show the files that have these words in their names, unless it is a path."""
+        tree = self.query_one(_MediaTree)
+        words = [] if _looks_like_path(event.value) else event.value.casefold().split()
+        if words != list(tree.words):
+            tree.words = words
+            await tree.reload()
+            first = next((node for node in tree.root.children if not node.allow_expand), None)
+            tree.move_cursor(first)
 
     async def on_tree_node_highlighted(self, event: Tree.NodeHighlighted[object]) -> None:
         path = getattr(event.node.data, "path", None)
         preview = self.query_one("#preview")
         await preview.remove_children()
         if not isinstance(path, Path) or path.is_dir():
-            await preview.mount(Static(Content("choose a picture to see it here")))
+            await preview.mount(Static(Content("choose a file to preview it")))
         elif kind_of(path) == "image":
             await preview.mount(Picture(path, max_columns=32, max_rows=14))
         else:
-            await preview.mount(Static(Content(f"{sign_of(path)} a {kind_of(path)}")))
+            text = f"{sign_of(path)} {kind_of(path)}, {_size_of(path)}"
+            await preview.mount(Static(Content(text)))
 
     def on_directory_tree_file_selected(self, event: DirectoryTree.FileSelected) -> None:
         self.dismiss(event.path)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         _rest, paths = split_media_paths(event.value)
+        node = self.query_one(_MediaTree).cursor_node
+        chosen = node.data.path if node is not None and node.data is not None else None
         if paths:
             self.dismiss(paths[0])
+            return
+        if not _looks_like_path(event.value) and chosen is not None and chosen.is_file():
+            self.dismiss(chosen)
             return
         folder = Path(event.value).expanduser()
         if folder.is_dir():
             self.query_one(_MediaTree).path = folder
             self.query_one(_MediaTree).focus()
         else:
-            self.notify(f"there is no such file at {event.value!r}", severity="error", markup=False)
+            self.notify(f"no file found: {event.value!r}", severity="error", markup=False)
+
+
+def _looks_like_path(typed: str) -> bool:
+    return typed.startswith("~") or "/" in typed or os.sep in typed

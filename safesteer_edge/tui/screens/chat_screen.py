@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
@@ -17,6 +18,7 @@ from textual.widgets import OptionList, Static, TextArea
 from safesteer_edge.chats.recorded_chat import RecordedChat
 from safesteer_edge.errors import InputError, MediaError, PromptTooLongError, SafeSteerError
 from safesteer_edge.formats.display_text import strip_control_characters
+from safesteer_edge.session.protocol import Document
 from safesteer_edge.tui.attached_files import (
     ClipboardPictures,
     check_attachable,
@@ -56,13 +58,23 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 _NUMBERED = ("edit", "regenerate", "fork")  # commands that take a turn's number
 _INPUT_HINTS = "Enter sends · Ctrl+J new line · {attach} file · / commands"
-_EDIT_HINTS = "Enter sends it again, in place of what followed · {interrupt} leaves it as it was"
+_EDIT_HINTS = "Enter asks again and replaces what followed · {interrupt} cancels"
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    """A message that is sent when the answer before it is over. typed: pastes folded."""
+
+    typed: str
+    attachments: tuple[Path, ...]
+    named: tuple[Document, ...]
 
 
 class ChatScreen(Screen[None]):
     """One chat. Its parts are attributes: the commands and the runner show things in them."""
 
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012  # Textual's own type
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (14, "-tall")]  # noqa: RUF012  # likewise
     AUTO_FOCUS = "Composer"
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -90,11 +102,18 @@ class ChatScreen(Screen[None]):
         & #problem {
             display: none; height: auto; border: round $error; margin: 0 1; padding: 0 1;
         }
+        & #queued {
+            display: none; height: auto; max-height: 3; padding: 0 2; color: $warning;
+            text-wrap: nowrap; text-overflow: ellipsis;
+        }
         & #input-area { height: auto; padding: 0 1; }
         &.-monitor Composer { border: heavy $warning; border-title-color: $warning; }
         &.-off Composer { border: double $error; border-title-color: $error; }
         &.-inspecting.-narrow Transcript { display: none; }
         &.-narrow #menu-key { display: none; }
+        /* Two lines are left for the answer: no empty ones. */
+        &.-short #turns { padding: 0 1 0 0; }
+        &.-short TurnView, &.-short MarkdownBlock { margin: 0; }
         &.-narrow Inspector { width: 1fr; border-left: none; }
     }
     """
@@ -108,17 +127,19 @@ class ChatScreen(Screen[None]):
         self.guard_command, self.is_making_guard = options.guard_command, False
         self.runner = ModelRunner(self)
         self._clipboard_pictures = ClipboardPictures()
-        self._welcome, self._top = Welcome(), TopBar()
+        self._welcome, self._top = Welcome(is_first_run=options.is_first_run), TopBar()
         self.transcript = Transcript(show_images=options.show_images, empty=self._welcome)
         self.inspector, self.composer = Inspector(id="inspector"), Composer()
         self.risk, self.status = RiskLine(), StatusBar()
         self._problem, self._completions = Static(id="problem"), Completions()
+        self._queue: list[_Queued] = []
+        self._queued = Static(id="queued")
         self._attachments = AttachmentBar()
 
     def compose(self) -> ComposeResult:
         yield self._top
         yield Horizontal(self.transcript, self.inspector, id="body")
-        yield from (self._problem, self.risk, self._completions, self._attachments)
+        yield from (self._problem, self.risk, self._queued, self._completions, self._attachments)
         yield Vertical(self.composer, id="input-area")
         yield self.status
 
@@ -130,6 +151,24 @@ class ChatScreen(Screen[None]):
 
     async def on_submitted(self, message: Submitted) -> None:
         await self._attempt(self._submit(message.text))
+
+    async def send_queued(self) -> None:
+        """Send the first message that waits, if any, with the files that it was written with."""
+        if not self._queue or self.runner.turn is not None:
+            return
+        queued, state = self._queue.pop(0), self.state
+        self._show_queue()
+        later, later_named = list(state.attachments), state.named
+        state.attachments[:], state.named = queued.attachments, queued.named
+        await self._attempt(self._submit(queued.typed, was_queued=True))
+        if later:
+            state.attachments += later
+            state.named += later_named
+            await self.show_attachments()
+
+    async def unqueue(self) -> None:
+        """Put all that waits back into the input: the chat it was written for does not go on."""
+        await self._unqueue(list(self._queue))
 
     async def on_turn_action(self, message: TurnAction) -> None:
         turn, action = message.turn, message.action
@@ -155,8 +194,10 @@ class ChatScreen(Screen[None]):
             await self.action_command(name)
 
     async def action_interrupt(self) -> None:
-        """Escape: stop the answer, else leave what is open."""
-        if self.runner.turn is not None:
+        """Escape: take back what waits, else stop the answer, else leave what is open."""
+        if self._queue:
+            await self._unqueue(self._queue[-1:])
+        elif self.runner.turn is not None:
             self.engine.cancel()
             self.status.show_state("■ stopping")
         elif self.state.edited is not None:
@@ -203,7 +244,7 @@ class ChatScreen(Screen[None]):
 
     # -- sending ----------------------------------------------------------------------------------
 
-    async def _submit(self, typed: str) -> None:
+    async def _submit(self, typed: str, *, was_queued: bool = False) -> None:
         """Do what Enter in the input means. Raises SafeSteerError; what was typed stays then."""
         composer = self.composer
         command, argument = parse_command(typed) or (None, "")
@@ -219,11 +260,45 @@ class ChatScreen(Screen[None]):
         text, paths = split_media_paths(typed, typed=True)  # a folded paste names no files
         require_files(paths)
         text = composer.whole(text)
-        if is_long(text):
-            work = self._send_if_it_fits(typed, text, paths)
+        if self.runner.turn is not None and (
+            text.strip() or (self.state.attachments and not paths)
+        ):
+            await self._enqueue(typed)
+        elif is_long(text):
+            work = self._send_if_it_fits(typed, text, paths, was_queued=was_queued)
             self.run_worker(self._attempt(work), group="send", exclusive=True)
         else:
             await self._send(typed, text, paths)
+
+    async def _enqueue(self, typed: str) -> None:
+        """Let a message wait for the end of the answer that is being written."""
+        state = self.state
+        self._queue.append(_Queued(typed, tuple(state.attachments), state.named))
+        self.composer.remember(typed)
+        self.composer.text = ""
+        state.attachments.clear()
+        await self.show_attachments()
+        self._show_queue()
+
+    async def _unqueue(self, messages: list[_Queued]) -> None:
+        """Put messages that wait back into the input, before what is typed there."""
+        if not messages:
+            return
+        state, typed = self.state, [each.typed for each in messages]
+        self._queue = [each for each in self._queue if each not in messages]
+        self.composer.replace_text("\n".join(filter(None, [*typed, self.composer.text])))
+        files = [path for each in messages for path in each.attachments]
+        state.attachments[:0] = [path for path in files if path not in state.attachments]
+        await self.show_attachments()
+        self._show_queue()
+
+    def _show_queue(self) -> None:
+        key = self.key_labels["interrupt"]
+        lines = [f"queued: {' '.join(each.typed.split()) or 'a file'}" for each in self._queue]
+        if lines:
+            lines[-1] = f"{key} takes back · {lines[-1]}"
+        self._queued.update(Content(strip_control_characters("\n".join(lines))))
+        self._queued.display = bool(lines)
 
     async def _send(self, typed: str, text: str, paths: list[Path]) -> None:
         composer = self.composer
@@ -232,7 +307,8 @@ class ChatScreen(Screen[None]):
             if not text.strip() and not self.state.attachments:
                 return
             self.refuse_while_answering()
-        composer.text = ""
+        if composer.text == typed:  # else it waited, and the next one is being typed
+            composer.text = ""
         try:
             await self.attach(paths)  # may take its time, and typing goes on
         except SafeSteerError:
@@ -242,7 +318,9 @@ class ChatScreen(Screen[None]):
             composer.remember(typed)
             await conversation.send(self, text.strip())
 
-    async def _send_if_it_fits(self, typed: str, text: str, paths: list[Path]) -> None:
+    async def _send_if_it_fits(
+        self, typed: str, text: str, paths: list[Path], *, was_queued: bool
+    ) -> None:
         """Send a long message once its tokens are counted, if it is still there to be sent.
 
         In a worker: the model may be loading, and the person goes on typing.
@@ -250,7 +328,7 @@ class ChatScreen(Screen[None]):
         state = self.state
         self.refuse_while_answering()
         if state.info is None:
-            self.say("this is sent when the model is loaded and has counted its tokens")
+            self.say("this will be sent once the model has loaded and checked its length")
         in_place_of = state.recorded_from(state.edited) if state.edited is not None else None
         system = state.system
 
@@ -261,9 +339,11 @@ class ChatScreen(Screen[None]):
         try:
             await self.do(check)
         except PromptTooLongError as error:
+            if was_queued:
+                self.composer.replace_text("\n".join(filter(None, [typed, self.composer.text])))
             self._offer_to_shorten(str(error))
             return
-        if self.composer.text == typed:
+        if was_queued or self.composer.text == typed:
             self.refuse_while_answering()
             await self._send(typed, text, paths)
 
@@ -276,7 +356,7 @@ class ChatScreen(Screen[None]):
             elif choice == "discard":
                 composer.remember(composer.text)
                 composer.text = ""
-                self.say("discarded; the Up key brings it back")
+                self.say("discarded; press Up to get it back")
 
         choices = (("edit", "Edit"), ("discard", "Discard"))
         text = f"{why[:1].upper()}{why[1:]}."
@@ -306,7 +386,7 @@ class ChatScreen(Screen[None]):
     def refuse_while_answering(self) -> None:
         if self.runner.turn is not None:
             key = self.key_labels["interrupt"]
-            raise InputError(f"an answer is being written; {key} stops it first")
+            raise InputError(f"wait for the answer to finish, or press {key} to stop it")
 
     def show_state(self) -> None:
         state, guard, labels = self.state, self.state.settings.guard, self.key_labels
@@ -322,7 +402,7 @@ class ChatScreen(Screen[None]):
         is_weak = guard in ("monitor", "off")
         title = f"{MODE_LABELS[guard]}: {MODE_MEANINGS[guard]}" if is_weak else ""
         if uncalibrated:
-            title = " · ".join(filter(None, (title, f"{UNCALIBRATED}: {UNCALIBRATED_MEANING}")))
+            title = title or f"{UNCALIBRATED}: {UNCALIBRATED_MEANING}"
         self.composer.border_title = "Edit the question" if is_editing else title or None
         hints = _EDIT_HINTS if is_editing else _INPUT_HINTS
         self.composer.show_hints(hints.format_map(labels))
@@ -377,7 +457,7 @@ class ChatScreen(Screen[None]):
         problem = self._problem
         problem.update(Content(strip_control_characters(text)))
         problem.border_title = title
-        problem.border_subtitle = f"{self.key_labels['models']} chooses another"
+        problem.border_subtitle = f"{self.key_labels['models']}: choose another model"
         problem.display = bool(text)
 
     def show_in_inspector(self, turn: ShownTurn | None) -> None:

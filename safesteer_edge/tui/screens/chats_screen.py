@@ -78,7 +78,7 @@ class ChatsScreen(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical(id="chats") as box:
             box.border_title = "Chats"
-            box.border_subtitle = "Enter goes on with it · Esc closes"
+            box.border_subtitle = "Enter opens · Esc closes"
             yield Input(self._words, placeholder="search titles and messages", id="search")
             yield OptionList(id="found")
             yield Static("", id="nothing")
@@ -98,7 +98,7 @@ class ChatsScreen(ModalScreen[str | None]):
             self._found = await asyncio.to_thread(_found, self._store, words)
         except SafeSteerError as error:
             self._found, problem = (), str(error)
-        empty = "no chat has these words" if words else "no chats yet"
+        empty = "no chat matches" if words else "no chats yet"
         options, nothing = self.query_one(OptionList), self.query_one("#nothing", Static)
         nothing.update(Content(problem or empty))
         options.display, nothing.display = bool(self._found), not self._found
@@ -130,7 +130,7 @@ class ChatsScreen(ModalScreen[str | None]):
         chosen = self._chosen()
         if chosen is None or chosen.problem is not None:
             return
-        box = LineScreen("Rename", "A new title:", chosen.title)
+        box = LineScreen("Rename", "New title:", chosen.title)
         title = await self.app.push_screen_wait(box)
         if title is not None and chosen.id == self._current:
             await self._attempt(conversation.rename(self._open_chat, title))
@@ -144,7 +144,7 @@ class ChatsScreen(ModalScreen[str | None]):
         if chosen is None or chosen.problem is not None:
             return
         choices = (("md", "Markdown"), ("html", "HTML"), ("json", "JSON"))
-        text = f"‘{chosen.title}’ is written to a file in this folder, as:"
+        text = f"Save ‘{chosen.title}’ to a file in the current folder as:"
         kind = await self.app.push_screen_wait(ChoiceScreen("Export", text, choices))
         if kind is not None:
             to = parse_target(kind)[0]
@@ -161,9 +161,9 @@ class ChatsScreen(ModalScreen[str | None]):
         if chosen is None:
             return
         if chosen.id == self._current:
-            self.notify("this chat is open; begin a new one first (/new)", markup=False)
+            self.notify("this chat is open; start a new one first (/new)", markup=False)
             return
-        text = f"Delete ‘{chosen.title}’, {chosen.n_messages} messages? It cannot be undone."
+        text = f"Delete ‘{chosen.title}’, {chosen.n_messages} messages? This cannot be undone."
         choices = (("keep", "Keep it"), ("delete", "Delete"))
         choice = await self.app.push_screen_wait(ChoiceScreen("Delete", text, choices))
         if choice == "delete":

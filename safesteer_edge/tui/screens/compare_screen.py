@@ -17,7 +17,7 @@ from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.session.protocol import ChatMessage
 from safesteer_edge.tui.chat_state import ChatState, ask_unrecorded, compared_settings
 from safesteer_edge.tui.engine_thread import EngineThread, TurnDone
-from safesteer_edge.tui.guard_words import UNCALIBRATED, sparkline, turn_notes
+from safesteer_edge.tui.guard_words import UNCALIBRATED, notice, sparkline, turn_notes
 from safesteer_edge.tui.model_runner import FRAME_S
 from safesteer_edge.tui.shown_turn import ShownTurn
 from safesteer_edge.tui.widgets.answer import LongAnswer
@@ -66,6 +66,8 @@ class CompareScreen(Screen[None]):
         self._before = before
         self._settings = compared_settings(state.settings)
         self._turns = turns
+        policy = state.info.policy if state.info is not None else None
+        self._risk_limit = policy.risk_limit if policy is not None else None
         is_uncalibrated = state.info is not None and state.info.is_calibrated is False
         self._guard_label = f"guard: {turns[1].guard}" + (
             f", {UNCALIBRATED}" if is_uncalibrated else ""
@@ -79,7 +81,7 @@ class CompareScreen(Screen[None]):
         yield Static(question, classes="asked")
         with Horizontal():
             for name, title in (
-                ("left", "GUARD OFF: unchecked"),
+                ("left", "GUARD OFF: not checked"),
                 ("right", self._guard_label),
             ):
                 with VerticalScroll(id=name) as column:
@@ -138,7 +140,7 @@ class CompareScreen(Screen[None]):
         reasoning.show(turn.reasoning, is_over=bool(turn.text) or turn.is_over)
         parts = [f"{len(turn.steps)} tokens"]
         if turn.scores:
-            parts.append(f"risk {turn.risk or 0:.2f} {sparkline(turn.scores, 16)}")
+            parts.append(f"{notice(turn.risk or 0, self._risk_limit)} {sparkline(turn.scores, 16)}")
         if turn.refusal is not None:
             parts.append("■ refused by the guard")
         if turn.error is not None:

@@ -17,23 +17,23 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import OptionList, Static
+from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from safesteer_edge.errors import SafeSteerError
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.library.catalogue import CatalogueModel, load_catalogue
+from safesteer_edge.tui.guard_words import size_for_people
 
 _LIMIT_S = 30.0
-_MIB, _GIB = 1 << 20, 1 << 30
 # Whether a model fits into this machine's memory, in the list and under it.
 _FITS = {
     "gpu": ("GPU", "all of it fits on the GPU"),
     "part": ("GPU+", "some layers fit on the GPU"),
-    "yes": ("fits", "fits into memory"),
-    "tight": ("tight", "fits into memory, tightly"),
-    "no": ("too big", "does not fit into memory"),
-    "?": ("?", "nobody knows whether it fits"),
+    "yes": ("fits", "fits in memory"),
+    "tight": ("tight", "only just fits in memory"),
+    "no": ("too big", "does not fit in memory"),
+    "?": ("?", "how much memory it needs is unknown"),
 }
 
 
@@ -69,9 +69,15 @@ class ModelRow:
 class ModelsScreen(ModalScreen[ModelRow | None]):
     """Ends with the model to load, or None."""
 
+    AUTO_FOCUS = "Input"
+
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "Close"),
         Binding("f3", "dismiss(None)", "Close", id="chat.models"),
+        Binding("down", "list('cursor_down')", show=False),
+        Binding("up", "list('cursor_up')", show=False),
+        Binding("pagedown", "list('page_down')", show=False),
+        Binding("pageup", "list('page_up')", show=False),
     ]
     VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # noqa: RUF012  # Textual's own type
 
@@ -82,12 +88,14 @@ class ModelsScreen(ModalScreen[ModelRow | None]):
             width: 96; max-width: 96%; height: auto; max-height: 90%;
             border: round $primary; background: $surface; padding: 0 1;
         }
+        & Input { border: round $border; height: 3; background: $surface;
+                  &:focus { border: round $primary; } }
         & OptionList {
             height: auto; max-height: 16; background: $surface; padding: 0;
             border: none; text-wrap: nowrap; text-overflow: ellipsis;
             &:focus { border: none; }
         }
-        &.-short OptionList { max-height: 12; }
+        &.-short OptionList { max-height: 10; }
         & #about { height: auto; min-height: 4; padding: 0 1; margin: 1 0 0 0;
                    color: $foreground 80%; border-top: solid $border; }
     }
@@ -98,26 +106,52 @@ class ModelsScreen(ModalScreen[ModelRow | None]):
         super().__init__()
         self._lister = lister
         self._loaded = loaded
-        self._rows: Sequence[ModelRow] = ()
+        self._all: Sequence[ModelRow] = ()
+        self._rows: Sequence[ModelRow] = ()  # those that have the words
 
     def compose(self) -> ComposeResult:
         with Vertical(id="models") as box:
             box.border_title = "Models"
             box.border_subtitle = "Enter loads it · Esc closes"
+            yield Input(placeholder="type to filter", id="filter")
             yield OptionList(id="rows")
             yield Static(Content("looking …"), id="about")
 
     @work
     async def on_mount(self) -> None:
         try:
-            self._rows = await asyncio.to_thread(self._lister)
+            self._all = await asyncio.to_thread(self._lister)
         except SafeSteerError as error:
             self.query_one("#about", Static).update(Content(str(error)))
             return
-        options = self.query_one("#rows", OptionList)
+        self._show(self.query_one(Input).value)
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        self._show(event.value)
+
+    def on_input_submitted(self) -> None:
+        self.query_one(OptionList).action_select()
+
+    def action_list(self, action: str) -> None:
+        """Move in the list while the filter has the focus."""
+        getattr(self.query_one(OptionList), f"action_{action}")()
+
+    def _show(self, typed: str) -> None:
+        """Show the models that have all these words."""
+        words = typed.casefold().split()
+        self._rows = [
+            row
+            for row in self._all
+            if all(word in f"{row.name} {row.title} {row.takes}".casefold() for word in words)
+        ]
+        options = self.query_one(OptionList)
+        options.clear_options()
         options.add_options([Option(self._line(row)) for row in self._rows])
         names = [row.name for row in self._rows]
-        options.highlighted = names.index(self._loaded) if self._loaded in names else 0
+        if names:
+            options.highlighted = names.index(self._loaded) if self._loaded in names else 0
+        elif self._all:
+            self.query_one("#about", Static).update(Content("no model matches"))
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
         self.query_one("#about", Static).update(_about(self._rows[event.option_index]))
@@ -127,7 +161,11 @@ class ModelsScreen(ModalScreen[ModelRow | None]):
         if row.problem is not None:
             self.notify(row.problem, severity="error", markup=False)
         elif row.path is None:
-            self.notify(f"not installed; run: {row.install}", severity="warning", markup=False)
+            self.notify(
+                f"not installed; to install it, run: {row.install}",
+                severity="warning",
+                markup=False,
+            )
         else:
             self.dismiss(row)
 
@@ -140,8 +178,12 @@ class ModelsScreen(ModalScreen[ModelRow | None]):
         }
         sign, state = next(name for name, is_so in states.items() if is_so).split(" ", 1)
         guard = "guard" if row.has_bundle else "no guard"
+        size = size_for_people(row.size_bytes)
+        if not size and row.fit.needs_bytes:
+            size = f"~{size_for_people(row.fit.needs_bytes)}"
+        width = 36 if self.app.size.width >= 100 else 21
         text = (
-            f"{sign} {row.title:<21.21} {row.quantization:<7} {size_for_people(row.size_bytes):>8} "
+            f"{sign} {row.title:<{width}.{width}} {row.quantization:<7} {size:>8} "
             f"{_fit_words(row)[0]:<7}  {guard:<8} {state}"
         )
         style = "" if row.path is not None else "$foreground 60%"
@@ -153,9 +195,9 @@ def _fit_words(row: ModelRow) -> tuple[str, str]:
 
 
 def _about(row: ModelRow) -> Content:
-    guard = "a guard was made for it"
+    guard = "it has a guard"
     if not row.has_bundle:
-        guard = "no guard was made for it: 'safesteer-edge calibrate' makes one"
+        guard = "it has no guard yet (see 'safesteer-edge calibrate')"
     needs = size_for_people(row.fit.needs_bytes)
     needed = f"needs {'about ' if row.path is None else ''}{needs}: " if needs else ""
     lines = [
@@ -171,15 +213,6 @@ def known_models() -> list[ModelRow]:
     fits = _model_fits()
     rows = [_row(entry, fits.get(entry.name, ModelFit(None, "?"))) for entry in load_catalogue()]
     return sorted(rows, key=lambda row: row.path is None)  # stable: the default stays first
-
-
-def size_for_people(size_bytes: int | None) -> str:
-    """GiB or MiB; empty if nobody knows."""
-    if size_bytes is None:
-        return ""
-    if size_bytes >= _GIB:
-        return f"{size_bytes / _GIB:.1f} GiB"
-    return f"{size_bytes / _MIB:.0f} MiB"
 
 
 def _model_fits() -> Mapping[str, ModelFit]:

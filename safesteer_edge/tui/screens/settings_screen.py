@@ -26,6 +26,7 @@ from safesteer_edge.session.settings_file import (
 )
 from safesteer_edge.session.settings_schema import SETTINGS, Setting, UserSettings, value_of
 
+_ROOM_FOR_MEANINGS = 130  # columns that hold the longest of them in the list
 # Asked before a setting is taken: raises SafeSteerError if what runs cannot have it.
 SettingCheck = Callable[[str, UserSettings], None]
 
@@ -50,7 +51,7 @@ class SettingsScreen(ModalScreen[None]):
     SettingsScreen {
         align: center middle; background: $background 60%;
         & #settings {
-            width: 92; max-width: 96%; height: 90%; max-height: 36;
+            width: 130; max-width: 96%; height: 90%; max-height: 36;
             border: round $primary; background: $surface; padding: 0 1;
         }
         & OptionList {
@@ -161,8 +162,12 @@ class SettingsScreen(ModalScreen[None]):
     def _line(self, setting: Setting) -> Content:
         value = value_of(self._settings, setting)
         sign, style = ("*", "bold") if value != setting.default else (" ", "")
+        text = strip_control_characters(value_to_text(value))
+        name = Content(f" {sign} {setting.name:<16} ")
+        if self.app.size.width < _ROOM_FOR_MEANINGS:  # which stand below the list as well
+            return name + Content.styled(text, style)
         return (
-            Content(f" {sign} {setting.name:<16} ")
-            + Content.styled(f"{strip_control_characters(value_to_text(value)):<22.22} ", style)
+            name
+            + Content.styled(f"{text:<22.22} ", style)
             + Content.styled(setting.meaning, "$foreground 60%")
         )

@@ -366,4 +366,6 @@ class LongAnswer(Vertical):
     def _update_earlier(self) -> None:
         self._earlier.display = self.n_hidden_lines > 0
         text = f"↑ {self.n_hidden_lines:,} earlier lines of this answer"
-        self._earlier.update(Content(f"{text} · click, or Enter here, to read all"), layout=False)
+        self._earlier.update(
+            Content(f"{text} · click, or press Enter here, to read all"), layout=False
+        )

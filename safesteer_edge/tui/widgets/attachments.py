@@ -66,7 +66,7 @@ class _Chip(Static):
     def __init__(self, index: int, text: str) -> None:
         super().__init__(Content(text))
         self._index = index
-        self.tooltip = "click to take it off"
+        self.tooltip = "click to remove"
 
     def on_click(self) -> None:
         self.post_message(AttachmentRemoved(self._index))
@@ -85,7 +85,9 @@ class AttachmentBar(Horizontal):
         self.set_class(bool(paths), "-shown")
         await self.remove_children()
         chips = [_Chip(i, f"{sign_of(path)} {_short(path)} ×") for i, path in enumerate(paths)]
-        await self.mount_all([*chips, Static(Content("Backspace removes"), classes="hint")])
+        await self.mount_all(
+            [*chips, Static(Content("Backspace removes the last"), classes="hint")]
+        )
 
 
 def _short(path: Path) -> str:

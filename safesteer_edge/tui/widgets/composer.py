@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from textual import events
+from textual.app import SuspendNotSupported
 from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.message import Message
@@ -17,9 +18,11 @@ from textual.widgets import OptionList, TextArea
 from textual.widgets.option_list import Option
 from textual.widgets.text_area import Edit, EditResult, Location, Selection
 
+from safesteer_edge.errors import InputError
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.tui.attached_files import split_media_paths
 from safesteer_edge.tui.commands.table import SlashCommand, matching_commands
+from safesteer_edge.tui.terminal import written_in_editor
 from safesteer_edge.tui.widgets.attachments import AttachmentRemoved
 
 # -- long pastes in the input: a label stands for each, which is kept whole until it is sent -------
@@ -99,7 +102,7 @@ class ClipboardWanted(Message):
 # Many terminals send Alt+Enter as Escape and Enter, at once.
 _ALT_S = 0.02
 _NEWLINE_KEYS = frozenset({"shift+enter", "ctrl+j", "alt+enter", "ctrl+enter"})
-_FOLDED_HINTS = "Enter sends · beside a paste: Tab unfolds, Backspace removes"
+_FOLDED_HINTS = "Enter sends · next to a paste: Tab expands it, Backspace removes it"
 
 
 class Composer(TextArea):
@@ -107,6 +110,7 @@ class Composer(TextArea):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+c,super+c", "copy_or_interrupt", "Copy", show=False),
+        Binding("ctrl+g", "editor", "Editor", show=False),
         Binding("pageup", "screen.page_transcript(-1)", "Scroll up", show=False),
         Binding("pagedown", "screen.page_transcript(1)", "Scroll down", show=False),
     ]
@@ -114,6 +118,7 @@ class Composer(TextArea):
     DEFAULT_CSS = """
     Composer {
         height: auto;
+        max-width: 106;  /* as an answer's */
         min-height: 3;
         max-height: 9;
         border: round $border;
@@ -140,6 +145,7 @@ class Composer(TextArea):
         self._history_index = 0
         self._draft = ""
         self._escaped_s = 0.0
+        self._is_chord_begun = False
         self._hints = ""
 
     def whole(self, typed: str) -> str:
@@ -192,10 +198,15 @@ class Composer(TextArea):
         now_s = time.monotonic()
         is_alt = event.key == "enter" and now_s - self._escaped_s < _ALT_S
         self._escaped_s = now_s if event.key == "escape" else 0.0
+        is_chord_begun, self._is_chord_begun = self._is_chord_begun, False
         if event.key == "enter" and not is_alt:
             self._enter()
         elif event.key in _NEWLINE_KEYS or is_alt:
             self.insert("\n")
+        elif event.key == "ctrl+x" and not self.selected_text:
+            self._is_chord_begun = True  # as in a shell: Ctrl+X Ctrl+E
+        elif event.key == "ctrl+e" and is_chord_begun:
+            self.action_editor()
         elif event.key == "tab" and (span := self._folded_beside_cursor()):
             self.replace(self.whole(self.get_text_range(*span)), *span)
         elif event.key == "tab" and (commands := matching_commands(self.text)):
@@ -251,6 +262,20 @@ class Composer(TextArea):
         """Ctrl+V where the terminal leaves it to us: a picture, else what was copied in here."""
         self.post_message(ClipboardWanted(self.app.clipboard))
 
+    def action_editor(self) -> None:
+        """Change the text in the person's own editor; the chat waits, and the model goes on."""
+        problem: Exception | None = None
+        try:
+            with self.app.suspend():
+                try:
+                    self.replace_text(written_in_editor(self.whole(self.text)))
+                except InputError as error:  # which `suspend` would not come back from
+                    problem = error
+        except SuspendNotSupported as error:
+            problem = error
+        if problem is not None:
+            self.notify(str(problem), severity="error", markup=False)
+
     def action_copy_or_interrupt(self) -> None:
         """Copy what is selected, here or in the transcript; else stop the answer."""
         if self.selected_text:
@@ -305,5 +330,5 @@ class Completions(OptionList, can_focus=False):
         self.set_class(bool(commands), "-shown")
         self.clear_options()
         for each in commands:
-            about = Content.styled(each.help, "$foreground 60%")
-            self.add_option(Option(Content(f"{each.usage:<30.30} ") + about, id=each.name))
+            about = Content.styled(f"{each.help}  {each.argument}", "$foreground 60%")
+            self.add_option(Option(Content(f"/{each.name:<11} ") + about, id=each.name))

@@ -14,12 +14,13 @@ from safesteer_edge.guard.events import Candidate, Step
 from safesteer_edge.guard.policy import GuardMode, GuardPolicy
 from safesteer_edge.tui.guard_words import (
     MODE_LABELS,
-    MODE_MEANINGS,
+    NOTICES,
     UNCALIBRATED,
-    UNCALIBRATED_MEANING,
+    notice,
     passages,
-    risk_word,
+    score_lines,
     sparkline,
+    verdict_lines,
 )
 from safesteer_edge.tui.shown_turn import ShownTurn, proposed_by_sampler
 
@@ -117,65 +118,77 @@ class RiskLine(Static):
             return Content(f"reading the prompt …   {stop_key} stops")
         scores = turn.scores[-24:]
         if not scores:
-            words = "answering, unguarded" if turn.guard == "off" else "the guard is looking"
+            words = "answering, unchecked" if turn.guard == "off" else "the guard is checking"
             return Content(f"{words} …   {stop_key} stops")
-        risk = turn.risk or 0.0
-        word = risk_word(risk, limit)
-        style = {"raised": "$text-warning", "near the limit": "bold $text-error"}.get(word, "")
-        parts = [Content("risk "), Content.styled(f"{risk:.2f} {word}", style)]
-        if limit is not None:
-            parts.append(Content(f" (limit {limit:.2f})"))
-        if turn.n_interventions:
+        found = notice(turn.risk or 0.0, limit)
+        style = ("", "", "$text-warning", "bold $text-error")[NOTICES.index(found)]
+        parts = [Content("guard: "), Content.styled(found, style)]
+        if turn.n_restarts:
+            parts.append(Content.styled("  ◆ begun again by the guard", "$text-warning"))
+        elif turn.n_interventions:
             parts.append(Content.styled(f"  ◆ {passages(turn.n_interventions)}", "$text-warning"))
         elif turn.text == "" and turn.guard in ("steer", "refuse"):
-            parts.append(Content("  weighing before showing"))
+            parts.append(Content("  checking before showing"))
         parts.append(Content(f"  {sparkline(scores, 24)}"))
         return Content("").join(parts)
 
 
 # -- what an empty chat shows ----------------------------------------------------------------------
 
-_LINES = (
-    ("Ask about text or a picture.", "Type below, and press Enter."),
-    ("attach", "attach a picture, a PDF or a text; or drop, paste or type its path"),
-    ("chats", "your chats"),
-    ("models", "models: the built-in one is small and often wrong"),
-    ("settings", "settings: how strict the guard is, how words are drawn"),
+_FIRST_RUN = (
+    "This is a chat with an AI model that runs on your computer. Nothing you type leaves it. "
+    "While the model writes, a guard checks every word and steers away from harmful ones. The "
+    "guard can miss things.",
+    "The built-in model shows how everything works. It is tiny: it writes fluently and is often "
+    "wrong. Press {models} to see better models.",
+)
+_KEYS = (
+    ("attach", "attach a file (you can also drop it here, or type its path)"),
+    ("chats", "your earlier chats"),
+    ("models", "choose a model"),
+    ("settings", "settings"),
     ("help", "all keys and commands"),
 )
 
 
 class Welcome(Vertical):
-    """A few lines, in the middle."""
+    """A few lines, in the middle; on the first run, what this is as well."""
 
     DEFAULT_CSS = """
     Welcome {
-        height: 100%; align: center middle;
-        & Static { width: auto; }
+        height: auto; min-height: 100%; align: center middle;
+        & Static { width: auto; max-width: 70; margin: 0 1 1 1; }
         & .name { text-style: bold; color: $primary; }
-        & .lines { margin: 1 0 0 0; color: $foreground 80%; }
+        & .lines { color: $foreground 80%; }
     }
     """
 
+    def __init__(self, *, is_first_run: bool) -> None:
+        super().__init__()
+        self._intro = _FIRST_RUN if is_first_run else ()
+
     def compose(self) -> ComposeResult:
         yield Static(Content("◆ SafeSteer Edge"), classes="name")
+        yield from (Static(classes="intro") for _ in self._intro)
         yield Static(classes="lines")
 
     def show_keys(self, labels: Mapping[str, str]) -> None:
         """Say what to do, and by which keys. labels: of the commands' keys."""
-        head, *rest = _LINES
-        lines = [Content(f"{head[0]} {head[1]}"), Content("")]
-        width = max(7, *(len(labels[name]) for name, _ in rest))
+        for part, text in zip(self.query(".intro").results(Static), self._intro, strict=True):
+            part.update(Content(text.format_map(labels)))
+        width = max(len(labels[name]) for name, _ in _KEYS)
+        lines = [Content("Type a question below and press Enter."), Content("")]
         lines += [
             Content.styled(f"{labels[name]:>{width}}", "bold") + Content(f"  {text}")
-            for name, text in rest
+            for name, text in _KEYS
         ]
         self.query_one(".lines", Static).update(Content("\n").join(lines))
 
 
 # -- the guard's view of one answer: scores, tokens by heat, interventions, vector -----------------
 
-_MAX_HEAT_STEPS = 600
+_MAX_HEAT_TOKENS = 600
+_LIVE_TOKENS = 100  # of an answer that streams, so many to twice as many: each frame draws them
 _MAX_INTERVENTIONS = 50
 _MAX_CANDIDATES = 6
 _SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉"
@@ -197,9 +210,9 @@ class Inspector(VerticalScroll):
     def compose(self) -> ComposeResult:
         for name, heading in (
             ("verdict", "What the guard did"),
-            ("scores", "Harmful score per token"),
-            ("steered", "Steered words"),
-            ("heat", "Tokens by score"),
+            ("scores", "Harm score of each token"),
+            ("steered", "Steered words (× wanted, ✓ said instead)"),
+            ("heat", "The answer by score (₅ is 0.5 or more, ◆ steered)"),
         ):
             yield Static(Content(heading), classes="heading", id=f"{name}-heading")
             yield Static(id=name)
@@ -215,14 +228,26 @@ class Inspector(VerticalScroll):
                 self._update(name, Content(""))
         else:
             self.show_live(turn)
-            self._update("heat", heat(turn.steps, turn.policy))
 
     def show_live(self, turn: ShownTurn) -> None:
         """Keep up with a turn that streams; cheap while the panel is hidden."""
         if self.is_shown:
-            self._update("verdict", verdict(turn))
+            is_at_end = 0 < self.max_scroll_y <= self.scroll_y
+            lines = strip_control_characters("\n".join(verdict_lines(turn)))
+            self._update("verdict", Content(lines))
             self._update("scores", scores(turn, max(8, (self.size.width or 44) - 4)))
             self._update("steered", interventions(turn))
+            start = len(turn.steps) - _MAX_HEAT_TOKENS
+            if not turn.is_over:  # it stands still while the newest are added
+                start = (len(turn.steps) // _LIVE_TOKENS - 1) * _LIVE_TOKENS
+            n_hidden = turn.refusal.n_tokens_taken_back if turn.refusal is not None else 0
+            end = len(turn.steps) - n_hidden  # what was taken back is shown nowhere
+            text = heat(turn.steps[max(0, start) : max(0, end)], turn.policy)
+            if n_hidden:
+                text += Content(f" [{n_hidden} tokens that were not shown]")
+            self._update("heat", text)
+            if is_at_end:
+                self.scroll_end(animate=False)
 
     def _update(self, name: str, text: Content) -> None:
         part = self.query_one(f"#{name}", Static)
@@ -231,57 +256,29 @@ class Inspector(VerticalScroll):
 
 
 def scores(turn: ShownTurn, width: int) -> Content:
-    """The harmful scores of an answer as a line, and what they are measured against."""
-    if not turn.scores:
-        return Content("")
-    mean = sum(turn.scores) / len(turn.scores)
-    lines = [f"mean {mean:.2f}   highest {max(turn.scores):.2f}"]
-    if turn.policy is not None:
-        policy = turn.policy
-        lines.append(f"steers above {policy.threshold:.2f}, hard {policy.hard_threshold:.2f}")
-        lines.append(f"strength {policy.strength:.0f}")
-    if turn.prefill is not None and turn.prefill.prompt_score is not None:
-        lines.append(f"the prompt itself {turn.prefill.prompt_score:.2f}")
+    """The harm scores of an answer as a line, and what they are measured against."""
     line = Content.styled(sparkline(turn.scores, width), "$primary")
-    return line + Content("\n" + "\n".join(lines))
-
-
-def verdict(turn: ShownTurn) -> Content:
-    mode = turn.guard
-    lines = [f"{mode}: {MODE_MEANINGS[mode]}"]
-    if turn.is_uncalibrated:
-        lines.append(f"{UNCALIBRATED}: {UNCALIBRATED_MEANING}")
-    if mode != "off":
-        steps = len(turn.steps)
-        lines.append(f"steps    {steps}, {turn.n_interventions} steered")
-        if turn.risk is not None:
-            limit = f", limit {turn.policy.risk_limit:.2f}" if turn.policy is not None else ""
-            lines.append(f"risk     {turn.risk:.2f} at the end{limit}")
-        if turn.prefill is not None:
-            state = "on: there are pictures or sounds" if turn.prefill.vector_active else "off"
-            lines.append(f"vector   {state}")
-    if turn.refusal is not None:
-        lines.append(f"refused  at step {turn.refusal.step}: {turn.refusal.detail}")
-    if not turn.steps and turn.is_over:
-        lines.append("steps are not kept with saved chats; regenerate to see them")
-    return Content(strip_control_characters("\n".join(lines)))
+    return Content("\n").join([line, *map(Content, score_lines(turn))]) if turn.scores else line
 
 
 def interventions(turn: ShownTurn) -> Content:
     """The steps at which the guard chose another word: what for what, and the scores."""
     parts = [_intervention(step) for step in turn.interventions[:_MAX_INTERVENTIONS]]
+    if opening := turn.opening.strip():
+        text = strip_control_characters(opening)
+        parts.insert(0, Content.styled(f"◆ began again with “{text}”", "bold $text-warning"))
     n_left = len(turn.interventions) - len(parts)
     if n_left:
-        parts.append(Content(f"and {n_left} more; /trace writes all of them"))
+        parts.append(Content(f"and {n_left} more; /trace saves them all"))
     return Content("\n").join(parts)
 
 
 def _intervention(step: Step) -> Content:
     proposed = proposed_by_sampler(step)
-    before = f"{_quoted(proposed.text)} {proposed.score:.2f}" if proposed else "the proposal"
+    before = f"{_quoted(proposed.text)} {proposed.score:.2f}" if proposed else "another word"
     score = f" {step.score:.2f}" if step.score is not None else ""
     lines = [
-        Content(f"◆ step {step.step}: ")
+        Content(f"◆ token {step.step}: ")
         + Content(before)
         + Content(" → ")
         + Content.styled(f"{_quoted(step.text)}{score}", "bold $text-warning")
@@ -305,7 +302,7 @@ def heat(steps: list[Step], policy: GuardPolicy | None) -> Content:
     """The answer's tokens: a digit after each that scores is its tenths; colour says the same."""
     threshold = policy.threshold if policy else 0.5
     parts: list[Content] = []
-    for step in steps[:_MAX_HEAT_STEPS]:
+    for step in steps:
         text = strip_control_characters(step.text)
         if step.score is None or not text:
             parts.append(Content(text))
@@ -316,7 +313,7 @@ def heat(steps: list[Step], policy: GuardPolicy | None) -> Content:
             style = "bold $text-error"
         elif step.score > threshold / 2:
             style = "$text-warning"
-        sign = "◆" if not step.accepted else ""
+        sign = "◆" if step.opening or not step.accepted else ""
         mark = _SUBSCRIPTS[tenths] if tenths else ""
         parts.append(Content.styled(f"{text}{mark}{sign}", style))
     return Content("").join(parts)

@@ -136,6 +136,7 @@ class TurnView(Vertical, can_focus=True):
     DEFAULT_CSS = """
     TurnView {
         height: auto;
+        max-width: 104;  /* of a wider terminal: nobody reads longer lines */
         margin: 0 0 1 0;
         border-left: outer transparent;
         padding: 0 1 0 0;
@@ -158,7 +159,7 @@ class TurnView(Vertical, can_focus=True):
             & .actions { height: 1; margin: 1 0 0 0; }
             & Button { margin: 0 2 0 0; min-width: 6; padding: 0; }
         }
-        & .turn-keys { display: none; color: $foreground 60%; padding: 0 2; height: 1; }
+        & .turn-keys { display: none; color: $foreground 60%; padding: 0 2; height: auto; }
         &:focus { border-left: outer $primary 60%; & .turn-keys { display: block; } }
     }
     """
@@ -222,9 +223,9 @@ class TurnView(Vertical, can_focus=True):
         outcome.remove_children()
         notes = turn_notes(turn) if turn.is_over else []
         if notes:
-            steered = turn.n_interventions > 0
+            steered = turn.is_steered
             sign = "◆ " if steered else ""
-            hint = "  ·  /inspect shows which" if steered and turn.steps else ""
+            hint = "  ·  see which with /inspect" if steered and turn.steps else ""
             note = Static(Content(sign + "  ·  ".join(notes) + hint), classes="note")
             note.set_class(steered, "-steered")
             outcome.mount(note)
@@ -232,7 +233,7 @@ class TurnView(Vertical, can_focus=True):
             outcome.mount(self._refusal_banner())
         if turn.error is not None:
             banner = Static(Content(strip_control_characters(turn.error)), classes="banner -error")
-            banner.border_title = "The answer broke off" if turn.text else "Not answered"
+            banner.border_title = "The answer was interrupted" if turn.text else "Not answered"
             outcome.mount(banner)
         self.query_one(".turn-keys", Static).update(Content(self._keys()))
 
@@ -376,7 +377,7 @@ class Transcript(VerticalScroll, can_focus=False):
 
     def _update_earlier(self) -> None:
         self._earlier.display = self._n_hidden > 0
-        text = f"↑ {self._n_hidden} earlier questions · click, or Enter here"
+        text = f"↑ {self._n_hidden} earlier questions · click, or press Enter here"
         self._earlier.update(Content(text))
 
 
