@@ -71,9 +71,11 @@ def mutated(body: dict[str, Any], rng: random.Random) -> bytes:
         if kind < 0.2:
             del holder[place[-1]]
         elif kind < 0.3 and isinstance(holder, dict):
-            holder[rng.choice(["model", "tools", "n", "prompt", "é"])] = rng.choice(STRANGE)
+            holder[rng.choice(["model", "tools", "n", "prompt", "é"])] = copy.deepcopy(
+                rng.choice(STRANGE)
+            )
         else:
-            holder[place[-1]] = rng.choice(STRANGE)
+            holder[place[-1]] = copy.deepcopy(rng.choice(STRANGE))
         if not changed:
             break
     data = bytearray(json.dumps(changed).encode())
