@@ -261,8 +261,8 @@ CALIBRATE = Command(
         ),
         Argument(
             "--effort",
-            "quick (default): minutes; standard: all requests, and pictures too, reusing what a quick "
-            "run has read; thorough: hours",
+            "quick (default): minutes; standard: all requests and pictures, after what a quick run "
+            "has read already; thorough: hours",
             choices=("quick", "standard", "thorough"),
         ),
         *setting_flags("model.mmproj"),
