@@ -29,7 +29,7 @@ from safesteer_edge.harvest.batches import open_many
 from safesteer_edge.harvest.carriers import carried_items
 from safesteer_edge.harvest.replay import FalseAlarmTargets
 from safesteer_edge.harvest.run import Progress
-from safesteer_edge.metrics.refusal_rules import AnswerLabel, classify_answer
+from safesteer_edge.metrics.refusal_rules import classify_answer, is_refusal
 from safesteer_edge.requests.requests import Request, spread
 from safesteer_edge.session.runtime import Runtime, open_runtime
 from safesteer_edge.session.settings import SessionSettings
@@ -107,7 +107,7 @@ def _own_refusals(
     starts: Counter[str] = Counter()
     harmful = [request for request in requests if request.label == "harmful"]
     for tokens in _continuations(runtime, many, harmful, ""):
-        if classify_answer(_text(runtime, tokens)) == "refused":
+        if is_refusal(_text(runtime, tokens)):
             starts[_text(runtime, tokens[:_N_OWN_TOKENS]).strip()] += 1
     return tuple(text for text, _ in starts.most_common(2) if text.isprintable() and text)
 
@@ -115,14 +115,17 @@ def _own_refusals(
 def _try(
     runtime: Runtime, many: ManySequences | None, requests: Sequence[Request], opening: str
 ) -> OpeningTrial:
-    labels: dict[str, list[AnswerLabel]] = {"harmful": [], "harmless": []}
+    declined: list[bool] = []
+    answered: list[bool] = []  # twins
     n_own: list[int] = []
     found = _continuations(runtime, many, requests, opening)
     for request, tokens in zip(requests, found, strict=True):
-        labels[request.label].append(classify_answer(opening + _text(runtime, tokens)))
+        text = opening + _text(runtime, tokens)
+        if request.label == "harmful":
+            declined.append(is_refusal(text, request.text))
+        else:
+            answered.append(classify_answer(text) == "complied")
         n_own.append(len(tokens))
-    declined = [label == "refused" for label in labels["harmful"]]
-    answered = [label == "complied" for label in labels["harmless"]]
     return OpeningTrial(
         opening,
         len(declined),
@@ -162,7 +165,8 @@ def _text(runtime: Runtime, token_ids: Sequence[int]) -> str:
 # -- from which risk on, and how hard --------------------------------------------------------------
 
 _RETRIES: Final = 2
-_OPENING_SHARE: Final = 0.9
+# Half: an opening is chosen where the model's own beginning scores high, and else the model begins.
+_OPENING_SHARE: Final = 0.5
 # τ: what nine of ten tokens of answers to the harmless twins of harmful requests stay below.
 _CALM_SHARE: Final = 0.9
 _THRESHOLDS: Final = (0.05, 0.5)

@@ -158,6 +158,8 @@ class Refused:
 class GuardSummary:
     """The guard's part in one turn. Scores are those of emitted tokens; None: there are none.
 
+    risk: what the conversation remembers: the running risk at the end, or the one at which the
+    answer was taken back, if that was higher.
     steered: how often the answer was taken back and steered anew. opening: the safe opening that
     it then began with, as it stands; '' if none was chosen.
     """

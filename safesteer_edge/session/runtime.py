@@ -16,7 +16,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.bundle.bundle import GuardBundle, check_engine_canaries, load_bundle
+from safesteer_edge.bundle.bundle import (
+    GuardBundle,
+    check_engine_canaries,
+    load_bundle,
+    read_config,
+)
+from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.engine.context import DEFAULT_N_BATCH, ContextSettings, NativeContext
 from safesteer_edge.engine.hidden_states import EvalCallbackRoute, HiddenStateRoute, choose_route
 from safesteer_edge.engine.llama_engine import LlamaEngine
@@ -29,6 +35,7 @@ from safesteer_edge.errors import BundleError, NoBundleError, SettingsError, Tem
 from safesteer_edge.formats.gguf_header import GGML_TYPE_OF_KV, KvType
 from safesteer_edge.formats.model_file import ModelInfo
 from safesteer_edge.guard.policy import MAX_OPENINGS, MAX_TOP_K, SamplingSettings
+from safesteer_edge.library.catalogue import load_catalogue
 from safesteer_edge.library.memory_need import MemorySettings
 from safesteer_edge.library.memory_plan import Machine, MemoryPlan, free_memory, in_mib, plan_memory
 from safesteer_edge.media.decoder import MediaDecoder
@@ -200,7 +207,7 @@ def _open_bundle(
 ) -> GuardBundle | None:
     if settings.guard == "off":
         return None
-    folder = settings.bundle or choice.bundle
+    folder = settings.bundle or choice.bundle or _shipped_bundle(info)
     if folder is None:
         raise NoBundleError(no_bundle_text(choice, info, n_cores=n_usable_cores()))
     with _naming(folder):
@@ -210,6 +217,15 @@ def _open_bundle(
             device=settings.probe_device,
             allow_negative_scale=settings.allow_negative_scale,
         )
+
+
+def _shipped_bundle(info: ModelInfo) -> Path | None:
+    """The catalogue's guard bundle for this very file, whatever its name and path."""
+    for entry in load_catalogue():
+        with contextlib.suppress(BundleError):  # one that is damaged is told where it is asked for
+            if entry.bundle and read_config(entry.bundle).model == fingerprint_model(info):
+                return entry.bundle
+    return None
 
 
 @contextmanager

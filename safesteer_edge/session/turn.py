@@ -451,7 +451,7 @@ class SessionTurn:
             evaluated_candidates=answer.n_evaluated_candidates if answer else 0,
             max_score=max(scores, default=None),
             mean_score=sum(scores) / len(scores) if scores else None,
-            risk=answer.risk if answer else None,
+            risk=answer.conversation_risk if answer else None,
             refused=answer is not None and answer.refusal is not None,
             vector_active=self._vector is not None,
             steered=answer.n_steered if answer else 0,
