@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent / "guard"
 def main(projector: Path | None) -> None:
     """Calibrate and write the bundle."""
     session = SessionSettings(mmproj=projector)
-    settings = default_settings(session, name="smollm2-135m-instruct-q4_1")
+    settings = default_settings(session, name="smollm2-135m-instruct-q4_1", effort="thorough")
     requests = with_pictures(session, load_requests(splits=("train", "calibration")))
     print(f"wrote {make_bundle(FOLDER, settings, requests, _show_progress)}")
 
