@@ -15,7 +15,6 @@ from pathlib import Path
 
 from safesteer_edge.calibration.make_bundle import make_bundle
 from safesteer_edge.calibration.settings import default_settings
-from safesteer_edge.cli.options import Progress
 from safesteer_edge.requests.requests import load_requests
 from safesteer_edge.session.settings import SessionSettings
 
@@ -30,7 +29,12 @@ def main(model: str) -> None:
     plan = replace(harvest.plan, n_read=260, n_read_borderline=230, n_read_ordinary=230)
     settings = replace(settings, harvest=replace(harvest, plan=plan))
     requests = load_requests(splits=("train", "calibration"))
-    print(f"wrote {make_bundle(FOLDER, settings, requests, Progress().show)}")
+    print(f"wrote {make_bundle(FOLDER, settings, requests, _show_progress)}")
+
+
+def _show_progress(what: str, n_done: int, n_total: int) -> None:
+    end = "\n" if n_done == n_total else ""
+    print(f"\r{what}: {n_done}/{n_total}", end=end, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

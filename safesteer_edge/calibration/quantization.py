@@ -122,7 +122,7 @@ def _measure(
     try:
         found = decide(deciding, targets)
         rows = replayed(found.rescale.answers(held_out), found.policy).rows
-        after = replay_figures(rows, found.policy.threshold)
+        after = replay_figures(rows, found.policy.alert_threshold)
     except InputError as error:  # a finding about this file; the others are still to be measured
         problem = str(error)
     row = QuantizationRow(
@@ -132,7 +132,7 @@ def _measure(
         drift=measure_drift(
             before,
             reference or before,
-            threshold=policy.threshold,
+            threshold=policy.alert_threshold,
             touched_target=targets.touched,
         ),
         recalibration=found,

@@ -153,7 +153,7 @@ def recalibrate(folder: Path, settings: RecalibrationSettings, progress: Progres
             parts = replace(parts, openings=openings, figures=figures)
         norms = measure_prompt_states(session, layers).residual_norms
         write_bundle(folder, replace(parts, residual_norms=norms, reports=bundle_report(parts)))
-        return Recalibrated(folder, found, before, after, bundle.policy.threshold)
+        return Recalibrated(folder, found, before, after, bundle.policy.alert_threshold)
 
 
 def check_requests(requests: Sequence[Request], targets: FalseAlarmTargets) -> None:
@@ -252,7 +252,7 @@ def _figures(
             "bundle": bundle.config.name,
             "quantization": bundle.config.model.quantization,
             "probe_sha256": bundle.config.probe.sha256,
-            "threshold": round(bundle.policy.threshold, 6),
+            "threshold": round(bundle.policy.alert_threshold, 6),
         },
         "splits": ["train", "calibration"],
         "n_answers": {label: sum(a.label == label for a in answers) for label in LABELS},

@@ -194,7 +194,7 @@ def bundle_facts(bundle: KnownBundle, config: GuardConfig) -> dict[str, str]:
     elif replay is None:
         facts["measured"] = "calibrated; no replay of the test requests is recorded"
     else:
-        cells = replay_cells(replay_figures(replay.rows, config.policy.threshold))
+        cells = replay_cells(replay_figures(replay.rows, config.policy.alert_threshold))
         facts["measured"] = f"on {len(replay.rows)} test requests, which were not used to make it"
         facts |= {f"  {name}": cell for name, cell in cells.items()}
     facts[CONFIG_NAME] = f"SHA-256 {hash_file(bundle.folder / CONFIG_NAME)}"

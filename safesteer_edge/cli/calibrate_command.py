@@ -229,11 +229,11 @@ def _say_result(result: Recalibrated) -> None:
 
     found = result.recalibration
     before = replay_cells(replay_figures(result.before.rows, result.old_threshold))
-    figures = replay_figures(result.after.rows, found.policy.threshold)
+    figures = replay_figures(result.after.rows, found.policy.alert_threshold)
     after = replay_cells(figures)
     lines = [
         f"logit × {found.rescale.slope:.3f} {found.rescale.intercept:+.3f}; "
-        f"τ {result.old_threshold:.3f} → {found.policy.threshold:.3f}",
+        f"τ {result.old_threshold:.3f} → {found.policy.alert_threshold:.3f}",
         f"{'on held-out requests':<28} {'before':<25} after",
         *(f"{name:<28} {cell:<25} {after[name]}" for name, cell in before.items()),
     ]

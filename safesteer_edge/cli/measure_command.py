@@ -471,7 +471,7 @@ def _row_to_json(row: QuantizationRow) -> dict[str, Any]:
         "bytes_by_type": dict(row.bytes_by_type),
         "before": drift_to_json(row.drift),
         "rescale": found and asdict(found.rescale),
-        "threshold": found and found.policy.threshold,
+        "threshold": found and found.policy.alert_threshold,
         "after": row.after and figures_to_json(row.after),
         "problem": row.problem,
     }

@@ -322,10 +322,7 @@ class GuardedAnswer:
         """
         if self._guard is None or self._risk is None or self._guard.mode == "monitor":
             return False
-        policy = self._guard.policy
-        # With λ of the risk, τ lies where steering should begin, and many a calm token is above it.
-        high = policy.threshold if policy.steer_from is None else policy.hard_threshold
-        return score > high or not self._risk.is_calm
+        return score > self._guard.policy.alert_threshold or not self._risk.is_calm
 
     def _settle(self, *, is_over: bool = False) -> Iterator[TextDelta]:
         text = self._transcript.settle(is_over=is_over)

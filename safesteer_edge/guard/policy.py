@@ -101,6 +101,11 @@ class GuardPolicy:
             )
 
     @property
+    def alert_threshold(self) -> float:
+        """The score that is high at any risk: τ, or the hard one where τ counts in raised risk."""
+        return self.threshold if self.steer_from is None else self.hard_threshold
+
+    @property
     def can_steer(self) -> bool:
         """Whether the worst score, at the worst risk, costs a candidate half of its chance."""
         nats = self.strength * (1.0 + self.risk_gain) * (1.0 - self.threshold)

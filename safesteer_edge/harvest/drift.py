@@ -209,7 +209,7 @@ def verify_drift(
     return measure_drift(
         here,
         known,
-        threshold=bundle.policy.threshold,
+        threshold=bundle.policy.alert_threshold,
         touched_target=targets_of(bundle.config.figures).touched,
     )
 
