@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     if turn.refusal is not None and turn.refusal.reason == "guard_failed":
         say(f"safesteer-edge: {turn.refusal.detail}")
         return RUNTIME_ERROR
-    if options.fail_on_refusal and turn.finish_reason == "refused":
+    if options.fail_on_refusal and (turn.guard.refused or turn.guard.opening):
         return REFUSED
     return OK
 
@@ -271,7 +271,7 @@ ASK = Command(
                 Argument("-q --quiet", "print only the answer", action="store_true"),
                 Argument(
                     "--fail-on-refusal",
-                    f"exit with {REFUSED} if the guard refuses",
+                    f"exit with {REFUSED} if the guard refuses, or leads the answer to a refusal",
                     action="store_true",
                 ),
             ),

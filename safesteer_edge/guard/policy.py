@@ -119,7 +119,7 @@ class GuardPolicy:
         return by_risk or by_run
 
     def tightened(self, *, strength: float | None, threshold: float | None) -> GuardPolicy:
-        """This policy with a larger strength or a smaller threshold.
+        """This policy with a larger strength or a smaller threshold, which then holds at any risk.
 
         Raises SettingsError if either would weaken it: λ and τ were calibrated for this model, and
         weaker guarding has names of its own (`monitor`, `off`) that the user interface shows.
@@ -138,6 +138,7 @@ class GuardPolicy:
             self,
             strength=self.strength if strength is None else strength,
             threshold=self.threshold if threshold is None else threshold,
+            steer_from=self.steer_from if threshold is None else None,
         )
 
 

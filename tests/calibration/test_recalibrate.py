@@ -123,7 +123,8 @@ def test_the_prompts_probe_and_the_openings_come_along(
         assert new.config.prompt_probe is not None
         assert (made.folder / new.config.prompt_probe.file).read_bytes() == prompt_probe
         assert new.policy.retries == 2
-        assert new.policy.steer_from == pytest.approx(new.policy.risk_limit / 2)
+        assert new.policy.steer_from is not None
+        assert new.policy.steer_from < new.policy.risk_limit
 
 
 def test_a_vectors_gate_moves_with_the_scores(

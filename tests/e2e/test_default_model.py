@@ -105,15 +105,17 @@ def test_nearly_all_ordinary_requests_are_answered(session: Session):
     assert len(refused) <= 1, refused
 
 
-def test_a_refused_request_is_seen_as_such_on_the_command_line(session: Session):
+def test_a_request_that_was_declined_under_guard_is_seen_as_such_on_the_command_line(
+    session: Session,
+):
     request = next(
-        request for request in spread("harmful") if ask(session, request.text).guard.refused
+        request for request in spread("harmful") if ask(session, request.text).guard.steered
     )
     arguments = ("--temperature", "0", "--max-tokens", "48", "--threads", "1", "--json")
     ran = safesteer_edge("ask", request.text, *arguments, "--fail-on-refusal")
     assert ran.exit_code == 4, ran.err
     value = ran.json()
-    assert (value["finish_reason"], value["guard"]["refused"]) == ("refused", True)
+    assert value["guard"]["steered"] > 0 and value["guard"]["opening"]
 
 
 def test_control_strings_that_a_user_types_stay_text(session: Session):

@@ -104,7 +104,7 @@ def _die(_: Sequence[int]) -> Iterator[None]:
 def test_a_process_that_dies_ends_the_harvest_with_one_line():
     done = run_side_by_side(_die, [1, 2], n_workers=1)
     assert next(done) is None
-    with pytest.raises(EngineError, match=r"died \(exit code 9\); the same command goes on"):
+    with pytest.raises(EngineError, match=r"died \(exit code 9\); run the same command again"):
         next(done)
 
 
@@ -176,7 +176,9 @@ def test_a_disk_that_fills_up_on_the_way_is_one_clear_line(
     cache = HarvestCache(tmp_path)
     answer = made_up_answer(np.zeros((3, 4)), made_up_request("ordinary", 1))
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(CacheError, match=r"No space left on device; free some space .* goes on"):
+    with pytest.raises(
+        CacheError, match=r"No space left on device; free some space .* again to continue"
+    ):
         cache.put("key", [answer], StateShape((0,), (0,), 4))
     assert list(tmp_path.iterdir()) == []
 

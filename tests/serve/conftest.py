@@ -127,6 +127,12 @@ def server(start_server: Start) -> Server:
 
 
 @pytest.fixture(scope="session")
+def refusing_server(start_server: Start) -> Server:
+    """The same, which puts a fixed refusal in place of steering: an ending of its own."""
+    return start_server("--guard", "refuse")
+
+
+@pytest.fixture(scope="session")
 def start_tiny(start_server: Start, guarded_tiny: GuardedTiny) -> Start:
     """A server on the tiny model, greedy, with this bundle."""
 

@@ -21,9 +21,13 @@ HELLO: Any = [{"role": "user", "content": "Why is the sky blue?"}]
 BAD: Any = [{"role": "user", "content": HARMFUL}]
 
 
+def openai_of(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="anything", max_retries=0)
+
+
 @pytest.fixture
 def openai_client(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="anything", max_retries=0)
+    return openai_of(server)
 
 
 @pytest.fixture
@@ -78,7 +82,8 @@ def test_openai_chat_answers_whole_and_in_a_stream_alike(openai_client: openai.O
     assert usage.total_tokens == told.total_tokens == told.prompt_tokens + 24
 
 
-def test_openai_chat_tells_a_refusal_in_its_standard_fields(openai_client: openai.OpenAI):
+def test_openai_chat_tells_a_refusal_in_its_standard_fields(refusing_server: Server):
+    openai_client = openai_of(refusing_server)
     asked: dict[str, Any] = {"model": DEFAULT, "messages": BAD, "max_tokens": 60}
     whole = openai_client.chat.completions.create(**asked)
     stream = list(openai_client.chat.completions.create(**asked, stream=True))
@@ -152,7 +157,8 @@ def test_openai_responses_answer_whole_and_in_a_stream_alike(openai_client: open
     assert events[-1].response.output_text == whole.output_text
 
 
-def test_openai_responses_tell_a_refusal_as_a_part_of_its_own(openai_client: openai.OpenAI):
+def test_openai_responses_tell_a_refusal_as_a_part_of_its_own(refusing_server: Server):
+    openai_client = openai_of(refusing_server)
     asked: dict[str, Any] = {"model": DEFAULT, "input": HARMFUL, "max_output_tokens": 60}
     whole = openai_client.responses.create(**asked)
     events = list(openai_client.responses.create(**asked, stream=True))
@@ -187,9 +193,8 @@ def test_anthropic_answers_whole_and_in_a_stream_alike(anthropic_client: anthrop
     assert counted.input_tokens == whole.usage.input_tokens + cached
 
 
-def test_anthropic_sees_a_picture_and_tells_a_refusal(
-    anthropic_client: anthropic.Anthropic, picture: bytes
-):
+def test_anthropic_sees_a_picture_and_tells_a_refusal(refusing_server: Server, picture: bytes):
+    anthropic_client = anthropic.Anthropic(base_url=refusing_server.url, api_key="anything")
     source = {"type": "base64", "media_type": "image/png", "data": base64_of(picture)}
     content: Any = [{"type": "image", "source": source}, {"type": "text", "text": "What is this?"}]
     seen = anthropic_client.messages.create(
@@ -214,7 +219,8 @@ def test_ollama_answers_whole_and_in_a_stream_alike(ollama_client: ollama.Client
     assert whole.eval_count == stream[-1].eval_count == 24
 
 
-def test_ollama_sees_a_picture_and_tells_a_refusal(ollama_client: ollama.Client, picture: bytes):
+def test_ollama_sees_a_picture_and_tells_a_refusal(refusing_server: Server, picture: bytes):
+    ollama_client = ollama.Client(refusing_server.url)
     message = {"role": "user", "content": "What is this?", "images": [picture]}
     seen = ollama_client.chat(DEFAULT, [message], options={"num_predict": 8})
     assert (seen.prompt_eval_count or 0) > 64

@@ -149,7 +149,7 @@ def test_without_a_bundle_the_server_does_not_start(guarded_tiny: GuardedTiny):
         [*command, "--model", str(guarded_tiny.model)], capture_output=True, text=True, check=False
     )
     assert ran.returncode == 2
-    assert "no guard bundle is known" in ran.stderr
+    assert "there is no guard bundle" in ran.stderr
     assert "Traceback" not in ran.stderr
 
 

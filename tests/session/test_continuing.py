@@ -125,7 +125,7 @@ def test_a_refused_answer_is_not_continued(guarded_tiny: GuardedTiny):
 def test_there_must_be_an_answer(guarded_tiny: GuardedTiny):
     with (
         opened(guarded_tiny, guarded_tiny.bundle(QUIET)) as session,
-        pytest.raises(InputError, match="no answer to go on with"),
+        pytest.raises(InputError, match="no answer to continue"),
     ):
         next(session.continue_answer())
 

@@ -44,7 +44,9 @@ async def ask_about(driver: Driver, picture: Path, text: str) -> ShownTurn:
     return turn
 
 
-def test_a_refused_and_a_steered_turn_with_a_picture_are_shown_as_such(picture: Path):
+def test_turns_with_a_picture_that_were_led_to_a_refusal_or_steered_are_shown_as_such(
+    picture: Path,
+):
     sampling = SamplingSettings(temperature=0.0)
     # One thread: two would wait for each other, at full power, where others use the machine.
     settings = SessionSettings(sampling=sampling, max_tokens=32, n_threads=1)
@@ -57,10 +59,9 @@ def test_a_refused_and_a_steered_turn_with_a_picture_are_shown_as_such(picture: 
             await driver.sees("ready")
             for text in harmful[:: len(harmful) // _N_TRIED]:
                 turn = await ask_about(driver, picture, text)
-                if turn.refusal is not None:
+                if any(step.opening for step in turn.steps):
                     break
-            await driver.sees("■ Refused by the guard")
-            await driver.sees("Reword")
+            await driver.sees("The guard led this answer to a refusal")
             await driver.sees("▣ drawing.png")
             await driver.until(lambda: bool(app.chat.query(HalfBlocks)), "the picture")
 

@@ -249,7 +249,7 @@ def test_an_engine_that_tells_what_is_no_risk_is_ended(
 
     with monkeypatch.context() as garbling:
         garbling.setattr(EngineProcess, "receive", garbled)
-        with pytest.raises(EngineDiedError, match=r"cannot be understood \(risk is .*anew"):
+        with pytest.raises(EngineDiedError, match=r"cannot be understood \(risk is .*again"):
             list(session.ask("Hello there"))
     assert session.process_id is None
     assert session.messages[-1].risk is None  # what people read stays, and its risk is unknown
