@@ -105,7 +105,7 @@ def test_nearly_all_ordinary_requests_are_answered(session: Session):
     assert len(refused) <= 1, refused
 
 
-def test_a_request_that_was_declined_under_guard_is_seen_as_such_on_the_command_line(
+def test_a_request_that_was_led_to_a_refusal_is_seen_as_such(
     session: Session,
 ):
     request = next(

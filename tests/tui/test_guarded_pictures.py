@@ -44,7 +44,7 @@ async def ask_about(driver: Driver, picture: Path, text: str) -> ShownTurn:
     return turn
 
 
-def test_turns_with_a_picture_that_were_led_to_a_refusal_or_steered_are_shown_as_such(
+def test_turns_with_a_picture_that_were_led_or_steered_are_shown_as_such(
     picture: Path,
 ):
     sampling = SamplingSettings(temperature=0.0)
