@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,12 @@ def opened(request: pytest.FixtureRequest):
         yield engine
 
 
+def assert_close(found: Any, expected: Any) -> None:
+    """Up to rounding, by the largest value: a recurrent state reaches thousands."""
+    scale = max(1.0, float(np.abs(expected).max()))
+    np.testing.assert_allclose(found, expected, atol=F32_TOLERANCE * scale)
+
+
 def say(opened: OpenEngine, *token_ids: int) -> list[np.ndarray]:
     states: list[np.ndarray] = []
     for token_id in token_ids:
@@ -43,15 +50,11 @@ def test_a_block_gives_the_states_and_logits_of_its_tokens_one_by_one(opened: Op
         opened.engine.evaluate_candidates([20, 50])  # tokens and blocks at one step
         found = opened.engine.evaluate_blocks(BLOCKS)
         opened.engine.accept_block(block)
-        np.testing.assert_allclose(
-            found[BLOCKS.index(block)], states, atol=F32_TOLERANCE, rtol=1e-4
-        )
-        np.testing.assert_allclose(opened.next_logits(), logits, atol=F32_TOLERANCE, rtol=1e-4)
+        assert_close(found[BLOCKS.index(block)], states)
+        assert_close(opened.next_logits(), logits)
         after = say(opened, 60, 61)
         opened.prefill(PROMPT)
-        np.testing.assert_allclose(
-            say(opened, *block, 60, 61)[-2:], after, atol=F32_TOLERANCE, rtol=1e-4
-        )
+        assert_close(say(opened, *block, 60, 61)[-2:], after)
 
 
 @pytest.mark.parametrize("n_kept", [0, 1, 3])
@@ -71,7 +74,7 @@ def test_after_a_rewind_all_goes_on_as_if_the_tokens_had_never_been(
     opened.engine.rewind(3)
     again = opened.engine.propose()
     np.testing.assert_array_equal(again.token_ids, proposal.token_ids)
-    np.testing.assert_allclose(again.log_probs, proposal.log_probs, atol=F32_TOLERANCE)
+    assert_close(again.log_probs, proposal.log_probs)
     np.testing.assert_array_equal(opened.next_logits(), logits)  # the same call: to the bit
 
 

@@ -52,8 +52,8 @@ def ask(session: Session, text: str, **options: Any) -> Turn:
     media = tuple(event for event in events if isinstance(event, MediaPrepared))
     assert events[: len(media)] == media  # they come first
     rest = list(events[len(media) :])
-    left_out = rest.pop(0) if isinstance(rest[0], TurnsLeftOut) else None
-    prefill, *middle, ended = rest
+    left_out = rest[0] if isinstance(rest[0], TurnsLeftOut) else None
+    prefill, *middle, ended = rest[1:] if left_out else rest
     assert isinstance(prefill, PrefillDone)
     assert isinstance(ended, TurnEnded)
     assert all(isinstance(event, Step | TextDelta | Refused) for event in middle)
