@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,14 +25,13 @@ from safesteer_edge.cli.options import (
     session_settings,
     write_text,
 )
-from safesteer_edge.cli.verify_command import auroc_text, drift_to_json, figures_to_json
+from safesteer_edge.cli.verify_command import quantization_to_json, table_lines
 from safesteer_edge.errors import BundleError, InputError, SettingsError
 from safesteer_edge.guard.policy import SamplingSettings
 from safesteer_edge.processes.cores import n_usable_cores
 from safesteer_edge.session.settings import SessionSettings
 
 if TYPE_CHECKING:
-    from safesteer_edge.calibration.quantization import QuantizationRow
     from safesteer_edge.evaluation.picture_skill import (
         PictureAnswer,
         PictureSkill,
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
         ReaderSkill,
     )
     from safesteer_edge.harvest.probe_quality import ProbeQuality
-    from safesteer_edge.metrics.statistics import Share, WordRecall
+    from safesteer_edge.metrics.statistics import WordRecall
 
 # As `engine.requantize` knows them; that loads llama.cpp, which --help does not need.
 TYPES = ("Q8_0", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
@@ -406,75 +405,12 @@ def run_quantization(options: argparse.Namespace) -> int:
     machine = read_machine()
     cpu, n_cores = machine.cpu, machine.n_cores
     n_tokens = rows[0].drift.n_tokens
-    shown = [_row_to_json(row) for row in rows]
+    shown = [quantization_to_json(row) for row in rows]
     return print_result(
         options,
         {"cpu": cpu, "n_cores": n_cores, "rows": shown},
         [*table_lines(rows), f"\nMachine: {cpu}, {n_cores} cores; {n_tokens} tokens."],
     )
-
-
-def table_lines(rows: Sequence[QuantizationRow]) -> Iterator[str]:
-    """A Markdown table, the source file first; → is what a recalibration changes."""
-    n = rows[0].drift.here
-    yield (
-        f"{n.touched_ordinary.n} ordinary and {n.touched_borderline.n} borderline requests, and "
-        "the answers that do what a harmful request asks; none of them decided anything."
-    )
-    yield ""
-    yield (
-        "| file | MiB | stored as | AUROC, ordinary | AUROC, borderline | score shift, harmful | "
-        "ordinary | above τ, ordinary | above τ, borderline | refused, ordinary | refused, "
-        "borderline | harmful stopped |"
-    )
-    yield "|" + " --- |" * 12
-    for row in rows:
-        here, after, drift = row.drift.here, row.after, row.drift
-        cells = (
-            row.quantization,
-            f"{row.size_bytes / (1 << 20):.0f}",
-            _stored_as(row),
-            auroc_text(here.auroc_ordinary),
-            auroc_text(here.auroc_borderline),
-            "-" if drift.shift_harmful is None else f"{drift.shift_harmful.mean:+.3f}",
-            "-" if drift.shift_ordinary is None else f"{drift.shift_ordinary.mean:+.3f}",
-            _change(here.touched_ordinary, after and after.touched_ordinary),
-            _change(here.touched_borderline, after and after.touched_borderline),
-            _change(here.refused_ordinary, after and after.refused_ordinary),
-            _change(here.refused_borderline, after and after.refused_borderline),
-            _change(here.harmful_stopped, after and after.harmful_stopped),
-        )
-        yield "| " + " | ".join(cells) + " |"
-    for row in rows:
-        if row.problem:
-            yield f"\n{row.quantization} cannot be recalibrated: {row.problem}"
-
-
-def _stored_as(row: QuantizationRow) -> str:
-    total = sum(row.bytes_by_type.values())
-    shares = {kind: round(100 * size / total) for kind, size in row.bytes_by_type.items()}
-    return ", ".join(f"{kind} {share} %" for kind, share in shares.items() if share)
-
-
-def _change(before: Share, after: Share | None) -> str:
-    if not before.n:
-        return "-"
-    now = "-" if after is None else f"{100 * after.value:.1f}"
-    return f"{100 * before.value:.1f} → {now} % of {before.n}"
-
-
-def _row_to_json(row: QuantizationRow) -> dict[str, Any]:
-    found = row.recalibration
-    return {
-        "quantization": row.quantization,
-        "size_bytes": row.size_bytes,
-        "bytes_by_type": dict(row.bytes_by_type),
-        "before": drift_to_json(row.drift),
-        "rescale": found and asdict(found.rescale),
-        "threshold": found and found.policy.alert_threshold,
-        "after": row.after and figures_to_json(row.after),
-        "problem": row.problem,
-    }
 
 
 def _types(text: str) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from safesteer_edge.errors import SettingsError
 from safesteer_edge.session.settings import SessionSettings
 
 if TYPE_CHECKING:
+    from safesteer_edge.calibration.quantization import QuantizationRow
     from safesteer_edge.evaluation.verify import Scorer, VectorRun, VerifyReport
     from safesteer_edge.harvest.drift import Drift, ScoreShift
     from safesteer_edge.harvest.replay import Auroc, ReplayFigures
@@ -194,6 +195,69 @@ def figures_to_json(figures: ReplayFigures) -> dict[str, Any]:
         if hasattr(item, "count"):
             value[key] |= {"share": item.value, "wilson_95": item.interval}
     return value
+
+
+def table_lines(rows: Sequence[QuantizationRow]) -> Iterator[str]:
+    """A Markdown table, the source file first; → is what a recalibration changes."""
+    n = rows[0].drift.here
+    yield (
+        f"{n.touched_ordinary.n} ordinary and {n.touched_borderline.n} borderline requests, and "
+        "the answers that do what a harmful request asks; none of them decided anything."
+    )
+    yield ""
+    yield (
+        "| file | MiB | stored as | AUROC, ordinary | AUROC, borderline | score shift, harmful | "
+        "ordinary | above τ, ordinary | above τ, borderline | refused, ordinary | refused, "
+        "borderline | harmful stopped |"
+    )
+    yield "|" + " --- |" * 12
+    for row in rows:
+        here, after, drift = row.drift.here, row.after, row.drift
+        cells = (
+            row.quantization,
+            f"{row.size_bytes / (1 << 20):.0f}",
+            _stored_as(row),
+            auroc_text(here.auroc_ordinary),
+            auroc_text(here.auroc_borderline),
+            "-" if drift.shift_harmful is None else f"{drift.shift_harmful.mean:+.3f}",
+            "-" if drift.shift_ordinary is None else f"{drift.shift_ordinary.mean:+.3f}",
+            _change(here.touched_ordinary, after and after.touched_ordinary),
+            _change(here.touched_borderline, after and after.touched_borderline),
+            _change(here.refused_ordinary, after and after.refused_ordinary),
+            _change(here.refused_borderline, after and after.refused_borderline),
+            _change(here.harmful_stopped, after and after.harmful_stopped),
+        )
+        yield "| " + " | ".join(cells) + " |"
+    for row in rows:
+        if row.problem:
+            yield f"\n{row.quantization} cannot be recalibrated: {row.problem}"
+
+
+def _stored_as(row: QuantizationRow) -> str:
+    total = sum(row.bytes_by_type.values())
+    shares = {kind: round(100 * size / total) for kind, size in row.bytes_by_type.items()}
+    return ", ".join(f"{kind} {share} %" for kind, share in shares.items() if share)
+
+
+def _change(before: Share, after: Share | None) -> str:
+    if not before.n:
+        return "-"
+    now = "-" if after is None else f"{100 * after.value:.1f}"
+    return f"{100 * before.value:.1f} → {now} % of {before.n}"
+
+
+def quantization_to_json(row: QuantizationRow) -> dict[str, Any]:
+    found = row.recalibration
+    return {
+        "quantization": row.quantization,
+        "size_bytes": row.size_bytes,
+        "bytes_by_type": dict(row.bytes_by_type),
+        "before": drift_to_json(row.drift),
+        "rescale": found and asdict(found.rescale),
+        "threshold": found and found.policy.alert_threshold,
+        "after": row.after and figures_to_json(row.after),
+        "problem": row.problem,
+    }
 
 
 # -- the command -----------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import takewhile
 
 import numpy as np
@@ -23,6 +24,7 @@ from safesteer_edge.guard.events import (
     Step,
     TurnEnded,
 )
+from safesteer_edge.processes.pool import Died, share_out
 from safesteer_edge.session.protocol import TurnSettings
 from safesteer_edge.session.runtime import Runtime, open_runtime
 from safesteer_edge.session.session import Session
@@ -203,3 +205,41 @@ def _apply_defence_inplace(runtime: Runtime, defence: Defence) -> None:
     if defence.vector != "alignment":
         bundle = replace(bundle, unscaled_vector=None)
     runtime.bundle = bundle
+
+
+# -- answers by several processes: native code may abort; that costs one case, told in a row -------
+
+Item = tuple[Defence, Case]
+Answers = Callable[[AnswerSettings, Sequence[Item]], Iterator[EvalRow]]
+
+
+def answers(settings: AnswerSettings, items: Sequence[Item]) -> Iterator[EvalRow]:
+    """One row an item, in order: what a worker process does."""
+    runner: DefenceRunner | None = None
+    try:
+        for defence, case in items:
+            if runner is None or runner.defence != defence:
+                if runner is not None:
+                    runner.close()
+                    runner = None
+                runner = DefenceRunner(settings, defence)
+            yield runner.answer(case)
+    finally:
+        if runner is not None:
+            runner.close()
+
+
+def answer_all(
+    items: Sequence[Item], settings: AnswerSettings, *, n_workers: int, answers: Answers = answers
+) -> Iterator[EvalRow]:
+    """One row an item, in any order. A case at which a worker dies is a row that says so.
+
+    Items of one defence should follow each other: a worker loads the model anew for the next.
+    Raises what says why a model or guard cannot be opened.
+    """
+    for row in share_out(partial(answers, settings), items, n_workers=n_workers):
+        if isinstance(row, Died):
+            defence, case = row.item
+            died = f"the model's process died (exit code {row.exit_code})"
+            row = unanswered(case, defence, "crashed", died)
+        yield row

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean, median
 from typing import Any, Final, Literal
 
 from safesteer_edge.evaluation.judged import JudgedRow, grouped, groups_of, share_json, share_of
 from safesteer_edge.metrics.statistics import Share, repeated_share
+from safesteer_edge.report.document import Table, share_at, shown_number
 
+Json = dict[str, Any]
 # answered: it complies. steered, reranked: declined after the guard took the tail back, or chose
 # other tokens alone. fixed: by the fixed sentence. unaided: the guard had no part in it.
 Outcome = Literal["answered", "steered", "reranked", "fixed", "unaided", "no-answer"]
@@ -142,3 +144,72 @@ def _first_sentence(text: str) -> str:
 def _repeated(texts: Iterable[str]) -> float | None:
     shares = [share for text in texts if (share := repeated_share(text)) is not None]
     return mean(shares) if shares else None
+
+
+# -- as tables of a report ------------------------------------------------------------------------
+
+
+def steering_tables(report: Json, conditions: str) -> tuple[Table, Table]:
+    """How harmful requests were stopped, and what harmless ones paid. conditions: of all tables."""
+    return _stopping_table(report, conditions), _kept_table(report, conditions)
+
+
+def _stopping_table(report: Json, conditions: str) -> Table:
+    perplexity = {row["defence"]: row["perplexity"] for row in report["fluency"]}
+    ordinary = {row["defence"]: row["perplexity"] for row in report["quality"]}
+    own = {"refusals": perplexity.get("off"), "ordinary answers": ordinary.get("off")}
+    known = ", ".join(f"{shown_number(p, 2)} ({what})" for what, p in own.items() if p)
+
+    def count(outcome: str) -> Callable[[Json], str]:
+        return lambda row: str(row["outcomes"].get(outcome, 0))
+
+    return Table.of(
+        "How harmful requests in text were stopped",
+        "own words: declined after the guard had taken the answer's beginning back and steered; "
+        "re-ranked: declined after it chose other tokens alone; by itself: the guard had no part; "
+        "opening, then own: median tokens of the raised opening, and of what follows it untouched; "
+        "first sentences: different ones of those in own words; repeated: runs of four words that "
+        "were there before, of those in own words (without a defence); perplexity of steered "
+        f"answers under the undefended model, whose own have {known or 'none'}; "
+        f"{conditions}",
+        report["steering"]["stopping"],
+        {
+            "suite": "suite",
+            "defence": "defence",
+            "n": "n",
+            "answered": count("answered"),
+            "own words": count("steered"),
+            "re-ranked": count("reranked"),
+            "fixed sentence": count("fixed"),
+            "by itself": count("unaided"),
+            "no answer": count("no-answer"),
+            "opening, then own": lambda row: (
+                f"{shown_number(row['opening_tokens'], 0)}, {shown_number(row['own_tokens'], 0)}"
+            ),
+            "first sentences": "first_sentences",
+            "repeated": lambda row: (
+                f"{shown_number(row['repeated'], 2)} ({shown_number(row['repeated_off'], 2)})"
+            ),
+            "perplexity": lambda row: shown_number(
+                None if row["defence"] == "off" else perplexity.get(row["defence"]), 2
+            ),
+        },
+    )
+
+
+def _kept_table(report: Json, conditions: str) -> Table:
+    return Table.of(
+        "What harmless requests in text paid for it",
+        "after an alarm: of the twins answered, those whose beginning the guard had taken back; "
+        "lost: of those answered without a defence, not answered with it; "
+        f"{conditions}",
+        report["steering"]["kept"],
+        {
+            "defence": "defence",
+            "twins answered": share_at("twins_answered"),
+            "after an alarm": "after_alarm",
+            "borderline lost": share_at("lost_borderline"),
+            "ordinary lost": share_at("lost_ordinary"),
+            "ordinary unchanged": share_at("identical"),
+        },
+    )

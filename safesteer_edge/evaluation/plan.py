@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from safesteer_edge.errors import InputError, SettingsError
+from safesteer_edge.evaluation.answering import Item
 from safesteer_edge.evaluation.case import Case, PictureStore, Suite, limited, spread
 from safesteer_edge.evaluation.case_files import FileChoice
 from safesteer_edge.evaluation.defences import (
@@ -18,7 +19,6 @@ from safesteer_edge.evaluation.defences import (
     Defence,
     curve_defences,
 )
-from safesteer_edge.evaluation.pool import Item
 from safesteer_edge.evaluation.suites import BUILTIN_SUITES, build_suite
 from safesteer_edge.evaluation.trade_off import PLAIN, TRADE_OFFS
 from safesteer_edge.formats.atomic_write import atomic_write

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from safesteer_edge.evaluation.own_words import steering_tables
 from safesteer_edge.evaluation.trade_off import HELPFUL_SUITES, PLAIN, TRADE_OFFS, TradeOff
 from safesteer_edge.metrics.statistics import Share
 from safesteer_edge.report.document import (
@@ -74,8 +75,7 @@ def report_tables(report: Json) -> list[Table]:
         *([_probe_table(heldout["probe"])] if "probe" in heldout else []),
         *(_trade_off_table(report, figure, points) for figure, points in trade_offs(report)),
         *_share_tables(report),
-        _stopping_table(report),
-        _kept_table(report),
+        *steering_tables(report, conditions(report, report["judges"][0])),
         _paired_table(report),
         _quality_table(report),
         _overhead_table(report["overheads"]),
@@ -254,67 +254,6 @@ def _cross_table(
             (*names, *(shown_share(cells.get(defence)) for defence in defences))
             for names, cells in lines.items()
         ),
-    )
-
-
-def _stopping_table(report: Json) -> Table:
-    perplexity = {row["defence"]: row["perplexity"] for row in report["fluency"]}
-    ordinary = {row["defence"]: row["perplexity"] for row in report["quality"]}
-    own = {"refusals": perplexity.get("off"), "ordinary answers": ordinary.get("off")}
-    known = ", ".join(f"{shown_number(p, 2)} ({what})" for what, p in own.items() if p)
-
-    def count(outcome: str) -> Callable[[Json], str]:
-        return lambda row: str(row["outcomes"].get(outcome, 0))
-
-    return Table.of(
-        "How harmful requests in text were stopped",
-        "own words: declined after the guard had taken the answer's beginning back and steered; "
-        "re-ranked: declined after it chose other tokens alone; by itself: the guard had no part; "
-        "opening, then own: median tokens of the raised opening, and of what follows it untouched; "
-        "first sentences: different ones of those in own words; repeated: runs of four words that "
-        "were there before, of those in own words (without a defence); perplexity of steered "
-        f"answers under the undefended model, whose own have {known or 'none'}; "
-        f"{conditions(report, report['judges'][0])}",
-        report["steering"]["stopping"],
-        {
-            "suite": "suite",
-            "defence": "defence",
-            "n": "n",
-            "answered": count("answered"),
-            "own words": count("steered"),
-            "re-ranked": count("reranked"),
-            "fixed sentence": count("fixed"),
-            "by itself": count("unaided"),
-            "no answer": count("no-answer"),
-            "opening, then own": lambda row: (
-                f"{shown_number(row['opening_tokens'], 0)}, {shown_number(row['own_tokens'], 0)}"
-            ),
-            "first sentences": "first_sentences",
-            "repeated": lambda row: (
-                f"{shown_number(row['repeated'], 2)} ({shown_number(row['repeated_off'], 2)})"
-            ),
-            "perplexity": lambda row: shown_number(
-                None if row["defence"] == "off" else perplexity.get(row["defence"]), 2
-            ),
-        },
-    )
-
-
-def _kept_table(report: Json) -> Table:
-    return Table.of(
-        "What harmless requests in text paid for it",
-        "after an alarm: of the twins answered, those whose beginning the guard had taken back; "
-        "lost: of those answered without a defence, not answered with it; "
-        f"{conditions(report, report['judges'][0])}",
-        report["steering"]["kept"],
-        {
-            "defence": "defence",
-            "twins answered": share_at("twins_answered"),
-            "after an alarm": "after_alarm",
-            "borderline lost": share_at("lost_borderline"),
-            "ordinary lost": share_at("lost_ordinary"),
-            "ordinary unchanged": share_at("identical"),
-        },
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from typing import Any, Final
 
 from safesteer_edge.errors import InputError, SettingsError
-from safesteer_edge.evaluation.answering import AnswerSettings
+from safesteer_edge.evaluation.answering import AnswerSettings, Item, answer_all
 from safesteer_edge.evaluation.baselines import (
     NO_BASELINES,
     FittedBaselines,
@@ -57,7 +57,6 @@ from safesteer_edge.evaluation.plan import (
     keep_plan,
     plan_items,
 )
-from safesteer_edge.evaluation.pool import Item, answer_all
 from safesteer_edge.evaluation.quality import (
     AnswerKind,
     QualityRow,

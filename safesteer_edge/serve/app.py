@@ -37,11 +37,18 @@ from safesteer_edge.guard.events import PrefillDone
 from safesteer_edge.serve import ollama_chat
 from safesteer_edge.serve.anthropic_messages import MESSAGES
 from safesteer_edge.serve.asked import an_object
-from safesteer_edge.serve.dialect import Dialect, Head, Json, compact
+from safesteer_edge.serve.dialect import (
+    Dialect,
+    Head,
+    Json,
+    Problem,
+    ProblemError,
+    compact,
+    problem_of,
+)
 from safesteer_edge.serve.ollama_chat import OLLAMA
 from safesteer_edge.serve.openai_chat import CHAT, moderation
 from safesteer_edge.serve.openai_responses import RESPONSES
-from safesteer_edge.serve.problems import Problem, ProblemError, problem_of
 from safesteer_edge.serve.served_model import Answered, Piece, ServedModel
 
 Result = TypeVar("Result")

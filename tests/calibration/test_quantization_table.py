@@ -11,7 +11,8 @@ from safesteer_edge.calibration.quantization import (
     QuantizationSettings,
     measure_quantizations,
 )
-from safesteer_edge.cli.measure_command import TYPES, table_lines
+from safesteer_edge.cli.measure_command import TYPES
+from safesteer_edge.cli.verify_command import table_lines
 from safesteer_edge.engine.requantize import TARGET_TYPES
 from tests.guarded_tiny import GuardedTiny
 from tests.requantized_tiny import DECIDING, HELD_OUT, N_TOKENS, RequantizedTiny

@@ -7,11 +7,10 @@ from collections import Counter
 import pytest
 
 from safesteer_edge.errors import InputError
-from safesteer_edge.evaluation.answering import AnswerSettings
+from safesteer_edge.evaluation.answering import AnswerSettings, Item, answer_all
 from safesteer_edge.evaluation.baselines import NO_BASELINES
 from safesteer_edge.evaluation.case import Case
 from safesteer_edge.evaluation.defences import OFF
-from safesteer_edge.evaluation.pool import Item, answer_all
 from safesteer_edge.session.settings import SessionSettings
 from tests.evaluation.workers import cannot_start, dies_at_bad_cases
 

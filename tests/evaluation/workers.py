@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from safesteer_edge.errors import ModelFileError
-from safesteer_edge.evaluation.answering import AnswerSettings
-from safesteer_edge.evaluation.pool import Item
+from safesteer_edge.evaluation.answering import AnswerSettings, Item
 from safesteer_edge.evaluation.rows import EvalRow, unanswered
 
 
