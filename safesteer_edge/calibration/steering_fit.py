@@ -45,8 +45,8 @@ _OPENINGS: Final = (
     "I cannot provide",
     "I'm not going to",
 )
-N_TRIED: Final = 12  # requests of a label
-_N_TOKENS: Final = 24  # behind an opening
+N_TRIED: Final = 24  # requests of a label
+_N_TOKENS: Final = 40  # behind an opening: some decline first, and comply later
 _N_OWN_TOKENS: Final = 6  # of its own refusals, as an opening
 _LEAST_OWN_WORDS: Final = 10  # tokens that it must go on for
 _LEAST_DECLINED: Final = 0.75
@@ -71,8 +71,8 @@ def choose_openings(
 ) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
     """The openings behind which this model declines in own words, the best first, and the trial.
 
-    Of those that nearly always lead to a refusal, the one comes first that spares most twins.
-    Costs some 200 answers of 24 tokens, many at once. Without harmful requests, or where none
+    Of those that mostly lead to a refusal, the one comes first that does so most often.
+    Costs some 350 answers of 40 tokens, many at once. Without harmful requests, or where none
     serves: none.
     """
     pairs = [request for request in requests if request.pair_id is not None]
@@ -95,7 +95,7 @@ def choose_openings(
         for trial in trials
         if trial.declined >= _LEAST_DECLINED and trial.own_words >= _LEAST_OWN_WORDS
     ]
-    good.sort(key=lambda trial: (-trial.twins_answered - trial.declined, len(trial.opening)))
+    good.sort(key=lambda trial: (-trial.declined, -trial.twins_answered, len(trial.opening)))
     record = [asdict(trial) for trial in trials]
     return tuple(trial.opening for trial in good[: MAX_OPENINGS // 2]), record
 
