@@ -129,7 +129,7 @@ def usable_routes(architecture: str, n_layer: int, layers: Sequence[int]) -> tup
 
 
 def describe_route(name: str) -> str:
-    """The route and its cost, for people. docs/guard.md says how that was measured."""
+    """The route and its cost, for people. docs/evidence-calibration.md has the measurement."""
     if name != "eval_callback":
         return f"{name}, which costs nothing measurable"
     if c_callback() is None:

@@ -45,37 +45,33 @@ PROOFS: Final[Mapping[str, Proof]] = {
 _HEAD = """\
 # Model families
 
-What is proven of the engine for each family of models. A family is a graph of llama.cpp's: the
-proofs run on tiny random models with that graph's real tensors, metadata, tokenizer and projector,
-through the product's own code and the pinned llama.cpp, on every run of the test suite. They say
-that the engine computes and remembers correctly there, not that a model of the family is good or
-that a guard bundle for it exists.
+What is proven of the engine for each model family. A family is a graph of llama.cpp's. The
+tests prove it on tiny random models with that graph's real tensors, metadata, tokenizer and
+projector. They say that the engine computes and remembers correctly there, not
+that a model of the family is good or has a guard bundle.
 
-This page is written by `python -m tests.families`; a test fails where it does not say what is
-proven.
+`python -m tests.families` writes this page; a test fails where it is wrong.
 
 """
 
 _NOTES = """
 - **loads**: the pure-Python checks accept the files, llama.cpp loads what they describe.
-- **chat template**: every text arrives, control strings in it stay plain text, and an image without
-  a projector is refused in one line.
-- **hidden states**: the routes that the family has, each equal to llama.cpp's whole-sequence
-  evaluation (and to NumPy) at the prompt's end, while decoding and for candidates, with logits.
-- **roll-back**: candidates tried singly and in batches, accepted, taken back over 20 tokens, then
-  others appended: as a straight run. A recurrent state has no cells to remove: what is missing is
-  evaluated again, from a checkpoint behind the question.
-- **shorter prompt**: prompts that share a part with the one before: how much of it is kept.
-- **side prompt**: words beside a picture are looked at alone, on a sequence of their own: the state
-  at their end is llama.cpp's, and the next prompt finds all of the last one.
-- **control vector**: `direction.L` is added to the output of block L, and no block before it
-  changes; block 0 cannot be steered.
+- **chat template**: every text arrives, control strings stay plain text, images need a projector.
+- **hidden states**: the family's routes equal llama.cpp's whole-sequence evaluation (and NumPy) at
+  the prompt's end, while decoding and for candidates, with logits.
+- **roll-back**: candidates are tried, accepted, and taken back over 20 tokens; then others come as
+  in a straight run. A recurrent state has no cells to remove, and is evaluated again from a
+  checkpoint behind the question.
+- **shorter prompt**: how much is kept of a prompt that shares a part with the next.
+- **side prompt**: words beside a picture, looked at alone, end in llama.cpp's state and leave
+  nothing.
+- **control vector**: `direction.L` is added to block L's output and changes no block before it; block
+  0 cannot be steered.
 - **lazy ≡ eager**: the same tokens at temperature 0.
-- **images**: logits after two images and text are those of libmtmd's own evaluation, also after
-  tokens were taken back and an image left out.
-- **prefix reuse**: each turn answers as a context that starts from nothing does (temperature 0).
-- **cancelling**: while answering, and while the prompt is read; the next turn is as in a fresh
-  context.
+- **images**: after two images logits are those of libmtmd's own evaluation, also with tokens taken
+  back or an image left out.
+- **prefix reuse**: each turn answers as a fresh context does (temperature 0).
+- **cancelling**: while answering or reading; the next turn is as in a fresh context.
 
 """
 
@@ -98,10 +94,9 @@ def render(results: Results) -> str:
         lines.append(_row(family.name, family.models, *cells))
     names = ", ".join(f"`{name}`" for name in sorted(LAYER_INPUT_ARCHITECTURES))
     routes = (
-        f"llama.cpp gives `layer_input` for {names}, and aborts the process where another graph is "
-        "asked for it: the engine asks these alone, by a list, and reads others by "
-        "`eval_callback`. `lfm2` and `lfm2moe` give no logits beside `final_norm`, which is read "
-        "by `eval_callback` there."
+        f"llama.cpp gives `layer_input` for {names}, and aborts the process for any other. "
+        "The engine asks these alone, and reads others by `eval_callback`. `lfm2` and `lfm2moe` "
+        "give no logits beside `final_norm`: `eval_callback` reads it there."
     )
     return _HEAD + "\n".join(lines) + "\n" + _NOTES + textwrap.fill(routes, 100) + "\n"
 
