@@ -65,8 +65,8 @@ _NOTES = """
 - **shorter prompt**: how much is kept of a prompt that shares a part with the next.
 - **side prompt**: words beside a picture, looked at alone, end in llama.cpp's state and leave
   nothing.
-- **control vector**: `direction.L` is added to block L's output and changes no block before it; block
-  0 cannot be steered.
+- **control vector**: `direction.L` is added to block L's output and changes no block before it;
+  block 0 cannot be steered.
 - **lazy ≡ eager**: the same tokens at temperature 0.
 - **images**: after two images logits are those of libmtmd's own evaluation, also with tokens taken
   back or an image left out.
