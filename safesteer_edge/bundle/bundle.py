@@ -285,6 +285,11 @@ def _check_policy_acts(policy: GuardPolicy, effect: RecordedEffect) -> None:
     )
     remedy = "get the bundle again, or run 'safesteer-edge calibrate'"
     require(
+        policy.refuses,
+        f"the policy in {CONFIG_NAME!r} has refuses false: it would let an answer go on after its "
+        f"last retry, which is for comparisons alone; {remedy}",
+    )
+    require(
         policy.can_steer or policy.can_refuse,
         f"the policy in {CONFIG_NAME!r} can never act, whatever is said: {numbers}; {remedy}",
     )

@@ -29,8 +29,7 @@ from safesteer_edge.library.index import bundles_folder, installed_bundle
 from safesteer_edge.library.memory_need import ModelShape, read_model_shape
 from safesteer_edge.session.settings import SessionSettings
 
-# Measured: `calibrate` of the default model (94 MiB) on two cores, pictures included.
-# A quick calibration on two cores: the default model (94 MiB) and two larger ones.
+# A quick calibration on two cores, by what the default model (94 MiB) and one of 1.0 GiB took.
 _FITTING_MINUTES = 2.0
 _READING_MINUTES_PER_GIB = 28.0
 

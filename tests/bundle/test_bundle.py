@@ -134,6 +134,13 @@ def test_an_unknown_schema_version_is_refused(
     assert "upgrade" in refusal(folder, model)
 
 
+def test_a_policy_that_never_refuses_is_for_comparisons_and_no_bundles(
+    folder: Path, model: ModelInfo, edit_config: EditConfig
+):
+    edit_config(lambda c: c["policy"].update(refuses=False))
+    assert "refuses false" in refusal(folder, model)
+
+
 @pytest.mark.parametrize("name", ["../probe.onnx", "/probe.onnx", "sub/probe.onnx", "..\\p.onnx"])
 def test_a_path_in_place_of_a_name_is_refused(
     folder: Path, model: ModelInfo, edit_config: EditConfig, name: str
