@@ -15,7 +15,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import IO, Final, Literal, TypeVar
@@ -28,6 +28,7 @@ Label = Literal["harmful", "harmless", "borderline", "ordinary"]
 
 SPLITS: Final[tuple[Split, ...]] = ("train", "calibration", "test")
 LABELS: Final[tuple[Label, ...]] = ("harmful", "harmless", "borderline", "ordinary")
+TRANSLATED: Final = ("de", "es", "fr", "it", "pt", "hi", "zh", "ja")
 MAX_LINE_BYTES: Final = 64 * 1024
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 
@@ -40,6 +41,7 @@ RECALIBRATION_COUNTS: Final[Mapping[Label, int]] = {
     "harmless": 30,
 }
 REPLAY_COUNTS: Final[Mapping[Label, int]] = {"ordinary": 60, "borderline": 40, "harmful": 60}
+_REINSTALL: Final = "reinstall safesteer-edge"
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _PAIR_SIDES: Final[tuple[Label, ...]] = ("harmful", "harmless")
 
@@ -107,6 +109,12 @@ class _SingleRow(Row):
     language: str = "en"
 
 
+@dataclass(frozen=True, slots=True)
+class _TranslatedRow(Row):
+    of: str  # the id of the English request
+    text: str
+
+
 _AnyRow = TypeVar("_AnyRow", bound=Row)
 
 
@@ -132,6 +140,38 @@ def load_requests(
                 place = (row.kind, row.split, row.language)
                 found.append(Request(row.id, row.text, label, *place))
     return tuple(r for r in found if r.split in wanted_splits and r.label in wanted_labels)
+
+
+def load_translated(
+    languages: Collection[str] = TRANSLATED,
+    *,
+    splits: Collection[Split] | None = None,
+    labels: Collection[Label] | None = None,
+) -> tuple[Request, ...]:
+    """Return the package's own requests in these languages, chosen as `load_requests` does.
+
+    Each is in the split, and has the label and group, of the request that it translates, so that no
+    request is trained on in one language and tested in another.
+    Raises SettingsError for an unknown choice, RequestDataError for a damaged installation.
+    """
+    wanted_languages = _checked_choices(languages, TRANSLATED, "language")
+    chosen = {request.id for request in load_requests(splits=splits, labels=labels)}
+    sources = {request.id: request for request in load_requests()}
+    found: list[Request] = []
+    for language in (code for code in TRANSLATED if code in wanted_languages):
+        name = f"languages/{language}.jsonl"
+        line_of: dict[str, int] = {}
+        for number, row in _numbered_package_rows(name, _TranslatedRow):
+            if row.of not in sources:
+                problem = f"no request has the id {row.of[:60]!r}"
+            elif line_of.setdefault(row.of, number) != number:
+                problem = f"line {line_of[row.of]} translates {row.of!r} too"
+            else:
+                if row.of in chosen:
+                    found.append(_translated(sources[row.of], language, row.text))
+                continue
+            raise _line_error(f"the package's {name!r}", number, f"{problem}; {_REINSTALL}")
+    return tuple(found)
 
 
 def read_requests(path: Path) -> tuple[Request, ...]:
@@ -162,13 +202,7 @@ def read_requests(path: Path) -> tuple[Request, ...]:
 
 def package_rows(name: str, kind: type[_AnyRow]) -> list[_AnyRow]:
     """The rows of one of the package's own files. Raises RequestDataError if it is damaged."""
-    source = f"the package's {name!r}"
-    file = resources.files("safesteer_edge.requests") / "data" / name
-    with (
-        os_errors_as(RequestDataError, f"cannot read {source}", "reinstall safesteer-edge"),
-        file.open("rb") as stream,
-    ):
-        return [row for _, row in _read_rows(stream, source, kind)]
+    return [row for _, row in _numbered_package_rows(name, kind)]
 
 
 def recalibration_requests() -> tuple[Request, ...]:
@@ -227,6 +261,23 @@ def split_of_text(text: str) -> Split:
 def lot_of(text: str) -> int:
     """A number in [0, 2**32) of the text alone: what draws the same at each time and everywhere."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def _numbered_package_rows(name: str, kind: type[_AnyRow]) -> list[tuple[int, _AnyRow]]:
+    source = f"the package's {name!r}"
+    file = resources.files("safesteer_edge.requests") / "data" / name
+    with (
+        os_errors_as(RequestDataError, f"cannot read {source}", _REINSTALL),
+        file.open("rb") as stream,
+    ):
+        return list(_read_rows(stream, source, kind))
+
+
+def _translated(source: Request, language: str, text: str) -> Request:
+    pair_id = source.pair_id and f"{language}/{source.pair_id}"
+    return replace(
+        source, id=f"{language}/{source.id}", text=text, language=language, pair_id=pair_id
+    )
 
 
 def _read_rows(
