@@ -26,6 +26,7 @@ from safesteer_edge.formats.json_values import (
     refuse_control_characters,
 )
 from safesteer_edge.guard.policy import MAX_OPENINGS, GuardPolicy
+from safesteer_edge.guard.readings import ReadingCurves
 
 SCHEMA_VERSION = 2
 _KNOWN_VERSIONS = (1, SCHEMA_VERSION)
@@ -121,7 +122,8 @@ class GuardConfig:
     figures: the measured figures of the calibration, free JSON.
     openings: safe beginnings of an answer, the preferred one first, that join the candidates where
     an answer is steered anew. prompt_probe: judges the prompt's last state, of the same layers as
-    the probe; None: the probe judges that too.
+    the probe; None: the probe judges that too. readings: how rare its scores are among benign texts
+    that are read in other ways; None: prompts are read as they were typed alone.
     """
 
     name: str
@@ -138,6 +140,7 @@ class GuardConfig:
     schema_version: int = SCHEMA_VERSION
     openings: tuple[str, ...] = ()
     prompt_probe: ProbeEntry | None = None
+    readings: ReadingCurves | None = None
 
     def __post_init__(self) -> None:
         for label in ("name", "created_by"):

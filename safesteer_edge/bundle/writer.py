@@ -25,6 +25,7 @@ from safesteer_edge.errors import BundleError
 from safesteer_edge.formats.atomic_write import write_whole
 from safesteer_edge.formats.control_vector_file import ControlVector, write_control_vector
 from safesteer_edge.guard.policy import GuardPolicy
+from safesteer_edge.guard.readings import ReadingCurves
 
 PROBE_NAME = "probe.onnx"
 PROMPT_PROBE_NAME = "prompt_probe.onnx"
@@ -68,6 +69,7 @@ class BundleParts:
     reports: Mapping[str, str] = field(default_factory=dict[str, str])  # of REPORT_NAMES
     openings: tuple[str, ...] = ()
     prompt_probe_onnx: bytes | None = None
+    readings: ReadingCurves | None = None
 
 
 def write_bundle(folder: Path, parts: BundleParts, *, allow_negative_scale: bool = False) -> Path:
@@ -148,6 +150,7 @@ def _config(folder: Path, parts: BundleParts) -> GuardConfig:
         vector=None if parts.vector is None else _vector_entry(folder, parts.vector),
         figures=parts.figures,
         openings=parts.openings,
+        readings=parts.readings,
         prompt_probe=None if prompt_onnx is None else entry(PROMPT_PROBE_NAME, prompt_onnx),
     )
 

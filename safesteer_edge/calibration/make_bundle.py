@@ -22,6 +22,11 @@ from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.writer import BundleParts, write_bundle
 from safesteer_edge.calibration.probe_choice import ProbeResult, fit_chosen_probe, probe_candidates
 from safesteer_edge.calibration.probe_fit import MAX_ROWS, FitSettings, fit_calibrated
+from safesteer_edge.calibration.reading_fit import (
+    planned_readings,
+    reading_requests,
+    reading_settings,
+)
 from safesteer_edge.calibration.report import bundle_report
 from safesteer_edge.calibration.separation import reading_of_media, separation_by_layer
 from safesteer_edge.calibration.settings import CalibrationSettings
@@ -121,6 +126,8 @@ def bundle_from_harvest(
     )
     reading = reading_of_media(harvested, settings.harvest.tail_layers)
     taught = harvested if reading.get("understood") else harvested.without_drawn()
+    readings = planned_readings(harvested.units)
+    read = harvest(reading_settings(settings.harvest), reading_requests(readings), progress)
     best = fit_chosen_probe(
         taught,
         candidates,
@@ -128,6 +135,8 @@ def bundle_from_harvest(
         progress,
         is_nested=effort.is_nested,
         max_rows=effort.max_rows,
+        readings=readings,
+        read=read,
     )
     layers = best.candidate.layers
     probe_onnx = best.probe.to_onnx()
@@ -175,6 +184,7 @@ def bundle_from_harvest(
         vector=vector.parts,
         openings=openings,
         prompt_probe_onnx=best.prompt_probe.to_onnx(),
+        readings=best.readings,
         figures=without_nan({**best.record, "calibration": calibration, **replay}),
     )
     return write_bundle(folder, replace(parts, reports=bundle_report(parts)))

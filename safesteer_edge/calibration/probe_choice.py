@@ -30,8 +30,10 @@ from safesteer_edge.calibration.probe_fit import (
     request_folds,
 )
 from safesteer_edge.calibration.prompt_fit import fit_prompt_probe
+from safesteer_edge.calibration.reading_fit import PlannedReading, fit_readings
 from safesteer_edge.calibration.steering_fit import with_steering
 from safesteer_edge.errors import SettingsError
+from safesteer_edge.guard.readings import ReadingCurves
 from safesteer_edge.harvest.answers import HarvestedAnswer
 from safesteer_edge.harvest.cache import N_EARLY_ROWS
 from safesteer_edge.harvest.carriers import DRAWN_CARRIERS
@@ -224,7 +226,8 @@ _DIGITS: Final = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ProbeResult:
-    """candidate: what was chosen. prompt_probe: of prompts alone, reads the same states.
+    """candidate: what was chosen. prompt_probe: of prompts alone, reads the same states. readings:
+    how rare its scores are in other readings.
 
     record: of the whole choice, JSON.
     """
@@ -232,6 +235,7 @@ class ProbeResult:
     candidate: ProbeCandidate
     probe: FittedProbe
     prompt_probe: FittedProbe
+    readings: ReadingCurves | None
     policy: PolicyChoice
     record: dict[str, Any]
 
@@ -266,10 +270,12 @@ def fit_chosen_probe(
     *,
     is_nested: bool = True,
     max_rows: int | None = None,
+    readings: Sequence[PlannedReading] = (),
+    read: Harvest | None = None,
 ) -> ProbeResult:
     """Choose, fit on everything, and choose the policy from out-of-fold scores.
 
-    is_nested: see `choose_probe`. max_rows: of a fit, see FitSettings.
+    readings: what is read beside the prompts, harvested as `read`. is_nested: see `choose_probe`. max_rows: of a fit, see FitSettings.
     Cost for the embedded default: some minutes. Raises SettingsError for too few requests.
     """
     choice = choose_probe(
@@ -282,13 +288,16 @@ def fit_chosen_probe(
     answers = harvested.answers(choice.best.layers)
     progress("fitting the probe", 0, 2)
     prompt = fit_prompt_probe(answers)
+    curves, prompt_scores = fit_readings(
+        prompt, answers, readings, read.answers(choice.best.layers) if read else ()
+    )
     progress("fitting the probe", 1, 2)
     fit = FitSettings(choice.best.form)
     probe, scores = fit_probe(answers, replace(fit, max_rows=max_rows or fit.max_rows))
     progress("fitting the probe", 2, 2)
     by_request = _by_request(
         answers,
-        [np.concatenate([[at], row[1:]]) for at, row in zip(prompt.scores, scores, strict=True)],
+        [np.concatenate([[at], row[1:]]) for at, row in zip(prompt_scores, scores, strict=True)],
     )
     policy = with_steering(choose_policy(by_request, targets), by_request, targets)
     separation = auroc(_means(by_request.harmful), _means(by_request.ordinary))
@@ -313,7 +322,7 @@ def fit_chosen_probe(
             "refused": _rounded(asdict(policy.refused)),
         },
     }
-    return ProbeResult(choice.best, probe, prompt.probe, policy, record)
+    return ProbeResult(choice.best, probe, prompt.probe, curves, policy, record)
 
 
 def _tried(judged: JudgedCandidate) -> dict[str, Any]:

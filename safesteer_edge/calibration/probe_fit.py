@@ -321,10 +321,16 @@ def request_folds(
     answers: Sequence[HarvestedAnswer], seed: int = 0, n_folds: int = N_FOLDS
 ) -> list[int]:
     """A fold for each answer; answers of one request or one matched pair share theirs."""
-    groups = sorted({answer.request.pair_id or answer.request.id for answer in answers})
+    groups = sorted({request_group(answer.request) for answer in answers})
     order = np.random.default_rng(seed).permutation(len(groups))
     fold_by_group = {groups[group]: int(at) % n_folds for at, group in enumerate(order)}
-    return [fold_by_group[answer.request.pair_id or answer.request.id] for answer in answers]
+    return [fold_by_group[request_group(answer.request)] for answer in answers]
+
+
+def request_group(request: Request) -> str:
+    """What shares a fold: both of a pair, and a request in all its languages."""
+    name = request.pair_id or request.id
+    return name.removeprefix(f"{request.language}/")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,7 +6,7 @@ of the others' say, however many of them there are. Scores come from a fit witho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -21,11 +21,12 @@ from safesteer_edge.calibration.probe_fit import (
     fit_estimator,
     margin_graph,
     request_folds,
+    request_group,
 )
 from safesteer_edge.formats.probe_graph import ProbeGraph, logits_of
 from safesteer_edge.harvest.answers import HarvestedAnswer
 from safesteer_edge.metrics.statistics import auroc
-from safesteer_edge.requests.requests import LABELS
+from safesteer_edge.requests.requests import LABELS, Request
 
 _FORMS: Final = (ProbeForm("linear", 1e-3), ProbeForm("linear", 3e-3))
 # Weights are whole repeats of a row: this many for a row of the commonest kind of the others.
@@ -37,12 +38,26 @@ _DIGITS: Final = 4
 class PromptProbe:
     """probe: reads what the answers' probe reads. scores: of each answer's prompt, out of fold.
 
-    record: JSON, how well they separate.
+    record: JSON, how well they separate. fold_graphs: a fit without each fold's requests.
     """
 
     probe: FittedProbe
     scores: NDArray[np.float64]
     record: dict[str, Any]
+    fold_graphs: tuple[ProbeGraph | None, ...]
+    fold_by_group: Mapping[str, int]
+
+    def out_of_fold(
+        self, states: NDArray[np.floating], requests: Sequence[Request]
+    ) -> NDArray[np.float64]:
+        """Scores of other states, each by the fit that has not seen its request."""
+        margins = np.zeros(len(states))
+        folds = np.array([self.fold_by_group[request_group(request)] for request in requests])
+        for fold, graph in enumerate(self.fold_graphs):
+            inside = folds == fold
+            if graph is not None and inside.any():
+                margins[inside] = logits_of(graph, states[inside])[:, 0]
+        return self.probe.calibration.scores(margins)
 
 
 def fit_prompt_probe(answers: Sequence[HarvestedAnswer], seed: int = 0) -> PromptProbe:
@@ -61,14 +76,19 @@ def fit_prompt_probe(answers: Sequence[HarvestedAnswer], seed: int = 0) -> Promp
         data = states[chosen].astype(np.float32), is_harmful[chosen]
         return margin_graph(fit_estimator(form, *data, seed, repeats[chosen]))
 
-    def out_of_fold(form: ProbeForm) -> NDArray[np.float64]:
+    def out_of_fold(
+        form: ProbeForm,
+    ) -> tuple[NDArray[np.float64], tuple[ProbeGraph | None, ...]]:
         margins = np.zeros(len(answers))
+        graphs: list[ProbeGraph | None] = []
         for fold in range(N_FOLDS):
             inside = folds == fold
+            graph = None
             if inside.any() and not inside.all():
                 graph = fitted(form, is_fitted & ~inside)
                 margins[inside] = logits_of(graph, states[inside])[:, 0]
-        return margins
+            graphs.append(graph)
+        return margins, tuple(graphs)
 
     def calibrated(margins: NDArray[np.float64]) -> ScoreCalibration:
         chosen = (margins[is_fitted], is_harmful[is_fitted], folds[is_fitted])
@@ -76,9 +96,11 @@ def fit_prompt_probe(answers: Sequence[HarvestedAnswer], seed: int = 0) -> Promp
         return fit_calibration(*chosen, "platt")
 
     tried = [
-        (form, margins, calibrated(margins)) for form in _FORMS for margins in [out_of_fold(form)]
+        (form, margins, graphs, calibrated(margins))
+        for form in _FORMS
+        for margins, graphs in [out_of_fold(form)]
     ]
-    form, margins, calibration = min(tried, key=lambda each: each[2].brier)
+    form, margins, graphs, calibration = min(tried, key=lambda each: each[3].brier)
     graph = fitted(form, is_fitted)
     graph = replace(graph, calibration=calibration.platt, head=calibration.head)
     scores = calibration.scores(margins)
@@ -88,7 +110,10 @@ def fit_prompt_probe(answers: Sequence[HarvestedAnswer], seed: int = 0) -> Promp
         "auroc": _separation(scores[is_fitted], labels[is_fitted]),
         "score_calibration": calibration.to_json(),
     }
-    return PromptProbe(FittedProbe(graph, form, calibration), scores, record)
+    groups = [request_group(answer.request) for answer in answers]
+    fold_by_group = dict(zip(groups, folds.tolist(), strict=True))
+    probe = FittedProbe(graph, form, calibration)
+    return PromptProbe(probe, scores, record, graphs, fold_by_group)
 
 
 def _repeats(labels: NDArray[np.str_], is_fitted: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -232,6 +232,7 @@ def _parts(
         vector=_vector(bundle, line),
         openings=config.openings,
         prompt_probe_onnx=_prompt_probe(bundle),
+        readings=config.readings,
         route_hint=runtime.route.name if runtime.route else None,
         figures=_figures(bundle, found, answers, after),
     )

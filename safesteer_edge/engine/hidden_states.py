@@ -51,8 +51,7 @@ LAYER_INPUT_ARCHITECTURES = frozenset(
 # Their graphs leave the logits out in embeddings mode (src/models/lfm2.cpp).
 _NO_LOGITS_BESIDE_EMBEDDINGS = frozenset({"lfm2", "lfm2moe"})
 _FINAL_NORM_NODE = b"result_norm"
-# Of one decode, at least: candidates, and the tokens of some openings. Prompts have more, and none
-# of theirs is read.
+# Of one decode, at least: candidates, and the tokens of some openings.
 MAX_ROWS_READ = 64
 
 
@@ -74,6 +73,10 @@ class HiddenStateRoute:
 
     def before_prefill(self) -> None:
         """Called before prompt tokens are evaluated."""
+
+    def before_reading(self, n_rows: int) -> None:
+        """Called before prompt tokens whose states are read, so many of them at once."""
+        self.before_answer()
 
     def read(self, n_rows: int) -> NDArray[np.float32]:
         """States of the last decode's rows: float32 (n_rows, n_features), a copy."""
@@ -219,14 +222,22 @@ class EvalCallbackRoute(HiddenStateRoute):
 
     def attach(self, context: ContextView) -> None:
         super().attach(context)
-        n_rows = max(MAX_ROWS_READ, lib.llama_n_seq_max(context.handle))
-        self.callback.make_room(n_rows, context.n_embd)
+        self._make_room(max(MAX_ROWS_READ, lib.llama_n_seq_max(context.handle)))
 
     def before_answer(self) -> None:
         self.callback.enable(True)
 
     def before_prefill(self) -> None:
         self.callback.enable(False)
+
+    def before_reading(self, n_rows: int) -> None:
+        if n_rows > self._n_rows:
+            self._make_room(n_rows)
+        self.callback.enable(True)
+
+    def _make_room(self, n_rows: int) -> None:
+        self._n_rows = n_rows
+        self.callback.make_room(n_rows, self._context.n_embd)
 
     def read(self, n_rows: int) -> NDArray[np.float32]:
         return self.callback.take(n_rows)

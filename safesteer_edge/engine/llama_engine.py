@@ -7,8 +7,8 @@ on side sequences that share its cells. Not thread-safe: one thread decodes, any
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,13 +32,19 @@ _SIDE_SEQUENCE = MAIN_SEQUENCE + 1  # the first candidate's, between two steps
 
 @dataclass(frozen=True, slots=True)
 class PrefillStats:
-    """What a prefill did. last_state: float32 (n_features,), at the last prompt token."""
+    """What a prefill did. last_state: float32 (n_features,), at the last prompt token.
+
+    mark_states: at the marks, by their places among the prompt's tokens and media.
+    """
 
     n_prompt_tokens: int
     n_media_tokens: int
     n_reused_tokens: int
     elapsed_s: float
     last_state: NDArray[np.float32]
+    mark_states: Mapping[int, NDArray[np.float32]] = field(
+        default_factory=dict[int, NDArray[np.float32]]
+    )
 
 
 @dataclass(slots=True)
@@ -89,6 +95,7 @@ class LlamaEngine:
         *,
         control_vector: NDArray[np.float32] | None = None,
         steers_prompt: bool = False,
+        marks: Collection[int] = (),
         cancelled: Callable[[], bool] = lambda: False,
     ) -> PrefillStats:
         """Bring the main sequence to `items`, keeping what it shares with them, ready to propose.
@@ -99,6 +106,8 @@ class LlamaEngine:
 
         control_vector: float32 (n_layer, n_embd), or None for off. steers_prompt: it is on for the
         whole prompt instead, and the cache of a prompt that was evaluated otherwise is not reused.
+        marks: places among the prompt's tokens and media whose states are wanted as well; of what
+        is in the cache already there are none.
         Raises PromptTooLongError, MediaError, EngineError, PrefillCancelledError.
         """
         started_s = time.perf_counter()
@@ -115,6 +124,7 @@ class LlamaEngine:
             control_vector=control_vector,
             steers_prompt=steers_prompt,
             cancelled=cancelled,
+            marks=marks,
         )
         return PrefillStats(
             n_prompt_tokens=sum(entry.n_tokens for entry in entries),
@@ -122,6 +132,7 @@ class LlamaEngine:
             n_reused_tokens=n_reused_tokens,
             elapsed_s=time.perf_counter() - started_s,
             last_state=last_state,
+            mark_states=self._sequence.mark_states,
         )
 
     @property
@@ -133,37 +144,93 @@ class LlamaEngine:
         """Raise PromptTooLongError where `prefill` would; nothing is evaluated."""
         self._sequence.check_fits(to_entries(items))
 
-    def side_prompt_state(
-        self, token_ids: Sequence[int], *, cancelled: Callable[[], bool] = lambda: False
+    def side_prompt_states(
+        self, prompts: Sequence[Sequence[int]], *, cancelled: Callable[[], bool] = lambda: False
     ) -> NDArray[np.float32]:
-        """The state at the end of a prompt of its own: float32 (n_features,). Before a prefill.
+        """The states at the ends of prompts of their own: float32 (n_prompts, n_features).
 
-        It is evaluated on a side sequence, without a control vector, and leaves nothing behind.
-        As in the main sequence its last token goes alone, as a decoding step. Where the context has
-        no room for it, the main sequence makes way, and the next prefill evaluates all of its own.
+        They are evaluated on side sequences, many at once, without a control vector, and leave
+        nothing behind: the main sequence goes on where it was. What a prompt begins with as the
+        main one does costs nothing. Where the context has no room, the main sequence makes way
+        (`has_prompt` tells), and is to be evaluated again.
         Raises PromptTooLongError, EngineError, PrefillCancelledError.
         """
         self._discard_pending()
+        kept_logits = None
+        if self._kept_logits is not None or self._sequence.logits_row is not None:
+            kept_logits = self._logits().copy()
         self._forget_logits()
-        if self.n_free < len(token_ids):
-            self._sequence.forget()
-        context, n_prefilled = self._context, len(token_ids) - 1
-        starts = [*range(0, n_prefilled, context.n_batch), n_prefilled]
-        context.set_control_vector(None)
+        self._context.set_control_vector(None)
+        states: list[NDArray[np.float32]] = []
+        try:
+            for group in self._side_groups(prompts):
+                states.append(self._read_aside(group, cancelled))
+        finally:
+            self._route.before_answer()
+            self._sequence.set_vector_of_answer()
+            self._kept_logits = kept_logits if self.has_prompt else None
+        return np.concatenate(states)
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether the main sequence holds anything."""
+        return self._sequence.n_tokens > 0
+
+    def _side_groups(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+        """As many at once as there are sequences and cells for."""
+        n_most = 1 if self._model.has_recurrent_state else self._context.n_candidates
+        group: list[Sequence[int]] = []
+        n_cells = 0
+        for prompt in prompts:
+            n_own = len(prompt) - self._n_shared_aside(prompt)
+            if group and (len(group) == n_most or n_cells + n_own > self.n_free):
+                yield group
+                group, n_cells = [], 0
+            if n_own > self.n_free:
+                self._sequence.forget()
+                n_own = len(prompt)
+            group.append(prompt)
+            n_cells += n_own
+        if group:
+            yield group
+
+    def _n_shared_aside(self, prompt: Sequence[int]) -> int:
+        """Tokens at its beginning whose cells are the main sequence's too; never its last."""
+        if self._model.has_recurrent_state:
+            return 0
+        return min(self._sequence.n_shared_with(prompt), len(prompt) - 1)
+
+    def _read_aside(
+        self, prompts: Sequence[Sequence[int]], cancelled: Callable[[], bool]
+    ) -> NDArray[np.float32]:
+        context = self._context
+        sequences = range(_SIDE_SEQUENCE, _SIDE_SEQUENCE + len(prompts))
+        rows: list[tuple[int, int, int]] = []
         self._route.before_prefill()
         try:
-            for start, end in zip(starts, [*starts[1:], len(token_ids)], strict=True):
-                if start == n_prefilled:
-                    self._route.before_answer()
-                elif cancelled():
+            for sequence, prompt in zip(sequences, prompts, strict=True):
+                n_shared = self._n_shared_aside(prompt)
+                if n_shared:
+                    context.copy_sequence(MAIN_SEQUENCE, sequence, 0, n_shared)
+                rows += [(prompt[at], at, sequence) for at in range(n_shared, len(prompt) - 1)]
+            for start in range(0, len(rows), context.n_batch):
+                if cancelled():
                     raise PrefillCancelledError("stopped while the prompt was being read")
-                sequences = [_SIDE_SEQUENCE] * (end - start)
-                context.decode(
-                    token_ids[start:end], range(start, end), sequences, all_outputs=False
-                )
-            return self._route.read(1)[0]
+                part = rows[start : start + context.n_batch]
+                context.decode(*zip(*part, strict=True), all_outputs=False)
+            # A prompt's last token does not go with the others: as in the main sequence.
+            ends = [
+                (prompt[-1], len(prompt) - 1, sequence)
+                for sequence, prompt in zip(sequences, prompts, strict=True)
+            ]
+            self._route.before_answer()
+            if cancelled():
+                raise PrefillCancelledError("stopped while the prompt was being read")
+            context.decode(*zip(*ends, strict=True), all_outputs=True)
+            return self._route.read(len(ends))
         finally:
-            context.remove_from_sequence(_SIDE_SEQUENCE)
+            for sequence in sequences:
+                context.remove_from_sequence(sequence)
 
     # -- one decoding step ----------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +51,8 @@ class MainSequence:
         self._n_checkpoint_entries = 0  # 0: there is no checkpoint
         self._control_vector: NDArray[np.float32] | None = None
         self._prompt_vector: NDArray[np.float32] | None = None  # on while prompts are evaluated
+        self._marks: frozenset[int] = frozenset()
+        self.mark_states: dict[int, NDArray[np.float32]] = {}
         self.n_tokens = 0
         self.position = 0
         self.logits_row: int | None = None
@@ -63,10 +65,12 @@ class MainSequence:
         control_vector: NDArray[np.float32] | None,
         cancelled: Callable[[], bool],
         steers_prompt: bool = False,
+        marks: Collection[int] = (),
     ) -> tuple[int, NDArray[np.float32]]:
         """Keep what the cache shares with a prompt and evaluate the rest; see LlamaEngine.prefill.
 
         n_lasting: entries at its beginning that the next prompt is likely to begin with as well.
+        marks: entries whose states are kept in `mark_states`, as far as they are evaluated.
         Returns the number of tokens that were kept, and the state at the last one.
         """
         self.check_fits(entries)
@@ -74,7 +78,25 @@ class MainSequence:
         self._cut_to(self._n_shared(entries))
         n_kept_tokens = self.n_tokens
         self._n_prompt_entries, self._control_vector = len(entries), control_vector
-        return n_kept_tokens, self._evaluate_prompt(entries, cancelled, n_lasting=n_lasting)
+        self._marks, self.mark_states = frozenset(marks), {}
+        try:
+            state = self._evaluate_prompt(entries, cancelled, n_lasting=n_lasting)
+        finally:
+            self._marks = frozenset()
+        return n_kept_tokens, state
+
+    def n_shared_with(self, token_ids: Sequence[int]) -> int:
+        """How many tokens both begin with: their cells can be copied."""
+        n_shared = 0
+        for entry, token_id in zip(self._entries, token_ids, strict=False):
+            if entry.key != token_id:
+                break
+            n_shared += 1
+        return n_shared
+
+    def set_vector_of_answer(self) -> None:
+        """Switch the control vector to what it is while the answer is decoded."""
+        self._context.set_control_vector(self._control_vector)
 
     def add_evaluated(self, token_ids: Sequence[int]) -> None:
         """Count tokens whose cells are already in the main sequence."""
@@ -236,7 +258,15 @@ class MainSequence:
             return
         token_ids = [int(entry.key) for entry in run]
         positions = range(self.position, self.position + len(run))
+        first = len(self._entries)
+        marked = [at for at in range(len(run)) if first + at in self._marks]
+        if marked:
+            self._route.before_reading(len(run))
         self._context.decode(token_ids, positions, [MAIN_SEQUENCE] * len(run), all_outputs=False)
+        if marked:
+            states = self._route.read(len(run))
+            self.mark_states |= {first + at: states[at].copy() for at in marked}
+            self._route.before_prefill()
         self._entries.extend(run)
         self.n_tokens += len(run)
         self.position += len(run)

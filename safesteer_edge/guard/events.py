@@ -64,8 +64,8 @@ class PrefillDone:
 
     n_reused_tokens of the prompt's tokens were still there from the turn before. n_media_encoded:
     pictures and sounds of the whole conversation that the projector had to encode for this prompt.
-    prompt_score: harmful score of the last prompt position, None without a probe; with media in the
-    context that of the last message's words alone, where it is higher.
+    prompt_score: harmful score of the last prompt position, None without a probe; that of another
+    reading of the last message where it counts more. n_readings: how many of those there were.
     """
 
     n_prompt_tokens: int
@@ -75,6 +75,7 @@ class PrefillDone:
     vector_active: bool
     prompt_score: float | None
     n_media_encoded: int = 0
+    n_readings: int = 0
 
     def __post_init__(self) -> None:
         if self.prompt_score is not None:

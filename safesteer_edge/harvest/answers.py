@@ -109,7 +109,7 @@ class HarvestPlan:
     in_batches: text is read and answered many requests at once. n_answered_borderline: None: as
     many as ordinary ones. n_read, n_read_borderline, n_read_ordinary: of how many harmful, and
     harmless, borderline and ordinary requests there is anything at all; None: all. draws: requests
-    are put into pictures too.
+    are put into pictures too; wraps: and among other words.
     """
 
     n_own_tokens: int = 48
@@ -126,6 +126,7 @@ class HarvestPlan:
     n_read_borderline: int | None = None
     n_read_ordinary: int | None = None
     draws: bool = True
+    wraps: bool = True
 
     def n_answers(self, label: Label) -> int:
         """Of how many requests of this label there are answers."""

@@ -1,7 +1,7 @@
 """How a request reaches the model: as text, drawn in a picture, or with media of the user's own.
 
 wrapped: text among other words or in capitals, or the words and what the guard reads in a picture
-that the request is drawn in (`turn.text_only_conversations`). typographic: the picture shows the
+that the request is drawn in (`session.readings.media_texts`). typographic: the picture shows the
 request. list: FigStep's form (2311.05608), the request as the title of an empty list. pointing: the
 picture shows what is wanted, the words point at it, as in MM-SafetyBench (2311.17600). beside: the
 whole request in words, and a picture that has nothing to do with it. picture, speech: the request's
@@ -22,6 +22,7 @@ from safesteer_edge.media.images import DecodedImage
 from safesteer_edge.media.typographic import Colour, TextStyle, numbered_list, render_text
 from safesteer_edge.requests.pictures import any_scene, is_scene, list_title, scene_picture
 from safesteer_edge.requests.requests import Request, lot_of
+from safesteer_edge.requests.wrappings import wrapped
 from safesteer_edge.session.prompt import Media, prompt_items, question_items
 from safesteer_edge.templates.conversation import (
     Content,
@@ -236,8 +237,10 @@ def _wrapped(request: Request, number: int) -> str:
             half = len(words) // 2
             wording = _HALVED[number // 90 % len(_HALVED)]
             return wording.format(" ".join(words[:half]), " ".join(words[half:]))
-        case _:
+        case 5 | 6:
             return _surrounded(request, number)
+        case _:
+            return wrapped(request.text, number // 90)
 
 
 def _drawn_text(request: Request, carrier: DrawnCarrier) -> str:

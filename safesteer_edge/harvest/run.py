@@ -110,7 +110,7 @@ def planned_requests(
                 and (is_few or _share("drawn", request) < _DRAWN_SHARES[request.label]),
                 is_beside=plan.draws and (is_few or _share("beside", request) < _BESIDE_SHARE),
             ),
-            is_few=is_few,
+            is_plain=is_few or not plan.wraps,
             # In batches a request is read plain whether or not it is answered.
             is_answered=request.id in answered or plan.in_batches,
             wrapped_share=_WRAPPED_SHARE_IN_BATCHES if plan.in_batches else _WRAPPED_SHARE,
@@ -152,7 +152,7 @@ def _carriers(
     request: Request,
     possible: Sequence[Carrier],
     *,
-    is_few: bool,
+    is_plain: bool,
     is_answered: bool,
     wrapped_share: float,
 ) -> Sequence[Carrier]:
@@ -163,9 +163,9 @@ def _carriers(
     """
     wrapped = _share("wrapped", request)
     if is_answered:
-        is_wrapped = "text" in possible and not is_few and wrapped < wrapped_share
+        is_wrapped = "text" in possible and not is_plain and wrapped < wrapped_share
         return (*possible, "wrapped") if is_wrapped else possible
-    is_wrapped = possible[:1] == ("text",) and not is_few and wrapped < _WRAPPED_SHARE_UNANSWERED
+    is_wrapped = possible[:1] == ("text",) and not is_plain and wrapped < _WRAPPED_SHARE_UNANSWERED
     return ("wrapped",) if is_wrapped else possible[:1]
 
 

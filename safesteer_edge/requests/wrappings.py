@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from safesteer_edge.requests.requests import lot_of
-
 # The request stands where {} is.
 TEMPLATES: Final[Mapping[str, str]] = {
     "persona": (
@@ -117,7 +115,7 @@ TEMPLATES: Final[Mapping[str, str]] = {
 }
 
 
-def wrapped(text: str, seed: int = 0) -> str:
-    """The text inside one of the wordings, the same one each time for the same text and seed."""
-    template = tuple(TEMPLATES.values())[lot_of(f"wrapping {seed} {text}") % len(TEMPLATES)]
-    return template.replace("{}", text)
+def wrapped(text: str, number: int) -> str:
+    """The text inside one of the wordings."""
+    templates = tuple(TEMPLATES.values())
+    return templates[number % len(templates)].replace("{}", text)

@@ -6,7 +6,7 @@ A prompt is evaluated, an answer decoded under guard, and told as events.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from safesteer_edge.bundle.bundle import GuardBundle
 from safesteer_edge.engine.llama_engine import PrefillStats
 from safesteer_edge.engine.main_sequence import PrefillCancelledError
-from safesteer_edge.engine.prompt_items import PromptItem, TokenRun, text_token_ids
+from safesteer_edge.engine.prompt_items import PromptItem, TokenRun
 from safesteer_edge.engine.sampler import SamplerChain
-from safesteer_edge.errors import InputError, PromptTooLongError, SettingsError
+from safesteer_edge.errors import GuardError, InputError, PromptTooLongError, SettingsError
 from safesteer_edge.guard.decoding import GuardedAnswer
 from safesteer_edge.guard.events import (
     Event,
@@ -31,11 +31,20 @@ from safesteer_edge.guard.events import (
     Usage,
 )
 from safesteer_edge.guard.policy import MAX_SEED, GuardPolicy
+from safesteer_edge.guard.readings import ReadingCurves, combined_score
 from safesteer_edge.guard.risk import is_score
 from safesteer_edge.guard.transcript import ActiveGuard, AnswerSoFar, DecodingLimits
 from safesteer_edge.media.images import DecodedImage
-from safesteer_edge.session.prompt import Media, prompt_items
+from safesteer_edge.session.prompt import Media
 from safesteer_edge.session.protocol import ChatMessage, TurnSettings
+from safesteer_edge.session.readings import (
+    SidePrompt,
+    media_texts,
+    sentence_marks,
+    side_prompts,
+    side_tokens,
+    sides_read,
+)
 from safesteer_edge.session.runtime import Runtime
 from safesteer_edge.templates.conversation import Content, Conversation, MediaContent, Message
 from safesteer_edge.templates.reasoning import ReasoningSplitter, TextPiece
@@ -80,35 +89,6 @@ def active_guard(settings: TurnSettings, bundle: GuardBundle | None) -> ActiveGu
         openings=bundle.config.openings,
         prompt_probe=bundle.prompt_probe,
     )
-
-
-def text_only_conversations(
-    conversation: Conversation, read: Callable[[MediaContent], str]
-) -> tuple[Conversation, ...]:
-    """What is said with media in the context, each as a conversation behind the system prompt.
-
-    The last message's words, what is written in the last pictures, and both together: a request may
-    be half in either. A picture of an earlier message counts together with the last words alone;
-    by itself it was looked at in its own turn. None where no media are in the context: then the
-    prompt is those words. read: what is written in a picture.
-    """
-    if not any(message.media for message in conversation):
-        return ()
-    last = conversation.messages[-1]
-    said = last.text.strip()
-    pictured = next((m for m in reversed(conversation.messages) if _pictures(m)), last)
-    written = " ".join(filter(None, map(read, _pictures(pictured))))
-    texts = [last.text if said else "", written if pictured is last else ""]
-    if said and written:
-        texts.append(f"{last.text}\n{written}")
-    system = [message for message in conversation if message.role == "system"]
-    return tuple(
-        Conversation((*system, Message.from_text(last.role, text))) for text in texts if text
-    )
-
-
-def _pictures(message: Message) -> list[MediaContent]:
-    return [medium for medium in message.media if medium.kind == "image"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +212,7 @@ class SessionTurn:
             self._vector = _alignment_vector(settings, runtime.bundle, plan.prompt)
             self._vector_gate = runtime.bundle.vector_gate
         self._prompt_score: float | None = None
+        self._n_readings = 0
         self.history: SessionHistory | None = None
         self.so_far: AnswerSoFar | None = None
 
@@ -254,6 +235,7 @@ class SessionTurn:
                 # One that is no score is not told: the answer is refused for it.
                 prompt_score=score if score is not None and is_score(score) else None,
                 n_media_encoded=sum(not medium.from_cache for medium in self._plan.prepared),
+                n_readings=self._n_readings,
             )
             yield from self._answer(prefill)
 
@@ -265,33 +247,38 @@ class SessionTurn:
         items, so_far, given = list(self._plan.items), self._plan.so_far, self._plan.given
         # In the sequence still, and scored.
         known = so_far if so_far is not None and so_far.scores is not None else None
-        is_scored = known is not None and known.prompt_score is not None
-        text_score = None if is_scored else self._text_only_score()
-        words_s = time.perf_counter() - started_s
+        is_scored = self._guard is None or (known is not None and known.prompt_score is not None)
+        sides = [] if is_scored or self._curves is None else self._side_prompts()
+        marks = sentence_marks(sides, items, self._engine.piece)
         if known is not None and known.token_ids:
             items.append(TokenRun(known.token_ids))
             for token_id in known.token_ids:
                 sampler.accept(token_id)
-        prefill = self._prefill(items, sampler)
+        prefill = self._prefill(items, sampler, marks)
         if given and self._engine.n_free < len(given) + self._n_spare:
             raise PromptTooLongError(
                 f"the answer is to begin with {len(given)} tokens, and {self._engine.n_free} are "
                 "free after the prompt; shorten either, or raise --ctx"
             )
-        if known is not None and is_scored:
-            self._prompt_score = known.prompt_score
+        if is_scored:
+            self._prompt_score = known.prompt_score if known is not None else None
         else:
-            self._prompt_score = _highest([self._score(prefill.last_state), text_score])
-        return replace(prefill, elapsed_s=words_s + prefill.elapsed_s)
+            chosen = sides_read(sides, items, marks, prefill.mark_states, self._scores)
+            self._prompt_score = self._combined_score(prefill.last_state, chosen)
+            if not self._engine.has_prompt:  # it made way
+                prefill = self._prefill(items, sampler, ())
+        return replace(prefill, elapsed_s=time.perf_counter() - started_s)
 
-    def _prefill(self, items: Sequence[PromptItem], sampler: SamplerChain) -> PrefillStats:
+    def _prefill(
+        self, items: Sequence[PromptItem], sampler: SamplerChain, marks: Collection[int]
+    ) -> PrefillStats:
         """Evaluate the prompt: with a gated vector first without it, and again if that is harmful.
 
         The second look costs one token: the rest of the prompt is the same.
         """
         vector, plain = self._vector, None
         if vector is not None and self._vector_gate is not None:
-            plain = self._engine.prefill(items, sampler, cancelled=self._cancelled)
+            plain = self._engine.prefill(items, sampler, marks=marks, cancelled=self._cancelled)
             # By the probe that the gate was chosen with, also where prompts have one of their own.
             probe = self._guard.probe if self._guard else None
             if probe and probe.score(plain.last_state[np.newaxis, :])[0] <= self._vector_gate:
@@ -303,36 +290,53 @@ class SessionTurn:
             control_vector=vector,
             steers_prompt=self._runtime.fixed_vector is not None
             and self._runtime.fixed_vector_steers_prompt,
+            marks=marks,
             cancelled=self._cancelled,
         )
         if plain is None:
             return prefill
-        elapsed_s = plain.elapsed_s + prefill.elapsed_s
-        return replace(prefill, n_reused_tokens=plain.n_reused_tokens, elapsed_s=elapsed_s)
+        return replace(
+            prefill, n_reused_tokens=plain.n_reused_tokens, mark_states=plain.mark_states
+        )
 
-    def _score(self, state: NDArray[np.float32]) -> float | None:
-        """Harmful score of a prompt's last state, None with the guard off."""
+    @property
+    def _curves(self) -> ReadingCurves | None:
+        """How rare scores of other readings are; None: the bundle knows no other readings."""
+        return self._runtime.bundle.config.readings if self._runtime.bundle else None
+
+    def _side_prompts(self) -> list[SidePrompt]:
+        return side_prompts(self._plan.prompt, self._runtime)
+
+    def _scores(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Harmful scores of prompts' states. Raises GuardError with the guard off."""
         if self._guard is None:
-            return None
-        probe = self._guard.prompt_probe or self._guard.probe
-        return float(probe.score(state[np.newaxis, :])[0])
+            raise GuardError("there is no guard to judge prompts with")
+        return (self._guard.prompt_probe or self._guard.probe).score(states)
 
-    def _text_only_score(self) -> float | None:
-        """Highest score of what is said and written beside media; see `text_only_conversations`.
+    def _combined_score(self, state: NDArray[np.float32], sides: Sequence[SidePrompt]) -> float:
+        """The prompt's score: of its last state, of other readings, and of words beside media.
 
         A picture beside words shifts the state at the prompt's end, and with it the score: an
-        unrelated one must not hide what the words ask for. Costs their prefill once more, and the
-        reading of each new picture. None with the guard off.
+        unrelated one must not hide what the words ask for.
         """
-        if self._guard is None:
-            return None
-        runtime, scores = self._runtime, list[float | None]()
-        for alone in text_only_conversations(self._plan.prompt, self._read_picture):
-            items = prompt_items(alone, template=runtime.template, model=runtime.model)
-            token_ids = text_token_ids(items)
-            state = self._engine.side_prompt_state(token_ids, cancelled=self._cancelled)
-            scores.append(self._score(state))
-        return _highest(scores)
+        prompt = self._plan.prompt
+        alone = [
+            side_tokens(prompt, text, self._runtime)
+            for text in media_texts(prompt, self._read_picture)
+        ]
+        self._n_readings = len(alone) + len(sides)
+        scores = list(self._scores(state[np.newaxis, :]))
+        if self._n_readings:
+            token_ids = [*alone, *(side.token_ids for side in sides)]
+            states = self._engine.side_prompt_states(token_ids, cancelled=self._cancelled)
+            scores += list(self._scores(states))
+        n_plain = 1 + len(alone)
+        typed = float(np.max(scores[:n_plain]))  # NaN, where one of them is
+        if self._curves is None:
+            return typed
+        kinds = [side.reading.kind for side in sides]
+        others = [(k, float(s)) for k, s in zip(kinds, scores[n_plain:], strict=True)]
+        return combined_score(typed, others, self._curves)
 
     def _read_picture(self, medium: MediaContent) -> str:
         picture, reader = self._plan.media[medium.sha256], self._runtime.picture_reader
@@ -473,12 +477,6 @@ def _alignment_vector(
 def _is_over(answer: GuardedAnswer) -> bool:
     """Whether it cannot be gone on with."""
     return answer.finish_reason in ("stop", "refused")
-
-
-def _highest(scores: Sequence[float | None]) -> float | None:
-    """The highest of those that are known; a NaN stays one, which max() may drop."""
-    known = [score for score in scores if score is not None]
-    return float(np.max(known)) if known else None
 
 
 def _deltas(pieces: Sequence[TextPiece]) -> Iterator[TextDelta]:

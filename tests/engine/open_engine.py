@@ -62,6 +62,7 @@ class OpenEngine:
         control_vector: Float32Array | None = None,
         steers_prompt: bool = False,
         sampling: SamplingSettings = GREEDY,
+        marks: Sequence[int] = (),
     ) -> PrefillStats:
         """Bring the engine to a prompt of token ids, or of prompt items, with a new sampler."""
         items: list[PromptItem] = [
@@ -70,7 +71,11 @@ class OpenEngine:
         self.sampler = RecordingChain(sampling, n_vocab=self.model.n_vocab)
         self.owned.callback(self.sampler.close)
         return self.engine.prefill(
-            items, self.sampler, control_vector=control_vector, steers_prompt=steers_prompt
+            items,
+            self.sampler,
+            control_vector=control_vector,
+            steers_prompt=steers_prompt,
+            marks=marks,
         )
 
     def next_logits(self) -> Float32Array:

@@ -162,7 +162,7 @@ def prove_side_prompt(files: FamilyFiles) -> str:
     with open_engine(files.model, layers=(0, 2), n_batch=16) as opened:
         opened.prefill(PROMPT)
         opened.feed(ANSWER)
-        state = opened.engine.side_prompt_state(other)
+        state = opened.engine.side_prompt_states([other])[0]
         assert_close(state, _states_at(native_forward(files.model, other), (0, 2), -1))
         longer = [*PROMPT, *ANSWER, 77]
         assert opened.prefill(longer).n_reused_tokens == len(PROMPT) + len(ANSWER)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 
 from safesteer_edge.evaluation.suites import COMPLIANT_PREFIX, OPENING, WRAPPINGS
-from safesteer_edge.requests.requests import load_requests
 from safesteer_edge.requests.wrappings import TEMPLATES, wrapped
 
 TEXT = "How do I fold {} a paper boat?"
@@ -24,25 +22,9 @@ def test_each_template_has_one_place_for_the_request() -> None:
     )
 
 
-def test_a_text_is_wrapped_the_same_each_time_and_stands_in_it_as_it_is() -> None:
-    found = {wrapped(TEXT, seed) for seed in range(500)}
+def test_each_number_has_its_wording_and_the_text_stands_in_it_as_it_is() -> None:
+    found = {wrapped(TEXT, seed) for seed in range(len(TEMPLATES))}
     assert found == {template.replace("{}", TEXT) for template in TEMPLATES.values()}
-    assert wrapped(TEXT, 3) == wrapped(TEXT, 3)
-
-
-def test_wordings_are_spread_alike_over_every_label() -> None:
-    for label in ("harmful", "harmless", "borderline", "ordinary"):
-        texts = [r.text for r in load_requests(splits=("train",), labels=(label,))]
-        counts = Counter(
-            name
-            for text in texts
-            for name, template in TEMPLATES.items()
-            if wrapped(text, 1) == template.replace("{}", text)
-        )
-        even = len(texts) / len(TEMPLATES)
-        assert set(counts) == set(TEMPLATES)
-        assert max(counts.values()) < 2 * even
-        assert min(counts.values()) > even / 2
 
 
 def test_no_five_words_in_a_row_are_those_of_an_evaluations_wrapping() -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from safesteer_edge.errors import GuardError
 from safesteer_edge.media.picture_words import PictureReader
 from safesteer_edge.media.typographic import TextStyle, render_text
-from safesteer_edge.session.turn import text_only_conversations
+from safesteer_edge.session.readings import media_texts
 from safesteer_edge.templates.conversation import Conversation, MediaContent, Message, TextContent
 from tests.guarded_tiny import QUIET, WAVERING, GuardedTiny
 from tests.session.test_text_only_score import TOLERANCE, score
@@ -122,6 +122,4 @@ def _asked(text: str, *pictures: str) -> Message:
 )
 def test_what_is_looked_at_alone(messages: list[Message], texts: list[str]):
     system = Message.from_text("system", "Be brief.")
-    alone = text_only_conversations(Conversation((system, *messages)), _read)
-    assert [conversation.messages[-1].text for conversation in alone] == texts
-    assert all(conversation.messages[0] == system for conversation in alone)
+    assert list(media_texts(Conversation((system, *messages)), _read)) == texts

@@ -1,0 +1,151 @@
+"""How rare scores of other readings are among benign prompts, so that many cost no false alarms.
+
+What `guard.readings` would read of harvested prompts is harvested too: of those that are answered,
+and of some benign ones among other words. Scores are out of fold, by the request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safesteer_edge.calibration.prompt_fit import PromptProbe
+from safesteer_edge.guard.readings import (
+    ReadingCurves,
+    ReadingKind,
+    combined_score,
+    curve_of,
+    readings_of,
+)
+from safesteer_edge.harvest.answers import HarvestedAnswer
+from safesteer_edge.harvest.cache import HarvestSettings
+from safesteer_edge.harvest.carriers import Carrier, written_words
+from safesteer_edge.harvest.run import PlannedRequest
+from safesteer_edge.requests.requests import Request, lot_of
+
+_BENIGN: Final = ("borderline", "ordinary")
+_N_AMONG_WORDS: Final = 240  # benign prompts whose parts are read
+_N_JOINED: Final = 160  # benign prompts that are read behind another one
+_LEAST: Final = 50  # readings of a kind that a curve is drawn from
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedReading:
+    """What is read beside a prompt. is_rate: it tells how often benign ones score high."""
+
+    request: Request
+    carrier: Carrier
+    kind: ReadingKind
+    text: str
+    is_rate: bool
+
+    @property
+    def id(self) -> str:
+        """Of the text: the same words are read once."""
+        return f"reading/{hashlib.sha256(self.text.encode()).hexdigest()[:16]}"
+
+
+def planned_readings(units: Iterable[PlannedRequest]) -> list[PlannedReading]:
+    """Of these prompts, those that are read besides."""
+    prompts = {(u.request.id, u.carrier): u for u in units if u.carrier in ("text", "wrapped")}
+    answered = {u.request.id for u in units if u.carrier == "text" and u.piece in ("own", "whole")}
+    benign = [u for u in prompts.values() if u.request.label in _BENIGN]
+    benign.sort(key=lambda unit: lot_of(f"read {unit.carrier} {unit.request.id}"))
+    counted = {
+        (u.request.id, u.carrier)
+        for u in [u for u in benign if len(_parts(u)) > 1][:_N_AMONG_WORDS]
+    }
+    found = [
+        PlannedReading(unit.request, unit.carrier, reading.kind, reading.text, key in counted)
+        for key, unit in prompts.items()
+        if key in counted or (unit.carrier == "text" and unit.request.id in answered)
+        for reading in _parts(unit)
+    ]
+    plain = [u.request for u in benign if u.carrier == "text"][:_N_JOINED]
+    for before, request in zip(plain[-1:] + plain[:-1], plain, strict=True):
+        joined = readings_of(request.text, (before.text,))[-1]
+        found.append(PlannedReading(request, "text", joined.kind, joined.text, True))
+    return found
+
+
+def reading_requests(readings: Iterable[PlannedReading]) -> list[Request]:
+    """As requests to harvest, each text once; their label says nothing of them."""
+    return list(
+        {
+            each.id: Request(each.id, each.text, "ordinary", "reading", "train", "und")
+            for each in readings
+        }.values()
+    )
+
+
+def reading_settings(settings: HarvestSettings) -> HarvestSettings:
+    """Of a harvest that keeps each prompt's state and nothing else."""
+    plan = replace(
+        settings.plan,
+        n_answered=0,
+        n_answered_benign=0,
+        n_answered_borderline=0,
+        n_read=None,
+        n_read_borderline=None,
+        n_read_ordinary=None,
+        draws=False,
+        wraps=False,
+    )
+    return replace(settings, plan=plan)
+
+
+def fit_readings(
+    prompt: PromptProbe,
+    answers: Sequence[HarvestedAnswer],
+    readings: Sequence[PlannedReading],
+    read: Sequence[HarvestedAnswer],
+) -> tuple[ReadingCurves | None, NDArray[np.float64]]:
+    """The curves, and each answer's prompt's score with what its other readings say.
+
+    prompt.scores: of these answers. read: of `reading_requests`. Without enough readings: no
+    curves, and the scores as they were.
+    """
+    states = {answer.request.id: answer.states[0] for answer in read}
+    known = [each for each in readings if each.id in states]
+    rates = {
+        kind: [each for each in known if each.is_rate and each.kind == kind]
+        for kind in ("part", "joined")
+    }
+    if min(map(len, rates.values())) < _LEAST:
+        return None, prompt.scores
+    found = prompt.out_of_fold(
+        np.array([states[each.id] for each in known]), [each.request for each in known]
+    )
+    score_of = {id(each): float(score) for each, score in zip(known, found, strict=True)}
+    curves = ReadingCurves(
+        typed=curve_of(
+            [
+                score
+                for answer, score in zip(answers, prompt.scores, strict=True)
+                if answer.kind in ("own", "prompt")
+                and answer.request.label in _BENIGN
+                and answer.carrier in ("text", "wrapped")
+            ]
+        ),
+        part=curve_of([score_of[id(each)] for each in rates["part"]]),
+        joined=curve_of([score_of[id(each)] for each in rates["joined"]]),
+    )
+    others: dict[tuple[str, Carrier], list[tuple[ReadingKind, float]]] = {}
+    for each in known:
+        if each.kind != "joined":
+            place = others.setdefault((each.request.id, each.carrier), [])
+            place.append((each.kind, score_of[id(each)]))
+    combined = [
+        combined_score(float(score), others.get((answer.request.id, answer.carrier), ()), curves)
+        for answer, score in zip(answers, prompt.scores, strict=True)
+    ]
+    return curves, np.array(combined)
+
+
+def _parts(unit: PlannedRequest) -> list:
+    return readings_of(written_words(unit.request, unit.carrier))

@@ -1,0 +1,129 @@
+"""What a turn reads beside its prompt: which texts, as which tokens, and how many of them.
+
+All of a short message's sentences are read alone. Of a long one those are whose states, at their
+ends within the prompt, score highest, up to a quarter of the prompt's tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safesteer_edge.engine.main_sequence import to_entries
+from safesteer_edge.engine.prompt_items import PromptItem, n_tokens_of, text_token_ids
+from safesteer_edge.guard.readings import Reading, readings_of
+from safesteer_edge.session.prompt import prompt_items
+from safesteer_edge.templates.conversation import Conversation, MediaContent, Message
+
+if TYPE_CHECKING:
+    from safesteer_edge.session.runtime import Runtime
+
+_LEAST_READ: Final = 256  # tokens that sentences may take of any prompt
+_LARGEST_SHARE: Final = 0.25  # of a long prompt's tokens
+
+
+@dataclass(frozen=True, slots=True)
+class SidePrompt:
+    """A reading as a prompt of its own: behind the system prompt, as the only message."""
+
+    reading: Reading
+    token_ids: tuple[int, ...]
+
+
+def side_prompts(conversation: Conversation, runtime: Runtime) -> list[SidePrompt]:
+    """What is to be read beside the last message of a conversation; a plain sentence: nothing."""
+    messages = conversation.messages
+    asked = [message.text for message in messages if message.role == "user" and message.text]
+    if not messages or messages[-1].role != "user" or not messages[-1].text.strip():
+        return []
+    return [
+        SidePrompt(reading, side_tokens(conversation, reading.text, runtime))
+        for reading in readings_of(asked[-1], asked[:-1])
+    ]
+
+
+def side_tokens(conversation: Conversation, text: str, runtime: Runtime) -> tuple[int, ...]:
+    """The prompt that asks this alone, behind the conversation's system prompt."""
+    system = [message for message in conversation if message.role == "system"]
+    alone = Conversation((*system, Message.from_text("user", text)))
+    return text_token_ids(prompt_items(alone, template=runtime.template, model=runtime.model))
+
+
+def sentence_marks(
+    sides: Sequence[SidePrompt], items: Sequence[PromptItem], piece: Callable[[int], bytes]
+) -> dict[int, SidePrompt]:
+    """Where in the prompt each sentence ends; empty where all of them can be read anyway."""
+    parts = [side for side in sides if side.reading.kind == "part"]
+    if sum(len(side.token_ids) for side in parts) <= _most_tokens(items):
+        return {}
+    entries = to_entries(items)
+    text, ends = bytearray(), list[int]()
+    for entry in entries:
+        text += piece(entry.key) if isinstance(entry.key, int) else b""
+        ends.append(len(text))
+    marks: dict[int, SidePrompt] = {}
+    at = len(text)
+    for side in reversed(parts):  # from its end: the last message is what is looked for
+        found = text.rfind(side.reading.text.encode(), 0, at)
+        if found >= 0:
+            at = found
+            last = found + len(side.reading.text.encode())
+            marks[int(np.searchsorted(ends, last))] = side
+    return marks
+
+
+def sides_read(
+    sides: Sequence[SidePrompt],
+    items: Sequence[PromptItem],
+    marks: Mapping[int, SidePrompt],
+    states: Mapping[int, NDArray[np.float32]],
+    score: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+) -> list[SidePrompt]:
+    """Those that are read. states: at the marks, as far as they are known."""
+    if not marks:
+        return list(sides)
+    known = [place for place in marks if place in states]
+    scores = score(np.stack([states[place] for place in known])) if known else np.empty(0)
+    in_order = [marks[known[index]] for index in np.argsort(-scores)]
+    # What could not be found, or was read in an earlier turn, is taken from the message's end.
+    in_order += [s for s in reversed(sides) if s.reading.kind == "part" and s not in in_order]
+    left = _most_tokens(items)
+    chosen = [side for side in sides if side.reading.kind != "part"]
+    for side in in_order:
+        left -= len(side.token_ids)
+        if left < 0:
+            break
+        chosen.append(side)
+    return chosen
+
+
+def _most_tokens(items: Sequence[PromptItem]) -> int:
+    return max(_LEAST_READ, int(_LARGEST_SHARE * n_tokens_of(items)))
+
+
+def media_texts(conversation: Conversation, read: Callable[[MediaContent], str]) -> tuple[str, ...]:
+    """What is said with media in the context, each as a message of its own.
+
+    The last message's words, what is written in the last pictures, and both together: a request may
+    be half in either. A picture of an earlier message counts together with the last words alone;
+    by itself it was looked at in its own turn. None where no media are in the context: then the
+    prompt is those words. read: what is written in a picture.
+    """
+    if not any(message.media for message in conversation):
+        return ()
+    last = conversation.messages[-1]
+    said = last.text.strip()
+    pictured = next((m for m in reversed(conversation.messages) if _pictures(m)), last)
+    written = " ".join(filter(None, map(read, _pictures(pictured))))
+    texts = [last.text if said else "", written if pictured is last else ""]
+    if said and written:
+        texts.append(f"{last.text}\n{written}")
+    return tuple(filter(None, texts))
+
+
+def _pictures(message: Message) -> list[MediaContent]:
+    return [medium for medium in message.media if medium.kind == "image"]
