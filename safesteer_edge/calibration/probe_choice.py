@@ -275,7 +275,8 @@ def fit_chosen_probe(
 ) -> ProbeResult:
     """Choose, fit on everything, and choose the policy from out-of-fold scores.
 
-    readings: what is read beside the prompts, harvested as `read`. is_nested: see `choose_probe`. max_rows: of a fit, see FitSettings.
+    readings: what is read beside the prompts, harvested as `read`. is_nested: see `choose_probe`.
+    max_rows: of a fit, see FitSettings.
     Cost for the embedded default: some minutes. Raises SettingsError for too few requests.
     """
     choice = choose_probe(

@@ -34,6 +34,7 @@ from safesteer_edge.formats.probe_onnx import encode_probe
 from safesteer_edge.formats.probe_sklearn import estimator_source
 from safesteer_edge.harvest.answers import HarvestedAnswer
 from safesteer_edge.harvest.probe_quality import EARLY_STEPS
+from safesteer_edge.requests.requests import Request
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline

@@ -8,6 +8,7 @@ counts by how rare it is among benign texts that are read in that way, times the
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -60,7 +61,7 @@ class ReadingCurves:
     def __post_init__(self) -> None:
         for field in fields(self):
             curve: tuple[float, ...] = getattr(self, field.name)
-            rises = all(a < b for a, b in zip(curve, curve[1:], strict=False))
+            rises = all(a < b for a, b in itertools.pairwise(curve))
             if len(curve) != len(TAILS) or not all(map(math.isfinite, curve)) or not rises:
                 raise SettingsError(
                     f"the curve of {field.name} readings is {list(curve)}; expected {len(TAILS)} "
