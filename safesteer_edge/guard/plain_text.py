@@ -427,9 +427,7 @@ def _calm(text: str) -> str:
 def _loud_runs(text: str) -> list[tuple[int, int]]:
     runs: list[tuple[int, int]] = []
     run: list[re.Match[str]] = []
-    only_loud = not any(
-        m[0].islower() or m[0].istitle() for m in _ANY_WORD.finditer(text) if len(m[0]) > 2
-    )
+    only_loud = all(m[0].isupper() for m in _ANY_WORD.finditer(text))
     for match in _ANY_WORD.finditer(text):
         word = match[0]
         together = not run or _WITHIN_RUN.fullmatch(text, run[-1].end(), match.start())

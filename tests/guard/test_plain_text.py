@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safesteer_edge.guard.plain_text import readable
-from safesteer_edge.requests.requests import Label, load_requests
+from safesteer_edge.requests.requests import Label, load_requests, load_translated
 
 _BASE64_OF_BYTES = base64.b64encode(random.Random(1).randbytes(900)).decode()
 
@@ -117,7 +117,7 @@ def test_a_disguised_part_is_read_beside_plain_ones():
 
 
 def test_ordinary_prompts_are_their_own_reading():
-    requests = load_requests()
+    requests = load_requests() + load_translated()
     changed = [r.text for r in requests if readable(r.text) != r.text]
     assert len(changed) <= 0.005 * len(requests), changed
 
