@@ -150,8 +150,9 @@ def _share_known(text: str) -> float:
 
 def _is_text(text: str) -> bool:
     """Whether decoded characters are text of any language, and not a chance."""
+    text = _UNSEEN.sub("", text)
     n_letters = sum(c.isalpha() or c.isspace() or unicodedata.category(c) == "Mn" for c in text)
-    seen = all(c.isprintable() or c.isspace() or _UNSEEN.match(c) for c in text)
+    seen = all(c.isprintable() or c.isspace() for c in text)
     return len(text) > 2 and seen and 2 * n_letters >= len(text)
 
 
@@ -307,10 +308,18 @@ def _turned_part(part: str) -> str:
         return part
     body = part.strip()
     lead, tail = part[: len(part) - len(part.lstrip())], part[len(part.rstrip()) :]
-    turned = (body[::-1], body.translate(_ROT13), body.translate(_ROT13)[::-1])
+    turned = (_backwards(body), _rot13(body), _rot13(_backwards(body)))
     shares = [max(_share_known(t), _share_known(t.translate(_LEET))) for t in turned]
     best = max(shares)
     return lead + turned[shares.index(best)] + tail if best >= _MIN_SHARE else part
+
+
+def _backwards(text: str) -> str:
+    return text[::-1]
+
+
+def _rot13(text: str) -> str:
+    return text.translate(_ROT13)
 
 
 def _joined(text: str) -> str:
@@ -329,7 +338,10 @@ def _joined_run(match: re.Match[str]) -> str:
         words = _split_words(joined)
     parts = _PARTS.findall(" ".join(words))
     n_letters = sum(map(len, parts))
-    known = sum(len(part) for part in parts if _plain_word(part))
+    known = max(
+        sum(len(part) for part in parts if _plain_word(turn(part)))
+        for turn in (str, _backwards, _rot13)
+    )
     fine = known >= _MIN_SHARE_APART * n_letters and n_letters > 2.4 * len(words)
     return " ".join(words) if fine else match[0]
 
@@ -381,6 +393,10 @@ def _plain_word(word: str) -> str | None:
 
 
 def _unleeted(text: str) -> str:
+    return "".join(map(_unleeted_line, text.splitlines(keepends=True)))
+
+
+def _unleeted_line(text: str) -> str:
     found = [(m, *_leet_reading(m[0])) for m in _LEET_WORD.finditer(text)]
     sure = sum(
         len(word) > 3 and not _NUMBER.fullmatch(word) for _, word, plain, _ in found if plain
