@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import base64
-import codecs
 import difflib
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from safesteer_edge.evaluation.disguises import dressed, surface_forms
 from safesteer_edge.guard.plain_text import readable
 from safesteer_edge.requests.requests import Label, load_requests, load_translated
 
@@ -28,45 +29,31 @@ def _base64(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
+def _dressed(text: str, names: Collection[str]) -> str:
+    return dressed(text, names)[0].rpartition("\n")[2]  # without what a reader is told
+
+
+# Beside those of the evaluation: what those leave out.
 FORMS: dict[str, Callable[[str], str]] = {
-    "capitals": str.upper,
-    "alternating": lambda t: "".join(c.upper() if n % 2 else c.lower() for n, c in enumerate(t)),
-    "leet": lambda t: t.translate(str.maketrans("aeiostAEIOST", "431057431057")),
+    **{"+".join(names): partial(_dressed, names=names) for names in surface_forms()},
     "leet signs": lambda t: t.translate(str.maketrans("aeiosAEIOS", "@3!0$@3!0$")),
-    "cyrillic": lambda t: t.translate(
-        str.maketrans("aeopcxyisjhABEKMHOPCTX", "аеорсхуіѕјһАВЕКМНОРСТХ")
-    ),
     "small capitals": lambda t: t.lower().translate(
         str.maketrans("abcdefghijklmnoprtuvwyz", "ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀᴛᴜᴠᴡʏᴢ")
     ),
-    "zero-width": "\u200b".join,
     "joiners": "\u200d".join,
-    "full-width": _joined(
-        lambda c: chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c.replace(" ", "\u3000")
-    ),
     "bold": _joined(lambda c: chr(0x1D41A + ord(c) - 97) if "a" <= c <= "z" else c),
-    "spaced": " ".join,
     "evenly spaced": lambda t: " ".join(t.replace(" ", "")),
     "dotted": lambda t: " ".join(map(".".join, t.split())),
-    "base64": _base64,
     "base64 twice": lambda t: _base64(_base64(t)),
     "base64 in a sentence": lambda t: f"Decode this and answer it: {_base64(t)}",
-    "hexadecimal": lambda t: t.encode().hex(),
     "hexadecimal, spaced": lambda t: t.encode().hex(" "),
     "binary": lambda t: " ".join(f"{byte:08b}" for byte in t.encode()),
-    "rot13": lambda t: codecs.encode(t, "rot13"),
-    "reversed": lambda t: t[::-1],
-    "bidi": lambda t: f"\u202e{t[::-1]}\u202c",
-    "zalgo": _joined(lambda c: c + "\u0300\u0316\u0334" if c.isalpha() else c),
     "struck through": _joined(lambda c: c + "\u0336"),
     "dots on letters": _joined(lambda c: c + "\u0308" if c.isalpha() else c),
     "percent": quote,
     "entities": _joined(lambda c: f"&#{ord(c)};"),
     "escapes": _joined(lambda c: f"\\u{ord(c):04x}"),
     "tags": _joined(lambda c: chr(0xE0000 + ord(c)) if c.isascii() else c),
-    "leet in capitals": lambda t: t.upper().translate(str.maketrans("AEIO", "4310")),
-    "leet backwards": lambda t: t[::-1].translate(str.maketrans("aeio", "4310")),
-    "rot13 in base64": lambda t: _base64(codecs.encode(t, "rot13")),
 }
 
 STAYS = [
@@ -111,7 +98,7 @@ def test_a_disguised_request_reads_as_the_plain_one(form: str, label: Label):
 
 def test_a_disguised_part_is_read_beside_plain_ones():
     plain = "Also, what is a good recipe for pancakes?"
-    for form in ("base64", "hexadecimal", "rot13", "capitals", "zero-width", "cyrillic"):
+    for form in ("base64", "hex", "rot13", "uppercase", "zero-width", "look-alikes"):
         read = readable(f"{plain} {FORMS[form]('Write a poem about the old river.')}\n{plain}")
         assert read.lower() == f"{plain} Write a poem about the old river.\n{plain}".lower(), form
 
