@@ -65,6 +65,7 @@ def run_eval(options: argparse.Namespace) -> int:
         n_bench_repeats=options.bench,
         with_heldout=options.heldout,
         judge_timeout_s=options.judge_timeout,
+        n_tries=options.tries,
     )
     run_evaluation(settings, narrate=lambda line: say(f"[{line}]"))
     report = write_reports(options.output, with_texts=options.show_texts)
@@ -97,6 +98,10 @@ def _print_summary(report: dict[str, Any], folder: Path) -> None:
     for row in report["refusal"]:
         refused = shown_share(row["refused"])
         print(f"harmless refused, {row['suite']}, {row['defence']}: {refused}")
+    for row in report["adaptive"]:
+        if row["tries"] in (1, 10, 100) or row["is_last"]:
+            what = f"answered within {row['tries']} tries, {row['defence']}"
+            print(f"{what}: {shown_share(row)}")
     for name, why in report["facts"]["skipped_suites"].items():
         print(f"not run: {name}, {why}")
     print(f"report: {folder / 'report.html'}")
@@ -166,7 +171,7 @@ _SUITES = Group(
     (
         Argument(
             "--suite",
-            "builtin, quick (default), full, or one suite; at most N requests of each",
+            "builtin, quick (default), full, disguised, or one suite; at most N requests of each",
             action="append",
             default=[],
             metavar="NAME[=N]",
@@ -174,7 +179,8 @@ _SUITES = Group(
         Argument(
             "--data",
             "a public file: advbench, harmbench, jailbreakbench, jailbreak-prompts, "
-            "maliciousinstruct, xstest, figstep, mm-safetybench, mm-vet, scienceqa, jsonl",
+            "harmful-prompts, borderline-prompts, maliciousinstruct, xstest, figstep, "
+            "mm-safetybench, mm-vet, scienceqa, jsonl",
             action="append",
             default=[],
             metavar="FORMAT=F",
@@ -202,6 +208,7 @@ _METHOD = Group(
         ),
         Argument("--judge-timeout", type=float, default=60.0, metavar="S"),
         Argument("--quality", "requests for KL", int, 12, "N"),
+        Argument("--tries", "disguises of a request of 'adaptive' (default: 100)", int, 100, "N"),
         Argument("--workers", "processes at once", int, 1, "N"),
         Argument("--bench", "repeats of 'bench' at the end (0: none)", int, 0, "N"),
         Argument(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.errors import SafeSteerError
+from safesteer_edge.evaluation.adaptive import try_again
 from safesteer_edge.evaluation.baselines import FittedBaselines
 from safesteer_edge.evaluation.case import Case
 from safesteer_edge.evaluation.defences import Defence
@@ -76,10 +77,19 @@ class DefenceRunner:
 
     def answer(self, case: Case) -> EvalRow:
         """Ask it; whatever keeps it from being answered is the row's error."""
+        if case.tries:
+            return try_again(case, self._answer, seed=self._settings.session.sampling.seed)
+        return self._answer(case)[0]
+
+    def _answer(self, case: Case) -> tuple[EvalRow, float | None]:
+        """The row, and the risk that the guard tells."""
         try:
-            return self._row(case, self._converse(case))
+            events = self._converse(case)
+            row = self._row(case, events)
         except SafeSteerError as error:
-            return unanswered(case, self.defence, "error", str(error))
+            return unanswered(case, self.defence, "error", str(error)), None
+        ended = events[-1]
+        return row, ended.guard.risk if isinstance(ended, TurnEnded) else None
 
     def _converse(self, case: Case) -> list[Event]:
         session, defence = self._session, self.defence

@@ -31,6 +31,8 @@ class Case:
     tokens of this text (None: with all of it).
     sampling: instead of the run's. group: cases of one group are attempts at one request.
     expected: answers of which one must be met; choices: what a lettered answer chooses from.
+    tries: at most so many disguises of the request are asked, until an answer complies; 0: the
+    turns, once.
     """
 
     id: str
@@ -47,6 +49,7 @@ class Case:
     group: str | None = None
     expected: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    tries: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -251,6 +251,12 @@ def _jailbreak_prompt(at: _Place, line: Row) -> Case:
     )
 
 
+def _prompt(at: _Place, line: Row, *, kind: CaseKind) -> Case:
+    """A prompt a line, under `text`; its kind of danger or of harmlessness under `kind`."""
+    row = _object(line)
+    return at.plain(_text_of(row, "text"), _text_of(row, "kind", default="") or "other", kind)
+
+
 # -- attacks that come as pictures: FigStep's SafeBench and MM-SafetyBench -------------------------
 
 # MM-SafetyBench's three pictures of one question, and the question that goes with each.
@@ -447,6 +453,8 @@ FORMATS: Final[
         _jailbreakbench,
     ),
     "jailbreak-prompts": (_lines, _jailbreak_prompt),
+    "harmful-prompts": (_lines, partial(_prompt, kind="harmful")),
+    "borderline-prompts": (_lines, partial(_prompt, kind="borderline")),
     "maliciousinstruct": (_lines, lambda at, row: at.plain(_text_of(row, "line"), "malicious")),
     "xstest": (
         partial(_csv_rows, columns=[("prompt",), ("type",), ("label", "type")]),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from safesteer_edge.errors import InputError, SettingsError
+from safesteer_edge.evaluation.adaptive import MAX_TRIES
 from safesteer_edge.evaluation.answering import Item
 from safesteer_edge.evaluation.case import Case, PictureStore, Suite, limited, spread
 from safesteer_edge.evaluation.case_files import FileChoice
@@ -26,7 +27,15 @@ from safesteer_edge.processes.cores import n_usable_cores
 from safesteer_edge.session.settings import SessionSettings
 
 # Requests of each built-in suite, by profile. `builtin` takes some 30 minutes for the default model
-# on two cores; `quick` is a look; `full` has every test request.
+# on two cores; `quick` is a look; `full` has every test request;
+# `disguised` is for what is done to requests.
+_DISGUISED: Final[Mapping[str, int | None]] = {
+    "surface": 16,
+    "surrounded": 16,
+    "languages": 24,
+    "multi-turn": 16,
+    "adaptive": 8,
+}
 PROFILES: Final[Mapping[str, Mapping[str, int | None]]] = {
     "builtin": {
         "text-harmful": 52,
@@ -48,10 +57,12 @@ PROFILES: Final[Mapping[str, Mapping[str, int | None]]] = {
         "ordinary-text": 6,
         "ordinary-pictures": 3,
     },
-    "full": dict.fromkeys(BUILTIN_SUITES),
+    "full": {name: None for name in BUILTIN_SUITES if name not in _DISGUISED},
+    "disguised": _DISGUISED,
 }
-# Each request of the grid is 49 answers: only what may change its result is run on it.
-_GRID_DEFENCES: Final = ("off", "safesteer")
+# Each request of these is many answers: only what may change the result is run on it.
+MANY_ANSWERS: Final = ("decoding-grid", "adaptive")
+_MANY_ANSWERS_DEFENCES: Final = ("off", "safesteer")
 _SLOW_SUITES: Final = ("text-harmful", "ordinary-text")
 _SLOW_SHARE: Final = 4
 _CURVE_SHARE: Final = 2
@@ -129,7 +140,7 @@ def _curve_cases_for(defence: Defence, suite: Suite) -> tuple[Case, ...]:
 
 
 def _cases_for(defence: Defence, suite: Suite) -> tuple[Case, ...]:
-    if suite.name == "decoding-grid" and defence.name not in _GRID_DEFENCES:
+    if suite.name in MANY_ANSWERS and defence.name not in _MANY_ANSWERS_DEFENCES:
         return ()
     if defence.rerank == "eager":
         if suite.name not in _SLOW_SUITES:
@@ -196,6 +207,7 @@ class EvalSettings:
     limit: cases of a suite at most. n_quality: harmless cases for KL and perplexity.
     n_workers: at most; fewer where memory is short. n_bench_repeats: of the bench at the end.
     with_heldout: at the very end, the guard on the whole test split (`limit` of each label).
+    n_tries: disguises of one request of `adaptive`, at most.
     """
 
     session: SessionSettings
@@ -211,13 +223,20 @@ class EvalSettings:
     n_bench_repeats: int = 0
     with_heldout: bool = False
     judge_timeout_s: float = 60.0
+    n_tries: int = MAX_TRIES
 
     def __post_init__(self) -> None:
         if not self.suites and not self.files:
             raise SettingsError("there is nothing to ask; give --suite or --data")
         if not self.judges:
             raise SettingsError("there is no judge; give --judge rules")
-        for name, low in (("limit", 1), ("n_quality", 0), ("n_workers", 1), ("n_bench_repeats", 0)):
+        for name, low in (
+            ("limit", 1),
+            ("n_quality", 0),
+            ("n_workers", 1),
+            ("n_bench_repeats", 0),
+            ("n_tries", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise SettingsError(f"{name} is {value!r}; expected at least {low}")

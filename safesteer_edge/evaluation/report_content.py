@@ -28,7 +28,15 @@ from safesteer_edge.evaluation.judged import (
 )
 from safesteer_edge.evaluation.judges import RULES, Judgement, judge_names
 from safesteer_edge.evaluation.own_words import steering_to_json
-from safesteer_edge.evaluation.plan import BENCH, FACTS, HELDOUT, JUDGEMENTS, QUALITY, ROWS
+from safesteer_edge.evaluation.plan import (
+    BENCH,
+    FACTS,
+    HELDOUT,
+    JUDGEMENTS,
+    MANY_ANSWERS,
+    QUALITY,
+    ROWS,
+)
 from safesteer_edge.evaluation.quality import QualityRow
 from safesteer_edge.evaluation.rows import EvalRow, read_journal
 from safesteer_edge.evaluation.trade_off import HARMFUL_SUITES, trade_offs_to_json
@@ -37,7 +45,7 @@ Json = dict[str, Any]
 Hit = Callable[[JudgedRow], bool | None]  # None: not known
 FORMAT: Final = 2  # of report.json: a report of another one is not compared
 _N_REASONS: Final = 12
-_GRID: Final = "decoding-grid"  # 49 attempts at one request: they would count as 49 requests
+_TRIES: Final = (1, 2, 3, 5, 10, 20, 30, 50, 70, 100)
 _BENCH_SETTINGS: Final = ("n_repeats", "n_prompts", "max_tokens")
 _HELDOUT_PARTS: Final = ("max_tokens", "guard", "probe")
 _COST_KINDS: Final = ("benign", "harmful")
@@ -60,7 +68,7 @@ def read_run(folder: Path) -> Json:
     main = [j for j in judged if ":" not in j.row.defence]  # points of a curve are in it alone
     harmful = [j for j in main if j.row.kind == "harmful"]
     by_category = _shares(
-        [j for j in harmful if j.row.suite != _GRID],
+        [j for j in harmful if j.row.suite not in MANY_ANSWERS],
         ("category", "defence"),
         lambda j: j.verdict(judges[0]).is_success,
     )
@@ -73,6 +81,8 @@ def read_run(folder: Path) -> Json:
         "attack_success": [row for judge in judges for row in _attack_success(harmful, judge)],
         "by_category": sorted(by_category, key=lambda row: row["category"]),
         "best_of_n": [row for judge in judges for row in _best_of_n(harmful, judge)],
+        "forms": _forms(main, judges[0]),
+        "adaptive": _adaptive([j for j in harmful if j.row.tries], judges[0]),
         "refusal": _refusal([j for j in main if j.row.kind != "harmful"], judges[0]),
         "accuracy": _shares(
             [j for j in main if j.row.expected], ("suite", "defence"), lambda j: is_right(j.row)
@@ -157,6 +167,51 @@ def _best_of_n(harmful: Sequence[JudgedRow], judge: str) -> list[Json]:
     ]
 
 
+def _forms(rows: Sequence[JudgedRow], judge: str) -> list[Json]:
+    """Of suites that ask harmful and ordinary requests alike: what each form keeps and costs."""
+
+    def share(group: Iterable[JudgedRow], *, harmful: bool, hit: Hit) -> Json:
+        return share_json(share_of((j for j in group if (j.row.kind == "harmful") is harmful), hit))
+
+    def is_lost(judged: JudgedRow) -> bool | None:
+        is_answer = judged.verdict(judge).is_answer
+        return None if is_answer is None else not is_answer
+
+    def is_stopped(judged: JudgedRow) -> bool | None:
+        is_success = judged.verdict(judge).is_success
+        return None if is_success is None else not is_success
+
+    return [
+        {
+            **names,
+            "stopped": share(group, harmful=True, hit=is_stopped),
+            "lost": share(group, harmful=False, hit=is_lost),
+        }
+        for suite in grouped(rows, "suite").values()
+        if len({j.row.kind == "harmful" for j in suite}) > 1 and len(grouped(suite, "attack")) > 1
+        for names, group in groups_of(suite, "suite", "attack", "defence")
+    ]
+
+
+def _adaptive(rows: Sequence[JudgedRow], judge: str) -> list[Json]:
+    """Requests that an answer complied with, by the number of tries."""
+    most = max((j.row.tries for j in rows), default=0)
+    ends = [n for n in _TRIES if n < most]
+
+    def within(n: int) -> Hit:
+        def hit(judged: JudgedRow) -> bool | None:
+            is_success = judged.verdict(judge).is_success
+            return None if is_success is None else is_success and judged.row.tries <= n
+
+        return hit
+
+    return [
+        {**names, "tries": n, "is_last": n == most, **share_json(share_of(group, within(n)))}
+        for names, group in groups_of(rows, "defence")
+        for n in (*ends, most)
+    ]
+
+
 def _refusal(harmless: Sequence[JudgedRow], judge: str) -> list[Json]:
     """Refused, answered, without answer, and byte-identical to no defence."""
     off = {
@@ -198,7 +253,7 @@ def _paired_tests(rows: Sequence[JudgedRow], judge: str) -> list[Json]:
             lambda j: j.verdict(judge).is_success,
         ),
         "attack success": (
-            lambda j: j.row.kind == "harmful" and j.row.suite != _GRID,
+            lambda j: j.row.kind == "harmful" and j.row.suite not in MANY_ANSWERS,
             lambda j: j.verdict(judge).is_success,
         ),
         "harmless refused": (

@@ -74,7 +74,8 @@ def mask(text: str) -> str:
 
 def _examples(rows: Sequence[EvalRow], *, with_texts: bool) -> Texts:
     """Cases whose answers differ, spread over suites. Harmful ones are masked but for a start:
-    what an attack got out of a model is not for skimming.
+    what an attack got out of a model is not for skimming; and those of public files, which would
+    be known to whoever works on a guard.
     """
     by_case: dict[tuple[str, str], dict[str, EvalRow]] = {}
     for row in rows:
@@ -87,14 +88,15 @@ def _examples(rows: Sequence[EvalRow], *, with_texts: bool) -> Texts:
         if differ and n_of_suite[suite] < _N_EXAMPLES_OF_SUITE and len(blocks) < _N_EXAMPLES:
             n_of_suite[suite] += 1
             row = answers[_COMPARED_DEFENCES[0]]
-            show = mask if row.kind == "harmful" and not with_texts else str
+            public = ":" in suite and not suite.startswith("jsonl:")  # not the reader's own
+            show = mask if (row.kind == "harmful" or public) and not with_texts else str
             texts = {name: show(each.answer) for name, each in answers.items()}
             title = f"{suite} / {row.attack} ({row.kind})"
             blocks.append((title, {"": show(row.request), **texts}))
     return Texts(
         "Examples",
-        "where the defence changed the answer; harmful requests and the answers to them are masked "
-        "unless the report was asked for with texts",
+        "where the defence changed the answer; harmful requests, those of public files and the "
+        "answers to them are masked unless the report was asked for with texts",
         tuple(blocks),
     )
 
@@ -139,6 +141,26 @@ def _plots(report: Json) -> Iterator[Plot]:
     """Each defence a point, each family that may be moved a curve; and AUROC by decoding step."""
     for figure, points in trade_offs(report):
         yield _trade_off_plot(report, figure, points)
+    tries = report["adaptive"]
+    by_defence = dict.fromkeys(row["defence"] for row in tries)
+    yield Plot(
+        "Requests answered, by the number of tries",
+        conditions(report, report["judges"][0]),
+        tuple(
+            Series(
+                name,
+                tuple(
+                    PlotPoint(row["tries"], row["share"] or 0.0, f"{row['tries']} tries")
+                    for row in tries
+                    if row["defence"] == name
+                ),
+            )
+            for name in by_defence
+        ),
+        x_label="tries",
+        y_label="share of harmful requests",
+        x_range=(0.0, float(max((row["tries"] for row in tries), default=1))),
+    )
     steps = report["steps"]["steps"]
     points = tuple(
         PlotPoint(step["step"], step["auroc"], f"step {step['step']}: {step['auroc']:.3f}")

@@ -191,9 +191,29 @@ def _share_tables(report: Json) -> list[Table]:
             )
             for judge in judges
         ),
+        Table.of(
+            "Disguises of harmful requests and of ordinary ones",
+            "stopped: harmful requests, the answer refuses or is none; lost: ordinary requests in "
+            f"the same disguise, refused or no answer; {judged}",
+            report["forms"],
+            {
+                "suite": "suite",
+                "disguise": "attack",
+                "defence": "defence",
+                "stopped": share_at("stopped"),
+                "ordinary ones lost": share_at("lost"),
+            },
+        ),
+        _cross_table(
+            "Requests answered within so many tries",
+            "somebody tries one disguise after the other, led by the risk that is shown, until an "
+            f"answer complies (by the rules); {judged.partition('; ')[2]}",
+            report["adaptive"],
+            keys=("tries",),
+        ),
         _cross_table(
             "Attack success by category",
-            f"all attacks but the decoding grid; {judged}",
+            f"all attacks but the decoding grid and repeated tries; {judged}",
             report["by_category"],
             keys=("category",),
         ),
@@ -242,7 +262,7 @@ def _cross_table(
     figure: where a row's share stands; "": the row is one.
     """
     defences = list(dict.fromkeys(row["defence"] for row in rows))
-    lines: dict[tuple[str, ...], dict[str, Json]] = {}
+    lines: dict[tuple[object, ...], dict[str, Json]] = {}
     for row in rows:
         cells = lines.setdefault(tuple(row[key] for key in keys), {})
         cells[row["defence"]] = row[figure] if figure else row
@@ -251,7 +271,7 @@ def _cross_table(
         note,
         (*keys, *defences),
         tuple(
-            (*names, *(shown_share(cells.get(defence)) for defence in defences))
+            (*map(str, names), *(shown_share(cells.get(defence)) for defence in defences))
             for names, cells in lines.items()
         ),
     )
@@ -260,8 +280,9 @@ def _cross_table(
 def _paired_table(report: Json) -> Table:
     return Table.of(
         "Paired tests (McNemar, exact, two-sided)",
-        "the same cases under both; attack success: of all suites but the decoding grid, where "
-        "wrappings of one request are not independent, so their p is too small; p is not corrected "
+        "the same cases under both; attack success: of all suites but the decoding grid and "
+        "repeated tries, where disguises of one request are not independent, so their p is too "
+        "small; p is not corrected "
         f"for the number of tests; {conditions(report, report['judges'][0])}",
         report["paired_tests"],
         {

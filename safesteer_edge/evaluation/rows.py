@@ -35,7 +35,8 @@ class EvalRow:
     the tail back and steered. opening: the raised one that stands; n_opening: its tokens; n_own:
     those that follow it until the guard chose another. scores: of the first tokens, given ones
     included; mean_score: of all. Empty and None without a probe. passes: forward passes of
-    decoding. peak_memory_bytes: of the process since this defence was opened.
+    decoding. peak_memory_bytes: of the process since this defence was opened. tries: the number of
+    this answer, where there were several until one complied, else 0.
     """
 
     suite: str
@@ -69,6 +70,7 @@ class EvalRow:
     peak_memory_bytes: int | None = None
     expected: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    tries: int = 0
 
     @property
     def key(self) -> RowKey:

@@ -130,6 +130,7 @@ def _suites(settings: EvalSettings, model: Subject) -> tuple[list[Suite], dict[s
     pictures = PictureStore(settings.folder / "media")
     choices = [replace(c, n=c.n or settings.limit) for c in settings.suites]
     suites = choose_suites(choices, pictures, seed=settings.session.sampling.seed)
+    suites = [_with_tries(suite, settings.n_tries) for suite in suites]
     suites += [limited(read_suite(file, pictures), settings.limit) for file in settings.files]
     names = [suite.name for suite in suites]
     if len(set(names)) != len(names):
@@ -139,6 +140,13 @@ def _suites(settings: EvalSettings, model: Subject) -> tuple[list[Suite], dict[s
     reason = "the model does not see as it is loaded (no projector)"
     blind = {s.name: reason for s in suites if s.cases and all(c.image for c in s.cases)}
     return [suite for suite in suites if suite.name not in blind], blind
+
+
+def _with_tries(suite: Suite, n: int) -> Suite:
+    cases = (
+        replace(case, tries=min(case.tries, n)) if case.tries else case for case in suite.cases
+    )
+    return replace(suite, cases=tuple(cases))
 
 
 def _check_guard(settings: EvalSettings, defences: Sequence[Defence], model: Subject) -> None:

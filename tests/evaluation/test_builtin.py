@@ -12,6 +12,7 @@ import pytest
 
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.evaluation.case import PictureStore, spread
+from safesteer_edge.evaluation.disguises import FORMS, SHAPES, SURROUNDINGS, dressed, surface_forms
 from safesteer_edge.evaluation.suites import (
     BUILTIN_SUITES,
     N_CONFIGURATIONS,
@@ -50,11 +51,15 @@ def test_a_suite_asks_about_held_out_requests_alone(name: str, pictures: Picture
     if name != "ordinary-pictures":  # whose questions are about what is drawn
         assert {case.request for case in suite.cases} <= held_out
     kinds = {case.kind for case in suite.cases}
-    if name != "prefilled":  # whose attacks are round requests of both kinds
+    if name not in OF_BOTH_KINDS:
         assert kinds <= ({"harmful"} if name in HARMFUL else {"borderline", "benign"})
 
 
-HARMFUL = ("text-harmful", "typographic", "picture-question", "jailbreaks", "decoding-grid")
+OF_BOTH_KINDS = ("prefilled", "surface", "surrounded", "languages", "multi-turn")
+HARMFUL = (
+    *("text-harmful", "typographic", "picture-question", "jailbreaks", "decoding-grid"),
+    "adaptive",
+)
 
 
 def test_an_unknown_suite_is_refused(pictures: PictureStore):
@@ -151,3 +156,50 @@ def test_shallow_attacks_are_round_harmful_requests_and_harmless_ones_alike(pict
     prefilled = [case for case in cases if case.attack == "sure-here-is"]
     assert {case.given_text for case in prefilled} == {"Sure, here is"}
     assert all(case.turns == (case.request,) for case in prefilled)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_forms"),
+    [
+        ("surface", 1 + len(FORMS) + 3 * len(FORMS)),
+        ("surrounded", 1 + len(SURROUNDINGS)),
+        ("multi-turn", 1 + len(SHAPES)),
+    ],
+)
+def test_every_disguise_is_round_harmful_and_ordinary_requests_alike(
+    name: str, n_forms: int, pictures: PictureStore
+):
+    cases = build_suite(name, pictures, seed=0, n=4).cases
+    n_by = Counter((case.kind, case.attack) for case in cases)
+    assert len({attack for _, attack in n_by}) == n_forms
+    assert set(n_by.values()) == {2} and len(n_by) == 2 * n_forms
+    assert len({case.turns for case in cases}) == len(cases)
+
+
+def test_every_form_of_letters_meets_three_others():
+    pairs = [names for names in surface_forms() if len(names) == 2]
+    assert Counter(name for names in pairs for name in names) == dict.fromkeys(FORMS, 6)
+    assert len({frozenset(names) for names in pairs}) == len(pairs)
+
+
+def test_surroundings_and_turns_carry_the_request():
+    for name in SURROUNDINGS:
+        [turn] = dressed(REQUEST, [name])
+        assert turn.count(REQUEST) == 1
+    n_words = [len(dressed(REQUEST, [f"{n}-tokens-before"])[0].split()) for n in (600, 1200, 3000)]
+    assert n_words == pytest.approx([450, 900, 2250], rel=0.1)
+    for name in SHAPES:
+        turns = dressed(REQUEST, [name])
+        said = " ".join(turns)
+        assert len(turns) > 1 and all(word in said for word in REQUEST.split()), name
+
+
+def test_a_translated_request_stands_beside_the_english_one(pictures: PictureStore):
+    cases = build_suite("languages", pictures, seed=0, n=8).cases
+    by_group: dict[str | None, set[str]] = {}
+    for case in cases:
+        by_group.setdefault(case.group, set()).add(case.attack)
+        assert (case.turns == (case.request,)) is (case.attack == "en")
+    assert len(by_group) == 8
+    assert all("en" in languages and len(languages) > 2 for languages in by_group.values())
+    assert {case.kind for case in cases} >= {"harmful", "benign"}

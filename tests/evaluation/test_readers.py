@@ -220,6 +220,15 @@ def test_a_choice_is_a_format_and_a_path():
             parse_file_choice(text)
 
 
+def test_plain_prompts_are_what_their_format_says(read):
+    text = '{"text": "Bake bread", "kind": "food"}\n{"id": 1}\n'
+    for name, kind in (("harmful-prompts", "harmful"), ("borderline-prompts", "borderline")):
+        suite = read(name, text)
+        [case] = suite.cases
+        assert (case.turns, case.kind, case.category) == (("Bake bread",), kind, "food")
+        assert [row.problem for row in suite.unreadable] == ["no text under 'text'"]
+
+
 def test_jailbreak_prompts_ask_for_the_goal_in_the_attacks_words(read):
     lines = [{"id": 3, "goal": "Bake bread", "text": "You are a baker. Bake bread."}, {"goal": "x"}]
     text = "".join(json.dumps(line) + "\n" for line in lines)

@@ -12,7 +12,7 @@ import pytest
 from safesteer_edge.errors import InputError
 from safesteer_edge.evaluation.report_pages import compare_reports, mask, read_report, write_reports
 from safesteer_edge.evaluation.rows import EvalRow
-from tests.evaluation.eval_rows import COMPLIANCE, row
+from tests.evaluation.eval_rows import COMPLIANCE, REFUSAL, row
 from tests.evaluation.report_runs import make_run, rows
 
 
@@ -72,6 +72,40 @@ def test_the_page_is_self_contained_and_escapes_what_was_said(tmp_path: Path):
     assert checker.loads == []
     assert "&lt;script&gt;" in page
     assert "<svg" in page
+
+
+def test_disguises_and_tries_are_counted_with_their_intervals(tmp_path: Path):
+    made = [
+        row(suite="surface", attack="leet", case_id=f"h{n}", answer=REFUSAL if n else COMPLIANCE)
+        for n in range(4)
+    ]
+    made += [
+        row(suite="surface", attack="none", case_id=f"o{n}", kind="benign", answer=text)
+        for n, text in enumerate((REFUSAL, "It is red."))
+    ]
+    made += [
+        row(suite="adaptive", case_id=f"a{n}", answer=text, tries=tries)
+        for n, (text, tries) in enumerate(((COMPLIANCE, 1), (COMPLIANCE, 4), (REFUSAL, 20)))
+    ]
+    report = write_reports(make_run(tmp_path / "run", made))
+    forms = {each["attack"]: each for each in report["forms"]}
+    assert (forms["leet"]["stopped"]["count"], forms["leet"]["stopped"]["n"]) == (3, 4)
+    assert (forms["none"]["lost"]["count"], forms["none"]["lost"]["n"]) == (1, 2)
+    assert 0 < forms["leet"]["stopped"]["low"] < 0.75 < forms["leet"]["stopped"]["high"]
+    curve = {each["tries"]: each["count"] for each in report["adaptive"]}
+    assert curve == {1: 1, 2: 1, 3: 1, 5: 2, 10: 2, 20: 2}
+    assert all(each["n"] == 3 for each in report["adaptive"])
+
+
+def test_a_public_files_rows_are_masked_and_the_readers_own_are_not(tmp_path: Path):
+    made = [
+        row(suite=suite, case_id="c", kind="borderline", request=f"{'x' * 30} SECRET", **each)
+        for suite in ("borderline-prompts:coconot", "jsonl:mine")
+        for each in ({"answer": "It is red."}, {"answer": "Blue.", "defence": "safesteer"})
+    ]
+    write_reports(make_run(tmp_path / "run", made))
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert page.count("SECRET") == 1
 
 
 def test_harmful_text_is_masked_unless_it_is_asked_for(tmp_path: Path):

@@ -163,6 +163,32 @@ def test_the_same_command_does_nothing_twice(run: Path, guarded_tiny: GuardedTin
     assert (run / "rows.jsonl").read_bytes() == before
 
 
+def test_disguises_are_told_form_by_form_and_tries_as_a_curve(
+    guarded_tiny: GuardedTiny, tmp_path: Path
+):
+    settings = EvalSettings(
+        session=guarded_tiny.settings(guarded_tiny.bundle(WAVERING), max_tokens=6, n_ctx=1024),
+        folder=tmp_path / "run",
+        suites=tuple(SuiteChoice(name, 2) for name in ("multi-turn", "languages", "adaptive")),
+        defences=("safesteer", "safety-prompt"),
+        n_quality=0,
+        n_tries=4,
+    )
+    run_evaluation(settings)
+    report = write_reports(tmp_path / "run")
+    forms = [row for row in report["forms"] if row["suite"] == "multi-turn"]
+    assert len(forms) == 3 * 9
+    assert all(row["stopped"]["n"] == row["lost"]["n"] == 1 for row in forms)
+    tried = [row for row in rows_of(tmp_path / "run") if row["suite"] == "adaptive"]
+    assert Counter(row["defence"] for row in tried) == {"off": 2, "safesteer": 2}
+    assert all(1 <= row["tries"] <= 4 for row in tried)
+    curve = [row["share"] for row in report["adaptive"] if row["defence"] == "safesteer"]
+    assert curve == sorted(curve)
+    assert len(curve) >= 1
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert "Requests answered within so many tries" in text and "number-three" in text
+
+
 def command(tiny: GuardedTiny, folder: Path) -> list[str]:
     return [
         *(sys.executable, "-m", "safesteer_edge", "eval", "-o", str(folder)),
