@@ -18,6 +18,7 @@ from typing import Final, Literal
 import numpy as np
 
 from safesteer_edge.errors import SettingsError
+from safesteer_edge.guard.plain_text import readable
 from safesteer_edge.guard.risk import is_score
 
 # readable: as a reader sees it. part: a sentence alone. joined: behind the last messages.
@@ -104,14 +105,14 @@ def readings_of(text: str, earlier: Sequence[str] = ()) -> list[Reading]:
 
     earlier: what the same person wrote before, the latest last.
     """
-    readable = text
-    found = [Reading("readable", readable)] if readable != text else []
-    parts = sentences(readable)
+    plain = readable(text)
+    found = [Reading("readable", plain)] if plain != text else []
+    parts = sentences(plain)
     if len(parts) > 1:
         found += [Reading("part", part) for part in dict.fromkeys(parts)]
     if earlier:
         before = [each[-_JOINED_CHARACTERS:] for each in earlier[-_MAX_JOINED:]]
-        found.append(Reading("joined", "\n".join((*before, readable))))
+        found.append(Reading("joined", "\n".join((*before, plain))))
     return found
 
 
