@@ -36,7 +36,7 @@ _LEAST_WORDS: Final = 3  # a shorter sentence is read with the next
 _SENTENCE_END: Final = re.compile(
     r"""(?<=[.!?…])["'”’)\]]*\s+   # a full stop and what closes behind it
       | (?<=[。！？])
-      | :\s+(?=["'“‘A-Z])          # what is introduced
+      | (?<=:)\s+(?=["'“‘A-Z])     # what is introduced
       | \s*[\r\n]+\s*""",
     re.VERBOSE,
 )

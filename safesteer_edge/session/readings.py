@@ -6,6 +6,7 @@ ends within the prompt, score highest, up to a quarter of the prompt's tokens.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -24,14 +25,19 @@ if TYPE_CHECKING:
 
 _LEAST_READ: Final = 256  # tokens that sentences may take of any prompt
 _LARGEST_SHARE: Final = 0.25  # of a long prompt's tokens
+_TAIL: Final = 24  # characters that a sentence's end is found by
 
 
 @dataclass(frozen=True, slots=True)
 class SidePrompt:
-    """A reading as a prompt of its own: behind the system prompt, as the only message."""
+    """A reading as a prompt of its own: behind the system prompt, as the only message.
+
+    n_own: its tokens behind those that all readings begin with, which are evaluated once.
+    """
 
     reading: Reading
     token_ids: tuple[int, ...]
+    n_own: int
 
 
 def side_prompts(conversation: Conversation, runtime: Runtime) -> list[SidePrompt]:
@@ -40,10 +46,13 @@ def side_prompts(conversation: Conversation, runtime: Runtime) -> list[SidePromp
     asked = [message.text for message in messages if message.role == "user" and message.text]
     if not messages or messages[-1].role != "user" or not messages[-1].text.strip():
         return []
-    return [
-        SidePrompt(reading, side_tokens(conversation, reading.text, runtime))
+    found = [
+        (reading, side_tokens(conversation, reading.text, runtime))
         for reading in readings_of(asked[-1], asked[:-1])
     ]
+    columns = zip(*(token_ids for _, token_ids in found), strict=False)
+    n_shared = sum(1 for _ in itertools.takewhile(lambda same: len(set(same)) == 1, columns))
+    return [SidePrompt(reading, ids, max(1, len(ids) - n_shared)) for reading, ids in found]
 
 
 def side_tokens(conversation: Conversation, text: str, runtime: Runtime) -> tuple[int, ...]:
@@ -57,8 +66,8 @@ def sentence_marks(
     sides: Sequence[SidePrompt], items: Sequence[PromptItem], piece: Callable[[int], bytes]
 ) -> dict[int, SidePrompt]:
     """Where in the prompt each sentence ends; empty where all of them can be read anyway."""
-    parts = [side for side in sides if side.reading.kind == "part"]
-    if sum(len(side.token_ids) for side in parts) <= _most_tokens(items):
+    parts = _parts(sides)
+    if _n_tokens(parts) <= _most_tokens(items):
         return {}
     entries = to_entries(items)
     text, ends = bytearray(), list[int]()
@@ -68,11 +77,11 @@ def sentence_marks(
     marks: dict[int, SidePrompt] = {}
     at = len(text)
     for side in reversed(parts):  # from its end: the last message is what is looked for
-        found = text.rfind(side.reading.text.encode(), 0, at)
+        tail = side.reading.text[-_TAIL:].encode()
+        found = text.rfind(tail, 0, at)
         if found >= 0:
             at = found
-            last = found + len(side.reading.text.encode())
-            marks[int(np.searchsorted(ends, last))] = side
+            marks[int(np.searchsorted(ends, found + len(tail)))] = side
     return marks
 
 
@@ -84,21 +93,29 @@ def sides_read(
     score: Callable[[NDArray[np.float32]], NDArray[np.float32]],
 ) -> list[SidePrompt]:
     """Those that are read. states: at the marks, as far as they are known."""
-    if not marks:
+    left = _most_tokens(items)
+    if _n_tokens(_parts(sides)) <= left:
         return list(sides)
     known = [place for place in marks if place in states]
     scores = score(np.stack([states[place] for place in known])) if known else np.empty(0)
     in_order = [marks[known[index]] for index in np.argsort(-scores)]
     # What could not be found, or was read in an earlier turn, is taken from the message's end.
-    in_order += [s for s in reversed(sides) if s.reading.kind == "part" and s not in in_order]
-    left = _most_tokens(items)
+    in_order += [side for side in reversed(_parts(sides)) if side not in in_order]
     chosen = [side for side in sides if side.reading.kind != "part"]
     for side in in_order:
-        left -= len(side.token_ids)
+        left -= side.n_own
         if left < 0:
             break
         chosen.append(side)
     return chosen
+
+
+def _parts(sides: Sequence[SidePrompt]) -> list[SidePrompt]:
+    return [side for side in sides if side.reading.kind == "part"]
+
+
+def _n_tokens(sides: Sequence[SidePrompt]) -> int:
+    return sum(side.n_own for side in sides)
 
 
 def _most_tokens(items: Sequence[PromptItem]) -> int:

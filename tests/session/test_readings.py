@@ -1,0 +1,135 @@
+"""A turn's prompt is scored in every reading, and its answer stays what it was."""
+
+from __future__ import annotations
+
+import os.path
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from safesteer_edge.bundle.writer import write_bundle
+from safesteer_edge.guard.readings import ReadingCurves, combined_score, readings_of
+from tests.guarded_tiny import QUIET, WAVERING, GuardedTiny
+from tests.session.turns import ask, opened
+
+# Of a probe whose logits have mean 0 and deviation 2.
+CURVE = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5)
+CURVES = ReadingCurves(typed=CURVE, part=CURVE, joined=CURVE)
+SENTENCES = ["Paint it blue, please.", "Sell the small one.", "Burn what is left of them!"]
+# A prompt that shares its beginning with the last one comes in other batches.
+TOLERANCE = 5e-3
+
+
+@pytest.fixture(scope="module")
+def reading_bundle(guarded_tiny: GuardedTiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    parts = replace(guarded_tiny.parts(bias=WAVERING), readings=CURVES)
+    return write_bundle(tmp_path_factory.mktemp("reading") / "bundle", parts)
+
+
+def score(session, text: str, *, fresh: bool = True) -> float:
+    if fresh:
+        session.reset()
+    found = ask(session, text).prefill.prompt_score
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_prompts_score_is_that_of_all_its_readings(
+    guarded_tiny: GuardedTiny, reading_bundle: Path, n: int
+):
+    text = " ".join(SENTENCES[:n])
+    with opened(guarded_tiny, guarded_tiny.bundle(WAVERING)) as session:
+        typed = score(session, text)
+        parts = [score(session, each.text) for each in readings_of(text)]
+    with opened(guarded_tiny, reading_bundle) as session:
+        found = score(session, text)
+        assert ask(session, text).prefill.n_readings == n + 1  # joined with the last turn
+    expected = combined_score(typed, [("part", each) for each in parts], CURVES)
+    assert found == pytest.approx(expected, abs=TOLERANCE)
+    assert len(parts) == n
+
+
+def test_what_was_said_before_counts_with_what_is_said_now(
+    guarded_tiny: GuardedTiny, reading_bundle: Path
+):
+    with opened(guarded_tiny, guarded_tiny.bundle(WAVERING)) as session:
+        joined = score(session, "\n".join(SENTENCES[:2]))
+    with opened(guarded_tiny, reading_bundle) as session:
+        ask(session, SENTENCES[0])
+        found = ask(session, SENTENCES[1]).prefill
+        assert found.n_readings == 1
+        assert found.prompt_score is not None
+        expected = combined_score(0.0, [("joined", joined)], CURVES)
+        assert found.prompt_score >= expected - TOLERANCE
+
+
+def test_a_plain_question_is_read_once(guarded_tiny: GuardedTiny, reading_bundle: Path):
+    with opened(guarded_tiny, reading_bundle) as session:
+        assert ask(session, SENTENCES[0]).prefill.n_readings == 0
+
+
+@pytest.mark.parametrize("n_sentences", [3, 30])
+def test_readings_change_no_byte_of_an_answer(
+    guarded_tiny: GuardedTiny, tmp_path: Path, n_sentences: int
+):
+    parts = replace(guarded_tiny.parts(bias=QUIET), readings=CURVES)
+    bundle = write_bundle(tmp_path / "bundle", parts)
+    text = " ".join(SENTENCES[at % 3] for at in range(n_sentences))
+    answers = []
+    for folder in (bundle, None):
+        with opened(guarded_tiny, folder, n_ctx=2048) as session:
+            answers.append([ask(session, each).text for each in (text, "Go on.")])
+    assert answers[0] == answers[1]
+
+
+def test_of_a_long_message_at_most_a_quarter_is_read_again(
+    guarded_tiny: GuardedTiny, reading_bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    read: list[int] = []
+    with opened(guarded_tiny, reading_bundle, n_ctx=2048) as session:
+        engine = session._runtime.engine
+        aside = engine.side_prompt_states
+
+        def counted(prompts, **options):
+            n_shared = len(os.path.commonprefix(["".join(map(chr, each)) for each in prompts]))
+            read.append(sum(len(each) - n_shared for each in prompts))
+            return aside(prompts, **options)
+
+        monkeypatch.setattr(engine, "side_prompt_states", counted)
+        text = " ".join(f"Number {n}: {SENTENCES[n % 3]}" for n in range(60))
+        turn = ask(session, text)
+    assert 0 < sum(read) <= 0.25 * turn.prefill.n_prompt_tokens
+    assert turn.prefill.n_readings > 5
+
+
+def test_a_prompt_that_fills_the_context_is_read_all_the_same(
+    guarded_tiny: GuardedTiny, reading_bundle: Path
+):
+    text = " ".join(SENTENCES[n % 3] for n in range(18))
+    scores = []
+    for n_ctx in (512, 2048):
+        with opened(guarded_tiny, reading_bundle, n_ctx=n_ctx) as session:
+            turn = ask(session, text)
+            scores.append(turn.prefill.prompt_score)
+            n_free = n_ctx - turn.prefill.n_prompt_tokens
+            assert turn.prefill.n_readings > 1
+            assert (n_free < 60) == (n_ctx == 512)  # less than the readings take
+    assert scores[0] == pytest.approx(scores[1], abs=TOLERANCE)
+
+
+def test_a_reading_that_cannot_be_judged_ends_the_turn_in_a_refusal(
+    guarded_tiny: GuardedTiny, reading_bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with opened(guarded_tiny, reading_bundle) as session:
+        engine = session._runtime.engine
+        monkeypatch.setattr(
+            engine,
+            "side_prompt_states",
+            lambda prompts, **_: np.full((len(prompts), engine._route.read(1).shape[1]), np.nan),
+        )
+        turn = ask(session, " ".join(SENTENCES))
+    assert turn.ended.finish_reason == "refused"
+    assert turn.prefill.prompt_score is None
