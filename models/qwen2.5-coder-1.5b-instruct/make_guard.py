@@ -14,8 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from safesteer_edge.calibration.make_bundle import make_bundle
-from safesteer_edge.calibration.settings import default_settings
-from safesteer_edge.requests.requests import load_requests
+from safesteer_edge.calibration.settings import default_settings, package_requests
 from safesteer_edge.session.settings import SessionSettings
 
 FOLDER = Path(__file__).parent / "guard"
@@ -28,7 +27,7 @@ def main(model: str) -> None:
     harvest = settings.harvest
     plan = replace(harvest.plan, n_read=260, n_read_borderline=230, n_read_ordinary=230)
     settings = replace(settings, harvest=replace(harvest, plan=plan))
-    requests = load_requests(splits=("train", "calibration"))
+    requests = package_requests()
     print(f"wrote {make_bundle(FOLDER, settings, requests, _show_progress)}")
 
 

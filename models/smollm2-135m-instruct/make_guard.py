@@ -14,8 +14,7 @@ import sys
 from pathlib import Path
 
 from safesteer_edge.calibration.make_bundle import make_bundle
-from safesteer_edge.calibration.settings import default_settings, with_pictures
-from safesteer_edge.requests.requests import load_requests
+from safesteer_edge.calibration.settings import default_settings, package_requests, with_pictures
 from safesteer_edge.session.settings import SessionSettings
 
 FOLDER = Path(__file__).parent / "guard"
@@ -25,7 +24,7 @@ def main(projector: Path | None) -> None:
     """Calibrate and write the bundle."""
     session = SessionSettings(mmproj=projector)
     settings = default_settings(session, name="smollm2-135m-instruct-q4_1", effort="thorough")
-    requests = with_pictures(session, load_requests(splits=("train", "calibration")))
+    requests = with_pictures(session, package_requests())
     print(f"wrote {make_bundle(FOLDER, settings, requests, _show_progress)}")
 
 

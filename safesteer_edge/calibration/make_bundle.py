@@ -44,7 +44,13 @@ from safesteer_edge.harvest.replay import (
     replay_to_json,
     score_own_answers,
 )
-from safesteer_edge.harvest.run import Harvest, Progress, harvest, try_harvest
+from safesteer_edge.harvest.run import (
+    Harvest,
+    Progress,
+    harvest,
+    planned_requests,
+    try_harvest,
+)
 from safesteer_edge.harvest.vector_trial import ScoreStates
 from safesteer_edge.probe.probe import OnnxProbe
 from safesteer_edge.requests.requests import Request
@@ -85,7 +91,10 @@ def estimated_s(settings: CalibrationSettings, requests: Sequence[Request]) -> f
     trial = try_harvest(settings.harvest, requests)
     n_answers = len(settings.replayed) * N_TOKENS / settings.harvest.plan.n_own_tokens
     n_answers += _N_OPENING_ANSWERS
-    return trial.harvest_s + n_answers * (trial.own_answer_s or 0.0) + _fits_s(settings)
+    _, units = planned_requests(settings.harvest, requests)
+    n_readings = len(reading_requests(planned_readings(units)))
+    known_s = trial.harvest_s + n_readings * trial.prompt_s
+    return known_s + n_answers * (trial.own_answer_s or 0.0) + _fits_s(settings)
 
 
 def _fits_s(settings: CalibrationSettings) -> float:

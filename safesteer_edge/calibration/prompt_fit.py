@@ -108,6 +108,7 @@ def fit_prompt_probe(answers: Sequence[HarvestedAnswer], seed: int = 0) -> Promp
         "regularisation": form.regularisation,
         "n_prompts": int(is_fitted.sum()),
         "auroc": _separation(scores[is_fitted], labels[is_fitted]),
+        "languages": _languages(answers, scores),
         "score_calibration": calibration.to_json(),
     }
     groups = [request_group(answer.request) for answer in answers]
@@ -133,3 +134,17 @@ def _separation(scores: NDArray[np.float64], labels: NDArray[np.str_]) -> dict[s
     return {
         label: None if np.isnan(value) else round(value, _DIGITS) for label, value in values.items()
     }
+
+
+def _languages(
+    answers: Sequence[HarvestedAnswer], scores: NDArray[np.float64]
+) -> dict[str, dict[str, float | int | None]]:
+    """Of each language that requests were translated into: n, and how well they are told apart."""
+    found: dict[str, dict[str, float | int | None]] = {}
+    for language in sorted({a.request.language for a in answers if a.request.is_translated}):
+        ours = np.array(
+            [a.request.is_translated and a.request.language == language for a in answers]
+        )
+        labels = np.array([answer.request.label for answer in answers])[ours]
+        found[language] = {"n": int(ours.sum()), **_separation(scores[ours], labels)}
+    return found

@@ -18,7 +18,14 @@ from safesteer_edge.harvest.cache import DEFAULT_LIMIT_BYTES, HarvestSettings
 from safesteer_edge.harvest.replay import FalseAlarmTargets
 from safesteer_edge.harvest.workers import default_workers
 from safesteer_edge.requests.pictures import ordinary_picture_requests
-from safesteer_edge.requests.requests import Label, Request, replay_requests
+from safesteer_edge.requests.requests import (
+    Label,
+    Request,
+    Split,
+    load_requests,
+    load_translated,
+    replay_requests,
+)
 from safesteer_edge.session.choice import choose_model, require_projector
 from safesteer_edge.session.settings import SessionSettings
 
@@ -77,6 +84,7 @@ EFFORTS: Final[dict[EffortName, Effort]] = {
             n_read=700,
             n_read_borderline=600,
             n_read_ordinary=500,
+            n_read_translated=16,
             draws=False,
         ),
         max_features=6_144,
@@ -94,7 +102,13 @@ EFFORTS: Final[dict[EffortName, Effort]] = {
     ),
     "standard": Effort(
         "standard",
-        replace(_BATCHES, n_answered=200, n_answered_borderline=300, n_answered_benign=420),
+        replace(
+            _BATCHES,
+            n_answered=200,
+            n_answered_borderline=300,
+            n_answered_benign=420,
+            n_read_translated=60,
+        ),
         only_linear=True,
         max_features=8_192,
         max_rows=12_000,
@@ -191,6 +205,12 @@ def _thinned(layers: tuple[int, ...], n_most: int) -> tuple[int, ...]:
     """At most so many of them, evenly spread."""
     n = min(n_most, len(layers))
     return tuple(layers[(2 * at + 1) * len(layers) // (2 * n)] for at in range(n))
+
+
+def package_requests() -> tuple[Request, ...]:
+    """The package's own requests that may be calibrated on, in all their languages."""
+    splits: tuple[Split, ...] = ("train", "calibration")
+    return (*load_requests(splits=splits), *load_translated(splits=splits))
 
 
 # -- what keeps a calibration from succeeding, found before hours are spent ------------------------

@@ -112,10 +112,11 @@ def _settings(options: argparse.Namespace) -> CalibrationSettings:
 
 def _requests(data: Path | None) -> tuple[tuple[Request, ...], str]:
     """What may be calibrated on, never the test split; and what to call it."""
-    from safesteer_edge.requests.requests import load_requests, read_requests
+    from safesteer_edge.calibration.settings import package_requests
+    from safesteer_edge.requests.requests import read_requests
 
     if data is None:
-        return load_requests(splits=("train", "calibration")), "the package's requests"
+        return package_requests(), "the package's requests"
     requests = tuple(request for request in read_requests(data) if request.split != "test")
     return requests, f"requests {str(data)!r}"
 

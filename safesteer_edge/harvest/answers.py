@@ -108,8 +108,9 @@ class HarvestPlan:
     None: the request's own.
     in_batches: text is read and answered many requests at once. n_answered_borderline: None: as
     many as ordinary ones. n_read, n_read_borderline, n_read_ordinary: of how many harmful, and
-    harmless, borderline and ordinary requests there is anything at all; None: all. draws: requests
-    are put into pictures too; wraps: and among other words.
+    harmless, borderline and ordinary requests there is anything at all; None: all.
+    n_read_translated: of how many of each label in each other language; none is answered.
+    draws: requests are put into pictures too; wraps: and among other words.
     """
 
     n_own_tokens: int = 48
@@ -125,6 +126,7 @@ class HarvestPlan:
     n_read: int | None = None
     n_read_borderline: int | None = None
     n_read_ordinary: int | None = None
+    n_read_translated: int | None = None
     draws: bool = True
     wraps: bool = True
 

@@ -36,7 +36,7 @@ from safesteer_edge.harvest.carriers import (
 from safesteer_edge.harvest.workers import run_side_by_side
 from safesteer_edge.library.memory_plan import in_mib
 from safesteer_edge.processes.cores import n_usable_cores
-from safesteer_edge.requests.requests import LABELS, Label, Request, lot_of
+from safesteer_edge.requests.requests import LABELS, TRANSLATED, Label, Request, lot_of
 from safesteer_edge.session.choice import choose_model
 from safesteer_edge.session.runtime import Runtime, open_runtime
 
@@ -128,9 +128,16 @@ def requests_read(requests: Sequence[Request], plan: HarvestPlan) -> list[Reques
     """
     ids = {request.id for request in requests if request.image or request.audio}
     for label in LABELS:
-        ours = _by_lot(request for request in requests if request.label == label)
+        ours = _by_lot(r for r in requests if r.label == label and not r.is_translated)
         ids.update(request.id for request in ours[: plan.n_requests(label)])
+        for language in TRANSLATED:
+            ours = _by_lot(r for r in requests if r.label == label and _is_in(language, r))
+            ids.update(request.id for request in ours[: plan.n_read_translated])
     return [request for request in requests if request.id in ids]
+
+
+def _is_in(language: str, request: Request) -> bool:
+    return request.is_translated and request.language == language
 
 
 def _by_lot(requests: Iterable[Request]) -> list[Request]:
@@ -177,7 +184,11 @@ def answered_ids(requests: Sequence[Request], plan: HarvestPlan) -> frozenset[st
     with_media = [request for request in requests if request.image or request.audio]
     ids = {request.id for request in with_media}
     for label in LABELS:
-        ours = _by_lot(each for each in requests if each.label == label and each.id not in ids)
+        ours = _by_lot(
+            each
+            for each in requests
+            if each.label == label and each.id not in ids and not each.is_translated
+        )
         ids.update(request.id for request in ours[: plan.n_answers(label)])
     return frozenset(ids)
 
@@ -339,9 +350,13 @@ _N_TRIED: Final[dict[Piece, int]] = {"known": 24, "own": 12, "whole": 6}
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a harvest will take from here, and an own answer among others; None: there are none."""
+    """What a harvest will take from here, and a prompt or an own answer among others.
+
+    own_answer_s: None: there are none.
+    """
 
     harvest_s: float
+    prompt_s: float
     own_answer_s: float | None
 
 
@@ -356,7 +371,7 @@ def try_harvest(settings: HarvestSettings, requests: Sequence[Request]) -> Estim
         for piece, n_tried in _N_TRIED.items():
             ours, missing = harvested.of(piece)
             # How long an answer takes is asked even where all are there.
-            tried = (ours if piece == "own" and not missing else missing)[:n_tried]
+            tried = (missing if piece == "whole" else missing or ours)[:n_tried]
             started_s = time.monotonic()
             for _ in _harvested(runtime, settings, harvested.shape, tried):
                 pass
@@ -366,7 +381,8 @@ def try_harvest(settings: HarvestSettings, requests: Sequence[Request]) -> Estim
                     1 if runtime.plan.n_gpu_layers or piece != "whole" else settings.n_workers
                 )
                 total_s += each_s[piece] * max(0, len(missing) - len(tried)) / n_at_once
-    return Estimate(total_s, each_s.get("own"))
+    prompt_s = each_s.get("known", each_s.get("whole", 0.0))
+    return Estimate(total_s, prompt_s, each_s.get("own"))
 
 
 @contextmanager

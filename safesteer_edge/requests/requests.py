@@ -64,6 +64,11 @@ class Request:
     image: Path | None = None
     audio: Path | None = None
 
+    @property
+    def is_translated(self) -> bool:
+        """Whether it is one of the package's own in another language."""
+        return self.id.startswith(f"{self.language}/")
+
 
 @dataclass(frozen=True, slots=True)
 class Row:

@@ -94,7 +94,7 @@ def test_of_a_long_message_at_most_a_quarter_is_read_again(
         aside = engine.side_prompt_states
 
         def counted(prompts, **options):
-            n_shared = len(os.path.commonprefix(["".join(map(chr, each)) for each in prompts]))
+            n_shared = len(os.path.commonprefix(["".join(map(chr, each)) for each in prompts]))  # noqa: RUF071
             read.append(sum(len(each) - n_shared for each in prompts))
             return aside(prompts, **options)
 
@@ -108,7 +108,7 @@ def test_of_a_long_message_at_most_a_quarter_is_read_again(
 def test_a_prompt_that_fills_the_context_is_read_all_the_same(
     guarded_tiny: GuardedTiny, reading_bundle: Path
 ):
-    text = " ".join(SENTENCES[n % 3] for n in range(18))
+    text = " ".join(SENTENCES[n % 3] for n in range(25))
     scores = []
     for n_ctx in (512, 2048):
         with opened(guarded_tiny, reading_bundle, n_ctx=n_ctx) as session:
@@ -116,7 +116,7 @@ def test_a_prompt_that_fills_the_context_is_read_all_the_same(
             scores.append(turn.prefill.prompt_score)
             n_free = n_ctx - turn.prefill.n_prompt_tokens
             assert turn.prefill.n_readings > 1
-            assert (n_free < 60) == (n_ctx == 512)  # less than the readings take
+            assert (n_free < 80) == (n_ctx == 512)  # less than the readings take
     assert scores[0] == pytest.approx(scores[1], abs=TOLERANCE)
 
 
