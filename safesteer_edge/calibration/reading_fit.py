@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from safesteer_edge.calibration.prompt_fit import PromptProbe
 from safesteer_edge.guard.readings import (
+    Reading,
     ReadingCurves,
     ReadingKind,
     combined_score,
@@ -52,8 +53,9 @@ class PlannedReading:
 
 def planned_readings(units: Iterable[PlannedRequest]) -> list[PlannedReading]:
     """Of these prompts, those that are read besides."""
+    units = list(units)
     prompts = {(u.request.id, u.carrier): u for u in units if u.carrier in ("text", "wrapped")}
-    answered = {u.request.id for u in units if u.carrier == "text" and u.piece in ("own", "whole")}
+    answered = {u.request.id for u in units if u.piece == "own" or _is_whole(u)}
     benign = [u for u in prompts.values() if u.request.label in _BENIGN]
     benign.sort(key=lambda unit: lot_of(f"read {unit.carrier} {unit.request.id}"))
     counted = {
@@ -147,5 +149,9 @@ def fit_readings(
     return curves, np.array(combined)
 
 
-def _parts(unit: PlannedRequest) -> list:
+def _is_whole(unit: PlannedRequest) -> bool:
+    return unit.piece == "whole" and unit.is_answered
+
+
+def _parts(unit: PlannedRequest) -> list[Reading]:
     return readings_of(written_words(unit.request, unit.carrier))

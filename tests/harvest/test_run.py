@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import wave
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,13 @@ from safesteer_edge.harvest.cache import HarvestCache, HarvestSettings, StateSha
 from safesteer_edge.harvest.carriers import DRAWN_CARRIERS, written_words
 from safesteer_edge.harvest.run import Harvest, answered_ids, harvest, planned_requests
 from safesteer_edge.harvest.workers import run_side_by_side
-from safesteer_edge.requests.requests import LABELS, Request, load_requests
+from safesteer_edge.requests.requests import (
+    LABELS,
+    TRANSLATED,
+    Request,
+    load_requests,
+    load_translated,
+)
 from safesteer_edge.session.runtime import open_runtime
 from tests.guarded_tiny import GuardedTiny
 from tests.made_up_answers import made_up_answer, made_up_request
@@ -294,3 +301,19 @@ def test_of_many_requests_some_are_read_among_other_words(
     n_unanswered = len(requests) - len(answered)
     assert 0.4 < (len(wrapped) - n_again) / n_unanswered < 0.6
     assert len(planned) == len(requests) + n_again
+
+
+def test_of_each_other_language_so_many_are_read_and_none_is_answered(
+    guarded_tiny: GuardedTiny, tmp_path: Path
+):
+    requests = [made_up_request(label, n) for label in LABELS for n in range(20)]
+    requests += load_translated(splits=("train", "calibration"))
+    plan = replace(PLAN, n_read_translated=5)
+    _, planned = planned_requests(
+        replace(settings_for(guarded_tiny, tmp_path), plan=plan), requests
+    )
+    translated = [each for each in planned if each.request.is_translated]
+    counts = Counter((each.request.language, each.request.label) for each in translated)
+    assert counts == {(language, label): 5 for language in TRANSLATED for label in LABELS}
+    assert not any(each.is_answered for each in translated)
+    assert len({each.request.id for each in planned}) == 80 + sum(counts.values())
