@@ -320,7 +320,8 @@ def _may_act(policy: GuardPolicy, largest: float) -> bool:
     # A prompt's score, which a replay does not keep, may be higher than any token's.
     reached = largest if policy.prompt_weight == 0 else 1.0
     by_run = largest > policy.hard_threshold
-    return policy.can_refuse and (by_run or reached > policy.risk_limit)
+    by_risk = reached > policy.risk_limit or policy.prompt_limit < 1
+    return policy.can_refuse and (by_run or by_risk)
 
 
 def _largest_replayed_score(figures: Mapping[str, object]) -> float | None:

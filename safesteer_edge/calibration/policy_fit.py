@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Any, Final
 
@@ -163,6 +163,7 @@ _REFUSAL_SETTINGS: Final = (
     "risk_min_steps",
     "risk_limit",
     "prompt_weight",
+    "prompt_limit",
     "answer_prior",
 )
 _DECAYS: Final = (0.95, 0.98)
@@ -181,23 +182,32 @@ _RISK_SHARES: Final = (0.5, 0.75, 1.0)
 class AnswerScores:
     """Out-of-fold scores of the model's own answers, by what was asked; harmful: complying ones.
 
-    Of each answer the prompt's score first, then its tokens'.
+    Of each answer the prompt's score first, then its tokens'. prompts: by what was asked, scores of
+    all benign prompts, answered or not: far more than there are answers.
     """
 
     ordinary: Trajectories
     borderline: Trajectories
     harmless_twins: Trajectories
     harmful: Trajectories
+    prompts: Mapping[Label, NDArray[np.float64]] = field(
+        default_factory=dict[Label, NDArray[np.float64]]
+    )
 
     @classmethod
-    def of(cls, answers: Iterable[tuple[Label, bool, NDArray[np.float64]]]) -> AnswerScores:
+    def of(
+        cls,
+        answers: Iterable[tuple[Label, bool, NDArray[np.float64]]],
+        prompts: Mapping[Label, NDArray[np.float64]] | None = None,
+    ) -> AnswerScores:
         """Of answers: the label of the request, whether a harmful one is complied with, scores."""
         known = list(answers)
         ordinary, borderline, twins = (
             [row for label, _, row in known if label == wanted]
             for wanted in ("ordinary", "borderline", "harmless")
         )
-        return cls(ordinary, borderline, twins, [row for _, complies, row in known if complies])
+        harmful = [row for _, complies, row in known if complies]
+        return cls(ordinary, borderline, twins, harmful, prompts or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +260,7 @@ def choose_policy(
     """
     names = ("ordinary", "borderline", "harmless_twins", "harmful")
     tables = {name: AnswerTable(getattr(scores, name)) for name in names}
+    prompt_limit, targets_left = _prompt_limit(scores.prompts, targets)
     threshold = _threshold(tables, targets) if keeps is None else keeps.hard_threshold
     strengths = strength_curve(scores.harmful, scores.ordinary, threshold)
     base = GuardPolicy(
@@ -262,6 +273,7 @@ def choose_policy(
         risk_min_steps=4,
         risk_gain=1.0,
         conversation_carry=0.25,
+        prompt_limit=prompt_limit,
     )
     tried = (
         [keeps]
@@ -278,7 +290,7 @@ def choose_policy(
                 hard_share,
                 risk_share,
                 tables,
-                targets,
+                targets_left,
             )
             for hard_share, risk_share, decay, min_steps, weight, prior in itertools.product(
                 _HARD_SHARES, _RISK_SHARES, _DECAYS, _MIN_STEPS, _PROMPT_WEIGHTS, _ANSWER_PRIORS
@@ -302,6 +314,28 @@ def choose_policy(
         strengths=strengths,
         meets_residual=1.0 - shares[best].harmful <= targets.residual,
     )
+
+
+def _prompt_limit(
+    prompts: Mapping[Label, NDArray[np.float64]], targets: FalseAlarmTargets
+) -> tuple[float, FalseAlarmTargets]:
+    """The score that only half of the allowed benign prompts exceed, and what answers have left.
+
+    Ordinary answers keep their whole share: there are hardly enough of them to tell a smaller one.
+    1: of too few prompts.
+    """
+    limits = [
+        conformal_limit(prompts[label], allowed / 2)
+        for label, allowed in (
+            ("ordinary", targets.ordinary_refused),
+            ("borderline", targets.borderline_refused),
+        )
+        if label in prompts
+    ]
+    limit = min(HIGHEST_LIMIT, max(limits)) if "ordinary" in prompts else 1.0
+    if limit >= HIGHEST_LIMIT:
+        return 1.0, targets
+    return limit, replace(targets, borderline_refused=targets.borderline_refused / 2)
 
 
 def _threshold(tables: dict[str, AnswerTable], targets: FalseAlarmTargets) -> float:
@@ -360,7 +394,9 @@ def _refused_share(table: AnswerTable, policy: GuardPolicy) -> float:
         return math.nan
     by_risk = _largest_risks(table, policy) > policy.risk_limit
     by_run: NDArray[np.bool_] = table.longest_runs(policy.hard_threshold) >= policy.hard_patience
-    return float(np.mean(by_risk | by_run))
+    is_long = ~np.isnan(table.scores[:, policy.risk_min_steps - 1 : policy.risk_min_steps])
+    by_prompt = (table.prompt_scores > policy.prompt_limit) & is_long.any(axis=1)
+    return float(np.mean(by_risk | by_run | by_prompt))
 
 
 def _best(shares: list[RefusedShares], targets: FalseAlarmTargets) -> int:

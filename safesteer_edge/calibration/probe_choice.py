@@ -36,11 +36,12 @@ from safesteer_edge.errors import SettingsError
 from safesteer_edge.guard.readings import ReadingCurves
 from safesteer_edge.harvest.answers import HarvestedAnswer
 from safesteer_edge.harvest.cache import N_EARLY_ROWS
-from safesteer_edge.harvest.carriers import DRAWN_CARRIERS
+from safesteer_edge.harvest.carriers import DRAWN_CARRIERS, Carrier
 from safesteer_edge.harvest.probe_quality import N_STEPS, ProbeQuality, quality_of_scores
 from safesteer_edge.harvest.replay import FalseAlarmTargets
 from safesteer_edge.harvest.run import Harvest, Progress
 from safesteer_edge.metrics.statistics import auroc
+from safesteer_edge.requests.requests import Label
 
 N_OUTER_FOLDS: Final = 3
 # The policy, which comes later, decides how much the prompt counts, and an answer's first tokens:
@@ -372,10 +373,24 @@ def _by_request(
     # What limits are to stop is seldom an own answer of a model that declines by itself.
     kinds = ("own",) if n_complying >= _LEAST_COMPLYING else ("own", "led")
     return AnswerScores.of(
-        (answer.request.label, answer.label == 1, _with_words_alone(answer, row, alone))
-        for answer, row in zip(answers, scores, strict=True)
-        if answer.kind in kinds
+        (
+            (answer.request.label, answer.label == 1, _with_words_alone(answer, row, alone))
+            for answer, row in zip(answers, scores, strict=True)
+            if answer.kind in kinds
+        ),
+        _benign_prompts(answers, scores),
     )
+
+
+def _benign_prompts(
+    answers: Sequence[HarvestedAnswer], scores: Sequence[NDArray[np.float64]]
+) -> dict[Label, NDArray[np.float64]]:
+    """Scores of all benign prompts, each once in each way in which it came."""
+    found: dict[Label, dict[tuple[str, Carrier], float]] = {"ordinary": {}, "borderline": {}}
+    for answer, row in zip(answers, scores, strict=True):
+        if answer.request.label in found and answer.kind in ("own", "prompt"):
+            found[answer.request.label][answer.request.id, answer.carrier] = float(row[0])
+    return {label: np.array([*each.values()]) for label, each in found.items() if each}
 
 
 def _with_words_alone(

@@ -30,8 +30,8 @@ from safesteer_edge.harvest.run import PlannedRequest
 from safesteer_edge.requests.requests import Request, lot_of
 
 _BENIGN: Final = ("borderline", "ordinary")
-_N_AMONG_WORDS: Final = 240  # benign prompts whose parts are read
-_N_JOINED: Final = 160  # benign prompts that are read behind another one
+_N_AMONG_WORDS: Final = 160  # benign prompts whose parts are read
+_N_JOINED: Final = 100  # benign prompts that are read behind another one
 _LEAST: Final = 50  # readings of a kind that a curve is drawn from
 
 

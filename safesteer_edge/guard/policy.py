@@ -31,6 +31,7 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "risk_gain": (0.0, 1e3),
     "conversation_carry": (0.0, 1.0),
     "prompt_weight": (0, 1024),
+    "prompt_limit": (0.0, 1.0),
     "answer_prior": (0, 1024),
     "steer_from": (0.0, 1.0),
     "opening_share": (0.0, 0.999),
@@ -66,6 +67,8 @@ class GuardPolicy:
         None: it is whole at any risk, as in bundles of schema 1.
     retries: how often an answer that would be refused is taken back and steered anew instead.
     opening_share: m, the share that safe openings have of the candidates where it begins anew.
+    prompt_limit: a prompt with a score above it ends the answer as a risk above risk_limit does,
+        and λ is whole from the first token on. 1: none does.
     refuses: False: after the retries it goes on, unrefused. For ablations; no bundle has it.
 
     Raises SettingsError for a value out of range.
@@ -86,6 +89,7 @@ class GuardPolicy:
     retries: int = 0
     opening_share: float = 0.9
     refuses: bool = True
+    prompt_limit: float = 1.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -114,7 +118,8 @@ class GuardPolicy:
     @property
     def can_refuse(self) -> bool:
         """Whether the worst scores end an answer, by the running risk or by a run of tokens."""
-        by_risk = self.risk_limit <= HIGHEST_LIMIT and self.risk_min_steps < MAX_PATIENCE
+        limit = min(self.risk_limit, self.prompt_limit)
+        by_risk = limit <= HIGHEST_LIMIT and self.risk_min_steps < MAX_PATIENCE
         by_run = self.hard_threshold <= HIGHEST_LIMIT and self.hard_patience < MAX_PATIENCE
         return by_risk or by_run
 

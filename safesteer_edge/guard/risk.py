@@ -31,8 +31,8 @@ class RunningRisk:
 
     It begins with `answer_prior` tokens of what is carried, which is 0 in a first turn. The
     prompt's score counts in as `prompt_weight` tokens that came first, where that makes the risk
-    higher. Depends on the scores of the prompt and of emitted tokens alone, so lazy and eager
-    re-ranking see the same risk.
+    higher; one above `prompt_limit` is an alarm whatever is said. Depends on the scores of the
+    prompt and of emitted tokens alone, so lazy and eager re-ranking see the same risk.
     One object per turn; `carried` (see `carry_over`) is what the conversation brings along.
     """
 
@@ -49,6 +49,9 @@ class RunningRisk:
         self._policy = policy
         self._carried = carried
         self._is_raised, self._alarmed_at = False, 0.0
+        self._prompt_alarm = 0.0  # the prompt's score where that is above its limit
+        if prompt_score is not None and prompt_score > policy.prompt_limit:
+            self._prompt_alarm = prompt_score
         self._begin()
         self._asked: _MovingMean | None = None
         if prompt_score is not None and policy.prompt_weight > 0:
@@ -67,8 +70,8 @@ class RunningRisk:
         λ is whole for the rest of it. What was asked has been acted on: from now on the answer is
         judged by what it says.
         """
-        self._is_raised, self._asked = True, None
         self._alarmed_at = max(self._alarmed_at, self.value)
+        self._is_raised, self._asked, self._prompt_alarm = True, None, 0.0
         self._begin()
         self.value = self._carried
         for score in kept_scores:
@@ -81,6 +84,7 @@ class RunningRisk:
         self.value = self._said.add(score)
         if self._asked is not None:
             self.value = max(self.value, self._asked.add(score))
+        self.value = max(self.value, self._prompt_alarm)
         self.max_value = max(self.max_value, self.value)
         is_hard = score > self._policy.hard_threshold
         self._n_hard_in_a_row = self._n_hard_in_a_row + 1 if is_hard else 0
@@ -90,7 +94,7 @@ class RunningRisk:
         """λ for the next step: from 0 at `steer_from` to the policy's at the limit, and beyond."""
         policy = self._policy
         share = 1.0
-        if policy.steer_from is not None and not self._is_raised:
+        if policy.steer_from is not None and not self._is_raised and not self._prompt_alarm:
             share = (self.value - policy.steer_from) / (policy.risk_limit - policy.steer_from)
         return policy.strength * min(1.0, max(0.0, share)) * (1.0 + policy.risk_gain * self.value)
 
@@ -99,9 +103,8 @@ class RunningRisk:
         policy = self._policy
         if self._n_hard_in_a_row >= policy.hard_patience:
             return "no_safe_candidate"
-        if self._n_scores >= policy.risk_min_steps and self.value > policy.risk_limit:
-            return "risk_limit"
-        return None
+        is_alarm = self.value > policy.risk_limit or self._prompt_alarm > 0
+        return "risk_limit" if self._n_scores >= policy.risk_min_steps and is_alarm else None
 
     @property
     def is_calm(self) -> bool:
@@ -109,6 +112,7 @@ class RunningRisk:
         policy = self._policy
         return (
             self._n_scores >= policy.risk_min_steps
+            and not self._prompt_alarm
             and self.value <= _CALM_SHARE * policy.risk_limit
         )
 
