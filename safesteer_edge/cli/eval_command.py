@@ -92,16 +92,18 @@ def _print_summary(report: dict[str, Any], folder: Path) -> None:
         f"{counts['answered']} of {counts['planned']} answers, {counts['errors']} errors, "
         f"{counts['crashed']} crashes, {counts['unreadable_rows']} unreadable rows"
     )
-    for row in report["attack_success"]:
-        if row["judge"] == report["judges"][0] and row["attack"] in ("all", "none", "figstep"):
+    shown: set[tuple[str, str]] = set()
+    for row in report["attack_success"]:  # the first line of a suite is of all its attacks
+        name = (row["suite"], row["defence"])
+        if row["judge"] == report["judges"][0] and name not in shown:
+            shown.add(name)
             print(f"attack success, {row['suite']}, {row['defence']}: {shown_share(row)}")
     for row in report["refusal"]:
         refused = shown_share(row["refused"])
         print(f"harmless refused, {row['suite']}, {row['defence']}: {refused}")
     for row in report["adaptive"]:
         if row["tries"] in (1, 10, 100) or row["is_last"]:
-            what = f"answered within {row['tries']} tries, {row['defence']}"
-            print(f"{what}: {shown_share(row)}")
+            print(f"answered, tries at most {row['tries']}, {row['defence']}: {shown_share(row)}")
     for name, why in report["facts"]["skipped_suites"].items():
         print(f"not run: {name}, {why}")
     print(f"report: {folder / 'report.html'}")

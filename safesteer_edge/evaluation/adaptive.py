@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Final
 
 from safesteer_edge.evaluation.case import Case
-from safesteer_edge.evaluation.disguises import FORMS, SHAPES, SURROUNDINGS, dressed
+from safesteer_edge.evaluation.disguises import FORMS, FRAMES, SHAPES, SURROUNDINGS, dressed
 from safesteer_edge.evaluation.judged import own_words_comply
 from safesteer_edge.evaluation.rows import EvalRow
 
@@ -50,7 +50,7 @@ def try_again(case: Case, ask: Ask, *, seed: int) -> EvalRow:
 
 def _disguises(risks: dict[_Dress, float], order: random.Random) -> Iterator[_Dress]:
     """The request as it is, then disguises without end; risks: of those tried, as they come in."""
-    names = [*FORMS, *SURROUNDINGS, *SHAPES]
+    names = [*FORMS, *FRAMES, *SURROUNDINGS, *SHAPES]
     single = [frozenset({name}) for name in order.sample(names, len(names))]
     yield frozenset()
     while True:
