@@ -21,7 +21,7 @@ from safesteer_edge.errors import EngineError
 from safesteer_edge.formats.json_values import from_json, to_json
 from safesteer_edge.guard.events import Event, Step, TextDelta, TurnEnded, event_to_json
 from safesteer_edge.session.engine_process import MAX_LINE_BYTES, decode, encode, error_to_json
-from safesteer_edge.session.protocol import ChatMessage, TurnSettings
+from safesteer_edge.session.protocol import AnswerForm, ChatMessage, TurnSettings
 from safesteer_edge.session.session import Session, open_session
 from safesteer_edge.session.settings import SessionSettings
 
@@ -109,6 +109,7 @@ class EngineServer:
                 from_json(ChatMessage, request["question"]),
                 system=request["system"],
                 answer_prefix=request["answer_prefix"],
+                form=from_json(AnswerForm, request["form"]),
             ),
             "continue": session.continue_answer,
         }
