@@ -83,7 +83,8 @@ class ToolFormat:
         return told
 
 
-_HERMES: Final = ToolFormat("<tool_call>", "</tool_call>", "arguments", "\n")
+# Also for calls that a model without tools is told of.
+HERMES: Final = ToolFormat("<tool_call>", "</tool_call>", "arguments", "\n")
 _LLAMA: Final = ToolFormat('{"name":', "", "parameters")
 _ASKS_FOR_TOOLS: Final = re.compile(r"{%-?[^%]*\btools\b")
 
@@ -92,8 +93,8 @@ def tool_format(template_source: str) -> ToolFormat | None:
     """How a template's model calls tools; None: it shows it none, or in a form of its own."""
     if not _ASKS_FOR_TOOLS.search(template_source):
         return None
-    if _HERMES.opening in template_source and "<function=" not in template_source:
-        return _HERMES  # Qwen2.5, Qwen3, Hermes; not Qwen3-Coder, which writes XML
+    if HERMES.opening in template_source and "<function=" not in template_source:
+        return HERMES  # Qwen2.5, Qwen3, Hermes; not Qwen3-Coder, which writes XML
     if "ipython" in template_source and '"parameters"' in template_source:
         return _LLAMA  # 3.1 to 3.3
     return None
