@@ -224,8 +224,9 @@ class ServedModel:
         self, engine: _Engine, asked: Asked, digests: list[bytes]
     ) -> AsyncGenerator[Piece, None]:
         cutter, prompt_score, is_cut = StopCutter(asked.stop), None, False
-        calls_format = self.info.tool_format if asked.form.get("tools") else None
-        splitter = ToolCallSplitter(calls_format) if calls_format else None
+        names = [tool["name"] for tool in asked.form.get("tools", ())]
+        calls_format = self.info.tool_format if names else None
+        splitter = ToolCallSplitter(calls_format, names) if calls_format else None
         text, calls = "", list[ToolCall]()
 
         def told(shown: str, *, is_over: bool = False, is_refused: bool = False) -> Iterator[Piece]:

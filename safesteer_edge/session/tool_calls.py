@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -24,13 +25,15 @@ class ToolFormat:
     """How one kind of template writes calls: as JSON objects between two marks.
 
     arguments_key: the key of the arguments beside `name`. closing: '' where an answer that begins
-    like a call is one to its end; opening is then a part of the JSON.
+    like a call is one to its end; opening is then a part of the JSON. fence: other marks, which
+    its models write as well; what stands between them is a call of a tool that there is, or text.
     """
 
     opening: str
     closing: str
     arguments_key: str
     break_: str = ""  # between the marks and what they hold
+    fence: tuple[str, str] | None = None
 
     def call_schema(self, tool: Tool) -> dict[str, Any]:
         """The JSON schema of a call of this tool. Raises InputError."""
@@ -63,7 +66,17 @@ class ToolFormat:
         """Whether a text ends inside a call."""
         if not self.closing:
             return text.lstrip().startswith(self.opening)
-        return text.rfind(self.opening) > text.rfind(self.closing)
+        behind = (text.rpartition(opening)[1:] for opening, _ in self.marks)
+        closings = (closing for _, closing in self.marks)
+        return any(
+            mark and closing not in rest
+            for (mark, rest), closing in zip(behind, closings, strict=True)
+        )
+
+    @property
+    def marks(self) -> tuple[tuple[str, str], ...]:
+        """What calls stand between."""
+        return ((self.opening, self.closing), *([self.fence] if self.fence else []))
 
     def read(self, text: str) -> list[ToolCall]:
         """The calls that stand between two marks; none where that is no call at all."""
@@ -84,7 +97,13 @@ class ToolFormat:
 
 
 # Also for calls that a model without tools is told of.
-HERMES: Final = ToolFormat("<tool_call>", "</tool_call>", "arguments", "\n")
+HERMES: Final = ToolFormat(
+    "<tool_call>",
+    "</tool_call>",
+    "arguments",
+    "\n",
+    fence=("```json", "```"),  # Qwen2.5-Coder's, whatever its prompt says
+)
 _LLAMA: Final = ToolFormat('{"name":', "", "parameters")
 _ASKS_FOR_TOOLS: Final = re.compile(r"{%-?[^%]*\btools\b")
 
@@ -106,30 +125,35 @@ class ToolCallSplitter:
     White space around a call is left out.
     """
 
-    def __init__(self, style: ToolFormat) -> None:
+    def __init__(self, style: ToolFormat, names: Collection[str]) -> None:
+        """names: of the tools that there are."""
         self._style = style
+        self._names = names
         self._held = ""
-        self._is_in_call = False
+        self._marks: tuple[str, str] | None = None  # of the call that has begun
         self._has_said = False  # anything: a form without a closing mark begins the answer
         self._has_called = False
+        self._blanks = ""  # before it
 
     def feed(self, text: str) -> list[str | ToolCall]:
         """Return what is certain now."""
         self._held += text
         told: list[str | ToolCall] = []
         while True:
-            if self._is_in_call:
-                body, mark, rest = self._held.partition(self._style.closing or "\0")
+            if self._marks is not None:
+                body, mark, rest = self._held.partition(self._marks[1] or "\0")
                 if not mark:
                     return told
-                told += self._calls_in(body)
-                self._is_in_call, self._held = False, rest
+                self._end(told, body, mark)
+                self._held = rest
                 continue
-            before, mark, rest = self._held.partition(self._style.opening)
-            if mark and (self._style.closing or not (self._has_said or before.strip())):
+            begun = self._next_call()
+            if begun is not None:
+                place, self._marks = begun
+                before, held = self._held[:place], self._held[place:]
                 self._say(told, before.rstrip())
-                self._is_in_call = True
-                self._held = rest if self._style.closing else mark + rest
+                self._held = held.removeprefix(self._marks[0])
+                self._blanks = before[len(before.rstrip()) :]
                 continue
             n_held = self._n_undecided()
             self._say(told, self._held[: len(self._held) - n_held])
@@ -139,22 +163,38 @@ class ToolCallSplitter:
     def finish(self, *, is_refused: bool = False) -> list[str | ToolCall]:
         """Return what was held back: no more text will come. is_refused: drop a begun call."""
         told: list[str | ToolCall] = []
-        if not self._is_in_call:
+        if self._marks is None:
             self._say(told, "" if self._has_called and not self._held.strip() else self._held)
-        elif not self._style.closing and (calls := self._style.read(self._held)):
-            told += calls
         elif not is_refused:
-            self._say(told, self._held if not self._style.closing else self._unread(self._held))
-        self._held, self._is_in_call = "", False
+            self._end(told, self._held, "")
+        self._held, self._marks = "", None
         return told
 
-    def _calls_in(self, body: str) -> list[str | ToolCall]:
-        calls = self._style.read(body)
-        self._has_called = self._has_called or bool(calls)
-        return [*calls] if calls else [self._unread(body) + self._style.closing]
+    def _next_call(self) -> tuple[int, tuple[str, str]] | None:
+        """Where the next call begins, and between which marks it stands."""
+        places = ((self._held.find(marks[0]), marks) for marks in self._style.marks)
+        found = min((each for each in places if each[0] >= 0), default=None)
+        if found is None or self._style.closing:
+            return found
+        return None if self._has_said or self._held[: found[0]].strip() else found
 
-    def _unread(self, body: str) -> str:
-        return self._style.opening + body
+    def _end(self, told: list[str | ToolCall], body: str, mark: str) -> None:
+        """Tell the calls that stand in a body, or the text that it is."""
+        calls = self._calls_in(body) if mark or not self._style.closing else []
+        if calls:
+            told += calls
+            self._has_called = True
+        elif self._marks is not None:
+            self._say(told, self._blanks + self._marks[0] + body + mark)
+        self._marks = None
+
+    def _calls_in(self, body: str) -> list[ToolCall]:
+        marks = self._marks
+        calls = self._style.read(body if marks is None or marks[1] else marks[0] + body)
+        is_fenced = marks is not None and marks == self._style.fence
+        if is_fenced and not all(call.name in self._names for call in calls):
+            return []
+        return calls
 
     def _say(self, told: list[str | ToolCall], text: str) -> None:
         if text:
@@ -163,8 +203,12 @@ class ToolCallSplitter:
 
     def _n_undecided(self) -> int:
         """Characters at the end that may be the beginning of a call, or white space before one."""
-        held, opening = self._held, self._style.opening
-        longest = min(len(held), len(opening) - 1)
-        n_mark = next((n for n in range(longest, 0, -1) if opening.startswith(held[-n:])), 0)
+        held = self._held
+        n_mark = max(
+            next(
+                (n for n in range(min(len(held), len(mark) - 1), 0, -1) if mark[:n] == held[-n:]), 0
+            )
+            for mark, _ in self._style.marks
+        )
         before = held[: len(held) - n_mark]
         return len(held) - len(before.rstrip())

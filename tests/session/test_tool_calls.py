@@ -120,7 +120,7 @@ def test_a_template_without_tools_has_no_form_of_calls() -> None:
 
 
 def split(style: ToolFormat, pieces: list[str], *, is_refused: bool = False) -> list[Any]:
-    splitter = ToolCallSplitter(style)
+    splitter = ToolCallSplitter(style, ["weather", "a", "b"])
     told = [each for piece in pieces for each in splitter.feed(piece)]
     told += splitter.finish(is_refused=is_refused)
     joined: list[Any] = []
@@ -151,6 +151,24 @@ def test_what_is_no_call_stays_text(body: str) -> None:
     assert split(hermes(), [f"<tool_call>{body}"]) == [f"<tool_call>{body}"]
 
 
+def test_a_fenced_object_is_a_call_only_where_it_names_a_tool() -> None:
+    fenced = '```json\n{"name": "weather", "arguments": {"city": "Oslo"}}\n```'
+    other = fenced.replace("weather", "Mary")
+    assert split(hermes(), [f"So:\n{fenced}\n"]) == ["So:", CALL]
+    assert split(hermes(), [f"So:\n{other} she said"]) == [f"So:\n{other} she said"]
+    assert split(hermes(), ['```json\n{"a": 1}']) == ['```json\n{"a": 1}']
+    assert split(hermes(), ["```python\nprint()\n```"]) == ["```python\nprint()\n```"]
+
+
+def test_a_text_is_open_while_a_call_in_it_is() -> None:
+    whole = hermes().write(CALL)
+    assert [hermes().is_open(text) for text in ("", "So", whole[:-1], whole, whole * 2)] == [
+        *(False, False, True, False, False)
+    ]
+    assert hermes().is_open("```json\n{") and not hermes().is_open("```json\n{}\n```")
+    assert llama().is_open(' {"name": "w') and not llama().is_open('So {"name": "w')
+
+
 def test_a_call_that_was_begun_in_a_refused_answer_is_dropped() -> None:
     text = '<tool_call>\n{"name": "weather"'
     assert split(hermes(), ["So: ", text], is_refused=True) == ["So:"]
@@ -165,7 +183,7 @@ def test_a_call_without_marks_is_the_whole_answer() -> None:
     assert split(style, ['{"answer": 3}']) == ['{"answer": 3}']
 
 
-TEXTS = st.text(alphabet='<>tol_ca/{}"name: \n', max_size=30)
+TEXTS = st.text(alphabet='<>tol_ca/{}"name: \n`json', max_size=30)
 
 
 @given(before=TEXTS, after=TEXTS, cuts=st.lists(st.integers(0, 200), max_size=8))
