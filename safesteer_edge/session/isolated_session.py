@@ -144,7 +144,7 @@ class IsolatedSession(OpenedSession):
         if self._cancelled_turn == turn:
             # It stays cancelled; said first, for a short answer is whole before a later word.
             process.send_now({"do": "cancel", "turn": turn})
-        process.send({**request, "turn": turn})
+        process.send({**request, "turn": turn, "steps": self.tells_steps})
         try:
             while self._active_turn == turn and (event := self._next_event(process)) is not None:
                 if (isinstance(event, TextDelta) and event.part == "answer") or isinstance(

@@ -334,6 +334,8 @@ class OpenedSession(ChatSession):
     """What sessions of either kind have for Python programs. Close it, or use it in a `with`."""
 
     _pictures: tempfile.TemporaryDirectory[str] | None = None
+    # Whether a process of its own tells its steps; texts come in larger pieces without them.
+    tells_steps = True
 
     def ask(
         self,
