@@ -72,6 +72,15 @@ def guarded_tiny(tmp_path_factory: pytest.TempPathFactory) -> GuardedTiny:
 
 
 @pytest.fixture(scope="session")
+def calling_tiny(tmp_path_factory: pytest.TempPathFactory) -> GuardedTiny:
+    """The same with the chat template of Qwen2.5, which offers tools."""
+    from tests.guarded_tiny import make_guarded_tiny
+    from tests.tiny_models import QWEN25
+
+    return make_guarded_tiny(tmp_path_factory.mktemp("calling_tiny"), chat_template=QWEN25)
+
+
+@pytest.fixture(scope="session")
 def requantized_tiny(
     guarded_tiny: GuardedTiny, tmp_path_factory: pytest.TempPathFactory
 ) -> RequantizedTiny:

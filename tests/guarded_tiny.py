@@ -25,7 +25,7 @@ from safesteer_edge.session.runtime import last_state_of, open_runtime
 from safesteer_edge.session.settings import SessionSettings
 from tests.bundle.linear_probe import linear_scores, probe_onnx
 from tests.bundle.sample_parts import figures_of
-from tests.tiny_models import FIRST_BYTE_ID, write_tiny_llama, write_tiny_projector
+from tests.tiny_models import CHATML, FIRST_BYTE_ID, write_tiny_llama, write_tiny_projector
 
 PROBE_LAYERS = (1, 2)
 REFUSAL_TEXT = "I can't help with that."
@@ -151,9 +151,12 @@ class GuardedTiny:
         )
 
 
-def make_guarded_tiny(folder: Path, *, seed: int = 0, n_embd: int = 64) -> GuardedTiny:
+def make_guarded_tiny(
+    folder: Path, *, seed: int = 0, n_embd: int = 64, chat_template: str = CHATML
+) -> GuardedTiny:
     """Write a tiny model and projector, and read from the model what a bundle needs."""
-    model = write_tiny_llama(folder / f"tiny-{seed}-{n_embd}.gguf", seed=seed, n_embd=n_embd)
+    path = folder / f"tiny-{seed}-{n_embd}.gguf"
+    model = write_tiny_llama(path, seed=seed, n_embd=n_embd, chat_template=chat_template)
     rng = np.random.default_rng(seed)
     prompts = [
         tuple(rng.integers(FIRST_BYTE_ID, _N_VOCAB, 6).tolist())

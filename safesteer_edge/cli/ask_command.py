@@ -31,6 +31,7 @@ from safesteer_edge.cli.options import (
 from safesteer_edge.cli.piped_text import read_piped_picture, read_prompt, require_text
 from safesteer_edge.errors import InputError
 from safesteer_edge.formats.display_text import ControlCharacterFilter, strip_control_characters
+from safesteer_edge.formats.json_values import load_json
 from safesteer_edge.session.settings_file import user_settings
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
     prompt = read_prompt(options.prompt, is_stdin_taken=n_piped > 0)
     require_text(options.system, "--system")
     require_text(options.answer_prefix, "--answer-prefix")
+    schema = None if options.json_schema is None else _read_schema(options.json_schema)
     settings = settings_with_flags(options, user_settings()).session
     images, sounds, documents = sorted_by_kind(map(local_path, options.file))
     images = (*map(_picture, options.image), *images)
@@ -79,6 +81,7 @@ def run(options: argparse.Namespace) -> int:
             documents=documents,
             system=options.system,
             answer_prefix=options.answer_prefix,
+            json_schema=schema,
         )
         undo.enter_context(interrupt_cancels(session))
         media, first = _until_prefill(events)  # what cannot be asked ends here, in one line
@@ -146,12 +149,23 @@ def _stream(
         elif isinstance(event, TextDelta) and event.part == "reasoning":
             if not options.quiet:  # the answer alone goes to stdout
                 print(thought.feed(event.text), end="", file=sys.stderr, flush=True)
+        elif isinstance(event, Refused) and options.json_schema is not None:
+            pass  # stdout holds JSON; what the guard did is told below
         elif isinstance(event, TextDelta | Refused) and not options.json:
             print(shown.feed(event.text), end="", flush=True)
         elif isinstance(event, TurnEnded):
             print(end="" if options.json else "\n", flush=True)
             return event
     raise RuntimeError("the session ended a turn without saying so")
+
+
+def _read_schema(path: Path) -> Any:
+    try:
+        return load_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    except InputError as error:
+        raise InputError(f"{str(path)!r} is no JSON schema: {error}") from error
 
 
 def _open_trace(path: Path) -> IO[str]:
@@ -251,6 +265,9 @@ ASK = Command(
             "begin the answer with T; the guard judges it too",
             default="",
             metavar="T",
+        ),
+        Argument(
+            "--json-schema", "answer in JSON of the schema in a file", type=Path, metavar="F.json"
         ),
         Argument(
             "--isolate",

@@ -118,7 +118,7 @@ def run_bench_command(options: argparse.Namespace) -> int:
     from safesteer_edge.evaluation.bench import (
         BenchSettings,
         cost_to_text,
-        measure_isolation,
+        measure_cost,
         run_bench,
     )
     from safesteer_edge.evaluation.bench_report import bench_to_json, bench_to_text
@@ -143,9 +143,11 @@ def run_bench_command(options: argparse.Namespace) -> int:
         progress.tell(f"[{line}]", stays=False)
 
     try:
-        if options.isolate:
-            ratios = measure_isolation(settings, narrate=narrate)
-            value, text = {"ratios": [asdict(ratio) for ratio in ratios]}, cost_to_text(ratios)
+        if options.isolate or options.serve:
+            name = "served" if options.serve else "isolated"
+            ratios = measure_cost(name, settings, narrate=narrate)
+            value = {"ratios": [asdict(ratio) for ratio in ratios]}
+            text = cost_to_text(name, ratios)
         else:
             result = run_bench(settings, narrate=narrate)
             value, text = bench_to_json(result), bench_to_text(result)
@@ -255,6 +257,11 @@ BENCH = Command(
         Argument(
             "--isolate",
             "measure what it costs to run the engine in a separate process",
+            action="store_true",
+        ),
+        Argument(
+            "--serve",
+            "measure what it costs to ask a server instead",
             action="store_true",
         ),
         Group("model", (*setting_flags("model.name", "model.bundle"), *MACHINE)),

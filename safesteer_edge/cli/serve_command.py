@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _PACKAGES: Final = ("starlette", "uvicorn", "prometheus_client")
 _MAX_CONNECTIONS: Final = 128  # each may be sending a body
+_MAX_PARALLEL: Final = 64
 _GRACE_S: Final = 10  # for answers that are being told when the server is asked to stop
 
 
@@ -39,6 +40,11 @@ def run(options: argparse.Namespace) -> int:
     if not all(map(importlib.util.find_spec, _PACKAGES)):
         raise SettingsError(
             "the server needs more packages; run: pip install 'safesteer-edge[serve]'"
+        )
+    if not 1 <= options.parallel <= _MAX_PARALLEL:
+        raise SettingsError(
+            f"--parallel is {options.parallel}; expected 1 to {_MAX_PARALLEL}, and no more than "
+            "this machine has cores"
         )
     settings = settings_with_flags(options, user_settings()).session
     others = [replace(settings, model=name, mmproj=None, bundle=None) for name in options.also]
@@ -69,7 +75,7 @@ async def _serve(
         models: dict[str, ServedModel] = {}
         for each in settings:
             model = await opened.enter_async_context(
-                ServedModel.opened(each, n_queue=options.queue)
+                ServedModel.opened(each, n_queue=options.queue, n_parallel=options.parallel)
             )
             models[model.info.model_name] = model
         for name, model in models.items():
@@ -123,8 +129,10 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         if not 0 <= port <= 65535:  # the system takes it modulo
             raise OverflowError("there is no such port")
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        family, kind, protocol, _, address = found[0]
+        # With its protocol named: else asyncio lets the first words wait 40 ms for an ACK (Nagle).
+        listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
@@ -181,6 +189,13 @@ SERVE = Command(
             "requests that may wait for a model (default: 16)",
             type=int,
             default=16,
+            metavar="N",
+        ),
+        Argument(
+            "--parallel",
+            "answers at a time for each model, each in a process of its own (default: 1)",
+            type=int,
+            default=1,
             metavar="N",
         ),
         Argument("--log-text", "log questions and answers as well", action="store_true"),

@@ -93,7 +93,7 @@ class NativeModel(NativeObject):
         while True:
             buffer = (lib.llama_token * capacity)()
             n_tokens = lib.llama_tokenize(
-                self._vocab, data, len(data), buffer, capacity, False, parse_special
+                self.vocab_handle, data, len(data), buffer, capacity, False, parse_special
             )
             if n_tokens >= 0:
                 return list(buffer[:n_tokens])
@@ -114,14 +114,16 @@ class NativeModel(NativeObject):
         capacity = _PIECE_BUFFER_BYTES
         while True:
             buffer = ctypes.create_string_buffer(capacity)
-            n_bytes = lib.llama_token_to_piece(self._vocab, token_id, buffer, capacity, 0, special)
+            n_bytes = lib.llama_token_to_piece(
+                self.vocab_handle, token_id, buffer, capacity, 0, special
+            )
             if n_bytes >= 0:
                 return buffer.raw[:n_bytes]
             capacity = -n_bytes
 
     def is_end_of_generation(self, token_id: int) -> bool:
         """True for the tokens that end an answer (EOS, EOT, …)."""
-        vocab = self._vocab
+        vocab = self.vocab_handle
         cached = self._ends.get(token_id)
         if cached is None:
             cached = bool(lib.llama_vocab_is_eog(vocab, token_id))
@@ -132,7 +134,7 @@ class NativeModel(NativeObject):
         """The vocabulary's own text of a token ('' for None)."""
         if token_id is None:
             return ""
-        return lib.llama_vocab_get_text(self._vocab, token_id).decode("utf-8", "replace")
+        return lib.llama_vocab_get_text(self.vocab_handle, token_id).decode("utf-8", "replace")
 
     @property
     def named_tokens(self) -> dict[str, str]:
@@ -173,8 +175,9 @@ class NativeModel(NativeObject):
         self.strips_left, self.strips_right = map(frozenset, strips.values())
 
     @property
-    def _vocab(self) -> Any:
-        _ = self.handle  # raises if it is closed
+    def vocab_handle(self) -> Any:
+        """The vocabulary, for this package alone. Raises EngineError after `close()`."""
+        _ = self.handle
         return self._vocab_handle
 
 

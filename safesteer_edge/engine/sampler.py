@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from safesteer_edge.engine.grammar import Grammar
 from safesteer_edge.engine.native import NativeObject, lib
 from safesteer_edge.errors import EngineError, GuardError
 from safesteer_edge.guard.policy import SamplingSettings
@@ -26,12 +27,18 @@ class SamplerChain(NativeObject):
 
     At temperature 0 the chain is penalties and top-k alone, as llama.cpp's greedy sampler looks
     at no other filter; the candidates' probabilities are then those at temperature 1.
+    grammar: rules tokens out before all of these. The caller owns it.
     """
 
     _what = "the sampler"
 
-    def __init__(self, settings: SamplingSettings, *, n_vocab: int) -> None:
+    def __init__(
+        self, settings: SamplingSettings, *, n_vocab: int, grammar: Grammar | None = None
+    ) -> None:
         self._greedy = settings.temperature == 0
+        self._grammar = grammar
+        # A penalty may move any token among the likeliest.
+        self._n_wanted = n_vocab if settings.has_penalties else settings.top_k
         chain_handle = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         if not chain_handle:
             raise EngineError("llama.cpp could not make a sampler chain; free some memory")
@@ -83,6 +90,10 @@ class SamplerChain(NativeObject):
             raise GuardError("the model gave a non-finite logit; its file may be damaged")
         self._ids[:] = self._token_ids
         self._logits[:] = logits
+        if self._grammar is not None:
+            self._grammar.rule_out_inplace(self._buffer, self._n_wanted)
+            if not math.isfinite(self._logits.max()):
+                raise GuardError("the model has no token that goes on as the JSON schema wants")
         array = self._array
         array.data, array.size = self._data, len(self._token_ids)
         array.selected, array.sorted = -1, False
@@ -118,8 +129,10 @@ class SamplerChain(NativeObject):
         return Proposal(token_ids=token_ids, log_probs=logits, drawn=drawn, greedy=self._greedy)
 
     def accept(self, token_id: int) -> None:
-        """Tell the chain which token was emitted; only penalties want to know."""
+        """Tell the chain which token was emitted; only penalties and a grammar want to know."""
         chain_handle = self.handle
+        if self._grammar is not None:
+            self._grammar.accept(token_id)
         if self._has_penalties:
             self._accepted.append(token_id)
             lib.llama_sampler_accept(chain_handle, token_id)
@@ -127,8 +140,11 @@ class SamplerChain(NativeObject):
     def take_back(self, n_tokens: int) -> None:
         """Forget the last n tokens that were emitted; what is drawn next goes on in its sequence.
 
-        The penalties alone are set back: resetting the chain would draw the same numbers again.
+        Penalties and grammar alone are set back: resetting the chain would draw the same numbers
+        again.
         """
+        if self._grammar is not None:
+            self._grammar.take_back(n_tokens)
         if not self._has_penalties or not n_tokens:
             return
         del self._accepted[-n_tokens:]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.evaluation.bench_summary import VariantRatio, ratio_of, shown_ratio
@@ -23,6 +23,7 @@ from safesteer_edge.evaluation.bench_variants import (
     Variant,
     VariantName,
     open_variant,
+    over_whole,
 )
 from safesteer_edge.evaluation.case import evenly
 from safesteer_edge.evaluation.machine import (
@@ -196,14 +197,19 @@ def bench_session(settings: BenchSettings, choice: ModelChoice, info: ModelInfo)
     )
 
 
-# -- what it costs to run the engine in a process of its own: the same answers, here and there -----
+# -- what it costs to run the engine elsewhere: the same answers, here and there -------------------
 
 
-def measure_isolation(
-    settings: BenchSettings, *, narrate: Callable[[str], None] = lambda _: None
+def measure_cost(
+    name: Literal["isolated", "served"],
+    settings: BenchSettings,
+    *,
+    narrate: Callable[[str], None] = lambda _: None,
 ) -> tuple[VariantRatio, ...]:
-    """Ratios `isolated` over `lazy`, one for each kind of prompt.
+    """Ratios of a variant over `lazy`, one for each kind of prompt.
 
+    A server does not tell when each token came: its speed is that over whole answers, from the
+    question on, and so is the other's.
     Both are open at once and answer each prompt one after the other, in turned order, so that
     whatever drifts hits both alike. Times are taken where the events arrive.
     Raises SettingsError, ModelFileError, BundleError, TemplateError, EngineError.
@@ -214,7 +220,7 @@ def measure_isolation(
     answers: list[MeasuredAnswer] = []
     with (
         closing(open_variant("lazy", session)) as here,
-        closing(open_variant("isolated", session)) as there,
+        closing(open_variant(name, session)) as there,
     ):
         for variant in (here, there):
             variant.answer(prompts[-1], -1)
@@ -223,15 +229,19 @@ def measure_isolation(
             for index, prompt in enumerate(prompts):
                 turned = (here, there) if (repeat + index) % 2 else (there, here)
                 answers += [variant.answer(prompt, repeat) for variant in turned]
-    found = (ratio_of(answers, "isolated", "lazy", kind) for kind in PROMPT_KINDS)
+    if name == "served":
+        answers = [over_whole(answer) for answer in answers]
+    found = (ratio_of(answers, name, "lazy", kind) for kind in PROMPT_KINDS)
     return tuple(ratio for ratio in found if ratio is not None)
 
 
-def cost_to_text(ratios: tuple[VariantRatio, ...]) -> str:
+def cost_to_text(name: Literal["isolated", "served"], ratios: tuple[VariantRatio, ...]) -> str:
     """The ratios for people: median (least–greatest) over the repeats."""
     lines = (
         f"  {ratio.kind}: speed {shown_ratio(ratio.speed)} (below 1 is slower), "
-        f"time to the first token {shown_ratio(ratio.first_token)} (above 1 is slower)\n"
+        f"time to the first text {shown_ratio(ratio.first_text)} (above 1 is slower), "
+        f"which is {ratio.later_ms.median:+.1f} ms\n"
         for ratio in ratios
     )
-    return "The engine in a process of its own, over the engine in this one\n" + "".join(lines)
+    what = {"isolated": "The engine in a process of its own", "served": "The server, from a client"}
+    return f"{what[name]}, over the engine in this process\n" + "".join(lines)

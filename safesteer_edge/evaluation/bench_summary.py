@@ -42,7 +42,8 @@ class VariantRatio:
     """One variant over another, paired within each repeat over the same prompts.
 
     speed: tokens/s over equally many tokens of each prompt, above 1 is faster; None if no pair of
-    answers has two tokens. first_token, first_text: time to it, above 1 is slower.
+    answers has two tokens. first_token, first_text: time to it, above 1 is slower; later_ms: how
+    much later the first text comes, on average.
     n_tokens: token intervals that each repeat's speed is measured over, the median.
     """
 
@@ -52,6 +53,7 @@ class VariantRatio:
     speed: Spread | None
     first_token: Spread
     first_text: Spread
+    later_ms: Spread
     n_tokens: float
 
 
@@ -113,6 +115,12 @@ def ratio_of(
         speed=spread([other_s / own_s for own_s, other_s, _ in works]) if works else None,
         first_token=spread([_ratio_of_sums(pairs, lambda a: a.first_token_s) for pairs in repeats]),
         first_text=spread([_ratio_of_sums(pairs, lambda a: a.first_text_s) for pairs in repeats]),
+        later_ms=spread(
+            [
+                1e3 * statistics.mean(own.first_text_s - other.first_text_s for own, other in pairs)
+                for pairs in repeats
+            ]
+        ),
         n_tokens=statistics.median(n for _, _, n in works) if works else 0,
     )
 

@@ -5,14 +5,21 @@ Each answers one prompt in a new conversation and measures itself with the same 
 
 from __future__ import annotations
 
+import http.client
+import json
+import re
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from safesteer_edge.engine.reference import ReferenceChat, ReferenceSettings
+from safesteer_edge.errors import EngineError
 from safesteer_edge.guard.events import PrefillDone, Refused, Step, TextDelta, TurnEnded
 from safesteer_edge.processes.cores import n_usable_cores
 from safesteer_edge.session.isolated_session import open_isolated_session
@@ -21,7 +28,7 @@ from safesteer_edge.session.session import open_session
 from safesteer_edge.session.settings import DEFAULT_N_CTX, SessionSettings
 
 VariantName = Literal[
-    "off", "lazy", "eager", "llama-cpp-python", "llama-cpp-python-flash", "isolated"
+    "off", "lazy", "eager", "llama-cpp-python", "llama-cpp-python-flash", "isolated", "served"
 ]
 PromptKind = Literal["benign", "harmful"]
 
@@ -97,7 +104,7 @@ class Variant:
 def open_variant(name: VariantName, session: SessionSettings) -> Variant:
     """Load the model for this variant. session: resolved; its guard is the variant's.
 
-    `isolated` is `lazy` with the engine in a process of its own.
+    `isolated` is `lazy` with the engine in a process of its own, `served` behind a server.
     Raises ModelFileError, BundleError, TemplateError, SettingsError, EngineError.
     """
     if name == "llama-cpp-python" or name == "llama-cpp-python-flash":
@@ -112,6 +119,9 @@ def open_variant(name: VariantName, session: SessionSettings) -> Variant:
         )
         chat = ReferenceChat(reference)
         return Variant({}, partial(_reference_answer, name, chat), chat.close)
+    if name == "served":
+        server = _Server(session)
+        return Variant({}, server.answer, server.close)
     guard = "off" if name == "off" else "steer"
     rerank = "eager" if name == "eager" else "lazy"
     open_it = open_isolated_session if name == "isolated" else open_session
@@ -160,6 +170,91 @@ def _session_answer(
                 probe_s=None if name == "off" else event.timings.probe_s,
             )
     raise RuntimeError("the session ended a turn without saying so")
+
+
+def over_whole(answer: MeasuredAnswer) -> MeasuredAnswer:
+    """The answer with its tokens spread evenly over all of its time."""
+    n, times_s = len(answer.token_times_s), answer.token_times_s
+    return replace(answer, token_times_s=tuple(times_s[-1] * (i + 1) / n for i in range(n)))
+
+
+class _Server:
+    """`safesteer-edge serve` in a process of its own, and a client that streams its answers."""
+
+    def __init__(self, session: SessionSettings) -> None:
+        flags = {
+            "--port": 0,
+            "--model": session.model,
+            "--bundle": session.bundle,
+            "--ctx": session.n_ctx,
+            "--threads": session.n_threads,
+            "--gpu-layers": session.n_gpu_layers,
+            "--temperature": session.sampling.temperature,
+            "--max-tokens": session.max_tokens,
+        }
+        told = [str(word) for pair in flags.items() if pair[1] is not None for word in pair]
+        command = [sys.executable, "-m", "safesteer_edge", "serve", *told]
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        log, found = "", None
+        for line in self._process.stderr or ():
+            log += line
+            if found := re.search(r"base URL http://(\S+)/v1, .* model (.+)\n", line):
+                break
+        if found is None:
+            self.close()
+            raise EngineError(f"the server did not start: {log.strip()[-400:]!r}")
+        self._model = found[2]
+        self._connection = http.client.HTTPConnection(found[1], timeout=600)
+        threading.Thread(target=self._hear, daemon=True).start()
+
+    def _hear(self) -> None:
+        for _ in self._process.stderr or ():  # else it would wait for a reader of its log
+            pass
+
+    def answer(self, prompt: BenchPrompt, repeat: int) -> MeasuredAnswer:
+        """One answer, streamed; its tokens are all told at its end."""
+        body = {
+            "model": self._model,
+            "messages": [{"role": "user", "content": prompt.text}],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        texts: list[str] = []
+        first_text_s, usage, finish_reason = 0.0, dict[str, Any](), ""
+        started_s = time.perf_counter()
+        self._connection.request("POST", "/v1/chat/completions", json.dumps(body))
+        for line in self._connection.getresponse():
+            if not line.startswith(b"data: {"):
+                continue
+            chunk: dict[str, Any] = json.loads(line[len(b"data: ") :])
+            usage = chunk.get("usage") or usage
+            for choice in chunk["choices"]:
+                finish_reason = choice["finish_reason"] or finish_reason
+                if text := choice["delta"].get("content"):
+                    first_text_s = first_text_s or time.perf_counter() - started_s
+                    texts.append(text)
+        elapsed_s = time.perf_counter() - started_s
+        n_tokens = int(usage["completion_tokens"])
+        return MeasuredAnswer(
+            variant="served",
+            repeat=repeat,
+            prompt_id=prompt.id,
+            kind=prompt.kind,
+            text="".join(texts),
+            finish_reason=finish_reason,
+            token_ids=(),
+            token_times_s=(elapsed_s,) * n_tokens,
+            first_text_s=first_text_s or elapsed_s,
+            n_prompt_tokens=int(usage["prompt_tokens"]),
+            n_reused_tokens=int(usage["prompt_tokens_details"]["cached_tokens"]),
+            n_forward_passes=0,
+            n_interventions=None,
+            probe_s=None,
+        )
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait()
 
 
 def _reference_answer(

@@ -352,6 +352,8 @@ class GuardedAnswer:
 
     def _openings_that_fit(self, openings: Sequence[str]) -> tuple[Block, ...]:
         """As tokens; behind text that people have seen they begin a paragraph of their own."""
+        if self._guard is None or self._guard.no_opening_in(self._transcript.text):
+            return ()
         before = "\n\n" if self._transcript.text else ""
         blocks = tuple(tuple(self._tokenize_plain(before + text)) for text in openings)
         n_cells = sum(map(len, blocks))

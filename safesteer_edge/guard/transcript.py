@@ -130,7 +130,8 @@ class ActiveGuard:
     """A guard in force: with mode `off` there is none (None in its place).
 
     openings: safe beginnings that join the candidates where an answer is steered anew, the
-    preferred one first. prompt_probe: judges the prompt's last state; None: the probe does.
+    preferred one first; none does behind a text of which no_opening_in says so. prompt_probe:
+    judges the prompt's last state; None: the probe does.
     """
 
     mode: GuardMode
@@ -140,6 +141,7 @@ class ActiveGuard:
     refusal_text: str
     openings: tuple[str, ...] = ()
     prompt_probe: Probe | None = None
+    no_opening_in: Callable[[str], bool] = lambda _text: False
 
 
 @dataclass(frozen=True, slots=True)

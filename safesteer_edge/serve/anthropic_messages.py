@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
 from safesteer_edge.guard.events import Refused, TextDelta
-from safesteer_edge.serve.asked import Asked, read_asked
+from safesteer_edge.serve.asked import Asked, an_object, read_asked
 from safesteer_edge.serve.dialect import Dialect, Head, Json, named_sse
 from safesteer_edge.serve.served_model import Answered, Piece
+from safesteer_edge.session.tool_calls import ToolCall
 
 _ONLY: Final[Mapping[str, tuple[object, ...]]] = {
-    "tools": ([],),
-    "tool_choice": ({"type": "none"}, {"type": "auto"}),
     "mcp_servers": ([],),
     "thinking": ({"type": "disabled"},),
-    "output_config": ({},),
-    "output_format": (),
 }
 
 
 def _read(body: object) -> Asked:
-    return read_asked(body, _ONLY, {"stop_sequences": "stop"})
+    given = an_object(body, "the body")
+    shape = an_object(given.get("output_config") or {}, "output_config")
+    given["response_format"] = given.get("output_format") or shape.get("format")
+    return read_asked(given, _ONLY, {"stop_sequences": "stop"})
 
 
 def _whole(head: Head, answered: Answered) -> Json:
+    content: list[Json] = [_call(head, *each) for each in enumerate(answered.calls)]
+    if answered.text or not content:
+        content.insert(0, {"type": "text", "text": answered.text})
     return {
         **_message(head, answered.usage.completion_tokens),
-        "content": [{"type": "text", "text": answered.text}],
+        "content": content,
         **_ending(answered),
         **head.trace(answered),
     }
@@ -35,18 +39,44 @@ def _whole(head: Head, answered: Answered) -> Json:
 
 async def _stream(head: Head, pieces: AsyncIterator[Piece]) -> AsyncIterator[Json]:
     yield {"type": "message_start", "message": _message(head, 0)}
-    block = {"type": "text", "text": ""}
-    yield {"type": "content_block_start", "index": 0, "content_block": block}
+    index, n_calls, is_text = -1, 0, False  # index: of the last block that has begun
     async for piece in pieces:
+        if isinstance(piece, Refused) and head.asked.is_json:
+            continue
         if isinstance(piece, Refused) or (isinstance(piece, TextDelta) and piece.part == "answer"):
-            delta = {"type": "text_delta", "text": piece.text}
-            yield {"type": "content_block_delta", "index": 0, "delta": delta}
+            if not is_text:
+                index, is_text = index + 1, True
+                yield _block("start", index, content_block={"type": "text", "text": ""})
+            yield _block("delta", index, delta={"type": "text_delta", "text": piece.text})
+        elif isinstance(piece, ToolCall):
+            if is_text:
+                yield _block("stop", index)
+            index, is_text = index + 1, False
+            called = _call(head, n_calls, piece)
+            n_calls += 1
+            yield _block("start", index, content_block={**called, "input": {}})
+            delta = {"type": "input_json_delta", "partial_json": piece.arguments}
+            yield _block("delta", index, delta=delta)
+            yield _block("stop", index)
         elif isinstance(piece, Answered):
-            yield {"type": "content_block_stop", "index": 0}
+            if index < 0:
+                index, is_text = 0, True
+                yield _block("start", index, content_block={"type": "text", "text": ""})
+            if is_text:
+                yield _block("stop", index)
             usage = {"output_tokens": piece.usage.completion_tokens}
             ending = {"delta": _ending(piece), "usage": usage}
             yield {"type": "message_delta", **ending, **head.trace(piece)}
             yield {"type": "message_stop"}
+
+
+def _block(what: str, index: int, **members: Json) -> Json:
+    return {"type": f"content_block_{what}", "index": index, **members}
+
+
+def _call(head: Head, index: int, call: ToolCall) -> Json:
+    called = {"type": "tool_use", "id": head.call_id(index), "name": call.name}
+    return {**called, "input": json.loads(call.arguments)}
 
 
 def _message(head: Head, n_output_tokens: int) -> Json:
@@ -69,7 +99,8 @@ def _message(head: Head, n_output_tokens: int) -> Json:
 
 
 def _ending(answered: Answered) -> Json:
-    reason = "max_tokens" if answered.is_cut else "stop_sequence" if answered.stop else "end_turn"
+    reason = "tool_use" if answered.calls else "end_turn"
+    reason = "max_tokens" if answered.is_cut else "stop_sequence" if answered.stop else reason
     return {
         "stop_reason": "refusal" if answered.refusal else reason,
         "stop_sequence": answered.stop,

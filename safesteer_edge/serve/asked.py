@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, Final, Literal
 
-from safesteer_edge.formats.json_values import BadValueError, from_json
+from safesteer_edge.formats.json_values import BadValueError, from_json, load_json
 from safesteer_edge.guard.policy import SamplingSettings
+from safesteer_edge.session.protocol import AskOptions
+from safesteer_edge.session.tool_calls import ToolCall
 from safesteer_edge.templates.conversation import Role
 
 _MAX_MEDIA: Final = 16
 _MAX_STOPS: Final = 16
+_MAX_TOOLS: Final = 128
+_TOOL_NAME: Final = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _ROLES: Final[Mapping[str, Role]] = {
     "system": "system",
     "developer": "system",
     "user": "user",
     "assistant": "assistant",
+    "tool": "user",  # what it says are results, which questions carry
 }
 _DATA_URI: Final = re.compile(r"data:[\w.+/-]*(?:;[\w=.+-]+)*;base64,", re.ASCII)
 # What the dialects call a text, by the key that holds it.
@@ -31,7 +37,8 @@ _TEXT_PARTS: Final = {
     "output_text": "text",
     "refusal": "refusal",
 }
-_KNOWN_PARTS: Final = (*_TEXT_PARTS, "image_url", "input_image", "image", "input_audio")
+_MEDIA_PARTS: Final = ("image_url", "input_image", "image", "input_audio")
+_KNOWN_PARTS: Final = (*_TEXT_PARTS, *_MEDIA_PARTS, "tool_use", "tool_result")
 
 
 @dataclass(frozen=True)
@@ -49,11 +56,13 @@ class Medium:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One message as a client sent it."""
+    """One message as a client sent it. calls: of an answer; results: of tools, with a question."""
 
     role: Role
     text: str
     media: tuple[Medium, ...] = ()
+    calls: tuple[ToolCall, ...] = ()
+    results: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +80,7 @@ class Asked:
 
     messages: a system prompt or none, then questions and answers in turn, a question last.
     sampling: fields of SamplingSettings that the request sets. has_usage: in a stream as well.
+    form: schema and tools. one_call: the answer ends with its first call.
     """
 
     model: str
@@ -81,6 +91,13 @@ class Asked:
     sampling: Mapping[str, float] = field(default_factory=dict[str, float])
     guard: MoreGuard = field(default_factory=MoreGuard)
     has_usage: bool = False
+    form: AskOptions = field(default_factory=AskOptions)
+    one_call: bool = False
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the answer's text is JSON, which no refusal is put into."""
+        return self.form.get("json_schema") is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +119,10 @@ class _Request:
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     seed: int | None = None
+    tools: object = None
+    tool_choice: object = None
+    parallel_tool_calls: bool | None = None
+    response_format: object = None
     safesteer: MoreGuard = field(default_factory=MoreGuard)
 
 
@@ -136,6 +157,12 @@ def read_asked(
         sampling={name: value for name, value in sampling.items() if value is not None},
         guard=request.safesteer,
         has_usage=(request.stream_options or {}).get("include_usage") is True,
+        form=_read_form(request),
+        one_call=request.parallel_tool_calls is False
+        or (
+            isinstance(request.tool_choice, dict)
+            and request.tool_choice.get("disable_parallel_tool_use") is True
+        ),
     )
 
 
@@ -144,6 +171,73 @@ def _read_stop(value: object) -> tuple[str, ...]:
     if len(texts) > _MAX_STOPS:
         raise BadValueError(f"'stop' has {len(texts)} texts; the limit is {_MAX_STOPS}")
     return tuple(filter(None, (_a_text(text, "stop") for text in texts)))
+
+
+# -- the answer's form ----------------------------------------------------------------------------
+
+
+def _read_form(request: _Request) -> AskOptions:
+    """What the answer must be, in whichever words the dialect asks for it."""
+    tools = _a_list(request.tools, "tools")
+    if len(tools) > _MAX_TOOLS:
+        raise BadValueError(f"'tools' has {len(tools)} tools; the limit is {_MAX_TOOLS}")
+    told = tuple(_read_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools))
+    choice = _read_choice(request.tool_choice)
+    if choice == "none":
+        told, choice = (), "auto"
+    schema = _read_format(request.response_format)
+    return AskOptions(json_schema=schema, tools=told, tool_choice=choice)
+
+
+def _read_tool(value: object, where: str) -> dict[str, Any]:
+    tool = an_object(value, where)
+    if tool.get("type", "function") not in ("function", "custom", None):
+        raise BadValueError(f"'{where}.type' is {str(tool['type'])[:40]!r}; expected 'function'")
+    spec = an_object(tool.get("function") or tool, where)
+    name = spec.get("name")
+    if not isinstance(name, str) or not _TOOL_NAME.fullmatch(name):
+        raise BadValueError(f"'{where}.name' is {str(name)[:40]!r}; expected a name of a function")
+    parameters = spec.get("parameters") or spec.get("input_schema") or {}
+    schema = {"type": "object", "properties": {}} | an_object(parameters, f"{where}.parameters")
+    _a_text(_as_json(schema), f"{where}.parameters")
+    description = _a_text(spec.get("description") or "", f"{where}.description")
+    return {"name": name, "description": description, "parameters": schema}
+
+
+def _read_choice(value: object) -> str:
+    """`auto`, `none`, `required`, or the name of a tool."""
+    kind = value
+    if isinstance(value, dict):
+        function = value.get("function")
+        named = function.get("name") if isinstance(function, dict) else value.get("name")
+        kind = value.get("type")
+        if kind in ("function", "tool"):
+            kind = named if named not in ("auto", "none", "required") else None
+    if kind is not None and (not isinstance(kind, str) or not kind):
+        raise BadValueError(f"'tool_choice' is {str(value)[:40]!r}; expected auto, none, required")
+    return {"any": "required"}.get(kind, kind) if kind else "auto"
+
+
+def _read_format(value: object) -> dict[str, Any] | None:
+    """The schema of an answer that must be JSON; None: it need not."""
+    if value in (None, "", {}):
+        return None
+    given = an_object(value, "response_format")
+    kind, own = given.get("type"), given.get("json_schema")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    if kind != "json_schema":
+        raise BadValueError(
+            f"'response_format.type' is {str(kind)[:40]!r}; expected text, json_object, json_schema"
+        )
+    schema = (own if isinstance(own, dict) else given).get("schema")
+    return an_object(schema, "response_format.json_schema.schema")
+
+
+def _as_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 # -- messages -------------------------------------------------------------------------------------
@@ -155,14 +249,14 @@ def _read_messages(items: Sequence[object], where: str, system: object) -> tuple
     Instructions may stand anywhere and go to the front. Raises BadValueError that names the place.
     """
     told = [_read_message(item, f"{where}[{index}]") for index, item in enumerate(items)]
-    instructions = [Said("system", _read_content(system, "system")[0])] if system else []
+    instructions = [Said("system", _text_of(system, "system"))] if system else []
     instructions += [said for said in told if said.role == "system"]
     turns: list[Said] = []
     for said in told:
         if said.role == "system":
             continue
         if turns and turns[-1].role == said.role:
-            said = Said(said.role, _joined([turns[-1], said]), (*turns.pop().media, *said.media))
+            said = _as_one(turns.pop(), said)
         turns.append(said)
     if not turns or turns[0].role != "user" or turns[-1].role != "user":
         raise BadValueError(f"{where!r} must begin and end with a user's message")
@@ -173,36 +267,79 @@ def _read_messages(items: Sequence[object], where: str, system: object) -> tuple
     return (*([Said("system", text)] if text.strip() else []), *turns)
 
 
+def _as_one(first: Said, second: Said) -> Said:
+    return Said(
+        first.role,
+        _joined([first, second]),
+        (*first.media, *second.media),
+        (*first.calls, *second.calls),
+        (*first.results, *second.results),
+    )
+
+
 def _joined(messages: Sequence[Said]) -> str:
     return "\n\n".join(said.text for said in messages if said.text)
 
 
 def _read_message(item: object, where: str) -> Said:
     message = an_object(item, where)
+    kind = message.get("type", "message")
+    if kind == "function_call":  # an item of /v1/responses
+        return Said("assistant", "", calls=(_read_call(message, where),))
+    if kind == "function_call_output":
+        return Said("user", "", results=(_text_of(message.get("output"), f"{where}.output"),))
+    if kind != "message":
+        raise BadValueError(f"'{where}.type' is {str(kind)[:40]!r}; this server knows messages")
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         raise BadValueError(f"'{where}.role' is {str(role)[:40]!r}; expected one of {list(_ROLES)}")
-    if message.get("tool_calls") or message.get("type", "message") != "message":
-        raise BadValueError(f"'{where}' is a tool's: tools are not supported by this server")
-    text, media = _read_content(message.get("content"), f"{where}.content")
-    media += [
+    said = _read_content(_ROLES[role], message.get("content"), f"{where}.content")
+    images = tuple(
         Medium("image", _base64(image, f"{where}.images"))
         for image in _a_list(message.get("images"), f"{where}.images")  # Ollama's
-    ]
-    refusal = message.get("refusal")
+    )
+    calls = tuple(
+        _read_call(an_object(call, where).get("function"), f"{where}.tool_calls[{index}]")
+        for index, call in enumerate(_a_list(message.get("tool_calls"), f"{where}.tool_calls"))
+    )
+    text, refusal = said.text, message.get("refusal")
     if isinstance(refusal, str) and not text.endswith(refusal):
         text = f"{text}\n\n{refusal}" if text else refusal
-    if media and role != "user":
-        raise BadValueError(f"'{where}' has pictures or sounds: only users send them")
-    return Said(_ROLES[role], _a_text(text, where), tuple(media))
+    if role == "tool":
+        return replace(said, text="", results=(*said.results, _a_text(text, where)))
+    said = replace(
+        said, text=_a_text(text, where), media=said.media + images, calls=said.calls + calls
+    )
+    if (said.media or said.results) and said.role != "user":
+        raise BadValueError(f"'{where}' has pictures, sounds or results: only users send them")
+    if said.calls and said.role != "assistant":
+        raise BadValueError(f"'{where}' calls tools: only the assistant does")
+    return said
 
 
-def _read_content(content: object, where: str) -> tuple[str, list[Medium]]:
-    """The text of a message and its media. Raises BadValueError that names an unknown part."""
+def _read_call(value: object, where: str) -> ToolCall:
+    call = an_object(value, where)
+    name, arguments = call.get("name"), call.get("arguments", call.get("input"))
+    if not isinstance(name, str) or not _TOOL_NAME.fullmatch(name):
+        raise BadValueError(f"'{where}.name' is {str(name)[:40]!r}; expected a name of a function")
+    if isinstance(arguments, str):
+        arguments = load_json(arguments or "{}")
+    told = _as_json(an_object(arguments or {}, f"{where}.arguments"))
+    return ToolCall(name, _a_text(told, f"{where}.arguments"))
+
+
+def _text_of(content: object, where: str) -> str:
+    return _read_content("user", content, where).text
+
+
+def _read_content(role: Role, content: object, where: str, *, is_result: bool = False) -> Said:
+    """What a message, or a tool's result, says. Raises BadValueError that names an unknown part."""
     if content is None or isinstance(content, str):
-        return _a_text(content or "", where), []
+        return Said(role, _a_text(content or "", where))
     texts: list[str] = []
     media: list[Medium] = []
+    calls: list[ToolCall] = []
+    results: list[str] = []
     for index, item in enumerate(_a_list(content, where)):
         at = f"{where}[{index}]"
         part = an_object(item, at)
@@ -220,11 +357,17 @@ def _read_content(content: object, where: str) -> tuple[str, list[Medium]]:
         elif kind == "input_audio":
             sound = an_object(part.get("input_audio"), f"{at}.input_audio")
             media.append(Medium("audio", _base64(sound.get("data"), at)))
+        elif kind == "tool_use" and not is_result:
+            calls.append(_read_call(part, at))
+        elif kind == "tool_result" and not is_result:
+            told = _read_content(role, part.get("content"), f"{at}.content", is_result=True)
+            results.append(told.text)
+            media += told.media
         else:
             raise BadValueError(
                 f"'{at}.type' is {str(kind)[:40]!r}; expected one of {list(_KNOWN_PARTS)}"
             )
-    return "\n".join(texts), media
+    return Said(role, "\n".join(texts), tuple(media), tuple(calls), tuple(results))
 
 
 def _picture(url: object, where: str) -> Medium:

@@ -36,6 +36,10 @@ class Head:
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
+    def call_id(self, index: int) -> str:
+        """The id of one call of a tool."""
+        return f"call_{self.id}{index}"
+
     def trace(self, answered: Answered) -> Json:
         """What goes into the answer of a request that asked for a trace; else nothing."""
         return {"safesteer": answered.trace()} if self.asked.guard.trace else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime, timezone
 from typing import Final
@@ -11,13 +12,12 @@ from safesteer_edge.serve.asked import Asked, an_object, read_asked
 from safesteer_edge.serve.dialect import Dialect, Head, Json, compact
 from safesteer_edge.serve.served_model import Answered, Piece
 from safesteer_edge.session.protocol import SessionInfo
+from safesteer_edge.session.tool_calls import ToolCall
 
 # The version whose dialect this is: clients refuse an old one.
 VERSION: Final = "0.13.3"
 _NO_LIMIT: Final = 1 << 20  # tokens: the context ends it
 _ONLY: Final[Mapping[str, tuple[object, ...]]] = {
-    "tools": ([],),
-    "format": ("",),
     "think": (False,),
     "logprobs": (False,),
 }
@@ -29,12 +29,19 @@ def _read(body: object) -> Asked:
     for name in ("num_predict", "seed"):  # -1: no limit, and another one each time
         if isinstance(options.get(name), int) and options[name] < 0:
             options[name] = _NO_LIMIT if name == "num_predict" else None
+    form = given.pop("format", None)  # a schema, or the word
+    if form == "json":
+        given["response_format"] = {"type": "json_object"}
+    elif form:
+        given["response_format"] = {"type": "json_schema", "schema": form}
     given = {"stream": True} | options | {k: v for k, v in given.items() if k != "options"}
     return read_asked(given, _ONLY, {"num_predict": "max_tokens"})
 
 
 def _whole(head: Head, answered: Answered) -> Json:
-    message = {"role": "assistant", "content": answered.text}
+    message: Json = {"role": "assistant", "content": answered.text}
+    if answered.calls:
+        message["tool_calls"] = [*map(_call, answered.calls)]
     if answered.ended.reasoning:
         message["thinking"] = answered.ended.reasoning
     return _last(head, answered, message)
@@ -44,10 +51,19 @@ async def _stream(head: Head, pieces: AsyncIterator[Piece]) -> AsyncIterator[Jso
     async for piece in pieces:
         if isinstance(piece, Answered):
             yield _last(head, piece, {"role": "assistant", "content": ""})
-        elif isinstance(piece, TextDelta | Refused):
+        elif isinstance(piece, ToolCall):
+            told = {"role": "assistant", "content": "", "tool_calls": [_call(piece)]}
+            yield {**_common(head), "message": told, "done": False}
+        elif isinstance(piece, TextDelta) or (
+            isinstance(piece, Refused) and not head.asked.is_json
+        ):
             thinks = isinstance(piece, TextDelta) and piece.part == "reasoning"
             told = {"content": "", "thinking": piece.text} if thinks else {"content": piece.text}
             yield {**_common(head), "message": {"role": "assistant", **told}, "done": False}
+
+
+def _call(call: ToolCall) -> Json:
+    return {"function": {"name": call.name, "arguments": json.loads(call.arguments)}}
 
 
 def _last(head: Head, answered: Answered, message: Json) -> Json:
@@ -105,7 +121,11 @@ def shown(info: SessionInfo, started: int) -> Json:
             "general.architecture": info.architecture,
             f"{info.architecture}.context_length": info.n_ctx,
         },
-        "capabilities": ["completion", *(["vision"] if info.sees else [])],
+        "capabilities": [
+            "completion",
+            *(["vision"] if info.sees else []),
+            *(["tools"] if info.tool_format else []),
+        ],
     }
 
 

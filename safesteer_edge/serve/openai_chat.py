@@ -9,12 +9,10 @@ from safesteer_edge.guard.events import PrefillDone, Refused, TextDelta, Usage
 from safesteer_edge.serve.asked import Asked, read_asked
 from safesteer_edge.serve.dialect import Dialect, Head, Json, sse
 from safesteer_edge.serve.served_model import Answered, Piece
+from safesteer_edge.session.tool_calls import ToolCall
 
 _ONLY: Final[Mapping[str, tuple[object, ...]]] = {
-    "tools": ([],),
     "functions": ([],),
-    "tool_choice": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "n": (1,),
     "logprobs": (False,),
     "top_logprobs": (0,),
@@ -33,9 +31,11 @@ def _read(body: object) -> Asked:
 def _whole(head: Head, answered: Answered) -> Json:
     message: dict[str, Any] = {
         "role": "assistant",
-        "content": answered.text,
+        "content": answered.text or (None if answered.calls else ""),
         "refusal": answered.refusal.text.strip() if answered.refusal else None,
     }
+    if answered.calls:
+        message["tool_calls"] = [_call(head, *each) for each in enumerate(answered.calls)]
     if answered.ended.reasoning:
         message["reasoning_content"] = answered.ended.reasoning
     return {
@@ -55,17 +55,28 @@ def _whole(head: Head, answered: Answered) -> Json:
 
 async def _stream(head: Head, pieces: AsyncIterator[Piece]) -> AsyncIterator[Json]:
     yield _chunk(head, {"role": "assistant", "content": ""})
+    n_calls = 0
     async for piece in pieces:
         if isinstance(piece, TextDelta):
             key = "content" if piece.part == "answer" else "reasoning_content"
             yield _chunk(head, {key: piece.text})
         elif isinstance(piece, Refused):
-            yield _chunk(head, {"content": piece.text, "refusal": piece.text.strip()})
+            content = {} if head.asked.is_json else {"content": piece.text}
+            yield _chunk(head, {**content, "refusal": piece.text.strip()})
+        elif isinstance(piece, ToolCall):
+            called = {"index": n_calls, **_call(head, n_calls, piece)}
+            yield _chunk(head, {"tool_calls": [called]})
+            n_calls += 1
         elif isinstance(piece, Answered):
             yield {**_chunk(head, {}, _finish_reason(piece)), **head.trace(piece)}
             if head.asked.has_usage:
                 common = _common(head, "chat.completion.chunk")
                 yield {**common, "choices": [], "usage": _usage(piece.usage)}
+
+
+def _call(head: Head, index: int, call: ToolCall) -> Json:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": head.call_id(index), "type": "function", "function": function}
 
 
 def _chunk(head: Head, delta: Json, finish_reason: str | None = None) -> Json:
@@ -87,7 +98,9 @@ def _common(head: Head, kind: str) -> Json:
 def _finish_reason(answered: Answered) -> str:
     if answered.refusal is not None:
         return "content_filter"
-    return "length" if answered.is_cut else "stop"
+    if answered.is_cut:
+        return "length"
+    return "tool_calls" if answered.calls else "stop"
 
 
 def _usage(usage: Usage) -> Json:

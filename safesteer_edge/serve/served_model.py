@@ -1,29 +1,34 @@
-"""One model behind the server: a queue, an engine process, and what each answer came to.
+"""One model behind the server: a queue, engine processes, and what each answer came to.
 
-The engine decodes one answer at a time. What a conversation shares with the one before stays in
+An engine decodes one answer at a time. What a conversation shares with the one before stays in
 its cache, whoever asks.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 import tempfile
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
 from safesteer_edge.errors import GuardError, PromptTooLongError, SafeSteerError, SettingsError
+from safesteer_edge.formats.json_values import load_json
 from safesteer_edge.guard.events import Event, PrefillDone, Refused, TextDelta, TurnEnded, Usage
 from safesteer_edge.guard.policy import MAX_SEED
+from safesteer_edge.processes.cores import n_usable_cores
 from safesteer_edge.serve.asked import Asked, MoreGuard, Said
 from safesteer_edge.session.async_session import AsyncSession, open_async_session
-from safesteer_edge.session.protocol import ChatMessage, SessionInfo
+from safesteer_edge.session.protocol import AskOptions, ChatMessage, SessionInfo
 from safesteer_edge.session.settings import SessionSettings, TurnSettings
+from safesteer_edge.session.tool_calls import HERMES, ToolCall, ToolCallSplitter
 
 _N_REMEMBERED: Final = 2048
 # No vocabulary has longer tokens on average: such a text is not even tokenised.
@@ -36,11 +41,17 @@ class BusyError(SafeSteerError):
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What a request came to. text: as the client has it. stop: the text that ended it."""
+    """What a request came to.
+
+    text: as the client has it, without the calls. was_cut: at the client's wish; stop: the text
+    that did so.
+    """
 
     text: str
     ended: TurnEnded
     prompt_score: float | None
+    calls: tuple[ToolCall, ...] = ()
+    was_cut: bool = False
     stop: str | None = None
 
     @property
@@ -51,12 +62,12 @@ class Answered:
     @property
     def refusal(self) -> Refused | None:
         """Set where the guard ended it."""
-        return self.ended.refusal if self.stop is None else None
+        return None if self.was_cut else self.ended.refusal
 
     @property
     def is_cut(self) -> bool:
-        """Whether the token limit, or the end of the context, ended it."""
-        return self.stop is None and self.ended.finish_reason == "length"
+        """Whether a limit ended it: of tokens, of the context, or of saying the same again."""
+        return not self.was_cut and self.ended.finish_reason in ("length", "loop")
 
     def trace(self) -> dict[str, Any]:
         """What the guard saw and did. Numbers alone: no text that was taken back is in it."""
@@ -71,39 +82,74 @@ class Answered:
         }
 
 
-Piece = PrefillDone | TextDelta | Refused | Answered
+Piece = PrefillDone | TextDelta | ToolCall | Refused | Answered
+
+
+@dataclass(slots=True, eq=False)
+class _Engine:
+    """A session in a process of its own, and what is with it.
+
+    folder: of media that its conversation needs. sent: those that it has been given since its last
+    new one. digests: of the conversation that is in its cache.
+    """
+
+    session: AsyncSession
+    folder: Path
+    sent: set[str] = field(default_factory=set[str])
+    digests: list[bytes] = field(default_factory=list[bytes])
+
+    def n_shared(self, digests: Sequence[bytes]) -> int:
+        """Messages that another conversation begins with as well."""
+        pairs = enumerate(zip(self.digests, digests, strict=False))
+        n_most = min(len(self.digests), len(digests))
+        return next((index for index, (own, other) in pairs if own != other), n_most)
+
+    def forget_files(self) -> None:
+        """Delete what its conversation does not need, should the process start again."""
+        kept = {path for each in self.session.messages for path in (*each.images, *each.sounds)}
+        for path in set(self.folder.iterdir()) - kept:
+            path.unlink(missing_ok=True)
 
 
 class ServedModel:
     """Open it by `opened`. Its methods are for the event loop's own thread."""
 
-    def __init__(
-        self, session: AsyncSession, settings: SessionSettings, folder: Path, n_queue: int
-    ) -> None:
-        self._session = session
+    def __init__(self, engines: Sequence[_Engine], settings: SessionSettings, n_queue: int) -> None:
+        self._first = engines[0]
+        self._idle = list(engines)  # the one that was used last comes last
+        self._free = asyncio.Semaphore(len(engines))
         self._settings = settings
-        self._folder = folder
         self._n_queue = n_queue
-        self._lock = asyncio.Lock()
         # Of each answer that was given: its exact text, and its risk, by the conversation's digest.
         # Clients send neither back.
         self._told: OrderedDict[bytes, tuple[str, float | None]] = OrderedDict()
-        # Pictures and sounds that the engine has been given since its last new conversation.
-        self._sent: set[str] = set()
         self.n_waiting = 0
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, settings: SessionSettings, *, n_queue: int) -> AsyncIterator[ServedModel]:
-        """Load a model in a process of its own. Raises as `open_session`."""
-        with tempfile.TemporaryDirectory(prefix="safesteer-edge-") as folder:
-            async with open_async_session(settings, isolated=True) as session:
-                yield cls(session, settings, Path(folder), n_queue)
+    async def opened(
+        cls, settings: SessionSettings, *, n_queue: int, n_parallel: int = 1
+    ) -> AsyncIterator[ServedModel]:
+        """Load a model, in a process for each answer at a time. Raises as `open_session`.
+
+        The processes share the file's pages, and the cores: threads of two that wait for each other
+        in turn would cost more than they bring.
+        """
+        if n_parallel > 1 and settings.n_threads is None:
+            settings = replace(settings, n_threads=max(1, n_usable_cores() // n_parallel))
+        async with AsyncExitStack() as owned:
+            engines: list[_Engine] = []
+            for _ in range(n_parallel):
+                folder = tempfile.TemporaryDirectory(prefix="safesteer-edge-")
+                path = Path(owned.enter_context(folder))
+                opening = open_async_session(settings, isolated=True)
+                engines.append(_Engine(await owned.enter_async_context(opening), path))
+            yield cls(engines, settings, n_queue)
 
     @property
     def info(self) -> SessionInfo:
         """What runs."""
-        return self._session.info
+        return self._first.session.info
 
     async def answer(self, asked: Asked) -> AsyncGenerator[Piece, None]:
         """Answer when it is its turn; `Answered` comes last. Closing it early stops the engine.
@@ -111,95 +157,127 @@ class ServedModel:
         Raises BusyError, InputError for what cannot be asked, GuardError where the guard cannot
         judge, EngineError.
         """
-        settings, messages = self._turn_settings(asked), self._messages(asked.messages)
-        async with self._turn():
-            if self._session.session.turn_settings != settings:
-                await self._session.change(settings)
-            try:
-                async with aclosing(self._tell(asked, messages)) as pieces:
-                    async for piece in pieces:
-                        yield piece
-            finally:
-                self._forget_files()
+        settings, digests = self._turn_settings(asked), _digests(asked.messages)
+        self._check_fits(asked.messages)
+        async with self._turn(digests) as engine:
+            if engine.session.session.turn_settings != settings:
+                await engine.session.change(settings)
+            async with aclosing(self._tell(engine, asked, digests)) as pieces:
+                async for piece in pieces:
+                    yield piece
 
     async def prompt_score(self, said: Sequence[Said]) -> PrefillDone:
         """Read a conversation and score it, without an answer. Raises as `answer`."""
-        messages = self._messages(said)
-        async with self._turn():
-            try:
-                async with aclosing(self._asking(said, messages)) as events:
-                    async for event in events:
-                        if isinstance(event, PrefillDone):
-                            return event
-            finally:
-                self._forget_files()
+        digests = _digests(said)
+        self._check_fits(said)
+        async with (
+            self._turn(digests) as engine,
+            aclosing(self._asking(engine, said, digests, AskOptions())) as events,
+        ):
+            async for event in events:
+                if isinstance(event, PrefillDone):
+                    return event
         raise GuardError("the prompt was not scored")
 
     # -- a turn -----------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        if self._lock.locked() and self.n_waiting >= self._n_queue:
+    async def _turn(self, digests: Sequence[bytes]) -> AsyncIterator[_Engine]:
+        """The free engine whose cache has the most of a conversation, once there is one."""
+        if self._free.locked() and self.n_waiting >= self._n_queue:
             raise BusyError(f"{self.n_waiting} requests are waiting already; try again later")
         self.n_waiting += 1
         try:
-            await self._lock.acquire()
+            await self._free.acquire()
         finally:
             self.n_waiting -= 1
+        engine = max(self._idle, key=lambda each: each.n_shared(digests))
+        self._idle.remove(engine)
         try:
-            yield
+            yield engine
         finally:
-            self._lock.release()
+            self._idle.append(engine)
+            self._free.release()
+            engine.forget_files()
 
     async def _asking(
-        self, said: Sequence[Said], messages: Sequence[ChatMessage]
+        self, engine: _Engine, said: Sequence[Said], digests: list[bytes], form: AskOptions
     ) -> AsyncGenerator[Event, None]:
         media = {medium.name: medium.data for each in said for medium in each.media}
-        if self._sent - media.keys():
-            await self._session.reset()  # else the engine keeps what was in other conversations
-            self._sent.clear()
-        self._sent |= media.keys()
+        if engine.sent - media.keys():
+            await engine.session.reset()  # else it keeps what was in other conversations
+            engine.sent.clear()
+        engine.sent |= media.keys()
+        engine.digests = digests
         for name, data in media.items():
-            if not (self._folder / name).exists():
-                (self._folder / name).write_bytes(data)
+            if not (engine.folder / name).exists():
+                (engine.folder / name).write_bytes(data)
+        messages = self._messages(said, digests, engine.folder)
         try:
-            async with aclosing(self._session.ask(messages, steps=False)) as events:
+            async with aclosing(engine.session.ask(messages, steps=False, **form)) as events:
                 async for event in events:
                     yield event
         except SafeSteerError as error:  # files have names of ours alone
-            raise type(error)(str(error).replace(f"{self._folder}/", "")) from error
+            raise type(error)(str(error).replace(f"{engine.folder}/", "")) from error
 
     async def _tell(
-        self, asked: Asked, messages: Sequence[ChatMessage]
+        self, engine: _Engine, asked: Asked, digests: list[bytes]
     ) -> AsyncGenerator[Piece, None]:
-        cutter, text, prompt_score = StopCutter(asked.stop), "", None
-        async with aclosing(self._asking(asked.messages, messages)) as events:
+        cutter, prompt_score, is_cut = StopCutter(asked.stop), None, False
+        names = [tool["name"] for tool in asked.form.get("tools", ())]
+        calls_format = self.info.tool_format if names else None
+        splitter = ToolCallSplitter(calls_format, names) if calls_format else None
+        text, calls = "", list[ToolCall]()
+
+        def told(shown: str, *, is_over: bool = False, is_refused: bool = False) -> Iterator[Piece]:
+            nonlocal text
+            parts: list[str | ToolCall] = [shown] if splitter is None else splitter.feed(shown)
+            if splitter is not None and is_over:
+                parts += splitter.finish(is_refused=is_refused)
+            for part in parts:
+                if isinstance(part, ToolCall):
+                    calls.append(part)
+                    yield part
+                elif part:
+                    text += part
+                    yield TextDelta(part)
+
+        asking = self._asking(engine, asked.messages, digests, asked.form)
+        async with aclosing(asking) as events:
             async for event in events:
                 if isinstance(event, PrefillDone):
                     prompt_score = event.prompt_score
                     yield event
                 elif isinstance(event, TextDelta) and event.part == "reasoning":
                     yield event
-                elif isinstance(event, TextDelta) and cutter.found is None:
-                    if shown := cutter.feed(event.text):
-                        text += shown
-                        yield TextDelta(shown)
-                    if cutter.found is not None:
-                        self._session.cancel()
+                elif isinstance(event, TextDelta) and not is_cut:
+                    for piece in told(cutter.feed(event.text)):
+                        yield piece
+                        if isinstance(piece, ToolCall) and asked.one_call:
+                            is_cut = True
+                            break
+                    is_cut = is_cut or cutter.found is not None
+                    if is_cut:
+                        engine.session.cancel()
                 elif isinstance(event, Refused):
                     if event.reason == "guard_failed":
                         raise GuardError(event.detail)
-                    if cutter.found is None:
-                        text += cutter.held + event.text
-                        if cutter.held:
-                            yield TextDelta(cutter.held)
+                    if not is_cut:
+                        for piece in told(cutter.held, is_over=True, is_refused=True):
+                            yield piece
+                        text += "" if asked.is_json else event.text
                         yield event
                 elif isinstance(event, TurnEnded):
-                    if cutter.found is None and event.refusal is None and cutter.held:
-                        text += cutter.held
-                        yield TextDelta(cutter.held)
-                    self._remember((*asked.messages, Said("assistant", text)), text, event)
-                    yield Answered(text, event, prompt_score, cutter.found)
+                    if (event.refusal is None and not is_cut) or cutter.found is not None:
+                        for piece in told(cutter.held, is_over=True):
+                            yield piece
+                    answer = Said("assistant", text, calls=tuple(calls))
+                    digest = _digest(digests[-1], answer)
+                    engine.digests = [*digests, digest]
+                    # Behind what cut it the session's own text goes on.
+                    whole = self._written(answer) if is_cut else event.text
+                    self._remember(digest, whole, event)
+                    yield Answered(text, event, prompt_score, answer.calls, is_cut, cutter.found)
 
     def _turn_settings(self, asked: Asked) -> TurnSettings:
         """Raises SettingsError for what is out of range, or a weaker guard than the server's."""
@@ -227,31 +305,43 @@ class ServedModel:
 
     # -- messages ---------------------------------------------------------------------------------
 
-    def _messages(self, said: Sequence[Said]) -> list[ChatMessage]:
-        """The messages as the session takes them; answers that were given here, with their risk.
-
-        The risk of any other is unknown, which counts as the highest that is let through.
-        """
+    def _check_fits(self, said: Sequence[Said]) -> None:
         n_ctx, n_characters = self.info.n_ctx, sum(len(each.text) for each in said)
+        n_characters += sum(len(result) for each in said for result in each.results)
         if len(said) > n_ctx or n_characters > n_ctx * _MAX_CHARACTERS_A_TOKEN:
             raise PromptTooLongError(
                 f"the prompt has {n_characters} characters in {len(said)} messages, and the "
                 f"context has {n_ctx} tokens; shorten it"
             )
+
+    def _messages(
+        self, said: Sequence[Said], digests: Sequence[bytes], folder: Path
+    ) -> list[ChatMessage]:
+        """The messages as the session takes them; answers that were given here, with their risk.
+
+        The risk of any other is unknown, which counts as the highest that is let through.
+        """
         messages: list[ChatMessage] = []
-        for each, digest in zip(said, _digests(said), strict=True):
-            paths = {
-                kind: tuple(self._folder / m.name for m in each.media if m.kind == kind)
+        for each, digest in zip(said, digests, strict=True):
+            images, sounds = (
+                tuple(folder / medium.name for medium in each.media if medium.kind == kind)
                 for kind in ("image", "audio")
-            }
-            text, risk = each.text, None
+            )
+            text, risk = self._written(each), None
             if each.role == "assistant":
                 text, risk = self._told.get(digest, (text, None))
-            messages.append(ChatMessage(each.role, text, paths["image"], paths["audio"], risk=risk))
+            made = ChatMessage(
+                each.role, text, images, sounds, risk=risk, tool_results=each.results
+            )
+            messages.append(made)
         return messages
 
-    def _remember(self, said: Sequence[Said], text: str, ended: TurnEnded) -> None:
-        *_, digest = _digests(said)
+    def _written(self, said: Said) -> str:
+        """The text of a message, its calls as the model writes them."""
+        calls_format = self.info.tool_format or HERMES
+        return "\n".join(filter(None, [said.text, *map(calls_format.write, said.calls)]))
+
+    def _remember(self, digest: bytes, text: str, ended: TurnEnded) -> None:
         # That of an answer that was steered anew says little of the one that was taken back.
         risk = None if ended.guard.steered else ended.guard.risk
         self._told[digest] = (text, risk)
@@ -259,23 +349,20 @@ class ServedModel:
         while len(self._told) > _N_REMEMBERED:
             self._told.popitem(last=False)
 
-    def _forget_files(self) -> None:
-        """Delete what the present conversation does not need, should its engine start again."""
-        kept = {path for each in self._session.messages for path in (*each.images, *each.sounds)}
-        for path in set(self._folder.iterdir()) - kept:
-            path.unlink(missing_ok=True)
-
 
 def _digests(said: Sequence[Said]) -> list[bytes]:
-    """Of the conversation up to each message; blanks around a text do not count."""
-    digests, digest = [], b""
-    for each in said:
-        parts = [each.role, each.text.strip(), *(medium.name for medium in each.media)]
-        digest = sha256(
-            digest + b"".join(sha256(part.encode()).digest() for part in parts)
-        ).digest()
-        digests.append(digest)
-    return digests
+    """Of the conversation up to each message."""
+    return list(accumulate(said, _digest, initial=b""))[1:]
+
+
+def _digest(before: bytes, said: Said) -> bytes:
+    """Of a conversation with one more message; blanks around its text do not count."""
+    parts = [said.role, said.text.strip(), *(medium.name for medium in said.media)]
+    for call in said.calls:  # clients may write the same arguments in another way
+        parts += [call.name, json.dumps(load_json(call.arguments), sort_keys=True)]
+    parts += [*said.results]
+    digest = b"".join(sha256(part.encode()).digest() for part in parts)
+    return sha256(before + digest).digest()
 
 
 class StopCutter:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -63,7 +63,12 @@ class AsyncSession:
 
         steps: False leaves the `Step` events out, each of which costs a change of threads.
         """
-        events = await self._run(lambda: self.session.ask(text, **options))
+
+        def begin() -> Generator[Event, None, None]:
+            self.session.tells_steps = steps
+            return self.session.ask(text, **options)
+
+        events = await self._run(begin)
         told = (event for event in events if steps or not isinstance(event, Step))
         try:
             while (event := await self._run(lambda: next(told, None))) is not None:

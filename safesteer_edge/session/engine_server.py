@@ -15,13 +15,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import IO, Any, Final, NoReturn
 
 from safesteer_edge.errors import EngineError
 from safesteer_edge.formats.json_values import from_json, to_json
 from safesteer_edge.guard.events import Event, Step, TextDelta, TurnEnded, event_to_json
 from safesteer_edge.session.engine_process import MAX_LINE_BYTES, decode, encode, error_to_json
-from safesteer_edge.session.protocol import ChatMessage, TurnSettings
+from safesteer_edge.session.protocol import AnswerForm, ChatMessage, TurnSettings
 from safesteer_edge.session.session import Session, open_session
 from safesteer_edge.session.settings import SessionSettings
 
@@ -109,6 +110,7 @@ class EngineServer:
                 from_json(ChatMessage, request["question"]),
                 system=request["system"],
                 answer_prefix=request["answer_prefix"],
+                form=from_json(AnswerForm, request["form"]),
             ),
             "continue": session.continue_answer,
         }
@@ -122,7 +124,7 @@ class EngineServer:
             "change": lambda: session.change(from_json(TurnSettings, request["settings"])),
         }
         if do in turns:
-            self._tell(int(request["turn"]), turns[do]())
+            self._tell(int(request["turn"]), turns[do](), tells_steps=request["steps"])
         elif do in calls:
             calls[do]()
             self._write(encode({"ready": to_json(session.info)}))
@@ -131,36 +133,49 @@ class EngineServer:
 
     # -- replies ----------------------------------------------------------------------------------
 
-    def _tell(self, turn: int, events: Generator[Event, None, None]) -> None:
-        """Send a turn's events as they happen."""
+    def _tell(self, turn: int, events: Generator[Event, None, None], *, tells_steps: bool) -> None:
+        """Send a turn's events as they happen; without its steps, texts that wait become one."""
         with self._turn_lock:  # from here on a cancel reaches the session itself
             self._turn = turn
             if self._last_cancelled_turn >= turn and self._session is not None:
                 self._session.cancel()
-        held, written_s = b"", 0.0
+        held, written_s, has_said = list[Event](), 0.0, False
+
+        def write() -> None:
+            nonlocal written_s
+            if held:
+                self._write(b"".join(encode(event_to_json(event)) for event in held))
+                held.clear()
+                written_s = time.perf_counter()
+
         try:
             for event in events:
                 # A turn that has ended has joined the conversation, and the parent must hear of it.
                 if self._last_abandoned_turn >= turn and not isinstance(event, TurnEnded):
                     break
-                line = encode(event_to_json(event))
                 is_due = time.perf_counter() - written_s >= GATHER_S
                 if isinstance(event, Step):  # its text, if it is settled, follows at once
-                    if held and is_due:
-                        self._write(held)
-                        held, written_s = b"", time.perf_counter()
-                    held += line
-                elif isinstance(event, TextDelta) and not is_due:
-                    held += line
+                    if is_due:
+                        write()
+                    held += [event] if tells_steps else []
+                    continue
+                last = held[-1] if held and not tells_steps else None
+                if (
+                    isinstance(event, TextDelta)
+                    and isinstance(last, TextDelta)
+                    and event.part == last.part
+                ):
+                    held[-1] = replace(last, text=last.text + event.text)
                 else:
-                    self._write(held + line)
-                    held, written_s = b"", time.perf_counter()
+                    held.append(event)
+                if is_due or not (isinstance(event, TextDelta) and has_said):
+                    write()
+                has_said = has_said or isinstance(event, TextDelta)  # the first goes at once
         finally:
             with self._turn_lock:
                 self._turn = 0
             events.close()
-            if held:
-                self._write(held)
+            write()
         self._write(encode({"done": turn}))
 
     def _write(self, data: bytes) -> None:

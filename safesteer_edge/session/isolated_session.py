@@ -22,6 +22,8 @@ from safesteer_edge.formats.json_values import from_json, to_json
 from safesteer_edge.guard.events import Event, Refused, TextDelta, TurnEnded, event_from_json
 from safesteer_edge.session.engine_process import EngineProcess, error_from_json
 from safesteer_edge.session.protocol import (
+    ANY_FORM,
+    AnswerForm,
     ChatMessage,
     OpenedSession,
     SessionInfo,
@@ -110,13 +112,19 @@ class IsolatedSession(OpenedSession):
     # -- a turn -----------------------------------------------------------------------------------
 
     def ask_message(
-        self, question: ChatMessage, *, system: str | None = None, answer_prefix: str = ""
+        self,
+        question: ChatMessage,
+        *,
+        system: str | None = None,
+        answer_prefix: str = "",
+        form: AnswerForm = ANY_FORM,
     ) -> Generator[Event, None, None]:
         request = {
             "do": "ask",
             "question": to_json(question),
             "system": system,
             "answer_prefix": answer_prefix,
+            "form": to_json(form),
         }
         asked = () if system is None else (ChatMessage("system", system),)
         self._n_turns += 1
@@ -136,7 +144,7 @@ class IsolatedSession(OpenedSession):
         if self._cancelled_turn == turn:
             # It stays cancelled; said first, for a short answer is whole before a later word.
             process.send_now({"do": "cancel", "turn": turn})
-        process.send({**request, "turn": turn})
+        process.send({**request, "turn": turn, "steps": self.tells_steps})
         try:
             while self._active_turn == turn and (event := self._next_event(process)) is not None:
                 if (isinstance(event, TextDelta) and event.part == "answer") or isinstance(

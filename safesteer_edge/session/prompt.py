@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from safesteer_edge.engine.model import NativeModel
 from safesteer_edge.engine.projector import EncodedMedia, Projector
@@ -62,7 +63,7 @@ def without_oldest_turns(conversation: Conversation, n_turns: int) -> Conversati
     n_system, order = _order_of_leaving(conversation)
     gone = {n_system + 2 * turn + half for turn in order[:n_turns] for half in (0, 1)}
     kept = (each for index, each in enumerate(conversation) if index not in gone)
-    return Conversation(tuple(kept))
+    return replace(conversation, messages=tuple(kept))
 
 
 def n_old_turns(conversation: Conversation) -> int:

@@ -7,6 +7,7 @@ process. Both raise the same errors with the same text.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import signal
 import tempfile
@@ -14,9 +15,10 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypedDict, cast, get_args
 
 from safesteer_edge.errors import InputError, MediaError, SettingsError
+from safesteer_edge.formats.json_values import from_json
 from safesteer_edge.guard.events import Event, MediaPrepared, PrefillDone, TurnEnded
 from safesteer_edge.guard.policy import (
     GuardMode,
@@ -27,7 +29,8 @@ from safesteer_edge.guard.risk import is_score
 from safesteer_edge.media.media_file import data_uri_bytes, local_path
 from safesteer_edge.session.settings import SessionSettings, TurnSettings
 from safesteer_edge.session.settings_file import user_settings
-from safesteer_edge.templates.conversation import Role
+from safesteer_edge.session.tool_calls import ToolFormat
+from safesteer_edge.templates.conversation import Role, Tool
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -54,7 +57,7 @@ class SessionInfo:
     tensor_table_sha256, probe_sha256: what tells model and guard from others, as `guard.json` has
     them; hashing gigabytes of weights would take longer than loading them. media_warnings: what to
     say besides where a question brings pictures or sound. bundle_sha256, is_calibrated: see
-    GuardBundle; None where no bundle is loaded.
+    GuardBundle; None where no bundle is loaded. tool_format: None where it calls no tools.
     """
 
     model_name: str
@@ -79,6 +82,7 @@ class SessionInfo:
     media_warnings: tuple[str, ...] = ()
     bundle_sha256: str | None = None
     is_calibrated: bool | None = None
+    tool_format: ToolFormat | None = None
 
 
 def session_info(runtime: Runtime, guard: GuardMode) -> SessionInfo:
@@ -107,6 +111,7 @@ def session_info(runtime: Runtime, guard: GuardMode) -> SessionInfo:
         media_warnings=_media_warnings(runtime, guard),
         bundle_sha256=bundle.sha256 if bundle else None,
         is_calibrated=bundle.is_calibrated if bundle else None,
+        tool_format=runtime.tool_format,
     )
 
 
@@ -137,6 +142,7 @@ class ChatMessage:
     """One message of a conversation as an interface or a file holds it.
 
     images, sounds, documents: files, in the order in which they were attached, before the text.
+    tool_results: what tools gave back to the calls of the answer before, before all of these.
     risk: of an assistant message, the running risk at its end. None: unknown (the guard was off,
         or the process died); the next turn then starts with as much risk as an answer can end with
         that was let through. Raises InputError for one that no answer has.
@@ -148,6 +154,7 @@ class ChatMessage:
     sounds: tuple[Path, ...] = ()
     documents: tuple[Document, ...] = ()
     risk: float | None = None
+    tool_results: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.risk is not None and not is_score(self.risk):
@@ -155,6 +162,37 @@ class ChatMessage:
                 f"the risk of the {self.role} message is {self.risk!r}; expected 0 to 1, or none "
                 "where it is unknown"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerForm:
+    """What an answer must look like, and what it may call.
+
+    json_schema: of an answer that is JSON, as JSON text; '': any text. tools: that the prompt
+    offers. tool_choice: `auto` leaves it to the model, `required` makes it call one of them, and a
+    name that one. Raises InputError for a choice that there is not.
+    """
+
+    json_schema: str = ""
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = "auto"
+
+    def __post_init__(self) -> None:
+        names = [tool.name for tool in self.tools]
+        if self.tool_choice not in ("auto", *(["required", *names] if names else [])):
+            raise InputError(f"there is no tool {self.tool_choice!r} to call; there are {names}")
+        if len(set(names)) < len(names):
+            raise InputError(f"two tools have one name: {names}")
+
+    @property
+    def calls(self) -> tuple[Tool, ...]:
+        """The tools of which an answer must call one; none: it need not."""
+        if self.tool_choice == "auto":
+            return ()
+        return tuple(tool for tool in self.tools if self.tool_choice in ("required", tool.name))
+
+
+ANY_FORM: Final = AnswerForm()
 
 
 class ChatSession(Protocol):
@@ -250,6 +288,9 @@ class AskOptions(TypedDict, total=False):
     documents: Sequence[str | os.PathLike[str] | Document]
     system: str | None
     answer_prefix: str
+    json_schema: Mapping[str, Any] | None
+    tools: Sequence[Mapping[str, Any]]
+    tool_choice: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +334,8 @@ class OpenedSession(ChatSession):
     """What sessions of either kind have for Python programs. Close it, or use it in a `with`."""
 
     _pictures: tempfile.TemporaryDirectory[str] | None = None
+    # Whether a process of its own tells its steps; texts come in larger pieces without them.
+    tells_steps = True
 
     def ask(
         self,
@@ -303,6 +346,9 @@ class OpenedSession(ChatSession):
         documents: Sequence[str | os.PathLike[str] | Document] = (),
         system: str | None = None,
         answer_prefix: str = "",
+        json_schema: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        tool_choice: str = "auto",
     ) -> Generator[Event, None, None]:
         """Ask, and iterate over what happens; the last event is always `TurnEnded`.
 
@@ -310,7 +356,10 @@ class OpenedSession(ChatSession):
         take the place of what the session had. images: paths, data URIs, the bytes of image files,
         or PIL images; what is no path is kept in a temporary folder until the session is closed.
         system: begins the conversation; only at its first turn. answer_prefix: what the answer
-        begins with, judged as its own.
+        begins with, judged as its own. json_schema: what the answer must be, by llama.cpp's
+        grammars; `{"type": "object"}` is any object. tools: that the answer may call, each
+        `{"name": …, "description": …, "parameters": …}`; calls stand in the answer's text as the
+        model writes them. tool_choice: see AnswerForm.
         The turn joins `messages` when it has ended; closing the generator early drops it.
         Raises InputError at once for URLs, and messages or pictures of no known kind. Raises, at
         the first event, InputError for what cannot be asked, MediaError, PromptTooLongError,
@@ -329,8 +378,11 @@ class OpenedSession(ChatSession):
                     for each in documents
                 ),
             ),
+            tool_results=question.tool_results,
         )
-        return self.ask_message(added, system=system, answer_prefix=answer_prefix)
+        schema = "" if json_schema is None else _json_text(json_schema)
+        form = AnswerForm(schema, tuple(map(_as_tool, tools)), tool_choice)
+        return self.ask_message(added, system=system, answer_prefix=answer_prefix, form=form)
 
     def answer(self, text: Question, **options: Unpack[AskOptions]) -> Answer:
         """Ask, wait for the end, and return it all; options and errors are those of `ask`."""
@@ -348,7 +400,12 @@ class OpenedSession(ChatSession):
         self.close()
 
     def ask_message(
-        self, question: ChatMessage, *, system: str | None = None, answer_prefix: str = ""
+        self,
+        question: ChatMessage,
+        *,
+        system: str | None = None,
+        answer_prefix: str = "",
+        form: AnswerForm = ANY_FORM,
     ) -> Generator[Event, None, None]:
         """As `ask`, for a question that is a message already."""
         raise NotImplementedError
@@ -386,6 +443,20 @@ class OpenedSession(ChatSession):
             if path.stat().st_size > MAX_IMAGE_BYTES:
                 image.convert("RGB").save(path, format="JPEG", quality=95)
         return path
+
+
+def _json_text(value: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"a JSON schema is no JSON value: {error}") from error
+
+
+def _as_tool(tool: Mapping[str, Any]) -> Tool:
+    told = dict(tool)
+    if "parameters" in tool:
+        told["parameters"] = _json_text(tool["parameters"])
+    return from_json(Tool, told, "tools")
 
 
 def _as_message(message: ChatMessage | Mapping[str, str]) -> ChatMessage:

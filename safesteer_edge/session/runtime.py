@@ -44,6 +44,7 @@ from safesteer_edge.media.picture_words import PictureReader, picture_reader
 from safesteer_edge.processes.cores import n_usable_cores
 from safesteer_edge.session.choice import ModelChoice, ModelFiles, no_bundle_text, read_model_files
 from safesteer_edge.session.settings import BUILTIN_TEMPLATE_PREFIX, DEFAULT_N_CTX, SessionSettings
+from safesteer_edge.session.tool_calls import ToolFormat, tool_format
 from safesteer_edge.templates.builtin_templates import builtin_template, default_builtin_name
 from safesteer_edge.templates.reasoning import reasoning_style, thinking_variables
 from safesteer_edge.templates.template import ChatTemplate
@@ -108,6 +109,11 @@ class Runtime:
     picture_reader: PictureReader | None = None
     fixed_vector: NDArray[np.float32] | None = None
     fixed_vector_steers_prompt: bool = False
+
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        """How the model calls tools; None: it does not, or in a form of its own."""
+        return tool_format(self.template.source)
 
     @property
     def max_top_k(self) -> int:
@@ -273,8 +279,9 @@ def _thinking_variables(source: str, settings: SessionSettings, name: str) -> di
 
 def _spoken_tokens(template: ChatTemplate, model: NativeModel) -> list[int]:
     """Control tokens that the marks of the model's reasoning are made of."""
-    style = reasoning_style(template.source)
+    style, calls = reasoning_style(template.source), tool_format(template.source)
     marks = style.marks if style else ()
+    marks += (calls.opening, calls.closing) if calls else ()
     return [
         token_id
         for text, token_id in model.special_tokens.items()

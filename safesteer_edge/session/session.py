@@ -14,8 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from safesteer_edge.engine.grammar import JsonForm, gbnf_of
 from safesteer_edge.engine.prompt_items import PromptItem, n_tokens_of, text_token_ids
 from safesteer_edge.errors import InputError, MediaError, PromptTooLongError
+from safesteer_edge.formats.json_values import load_json
 from safesteer_edge.guard.events import Event, MediaPrepared, TurnEnded, TurnsLeftOut
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.transcript import AnswerSoFar
@@ -23,6 +25,8 @@ from safesteer_edge.media.images import DecodedImage
 from safesteer_edge.session.choice import ModelFiles
 from safesteer_edge.session.prompt import Media, n_old_turns, prompt_items, without_oldest_turns
 from safesteer_edge.session.protocol import (
+    ANY_FORM,
+    AnswerForm,
     ChatMessage,
     OpenedSession,
     SessionInfo,
@@ -46,6 +50,7 @@ from safesteer_edge.templates.conversation import (
     MediaContent,
     Message,
     TextContent,
+    ToolResult,
 )
 
 
@@ -139,23 +144,54 @@ class Session(OpenedSession):
     # -- the question -----------------------------------------------------------------------------
 
     def ask_message(
-        self, question: ChatMessage, *, system: str | None = None, answer_prefix: str = ""
+        self,
+        question: ChatMessage,
+        *,
+        system: str | None = None,
+        answer_prefix: str = "",
+        form: AnswerForm = ANY_FORM,
     ) -> Generator[Event, None, None]:
         self._cancelled.clear()  # now: what is cancelled before its first event stays cancelled
-        return self._tell(question, system, answer_prefix)
+        return self._tell(question, system, answer_prefix, form)
 
     def _tell(
-        self, question: ChatMessage, system: str | None, answer_prefix: str
+        self, question: ChatMessage, system: str | None, answer_prefix: str, form: AnswerForm
     ) -> Generator[Event, None, None]:
         started_s = time.perf_counter()
         self._runtime.check_open()
+        grammar = self._grammar(form)
+        if grammar and answer_prefix:
+            raise InputError("an answer that must have a form cannot begin with given words")
         asked = self._with_question(question, system)
+        asked = replace(asked, conversation=replace(asked.conversation, tools=form.tools))
         given = self._answer_tokens(answer_prefix) if answer_prefix else ()
         prompt, items, prepared = self._fitted(asked.conversation, n_more=len(given))
         n_before = len(prepared) - len(asked.conversation.messages[-1].media)
         yield from prepared[n_before:]  # those of the question, which ends the prompt
-        plan = TurnPlan(asked, prompt, items, prepared, self._media, started_s, given)
+        plan = TurnPlan(
+            asked, prompt, items, prepared, self._media, started_s, given, grammar=grammar
+        )
         yield from self._run(plan)
+
+    def _grammar(self, form: AnswerForm) -> str:
+        """The form as GBNF, behind what closes the reasoning; '': any text will do."""
+        runtime = self._runtime
+        calls, style = runtime.tool_format, runtime.template.reasoning_style()
+        if form.tools and calls is None:
+            raise InputError(
+                f"model {runtime.choice.name!r} cannot call tools: its chat template has no place "
+                "for them; choose another model"
+            )
+        opening = style.answer_opening if style else ""
+        forms = [JsonForm(load_json(form.json_schema), opening)] if form.json_schema else []
+        if calls is not None:
+            may_call = form.calls or (form.tools if form.json_schema else ())
+            forms = [] if form.calls else forms
+            forms += [
+                JsonForm(calls.call_schema(tool), opening + calls.before, calls.after)
+                for tool in may_call
+            ]
+        return gbnf_of(forms) if forms else ""
 
     def _continue(self) -> Generator[Event, None, None]:
         started_s = time.perf_counter()
@@ -216,7 +252,7 @@ class Session(OpenedSession):
         return history.with_message(Message("user", content))
 
     def _content(self, message: ChatMessage) -> tuple[Content, ...]:
-        """Media, then what documents say, then the words: as one, these are what is asked."""
+        """Tools' results, media, then what documents say, then the words: all that is asked."""
         media = [self._add_image(path) for path in message.images]
         media += [self._add_sound(path) for path in message.sounds]
         texts: list[TextContent] = []
@@ -226,7 +262,8 @@ class Session(OpenedSession):
             )
             media += [self._keep_image(picture) for picture in decoded.pictures]
             texts.append(TextContent(decoded.text))
-        content = (*media, *texts, TextContent(message.text))
+        results = map(ToolResult, message.tool_results)
+        content = (*results, *media, *texts, TextContent(message.text))
         if len(content) > 1:
             self._asked[content] = message
         return content

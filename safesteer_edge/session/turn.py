@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.bundle.bundle import GuardBundle
+from safesteer_edge.engine.grammar import Grammar
 from safesteer_edge.engine.llama_engine import PrefillStats
 from safesteer_edge.engine.main_sequence import PrefillCancelledError
 from safesteer_edge.engine.prompt_items import PromptItem, TokenRun
@@ -104,7 +106,8 @@ class SessionHistory:
 
     def without_last(self) -> SessionHistory:
         """This history without its last message."""
-        return SessionHistory(Conversation(self.conversation.messages[:-1]), self.risks[:-1])
+        kept = replace(self.conversation, messages=self.conversation.messages[:-1])
+        return SessionHistory(kept, self.risks[:-1])
 
     def carried_risk(self, policy: GuardPolicy) -> float:
         """What the next answer starts with: a share of the last one's risk.
@@ -155,7 +158,7 @@ def _check_order(messages: Sequence[ChatMessage]) -> None:
             "questions and answers in turn; leave out what has no answer"
         )
     for message in messages:
-        has_files = message.images or message.sounds or message.documents
+        has_files = message.images or message.sounds or message.documents or message.tool_results
         if message.role != "user" and has_files:
             raise InputError(f"cannot restore a {message.role} message with files: only users send")
 
@@ -167,7 +170,8 @@ class TurnPlan:
     asked: the history with the question. items: its prompt; prepared: what became of the media in
     it. media: of the conversation, by SHA-256. prompt: what the prompt has of `asked`; what is left
     out counts towards the risk still.
-    given: tokens that the answer begins with. so_far: an answer to go on with.
+    given: tokens that the answer begins with. so_far: an answer to go on with. grammar: the form
+    that it must have, as GBNF; '': any.
     """
 
     asked: SessionHistory
@@ -178,6 +182,7 @@ class TurnPlan:
     started_s: float
     given: tuple[int, ...] = ()
     so_far: AnswerSoFar | None = None
+    grammar: str = ""
 
 
 class SessionTurn:
@@ -205,6 +210,10 @@ class SessionTurn:
         self._seed = (settings.sampling.seed + n_drawn) % (MAX_SEED + 1)
         self._n_spare = settings.sampling.top_k + 1
         self._guard = active_guard(settings, runtime.bundle)
+        if self._guard and plan.grammar:  # no opening has the answer's form
+            self._guard = replace(self._guard, openings=())
+        elif self._guard and runtime.tool_format and plan.asked.conversation.tools:
+            self._guard = replace(self._guard, no_opening_in=runtime.tool_format.is_open)
         self._reasoning = runtime.template.reasoning_style()
         self._vector = runtime.fixed_vector
         self._vector_gate: float | None = None
@@ -219,7 +228,11 @@ class SessionTurn:
     def events(self) -> Generator[Event, None, None]:
         """Answer. Raises PromptTooLongError, MediaError, EngineError, GuardError."""
         sampling = replace(self._settings.sampling, seed=self._seed)
-        with SamplerChain(sampling, n_vocab=self._runtime.model.n_vocab) as sampler:
+        model, gbnf = self._runtime.model, self._plan.grammar
+        with ExitStack() as owned:
+            grammar = owned.enter_context(Grammar(gbnf, model.vocab_handle)) if gbnf else None
+            chain = SamplerChain(sampling, n_vocab=model.n_vocab, grammar=grammar)
+            sampler = owned.enter_context(chain)
             try:
                 prefill = self._read_prompt(sampler)
             except PrefillCancelledError:

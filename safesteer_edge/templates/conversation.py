@@ -7,7 +7,7 @@ by the SHA-256 of its pixels, and whoever holds a conversation holds the media b
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
@@ -32,7 +32,23 @@ class MediaContent:
     sha256: str
 
 
-Content = TextContent | MediaContent
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What a tool that the answer before called has given back: text of anybody's."""
+
+    text: str
+
+
+Content = TextContent | MediaContent | ToolResult
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that an answer may call. parameters: their JSON schema, as JSON text."""
+
+    name: str
+    description: str = ""
+    parameters: str = '{"type": "object", "properties": {}}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +78,7 @@ class Message:
     @property
     def text(self) -> str:
         """All texts of the message, each on a line of its own, without the media."""
-        return "\n".join(item.text for item in self.content if isinstance(item, TextContent))
+        return "\n".join(item.text for item in self.content if not isinstance(item, MediaContent))
 
     @property
     def media(self) -> tuple[MediaContent, ...]:
@@ -72,9 +88,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages in order. Adding one makes a new conversation."""
+    """Messages in order. Adding one makes a new conversation. tools: what answers may call."""
 
     messages: tuple[Message, ...] = ()
+    tools: tuple[Tool, ...] = ()
 
     def __len__(self) -> int:
         return len(self.messages)
@@ -84,4 +101,4 @@ class Conversation:
 
     def with_message(self, message: Message) -> Conversation:
         """Return this conversation with one more message at its end."""
-        return Conversation((*self.messages, message))
+        return replace(self, messages=(*self.messages, message))

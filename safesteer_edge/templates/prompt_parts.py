@@ -11,16 +11,19 @@ one that does not leaves it, with the same result as if it had seen the text.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 from safesteer_edge.errors import TemplateError
 from safesteer_edge.templates.conversation import (
     Conversation,
+    MediaContent,
     MediaKind,
     Message,
     Role,
     TextContent,
+    ToolResult,
 )
 from safesteer_edge.templates.template import TEMPLATE_ADVICE, ChatTemplate, Placeholders
 
@@ -44,6 +47,13 @@ class ContentPart:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolPart(ContentPart):
+    """Text of a tool, or what it gave back. is_json: a JSON value, not a text in one."""
+
+    is_json: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class MediaPart:
     """The place of an image or a sound."""
 
@@ -64,6 +74,7 @@ class TokensPart:
     message_index: int
 
 
+_OF_NO_MESSAGE: Final = -1  # the tools'
 PromptPart = ScaffoldPart | ContentPart | MediaPart | TokensPart
 
 
@@ -73,12 +84,13 @@ class _Draft:
 
     placeholders: Placeholders = field(default_factory=Placeholders.new)
     messages: list[dict[str, Any]] = field(default_factory=list)
+    tools: list[dict[str, Any]] = field(default_factory=list)
     parts: list[ContentPart | MediaPart | TokensPart] = field(default_factory=list)
 
     def place(self, part: ContentPart | MediaPart | TokensPart) -> str:
         """Return what stands for the part; its number is its place among the parts."""
         word = self.placeholders.word(len(self.parts))
-        if not isinstance(part, ContentPart):
+        if not isinstance(part, ContentPart) or isinstance(part, ToolPart):
             self.parts.append(part)
             return word
         core = part.text.strip()
@@ -100,9 +112,10 @@ def render_parts(
     reorders a text. A system text may stand elsewhere (Mistral's stands in the last user message).
     """
     draft = _draft_messages(template, conversation)
-    rendered = template.render(draft.messages, add_generation_prompt)
+    rendered = template.render(draft.messages, add_generation_prompt, draft.tools)
     texts, numbers = draft.placeholders.split(rendered)
     _check_complete(template, conversation, draft, numbers)
+    _fit_into_json(texts, numbers, draft)
     padding = template.features().answer_padding
     parts: list[PromptPart] = []
     for text, part in zip(texts, [*(draft.parts[number] for number in numbers), None], strict=True):
@@ -115,8 +128,27 @@ def render_parts(
     return tuple(parts)
 
 
+def _fit_into_json(texts: list[str], numbers: list[int], draft: _Draft) -> None:
+    """Have tools' texts be JSON where the template has their placeholders in JSON: in quotes."""
+    for place, number in enumerate(numbers):
+        part = draft.parts[number]
+        before, after = texts[place : place + 2]
+        if isinstance(part, ToolPart) and before.endswith('"') and after.startswith('"'):
+            if part.is_json:
+                texts[place : place + 2] = before[:-1], after[1:]
+            else:
+                escaped = json.dumps(part.text, ensure_ascii=False)[1:-1]
+                draft.parts[number] = replace(part, text=escaped)
+
+
 def _draft_messages(template: ChatTemplate, conversation: Conversation) -> _Draft:
     draft = _Draft()
+    for tool in conversation.tools:
+        told = {"name": draft.place(ToolPart(tool.name, _OF_NO_MESSAGE))}
+        if tool.description.strip():
+            told["description"] = draft.place(ToolPart(tool.description, _OF_NO_MESSAGE))
+        told["parameters"] = draft.place(ToolPart(tool.parameters, _OF_NO_MESSAGE, is_json=True))
+        draft.tools.append({"type": "function", "function": told})
     merges_system = not template.features().takes_role("system")
     prefix = ""
     for index, message in enumerate(conversation):
@@ -128,6 +160,14 @@ def _draft_messages(template: ChatTemplate, conversation: Conversation) -> _Draf
             if not template.features().takes_string("assistant"):
                 content = [{"type": "text", "text": content}]
         else:
+            results = [item for item in message.content if isinstance(item, ToolResult)]
+            for result in results:
+                word = draft.place(ToolPart(result.text, index))
+                draft.messages.append({"role": "tool", "content": word})
+            others = tuple(item for item in message.content if not isinstance(item, ToolResult))
+            if results and not any(item != TextContent("") for item in others):
+                continue
+            message = replace(message, content=others)
             content = _draft_content(template, draft, message, index, prefix)
             prefix = ""
         draft.messages.append({"role": message.role, "content": content})
@@ -157,11 +197,11 @@ def _draft_content(
     parts: list[dict[str, str]] = []
     previous_is_text = False
     for item in items:
-        is_text = isinstance(item, TextContent)
+        is_text = not isinstance(item, MediaContent)
         word = draft.place(
-            ContentPart(item.text, index)
-            if isinstance(item, TextContent)
-            else MediaPart(item.kind, item.sha256, index)
+            MediaPart(item.kind, item.sha256, index)
+            if isinstance(item, MediaContent)
+            else ContentPart(item.text, index)
         )
         if parts and (previous_is_text and is_text):
             parts[-1]["text"] += "\n" + word
@@ -183,15 +223,20 @@ def _check_complete(
     """Raise TemplateError unless each part came back once, in order but for system texts."""
     for number, part in enumerate(draft.parts):
         if numbers.count(number) != 1:
+            place = part.message_index
+            what = "the tools" if place == _OF_NO_MESSAGE else f"the content of message {place}"
             raise TemplateError(
-                f"chat template of {template.name!r} drops, repeats or changes the content of "
-                f"message {part.message_index}; {TEMPLATE_ADVICE}"
+                f"chat template of {template.name!r} drops, repeats or changes {what}; "
+                f"{TEMPLATE_ADVICE}"
             )
     said = [
         number
         for number in numbers
         if number >= len(draft.parts)
-        or conversation.messages[draft.parts[number].message_index].role != "system"
+        or (
+            draft.parts[number].message_index != _OF_NO_MESSAGE
+            and conversation.messages[draft.parts[number].message_index].role != "system"
+        )
     ]
     if said != sorted(said) or len(numbers) != len(draft.parts):
         raise TemplateError(

@@ -283,13 +283,14 @@ class ChatTemplate:
         self,
         messages: list[dict[str, Any]],
         add_generation_prompt: bool = True,
+        tools: list[dict[str, Any]] | None = None,
     ) -> str:
         """Return the prompt that the template makes of the messages.
 
-        messages: as transformers takes them, `{"role": …, "content": …}`.
+        messages, tools: as transformers takes them, `{"role": …, "content": …}`.
         Raises TemplateError if the template refuses the messages, is broken, or breaks a limit.
         """
-        result = self.try_render(messages, add_generation_prompt)
+        result = self.try_render(messages, add_generation_prompt, tools)
         if isinstance(result, Refusal):
             raise TemplateError(
                 f"chat template of {self.name!r} refuses this conversation: {result.message!r}; "
@@ -301,12 +302,13 @@ class ChatTemplate:
         self,
         messages: list[dict[str, Any]],
         add_generation_prompt: bool = True,
+        tools: list[dict[str, Any]] | None = None,
     ) -> str | Refusal:
         """Do as `render`, and return a refusal of the template as a value."""
         request = {
             "messages": messages,
             "add_generation_prompt": add_generation_prompt,
-            "variables": self._variables,
+            "variables": self._variables | ({"tools": tools} if tools else {}),
         }
         with self._lock:
             return self._running_process().request(request)

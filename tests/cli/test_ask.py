@@ -432,3 +432,17 @@ def test_a_model_whose_template_cannot_turn_thinking_off_is_refused(ask: Ask):
     assert ran.exit_code == BAD_INPUT
     assert ran.err.count("\n") == 1
     assert "cannot turn thinking off" in ran.err
+
+
+def test_an_answer_under_a_schema_is_json_and_a_refusal_is_not_in_it(
+    ask: Ask, guarded_tiny: GuardedTiny, tmp_path: Path
+):
+    path = tmp_path / "schema.json"
+    path.write_text(
+        '{"type": "object", "properties": {"a": {"enum": ["x", "yes"]}}, "required": ["a"]}'
+    )
+    flags = ["--json-schema", str(path), "--max-tokens", "60"]
+    ran = ask("Hello there", "--bundle", str(guarded_tiny.bundle(QUIET)), *flags)
+    assert ran.exit_code == OK and json.loads(ran.out)["a"] in ("x", "yes")
+    ran = ask("Hello there", "--bundle", str(guarded_tiny.bundle(ALARMED)), *flags)
+    assert REFUSAL_TEXT not in ran.out and "refused by the guard" in ran.err

@@ -380,3 +380,13 @@ def test_an_option_that_is_not_understood(
 def test_a_threshold_that_is_none_is_refused_whatever_the_guard(ask: Ask, guard: str, value: str):
     options = [f"--threshold={value}", "--guard", guard]
     fails_with_one_line(ask, options, naming=f"threshold is {float(value)}", remedy="")
+
+
+def test_a_schema_that_cannot_be_used_is_named(ask: Ask, guarded_tiny: GuardedTiny, tmp_path: Path):
+    bundle, path = ["--bundle", str(guarded_tiny.bundle(QUIET))], tmp_path / "schema.json"
+    flags = [*bundle, "--json-schema", str(path)]
+    fails_with_one_line(ask, flags, naming="schema.json", remedy="cannot read")
+    path.write_text("{")
+    fails_with_one_line(ask, flags, naming="schema.json", remedy="no JSON schema")
+    path.write_text('{"type": "strange"}')
+    fails_with_one_line(ask, flags, naming="strange", remedy="JSON schema")

@@ -48,6 +48,16 @@ def test_a_process_of_its_own_is_compared_with_this_one(
     assert all(row["speed"]["median"] > 0 for row in ratios)
 
 
+def test_a_server_is_compared_with_this_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tiny = make_guarded_tiny(tmp_path)
+    model = ("--model", str(tiny.model), "--bundle", str(tiny.bundle()), "--ctx", "1024")
+    assert run(*SHORT, *model, "--serve", "--json", "-") == OK
+    ratios = json.loads(capsys.readouterr().out)["ratios"]
+    assert {(row["variant"], row["other"]) for row in ratios} == {("served", "lazy")}
+    assert all(row["speed"]["median"] > 0 for row in ratios)
+    assert all(row["later_ms"]["median"] > -1e3 for row in ratios)
+
+
 @pytest.mark.default_model
 def test_the_default_model_is_benched_with_its_own_guard(capsys: pytest.CaptureFixture[str]):
     assert run(*SHORT, "--json", "-") == OK

@@ -71,6 +71,7 @@ class ScriptedAnswer:
     prompt_score: float | None = None
     given: Sequence[int] = ()
     openings: tuple[str, ...] = ()
+    no_opening_in: Callable[[str], bool] = lambda _text: False
     cancelled: Callable[[], bool] = lambda: False
     events: list[AnswerEvent] = field(default_factory=list[AnswerEvent])
 
@@ -78,7 +79,13 @@ class ScriptedAnswer:
         """The answer before its first token."""
         guard = (
             ActiveGuard(
-                self.mode, self.rerank, self.policy, self.probe, REFUSAL_TEXT, self.openings
+                self.mode,
+                self.rerank,
+                self.policy,
+                self.probe,
+                REFUSAL_TEXT,
+                self.openings,
+                no_opening_in=lambda text: self.no_opening_in(text),
             )
             if self.policy
             else None

@@ -201,6 +201,20 @@ def test_words_put_into_its_mouth_are_taken_back_with_the_rest():
     assert answer.text == "No way good good good"
 
 
+def test_no_opening_joins_where_the_text_so_far_must_not_be_left():
+    script = harmful_answer()
+    asked: list[str] = []
+
+    def is_open(text: str) -> bool:
+        asked.append(text)
+        return True
+
+    script.no_opening_in = is_open
+    answer = script.decode()
+    assert asked and all(text == "" for text in asked)  # what is unsettled has been taken back
+    assert answer.n_steered == len(asked) and not any(step.opening for step in script.steps)
+
+
 def test_an_opening_that_does_not_fit_the_context_is_left_out():
     script = harmful_answer()
     script.engine.n_ctx = len(refusal_tokens(_NO))

@@ -26,6 +26,23 @@ MESSAGES = [
 ]
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
 SOUND = {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "a": {"type": "string", "pattern": "^[a-z]{1,3}$", "maxLength": 3},
+        "b": {"type": "array", "items": {"$ref": "#/$defs/c"}, "minItems": 1, "maxItems": 2},
+        "d": {"anyOf": [{"type": "integer"}, {"const": None}, {"enum": ["x", 1]}]},
+    },
+    "required": ["a"],
+    "additionalProperties": False,
+    "$defs": {"c": {"type": "boolean"}},
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "look", "description": "!", "parameters": SCHEMA}}
+]
+CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"a": "b"}'}}
+USE = {"type": "tool_use", "id": "1", "name": "look", "input": {"a": "b"}}
+GIVEN = {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "Four"}]}
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {
         "messages": [*MESSAGES, {"role": "user", "content": [PICTURE, SOUND]}],
@@ -36,11 +53,51 @@ BODIES: dict[str, dict[str, Any]] = {
         "stream_options": {"include_usage": True},
         "safesteer": {"trace": True, "strength": 100.0},
     },
+    "/v1/chat/completions#json": {
+        "messages": MESSAGES[3:],
+        "max_tokens": 4,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}},
+    },
+    "/v1/chat/completions#tools": {
+        "messages": [
+            *MESSAGES[3:],
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "1", "content": "Four"},
+        ],
+        "max_tokens": 4,
+        "tools": TOOLS,
+        "tool_choice": {"type": "function", "function": {"name": "look"}},
+    },
+    "/v1/messages#tools": {
+        "messages": [
+            *MESSAGES[3:],
+            {"role": "assistant", "content": [USE]},
+            {"role": "user", "content": [GIVEN, {"type": "text", "text": "And?"}]},
+        ],
+        "max_tokens": 4,
+        "tools": [{"name": "look", "input_schema": SCHEMA}],
+        "tool_choice": {"type": "any"},
+    },
+    "/v1/responses#tools": {
+        "input": [
+            *MESSAGES[3:],
+            {"type": "function_call", "call_id": "1", "name": "look", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "1", "output": "Four"},
+        ],
+        "max_output_tokens": 4,
+        "tools": [{"type": "function", "name": "look", "parameters": SCHEMA}],
+        "text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA}},
+    },
     "/v1/messages": {"messages": MESSAGES[1:], "system": "Be brief.", "max_tokens": 2},
     "/v1/messages/count_tokens": {"messages": MESSAGES[1:]},
     "/v1/responses": {"input": MESSAGES, "max_output_tokens": 2, "instructions": "Be brief."},
     "/v1/moderations": {"input": [TEXT]},
-    "/api/chat": {"messages": MESSAGES, "options": {"num_predict": 2, "seed": -1}},
+    "/api/chat": {
+        "messages": MESSAGES,
+        "options": {"num_predict": 2, "seed": -1},
+        "format": SCHEMA,
+        "tools": TOOLS,
+    },
     "/api/show": {},
 }
 STRANGE: list[Any] = [
@@ -92,7 +149,7 @@ def fuzz(server: Server, n: int, seed: int) -> dict[int, int]:
     for index in range(n):
         path = rng.choice(list(BODIES))
         body = mutated({"model": server.model, **BODIES[path]}, rng)
-        connection.request("POST", path, body)
+        connection.request("POST", path.partition("#")[0], body)
         reply = connection.getresponse()
         said = reply.read()
         assert reply.status in PROPER, (seed, index, path, body, reply.status, said)
@@ -105,8 +162,9 @@ def fuzz(server: Server, n: int, seed: int) -> dict[int, int]:
 
 
 @pytest.fixture(scope="module")
-def tiny(start_tiny: Start, guarded_tiny: GuardedTiny) -> Server:
-    return start_tiny(guarded_tiny.bundle(QUIET), "--mmproj", str(guarded_tiny.projector))
+def tiny(start_tiny: Start, calling_tiny: GuardedTiny) -> Server:
+    files = ["--model", str(calling_tiny.model), "--mmproj", str(calling_tiny.projector)]
+    return start_tiny(calling_tiny.bundle(QUIET), *files, "--ctx", "2048")
 
 
 def test_mutated_bodies_get_a_proper_status(tiny: Server):
@@ -115,8 +173,11 @@ def test_mutated_bodies_get_a_proper_status(tiny: Server):
 
 
 @pytest.mark.slow
-def test_ten_thousand_mutated_bodies_get_a_proper_status(tiny: Server):
-    print(fuzz(tiny, 10_000, seed=2))
+@pytest.mark.parametrize("seed", [2, 3])
+def test_ten_thousand_mutated_bodies_get_a_proper_status(tiny: Server, seed: int):
+    engines = tiny.engines()
+    print(fuzz(tiny, 5_000, seed))
+    assert tiny.engines() == engines  # none has died
 
 
 # -- clients that come and go ----------------------------------------------------------------------
@@ -177,10 +238,12 @@ def alone(server: Server, n: int) -> dict[str, str]:
     return {each: reply["choices"][0]["message"]["content"] for each, reply in replies.items()}
 
 
+@pytest.mark.parametrize("n_parallel", [1, 3])
 def test_answers_to_clients_that_come_and_go_are_not_mixed(
-    start_tiny: Start, guarded_tiny: GuardedTiny
+    start_tiny: Start, guarded_tiny: GuardedTiny, n_parallel: int
 ):
-    server = start_tiny(guarded_tiny.bundle(QUIET))
+    server = start_tiny(guarded_tiny.bundle(QUIET), "--parallel", str(n_parallel))
+    assert len(server.engines()) == n_parallel
     expected = alone(server, 8)
     assert len(set(expected.values())) > 4
     clients = [Client(server, number, 12, expected) for number in range(4)]
@@ -189,6 +252,33 @@ def test_answers_to_clients_that_come_and_go_are_not_mixed(
     assert sum(client.n_right for client in clients) > 10
     assert sum(client.n_cancelled for client in clients) > 4
     assert "waiting 0.0" in server.send("/metrics").body.decode()
+    server.stop()
+
+
+def test_answers_at_a_time_go_side_by_side_and_each_conversation_to_its_own_cache(
+    start_tiny: Start, guarded_tiny: GuardedTiny
+):
+    server = start_tiny(guarded_tiny.bundle(QUIET), "--parallel", "2", "--ctx", "2048")
+    long = {"messages": [{"role": "user", "content": "Go on"}], "max_tokens": 1500}
+    body = json.dumps({"model": server.model, **long, "stream": True, "seed": 0})
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"))
+    connection.request("POST", "/v1/chat/completions", body)
+    reply = connection.getresponse()
+    assert reply.readline().startswith(b"data: ")
+    assert server.chat("Meanwhile").status == 200  # the first has not ended yet
+    assert b"[DONE]" not in reply.read1(1 << 16)
+    reply.read()
+    # Two conversations in turn: neither drives the other out.
+    said: dict[str, list[Any]] = {n: [{"role": "user", "content": n * 300}] for n in "AB"}
+    for turn in range(3):
+        for messages in said.values():
+            answer = server.chat("", messages=messages).json
+            n_cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+            assert turn == 0 or answer["usage"]["prompt_tokens"] - n_cached < 60
+            messages += [
+                {"role": "assistant", "content": answer["choices"][0]["message"]["content"]},
+                {"role": "user", "content": "More"},
+            ]
     server.stop()
 
 

@@ -25,6 +25,14 @@ def tiny(start_tiny: Start, guarded_tiny: GuardedTiny) -> Server:
     return start_tiny(guarded_tiny.bundle(QUIET))
 
 
+NOW = {"type": "function", "function": {"name": "now"}}
+CALL = {"id": "1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+
+
+def schema_of(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}
+
+
 def said(content: Any, role: str = "user") -> list[dict[str, Any]]:
     return [{"role": role, "content": content}]
 
@@ -42,13 +50,21 @@ def test_an_unknown_model_is_404_and_names_the_known(tiny: Server, path: str):
     [
         ({"messages": said([{"type": "file", "file": {}}])}, "'messages[0].content[0].type'"),
         ({"messages": said([A_PICTURE])}, "nothing is fetched"),
-        ({"messages": said("Hi", "tool")}, "'messages[0].role'"),
+        ({"messages": said("Hi", "function")}, "'messages[0].role'"),
         ({"messages": said("Hi", "assistant")}, "user"),
         ({"messages": []}, "user"),
         ({"messages": said("\ud800")}, "half a character"),
         ({"messages": "Hi"}, "'messages'"),
-        ({"tools": [{"type": "function"}]}, "'tools'"),
-        ({"response_format": {"type": "json_object"}}, "'response_format'"),
+        ({"tools": [{"type": "function"}]}, "'tools[0].name'"),
+        ({"tools": [{"type": "web_search"}]}, "'tools[0].type'"),
+        ({"tools": [NOW]}, "cannot call tools"),
+        ({"tool_choice": {"type": "function", "function": {"name": "now"}}}, "no tool 'now'"),
+        ({"tool_choice": 3}, "'tool_choice'"),
+        ({"response_format": {"type": "xml"}}, "'response_format.type'"),
+        ({"response_format": {"type": "json_schema"}}, "'response_format.json_schema.schema'"),
+        ({"response_format": schema_of({"type": "strange"})}, "JSON schema"),
+        ({"response_format": schema_of({"$ref": "http://127.0.0.1/"})}, "$ref"),
+        ({"messages": [{"role": "user", "content": "Hi", "tool_calls": [CALL]}]}, "calls tools"),
         ({"n": 2}, "'n'"),
         ({"temperature": 99}, "temperature"),
         ({"temperature": "hot"}, "temperature"),

@@ -17,6 +17,7 @@ from tests.tiny_models.vocabulary import (
     IM_START_ID,
     IMG_END_ID,
     IMG_ID,
+    QWEN25,
     TinyVocabulary,
     tiny_vocabulary,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "IMG_ID",
     "IM_END_ID",
     "IM_START_ID",
+    "QWEN25",
     "TinyVocabulary",
     "tiny_vocabulary",
     "write_tiny_llama",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 from gguf import GGUFWriter, TokenType
 
@@ -14,6 +15,8 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# Qwen2.5's own (Apache 2.0), which offers tools.
+QWEN25 = Path(__file__).with_name("qwen25.jinja").read_text("utf-8")
 
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>")
 ENDOFTEXT_ID, IM_START_ID, IM_END_ID, IMG_ID, IMG_END_ID = range(len(CONTROL_TOKENS))
