@@ -232,3 +232,21 @@ def test_no_limit_is_chosen_from_what_is_no_score(value: float, name: str):
     getattr(scores, name)[2][7] = value
     with pytest.raises(GuardError, match="cannot choose limits"):
         choose_policy(scores, TARGETS)
+
+
+def test_a_prompts_limit_is_exceeded_by_half_of_the_benign_prompts_that_may_be_stopped():
+    prompts = {
+        "ordinary": np.linspace(0.0, 0.2, 2_000),
+        "borderline": np.linspace(0.0, 0.6, 2_000),
+    }
+    scores = replace(made_up_scores(4), prompts=prompts)
+    limit = choose_policy(scores, TARGETS).policy.prompt_limit
+    shares = {label: np.mean(values > limit) for label, values in prompts.items()}
+    assert shares["ordinary"] <= TARGETS.ordinary_refused / 2
+    assert shares["borderline"] == pytest.approx(TARGETS.borderline_refused / 2, abs=0.001)
+
+
+def test_too_few_prompts_have_no_limit_of_their_own():
+    scores = replace(made_up_scores(4), prompts={"ordinary": np.linspace(0.0, 0.2, 9)})
+    assert choose_policy(scores, TARGETS).policy.prompt_limit == 1.0
+    assert choose_policy(made_up_scores(4), TARGETS).policy.prompt_limit == 1.0

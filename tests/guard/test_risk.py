@@ -175,3 +175,34 @@ def test_what_is_no_score_cannot_join_the_risk(scores: list[float], value: float
     with pytest.raises(GuardError, match=r"a token's score .* cannot judge"):
         risk.add(value)
     assert (risk.value, risk.max_value, risk.carry_over()) == before
+
+
+@given(many_scores, st.floats(0.0, 1.0))
+def test_a_prompt_above_its_limit_is_an_alarm_whatever_is_said(scores: list[float], limit: float):
+    asked = 0.5
+    policy = policy_with(prompt_limit=limit, risk_limit=1.0, risk_min_steps=3, hard_patience=1024)
+    risk = RunningRisk(policy, prompt_score=asked)
+    for score in scores:
+        assert risk.is_calm <= (asked <= limit)
+        risk.add(score)
+    is_alarm = asked > limit and len(scores) >= 3
+    assert risk.refusal_reason() == ("risk_limit" if is_alarm else None)
+    assert (risk.value >= asked) or not asked > limit
+
+
+def test_above_its_prompts_limit_an_answer_is_steered_from_its_first_token_on():
+    policy = policy_with(prompt_limit=0.4, steer_from=0.9, risk_limit=0.95, risk_gain=0.0)
+    assert RunningRisk(policy, prompt_score=0.5).strength == policy.strength
+    assert RunningRisk(policy, prompt_score=0.4).strength == 0.0
+
+
+def test_steered_anew_an_answer_is_judged_by_what_it_says_and_the_conversation_remembers():
+    policy = policy_with(prompt_limit=0.4, risk_limit=0.9, risk_min_steps=1)
+    risk = RunningRisk(policy, prompt_score=0.5)
+    risk.add(0.0)
+    assert risk.refusal_reason() == "risk_limit"
+    risk.begin_again([])
+    risk.add(0.0)
+    assert risk.refusal_reason() is None
+    assert risk.value == 0.0
+    assert risk.of_conversation == 0.5
