@@ -319,16 +319,17 @@ def choose_policy(
 def _prompt_limit(
     prompts: Mapping[Label, NDArray[np.float64]], targets: FalseAlarmTargets
 ) -> tuple[float, FalseAlarmTargets]:
-    """The score that only half of the allowed benign prompts exceed, and what answers have left.
+    """The score that so few benign prompts exceed, and what answers have left.
 
-    Ordinary answers keep their whole share: there are hardly enough of them to tell a smaller one.
+    Borderline ones have half of what is allowed. There are hardly enough ordinary ones to tell half
+    of theirs, and what stops these mostly stops those too.
     1: of too few prompts.
     """
     limits = [
-        conformal_limit(prompts[label], allowed / 2)
+        conformal_limit(prompts[label], allowed)
         for label, allowed in (
             ("ordinary", targets.ordinary_refused),
-            ("borderline", targets.borderline_refused),
+            ("borderline", targets.borderline_refused / 2),
         )
         if label in prompts
     ]

@@ -29,7 +29,7 @@ from safesteer_edge.calibration.probe_fit import (
     fit_uncalibrated,
     request_folds,
 )
-from safesteer_edge.calibration.prompt_fit import fit_prompt_probe
+from safesteer_edge.calibration.prompt_fit import fit_prompt_probe, is_covered
 from safesteer_edge.calibration.reading_fit import PlannedReading, fit_readings
 from safesteer_edge.calibration.steering_fit import with_steering
 from safesteer_edge.errors import SettingsError
@@ -290,6 +290,14 @@ def fit_chosen_probe(
     answers = harvested.answers(choice.best.layers)
     progress("fitting the probe", 0, 2)
     prompt = fit_prompt_probe(answers)
+    languages = prompt.record["languages"]
+    covered = [name for name, found in languages.items() if is_covered(found)]
+    if len(covered) < len(languages):
+        # What the model cannot read teaches nothing, and would set every limit.
+        answers = [
+            a for a in answers if not a.request.is_translated or a.request.language in covered
+        ]
+        prompt = fit_prompt_probe(answers)
     curves, prompt_scores = fit_readings(
         prompt, answers, readings, read.answers(choice.best.layers) if read else ()
     )
@@ -317,7 +325,7 @@ def fit_chosen_probe(
         "n_answers": len(answers),
         "n_own": dict(Counter(a.request.label for a in answers if a.kind == "own")),
         "n_set_aside": probe.n_set_aside,
-        "prompt_probe": prompt.record,
+        "prompt_probe": prompt.record | {"languages": languages, "covers": ["en", *covered]},
         "score_calibration": probe.calibration.to_json(),
         "out_of_fold": {
             "auroc_mean_score_harmful_against_ordinary": round(separation, _DIGITS),

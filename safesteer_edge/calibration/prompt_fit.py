@@ -32,6 +32,7 @@ _FORMS: Final = (ProbeForm("linear", 1e-3), ProbeForm("linear", 3e-3))
 # Weights are whole repeats of a row: this many for a row of the commonest kind of the others.
 _LEAST_REPEATS: Final = 4
 _DIGITS: Final = 4
+_LEAST_IN_A_LANGUAGE: Final = {"ordinary": 0.9, "borderline": 0.8}  # AUROC
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,6 +135,11 @@ def _separation(scores: NDArray[np.float64], labels: NDArray[np.str_]) -> dict[s
     return {
         label: None if np.isnan(value) else round(value, _DIGITS) for label, value in values.items()
     }
+
+
+def is_covered(found: Mapping[str, float | None]) -> bool:
+    """Whether requests of a language are told apart well enough to judge any: see `_languages`."""
+    return all((found[kind] or 0.0) >= least for kind, least in _LEAST_IN_A_LANGUAGE.items())
 
 
 def _languages(

@@ -113,7 +113,8 @@ def fit_readings(
     curves, and the scores as they were.
     """
     states = {answer.request.id: answer.states[0] for answer in read}
-    known = [each for each in readings if each.id in states]
+    prompts = {(answer.request.id, answer.carrier) for answer in answers}
+    known = [r for r in readings if r.id in states and (r.request.id, r.carrier) in prompts]
     rates = {
         kind: [each for each in known if each.is_rate and each.kind == kind]
         for kind in ("part", "joined")

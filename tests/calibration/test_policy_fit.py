@@ -234,7 +234,7 @@ def test_no_limit_is_chosen_from_what_is_no_score(value: float, name: str):
         choose_policy(scores, TARGETS)
 
 
-def test_a_prompts_limit_is_exceeded_by_half_of_the_benign_prompts_that_may_be_stopped():
+def test_a_prompts_limit_is_exceeded_by_half_of_the_borderline_prompts_that_may_be_stopped():
     prompts = {
         "ordinary": np.linspace(0.0, 0.2, 2_000),
         "borderline": np.linspace(0.0, 0.6, 2_000),
@@ -242,7 +242,7 @@ def test_a_prompts_limit_is_exceeded_by_half_of_the_benign_prompts_that_may_be_s
     scores = replace(made_up_scores(4), prompts=prompts)
     limit = choose_policy(scores, TARGETS).policy.prompt_limit
     shares = {label: np.mean(values > limit) for label, values in prompts.items()}
-    assert shares["ordinary"] <= TARGETS.ordinary_refused / 2
+    assert shares["ordinary"] <= TARGETS.ordinary_refused
     assert shares["borderline"] == pytest.approx(TARGETS.borderline_refused / 2, abs=0.001)
 
 
