@@ -26,7 +26,7 @@ from safesteer_edge.engine.prompt_items import text_token_ids
 from safesteer_edge.guard.policy import MAX_OPENINGS
 from safesteer_edge.harvest.answers import decode_answer
 from safesteer_edge.harvest.batches import open_many
-from safesteer_edge.harvest.carriers import carried_items
+from safesteer_edge.harvest.carriers import Carrier, carried_items
 from safesteer_edge.harvest.replay import FalseAlarmTargets
 from safesteer_edge.harvest.run import Progress
 from safesteer_edge.metrics.refusal_rules import classify_answer, is_refusal
@@ -84,7 +84,8 @@ def choose_openings(
         many = None
         if not runtime.model.has_recurrent_state:
             many = undo.enter_context(closing(open_many(runtime, session, ())))
-        texts = tuple(dict.fromkeys((*_OPENINGS, *_own_refusals(runtime, many, tried))))
+        own = _own_refusals(runtime, many, tried)  # however short: they are its own words
+        texts = tuple(dict.fromkeys((*_OPENINGS, *own)))
         trials: list[OpeningTrial] = []
         for text in texts:
             progress("trying openings", len(trials), len(texts))
@@ -93,7 +94,8 @@ def choose_openings(
     good = [
         trial
         for trial in trials
-        if trial.declined >= _LEAST_DECLINED and trial.own_words >= _LEAST_OWN_WORDS
+        if trial.declined >= _LEAST_DECLINED
+        and (trial.own_words >= _LEAST_OWN_WORDS or trial.opening in own)
     ]
     good.sort(key=lambda trial: (-trial.declined, -trial.twins_answered, len(trial.opening)))
     record = [asdict(trial) for trial in trials]
@@ -144,7 +146,11 @@ def _continuations(
     """
     given = runtime.model.tokenize_plain(opening) if opening else []
     n_tokens = len(given) + _N_TOKENS
-    prompts = (carried_items(request, "text", runtime) for request in requests)
+    # Among other words too: there a refusal is the first thing to go.
+    carriers: tuple[Carrier, ...] = ("text", "wrapped")
+    prompts = (
+        carried_items(request, carriers[at % 2], runtime) for at, request in enumerate(requests)
+    )
     if many is None:
         answers = (
             decode_answer(runtime, items, n_tokens=n_tokens, forced_text=opening).token_ids
