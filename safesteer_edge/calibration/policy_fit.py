@@ -183,7 +183,7 @@ class AnswerScores:
     """Out-of-fold scores of the model's own answers, by what was asked; harmful: complying ones.
 
     Of each answer the prompt's score first, then its tokens'. prompts: by what was asked, scores of
-    all benign prompts, answered or not: far more than there are answers.
+    all ordinary and borderline prompts, answered or not: far more than there are answers.
     """
 
     ordinary: Trajectories
@@ -249,18 +249,27 @@ class PolicyChoice:
 
 
 def choose_policy(
-    scores: AnswerScores, targets: FalseAlarmTargets, *, keeps: GuardPolicy | None = None
+    scores: AnswerScores,
+    targets: FalseAlarmTargets,
+    *,
+    keeps: GuardPolicy | None = None,
+    prompt_limit: float | None = None,
 ) -> PolicyChoice:
     """Choose τ, λ and the rule of refusals within the allowed false alarms.
 
     τ: the smallest that touches no more ordinary, and borderline, answers than allowed. λ: the
     smallest tried that leaves harmful tokens the wanted chance. Refusals: of what reaches the
     wanted residual, the setting with the fewest benign refusals; else the least residual.
-    keeps: nothing is chosen: what this policy does to the answers is worked out.
+    keeps: nothing is chosen: what this policy does to the answers is worked out. prompt_limit: that
+    is not chosen anew; None: it is, from `scores.prompts`.
     """
     names = ("ordinary", "borderline", "harmless_twins", "harmful")
     tables = {name: AnswerTable(getattr(scores, name)) for name in names}
-    prompt_limit, targets_left = _prompt_limit(scores.prompts, targets)
+    if prompt_limit is None:
+        prompt_limit = _prompt_limit(scores.prompts, targets)
+    targets_left = targets
+    if prompt_limit < 1:
+        targets_left = replace(targets, borderline_refused=targets.borderline_refused / 2)
     threshold = _threshold(tables, targets) if keeps is None else keeps.hard_threshold
     strengths = strength_curve(scores.harmful, scores.ordinary, threshold)
     base = GuardPolicy(
@@ -318,25 +327,20 @@ def choose_policy(
 
 def _prompt_limit(
     prompts: Mapping[Label, NDArray[np.float64]], targets: FalseAlarmTargets
-) -> tuple[float, FalseAlarmTargets]:
-    """The score that so few benign prompts exceed, and what answers have left.
+) -> float:
+    """The score that so few benign prompts exceed; 1: there are too few to tell.
 
-    Borderline ones have half of what is allowed. There are hardly enough ordinary ones to tell half
-    of theirs, and what stops these mostly stops those too.
-    1: of too few prompts.
+    Borderline ones have half of what is allowed, and answers the rest. There are hardly enough
+    ordinary ones to tell half of theirs, and what stops these mostly stops those too.
     """
-    limits = [
-        conformal_limit(prompts[label], allowed)
-        for label, allowed in (
-            ("ordinary", targets.ordinary_refused),
-            ("borderline", targets.borderline_refused / 2),
-        )
-        if label in prompts
-    ]
-    limit = min(HIGHEST_LIMIT, max(limits)) if "ordinary" in prompts else 1.0
-    if limit >= HIGHEST_LIMIT:
-        return 1.0, targets
-    return limit, replace(targets, borderline_refused=targets.borderline_refused / 2)
+    if "ordinary" not in prompts:
+        return 1.0
+    allowed: dict[Label, float] = {
+        "ordinary": targets.ordinary_refused,
+        "borderline": targets.borderline_refused / 2,
+    }
+    limit = max(conformal_limit(scores, allowed[label]) for label, scores in prompts.items())
+    return limit if limit < HIGHEST_LIMIT else 1.0
 
 
 def _threshold(tables: dict[str, AnswerTable], targets: FalseAlarmTargets) -> float:

@@ -135,6 +135,7 @@ def recalibrate(folder: Path, settings: RecalibrationSettings, progress: Progres
                 keeps_scores=settings.keeps_scores or settings.keeps_limits,
                 keeps_prompts=bundle.prompt_probe is not None,
                 limits=bundle.policy if settings.keeps_limits else None,
+                prompt_limit=bundle.policy.prompt_limit,
             )
             replayed = scored(settings.replayed, progress, what="test answers")
             before, after = (
@@ -173,11 +174,13 @@ def decide(
     keeps_scores: bool = False,
     keeps_prompts: bool = False,
     limits: GuardPolicy | None = None,
+    prompt_limit: float = 1.0,
 ) -> Recalibration:
     """The line, and the policy of the scores that it gives.
 
     keeps_scores: the line changes none. keeps_prompts: it changes none of prompts.
-    limits: those of this policy stay; None: they are chosen.
+    limits: those of this policy stay; None: they are chosen, but for prompt_limit, as prompts'
+    scores stay.
     Raises RequestDataError or ProbeFileError where the answers decide nothing.
     """
     _check_enough(sum(answer.label == "ordinary" for answer in answers), targets)
@@ -191,7 +194,8 @@ def decide(
     scores = AnswerScores.of(
         (answer.label, answer.complies, answer.trajectory) for answer in rescale.answers(answers)
     )
-    choice = with_steering(choose_policy(scores, targets, keeps=limits), scores, targets)
+    choice = choose_policy(scores, targets, keeps=limits, prompt_limit=prompt_limit)
+    choice = with_steering(choice, scores, targets)
     return Recalibration(rescale, choice, targets)
 
 

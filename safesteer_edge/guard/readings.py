@@ -70,9 +70,9 @@ class ReadingCurves:
                 )
 
 
-def curve_of(scores: Sequence[float]) -> tuple[float, ...]:
+def curve_of(scores: Iterable[float]) -> tuple[float, ...]:
     """The curve of these benign texts' scores."""
-    logits = np.quantile(_logits(scores), 1.0 - np.array(TAILS))
+    logits = np.quantile([_logit(score) for score in scores], 1.0 - np.array(TAILS))
     steps = np.arange(len(TAILS)) * _LEAST_STEP
     # Ties, as of few texts, are drawn apart upwards.
     return tuple(float(x) for x in np.maximum.accumulate(logits - steps) + steps)
@@ -92,7 +92,7 @@ def combined_score(
     for kind, score in scored:
         # What a disguise hid is a text as it could have been typed.
         curve = curves.typed if kind == "readable" else getattr(curves, kind)
-        logit = float(_logits([score])[0])
+        logit = _logit(score)
         if logit <= curve[0]:
             continue  # half of all benign texts are above it
         log_rate = _log_rate(logit, curve) + math.log(len(scored))
@@ -132,9 +132,9 @@ def sentences(text: str) -> list[str]:
     return found
 
 
-def _logits(scores: Sequence[float]) -> np.ndarray:
-    clipped = np.clip(np.asarray(scores, dtype=np.float64), _LEAST_SCORE, 1.0 - _LEAST_SCORE)
-    return np.log(clipped / (1.0 - clipped))
+def _logit(score: float) -> float:
+    clipped = min(1.0 - _LEAST_SCORE, max(_LEAST_SCORE, score))
+    return math.log(clipped / (1.0 - clipped))
 
 
 def _log_rate(logit: float, curve: Sequence[float]) -> float:

@@ -33,7 +33,7 @@ from safesteer_edge.guard.events import (
     Usage,
 )
 from safesteer_edge.guard.policy import MAX_SEED, GuardPolicy
-from safesteer_edge.guard.readings import ReadingCurves, combined_score
+from safesteer_edge.guard.readings import ReadingCurves, ReadingKind, combined_score
 from safesteer_edge.guard.risk import is_score
 from safesteer_edge.guard.transcript import ActiveGuard, AnswerSoFar, DecodingLimits
 from safesteer_edge.media.images import DecodedImage
@@ -347,8 +347,10 @@ class SessionTurn:
         typed = float(np.max(scores[:n_plain]))  # NaN, where one of them is
         if self._curves is None:
             return typed
-        kinds = [side.reading.kind for side in sides]
-        others = [(k, float(s)) for k, s in zip(kinds, scores[n_plain:], strict=True)]
+        others: list[tuple[ReadingKind, float]] = [
+            (side.reading.kind, float(score))
+            for side, score in zip(sides, scores[n_plain:], strict=True)
+        ]
         return combined_score(typed, others, self._curves)
 
     def _read_picture(self, medium: MediaContent) -> str:
