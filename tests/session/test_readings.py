@@ -128,7 +128,9 @@ def test_a_reading_that_cannot_be_judged_ends_the_turn_in_a_refusal(
         monkeypatch.setattr(
             engine,
             "side_prompt_states",
-            lambda prompts, **_: np.full((len(prompts), engine._route.read(1).shape[1]), np.nan),
+            lambda prompts, **_: np.full(
+                (len(prompts), engine._route.read(1).shape[1]), np.nan, np.float32
+            ),
         )
         turn = ask(session, " ".join(SENTENCES))
     assert turn.ended.finish_reason == "refused"
