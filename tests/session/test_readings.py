@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from safesteer_edge.bundle.writer import write_bundle
+from safesteer_edge.errors import GuardError
 from safesteer_edge.guard.readings import ReadingCurves, combined_score, readings_of
 from tests.guarded_tiny import QUIET, WAVERING, GuardedTiny
 from tests.session.turns import ask, opened
@@ -120,7 +121,7 @@ def test_a_prompt_that_fills_the_context_is_read_all_the_same(
     assert scores[0] == pytest.approx(scores[1], abs=TOLERANCE)
 
 
-def test_a_reading_that_cannot_be_judged_ends_the_turn_in_a_refusal(
+def test_a_reading_that_cannot_be_judged_ends_the_turn_before_any_text(
     guarded_tiny: GuardedTiny, reading_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ):
     with opened(guarded_tiny, reading_bundle) as session:
@@ -132,6 +133,6 @@ def test_a_reading_that_cannot_be_judged_ends_the_turn_in_a_refusal(
                 (len(prompts), engine._route.read(1).shape[1]), np.nan, np.float32
             ),
         )
-        turn = ask(session, " ".join(SENTENCES))
-    assert turn.ended.finish_reason == "refused"
-    assert turn.prefill.prompt_score is None
+        with pytest.raises(GuardError):
+            ask(session, " ".join(SENTENCES))
+        assert not session.messages
