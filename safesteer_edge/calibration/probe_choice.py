@@ -298,7 +298,7 @@ def fit_chosen_probe(
             a for a in answers if not a.request.is_translated or a.request.language in covered
         ]
         prompt = fit_prompt_probe(answers)
-    curves, prompt_scores = fit_readings(
+    fitted = fit_readings(
         prompt, answers, readings, read.answers(choice.best.layers) if read else ()
     )
     progress("fitting the probe", 1, 2)
@@ -307,7 +307,7 @@ def fit_chosen_probe(
     progress("fitting the probe", 2, 2)
     by_request = _by_request(
         answers,
-        [np.concatenate([[at], row[1:]]) for at, row in zip(prompt_scores, scores, strict=True)],
+        [np.concatenate([[at], row[1:]]) for at, row in zip(fitted.scores, scores, strict=True)],
     )
     policy = with_steering(choose_policy(by_request, targets), by_request, targets)
     separation = auroc(_means(by_request.harmful), _means(by_request.ordinary))
@@ -326,13 +326,14 @@ def fit_chosen_probe(
         "n_own": dict(Counter(a.request.label for a in answers if a.kind == "own")),
         "n_set_aside": probe.n_set_aside,
         "prompt_probe": prompt.record | {"languages": languages, "covers": ["en", *covered]},
+        "readings": fitted.false_alarms(answers, policy.policy.prompt_limit),
         "score_calibration": probe.calibration.to_json(),
         "out_of_fold": {
             "auroc_mean_score_harmful_against_ordinary": round(separation, _DIGITS),
             "refused": _rounded(asdict(policy.refused)),
         },
     }
-    return ProbeResult(choice.best, probe, prompt.probe, curves, policy, record)
+    return ProbeResult(choice.best, probe, prompt.probe, fitted.curves, policy, record)
 
 
 def _tried(judged: JudgedCandidate) -> dict[str, Any]:

@@ -7,6 +7,7 @@ and of some benign ones among other words. Scores are out of fold, by the reques
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -32,6 +33,7 @@ from safesteer_edge.requests.requests import Request, lot_of
 _BENIGN: Final = ("borderline", "ordinary")
 _N_AMONG_WORDS: Final = 160  # benign prompts whose parts are read
 _N_JOINED: Final = 100  # benign prompts that are read behind another one
+_N_READINGS: Final = (0, 1, 3, 5, 9, 1_000)  # beside the typed one: where its table is cut
 _LEAST: Final = 50  # readings of a kind that a curve is drawn from
 
 
@@ -49,6 +51,30 @@ class PlannedReading:
     def id(self) -> str:
         """Of the text: the same words are read once."""
         return f"reading/{hashlib.sha256(self.text.encode()).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FittedReadings:
+    """scores: of each answer's prompt, out of fold. n_readings: beside it, as it was typed."""
+
+    curves: ReadingCurves | None
+    scores: NDArray[np.float64]
+    n_readings: NDArray[np.int64]
+
+    def false_alarms(
+        self, answers: Sequence[HarvestedAnswer], limit: float
+    ) -> list[dict[str, int | float]]:
+        """By how often they were read: benign prompts, and how many are above the limit."""
+        is_benign = np.array(
+            [a.request.label in _BENIGN and a.kind in ("own", "prompt") for a in answers]
+        )
+        found: list[dict[str, int | float]] = []
+        for least, most in itertools.pairwise(_N_READINGS):
+            ours = is_benign & (self.n_readings >= least) & (self.n_readings < most)
+            if ours.any():
+                n_above = int(np.sum(self.scores[ours] > limit))
+                found.append({"n_readings": least, "n": int(ours.sum()), "n_above": n_above})
+        return found
 
 
 def planned_readings(units: Iterable[PlannedRequest]) -> list[PlannedReading]:
@@ -106,7 +132,7 @@ def fit_readings(
     answers: Sequence[HarvestedAnswer],
     readings: Sequence[PlannedReading],
     read: Sequence[HarvestedAnswer],
-) -> tuple[ReadingCurves | None, NDArray[np.float64]]:
+) -> FittedReadings:
     """The curves, and each answer's prompt's score with what its other readings say.
 
     prompt.scores: of these answers. read: of `reading_requests`. Without enough readings: no
@@ -120,7 +146,7 @@ def fit_readings(
         for kind in ("part", "joined")
     }
     if min(map(len, rates.values())) < _LEAST:
-        return None, prompt.scores
+        return FittedReadings(None, prompt.scores, np.zeros(len(answers), dtype=np.int64))
     found = prompt.out_of_fold(
         np.array([states[each.id] for each in known]), [each.request for each in known]
     )
@@ -143,11 +169,12 @@ def fit_readings(
         if each.kind != "joined":
             place = others.setdefault((each.request.id, each.carrier), [])
             place.append((each.kind, score_of[id(each)]))
+    beside = [others.get((answer.request.id, answer.carrier), []) for answer in answers]
     combined = [
-        combined_score(float(score), others.get((answer.request.id, answer.carrier), ()), curves)
-        for answer, score in zip(answers, prompt.scores, strict=True)
+        combined_score(float(score), found, curves)
+        for score, found in zip(prompt.scores, beside, strict=True)
     ]
-    return curves, np.array(combined)
+    return FittedReadings(curves, np.array(combined), np.array([len(found) for found in beside]))
 
 
 def _is_whole(unit: PlannedRequest) -> bool:

@@ -73,12 +73,16 @@ def test_parts_find_what_other_words_hide_at_no_more_false_alarms(answers):
     readings = planned_readings(UNITS)
     # A part of a benign prompt is as harmless as the prompt.
     read = [answer(request, 0.0) for request in reading_requests(readings)]
-    curves, scores = fit_readings(prompt, answers, readings, read)
+    fitted = fit_readings(prompt, answers, readings, read)
+    curves, scores = fitted.curves, fitted.scores
     assert curves is not None
     assert (scores >= prompt.scores).all()
     benign = np.array([a.request.label in ("borderline", "ordinary") for a in answers])
     limit = np.quantile(prompt.scores[benign], 0.98)
     assert np.mean(scores[benign] > limit) < 0.04
+    counted = fitted.false_alarms(answers, limit)
+    assert sum(row["n"] for row in counted) == benign.sum()
+    assert sum(row["n_above"] for row in counted) == np.sum(scores[benign] > limit)
     harmful = [a for a in answers if a.request.label == "harmful"]
     typed = {(a.request.id, a.carrier): s for a, s in zip(answers, prompt.scores, strict=True)}
     hidden = [typed[a.request.id, "wrapped"] for a in harmful if a.carrier == "wrapped"]
@@ -96,6 +100,6 @@ def test_parts_find_what_other_words_hide_at_no_more_false_alarms(answers):
 
 def test_few_readings_make_no_curves(answers):
     prompt = fit_prompt_probe(answers)
-    curves, scores = fit_readings(prompt, answers, (), ())
-    assert curves is None
-    np.testing.assert_array_equal(scores, prompt.scores)
+    fitted = fit_readings(prompt, answers, (), ())
+    assert fitted.curves is None
+    np.testing.assert_array_equal(fitted.scores, prompt.scores)
