@@ -18,6 +18,12 @@ from safesteer_edge.calibration.settings import default_settings, package_reques
 from safesteer_edge.session.settings import SessionSettings
 
 FOLDER = Path(__file__).parent / "guard"
+PLAN = {
+    "n_read": 600,
+    "n_read_borderline": 400,
+    "n_read_ordinary": 260,
+    "n_read_translated": 6,
+}
 
 
 def main(model: str) -> None:
@@ -25,7 +31,7 @@ def main(model: str) -> None:
     session = SessionSettings(model=model, guard="off")
     settings = default_settings(session, name="qwen2.5-coder-1.5b-instruct", effort="quick")
     harvest = settings.harvest
-    plan = replace(harvest.plan, n_read=260, n_read_borderline=230, n_read_ordinary=230)
+    plan = replace(harvest.plan, **PLAN)
     settings = replace(settings, harvest=replace(harvest, plan=plan))
     requests = package_requests()
     print(f"wrote {make_bundle(FOLDER, settings, requests, _show_progress)}")
