@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from textual.widgets import Input, OptionList
 
 from safesteer_edge.errors import NoBundleError
 from safesteer_edge.session.settings import SessionSettings
@@ -200,6 +201,21 @@ def test_the_list_of_models_is_filtered_as_one_types():
             await driver.sees("no model matches")
             await driver.press("backspace", "enter")
             await driver.sees("other Q4_1")
+
+    driven(test())
+
+
+def test_a_filter_that_empties_the_list_before_it_was_looked_at_harms_nothing():
+    """As where one types faster than the screen is drawn."""
+
+    async def test():
+        async with opened(ScriptedModel(), model_lister=lambda: ROWS) as driver:
+            await driver.sees("ready")
+            await driver.press("f3")
+            await driver.sees("98 MiB")
+            driver.app.screen.query_one(Input).value = "nothing that is there"
+            driver.app.screen.query_one(OptionList).action_last()
+            await driver.sees("no model matches")
 
     driven(test())
 

@@ -146,7 +146,7 @@ class ModelsScreen(ModalScreen[ModelRow | None]):
         ]
         options = self.query_one(OptionList)
         options.clear_options()
-        options.add_options([Option(self._line(row)) for row in self._rows])
+        options.add_options([Option(self._line(row), row.name) for row in self._rows])
         names = [row.name for row in self._rows]
         if names:
             options.highlighted = names.index(self._loaded) if self._loaded in names else 0
@@ -154,10 +154,12 @@ class ModelsScreen(ModalScreen[ModelRow | None]):
             self.query_one("#about", Static).update(Content("no model matches"))
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
-        self.query_one("#about", Static).update(_about(self._rows[event.option_index]))
+        for row in self._rows:  # none, if the filter has taken it away since
+            if row.name == event.option_id:
+                self.query_one("#about", Static).update(_about(row))
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        row = self._rows[event.option_index]
+        row = next(row for row in self._all if row.name == event.option_id)
         if row.problem is not None:
             self.notify(row.problem, severity="error", markup=False)
         elif row.path is None:
