@@ -51,16 +51,18 @@ def test_switching_keeps_the_chat_and_frees_the_old_model():
     driven(test())
 
 
-def test_a_model_without_a_guard_asks_first():
+@pytest.mark.parametrize("size", [(120, 40), (80, 24), (50, 24)])
+def test_a_model_without_a_guard_asks_first(size: tuple[int, int]):
     async def test():
         model = ScriptedModel()
-        async with opened(model, model_lister=lambda: ROWS) as driver:
+        async with opened(model, size=size, model_lister=lambda: ROWS) as driver:
             await driver.sees("ready")
             await driver.press("f3")
             await driver.sees("no guard")
             await driver.press("down", "down", "enter")
             await driver.sees("There is no guard for bare")
             await driver.sees("Make a guard now")
+            await driver.sees("Chat without a guard")
             await driver.press("right", "enter")
             await driver.sees("GUARD OFF")
             await driver.until(lambda: len(model.opened) == 2, "the model to load")

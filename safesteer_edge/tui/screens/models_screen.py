@@ -151,7 +151,9 @@ class ModelsScreen(ModalScreen[ModelRow | None]):
         if names:
             options.highlighted = names.index(self._loaded) if self._loaded in names else 0
         elif self._all:
-            self.query_one("#about", Static).update(Content("no model matches"))
+            self.query_one("#about", Static).update(
+                Content("no model matches; /model FILE.gguf loads a file")
+            )
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
         for row in self._rows:  # none, if the filter has taken it away since
