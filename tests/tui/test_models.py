@@ -51,7 +51,7 @@ def test_switching_keeps_the_chat_and_frees_the_old_model():
     driven(test())
 
 
-@pytest.mark.parametrize("size", [(120, 40), (80, 24), (50, 24)])
+@pytest.mark.parametrize("size", [(120, 40), (80, 24)])
 def test_a_model_without_a_guard_asks_first(size: tuple[int, int]):
     async def test():
         model = ScriptedModel()
