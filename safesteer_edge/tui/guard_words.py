@@ -108,9 +108,9 @@ def turn_notes(turn: ShownTurn, *, can_go_on: bool = True) -> list[str]:
     notes = []
     how = "; type /continue for more" if can_go_on else ""
     if turn.refusal is None and turn.opening:
-        notes.append("The guard led this answer to a refusal in the model's own words.")
+        notes.append("the guard led this answer to a refusal in the model's own words")
     elif turn.refusal is None and turn.n_restarts:
-        notes.append("The guard had the model begin this answer again.")
+        notes.append("the guard had the model begin this answer again")
     elif turn.refusal is None and turn.n_interventions:
         notes.append(passages(turn.n_interventions) + " by the guard")
     if turn.end == "cancelled":

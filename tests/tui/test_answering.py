@@ -223,7 +223,7 @@ LED = Script(
     taken_back=[Word("First", 0.8), Word(" take", 0.9, " grab", 0.95), Word(" wire", 0.9)],
     opening=[Word("I"), Word(" will"), Word(" not.")],
 )
-LED_NOTE = "The guard led this answer to a refusal in the model's own words."
+LED_NOTE = "the guard led this answer to a refusal in the model's own words"
 
 
 def test_an_answer_that_was_led_to_a_refusal_says_so_and_never_offers_what_came_first(
