@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Final
 
 from safesteer_edge.chats.chat_file import ChatFile
 from safesteer_edge.chats.chat_log import ChatEntry, ChatLog
@@ -23,6 +22,7 @@ from safesteer_edge.chats.records import (
     StoredMedia,
     TextAdded,
 )
+from safesteer_edge.chats.summary import is_summed_up
 from safesteer_edge.errors import ChatStoreError, EngineDiedError, SafeSteerError
 from safesteer_edge.guard.events import Event, Refused, TextDelta, TurnEnded
 from safesteer_edge.session.protocol import ChatMessage, ChatSession, Document, SessionInfo
@@ -165,21 +165,6 @@ def files_of(
         tuple(media_path(item) for item in media if item.kind == "audio"),
         tuple(Document(media_path(item), item.name) for item in media if item.kind == "document"),
     )
-
-
-# A question that sums up: what is before it leaves the conversation, and stays in the file.
-SUMMARY_QUESTION: Final = (
-    "Sum up our conversation so far, so that we can go on from your summary alone: what I asked, "
-    "what you answered, and all names, numbers and decisions. Write nothing but the summary."
-)
-
-
-def is_summed_up(branch: Sequence[ChatEntry]) -> bool:
-    """Whether it begins with that question and a summary."""
-    if len(branch) < 2 or branch[0].text != SUMMARY_QUESTION:
-        return False
-    end = branch[1].end
-    return bool(branch[1].text) and end is not None and end.reason in ("stop", "length", "loop")
 
 
 def answered(branch: Sequence[ChatEntry]) -> Sequence[ChatEntry]:

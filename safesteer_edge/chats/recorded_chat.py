@@ -15,16 +15,18 @@ from safesteer_edge.chats.chat_file import ChatFile
 from safesteer_edge.chats.chat_log import ChatEntry, ChatLog
 from safesteer_edge.chats.chat_store import ChatStore, checked_title
 from safesteer_edge.chats.open_chat import (
-    SUMMARY_QUESTION,
     OpenChat,
     TurnRecord,
     answered,
     model_used,
 )
 from safesteer_edge.chats.records import HeadMoved, ModelChanged, StoredMedia, Titled
+from safesteer_edge.chats.summary import SUMMARY_QUESTION, first_words, tells_enough
 from safesteer_edge.errors import InputError
-from safesteer_edge.guard.events import Event
+from safesteer_edge.guard.events import Event, Refused, Step, TextDelta, TurnEnded
 from safesteer_edge.session.protocol import ChatMessage, ChatSession, Document, TurnSettings
+
+_WHOLE = ("stop", "length", "loop")  # ends of an answer that the model gave
 
 
 class RecordedChat:
@@ -155,12 +157,15 @@ class RecordedChat:
     def sum_up(self) -> Generator[Event, None, None]:
         """Ask for a summary, which the next prompts have in the place of all before it.
 
-        The chat's file keeps all. Where the context is full, the oldest turns are not summed up.
+        The chat's file keeps all. Where the context is full, the model does not see the oldest
+        turns. A summary that leaves out too much is replaced by the first words of all that was
+        said, which the answer then is.
         """
         usual = self.session.turn_settings
         self.session.change(replace(usual, when_full="drop"))
         try:
-            yield from self.ask(SUMMARY_QUESTION)
+            question = ChatMessage("user", SUMMARY_QUESTION)
+            yield from self._ask(question, None, self._summary(_asked(self.session, question)))
         finally:
             self.session.change(usual)
 
@@ -219,6 +224,8 @@ class RecordedChat:
         message = chat.message(question)
         self.session.restore(chat.messages(_branch_before(chat.log, question)))
         events = _asked(self.session, message)
+        if question.text == SUMMARY_QUESTION:
+            events = self._summary(events)
         shown = HeadMoved(chat.log.head)
         turn = TurnRecord(chat, self.session, question_id=question.id, shown_before=shown)
         return turn.record(events)
@@ -271,6 +278,29 @@ class RecordedChat:
         question_id = chat.add_message("user", parent, question.text, media)
         turn = TurnRecord(chat, self.session, question_id=question_id, shown_before=shown)
         yield from turn.record(events)
+
+    def _summary(self, events: Generator[Event, None, None]) -> Generator[Event, None, None]:
+        """A summary's events; its text is held back until it is seen whether it is one."""
+        told: list[Event] = []
+        n_characters = 0
+        with contextlib.closing(events):
+            for event in events:
+                if isinstance(event, TextDelta) and event.part == "answer":
+                    told.append(event)
+                    continue
+                if isinstance(event, Step):
+                    n_characters += len(event.text)
+                if isinstance(event, TurnEnded) and event.finish_reason in _WHOLE:
+                    branch = self._need_chat().log.branch()
+                    if event.finish_reason == "loop" or not tells_enough(event.text, branch):
+                        text = first_words(branch, self.session.info.n_ctx)
+                        # Behind all that the steps wrote: none of these words is the guard's.
+                        told = [TextDelta(text, start=n_characters)]
+                        event = replace(event, text=text, finish_reason="stop")
+                if isinstance(event, Refused | TurnEnded):
+                    yield from told
+                    told = []
+                yield event
 
     def _enter(self, file: ChatFile) -> None:
         """Make another chat the present one, if the session can take it."""

@@ -17,6 +17,7 @@ from typing import Final, TextIO
 from safesteer_edge.cli.options import say
 from safesteer_edge.errors import InputError
 from safesteer_edge.formats.display_text import strip_control_characters
+from safesteer_edge.formats.json_values import plain_reason
 
 _MAX_BYTES: Final = 4 << 20  # far more than any context holds
 _MAX_PICTURE_BYTES: Final = 64 << 20  # the decoder's own limit is lower, and is told
@@ -93,7 +94,7 @@ def _text(data: bytes) -> str:
     try:
         text = data.decode(_encoding(data))
     except UnicodeDecodeError as error:
-        raise _not_text(error) from error
+        raise _not_text(plain_reason(error)) from error
     if _BINARY.search(text):
         raise _not_text("it is binary")
     # Of coloured logs the words alone; and as a shell's $(…) has it, no line's end at the end.
@@ -131,7 +132,7 @@ class PipedLines:
         try:
             line = self._lines.readline()
         except UnicodeError as error:
-            raise _not_text(error) from error
+            raise _not_text(plain_reason(error)) from error
         if _BINARY.search(line):
             raise _not_text("it is binary")
         return line

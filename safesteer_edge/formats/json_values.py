@@ -54,7 +54,7 @@ def load_json(text: str | bytes) -> Any:
             object_pairs_hook=_unique_keys,
         )
     except (ValueError, RecursionError) as error:
-        raise BadValueError(f"not valid JSON ({error})") from error
+        raise BadValueError(f"not valid JSON ({plain_reason(error)})") from error
 
 
 def load_toml(text: bytes) -> dict[str, Any]:
@@ -62,7 +62,16 @@ def load_toml(text: bytes) -> dict[str, Any]:
     try:
         return tomllib.loads(text.decode("utf-8-sig"))  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # no tomli here
     except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, or no TOML
-        raise BadValueError(f"not valid TOML ({error})") from error
+        raise BadValueError(f"not valid TOML ({plain_reason(error)})") from error
+
+
+def plain_reason(error: Exception) -> str:
+    """Why a text cannot be read, for people: some of Python's words are for programmers."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start + 1} is not {error.encoding.upper()}"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return "a number has too many digits" if "max_str_digits" in str(error) else str(error)
 
 
 def format_json(value: object) -> str:

@@ -17,18 +17,13 @@ from safesteer_edge.formats.atomic_write import hash_file
 from safesteer_edge.formats.json_values import load_json
 from safesteer_edge.library.hub import RemoteFile
 from safesteer_edge.library.index import StoredFile, looks_unchanged, read_index, record_file
-from safesteer_edge.library.install import place_for
 
 _MAX_LISTED = 20_000  # files looked at below a folder that people fill by hand
 _MAX_SETTINGS_BYTES = 1 << 20
 
 
-def find_copy(name: str, remote: RemoteFile, narrate: Callable[[str], None]) -> StoredFile | None:
-    """A record of a copy of the file; it gets a second name in the library where that can be.
-
-    name: of the model that it is for.
-    """
-    place = place_for(name, remote.checksum, remote.name)
+def find_copy(place: Path, remote: RemoteFile, narrate: Callable[[str], None]) -> StoredFile | None:
+    """A record of a copy of the file; it gets its place in the library where that can be."""
     for file in (file for model in read_index().models for file in model.files):
         with suppress(OSError):
             if file.sha256 == remote.checksum and looks_unchanged(file):

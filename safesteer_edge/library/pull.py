@@ -1,19 +1,20 @@
 """Pulling a model: ask the hub, look at what is here already, download, verify, then install.
 
-Nothing gets its final name before its hash and its header were checked, model and projector
-together; the index changes last, in one step. So a pull that is killed leaves what was installed
-before as it was, and what has come for the next one.
+Nothing is in the index before its hash and its header were checked, all parts of the model and
+its projector together; it changes last, in one step. So a pull that is killed leaves what was
+installed before as it was, and what has come for the next one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from safesteer_edge.errors import (
@@ -45,11 +46,12 @@ from safesteer_edge.library.local_copies import find_copy, has_checksum, record_
 _HUB_SPEC = re.compile(
     r"hf:(?P<repository>[^/:@]+/[^/:@]+)(?:@(?P<revision>[^:]+))?(?::(?P<what>.+))?"
 )
-_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
+_PART = re.compile(r"-(?P<number>\d{5})-of-(?P<n_parts>\d{5})\.gguf$")  # llama_split_path's
 _QUANTIZED = re.compile(r"(?<![a-z0-9])([it]?q\d|b?f16|f32|mxfp4)")
 _PREFERRED = ("Q4_K_M", "Q8_0")  # where nobody says which: as llama.cpp's own tools do
 _PREFERRED_PROJECTOR = ("Q8_0", "F16", "BF16", "F32")
 _MAX_NAMED = 12
+_N_DOWNLOADS = 4  # at a time
 _ROOM_LEFT_BYTES = 64 << 20
 _MIB = 1 << 20
 _PARTIAL = ".partial"
@@ -92,14 +94,15 @@ def pull(spec: str, report: PullReport, *, with_projector: bool = True) -> Insta
     request = parse_pull(spec)
     with hub_and_disk():
         listing = list_repository(request.repository, request.revision, report.narrate)
-        chosen = choose_files(request, listing, with_projector=with_projector)
-        if len(chosen) == 1 and with_projector and request.entry and request.entry.takes:
+        parts, projector = choose_files(request, listing, with_projector=with_projector)
+        if projector is None and with_projector and request.entry and request.entry.takes:
             report.narrate("the repository has no projector: the model takes text alone")
-        remotes = [ask_about(file, report.narrate) for file in chosen]
-        _check_pins(request, remotes[0])
+        chosen = [*parts, projector] if projector else parts
+        places = _places(request, [ask_about(file, report.narrate) for file in chosen], len(parts))
+        _check_pins(request, next(iter(places)))
         with ExitStack() as locks:
-            files = _get_all(request, remotes, report, locks)
-            return _install(request, remotes, files, report)
+            files = _get_all(places, report, locks, is_split=len(parts) > 1)
+            return _install(request, files, len(parts), report)
 
 
 @contextmanager
@@ -112,17 +115,34 @@ def hub_and_disk() -> Iterator[None]:
         yield
 
 
+def _places(
+    request: PullRequest, remotes: list[RemoteFile], n_parts: int
+) -> dict[RemoteFile, Path]:
+    """Where each file is to lie: the parts of a model side by side, as llama.cpp looks for them."""
+    joined = "".join(remote.checksum for remote in remotes[:n_parts])
+    shared = hashlib.sha256(joined.encode()).hexdigest()
+    return {
+        remote: place_for(request.name, shared if i < n_parts > 1 else remote.checksum, remote.name)
+        for i, remote in enumerate(remotes)
+    }
+
+
 def _get_all(
-    request: PullRequest, remotes: list[RemoteFile], report: PullReport, locks: ExitStack
+    places: dict[RemoteFile, Path], report: PullReport, locks: ExitStack, *, is_split: bool
 ) -> list[StoredFile]:
     """Every file, from this machine or the hub, with its hash checked."""
-    copies = [find_copy(request.name, remote, report.narrate) for remote in remotes]
-    missing = [remote for remote, copy in zip(remotes, copies, strict=True) if copy is None]
-    paths = downloaded(missing, report, locks)
-    return [
-        copy or record_remote(remote, paths[remote], is_owned=True)
-        for remote, copy in zip(remotes, copies, strict=True)
-    ]
+    copies = {remote: find_copy(place, remote, report.narrate) for remote, place in places.items()}
+    # A part is of no use under another name, as where no second one can be given.
+    copies = {
+        remote: copy
+        for remote, copy in copies.items()
+        if copy and (copy.path == places[remote] or not is_split)
+    }
+    paths = downloaded([remote for remote in places if remote not in copies], report, locks)
+    for remote, path in paths.items():
+        places[remote].parent.mkdir(parents=True, exist_ok=True)
+        copies[remote] = record_remote(remote, path.replace(places[remote]), is_owned=True)
+    return [copies[remote] for remote in places]
 
 
 def downloaded(
@@ -173,7 +193,7 @@ def _check_room(partials: dict[RemoteFile, PartialFile]) -> None:
 
 
 def _download_all(partials: dict[RemoteFile, PartialFile], report: PullReport) -> None:
-    """Model and projector at the same time. An interrupt or an error of one stops the other."""
+    """A few files at the same time. An interrupt or an error of one stops the others."""
     stop = threading.Event()
     report.expect(sum(remote.size_bytes for remote in partials))
     report.advance(sum(partial.size_bytes for partial in partials.values()))
@@ -183,7 +203,7 @@ def _download_all(partials: dict[RemoteFile, PartialFile], report: PullReport) -
             raise DownloadError("the download was stopped; what was downloaded is kept")
         report.advance(n_bytes)
 
-    with ThreadPoolExecutor(len(partials), thread_name_prefix="pull") as pool:
+    with ThreadPoolExecutor(_N_DOWNLOADS, thread_name_prefix="pull") as pool:
         tasks = [
             pool.submit(download, remote, partial, report=advance, narrate=report.narrate)
             for remote, partial in partials.items()
@@ -192,6 +212,7 @@ def _download_all(partials: dict[RemoteFile, PartialFile], report: PullReport) -
             done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
         finally:  # after an interrupt as well: leaving the pool waits for its threads
             stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
     for task in done:  # one that failed by itself; the others were only stopped
         task.result()
 
@@ -208,47 +229,32 @@ def _verified(remote: RemoteFile, partial: PartialFile, report: PullReport) -> P
 
 
 def _install(
-    request: PullRequest,
-    remotes: list[RemoteFile],
-    files: list[StoredFile],
-    report: PullReport,
+    request: PullRequest, files: list[StoredFile], n_parts: int, report: PullReport
 ) -> InstalledModel:
-    """Check the headers, give new files their names, and write the index."""
+    """Check the headers and write the index."""
     entry = request.entry
     try:
-        checked = described(request.name, *files, title=entry.title if entry else "")
+        record = described(
+            request.name, files[0], *files[n_parts:], title=entry.title if entry else ""
+        )
     except ModelFileError as error:
         text = str(error)
+        delete_unused(files, read_index())
         for file in files:
-            if _is_new(file):
-                file.path.unlink()
-            for name in (str(file.path), file.path.name):  # temporary ones mean nothing to people
+            for name in (str(file.path), file.path.name):  # it is the hub's file that is wrong
                 text = text.replace(name, f"{file.repository}/{file.repository_file}")
         raise HubError(f"{text} (from the hub; nothing was installed)") from error
-    if entry is not None and checked.architecture != entry.architecture:
+    if entry is not None and record.architecture != entry.architecture:
         report.narrate(
-            f"the file is for architecture {checked.architecture!r}; the catalogue says "
+            f"the file is for architecture {record.architecture!r}; the catalogue says "
             f"{entry.architecture!r}"
         )
-    checksums = {remote.name: remote.checksum for remote in remotes}
-
-    def in_place(file: StoredFile) -> StoredFile:
-        if not _is_new(file):
-            return file
-        place = place_for(request.name, checksums[file.repository_file], file.repository_file)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        return replace(file, path=file.path.replace(place))
-
-    record = checked.with_files(in_place)
+    by_path = {file.path: file for file in files}
+    record = record.with_files(lambda file: by_path[file.path])
     old = read_index().find(request.name)
     index = change_index(lambda index: index.with_model(record))
-    delete_unused(old.files if old else (), index)
+    delete_unused((*files, *(old.files if old else ())), index)
     return record
-
-
-def _is_new(file: StoredFile) -> bool:
-    """It has come just now: its name in the library is to come."""
-    return file.path.parent.name == _PARTIAL
 
 
 # -- which files of a repository the user means ----------------------------------------------------
@@ -287,8 +293,8 @@ def parse_pull(spec: str) -> PullRequest:
 
 def choose_files(
     request: PullRequest, listing: list[RemoteFile], *, with_projector: bool
-) -> list[RemoteFile]:
-    """The model's file, and the projector's if the repository has one and it is wanted.
+) -> tuple[list[RemoteFile], RemoteFile | None]:
+    """The model's file or parts, and the projector if the repository has one and it is wanted.
 
     Raises HubError naming what there is.
     """
@@ -300,14 +306,33 @@ def choose_files(
             f"the repository {request.repository!r} has no GGUF model; look for one whose name "
             "ends in -GGUF"
         )
-    model = named[0] if named else _choose_model(request, models)
-    if _SPLIT.search(model.name):
-        raise HubError(
-            f"{request.repository}/{model.name} is one part of several; choose a quantization in "
-            f"one file: {_names(models)}"
-        )
+    models = [file for file in models if not _is_later_part(file)]
+    parts = _all_parts(named[0] if named else _choose_model(request, models), files)
     projector = _choose_projector(request, [file for file in files if _is_projector(file)])
-    return [model, projector] if projector and with_projector else [model]
+    return parts, projector if with_projector else None
+
+
+def _is_later_part(file: RemoteFile) -> bool:
+    part = _PART.search(file.name)
+    return part is not None and int(part["number"]) != 1
+
+
+def _all_parts(model: RemoteFile, files: list[RemoteFile]) -> list[RemoteFile]:
+    """All parts of the model that this file is a part of; the file, if it is none."""
+    part = _PART.search(model.name)
+    if part is None:
+        return [model]
+    n_parts = int(part["n_parts"])
+    begin = model.name[: part.start()]
+    names = [f"{begin}-{number:05}-of-{n_parts:05}.gguf" for number in range(1, n_parts + 1)]
+    by_name = {file.name: file for file in files}
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise HubError(
+            f"{model.repository}/{model.name} is one part of {n_parts}, and the repository has no "
+            f"{missing[0]!r}; choose another quantization or repository"
+        )
+    return [by_name[name] for name in names]
 
 
 def _choose_model(request: PullRequest, models: list[RemoteFile]) -> RemoteFile:

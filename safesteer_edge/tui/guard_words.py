@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
+from safesteer_edge.chats.summary import FIRST_WORDS
 from safesteer_edge.guard.policy import MAX_PATIENCE, GuardMode
 from safesteer_edge.session.protocol import SessionInfo
 from safesteer_edge.tui.shown_turn import ShownTurn
@@ -107,9 +108,9 @@ def turn_notes(turn: ShownTurn, *, can_go_on: bool = True) -> list[str]:
     notes = []
     how = "; type /continue for more" if can_go_on else ""
     if turn.refusal is None and turn.opening:
-        notes.append("The guard led this answer to a refusal in the model's own words.")
+        notes.append("the guard led this answer to a refusal in the model's own words")
     elif turn.refusal is None and turn.n_restarts:
-        notes.append("The guard had the model begin this answer again.")
+        notes.append("the guard had the model begin this answer again")
     elif turn.refusal is None and turn.n_interventions:
         notes.append(passages(turn.n_interventions) + " by the guard")
     if turn.end == "cancelled":
@@ -123,7 +124,12 @@ def turn_notes(turn: ShownTurn, *, can_go_on: bool = True) -> list[str]:
         turns = "the oldest turn is" if n_new == 1 else f"the {n_new} oldest turns are"
         notes.append(f"the context was full: {turns} left out from here on; /compact makes room")
     if turn.is_summary:
-        notes.append("from here on the model has this summary in place of what was said")
+        notes.append(
+            "the model's own summary left out too much: from here on it has these first words in "
+            "place of what was said; /undo takes them back"
+            if turn.text.startswith(FIRST_WORDS)
+            else "from here on the model has this summary in place of what was said"
+        )
     if turn.end == "died" and turn.error is None:
         notes.append(f"cut off when the program ended{how}" if turn.text else "never answered")
     return notes

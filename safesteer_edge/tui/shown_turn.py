@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from safesteer_edge.chats.chat_log import ChatEntry
-from safesteer_edge.chats.open_chat import SUMMARY_QUESTION, files_of
+from safesteer_edge.chats.open_chat import files_of
 from safesteer_edge.chats.records import EndReason, StoredMedia
+from safesteer_edge.chats.summary import SUMMARY_QUESTION
 from safesteer_edge.formats.display_text import ControlCharacterFilter
 from safesteer_edge.guard.events import (
     Candidate,

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from safesteer_edge.chats.chat_store import ChatStore
-from safesteer_edge.chats.open_chat import SUMMARY_QUESTION
 from safesteer_edge.chats.recorded_chat import RecordedChat
+from safesteer_edge.chats.summary import FIRST_WORDS, SUMMARY_QUESTION
 from safesteer_edge.errors import (
     ChatFileError,
     EngineDiedError,
@@ -22,7 +22,7 @@ from safesteer_edge.errors import (
     MediaError,
     PromptTooLongError,
 )
-from safesteer_edge.guard.events import Step, TurnEnded, TurnsLeftOut
+from safesteer_edge.guard.events import Step, TextDelta, TurnEnded, TurnsLeftOut
 from safesteer_edge.session.isolated_session import open_isolated_session
 from safesteer_edge.session.session import Session
 from tests.guarded_tiny import ALARMED, QUIET, REFUSAL_TEXT, GuardedTiny
@@ -195,6 +195,29 @@ def test_a_summary_that_the_guard_refuses_replaces_nothing(
         assert ended(chat.sum_up()).finish_reason == "refused"
         assert len(texts(chat)) == 4
         chat.close()
+
+
+def test_a_summary_that_leaves_out_what_was_asked_gives_way_to_the_first_words(
+    chat: RecordedChat, store: ChatStore, picture: Path
+):
+    """The tiny model's answers are of random words."""
+    ended(chat.ask("What is this octopus?", images=[picture]))
+    ended(chat.ask("And which number is 4711?"))
+    events = list(chat.sum_up())
+    summary = ended(iter(events))
+    assert summary.finish_reason == "stop"
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == summary.text
+    assert summary.text.startswith(FIRST_WORDS)
+    assert f"- asked: [image {picture.name!r}] What is this octopus?" in summary.text
+    assert "- asked: And which number is 4711?" in summary.text
+    assert [message.text for message in chat.session.messages] == [SUMMARY_QUESTION, summary.text]
+    assert chat.log is not None
+    entries = store.read(chat.log.header.id).branch()
+    assert (len(entries), entries[-1].text) == (6, summary.text)
+    ended(chat.ask("One more?"))
+    again = ended(chat.sum_up()).text  # of all that was said, not of the summary
+    assert "What is this" in again and "One more?" in again and SUMMARY_QUESTION[:9] not in again
+    assert ended(chat.regenerate()).text == again
 
 
 def test_a_full_context_is_summed_up_as_far_as_it_is_held(

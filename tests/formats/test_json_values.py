@@ -142,7 +142,9 @@ def test_a_whole_number_may_stand_for_a_float_and_becomes_one():
         ("{", "not valid JSON"),
         ("", "not valid JSON"),
         (b"\xff\xfe\xff", "not valid JSON"),
-        ("[" * 100_000, "not valid JSON"),
+        (b'{"a": "\xe9"}', "not valid JSON (byte 8 is not UTF-8)"),
+        ("[" * 100_000, "not valid JSON (it is nested too deeply)"),
+        ("[" + "9" * 5000 + "]", "not valid JSON (a number has too many digits)"),
     ],
 )
 def test_json_that_readers_could_disagree_on_is_refused(text: str | bytes, problem: str):
@@ -159,6 +161,8 @@ def test_toml_is_read_into_the_same_dataclasses():
     for broken in (b"share =", b"a = 1\na = 2", b"\xff"):
         with pytest.raises(BadValueError, match="not valid TOML"):
             load_toml(broken)
+    with pytest.raises(BadValueError, match=r"not valid TOML \(a number has too many digits\)"):
+        load_toml(b"a = " + b"9" * 5000)
 
 
 @pytest.mark.parametrize("character", ["\0", "\x1b", "\x7f", "\x9b", "\r", "\ud800"])

@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from safesteer_edge.errors import HubError, ModelFileError, SettingsError
+from safesteer_edge.formats.model_file import check_language_model
 from safesteer_edge.library.catalogue import find_model, installed_path
 from safesteer_edge.library.index import library_folder, read_index
+from safesteer_edge.library.install import remove_model
+from safesteer_edge.session.choice import choose_model
+from tests.formats.edited_gguf import split_gguf
 from tests.library.conftest import MODEL, PROJECTOR, REPOSITORY, Pull, Told
-from tests.library.hub_server import COMMIT, Hub
+from tests.library.hub_server import COMMIT, Answer, Hub
 
 NAME = f"hf:{REPOSITORY}"
 
@@ -112,7 +117,11 @@ def test_which_file_is_meant(
         (["a-F16.gguf", "b-F32.gguf"], "", "name one of its files: a-F16.gguf, b-F32.gguf"),
         (["a.gguf"], ":Q4_0", "no Q4_0"),
         (["a-Q8_0.gguf", "b-Q8_0.gguf"], ":Q8_0", "several files"),
-        (["a-Q8_0-00001-of-00002.gguf"], ":Q8_0", "one part of several"),
+        (
+            ["a-Q8_0-00001-of-00003.gguf", "a-Q8_0-00003-of-00003.gguf"],
+            ":Q8_0",
+            "one part of 3, and the repository has no 'a-Q8_0-00002-of-00003.gguf'",
+        ),
         (["../../a-Q8_0.gguf"], "", "a-Q8_0"),
     ],
 )
@@ -228,3 +237,93 @@ def test_where_no_second_name_can_be_given_the_file_is_used_where_it_is(
     record = pulled(with_projector=False)
     assert (record.model.path, record.model.is_owned) == (path, False)
     assert stocked.n_bytes_sent == 0
+
+
+# -- models in parts ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parts(hub: Hub, tmp_path: Path, tiny_llama_path: Path, tiny_projector_path: Path) -> list[Path]:
+    """The parts of a model that the hub has in a folder, beside a projector and another part."""
+    parts = split_gguf(Path(shutil.copy(tiny_llama_path, tmp_path / "a-Q8_0.gguf")), 16)
+    assert len(parts) == 3
+    for part in parts:
+        hub.put(REPOSITORY, f"deep/{part.name}", part.read_bytes())
+    hub.put(REPOSITORY, "a-Q4_K_M-00002-of-00002.gguf", b"never asked for")
+    hub.put(REPOSITORY, PROJECTOR, tiny_projector_path.read_bytes())
+    return parts
+
+
+@pytest.mark.parametrize("wanted", ["", ":q8_0", ":deep/a-Q8_0-00002-of-00003.gguf"])
+def test_a_model_in_parts_is_pulled_whole_and_is_one_model(
+    hub: Hub, pulled: Pull, told: Told, parts: list[Path], wanted: str
+):
+    record = pulled(NAME + wanted)
+    assert record.projector is not None
+    *own, projector = record.files
+    assert [file.path.name for file in own] == [part.name for part in parts]
+    assert [file.path.read_bytes() for file in own] == [part.read_bytes() for part in parts]
+    assert {file.path.parent for file in own} == {record.model.path.parent}
+    assert all(file.sha256 and file.is_owned for file in own)
+    assert told.expected == told.advanced == sum(file.size_bytes for file in record.files)
+    assert [model.name for model in read_index().models] == [NAME + wanted]
+    assert choose_model(NAME + wanted).path == record.model.path
+    assert check_language_model(record.model.path).size_bytes == sum(f.size_bytes for f in own)
+    n_sent = hub.n_bytes_sent
+    assert (pulled(NAME + wanted), hub.n_bytes_sent) == (record, n_sent)
+    remove_model(record, with_own_files=False)
+    assert not [*library_folder().rglob("*.gguf")]
+    assert projector.path.name == PROJECTOR
+
+
+def test_a_cut_pull_of_parts_keeps_what_came_and_a_later_one_gets_the_rest(
+    hub: Hub, pulled: Pull, parts: list[Path]
+):
+    digest = hashlib.sha256(parts[2].read_bytes()).hexdigest()
+    hub.answers[f"/{digest}"] = Answer(403, {})
+    with pytest.raises(HubError, match="status 403"):
+        pulled(with_projector=False)
+    assert read_index().models == ()
+    hub.answers.clear()
+    kept = sum(path.stat().st_size for path in library_folder().rglob("*.part"))
+    n_sent = hub.n_bytes_sent
+    record = pulled(with_projector=False)
+    assert len(record.files) == 3
+    assert hub.n_bytes_sent - n_sent == sum(file.size_bytes for file in record.files) - kept
+
+
+def test_a_new_part_gets_a_folder_of_its_own_and_the_old_model_goes_once_it_is_there(
+    hub: Hub, pulled: Pull, parts: list[Path]
+):
+    old = pulled(with_projector=False)
+    spoilt = parts[1].read_bytes()[:-500]
+    hub.put(REPOSITORY, f"deep/{parts[1].name}", spoilt)
+    with pytest.raises(HubError, match=r"deep/a-Q8_0-00002-of-00003.*nothing was installed"):
+        pulled(with_projector=False)
+    assert read_index().models == (old,)
+    assert {*library_folder().rglob("*.gguf")} == {file.path for file in old.files}
+    changed = bytearray(parts[1].read_bytes())
+    changed[-1] ^= 1
+    hub.put(REPOSITORY, f"deep/{parts[1].name}", bytes(changed))
+    new = pulled(with_projector=False)
+    assert new.parts[0].path.read_bytes() == changed
+    assert {*library_folder().rglob("*.gguf")} == {file.path for file in new.files}
+
+
+def test_parts_that_cannot_get_their_names_are_downloaded(
+    hub: Hub, pulled: Pull, home: Path, parts: list[Path], monkeypatch: pytest.MonkeyPatch
+):
+    for part in parts:
+        blob = ollama_blob(home, part.read_bytes())
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(part.read_bytes())
+    linked = pulled(with_projector=False)
+    assert (linked.model.path.name, hub.n_bytes_sent) == (parts[0].name, 0)
+    remove_model(linked, with_own_files=False)
+
+    def refuse(*_arguments: object) -> None:
+        raise OSError("another file system")
+
+    monkeypatch.setattr(os, "link", refuse)
+    record = pulled(with_projector=False)
+    assert hub.n_bytes_sent == sum(file.size_bytes for file in record.files)

@@ -10,7 +10,7 @@ from textual.color import Color
 from textual.widgets import Static
 
 from safesteer_edge.chats.chat_store import ChatStore
-from safesteer_edge.chats.open_chat import SUMMARY_QUESTION
+from safesteer_edge.chats.summary import SUMMARY_QUESTION
 from safesteer_edge.errors import BundleChangedError, EngineError, ModelFileError
 from tests.tui.app_driver import driven, opened
 from tests.tui.scripted_session import REFUSAL_TEXT, Script, ScriptedModel, Word, said
@@ -223,7 +223,7 @@ LED = Script(
     taken_back=[Word("First", 0.8), Word(" take", 0.9, " grab", 0.95), Word(" wire", 0.9)],
     opening=[Word("I"), Word(" will"), Word(" not.")],
 )
-LED_NOTE = "The guard led this answer to a refusal in the model's own words."
+LED_NOTE = "the guard led this answer to a refusal in the model's own words"
 
 
 def test_an_answer_that_was_led_to_a_refusal_says_so_and_never_offers_what_came_first(
@@ -345,7 +345,7 @@ def test_control_sequences_and_markup_of_the_model_do_nothing():
 def test_a_full_context_is_said_under_the_answer_and_a_chat_is_summed_up():
     async def test():
         model = ScriptedModel(
-            {"more": said("There.", left_out=2), SUMMARY_QUESTION: said("Two greetings.")}
+            {"more": said("There.", left_out=2), SUMMARY_QUESTION: said("Hello, and more.")}
         )
         async with opened(model) as driver:
             await driver.send("hello")
@@ -360,7 +360,23 @@ def test_a_full_context_is_said_under_the_answer_and_a_chat_is_summed_up():
             await driver.sees("You said: go on")
             await driver.ready()
             messages = [message.text for message in model.session.messages]
-            assert messages == [SUMMARY_QUESTION, "Two greetings.", "go on", "You said: go on"]
+            assert messages == [SUMMARY_QUESTION, "Hello, and more.", "go on", "You said: go on"]
             assert len(driver.app.state.turns) == 4  # the person sees all
+
+    driven(test())
+
+
+def test_a_summary_that_says_nothing_gives_way_to_the_first_words_of_all():
+    async def test():
+        model = ScriptedModel({SUMMARY_QUESTION: said("I am glad.")})
+        async with opened(model) as driver:
+            await driver.send("hello there, octopus")
+            await driver.ready()
+            await driver.send("/compact")
+            await driver.sees("the model's own summary left out too much")
+            await driver.sees("• asked: hello there, octopus")
+            await driver.ready()
+            assert "I am glad." not in driver.screen_text()
+            assert model.session.messages[-1].text == driver.app.state.turns[-1].text
 
     driven(test())

@@ -61,7 +61,7 @@ def test_turns_with_a_picture_that_were_led_or_steered_are_shown_as_such(
                 turn = await ask_about(driver, picture, text)
                 if any(step.opening for step in turn.steps):
                     break
-            await driver.sees("The guard led this answer to a refusal")
+            await driver.sees("the guard led this answer to a refusal")
             await driver.sees("▣ drawing.png")
             await driver.until(lambda: bool(app.chat.query(HalfBlocks)), "the picture")
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from textual.widgets import Input, OptionList
 
 from safesteer_edge.errors import NoBundleError
 from safesteer_edge.session.settings import SessionSettings
@@ -50,16 +51,18 @@ def test_switching_keeps_the_chat_and_frees_the_old_model():
     driven(test())
 
 
-def test_a_model_without_a_guard_asks_first():
+@pytest.mark.parametrize("size", [(120, 40), (80, 24)])
+def test_a_model_without_a_guard_asks_first(size: tuple[int, int]):
     async def test():
         model = ScriptedModel()
-        async with opened(model, model_lister=lambda: ROWS) as driver:
+        async with opened(model, size=size, model_lister=lambda: ROWS) as driver:
             await driver.sees("ready")
             await driver.press("f3")
             await driver.sees("no guard")
             await driver.press("down", "down", "enter")
             await driver.sees("There is no guard for bare")
             await driver.sees("Make a guard now")
+            await driver.sees("Chat without a guard")
             await driver.press("right", "enter")
             await driver.sees("GUARD OFF")
             await driver.until(lambda: len(model.opened) == 2, "the model to load")
@@ -200,6 +203,21 @@ def test_the_list_of_models_is_filtered_as_one_types():
             await driver.sees("no model matches")
             await driver.press("backspace", "enter")
             await driver.sees("other Q4_1")
+
+    driven(test())
+
+
+def test_a_filter_that_empties_the_list_before_it_was_looked_at_harms_nothing():
+    """As where one types faster than the screen is drawn."""
+
+    async def test():
+        async with opened(ScriptedModel(), model_lister=lambda: ROWS) as driver:
+            await driver.sees("ready")
+            await driver.press("f3")
+            await driver.sees("98 MiB")
+            driver.app.screen.query_one(Input).value = "nothing that is there"
+            driver.app.screen.query_one(OptionList).action_last()
+            await driver.sees("no model matches")
 
     driven(test())
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from safesteer_edge.chats.open_chat import SUMMARY_QUESTION
+from safesteer_edge.chats.summary import SUMMARY_QUESTION
 from safesteer_edge.errors import InputError
 from safesteer_edge.formats.display_text import strip_control_characters
+from safesteer_edge.formats.json_values import plain_reason
 from safesteer_edge.formats.user_folders import user_config_folder
 from safesteer_edge.guard.policy import GUARD_MODES, GuardMode
 from safesteer_edge.media.media_file import local_path
@@ -162,7 +163,8 @@ def saved_prompt(argument: str) -> str:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read prompt {str(path)!r}: {error}; save it as UTF-8") from error
+        why = error.strerror if isinstance(error, OSError) else plain_reason(error)
+        raise InputError(f"cannot read prompt {str(path)!r}: {why}; save it as UTF-8") from error
     return f"{strip_control_characters(text).strip()} {rest}".strip()
 
 

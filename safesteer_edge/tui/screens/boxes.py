@@ -43,7 +43,7 @@ class _Question(ModalScreen[str | None]):
         }
         & Static { height: auto; margin: 0 0 1 0; }
         & Horizontal { height: auto; }
-        & Button { margin: 0 2 0 0; padding: 0 1; min-width: 8; }
+        & Button { margin: 0 2 0 0; padding: 0 1; min-width: 8; max-width: 100%; height: auto; }
         & Input { border: round $border; height: 3; &:focus { border: round $primary; } }
     }
     """
@@ -65,8 +65,8 @@ class ChoiceScreen(_Question):
     """A choice between buttons; ends with the name of one. The first choice is the harmless one."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("right", "app.focus_next", show=False),
-        Binding("left", "app.focus_previous", show=False),
+        Binding("right,down", "app.focus_next", show=False),
+        Binding("left,up", "app.focus_previous", show=False),
     ]
 
     def __init__(self, title: str, text: str, choices: Sequence[tuple[str, str]]) -> None:
@@ -76,6 +76,12 @@ class ChoiceScreen(_Question):
             for name, label in choices
         )
         super().__init__(title, text, Horizontal(*buttons))
+        self._width = sum(len(label) + 4 for _, label in choices)
+
+    def on_resize(self) -> None:
+        """Below each other, where they do not fit beside each other."""
+        fits = self._width <= self.query_one("#question").content_size.width
+        self._answer.styles.layout = "horizontal" if fits else "vertical"
 
 
 class LineScreen(_Question):

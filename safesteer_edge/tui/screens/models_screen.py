@@ -146,18 +146,22 @@ class ModelsScreen(ModalScreen[ModelRow | None]):
         ]
         options = self.query_one(OptionList)
         options.clear_options()
-        options.add_options([Option(self._line(row)) for row in self._rows])
+        options.add_options([Option(self._line(row), row.name) for row in self._rows])
         names = [row.name for row in self._rows]
         if names:
             options.highlighted = names.index(self._loaded) if self._loaded in names else 0
         elif self._all:
-            self.query_one("#about", Static).update(Content("no model matches"))
+            self.query_one("#about", Static).update(
+                Content("no model matches; /model FILE.gguf loads a file")
+            )
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
-        self.query_one("#about", Static).update(_about(self._rows[event.option_index]))
+        for row in self._rows:  # none, if the filter has taken it away since
+            if row.name == event.option_id:
+                self.query_one("#about", Static).update(_about(row))
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        row = self._rows[event.option_index]
+        row = next(row for row in self._all if row.name == event.option_id)
         if row.problem is not None:
             self.notify(row.problem, severity="error", markup=False)
         elif row.path is None:

@@ -225,7 +225,7 @@ class TurnView(Vertical, can_focus=True):
         if notes:
             steered = turn.is_steered
             sign = "◆ " if steered else ""
-            hint = "  ·  see which with /inspect" if steered and turn.steps else ""
+            hint = "  ·  /inspect shows where" if steered and turn.steps else ""
             note = Static(Content(sign + "  ·  ".join(notes) + hint), classes="note")
             note.set_class(steered, "-steered")
             outcome.mount(note)
