@@ -20,13 +20,18 @@ if TYPE_CHECKING:
 
 _MAX_CHARACTERS: Final = 1 << 16  # of a schema, and of what it becomes four times as many
 _MAX_COUNT: Final = 512  # of items or characters: the converter writes each of them out
+_MAX_CHOICES: Final = 2000  # a token takes a second then, where all of them are open
+_CHOICES: Final = ("enum", "anyOf", "oneOf")
 _COUNTS: Final = ("minItems", "maxItems", "minLength", "maxLength")
 _COUNT_IN_PATTERN: Final = re.compile(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}")
 # A character of a JSON text. llama-cpp-python's lets line breaks through, and quotes by a dot.
 _HEX: Final = " [0-9a-fA-F]" * 4
 _CHARACTER: Final = rf'[^"\\\x7F\x00-\x1F] | "\\" (["\\/bfnrt] | "u"{_HEX})'
-# What a pattern may not have: it would let a text end, or not be JSON.
-_UNSAFE_IN_PATTERN: Final = re.compile(r'"|\\\\|\[\^|\[[^\]]*\\')
+# What a pattern may not have: it would let a text end, or not be JSON; and the time that llama.cpp
+# takes for a row of optional parts doubles with each: at 64 no token came in 40 s.
+_UNSAFE_IN_PATTERN: Final = re.compile(r'"|\\\\|\[\^|\[[^\]]*\\|\)\s*\{')
+_OPTIONAL: Final = re.compile(r"[?*]|\{\s*[0,]|\|(?=[)|$])|(?<=[(|^])\||\(\)")
+_MAX_OPTIONAL: Final = 16
 _ESCAPES: Final = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r"}
 # So many of the likeliest tokens are looked at first: looking at all takes 3 to 6 ms of 49,152.
 _N_FIRST_LOOK: Final = 1024
@@ -48,7 +53,7 @@ def gbnf_of(forms: Sequence[JsonForm]) -> str:
     large, or nested so deep, that its grammar would take the engine's memory.
     """
     converter = _Converter(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
-    forms_told = []
+    forms_told, n_choices = list[str](), 0
     for index, form in enumerate(forms):
         try:
             text = json.dumps(form.schema, allow_nan=False)
@@ -56,8 +61,10 @@ def gbnf_of(forms: Sequence[JsonForm]) -> str:
                 raise InputError(f"the JSON schema is longer than {_MAX_CHARACTERS} characters")
             # A copy: the converter writes into it what references lead to.
             schema, place = json.loads(text), f"schema-{index}"
-            for each in _objects_in(schema):
+            objects = list(_objects_in(schema))
+            for each in objects:
                 _check(each)
+            n_choices += sum(len(each.get(name) or ()) for each in objects for name in _CHOICES)
             rule = converter.visit(converter.resolve_refs(schema, place), place)
             converter.format_grammar().encode()  # half a character has no bytes
         except InputError:
@@ -68,6 +75,8 @@ def gbnf_of(forms: Sequence[JsonForm]) -> str:
                 f"{str(error)[:200] or type(error).__name__}"
             ) from error
         forms_told.append(f"{_literal(form.before)} {rule} {_literal(form.after)}")
+    if n_choices > _MAX_CHOICES:
+        raise InputError(f"the JSON schema has {n_choices} choices; the limit is {_MAX_CHOICES}")
     grammar = f"{converter.format_grammar()}\nroot ::= {' | '.join(forms_told)}\n"
     if len(grammar) > 4 * _MAX_CHARACTERS:
         raise InputError("the JSON schema makes too large a grammar; leave something out")
@@ -107,16 +116,16 @@ def _objects_in(value: object) -> Iterator[Mapping[str, Any]]:
 
 
 def _check(schema: Mapping[str, Any]) -> None:
+    """Raise InputError for what would take the grammar's memory or time."""
     if not str(schema.get("$ref", "#/")).startswith("#/"):
-        raise InputError(
-            "the JSON schema has a $ref to another one; copy what it needs into it, as #/$defs/…"
-        )
+        raise InputError("the JSON schema has a $ref to another one; copy it in, as #/$defs/…")
     counts = [schema.get(name) for name in _COUNTS]
     if isinstance(pattern := schema.get("pattern"), str):
-        if _UNSAFE_IN_PATTERN.search(pattern):
+        if _UNSAFE_IN_PATTERN.search(pattern) or len(_OPTIONAL.findall(pattern)) > _MAX_OPTIONAL:
             raise InputError(
                 f"cannot hold an answer to the pattern {pattern[:80]!r}: quotes, backslashes in "
-                "classes and negated classes are not supported"
+                f"classes, negated classes, counted groups and more than {_MAX_OPTIONAL} optional "
+                "parts are not supported"
             )
         counts += [int(n) for pair in _COUNT_IN_PATTERN.findall(pattern) for n in pair if n]
     for count in counts:
