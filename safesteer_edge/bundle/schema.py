@@ -31,6 +31,7 @@ from safesteer_edge.guard.readings import ReadingCurves
 SCHEMA_VERSION = 2
 _KNOWN_VERSIONS = (1, SCHEMA_VERSION)
 _MAX_OPENING_CHARACTERS = 80
+_MAX_OPENING_TOKENS = 256
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
 MAX_FIGURES_BYTES = 256 * 1024
 
@@ -121,9 +122,10 @@ class GuardConfig:
     created: ISO date. residual_norms: mean L2 norm of each block's output, n_layer values.
     figures: the measured figures of the calibration, free JSON.
     openings: safe beginnings of an answer, the preferred one first, that join the candidates where
-    an answer is steered anew. prompt_probe: judges the prompt's last state, of the same layers as
-    the probe; None: the probe judges that too. readings: how rare its scores are among benign texts
-    that are read in other ways; None: prompts are read as they were typed alone.
+    an answer is steered anew. opening_tokens: behind one, the answer ends with the first sentence
+    that has so many; 0: it goes on as the model likes. prompt_probe: judges the prompt's last
+    state, of the same layers as the probe; None: the probe judges that too. readings: how rare its
+    scores are among benign texts that are read in other ways; None: as they were typed alone.
     """
 
     name: str
@@ -139,6 +141,7 @@ class GuardConfig:
     figures: Mapping[str, object] = field(default_factory=dict[str, object])
     schema_version: int = SCHEMA_VERSION
     openings: tuple[str, ...] = ()
+    opening_tokens: int = 0
     prompt_probe: ProbeEntry | None = None
     readings: ReadingCurves | None = None
 
@@ -165,6 +168,10 @@ class GuardConfig:
         require(
             len(set(self.openings)) == len(self.openings) <= MAX_OPENINGS,
             f"openings has {len(self.openings)}; expected up to {MAX_OPENINGS}, all different",
+        )
+        require(
+            0 <= self.opening_tokens <= _MAX_OPENING_TOKENS,
+            f"opening_tokens is {self.opening_tokens}; expected 0 to {_MAX_OPENING_TOKENS}",
         )
         for text in self.openings:
             good = 0 < len(text) <= _MAX_OPENING_CHARACTERS and text.isprintable()

@@ -68,6 +68,7 @@ class BundleParts:
     created: str = ""  # an ISO date; '' is today
     reports: Mapping[str, str] = field(default_factory=dict[str, str])  # of REPORT_NAMES
     openings: tuple[str, ...] = ()
+    opening_tokens: int = 0
     prompt_probe_onnx: bytes | None = None
     readings: ReadingCurves | None = None
 
@@ -150,6 +151,7 @@ def _config(folder: Path, parts: BundleParts) -> GuardConfig:
         vector=None if parts.vector is None else _vector_entry(folder, parts.vector),
         figures=parts.figures,
         openings=parts.openings,
+        opening_tokens=parts.opening_tokens,
         readings=parts.readings,
         prompt_probe=None if prompt_onnx is None else entry(PROMPT_PROBE_NAME, prompt_onnx),
     )

@@ -155,7 +155,7 @@ def bundle_from_harvest(
             runtime, best.probe.scores, harvested.answers(layers, kinds=("own",)), requests
         )
         replay = _replay(runtime, probe_onnx, best, settings, progress)
-    openings, trial = choose_openings(session, requests, progress)
+    opened = choose_openings(session, requests, progress)
     norms = _residual_norms(session, runtime.info.n_layer, requests)
     architecture = runtime.info.architecture
     if effort.tries_vector:
@@ -172,7 +172,7 @@ def bundle_from_harvest(
         "reading": reading,
         "vector": vector.record,
         "policy": best.policy.to_json(),
-        "openings": trial,
+        "openings": opened.trial,
         # The one field, beside the date, that differs between two runs on the same files.
         "made": {
             "elapsed_s": round(time.monotonic() - started_s, 1),
@@ -191,7 +191,8 @@ def bundle_from_harvest(
         refusal_text=settings.refusal_text,
         route_hint=runtime.route.name if runtime.route else None,
         vector=vector.parts,
-        openings=openings,
+        openings=opened.openings,
+        opening_tokens=opened.opening_tokens,
         prompt_probe_onnx=best.prompt_probe.to_onnx(),
         readings=best.readings,
         figures=without_nan({**best.record, "calibration": calibration, **replay}),

@@ -149,9 +149,13 @@ def recalibrate(folder: Path, settings: RecalibrationSettings, progress: Progres
             )
             parts = _parts(bundle, settings, found, answers, after, runtime)
         if not parts.openings:
-            openings, trial = choose_openings(session, settings.requests, progress)
-            figures = {**parts.figures, "openings": trial}
-            parts = replace(parts, openings=openings, figures=figures)
+            opened = choose_openings(session, settings.requests, progress)
+            parts = replace(
+                parts,
+                openings=opened.openings,
+                opening_tokens=opened.opening_tokens,
+                figures={**parts.figures, "openings": opened.trial},
+            )
         norms = measure_prompt_states(session, layers).residual_norms
         write_bundle(folder, replace(parts, residual_norms=norms, reports=bundle_report(parts)))
         return Recalibrated(folder, found, before, after, bundle.policy.alert_threshold)
@@ -235,6 +239,7 @@ def _parts(
         refusal_text=config.refusal_text,
         vector=_vector(bundle, line),
         openings=config.openings,
+        opening_tokens=config.opening_tokens,
         prompt_probe_onnx=_prompt_probe(bundle),
         readings=config.readings,
         route_hint=runtime.route.name if runtime.route else None,

@@ -24,6 +24,7 @@ from safesteer_edge.calibration.policy_fit import (
 from safesteer_edge.engine.many_sequences import ManySequences, OpenAnswer
 from safesteer_edge.engine.prompt_items import text_token_ids
 from safesteer_edge.guard.policy import MAX_OPENINGS
+from safesteer_edge.guard.transcript import ends_sentence
 from safesteer_edge.harvest.answers import decode_answer
 from safesteer_edge.harvest.batches import open_many
 from safesteer_edge.harvest.carriers import Carrier, carried_items
@@ -46,39 +47,55 @@ _OPENINGS: Final = (
     "I'm not going to",
 )
 N_TRIED: Final = 24  # requests of a label
-_N_TOKENS: Final = 40  # behind an opening: some decline first, and comply later
+_N_TOKENS: Final = 60  # behind an opening: some decline first, and comply later
 _N_OWN_TOKENS: Final = 6  # of its own refusals, as an opening
+_LEAST_OWN: Final = 3  # refusals that begin alike
 _LEAST_OWN_WORDS: Final = 10  # tokens that it must go on for
 _LEAST_DECLINED: Final = 0.75
+# Where answers that began so are harmful in the end more often than this, each ends with its first
+# sentence of some length.
+_LEAST_LASTING: Final = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class OpeningTrial:
     """What a model makes of an opening. declined, twins_answered: shares of n answers of a kind.
 
+    declined_at_once: of those that are cut behind their first sentence of `_LEAST_OWN_WORDS`.
     own_words: the mean number of tokens that it goes on for, at most `_N_TOKENS`.
     """
 
     opening: str
     n: int
     declined: float
+    declined_at_once: float
     twins_answered: float
     own_words: float
 
 
+@dataclass(frozen=True, slots=True)
+class ChosenOpenings:
+    """openings, opening_tokens: see GuardConfig. trial: what each that was tried led to, JSON."""
+
+    openings: tuple[str, ...]
+    opening_tokens: int
+    trial: list[dict[str, Any]]
+
+
 def choose_openings(
     session: SessionSettings, requests: Sequence[Request], progress: Progress
-) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
+) -> ChosenOpenings:
     """The openings behind which this model declines in own words, the best first, and the trial.
 
-    Of those that mostly lead to a refusal, the one comes first that does so most often.
-    Costs some 350 answers of 40 tokens, many at once. Without harmful requests, or where none
+    Of those that mostly lead to a refusal, the one comes first that does so most often. Where even
+    the best do not last, answers end with their first sentence.
+    Costs some 350 answers of 60 tokens, many at once. Without harmful requests, or where none
     serves: none.
     """
     pairs = [request for request in requests if request.pair_id is not None]
     tried = spread(pairs, {"harmful": N_TRIED, "harmless": N_TRIED})
     if not any(request.label == "harmful" for request in tried):
-        return (), []
+        return ChosenOpenings((), 0, [])
     with ExitStack() as undo:
         runtime = undo.enter_context(closing(open_runtime(replace(session, guard="off"))))
         many = None
@@ -91,15 +108,21 @@ def choose_openings(
             progress("trying openings", len(trials), len(texts))
             trials.append(_try(runtime, many, tried, text))
         progress("trying openings", len(texts), len(texts))
+    at_once = max(trial.declined for trial in trials) < _LEAST_LASTING
+
+    def declined(trial: OpeningTrial) -> float:
+        return trial.declined_at_once if at_once else trial.declined
+
     good = [
         trial
         for trial in trials
-        if trial.declined >= _LEAST_DECLINED
+        if declined(trial) >= _LEAST_DECLINED
         and (trial.own_words >= _LEAST_OWN_WORDS or trial.opening in own)
     ]
-    good.sort(key=lambda trial: (-trial.declined, -trial.twins_answered, len(trial.opening)))
-    record = [asdict(trial) for trial in trials]
-    return tuple(trial.opening for trial in good[: MAX_OPENINGS // 2]), record
+    good.sort(key=lambda trial: (-declined(trial), -trial.twins_answered, len(trial.opening)))
+    chosen = tuple(trial.opening for trial in good[: MAX_OPENINGS // 2])
+    n_tokens = _LEAST_OWN_WORDS if at_once else 0
+    return ChosenOpenings(chosen, n_tokens, [asdict(trial) for trial in trials])
 
 
 def _own_refusals(
@@ -111,13 +134,16 @@ def _own_refusals(
     for tokens in _continuations(runtime, many, harmful, ""):
         if is_refusal(_text(runtime, tokens)):
             starts[_text(runtime, tokens[:_N_OWN_TOKENS]).strip()] += 1
-    return tuple(text for text, _ in starts.most_common(2) if text.isprintable() and text)
+    # One or two among so many are chance.
+    common = [text for text, n in starts.most_common(2) if n >= _LEAST_OWN]
+    return tuple(text for text in common if text.isprintable() and text)
 
 
 def _try(
     runtime: Runtime, many: ManySequences | None, requests: Sequence[Request], opening: str
 ) -> OpeningTrial:
     declined: list[bool] = []
+    at_once: list[bool] = []
     answered: list[bool] = []  # twins
     n_own: list[int] = []
     found = _continuations(runtime, many, requests, opening)
@@ -125,6 +151,7 @@ def _try(
         text = opening + _text(runtime, tokens)
         if request.label == "harmful":
             declined.append(is_refusal(text, request.text))
+            at_once.append(is_refusal(opening + _first_sentence(runtime, tokens), request.text))
         else:
             answered.append(classify_answer(text) == "complied")
         n_own.append(len(tokens))
@@ -132,6 +159,7 @@ def _try(
         opening,
         len(declined),
         float(np.mean(declined)),
+        float(np.mean(at_once)),
         float(np.mean(answered)) if answered else 0.0,
         float(np.mean(n_own)),
     )
@@ -162,6 +190,15 @@ def _continuations(
     for answer in answers:
         own = answer[len(given) :]
         yield own[:-1] if own and runtime.engine.is_end(own[-1]) else own
+
+
+def _first_sentence(runtime: Runtime, tokens: Sequence[int]) -> str:
+    """Up to the first end of a sentence behind enough tokens, as `GuardedAnswer` ends there."""
+    for n in range(_LEAST_OWN_WORDS, len(tokens)):
+        text = _text(runtime, tokens[:n])
+        if ends_sentence(text):
+            return text
+    return _text(runtime, tokens)
 
 
 def _text(runtime: Runtime, token_ids: Sequence[int]) -> str:

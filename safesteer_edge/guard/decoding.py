@@ -36,6 +36,7 @@ from safesteer_edge.guard.transcript import (
     DecodingLimits,
     TimedProbe,
     Transcript,
+    ends_sentence,
     evaluated_candidates,
     repeats_itself,
 )
@@ -101,6 +102,7 @@ class GuardedAnswer:
         self.n_interventions = 0
         self.n_steered = 0
         self.opening = ""
+        self._n_behind_opening = 0  # tokens
         self.n_evaluated_candidates = 0
         self.n_steps = 0
         self.probe_s = 0.0
@@ -177,6 +179,7 @@ class GuardedAnswer:
                 self._engine.accept(chosen[0])
             # 2. Count it, token by token.
             is_end = self._engine.is_end(chosen[-1])
+            self._n_behind_opening = 0 if is_opening else self._n_behind_opening + 1
             for place, token_id in enumerate(chosen):
                 yield self._count(proposal, choice, place, token_id, is_end, is_given=is_given)
             # 3. Steer anew or refuse, or let people see what is settled.
@@ -188,7 +191,7 @@ class GuardedAnswer:
                 if self._refuses():
                     yield self._refuse(refusal_reason, detail=REFUSAL_DETAILS[refusal_reason])
                     return
-            if is_end:
+            if is_end or self._has_declined():
                 self.finish_reason = "stop"
                 return
             if not self._is_held_back(choice.score):
@@ -363,6 +366,12 @@ class GuardedAnswer:
         text = b"".join(map(self._engine.piece, block)).decode("utf-8", "replace").lstrip("\n")
         self.opening = text
         self._unused_openings = [each for each in self._unused_openings if each != text]
+
+    def _has_declined(self) -> bool:
+        """Whether a raised opening has been made a sentence, and the model is to say no more."""
+        n_least = self._guard.opening_tokens if self._guard else 0
+        is_whole = 0 < n_least <= self._n_behind_opening and bool(self.opening)
+        return is_whole and ends_sentence(self._transcript.text)
 
     def _refuses(self) -> bool:
         return self._guard is not None and self._guard.policy.refuses

@@ -88,6 +88,11 @@ _MIN_REPEATED_TOKENS = 96
 _MAX_PERIOD = 128
 
 
+def ends_sentence(text: str) -> bool:
+    """Whether a sentence ends here."""
+    return text.rstrip(" \"'”’)]*").endswith((".", "!", "?", "…", "。", "！", "？", "\n"))
+
+
 def repeats_itself(token_ids: Sequence[int]) -> bool:
     """Whether the tokens end in one block of up to 128, at least four times and 96 tokens long.
 
@@ -130,7 +135,8 @@ class ActiveGuard:
     """A guard in force: with mode `off` there is none (None in its place).
 
     openings: safe beginnings that join the candidates where an answer is steered anew, the
-    preferred one first; none does behind a text of which no_opening_in says so. prompt_probe:
+    preferred one first; none does behind a text of which no_opening_in says so. opening_tokens:
+    behind one the answer ends with its first sentence of so many; 0: it does not. prompt_probe:
     judges the prompt's last state; None: the probe does.
     """
 
@@ -140,6 +146,7 @@ class ActiveGuard:
     probe: Probe
     refusal_text: str
     openings: tuple[str, ...] = ()
+    opening_tokens: int = 0
     prompt_probe: Probe | None = None
     no_opening_in: Callable[[str], bool] = lambda _text: False
 

@@ -89,6 +89,7 @@ def active_guard(settings: TurnSettings, bundle: GuardBundle | None) -> ActiveGu
         probe=bundle.probe,
         refusal_text=bundle.config.refusal_text,
         openings=bundle.config.openings,
+        opening_tokens=bundle.config.opening_tokens,
         prompt_probe=bundle.prompt_probe,
     )
 

@@ -71,6 +71,7 @@ class ScriptedAnswer:
     prompt_score: float | None = None
     given: Sequence[int] = ()
     openings: tuple[str, ...] = ()
+    opening_tokens: int = 0
     no_opening_in: Callable[[str], bool] = lambda _text: False
     cancelled: Callable[[], bool] = lambda: False
     events: list[AnswerEvent] = field(default_factory=list[AnswerEvent])
@@ -85,6 +86,7 @@ class ScriptedAnswer:
                 self.probe,
                 REFUSAL_TEXT,
                 self.openings,
+                self.opening_tokens,
                 no_opening_in=lambda text: self.no_opening_in(text),
             )
             if self.policy
@@ -111,9 +113,10 @@ class ScriptedAnswer:
         assert self.said == answer.text
         assert all(through_json(event) == event for event in self.events)
         expected = list(answer.token_ids)
+        is_ended = self.engine.is_end(self.engine.sequence[-1]) if self.engine.sequence else False
         if answer.finish_reason == "stop":
-            expected.append(self.engine.sequence[-1])
-            assert self.engine.is_end(self.engine.sequence[-1])
+            assert is_ended or self.opening_tokens  # else the guard ended it behind a sentence
+            expected += [self.engine.sequence[-1]] * is_ended
         assert self.engine.sequence == expected
         return answer
 

@@ -168,6 +168,39 @@ def test_an_answer_that_turns_harmful_is_led_to_a_refusal_in_the_models_own_word
     assert " bad" not in script.said
 
 
+@pytest.mark.parametrize(
+    ("least", "text"),
+    [
+        (0, "No way good. bad bad good. bad bad bad"),
+        (2, "No way good."),
+        (3, "No way good. bad bad good."),
+        (99, "No way good. bad bad good. bad bad bad"),
+    ],
+)
+def test_behind_an_opening_an_answer_may_end_with_a_sentence_of_some_length(least: int, text: str):
+    script = harmful_answer()
+    no = tuple(refusal_tokens(_NO))
+    stop = 77
+
+    def next_tokens(prefix: Prefix) -> dict[int, float]:
+        if prefix[: len(no)] != no:
+            return {_HARM: 1.0}
+        behind = len(prefix) - len(no)
+        return {
+            END if behind > 8 else {0: _OFFER, 1: stop, 4: _OFFER, 5: stop}.get(behind, _HARM): 1.0
+        }
+
+    pieces = {**script.engine.pieces, stop: b"."}
+    script.engine = ScriptedEngine(next_tokens, pieces, end_ids={END})
+    script.probe = PlainProbe(
+        lambda position, token_id: 0.9 * (token_id == _HARM and position < len(no))
+    )
+    script.opening_tokens = least
+    answer = script.decode()
+    assert answer.text == text
+    assert answer.finish_reason == "stop"
+
+
 def test_what_was_asked_is_acted_on_once_and_the_conversation_remembers_it():
     script = harmful_answer()
     script.policy = replace(_STEERING, prompt_weight=32)
