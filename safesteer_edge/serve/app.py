@@ -168,7 +168,7 @@ class _Server:
     async def count_tokens(self, request: Request) -> Response:
         """Read the prompt, which an answer then finds in the cache, and say how long it is."""
         asked = MESSAGES.read(await _body(request))
-        reading = self._model(asked.model).prompt_score(asked.messages)
+        reading = self._model(asked.model).prompt_score(asked.messages, asked.form)
         prefill = await _unless_gone(request, reading)
         return JSONResponse({"input_tokens": prefill.n_prompt_tokens})
 

@@ -166,13 +166,15 @@ class ServedModel:
                 async for piece in pieces:
                     yield piece
 
-    async def prompt_score(self, said: Sequence[Said]) -> PrefillDone:
+    async def prompt_score(
+        self, said: Sequence[Said], form: AskOptions | None = None
+    ) -> PrefillDone:
         """Read a conversation and score it, without an answer. Raises as `answer`."""
         digests = _digests(said)
         self._check_fits(said)
         async with (
             self._turn(digests) as engine,
-            aclosing(self._asking(engine, said, digests, AskOptions())) as events,
+            aclosing(self._asking(engine, said, digests, form or AskOptions())) as events,
         ):
             async for event in events:
                 if isinstance(event, PrefillDone):

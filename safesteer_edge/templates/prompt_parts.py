@@ -160,14 +160,9 @@ def _draft_messages(template: ChatTemplate, conversation: Conversation) -> _Draf
             if not template.features().takes_string("assistant"):
                 content = [{"type": "text", "text": content}]
         else:
-            results = [item for item in message.content if isinstance(item, ToolResult)]
-            for result in results:
-                word = draft.place(ToolPart(result.text, index))
-                draft.messages.append({"role": "tool", "content": word})
-            others = tuple(item for item in message.content if not isinstance(item, ToolResult))
-            if results and not any(item != TextContent("") for item in others):
+            message = _without_results(template, draft, message, index)
+            if message is None:
                 continue
-            message = replace(message, content=others)
             content = _draft_content(template, draft, message, index, prefix)
             prefix = ""
         draft.messages.append({"role": message.role, "content": content})
@@ -177,6 +172,25 @@ def _draft_messages(template: ChatTemplate, conversation: Conversation) -> _Draf
             "follows one to carry it; put the system message first"
         )
     return draft
+
+
+def _without_results(
+    template: ChatTemplate, draft: _Draft, message: Message, index: int
+) -> Message | None:
+    """Place the results of tools as messages of their own; what is left, None: nothing.
+
+    Where a template knows no tools they stay, as a part of what the user says.
+    """
+    results = [item for item in message.content if isinstance(item, ToolResult)]
+    if not results:
+        return message
+    others = tuple(item for item in message.content if item != TextContent(""))
+    if "tool" in template.source:
+        for result in results:
+            word = draft.place(ToolPart(result.text, index))
+            draft.messages.append({"role": "tool", "content": word})
+        others = tuple(item for item in others if not isinstance(item, ToolResult))
+    return replace(message, content=others) if others else None
 
 
 def _answer_part(message: Message, index: int) -> ContentPart | TokensPart:
@@ -193,7 +207,7 @@ def _draft_content(
     as_parts = _wants_parts(template, message.role, has_media=bool(message.media))
     items = list(message.content) or [TextContent("")]
     if not as_parts:
-        items.sort(key=lambda item: isinstance(item, TextContent))
+        items.sort(key=lambda item: not isinstance(item, MediaContent))
     parts: list[dict[str, str]] = []
     previous_is_text = False
     for item in items:

@@ -300,7 +300,12 @@ def test_anthropics_client_takes_calls(quiet: Server):
         {"role": "assistant", "content": whole.content},
         {"role": "user", "content": [result, {"type": "text", "text": "And now?"}]},
     ]
-    assert client.messages.create(**asked, messages=messages).usage.cache_read_input_tokens
+    counted = client.messages.count_tokens(
+        model=asked["model"], tools=asked["tools"], messages=messages
+    )
+    usage = client.messages.create(**asked, messages=messages).usage
+    assert usage.cache_read_input_tokens
+    assert counted.input_tokens == usage.input_tokens + usage.cache_read_input_tokens
 
 
 def test_ollamas_client_takes_json_and_offers_tools(quiet: Server):

@@ -114,6 +114,15 @@ def test_texts_of_tools_are_escaped_where_the_template_has_them_in_json() -> Non
     assert json.loads(shown)["function"]["parameters"] == PARAMETERS
 
 
+def test_results_are_the_users_words_where_a_template_knows_no_tools() -> None:
+    content = (ToolResult("4 degrees"), TextContent("And now?"))
+    for said, shown in ((content, "4 degrees\nAnd now?"), (content[:1], "4 degrees")):
+        with ChatTemplate(CHATML, bos_token="", eos_token="", name="chatml") as template:
+            parts = render_parts(template, Conversation((Message("user", said),)))
+        told = "".join(part.text for part in parts if hasattr(part, "text"))  # type: ignore[union-attr]
+        assert told.startswith(f"<|im_start|>user\n{shown}<|im_end|>")
+
+
 def test_a_template_without_tools_has_no_form_of_calls() -> None:
     assert tool_format(CHATML) is None
     assert tool_format(QWEN25.replace("<tool_call>", "<call>")) is None
