@@ -6,13 +6,14 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from safesteer_edge.cli.options import (
+    CONTINUE,
     GUARD,
     INTERRUPTED,
     MODEL,
@@ -54,6 +55,9 @@ _ENDS = {
 def run(options: argparse.Namespace) -> int:
     """Answer, and return the exit code."""
     # Deferred: --help needs none of it.
+    from safesteer_edge.chats.chat_store import ChatStore
+    from safesteer_edge.chats.recorded_chat import RecordedChat
+    from safesteer_edge.cli.chat_command import chat_to_continue
     from safesteer_edge.media.media_file import local_path
     from safesteer_edge.session.choice import require_projector
     from safesteer_edge.session.protocol import interrupt_cancels
@@ -66,23 +70,37 @@ def run(options: argparse.Namespace) -> int:
     require_text(options.system, "--system")
     require_text(options.answer_prefix, "--answer-prefix")
     schema = None if options.json_schema is None else _read_schema(options.json_schema)
-    settings = settings_with_flags(options, user_settings()).session
+    chosen = settings_with_flags(options, user_settings())
+    settings, store = chosen.session, ChatStore() if chosen.chats.save else None
+    chat_id = chat_to_continue(options, store)
     images, sounds, documents = sorted_by_kind(map(local_path, options.file))
     images = (*map(_picture, options.image), *images)
     sounds = (*map(local_path, options.audio), *sounds)
+    paths = [image for image in images if isinstance(image, Path)]
+    is_free = options.system or options.answer_prefix or schema or len(paths) < len(images)
+    if chat_id and is_free:
+        raise InputError(
+            "a saved chat goes on with its own system prompt, without --answer-prefix and "
+            "--json-schema, and with pictures from files; leave the rest out"
+        )
     files = require_projector(settings, images=bool(images), sounds=bool(sounds))
     with ExitStack() as undo:
         trace = undo.enter_context(_open_trace(options.trace)) if options.trace else None
         session = undo.enter_context(_open(settings, files, is_isolated=options.isolate))
-        events = session.ask(
-            prompt,
-            images=images,
-            sounds=sounds,
-            documents=documents,
-            system=options.system,
-            answer_prefix=options.answer_prefix,
-            json_schema=schema,
-        )
+        if chat_id is None:
+            events = session.ask(
+                prompt,
+                images=images,
+                sounds=sounds,
+                documents=documents,
+                system=options.system,
+                answer_prefix=options.answer_prefix,
+                json_schema=schema,
+            )
+        else:
+            chat = undo.enter_context(closing(RecordedChat(session, store, on_problem=say)))
+            chat.resume(chat_id)
+            events = chat.ask(prompt, images=paths, sounds=sounds, documents=documents)
         undo.enter_context(interrupt_cancels(session))
         media, first = _until_prefill(events)  # what cannot be asked ends here, in one line
         if not options.quiet:
@@ -139,7 +157,7 @@ def _until_prefill(events: Iterator[Event]) -> tuple[list[MediaPrepared], Event]
 def _stream(
     events: Iterator[Event], options: argparse.Namespace, trace: IO[str] | None
 ) -> TurnEnded:
-    from safesteer_edge.guard.events import Refused, Step, TextDelta, TurnEnded
+    from safesteer_edge.guard.events import Refused, Step, TextDelta, TurnEnded, TurnsLeftOut
 
     shown, thought = ControlCharacterFilter(), ControlCharacterFilter()
     for event in events:
@@ -153,6 +171,8 @@ def _stream(
             pass  # stdout holds JSON; what the guard did is told below
         elif isinstance(event, TextDelta | Refused) and not options.json:
             print(shown.feed(event.text), end="", flush=True)
+        elif isinstance(event, TurnsLeftOut) and not options.quiet:
+            say(f"[the context is full: the {event.n_turns} oldest turns are left out]")
         elif isinstance(event, TurnEnded):
             print(end="" if options.json else "\n", flush=True)
             return event
@@ -275,6 +295,7 @@ ASK = Command(
             action=argparse.BooleanOptionalAction,
             default=True,
         ),
+        CONTINUE,
         MODEL,
         GUARD,
         sampling(),

@@ -14,6 +14,7 @@ from safesteer_edge.cli.calibrate_command import calibrate
 from safesteer_edge.cli.models_command import run_pull
 from safesteer_edge.cli.options import (
     BAD_INPUT,
+    CONTINUE,
     GUARD,
     JSON,
     MACHINE,
@@ -58,7 +59,7 @@ def run_chat_command(options: argparse.Namespace) -> int:
     store = _store() if chosen.chats.save else None
     question = " ".join(options.prompt)
     require_text(question, "the question")
-    chat_id = _chat_to_continue(options, store)
+    chat_id = chat_to_continue(options, store)
     lines = PipedLines()
     has_screen = lines.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     if chosen.look.plain or not has_screen:
@@ -89,7 +90,7 @@ def run_chat_command(options: argparse.Namespace) -> int:
     )
 
 
-def _chat_to_continue(options: argparse.Namespace, store: ChatStore | None) -> str | None:
+def chat_to_continue(options: argparse.Namespace, store: ChatStore | None) -> str | None:
     """The id of the chat that is named or was the last. Raises ChatFileError, SettingsError."""
     is_last: bool = getattr(options, "continue")
     if not is_last and options.resume is None:
@@ -269,13 +270,7 @@ def run_unset(options: argparse.Namespace) -> int:
 # -- the commands ----------------------------------------------------------------------------------
 
 _CHAT_ARGUMENTS = (
-    Group(
-        None,
-        (
-            Argument("-c --continue", "continue the last chat", action="store_true"),
-            Argument("--resume", "continue this chat ('chats list' shows them)", metavar="ID"),
-        ),
-    ),
+    CONTINUE,
     GUARD,
     sampling(),
     Group("view", setting_flags("look", "chats")),

@@ -147,6 +147,13 @@ VERBOSE: Final = Argument(
 )
 JSON: Final = Argument("--json", "print one JSON object", action="store_true")
 YES: Final = Argument("--yes", "answer yes to every question", action="store_true")
+CONTINUE: Final = Group(
+    None,
+    (
+        Argument("-c --continue", "continue the last chat", action="store_true"),
+        Argument("--resume", "continue this chat ('chats list' shows them)", metavar="ID"),
+    ),
+)
 
 
 # -- settings as flags -----------------------------------------------------------------------------

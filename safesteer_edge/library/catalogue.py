@@ -183,8 +183,8 @@ def find_model(name: str) -> CatalogueModel:
     near = get_close_matches(name, models, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise SettingsError(
-        f"unknown model {name!r}; {hint}give a path to a .gguf file, or a name of "
-        "'safesteer-edge models list'"
+        f"unknown model {name!r}; {hint}'safesteer-edge models list' has the names; ask, chat and "
+        "calibrate take the path of a .gguf file as well"
     )
 
 

@@ -55,7 +55,7 @@ def data_uri_bytes(text: str) -> bytes | None:
         try:
             content = base64.b64decode(b"".join(content.split()), validate=True)
         except ValueError as error:
-            raise MediaError(f"cannot read data URI {shown}…: {error}; copy it whole") from error
+            raise MediaError(f"cannot read data URI {shown}…: no base64; copy it whole") from error
     return content
 
 

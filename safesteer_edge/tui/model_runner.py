@@ -180,6 +180,8 @@ class ModelRunner:
         pause_s, frame_cpu_s = FRAME_S, time.thread_time()
         while self._number == number and self._turn is not None:
             await asyncio.sleep(pause_s)
+            if not self._screen.app.is_running:  # the screen is being taken down, widget by widget
+                return
             cpu_s = time.thread_time()
             with self._screen.app.batch_update():  # text and risk are drawn together
                 is_painted = self.show_events()

@@ -16,12 +16,15 @@ from urllib.parse import quote
 import pytest
 
 from safesteer_edge.bundle.writer import write_bundle
+from safesteer_edge.chats.chat_store import ChatStore
+from safesteer_edge.chats.recorded_chat import RecordedChat
 from safesteer_edge.cli.options import BAD_INPUT, OK, REFUSED, RUNTIME_ERROR
 from tests.brittle_bundle import limit_within_answer, write_brittle_bundle
 from tests.cli.conftest import Ask, StartAsk
 from tests.guarded_tiny import ALARMED, PATIENT_POLICY, QUIET, REFUSAL_TEXT, WAVERING, GuardedTiny
 from tests.media.sample_documents import write_pdf
-from tests.session.turns import texts
+from tests.session.turns import ask as asked
+from tests.session.turns import opened, texts
 from tests.tiny_models import write_tiny_llama
 from tests.tiny_models.families import templates
 
@@ -446,3 +449,26 @@ def test_an_answer_under_a_schema_is_json_and_a_refusal_is_not_in_it(
     assert ran.exit_code == OK and json.loads(ran.out)["a"] in ("x", "yes")
     ran = ask("Hello there", "--bundle", str(guarded_tiny.bundle(ALARMED)), *flags)
     assert REFUSAL_TEXT not in ran.out and "refused by the guard" in ran.err
+
+
+def test_a_saved_chat_goes_on_with_a_question(
+    ask: Ask, guarded_tiny: GuardedTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert "no chat to continue" in ask("-c", "And then?").err
+    bundle = guarded_tiny.bundle(QUIET)
+    with opened(guarded_tiny, bundle) as session:
+        expected = [asked(session, text).text for text in ("Hello there", "And then?", "Why?")]
+        session.reset()
+        chat = RecordedChat(session, ChatStore())
+        assert list(chat.ask("Hello there"))
+        chat.close()
+    (kept,) = ChatStore().list()
+    assert ask("-c", "And then?").out == f"{expected[1]}\n"
+    assert ask("--resume", kept.id, "Why?").out == f"{expected[2]}\n"
+    branch = ChatStore().read(kept.id).branch()
+    assert [entry.text for entry in branch][1::2] == expected
+    ran = ask("-c", "-s", "Be brief.", "Hm?")
+    assert (ran.exit_code, ran.out) == (BAD_INPUT, "")
+    assert "its own system prompt" in ran.err
+    assert len(ChatStore().list()) == 1

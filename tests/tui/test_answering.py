@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from pathlib import Path
 
 import pytest
 from textual.color import Color
+from textual.widget import Widget
 from textual.widgets import Static
 
 from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.chats.summary import SUMMARY_QUESTION
 from safesteer_edge.errors import BundleChangedError, EngineError, ModelFileError
+from safesteer_edge.tui.widgets.transcript import TurnView
 from tests.tui.app_driver import driven, opened
 from tests.tui.scripted_session import REFUSAL_TEXT, Script, ScriptedModel, Word, said
 
@@ -338,6 +341,23 @@ def test_control_sequences_and_markup_of_the_model_do_nothing():
             await driver.sees("plain [bold]not bold[/bold] <b>html</b>")
             await driver.sees("[red]q[/red]")
             assert "title" not in driver.screen_text()
+
+    driven(test())
+
+
+def test_leaving_in_the_middle_of_an_answer_is_no_error():
+    class LastToGo(Static):
+        async def on_unmount(self) -> None:
+            await asyncio.sleep(0.3)  # the answer goes on, and its widgets have lost their parts
+
+    async def test():
+        model = ScriptedModel({"tell": said("word " * 400, pause_s=0.01)})
+        async with opened(model) as driver:
+            await driver.send("tell")
+            await driver.sees("word word")
+            shown = driver.app.chat.query_one(TurnView).parent
+            assert isinstance(shown, Widget)
+            await shown.mount(LastToGo())
 
     driven(test())
 
