@@ -108,7 +108,7 @@ def test_an_unknown_name_suggests_the_nearest(write_catalogue, package: str):
     write_catalogue(package=package)
     with pytest.raises(SettingsError, match="did you mean 'tiny-one'"):
         find_model("tiny-on")
-    with pytest.raises(SettingsError, match=r"path to a \.gguf file") as caught:
+    with pytest.raises(SettingsError, match=r"path of a \.gguf file") as caught:
         find_model("gpt-6")
     assert "did you mean" not in str(caught.value)
 
