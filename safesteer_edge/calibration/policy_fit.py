@@ -330,14 +330,13 @@ def _prompt_limit(
 ) -> float:
     """The score that so few benign prompts exceed; 1: there are too few to tell.
 
-    Borderline ones have half of what is allowed, and answers the rest. There are hardly enough
-    ordinary ones to tell half of theirs, and what stops these mostly stops those too.
+    What stops a prompt mostly stops its answer too, so both have nearly what is allowed.
     """
     if "ordinary" not in prompts:
         return 1.0
     allowed: dict[Label, float] = {
         "ordinary": targets.ordinary_refused,
-        "borderline": targets.borderline_refused / 2,
+        "borderline": targets.borderline_refused,
     }
     limit = max(conformal_limit(scores, allowed[label]) for label, scores in prompts.items())
     return limit if limit < HIGHEST_LIMIT else 1.0

@@ -3,7 +3,8 @@
 A message is judged as it was typed, and besides: as a reader sees it, sentence by sentence, and
 joined with what was said before, so that a disguise, harmless neighbours or a second turn hide
 nothing. Each kind of reading has false alarms of its own, and many readings have many. So a score
-counts by how rare it is among benign texts that are read in that way, times the number of readings.
+counts by how rare it is among benign texts that are read in that way, the limit is set on the
+highest of each prompt, and readings beyond the usual number make each other less rare.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ TAILS: Final = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 _LOG_TAILS: Final = np.log(TAILS)
 _LEAST_STEP: Final = 0.01  # between two logits of a curve
 _LEAST_SCORE: Final = 1e-9  # logits stay finite
+# Readings of one prompt that its limit is set on as a whole. To pay for each of them once more hid
+# harmful sentences among three others, and spared no benign prompt (18 of 1,077 were above it
+# either way, on Qwen2.5-Coder-1.5B).
+_N_USUAL: Final = 8
 
 _MAX_JOINED: Final = 2  # earlier messages
 _JOINED_CHARACTERS: Final = 600  # of each of them, from its end
@@ -95,7 +100,7 @@ def combined_score(
         logit = _logit(score)
         if logit <= curve[0]:
             continue  # half of all benign texts are above it
-        log_rate = _log_rate(logit, curve) + math.log(len(scored))
+        log_rate = _log_rate(logit, curve) + math.log(max(1.0, len(scored) / _N_USUAL))
         best = max(best, 1.0 / (1.0 + math.exp(-_logit_at(log_rate, curves.typed))))
     return best
 

@@ -234,7 +234,7 @@ def test_no_limit_is_chosen_from_what_is_no_score(value: float, name: str):
         choose_policy(scores, TARGETS)
 
 
-def test_a_prompts_limit_is_exceeded_by_half_of_the_borderline_prompts_that_may_be_stopped():
+def test_a_prompts_limit_is_exceeded_by_as_many_benign_prompts_as_may_be_stopped():
     prompts = {
         "ordinary": np.linspace(0.0, 0.2, 2_000),
         "borderline": np.linspace(0.0, 0.6, 2_000),
@@ -243,7 +243,7 @@ def test_a_prompts_limit_is_exceeded_by_half_of_the_borderline_prompts_that_may_
     limit = choose_policy(scores, TARGETS).policy.prompt_limit
     shares = {label: np.mean(values > limit) for label, values in prompts.items()}
     assert shares["ordinary"] <= TARGETS.ordinary_refused
-    assert shares["borderline"] == pytest.approx(TARGETS.borderline_refused / 2, abs=0.001)
+    assert shares["borderline"] == pytest.approx(TARGETS.borderline_refused, abs=0.001)
 
 
 def test_too_few_prompts_have_no_limit_of_their_own():
