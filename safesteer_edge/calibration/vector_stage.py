@@ -44,7 +44,7 @@ _DIGITS: Final = 3
 Wanted = Callable[[Request], bool]
 Modality = Literal["image", "audio"]
 _PAIRED: Final[dict[Modality, tuple[Carrier, ...]]] = {
-    "image": DRAWN_CARRIERS,
+    "image": IMAGE_CARRIERS,
     "audio": ("speech",),
 }
 _TRIED: Final[dict[Modality, tuple[Carrier, ...]]] = {

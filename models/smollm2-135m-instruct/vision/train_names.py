@@ -54,7 +54,8 @@ def main() -> None:
     rng = random.Random(options.seed)
     train = [icon for icon in work.icons if icon.split == "train"]
     held_out = [icon for icon in work.icons if icon.split == "test"]
-    test_icons, train_icons = rng.sample(held_out, 200), _in_turn(train, options.pictures, rng)
+    test_icons = rng.sample(held_out, 200 if options.things is None else len(held_out))
+    train_icons = _in_turn(train, options.pictures, rng)
     test_states = cached_states(model, test_icons, work.folder, None)
     states = cached_states(model, train_icons, work.folder, options.seed)
     test_cells, cells = _classes(test_icons, work), _classes(train_icons, work)
@@ -101,11 +102,12 @@ def main() -> None:
 
 
 def _in_turn(icons: list[Icon], n_pictures: int, rng: random.Random) -> list[Icon]:
-    """So many icons: all of them, shuffled, again and again."""
-    chosen: list[Icon] = []
-    while len(chosen) < n_pictures:
-        chosen += rng.sample(icons, len(icons))
-    return chosen[:n_pictures]
+    """So many icons: every name in turn, and the icons of each name in turn, shuffled."""
+    by_name: dict[str, list[Icon]] = {}
+    for icon in rng.sample(icons, len(icons)):
+        by_name.setdefault(icon.name, []).append(icon)
+    endless = [itertools.cycle(of_name) for of_name in by_name.values()]
+    return [next(endless[index % len(endless)]) for index in range(n_pictures)]
 
 
 def _pictures(icons: list[Icon], seed: int | None) -> Iterator[np.ndarray]:
