@@ -29,6 +29,11 @@ class DenseHeads(nn.Module):
         self._words = word_embeddings
         self._unit = float(word_embeddings[1:].pow(2).sum(-1).mean())
 
+    @property
+    def typical_length(self) -> float:
+        """Of a word's embedding."""
+        return self._unit**0.5
+
     def character_logits(self, patch_states: Tensor) -> Tensor:
         """(n_batch, 256, 2, N_CHARACTERS)."""
         logits = self.characters(self.norm(patch_states))

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 from fonts import find_fonts
-from icons import HELD_OUT_STYLES, Icon, load_icons, picture
+from icons import HELD_OUT_STYLES, TRAINED_STYLES, Icon, load_icons, picture
 from PIL import Image
 from sentences import TextSource
 from text_images import render
@@ -39,13 +39,17 @@ def main() -> None:
     )
     parser.add_argument("--things", type=Path, help="list of the only things that are drawn")
     parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--trained", nargs="*", help="trained drawings of these things, instead")
     options = parser.parse_args()
     rng = random.Random(20_260_511)
     options.folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         icons = load_icons(options.icons, Path(folder) / "icons.npz", options.things)
-    held_out = [icon for icon in icons if icon.split == "test"]
-    if options.things is None:
+    wanted = "train" if options.trained else "test"
+    held_out = [icon for icon in icons if icon.split == wanted]
+    if options.trained:
+        rows, chosen = [], [i for i in _each_thing(held_out) if i.name in options.trained]
+    elif options.things is None:
         rows = _texts(rng, options.folder)
         chosen = rng.sample(held_out, min(N_PICTURES, len(held_out)))
     else:
@@ -59,8 +63,8 @@ def main() -> None:
 def _each_thing(held_out: list[Icon]) -> list[Icon]:
     """Two drawings of each thing, the first of the set where it has several."""
     chosen: dict[str, dict[str, Icon]] = {}
-    order = ("noto", "twemoji", *HELD_OUT_STYLES)
-    for icon in sorted(held_out, key=lambda icon: (*order, icon.icon_set).index(icon.icon_set)):
+    order = ("noto", "twemoji", *HELD_OUT_STYLES, *TRAINED_STYLES)
+    for icon in sorted(held_out, key=lambda icon: order.index(icon.icon_set)):
         of_thing = chosen.setdefault(icon.name, {})
         if len(of_thing) < 2:
             of_thing.setdefault(icon.icon_set, icon)
@@ -85,10 +89,22 @@ def _pictures(rng: random.Random, icons: list[Icon], folder: Path) -> list[dict[
         name = f"picture-{index:03d}.jpg"
         pixels = picture(icon, rng, plain=True)
         Image.fromarray(pixels).save(folder / name, quality=JPEG_QUALITY)
-        # A cat is a right name for a black cat.
-        names = list(dict.fromkeys((icon.name, icon.name.split()[-1])))
+        # A cat is a right name for a black cat, and so are knives for a knife.
+        last = icon.name.split()[-1]
+        names = list(dict.fromkeys((icon.name, last, _plural(last))))
         rows.append({"image": name, "kind": "name", "expected": names, "source": icon.icon_set})
     return rows
+
+
+def _plural(word: str) -> str:
+    """The plural that is more than an s at its end, else with that."""
+    if word.endswith(("fe", "rf")):
+        return word.removesuffix("e")[:-1] + "ves"
+    if word.endswith(("s", "x", "ch", "sh")):
+        return word + "es"
+    if word.endswith("y") and word[-2:-1] not in "aeiou":
+        return word[:-1] + "ies"
+    return {"mouse": "mice", "tomato": "tomatoes", "potato": "potatoes"}.get(word, word + "s")
 
 
 if __name__ == "__main__":
