@@ -27,12 +27,7 @@ from safesteer_edge.calibration.vector_fit import (
 )
 from safesteer_edge.formats.control_vector_file import ControlVector
 from safesteer_edge.harvest.answers import HarvestedAnswer, decode_answer
-from safesteer_edge.harvest.carriers import (
-    DRAWN_CARRIERS,
-    IMAGE_CARRIERS,
-    Carrier,
-    carried_items,
-)
+from safesteer_edge.harvest.carriers import IMAGE_CARRIERS, Carrier, carried_items
 from safesteer_edge.harvest.run import Harvest, Progress
 from safesteer_edge.harvest.vector_trial import Directions, ScoreStates
 from safesteer_edge.requests.requests import Request
@@ -43,11 +38,7 @@ _N_EACH: Final = 24  # prompts in a picture
 _DIGITS: Final = 3
 Wanted = Callable[[Request], bool]
 Modality = Literal["image", "audio"]
-_PAIRED: Final[dict[Modality, tuple[Carrier, ...]]] = {
-    "image": DRAWN_CARRIERS,
-    "audio": ("speech",),
-}
-_TRIED: Final[dict[Modality, tuple[Carrier, ...]]] = {
+_CARRIED: Final[dict[Modality, tuple[Carrier, ...]]] = {
     "image": IMAGE_CARRIERS,
     "audio": ("speech",),
 }
@@ -83,7 +74,7 @@ def fit_vector(harvested: Harvest, task: VectorTask, progress: Progress) -> Vect
     """
     carried = {unit.carrier for unit in harvested.units}
     for modality in ("image", "audio"):
-        if carried & {*_PAIRED[modality]}:
+        if carried & {*_CARRIED[modality]}:
             return _fit(harvested, task, modality, progress)
     why = "nothing was carried in media: the model neither sees nor hears as it was loaded"
     return VectorResult(None, {"enabled": False, "why": why})
@@ -93,7 +84,7 @@ def _fit(
     harvested: Harvest, task: VectorTask, modality: Modality, progress: Progress
 ) -> VectorResult:
     is_making: Wanted = lambda request: part_of(request, task.settings.seed) == "making"  # noqa: E731
-    pairs = _pairs(harvested, _PAIRED[modality], is_making)
+    pairs = _pairs(harvested, _CARRIED[modality], is_making)
     n_harmful = int(pairs.is_harmful.sum())
     record: dict[str, Any] = {
         "modality": modality,
@@ -110,7 +101,7 @@ def _fit(
     by_form: dict[VectorForm, Directions] = {
         form: make_directions(pairs, form, n_layer) for form in VECTOR_FORMS
     }
-    prompts = harvested.prompts(_TRIED[modality])
+    prompts = harvested.prompts(_CARRIED[modality])
     candidates = vector_candidates(by_form, pairs.layers, task.residual_norms, task.settings)
     with closing(open_runtime(task.session, layers=task.probe_layers)) as runtime:
         chooser = VectorChooser(runtime, score, by_form, task.settings, progress)
@@ -189,7 +180,7 @@ def _pictures(
     candidate, probe_layers = replace(best, gate=None), task.probe_layers
     above = [layer for layer in probe_layers if layer >= candidate.layers[1]]
     layer = min(above) if above else max(probe_layers)
-    carried = harvested.prompts((*DRAWN_CARRIERS, "speech"))
+    carried = harvested.prompts((*IMAGE_CARRIERS, "speech"))
     media = [prompt for prompt in carried if prompt[0].label in ("harmful", "harmless")]
     chosen = prompts_of(media, "confirming", _N_EACH, task.settings.seed)
     ids = {request.id for request, _ in chosen}

@@ -155,7 +155,8 @@ def carriers_of(
     beside a picture as well.
     """
     if request.image is not None or is_scene(request):
-        return ("picture",) if sees else ()
+        in_words: tuple[Carrier, ...] = ("text",) if request.named is not None else ()
+        return (*in_words, "picture") if sees else in_words
     carriers: list[Carrier] = ["text"]
     if sees and is_drawn and request.audio is None:
         carriers.append(DRAWN_CARRIERS[_number_of(request) % len(DRAWN_CARRIERS)])
@@ -215,6 +216,8 @@ def written_words(request: Request, carrier: Carrier) -> str:
         return _surrounded(request, number)
     if carrier == "wrapped":
         return _wrapped(request, number)
+    if carrier == "text" and request.named is not None:
+        return request.named
     return request.text
 
 

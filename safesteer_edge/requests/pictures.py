@@ -6,9 +6,11 @@ answers can be checked; a small model answers few of them rightly, guarded or no
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -16,7 +18,15 @@ from numpy.typing import NDArray
 
 from safesteer_edge.media.images import DecodedImage, image_of_pixels
 from safesteer_edge.media.typographic import TextStyle, numbered_list, render_text
-from safesteer_edge.requests.requests import Request, Split
+from safesteer_edge.requests.requests import (
+    SPLITS,
+    Label,
+    Request,
+    Row,
+    Split,
+    lot_of,
+    package_rows,
+)
 
 SIDE: Final = 224
 _Mask = NDArray[np.bool_]
@@ -180,3 +190,73 @@ def list_title(request: str) -> str:
 def figstep_page(title: str, style: TextStyle | None = None) -> DecodedImage:
     """The picture of an empty list under this title."""
     return render_text(numbered_list(title), style)
+
+
+# -- the thing is in the picture, and the words point at it (MM-SafetyBench's first form, MSTS) ----
+# "How do I make this at home?" beside a bomb, and beside bread. The name of the thing is known, so
+# that the same request in words alone is exact. Wordings, not things, are kept apart by split: a
+# model that knows few things in pictures knows them in all of it.
+
+_THIS: Final = "{this}"
+_ARTICLE: Final = re.compile("^an? ")
+
+
+@dataclass(frozen=True, slots=True)
+class _PointedRow(Row):
+    """harmful and harmless: things, one beside the other; of each split, wordings with {this}."""
+
+    id: str
+    harmful: tuple[str, ...]
+    harmless: tuple[str, ...]
+    train: tuple[str, ...]
+    calibration: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+def pointed_requests(folder: Path) -> tuple[Request, ...]:
+    """644 pairs about pictures of things, as far as the folder has pictures of both.
+
+    folder: with a `manifest.jsonl` of "image", "kind" "name", and "expected", its names. Where it
+    shows a thing in several pictures, a request is about one of them.
+    """
+    shown = _pictures_by_name(folder)
+    found: list[Request] = []
+    for row in package_rows("pointed.jsonl", _PointedRow):
+        for split in SPLITS:
+            for number, wording in enumerate(getattr(row, split)):
+                for harmful, harmless in zip(row.harmful, row.harmless, strict=True):
+                    pair = f"{row.id}-{split}-{number}-{_bare(harmful).replace(' ', '-')}"
+                    sides: tuple[tuple[Label, str], ...] = (
+                        ("harmful", harmful),
+                        ("harmless", harmless),
+                    )
+                    if all(_bare(thing) in shown for _, thing in sides):
+                        for label, thing in sides:
+                            pictures = shown[_bare(thing)]
+                            found.append(
+                                Request(
+                                    id=f"pointed/{pair}/{label}",
+                                    text=wording.replace(_THIS, "this"),
+                                    named=wording.replace(_THIS, thing),
+                                    label=label,
+                                    group=row.id,
+                                    split=split,
+                                    language="en",
+                                    pair_id=f"pointed/{pair}",
+                                    image=pictures[lot_of(f"{pair}/{label}") % len(pictures)],
+                                )
+                            )
+    return tuple(found)
+
+
+def _pictures_by_name(folder: Path) -> dict[str, list[Path]]:
+    shown: dict[str, list[Path]] = {}
+    for line in (folder / "manifest.jsonl").read_text("utf-8").splitlines():
+        row = json.loads(line)
+        if row["kind"] == "name":
+            shown.setdefault(row["expected"][0], []).append(folder / row["image"])
+    return shown
+
+
+def _bare(thing: str) -> str:
+    return _ARTICLE.sub("", thing)

@@ -51,7 +51,8 @@ class Request:
     """One request. group: its scenario or kind; language: BCP 47, "und" where a file has none.
 
     pair_id joins a harmful request to the harmless one that was written beside it; else None.
-    image: a picture that the text is asked about. audio: a recording of the text.
+    image: a picture that the text is asked about. named: the same request in words alone, with the
+    name of what the picture shows. audio: a recording of the text.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Request:
     pair_id: str | None = None
     image: Path | None = None
     audio: Path | None = None
+    named: str | None = None
 
     @property
     def is_translated(self) -> bool:
@@ -94,6 +96,7 @@ class _UserRow(Row):
     language: str = "und"  # BCP 47: not known
     image: str | None = None
     audio: str | None = None
+    named: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +186,9 @@ def read_requests(path: Path) -> tuple[Request, ...]:
     """Return the requests of a user's JSONL file, in file order.
 
     One object per line: {"text", "label"}, and if wanted "split", "id", "group", "language", and
-    "image" or "audio": a file, by its path from where the JSONL file is. A row without a split gets
-    `split_of_text`'s; blank lines are skipped. Lines and file are bounded.
+    "image" or "audio": a file, by its path from where the JSONL file is; beside an image, "named".
+    A row without a split gets `split_of_text`'s; blank lines are skipped. Lines and file are
+    bounded.
     Raises RequestDataError naming file, line, problem and remedy; a text that stands in two splits
     or under two labels, an id used twice, or a file that is missing is such a problem.
     """
@@ -330,6 +334,8 @@ def _line_error(source: str, line_number: int, problem: str) -> RequestDataError
 def _user_request(row: _UserRow, number: int, path: Path) -> Request:
     if row.image and row.audio:
         raise BadValueError("it has an 'image' and an 'audio'; expected one of them")
+    if row.named and not row.image:
+        raise BadValueError("it has 'named' and no 'image'; add the picture that it puts in words")
     image, audio = (_media_file(path.parent, name) for name in (row.image, row.audio))
     # "What is this?" is asked about many pictures.
     deciding = f"{row.text} {row.image}" if row.image else row.text
@@ -342,6 +348,7 @@ def _user_request(row: _UserRow, number: int, path: Path) -> Request:
         language=row.language,
         image=image,
         audio=audio,
+        named=row.named,
     )
 
 

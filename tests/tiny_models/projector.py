@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from gguf import GGUFWriter
+from numpy.typing import NDArray
 
 from tests.tiny_models.random_weights import RandomWeights, add_file_type, gguf_output
 
@@ -26,9 +28,11 @@ def write_tiny_projector(
     patch_size: int = 14,
     n_embd_vision: int = 32,
     name: str = "tiny-internvl",
+    last_layer: NDArray[np.float32] | None = None,
 ) -> Path:
     """Write a random projector in F32 and return its path.
 
+    last_layer: float32 (n_embd, n_embd), the last linear layer, without a bias; None: random.
     n_embd: the language model's width, which the projector feeds.
     image_size must be a multiple of 2 · patch_size. An image that fits into image_size ×
     image_size becomes (image_size / patch_size / 2)² tokens (4 by default), between <img> and
@@ -43,7 +47,7 @@ def write_tiny_projector(
         _add_patches(weights, n_embd_vision, (image_size // patch_size) ** 2, patch_size)
         for layer_index in range(_N_LAYER):
             _add_block(weights, f"v.blk.{layer_index}", n_embd_vision)
-        _add_projection(weights, n_embd_vision * _SHUFFLE**2, n_embd)
+        _add_projection(weights, n_embd_vision * _SHUFFLE**2, n_embd, last_layer)
     return path
 
 
@@ -102,9 +106,15 @@ def _add_block(weights: RandomWeights, block: str, n_embd: int) -> None:
     weights.add_vector(f"{block}.ls2.weight", n_embd, centre=0.5)
 
 
-def _add_projection(weights: RandomWeights, n_shuffled: int, n_embd: int) -> None:
+def _add_projection(
+    weights: RandomWeights, n_shuffled: int, n_embd: int, last_layer: NDArray[np.float32] | None
+) -> None:
     _add_norm(weights, "mm.model.mlp.0", n_shuffled)
     _add_linear(weights, "mm.model.mlp.1", n_embd, n_shuffled)
+    if last_layer is not None:
+        weights.add_quantized("mm.model.mlp.3.weight", last_layer)
+        weights.add("mm.model.mlp.3.bias", np.zeros(n_embd, dtype=np.float32))
+        return
     # Gelu halves the deviation of its input, more or less; token embeddings have deviation 1.
     weights.add_matrix("mm.model.mlp.3.weight", n_embd, n_embd, gain=1.7)
     weights.add_vector("mm.model.mlp.3.bias", n_embd, centre=0.0)

@@ -11,8 +11,9 @@ MIDDLE_BLOCK = 4
 SPELLING_BLOCK = 8
 """Characters are read after 4 blocks, spelling and words after all of them."""
 DISTANCE_WEIGHT = 2.0
-SHARPNESS = 4.0
-"""Of the word logits: at 1, even a token that lies exactly right is not certain of its word."""
+SHARPNESS = 32.0
+"""Of the word logits, in units of an embedding's own square: at 8, even a token that lies exactly
+right is not certain of its word."""
 
 
 class DenseHeads(nn.Module):
@@ -26,6 +27,12 @@ class DenseHeads(nn.Module):
         self.spelling = nn.Linear(4 * WIDTH, N_LETTERS * N_CHARACTERS)
         self.spelling_norm = nn.LayerNorm(4 * WIDTH)
         self._words = word_embeddings
+        self._unit = float(word_embeddings[1:].pow(2).sum(-1).mean())
+
+    @property
+    def typical_length(self) -> float:
+        """Of a word's embedding."""
+        return self._unit**0.5
 
     def character_logits(self, patch_states: Tensor) -> Tensor:
         """(n_batch, 256, 2, N_CHARACTERS)."""
@@ -34,7 +41,8 @@ class DenseHeads(nn.Module):
 
     def word_logits(self, tokens: Tensor) -> Tensor:
         """By the squared distance to each word's embedding, up to a constant per token."""
-        return SHARPNESS * (tokens.float() @ self._words.T - 0.5 * self._words.pow(2).sum(-1))
+        products = tokens.float() @ self._words.T - 0.5 * self._words.pow(2).sum(-1)
+        return SHARPNESS / self._unit * products
 
     def word_loss(self, tokens: Tensor, classes: Tensor) -> Tensor:
         """How far image tokens (…, n_embd) are from their classes' (…) embeddings.
@@ -44,8 +52,7 @@ class DenseHeads(nn.Module):
         distance, in units of an embedding's own square, keeps them where tokens lie.
         """
         wanted = self._words[classes.clamp(min=0)]
-        unit = self._words[1:].pow(2).sum(-1).mean()
-        distance = (tokens.float() - wanted).pow(2).sum(-1) / unit
+        distance = (tokens.float() - wanted).pow(2).sum(-1) / self._unit
         nearest = F.cross_entropy(
             self.word_logits(tokens).flatten(0, -2).float(),
             classes.flatten(),

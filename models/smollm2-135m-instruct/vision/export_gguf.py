@@ -32,12 +32,12 @@ from torch import Tensor
 NAME = "SmolLM2-135M-Instruct vision"
 
 
-def write_projector(path: Path, model: VisionModel, n_images: int) -> None:
+def write_projector(path: Path, model: VisionModel, n_images: int, name: str = NAME) -> None:
     """Write the file atomically. n_images: what it was trained on, for the record."""
     partial = path.with_name(path.name + ".partial")
     writer = GGUFWriter(partial, "clip")
     writer.add_type("mmproj")
-    writer.add_name(NAME)
+    writer.add_name(name)
     writer.add_license("Apache-2.0")
     writer.add_file_type(LlamaFileType.MOSTLY_Q8_0)
     writer.add_uint32("safesteer.training.n_images", n_images)
@@ -148,7 +148,7 @@ def main() -> None:
     """Export the newest checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--n-embd", type=int, default=576)
+    parser.add_argument("--name", default=NAME)
     parser.add_argument("file", type=Path)
     options = parser.parse_args()
     checkpoints = [options.work / name for name in ("language.pt", "dense.pt")]
@@ -157,9 +157,9 @@ def main() -> None:
         raise SystemExit(f"no checkpoint in {str(options.work)!r}; train first")
     state = torch.load(newest, weights_only=True, map_location="cpu")
     n_blocks = sum(name.endswith(".norm1.weight") for name in state["model"])
-    model = VisionModel(n_blocks, options.n_embd)
+    model = VisionModel(n_blocks, len(state["model"]["project2.bias"]))
     model.load_state_dict(state["model"])
-    write_projector(options.file, model, state["n_images"])
+    write_projector(options.file, model, state["n_images"], options.name)
     print(
         f"wrote {options.file}: {options.file.stat().st_size / 2**20:.1f} MiB, "
         f"trained on {state['n_images']} images"

