@@ -234,7 +234,7 @@ def _narrate_start(session: ChatSession, media: list[MediaPrepared]) -> None:
     if info.is_calibrated is False:
         guard += ", UNCALIBRATED"
     say(f"[{name} {info.quantization}, {guard}, loaded in {info.load_s:.1f} s]")
-    for warning in (*info.warnings, *(info.media_warnings if media else ())):
+    for warning in info.warnings:
         say(f"[warning: {strip_control_characters(warning)}]")
     for event in media:
         say(f"[{media_line(event)}]")

@@ -185,6 +185,7 @@ class BundleFacts:
     n_engine_canaries: int
     warnings: tuple[str, ...]
     is_calibrated: bool
+    has_vector: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +269,7 @@ def bundle_facts() -> BundleFacts:
             n_engine_canaries=len(bundle.config.canaries.engine),
             warnings=bundle.warnings,
             is_calibrated=bundle.is_calibrated,
+            has_vector=bundle.control_vector is not None,
         )
 
 

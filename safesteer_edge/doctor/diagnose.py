@@ -130,6 +130,8 @@ def check_bundle(bundle: BundleFacts | ChildFailure) -> list[Check]:
         f"{bundle.name} loads, {calibrated}match {bundle.match}, self-test of the probe passed "
         f"({bundle.n_probe_canaries} states; {bundle.n_engine_canaries} prompts for the engine)"
     )
+    if not bundle.has_vector:
+        finding += "; it has no alignment vector: pictures are judged by the probes alone"
     provider_check = ok(
         provider,
         f"{bundle.probe_provider}, really used: {bundle.probe_call_s * 1e3:.3f} ms per state",

@@ -55,9 +55,9 @@ class SessionInfo:
     bundle, policy, probe_provider, hidden_state_route: None where no bundle is loaded; policy is
     the bundle's own, which settings can only tighten. n_candidates: the largest top_k with a guard.
     tensor_table_sha256, probe_sha256: what tells model and guard from others, as `guard.json` has
-    them; hashing gigabytes of weights would take longer than loading them. media_warnings: what to
-    say besides where a question brings pictures or sound. bundle_sha256, is_calibrated: see
-    GuardBundle; None where no bundle is loaded. tool_format: None where it calls no tools.
+    them; hashing gigabytes of weights would take longer than loading them. bundle_sha256,
+    is_calibrated: see GuardBundle; None where no bundle is loaded. tool_format: None where it calls
+    no tools.
     """
 
     model_name: str
@@ -79,7 +79,6 @@ class SessionInfo:
     template_sha256: str
     warnings: tuple[str, ...]
     load_s: float
-    media_warnings: tuple[str, ...] = ()
     bundle_sha256: str | None = None
     is_calibrated: bool | None = None
     tool_format: ToolFormat | None = None
@@ -108,19 +107,9 @@ def session_info(runtime: Runtime, guard: GuardMode) -> SessionInfo:
         template_sha256=runtime.template.sha256,
         warnings=(*_WEAK_GUARD.get(guard, ()), *runtime.warnings),
         load_s=runtime.load_s,
-        media_warnings=_media_warnings(runtime, guard),
         bundle_sha256=bundle.sha256 if bundle else None,
         is_calibrated=bundle.is_calibrated if bundle else None,
         tool_format=runtime.tool_format,
-    )
-
-
-def _media_warnings(runtime: Runtime, guard: GuardMode) -> tuple[str, ...]:
-    bundle = runtime.bundle
-    if guard == "off" or bundle is None or bundle.control_vector is not None:
-        return ()
-    return (
-        "the bundle has no alignment vector: prompts with media are guarded by the probe alone",
     )
 
 

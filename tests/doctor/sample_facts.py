@@ -17,5 +17,7 @@ H100 = DriverFacts(True, None, "13.0", ("NVIDIA H100 80GB HBM3",))
 ONNXRUNTIME = OnnxRuntimeFacts(
     "1.31.1", ("CUDAExecutionProvider", "CPUExecutionProvider"), (), (), 0
 )
-BUNDLE = BundleFacts("smollm2", "exact", "CPU", 1.2e-5, 8, 3, (), is_calibrated=True)
+BUNDLE = BundleFacts(
+    "smollm2", "exact", "CPU", 1.2e-5, 8, 3, (), is_calibrated=True, has_vector=False
+)
 TOKEN = TokenFacts(0.2, 0.1, "layer_input", "CPU", 3, None, "Hello", None, False, 300 << 20)

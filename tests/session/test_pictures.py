@@ -67,9 +67,6 @@ def test_the_vector_changes_the_answer_to_a_picture(guarded_tiny: GuardedTiny, p
             turn = ask(session, "What is this?", images=[picture])
             answers[has_vector] = turn.text
             assert turn.ended.guard.vector_active == has_vector
-            assert (
-                any("no alignment vector" in w for w in session.info.media_warnings) != has_vector
-            )
     assert answers[True] != answers[False]
 
 
