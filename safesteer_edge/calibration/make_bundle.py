@@ -136,7 +136,11 @@ def bundle_from_harvest(
     reading = reading_of_media(harvested, settings.harvest.tail_layers)
     taught = harvested if reading.get("understood") else harvested.without_drawn()
     readings = planned_readings(harvested.units)
-    read = harvest(reading_settings(settings.harvest), reading_requests(readings), progress)
+    read = harvest(
+        reading_settings(settings.harvest),
+        reading_requests(readings),
+        lambda _, n_done, n_total: progress("reading them in parts", n_done, n_total),
+    )
     best = fit_chosen_probe(
         taught,
         candidates,

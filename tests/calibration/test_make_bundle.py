@@ -143,6 +143,7 @@ def test_progress_is_told_to_the_end(made: Made):
     ends = {what: (n_done, n_total) for what, n_done, n_total in made.progress}
     assert ends == {
         "harvesting answers": (14, 14),
+        "reading them in parts": (8, 8),
         "comparing probes": (5, 5),  # too few requests for outer folds
         "fitting the probe": (2, 2),
         "trying openings": (6, 6),
