@@ -75,10 +75,14 @@ class OpeningTrial:
 
 @dataclass(frozen=True, slots=True)
 class ChosenOpenings:
-    """openings, opening_tokens: see GuardConfig. trial: what each that was tried led to, JSON."""
+    """openings, opening_tokens: see GuardConfig. share: the policy's `opening_share`.
+
+    trial: what each that was tried led to, JSON.
+    """
 
     openings: tuple[str, ...]
     opening_tokens: int
+    share: float
     trial: list[dict[str, Any]]
 
 
@@ -95,13 +99,13 @@ def choose_openings(
     pairs = [request for request in requests if request.pair_id is not None]
     tried = spread(pairs, {"harmful": N_TRIED, "harmless": N_TRIED})
     if not any(request.label == "harmful" for request in tried):
-        return ChosenOpenings((), 0, [])
+        return ChosenOpenings((), 0, _OPENING_SHARE, [])
     with ExitStack() as undo:
         runtime = undo.enter_context(closing(open_runtime(replace(session, guard="off"))))
         many = None
         if not runtime.model.has_recurrent_state:
             many = undo.enter_context(closing(open_many(runtime, session, ())))
-        own = _own_refusals(runtime, many, tried)  # however short: they are its own words
+        own, declines = _own_refusals(runtime, many, tried)  # however short: its own words
         texts = tuple(dict.fromkeys((*_OPENINGS, *own)))
         trials: list[OpeningTrial] = []
         for text in texts:
@@ -122,13 +126,14 @@ def choose_openings(
     good.sort(key=lambda trial: (-declined(trial), -trial.twins_answered, len(trial.opening)))
     chosen = tuple(trial.opening for trial in good[: MAX_OPENINGS // 2])
     n_tokens = _LEAST_OWN_WORDS if at_once else 0
-    return ChosenOpenings(chosen, n_tokens, [asdict(trial) for trial in trials])
+    share = _OPENING_SHARE_BESIDE_OWN if declines >= _DECLINES else _OPENING_SHARE
+    return ChosenOpenings(chosen, n_tokens, share, [asdict(trial) for trial in trials])
 
 
 def _own_refusals(
     runtime: Runtime, many: ManySequences | None, requests: Sequence[Request]
-) -> tuple[str, ...]:
-    """How this model's own refusals of these requests begin; the two that come most often."""
+) -> tuple[tuple[str, ...], float]:
+    """How its own refusals of these requests begin, the two that come most often; their share."""
     starts: Counter[str] = Counter()
     harmful = [request for request in requests if request.label == "harmful"]
     for tokens in _continuations(runtime, many, harmful, ""):
@@ -136,7 +141,8 @@ def _own_refusals(
             starts[_text(runtime, tokens[:_N_OWN_TOKENS]).strip()] += 1
     # One or two among so many are chance.
     common = [text for text, n in starts.most_common(2) if n >= _LEAST_OWN]
-    return tuple(text for text in common if text.isprintable() and text)
+    share = starts.total() / len(harmful)
+    return tuple(text for text in common if text.isprintable() and text), share
 
 
 def _try(
@@ -208,8 +214,11 @@ def _text(runtime: Runtime, token_ids: Sequence[int]) -> str:
 # -- from which risk on, and how hard --------------------------------------------------------------
 
 _RETRIES: Final = 2
-# Half: an opening is chosen where the model's own beginning scores high, and else the model begins.
-_OPENING_SHARE: Final = 0.5
+# Nearly all where a model seldom declines by itself: what it says in place of an opening complies.
+# Half where it does: an opening is chosen where its own beginning scores high, and else it begins.
+_OPENING_SHARE: Final = 0.9
+_OPENING_SHARE_BESIDE_OWN: Final = 0.5
+_DECLINES: Final = 0.5  # of harmful requests
 # τ: what nine of ten tokens of answers to the harmless twins of harmful requests stay below.
 _CALM_SHARE: Final = 0.9
 _THRESHOLDS: Final = (0.05, 0.5)

@@ -474,4 +474,5 @@ def test_the_embedded_default_is_calibrated_and_does_not_load_with_its_limits_ou
     assert recorded_effect(config.policy, figures) == "acts"
     high = {"threshold": 0.995, "hard_threshold": 0.995}
     assert recorded_effect(replace(config.policy, **high), figures) == "unknown"
-    assert recorded_effect(replace(config.policy, **high, risk_limit=1.0), figures) == "never_acts"
+    never = replace(config.policy, **high, risk_limit=1.0, prompt_limit=1.0)
+    assert recorded_effect(never, figures) == "never_acts"
