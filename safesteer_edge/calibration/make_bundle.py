@@ -160,7 +160,6 @@ def bundle_from_harvest(
         )
         replay = _replay(runtime, probe_onnx, best, settings, progress)
     opened = choose_openings(session, requests, progress)
-    choice = replace(best.policy, policy=replace(best.policy.policy, opening_share=opened.share))
     norms = _residual_norms(session, runtime.info.n_layer, requests)
     architecture = runtime.info.architecture
     if effort.tries_vector:
@@ -176,7 +175,7 @@ def bundle_from_harvest(
         "separation": separation_by_layer(harvested, progress, compared),
         "reading": reading,
         "vector": vector.record,
-        "policy": choice.to_json(),
+        "policy": best.policy.to_json(),
         "openings": opened.trial,
         # The one field, beside the date, that differs between two runs on the same files.
         "made": {
@@ -190,7 +189,7 @@ def bundle_from_harvest(
         model=fingerprint_model(runtime.info),
         probe_onnx=probe_onnx,
         probe_layers=layers,
-        policy=choice.policy,
+        policy=best.policy.policy,
         residual_norms=norms,
         canaries=canaries,
         refusal_text=settings.refusal_text,

@@ -75,14 +75,10 @@ class OpeningTrial:
 
 @dataclass(frozen=True, slots=True)
 class ChosenOpenings:
-    """openings, opening_tokens: see GuardConfig. share: the policy's `opening_share`.
-
-    trial: what each that was tried led to, JSON.
-    """
+    """openings, opening_tokens: see GuardConfig. trial: what each that was tried led to, JSON."""
 
     openings: tuple[str, ...]
     opening_tokens: int
-    share: float
     trial: list[dict[str, Any]]
 
 
@@ -99,13 +95,13 @@ def choose_openings(
     pairs = [request for request in requests if request.pair_id is not None]
     tried = spread(pairs, {"harmful": N_TRIED, "harmless": N_TRIED})
     if not any(request.label == "harmful" for request in tried):
-        return ChosenOpenings((), 0, _OPENING_SHARE, [])
+        return ChosenOpenings((), 0, [])
     with ExitStack() as undo:
         runtime = undo.enter_context(closing(open_runtime(replace(session, guard="off"))))
         many = None
         if not runtime.model.has_recurrent_state:
             many = undo.enter_context(closing(open_many(runtime, session, ())))
-        own, declines = _own_refusals(runtime, many, tried)  # however short: its own words
+        own = _own_refusals(runtime, many, tried)  # however short: they are its own words
         texts = tuple(dict.fromkeys((*_OPENINGS, *own)))
         trials: list[OpeningTrial] = []
         for text in texts:
@@ -126,14 +122,13 @@ def choose_openings(
     good.sort(key=lambda trial: (-declined(trial), -trial.twins_answered, len(trial.opening)))
     chosen = tuple(trial.opening for trial in good[: MAX_OPENINGS // 2])
     n_tokens = _LEAST_OWN_WORDS if at_once else 0
-    share = _OPENING_SHARE_BESIDE_OWN if declines >= _DECLINES else _OPENING_SHARE
-    return ChosenOpenings(chosen, n_tokens, share, [asdict(trial) for trial in trials])
+    return ChosenOpenings(chosen, n_tokens, [asdict(trial) for trial in trials])
 
 
 def _own_refusals(
     runtime: Runtime, many: ManySequences | None, requests: Sequence[Request]
-) -> tuple[tuple[str, ...], float]:
-    """How its own refusals of these requests begin, the two that come most often; their share."""
+) -> tuple[str, ...]:
+    """How this model's own refusals of these requests begin; the two that come most often."""
     starts: Counter[str] = Counter()
     harmful = [request for request in requests if request.label == "harmful"]
     for tokens in _continuations(runtime, many, harmful, ""):
@@ -141,8 +136,7 @@ def _own_refusals(
             starts[_text(runtime, tokens[:_N_OWN_TOKENS]).strip()] += 1
     # One or two among so many are chance.
     common = [text for text, n in starts.most_common(2) if n >= _LEAST_OWN]
-    share = starts.total() / len(harmful)
-    return tuple(text for text in common if text.isprintable() and text), share
+    return tuple(text for text in common if text.isprintable() and text)
 
 
 def _try(
@@ -214,11 +208,9 @@ def _text(runtime: Runtime, token_ids: Sequence[int]) -> str:
 # -- from which risk on, and how hard --------------------------------------------------------------
 
 _RETRIES: Final = 2
-# Nearly all where a model seldom declines by itself: what it says in place of an opening complies.
-# Half where it does: an opening is chosen where its own beginning scores high, and else it begins.
+# Nearly all: with half, what a model is told to begin with ("Sure, ...") kept its place, and what the
+# embedded default said in place of an opening complied.
 _OPENING_SHARE: Final = 0.9
-_OPENING_SHARE_BESIDE_OWN: Final = 0.5
-_DECLINES: Final = 0.5  # of harmful requests
 # τ: what nine of ten tokens of answers to the harmless twins of harmful requests stay below.
 _CALM_SHARE: Final = 0.9
 _THRESHOLDS: Final = (0.05, 0.5)
