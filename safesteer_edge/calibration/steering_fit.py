@@ -208,8 +208,8 @@ def _text(runtime: Runtime, token_ids: Sequence[int]) -> str:
 # -- from which risk on, and how hard --------------------------------------------------------------
 
 _RETRIES: Final = 2
-# Nearly all: with half, what a model is told to begin with ("Sure, ...") kept its place, and what the
-# embedded default said in place of an opening complied.
+# Nearly all: with half, what a model is told to begin with ("Sure, ...") kept its place, and what
+# the embedded default said in place of an opening complied.
 _OPENING_SHARE: Final = 0.9
 # τ: what nine of ten tokens of answers to the harmless twins of harmful requests stay below.
 _CALM_SHARE: Final = 0.9
