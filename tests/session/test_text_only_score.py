@@ -81,7 +81,7 @@ def test_a_look_at_the_words_changes_no_byte_of_the_answer(
 
 
 @pytest.mark.parametrize("n_letters", [100, 380])
-def test_a_context_too_full_of_the_last_conversation_is_emptied_for_them(
+def test_a_context_full_of_the_last_conversation_has_room_for_them(
     guarded_tiny: GuardedTiny, picture: Path, n_letters: int
 ):
     with opened(
@@ -91,7 +91,7 @@ def test_a_context_too_full_of_the_last_conversation_is_emptied_for_them(
         session.reset()
         turn = ask(session, "b" * 150, images=[picture])
     assert turn.ended.finish_reason == "length"
-    assert (turn.prefill.n_reused_tokens == 0) == (n_letters == 380)
+    assert turn.prefill.n_reused_tokens > 0  # what is not shared went first
 
 
 def test_continuing_an_answer_keeps_the_score_of_its_prompt(
