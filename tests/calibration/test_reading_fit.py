@@ -16,6 +16,7 @@ from safesteer_edge.calibration.reading_fit import (
 )
 from safesteer_edge.guard.readings import combined_score
 from safesteer_edge.harvest.answers import HarvestedAnswer
+from safesteer_edge.harvest.carriers import Carrier
 from safesteer_edge.harvest.run import PlannedRequest
 from safesteer_edge.requests.requests import Request, load_requests, spread
 
@@ -24,14 +25,15 @@ REQUESTS = spread(
     load_requests(splits=("train",)),
     {"harmful": N, "harmless": N, "borderline": N, "ordinary": N},
 )
+CARRIERS: tuple[Carrier, ...] = ("text", "wrapped")
 UNITS = [
     PlannedRequest(request, carrier, is_answered=False)
     for request in REQUESTS
-    for carrier in ("text", "wrapped")
+    for carrier in CARRIERS
 ]
 
 
-def answer(request: Request, harm: float, carrier="text") -> HarvestedAnswer:
+def answer(request: Request, harm: float, carrier: Carrier = "text") -> HarvestedAnswer:
     """One whose state says how harmful it is, among noise."""
     rng = np.random.default_rng(zlib.crc32(f"{request.id} {carrier}".encode()))
     state = rng.standard_normal(8)

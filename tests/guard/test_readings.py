@@ -14,6 +14,7 @@ from safesteer_edge.guard.readings import (
     TAILS,
     Reading,
     ReadingCurves,
+    ReadingKind,
     combined_score,
     curve_of,
     readings_of,
@@ -86,10 +87,10 @@ def test_a_part_counts_as_a_typed_text_that_is_as_rare():
 
 
 def test_a_harmful_part_is_an_alarm_among_many():
-    others = [("part", 0.01)] * 15 + [("part", 0.97)]
+    others: list[tuple[ReadingKind, float]] = [("part", 0.01)] * 15 + [("part", 0.97)]
     assert combined_score(0.0, others, CURVES) > np.quantile(BENIGN, 0.99)
-    few, many = ([("part", 0.5)] * n for n in (8, 80))
-    assert combined_score(0.0, many, CURVES) < combined_score(0.0, few, CURVES)
+    half: list[tuple[ReadingKind, float]] = [("part", 0.5)]
+    assert combined_score(0.0, half * 80, CURVES) < combined_score(0.0, half * 8, CURVES)
 
 
 def test_curves_rise_whatever_the_scores():
