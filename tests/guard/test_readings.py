@@ -27,6 +27,7 @@ BENIGN = RNG.beta(1, 30, 2_000)
 CURVES = ReadingCurves(
     typed=curve_of(BENIGN), part=curve_of(1 - (1 - BENIGN) ** 3), joined=curve_of(BENIGN / 2)
 )
+PART: ReadingKind = "part"
 SCORES = st.floats(0, 1)
 KINDS = st.sampled_from(["readable", "part", "joined"])
 
@@ -87,10 +88,10 @@ def test_a_part_counts_as_a_typed_text_that_is_as_rare():
 
 
 def test_a_harmful_part_is_an_alarm_among_many():
-    others: list[tuple[ReadingKind, float]] = [("part", 0.01)] * 15 + [("part", 0.97)]
+    others = [(PART, 0.01)] * 15 + [(PART, 0.97)]
     assert combined_score(0.0, others, CURVES) > np.quantile(BENIGN, 0.99)
-    half: list[tuple[ReadingKind, float]] = [("part", 0.5)]
-    assert combined_score(0.0, half * 80, CURVES) < combined_score(0.0, half * 8, CURVES)
+    few, many = [(PART, 0.5)] * 8, [(PART, 0.5)] * 80
+    assert combined_score(0.0, many, CURVES) < combined_score(0.0, few, CURVES)
 
 
 def test_curves_rise_whatever_the_scores():
