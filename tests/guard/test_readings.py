@@ -28,6 +28,7 @@ CURVES = ReadingCurves(
     typed=curve_of(BENIGN), part=curve_of(1 - (1 - BENIGN) ** 3), joined=curve_of(BENIGN / 2)
 )
 PART: ReadingKind = "part"
+Parts = list[tuple[ReadingKind, float]]
 SCORES = st.floats(0, 1)
 KINDS = st.sampled_from(["readable", "part", "joined"])
 
@@ -88,10 +89,10 @@ def test_a_part_counts_as_a_typed_text_that_is_as_rare():
 
 
 def test_a_harmful_part_is_an_alarm_among_many():
-    others = [(PART, 0.01)] * 15 + [(PART, 0.97)]
+    others: Parts = [(PART, 0.01)] * 15 + [(PART, 0.97)]
     assert combined_score(0.0, others, CURVES) > np.quantile(BENIGN, 0.99)
-    few, many = [(PART, 0.5)] * 8, [(PART, 0.5)] * 80
-    assert combined_score(0.0, many, CURVES) < combined_score(0.0, few, CURVES)
+    few: Parts = [(PART, 0.5)] * 8
+    assert combined_score(0.0, few * 10, CURVES) < combined_score(0.0, few, CURVES)
 
 
 def test_curves_rise_whatever_the_scores():
