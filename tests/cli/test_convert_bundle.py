@@ -182,7 +182,7 @@ def test_layers_counted_from_another_base_are_named(
         convert(guarded_tiny, tmp_path / "probe.onnx", tmp_path / "out", "--layers", "2", "3") == 0
     )
     out = capsys.readouterr().out
-    assert "warning: on layers [1, 2] the same probe gives 0.99" in out
+    assert "warning: on layers [1, 2] the same probe gives 0.9" in out
 
 
 def test_the_command_that_it_recommends_works_as_printed(
