@@ -89,7 +89,7 @@ def test_a_part_counts_as_a_typed_text_that_is_as_rare():
 
 
 def test_a_harmful_part_is_an_alarm_among_many():
-    others: Parts = [(PART, 0.01)] * 15 + [(PART, 0.97)]
+    others: Parts = [(PART, 0.97), *((PART, 0.01) for _ in range(15))]
     assert combined_score(0.0, others, CURVES) > np.quantile(BENIGN, 0.99)
     few: Parts = [(PART, 0.5)] * 8
     assert combined_score(0.0, few * 10, CURVES) < combined_score(0.0, few, CURVES)
