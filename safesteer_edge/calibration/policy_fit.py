@@ -398,8 +398,7 @@ def _refused_share(table: AnswerTable, policy: GuardPolicy) -> float:
         return math.nan
     by_risk = _largest_risks(table, policy) > policy.risk_limit
     by_run: NDArray[np.bool_] = table.longest_runs(policy.hard_threshold) >= policy.hard_patience
-    is_long = ~np.isnan(table.scores[:, policy.risk_min_steps - 1 : policy.risk_min_steps])
-    by_prompt = (table.prompt_scores > policy.prompt_limit) & is_long.any(axis=1)
+    by_prompt = table.prompt_scores > policy.prompt_limit
     return float(np.mean(by_risk | by_run | by_prompt))
 
 

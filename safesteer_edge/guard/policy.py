@@ -67,8 +67,8 @@ class GuardPolicy:
         None: it is whole at any risk, as in bundles of schema 1.
     retries: how often an answer that would be refused is taken back and steered anew instead.
     opening_share: m, the share that safe openings have of the candidates where it begins anew.
-    prompt_limit: a prompt with a score above it ends the answer as a risk above risk_limit does,
-        and λ is whole from the first token on. 1: none does.
+    prompt_limit: a prompt with a score above it ends the answer as a risk above risk_limit does, at
+        its first token, and λ is whole from there on. 1: none does.
     refuses: False: after the retries it goes on, unrefused. For ablations; no bundle has it.
 
     Raises SettingsError for a value out of range.

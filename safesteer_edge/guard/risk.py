@@ -103,8 +103,11 @@ class RunningRisk:
         policy = self._policy
         if self._n_hard_in_a_row >= policy.hard_patience:
             return "no_safe_candidate"
-        is_alarm = self.value > policy.risk_limit or self._prompt_alarm > 0
-        return "risk_limit" if self._n_scores >= policy.risk_min_steps and is_alarm else None
+        if self._prompt_alarm > 0:  # at once: a short answer must not end before it
+            return "risk_limit"
+        if self._n_scores >= policy.risk_min_steps and self.value > policy.risk_limit:
+            return "risk_limit"
+        return None
 
     @property
     def is_calm(self) -> bool:

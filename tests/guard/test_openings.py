@@ -276,3 +276,11 @@ def test_what_is_taken_back_was_never_said(seed: int, greedy: bool, limit: int):
     assert sum(call.name == "rewind" for call in script.engine.calls) == sum(
         isinstance(event, Steered) for event in script.events
     )
+
+
+def test_an_answer_too_short_for_the_risk_does_not_end_before_its_prompts_alarm():
+    script = harmful_answer()
+    script.policy = replace(_STEERING, prompt_limit=0.5, risk_min_steps=99)
+    script.prompt_score = 0.9
+    answer = script.decode()
+    assert (answer.n_steered, answer.text) == (1, "No way good good good")

@@ -185,7 +185,7 @@ def test_a_prompt_above_its_limit_is_an_alarm_whatever_is_said(scores: list[floa
     for score in scores:
         assert risk.is_calm <= (asked <= limit)
         risk.add(score)
-    is_alarm = asked > limit and len(scores) >= 3
+    is_alarm = asked > limit  # from the first token on: a short answer must not end before it
     assert risk.refusal_reason() == ("risk_limit" if is_alarm else None)
     assert (risk.value >= asked) or not asked > limit
 
