@@ -21,8 +21,9 @@ from typing import IO, Any, Final, NoReturn
 from safesteer_edge.errors import EngineError
 from safesteer_edge.formats.json_values import from_json, to_json
 from safesteer_edge.guard.events import Event, Step, TextDelta, TurnEnded, event_to_json
+from safesteer_edge.session.answer_form import AnswerForm
 from safesteer_edge.session.engine_process import MAX_LINE_BYTES, decode, encode, error_to_json
-from safesteer_edge.session.protocol import AnswerForm, ChatMessage, TurnSettings
+from safesteer_edge.session.protocol import ChatMessage, TurnSettings
 from safesteer_edge.session.session import Session, open_session
 from safesteer_edge.session.settings import SessionSettings
 

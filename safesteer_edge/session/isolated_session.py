@@ -20,10 +20,9 @@ from safesteer_edge.errors import (
 )
 from safesteer_edge.formats.json_values import from_json, to_json
 from safesteer_edge.guard.events import Event, Refused, TextDelta, TurnEnded, event_from_json
+from safesteer_edge.session.answer_form import ANY_FORM, AnswerForm
 from safesteer_edge.session.engine_process import EngineProcess, error_from_json
 from safesteer_edge.session.protocol import (
-    ANY_FORM,
-    AnswerForm,
     ChatMessage,
     OpenedSession,
     SessionInfo,

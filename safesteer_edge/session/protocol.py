@@ -7,7 +7,6 @@ process. Both raise the same errors with the same text.
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import signal
 import tempfile
@@ -15,10 +14,9 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypedDict, cast, get_args
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, cast, get_args
 
 from safesteer_edge.errors import InputError, MediaError, SettingsError
-from safesteer_edge.formats.json_values import from_json
 from safesteer_edge.guard.events import Event, MediaPrepared, PrefillDone, TurnEnded
 from safesteer_edge.guard.policy import (
     GuardMode,
@@ -27,10 +25,11 @@ from safesteer_edge.guard.policy import (
 )
 from safesteer_edge.guard.risk import is_score
 from safesteer_edge.media.media_file import data_uri_bytes, local_path
+from safesteer_edge.session.answer_form import ANY_FORM, AnswerForm, answer_form
 from safesteer_edge.session.settings import SessionSettings, TurnSettings
 from safesteer_edge.session.settings_file import user_settings
 from safesteer_edge.session.tool_calls import ToolFormat
-from safesteer_edge.templates.conversation import Role, Tool
+from safesteer_edge.templates.conversation import Role
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -151,37 +150,6 @@ class ChatMessage:
                 f"the risk of the {self.role} message is {self.risk!r}; expected 0 to 1, or none "
                 "where it is unknown"
             )
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerForm:
-    """What an answer must look like, and what it may call.
-
-    json_schema: of an answer that is JSON, as JSON text; '': any text. tools: that the prompt
-    offers. tool_choice: `auto` leaves it to the model, `required` makes it call one of them, and a
-    name that one. Raises InputError for a choice that there is not.
-    """
-
-    json_schema: str = ""
-    tools: tuple[Tool, ...] = ()
-    tool_choice: str = "auto"
-
-    def __post_init__(self) -> None:
-        names = [tool.name for tool in self.tools]
-        if self.tool_choice not in ("auto", *(["required", *names] if names else [])):
-            raise InputError(f"there is no tool {self.tool_choice!r} to call; there are {names}")
-        if len(set(names)) < len(names):
-            raise InputError(f"two tools have one name: {names}")
-
-    @property
-    def calls(self) -> tuple[Tool, ...]:
-        """The tools of which an answer must call one; none: it need not."""
-        if self.tool_choice == "auto":
-            return ()
-        return tuple(tool for tool in self.tools if self.tool_choice in ("required", tool.name))
-
-
-ANY_FORM: Final = AnswerForm()
 
 
 class ChatSession(Protocol):
@@ -348,7 +316,7 @@ class OpenedSession(ChatSession):
         begins with, judged as its own. json_schema: what the answer must be, by llama.cpp's
         grammars; `{"type": "object"}` is any object. tools: that the answer may call, each
         `{"name": …, "description": …, "parameters": …}`; calls stand in the answer's text as the
-        model writes them. tool_choice: see AnswerForm.
+        model writes them. tool_choice: see `answer_form.AnswerForm`.
         The turn joins `messages` when it has ended; closing the generator early drops it.
         Raises InputError at once for URLs, and messages or pictures of no known kind. Raises, at
         the first event, InputError for what cannot be asked, MediaError, PromptTooLongError,
@@ -369,8 +337,7 @@ class OpenedSession(ChatSession):
             ),
             tool_results=question.tool_results,
         )
-        schema = "" if json_schema is None else _json_text(json_schema)
-        form = AnswerForm(schema, tuple(map(_as_tool, tools)), tool_choice)
+        form = answer_form(json_schema, tools, tool_choice)
         return self.ask_message(added, system=system, answer_prefix=answer_prefix, form=form)
 
     def answer(self, text: Question, **options: Unpack[AskOptions]) -> Answer:
@@ -432,20 +399,6 @@ class OpenedSession(ChatSession):
             if path.stat().st_size > MAX_IMAGE_BYTES:
                 image.convert("RGB").save(path, format="JPEG", quality=95)
         return path
-
-
-def _json_text(value: Mapping[str, Any]) -> str:
-    try:
-        return json.dumps(value, allow_nan=False, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"a JSON schema is no JSON value: {error}") from error
-
-
-def _as_tool(tool: Mapping[str, Any]) -> Tool:
-    told = dict(tool)
-    if "parameters" in tool:
-        told["parameters"] = _json_text(tool["parameters"])
-    return from_json(Tool, told, "tools")
 
 
 def _as_message(message: ChatMessage | Mapping[str, str]) -> ChatMessage:

@@ -22,11 +22,10 @@ from safesteer_edge.guard.events import Event, MediaPrepared, TurnEnded, TurnsLe
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.transcript import AnswerSoFar
 from safesteer_edge.media.images import DecodedImage
+from safesteer_edge.session.answer_form import ANY_FORM, AnswerForm
 from safesteer_edge.session.choice import ModelFiles
 from safesteer_edge.session.prompt import Media, n_old_turns, prompt_items, without_oldest_turns
 from safesteer_edge.session.protocol import (
-    ANY_FORM,
-    AnswerForm,
     ChatMessage,
     OpenedSession,
     SessionInfo,
