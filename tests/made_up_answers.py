@@ -56,6 +56,7 @@ def made_up_answer(
         text="made up",
         token_ids=tuple(range(len(states) - 1)),
         states=states.astype(np.float16),
+        message=states[0].astype(np.float16),
     )
 
 

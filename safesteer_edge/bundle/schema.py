@@ -123,8 +123,9 @@ class GuardConfig:
     figures: the measured figures of the calibration, free JSON.
     openings: safe beginnings of an answer, the preferred one first, that join the candidates where
     an answer is steered anew. opening_tokens: behind one, the answer ends with the first sentence
-    that has so many; 0: it goes on as the model likes. prompt_probe: judges the prompt's last
-    state, of the same layers as the probe; None: the probe judges that too. readings: how rare its
+    that has so many; 0: it goes on as the model likes. prompt_probe: judges prompts by the same
+    layers as the probe, the last state's or, of twice as many features, those of the mean state of
+    the message's words behind them; None: the probe judges the last state. readings: how rare its
     scores are among benign texts that are read in other ways; None: as they were typed alone.
     """
 
@@ -185,6 +186,12 @@ class GuardConfig:
         return (self.probe,) if self.prompt_probe is None else (self.probe, self.prompt_probe)
 
     @property
+    def prompt_reads_message(self) -> bool:
+        """Whether prompts are judged by the mean state of the message's words, too."""
+        entry = self.prompt_probe
+        return entry is not None and entry.n_features > self.probe.n_features
+
+    @property
     def file_names(self) -> frozenset[str]:
         """The files that it names, each with its hash."""
         vector = () if self.vector is None else (self.vector.file,)
@@ -202,9 +209,10 @@ class GuardConfig:
             f"probe.n_features is {self.probe.n_features}; expected {n_embd} × {len(layers)}",
         )
         if self.prompt_probe is not None:
+            width = self.probe.n_features
             require(
                 self.prompt_probe.layers == layers
-                and self.prompt_probe.n_features == self.probe.n_features,
+                and self.prompt_probe.n_features in (width, 2 * width),
                 "prompt_probe reads other layers than probe; expected the same",
             )
             require(

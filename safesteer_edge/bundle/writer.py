@@ -70,6 +70,7 @@ class BundleParts:
     openings: tuple[str, ...] = ()
     opening_tokens: int = 0
     prompt_probe_onnx: bytes | None = None
+    prompt_reads_message: bool = False
     readings: ReadingCurves | None = None
 
 
@@ -128,12 +129,12 @@ def _write_files(folder: Path, parts: BundleParts) -> None:
 
 
 def _config(folder: Path, parts: BundleParts) -> GuardConfig:
-    def entry(name: str, onnx: bytes) -> ProbeEntry:
+    def entry(name: str, onnx: bytes, n_states: int = 1) -> ProbeEntry:
         return ProbeEntry(
             file=name,
             sha256=hashlib.sha256(onnx).hexdigest(),
             layers=parts.probe_layers,
-            n_features=parts.model.n_embd * len(parts.probe_layers),
+            n_features=parts.model.n_embd * len(parts.probe_layers) * n_states,
             route_hint=parts.route_hint,
         )
 
@@ -153,7 +154,9 @@ def _config(folder: Path, parts: BundleParts) -> GuardConfig:
         openings=parts.openings,
         opening_tokens=parts.opening_tokens,
         readings=parts.readings,
-        prompt_probe=None if prompt_onnx is None else entry(PROMPT_PROBE_NAME, prompt_onnx),
+        prompt_probe=None
+        if prompt_onnx is None
+        else entry(PROMPT_PROBE_NAME, prompt_onnx, 1 + parts.prompt_reads_message),
     )
 
 

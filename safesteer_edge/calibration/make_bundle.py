@@ -198,6 +198,7 @@ def bundle_from_harvest(
         openings=opened.openings,
         opening_tokens=opened.opening_tokens,
         prompt_probe_onnx=best.prompt_probe.to_onnx(),
+        prompt_reads_message=True,
         readings=best.readings,
         figures=without_nan({**best.record, "calibration": calibration, **replay}),
     )

@@ -1,4 +1,8 @@
-"""A probe of prompts alone: does a request ask for harm, by the state at its last position?
+"""A probe of prompts alone: does a request ask for harm?
+
+It reads the state at the prompt's last position, and the mean one over the message's words: of what
+is asked a small model keeps little to the end. On SmolLM2-135M both tell harmless twins apart with
+an AUROC of 0.91, the last state alone with 0.88 (out of fold).
 
 Harmful requests against all others; harmless twins, borderline and ordinary ones each have a third
 of the others' say, however many of them there are. Scores come from a fit without the request.
@@ -37,7 +41,7 @@ _LEAST_IN_A_LANGUAGE: Final = {"ordinary": 0.9, "borderline": 0.8}  # AUROC
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptProbe:
-    """probe: reads what the answers' probe reads. scores: of each answer's prompt, out of fold.
+    """probe: reads `HarvestedAnswer.prompt`. scores: of each answer's prompt, out of fold.
 
     record: JSON, how well they separate. fold_graphs: a fit without each fold's requests.
     """
@@ -66,7 +70,7 @@ def fit_prompt_probe(answers: Sequence[HarvestedAnswer], seed: int = 0) -> Promp
 
     Cost: N_FOLDS fits for each form, and one more: some 10 s for 3,700 prompts of 5,000 features.
     """
-    states = np.array([answer.states[0] for answer in answers])
+    states = np.array([answer.prompt for answer in answers])
     labels = np.array([answer.request.label for answer in answers])
     is_harmful = (labels == "harmful").astype(np.int64)
     is_fitted = np.array([answer.kind in ("own", "prompt") for answer in answers])

@@ -138,7 +138,7 @@ def fit_readings(
     prompt.scores: of these answers. read: of `reading_requests`. Without enough readings: no
     curves, and the scores as they were.
     """
-    states = {answer.request.id: answer.states[0] for answer in read}
+    states = {answer.request.id: answer.prompt for answer in read}
     prompts = {(answer.request.id, answer.carrier) for answer in answers}
     known = [r for r in readings if r.id in states and (r.request.id, r.carrier) in prompts]
     rates = {

@@ -241,6 +241,7 @@ def _parts(
         openings=config.openings,
         opening_tokens=config.opening_tokens,
         prompt_probe_onnx=_prompt_probe(bundle),
+        prompt_reads_message=config.prompt_reads_message,
         readings=config.readings,
         route_hint=runtime.route.name if runtime.route else None,
         figures=_figures(bundle, found, answers, after),

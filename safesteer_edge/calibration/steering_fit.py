@@ -22,7 +22,7 @@ from safesteer_edge.calibration.policy_fit import (
     strength_curve,
 )
 from safesteer_edge.engine.many_sequences import ManySequences, OpenAnswer
-from safesteer_edge.engine.prompt_items import text_token_ids
+from safesteer_edge.engine.prompt_items import text_prompt
 from safesteer_edge.guard.policy import MAX_OPENINGS
 from safesteer_edge.guard.transcript import ends_sentence
 from safesteer_edge.harvest.answers import decode_answer
@@ -185,8 +185,8 @@ def _continuations(
             for items in prompts
         )
     else:
-        questions = (OpenAnswer(text_token_ids(items), n_tokens, given) for items in prompts)
-        answers = (token_ids for token_ids, _ in many.answer(questions))
+        questions = (OpenAnswer(text_prompt(items), n_tokens, given) for items in prompts)
+        answers = (token_ids for token_ids, *_ in many.answer(questions))
     for answer in answers:
         own = answer[len(given) :]
         yield own[:-1] if own and runtime.engine.is_end(own[-1]) else own

@@ -7,8 +7,8 @@ on side sequences that share its cells. Not thread-safe: one thread decodes, any
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,9 @@ from safesteer_edge.engine.main_sequence import (
 )
 from safesteer_edge.engine.model import NativeModel
 from safesteer_edge.engine.projector import Projector
-from safesteer_edge.engine.prompt_items import PromptItem
+from safesteer_edge.engine.prompt_items import PromptItem, TextPrompt
 from safesteer_edge.engine.sampler import SamplerChain
+from safesteer_edge.engine.span_means import SpanMeans
 from safesteer_edge.errors import EngineError, SafeSteerError
 from safesteer_edge.guard.protocols import Block, Proposal
 
@@ -34,7 +35,7 @@ _SIDE_SEQUENCE = MAIN_SEQUENCE + 1  # the first candidate's, between two steps
 class PrefillStats:
     """What a prefill did. last_state: float32 (n_features,), at the last prompt token.
 
-    mark_states: at the marks, by their places among the prompt's tokens and media.
+    span_means: float32 (n_spans, n_features), the mean states of the spans that were asked for.
     """
 
     n_prompt_tokens: int
@@ -42,9 +43,7 @@ class PrefillStats:
     n_reused_tokens: int
     elapsed_s: float
     last_state: NDArray[np.float32]
-    mark_states: Mapping[int, NDArray[np.float32]] = field(
-        default_factory=dict[int, NDArray[np.float32]]
-    )
+    span_means: NDArray[np.float32]
 
 
 @dataclass(slots=True)
@@ -95,7 +94,7 @@ class LlamaEngine:
         *,
         control_vector: NDArray[np.float32] | None = None,
         steers_prompt: bool = False,
-        marks: Collection[int] = (),
+        spans: Sequence[range] = (),
         cancelled: Callable[[], bool] = lambda: False,
     ) -> PrefillStats:
         """Bring the main sequence to `items`, keeping what it shares with them, ready to propose.
@@ -106,8 +105,8 @@ class LlamaEngine:
 
         control_vector: float32 (n_layer, n_embd), or None for off. steers_prompt: it is on for the
         whole prompt instead, and the cache of a prompt that was evaluated otherwise is not reused.
-        marks: places among the prompt's tokens and media whose states are wanted as well; of what
-        is in the cache already there are none.
+        spans: runs of tokens, by their places among the prompt's tokens and media, whose mean
+        states are wanted; from where one begins nothing is reused.
         Raises PromptTooLongError, MediaError, EngineError, PrefillCancelledError.
         """
         started_s = time.perf_counter()
@@ -118,13 +117,13 @@ class LlamaEngine:
         # The last run is the template's, and opens the answer: some templates write it otherwise
         # in the history (`<think>`), so that the next prompt has in common what is before it.
         n_lasting = len(entries) - (len(to_entries(items[-1:])) if items else 0)
-        n_reused_tokens, last_state = self._sequence.bring_to(
+        n_reused_tokens, last_state, span_means = self._sequence.bring_to(
             entries,
             n_lasting=n_lasting,
             control_vector=control_vector,
             steers_prompt=steers_prompt,
             cancelled=cancelled,
-            marks=marks,
+            spans=spans,
         )
         return PrefillStats(
             n_prompt_tokens=sum(entry.n_tokens for entry in entries),
@@ -132,7 +131,7 @@ class LlamaEngine:
             n_reused_tokens=n_reused_tokens,
             elapsed_s=time.perf_counter() - started_s,
             last_state=last_state,
-            mark_states=self._sequence.mark_states,
+            span_means=span_means,
         )
 
     @property
@@ -145,9 +144,11 @@ class LlamaEngine:
         self._sequence.check_fits(to_entries(items))
 
     def side_prompt_states(
-        self, prompts: Sequence[Sequence[int]], *, cancelled: Callable[[], bool] = lambda: False
+        self, prompts: Sequence[TextPrompt], *, cancelled: Callable[[], bool] = lambda: False
     ) -> NDArray[np.float32]:
-        """The states at the ends of prompts of their own: float32 (n_prompts, n_features).
+        """States of prompts of their own: float32 (n_prompts, 2, n_features).
+
+        Of each the one at its last token, and the mean one of its message.
 
         They are evaluated on side sequences, many at once, without a control vector, and leave
         nothing behind: the main sequence goes on where it was. What a prompt begins with as the
@@ -176,58 +177,62 @@ class LlamaEngine:
         """Whether the main sequence holds anything."""
         return self._sequence.n_tokens > 0
 
-    def _side_groups(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+    def _side_groups(self, prompts: Sequence[TextPrompt]) -> Iterator[list[TextPrompt]]:
         """As many at once as there are sequences and cells for."""
         n_most = 1 if self._model.has_recurrent_state else self._context.n_candidates
-        group: list[Sequence[int]] = []
+        group: list[TextPrompt] = []
         n_cells = 0
         for prompt in prompts:
-            n_own = len(prompt) - self._n_shared_aside(prompt)
+            n_own = len(prompt.token_ids) - self._n_shared_aside(prompt)
             if group and (len(group) == n_most or n_cells + n_own > self.n_free):
                 yield group
                 group, n_cells = [], 0
             if n_own > self.n_free:
                 self._sequence.forget()
-                n_own = len(prompt)
+                n_own = len(prompt.token_ids)
             group.append(prompt)
             n_cells += n_own
         if group:
             yield group
 
-    def _n_shared_aside(self, prompt: Sequence[int]) -> int:
-        """Tokens at its beginning whose cells are the main sequence's too; never its last."""
+    def _n_shared_aside(self, prompt: TextPrompt) -> int:
+        """Tokens at its beginning whose cells are the main sequence's too; none of its message."""
         if self._model.has_recurrent_state:
             return 0
-        return min(self._sequence.n_shared_with(prompt), len(prompt) - 1)
+        return min(self._sequence.n_shared_with(prompt.token_ids), prompt.n_sharable)
 
     def _read_aside(
-        self, prompts: Sequence[Sequence[int]], cancelled: Callable[[], bool]
+        self, prompts: Sequence[TextPrompt], cancelled: Callable[[], bool]
     ) -> NDArray[np.float32]:
         context = self._context
         sequences = range(_SIDE_SEQUENCE, _SIDE_SEQUENCE + len(prompts))
         rows: list[tuple[int, int, int]] = []
-        self._route.before_prefill()
+        means = SpanMeans(list(zip(sequences, (p.message for p in prompts), strict=True)))
         try:
             for sequence, prompt in zip(sequences, prompts, strict=True):
                 n_shared = self._n_shared_aside(prompt)
                 if n_shared:
                     context.copy_sequence(MAIN_SEQUENCE, sequence, 0, n_shared)
-                rows += [(prompt[at], at, sequence) for at in range(n_shared, len(prompt) - 1)]
+                places = range(n_shared, len(prompt.token_ids) - 1)
+                rows += [(prompt.token_ids[at], at, sequence) for at in places]
+            self._route.before_reading(min(len(rows), context.n_batch))
             for start in range(0, len(rows), context.n_batch):
                 if cancelled():
                     raise PrefillCancelledError("stopped while the prompt was being read")
                 part = rows[start : start + context.n_batch]
-                context.decode(*zip(*part, strict=True), all_outputs=False)
+                token_ids, places, of = zip(*part, strict=True)
+                context.decode(token_ids, places, of, all_outputs=False)
+                means.add(of, places, self._route.read(len(part)))
             # A prompt's last token does not go with the others: as in the main sequence.
             ends = [
-                (prompt[-1], len(prompt) - 1, sequence)
+                (prompt.token_ids[-1], len(prompt.token_ids) - 1, sequence)
                 for sequence, prompt in zip(sequences, prompts, strict=True)
             ]
             self._route.before_answer()
             if cancelled():
                 raise PrefillCancelledError("stopped while the prompt was being read")
             context.decode(*zip(*ends, strict=True), all_outputs=True)
-            return self._route.read(len(ends))
+            return means.beside(self._route.read(len(ends)))
         finally:
             for sequence in sequences:
                 context.remove_from_sequence(sequence)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from safesteer_edge.engine.context import MAIN_SEQUENCE, NativeContext
 from safesteer_edge.engine.hidden_states import HiddenStateRoute
 from safesteer_edge.engine.projector import Projector
 from safesteer_edge.engine.prompt_items import MediaRun, PromptItem, TokenRun
+from safesteer_edge.engine.span_means import SpanMeans
 from safesteer_edge.errors import EngineError, PromptTooLongError
 
 
@@ -51,8 +52,7 @@ class MainSequence:
         self._n_checkpoint_entries = 0  # 0: there is no checkpoint
         self._control_vector: NDArray[np.float32] | None = None
         self._prompt_vector: NDArray[np.float32] | None = None  # on while prompts are evaluated
-        self._marks: frozenset[int] = frozenset()
-        self.mark_states: dict[int, NDArray[np.float32]] = {}
+        self._means = SpanMeans(())
         self.n_tokens = 0
         self.position = 0
         self.logits_row: int | None = None
@@ -65,25 +65,28 @@ class MainSequence:
         control_vector: NDArray[np.float32] | None,
         cancelled: Callable[[], bool],
         steers_prompt: bool = False,
-        marks: Collection[int] = (),
-    ) -> tuple[int, NDArray[np.float32]]:
+        spans: Sequence[range] = (),
+    ) -> tuple[int, NDArray[np.float32], NDArray[np.float32]]:
         """Keep what the cache shares with a prompt and evaluate the rest; see LlamaEngine.prefill.
 
         n_lasting: entries at its beginning that the next prompt is likely to begin with as well.
-        marks: entries whose states are kept in `mark_states`, as far as they are evaluated.
-        Returns the number of tokens that were kept, and the state at the last one.
+        spans: runs of entries whose mean states are wanted; what lies behind the beginning of one
+        is evaluated again. Of an empty one it is the state at the last entry.
+        Returns the number of tokens that were kept, the state at the last one, (n_features,), and
+        the spans' means, (n_spans, n_features).
         """
         self.check_fits(entries)
         self._set_prompt_vector(control_vector if steers_prompt else None)
-        self._cut_to(self._n_shared(entries))
+        self._cut_to(min([self._n_shared(entries), *(span.start for span in spans if span)]))
         n_kept_tokens = self.n_tokens
         self._n_prompt_entries, self._control_vector = len(entries), control_vector
-        self._marks, self.mark_states = frozenset(marks), {}
+        self._means = SpanMeans([(MAIN_SEQUENCE, span) for span in spans])
         try:
             state = self._evaluate_prompt(entries, cancelled, n_lasting=n_lasting)
+            means = self._means.means(np.tile(state, (len(spans), 1)))
         finally:
-            self._marks = frozenset()
-        return n_kept_tokens, state
+            self._means = SpanMeans(())
+        return n_kept_tokens, state, means
 
     def n_shared_with(self, token_ids: Sequence[int]) -> int:
         """How many tokens both begin with: their cells can be copied."""
@@ -258,14 +261,13 @@ class MainSequence:
             return
         token_ids = [int(entry.key) for entry in run]
         positions = range(self.position, self.position + len(run))
-        first = len(self._entries)
-        marked = [at for at in range(len(run)) if first + at in self._marks]
-        if marked:
+        places = range(len(self._entries), len(self._entries) + len(run))
+        sequences, is_read = [MAIN_SEQUENCE] * len(run), self._means.wants(places)
+        if is_read:
             self._route.before_reading(len(run))
-        self._context.decode(token_ids, positions, [MAIN_SEQUENCE] * len(run), all_outputs=False)
-        if marked:
-            states = self._route.read(len(run))
-            self.mark_states |= {first + at: states[at].copy() for at in marked}
+        self._context.decode(token_ids, positions, sequences, all_outputs=False)
+        if is_read:
+            self._means.add(sequences, places, self._route.read(len(run)))
             self._route.before_prefill()
         self._entries.extend(run)
         self.n_tokens += len(run)

@@ -6,6 +6,7 @@ answers are decoded a row for each sequence; the template's beginning is evaluat
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from safesteer_edge.engine.context import ContextSettings, NativeContext
 from safesteer_edge.engine.hidden_states import EvalCallbackRoute, HiddenStateRoute, choose_route
 from safesteer_edge.engine.model import NativeModel
+from safesteer_edge.engine.prompt_items import TextPrompt
+from safesteer_edge.engine.span_means import SpanMeans
 from safesteer_edge.errors import EngineError, PromptTooLongError
 
 _SHARED: Final = 0  # the sequence that holds what all prompts begin with
@@ -26,7 +29,7 @@ _Job = TypeVar("_Job", bound="KnownText | OpenAnswer")
 class KnownText:
     """A prompt, and what may follow it: at least one continuation, which may be empty."""
 
-    prompt: Sequence[int]
+    prompt: TextPrompt
     continuations: Sequence[Sequence[int]] = ((),)
 
     @property
@@ -36,14 +39,14 @@ class KnownText:
     @property
     def n_tokens(self) -> int:
         """Cells that it may take."""
-        return len(self.prompt) + sum(1 + len(each) for each in self.continuations)
+        return len(self.prompt.token_ids) + sum(1 + len(each) for each in self.continuations)
 
 
 @dataclass(frozen=True, slots=True)
 class OpenAnswer:
     """A prompt to be answered in at most `n_answer_tokens`, the first of them given."""
 
-    prompt: Sequence[int]
+    prompt: TextPrompt
     n_answer_tokens: int
     given: Sequence[int] = ()
     n_sequences = 1
@@ -51,7 +54,7 @@ class OpenAnswer:
     @property
     def n_tokens(self) -> int:
         """Cells that it may take."""
-        return len(self.prompt) + self.n_answer_tokens
+        return len(self.prompt.token_ids) + self.n_answer_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,54 +89,56 @@ class ManySequences:
         callback = self._route.callback if isinstance(self._route, EvalCallbackRoute) else None
         self._context = NativeContext(model, settings, eval_callback=callback)
         self._route.attach(self._context)
-        if callback is not None:
-            callback.make_room(self._context.n_batch, self._context.n_embd)
         self._shared: tuple[int, ...] = ()
 
     def close(self) -> None:
         """Free the context. Idempotent."""
         self._context.close()
 
-    def read(self, texts: Iterable[KnownText]) -> Iterator[list[NDArray[np.float32]]]:
-        """Of each text the states at its prompt's last token and at each continuation's tokens.
+    def read(
+        self, texts: Iterable[KnownText]
+    ) -> Iterator[tuple[NDArray[np.float32], list[NDArray[np.float32]]]]:
+        """Of each text the mean state of its message, and its continuations' states.
 
-        For each continuation: float32 (1 + n_tokens, n_features). Texts are taken as they are
-        needed, and come back in order, a batch at a time. Raises PromptTooLongError, EngineError.
+        For each continuation: float32 (1 + n_tokens, n_features), the prompt's last token first.
+        Texts are taken as they are needed, and come back in order, a batch at a time.
+        Raises PromptTooLongError, EngineError.
         """
         for group in self._grouped(texts):
-            starts = self._begin([text.prompt for text in group], [t.n_sequences for t in group])
+            n_each = [text.n_sequences for text in group]
+            starts, means = self._begin([text.prompt for text in group], n_each)
             rows: list[_Row] = []
             for text, first in zip(group, starts, strict=True):
                 for sequence, after in enumerate(text.continuations, start=first):
                     # The last token once for each: as in a chat it does not go with the prompt's.
-                    tokens = (text.prompt[-1], *after)
-                    position = len(text.prompt) - 1
+                    tokens = (text.prompt.token_ids[-1], *after)
+                    position = len(text.prompt.token_ids) - 1
                     rows += [_Row(t, position + at, sequence) for at, t in enumerate(tokens)]
-            states = iter(self._states(rows))
-            for text in group:
-                yield [
-                    np.array([next(states) for _ in range(1 + len(after))], dtype=np.float32)
-                    for after in text.continuations
-                ]
+            lengths = [1 + len(after) for text in group for after in text.continuations]
+            states = iter(np.split(self._states(rows), np.cumsum(lengths)[:-1]))
+            found = [list(itertools.islice(states, n)) for n in n_each]
+            ends = np.array([each[0][0] for each in found])
+            yield from zip(means.means(ends), found, strict=True)
 
     def answer(
         self, questions: Iterable[OpenAnswer]
-    ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-        """Of each its greedy answer's tokens, and float32 (1 + n_tokens, n_features).
+    ) -> Iterator[tuple[list[int], NDArray[np.float32], NDArray[np.float32]]]:
+        """Of each its greedy answer's tokens, their states, and the mean state of its message.
 
-        Row 0 is the prompt's last position. An answer that ends holds its end token. Questions are
-        taken as they are needed, and come back in order, a batch at a time.
+        States: float32 (1 + n_tokens, n_features); row 0 is the prompt's last position. An answer
+        that ends holds its end token. Questions are taken as they are needed, and come back in
+        order, a batch at a time.
         """
         for group in self._grouped(questions):
-            self._begin([question.prompt for question in group], [1] * len(group))
+            _, means = self._begin([question.prompt for question in group], [1] * len(group))
             answers: list[list[int]] = [[] for _ in group]
             states: list[list[NDArray[np.float32]]] = [[] for _ in group]
             live = list(range(len(group)))
             while live:
                 rows = [
                     _Row(
-                        (answers[at] or group[at].prompt)[-1],
-                        len(group[at].prompt) - 1 + len(answers[at]),
+                        (answers[at] or group[at].prompt.token_ids)[-1],
+                        len(group[at].prompt.token_ids) - 1 + len(answers[at]),
                         1 + at,
                     )
                     for at in live
@@ -151,7 +156,9 @@ class ManySequences:
                     answer.append(given[0] if given else int(self._context.logits(row).argmax()))
                     going_on.append(at)
                 live = going_on
-            yield from ((a, np.array(s)) for a, s in zip(answers, states, strict=True))
+            found = [np.array(each) for each in states]
+            ends = np.array([each[0] for each in found])
+            yield from zip(answers, found, means.means(ends), strict=True)
 
     # -- batches --------------------------------------------------------------------------------
 
@@ -173,17 +180,22 @@ class ManySequences:
         if group:
             yield group
 
-    def _begin(self, prompts: Sequence[Sequence[int]], n_each: Sequence[int]) -> list[int]:
+    def _begin(
+        self, prompts: Sequence[TextPrompt], n_each: Sequence[int]
+    ) -> tuple[list[int], SpanMeans]:
         """Evaluate prompts but for their last tokens, each on so many sequences: the first of each.
 
-        What other prompts left on the sequences is removed.
+        Also their messages' mean states. What other prompts left on the sequences is removed.
         """
         context = self._context
         self._route.before_prefill()
         for sequence in range(1, context.n_candidates + 1):
             context.remove_from_sequence(sequence)
-        n_shared = min(_n_common(prompts[0], prompt) for prompt in prompts)
-        shared = tuple(prompts[0][: min(n_shared, *(len(prompt) - 1 for prompt in prompts))])
+        first_ids = prompts[0].token_ids
+        n_shared = min(
+            min(_n_common(first_ids, prompt.token_ids), prompt.n_sharable) for prompt in prompts
+        )
+        shared = first_ids[:n_shared]
         n_kept = _n_common(self._shared, shared)
         context.remove_from_sequence(_SHARED, n_kept, -1)
         self._shared = shared[:n_kept]
@@ -195,17 +207,24 @@ class ManySequences:
         for prompt, first in zip(prompts, firsts, strict=True):
             context.copy_sequence(_SHARED, first)
             n_before = len(self._shared)
-            rows += [_Row(t, n_before + at, first) for at, t in enumerate(prompt[n_before:-1])]
-        self._evaluate(rows)
+            after = prompt.token_ids[n_before:-1]
+            rows += [_Row(token_id, n_before + at, first) for at, token_id in enumerate(after)]
+        means = SpanMeans(list(zip(firsts, (prompt.message for prompt in prompts), strict=True)))
+        self._route.before_reading(self._context.n_batch)
+        self._evaluate(rows, means)
         for first, n in zip(firsts, n_each, strict=True):
             for sequence in range(first + 1, first + n):
                 context.copy_sequence(first, sequence)
         self._route.before_answer()
-        return firsts
+        return firsts, means
 
-    def _evaluate(self, rows: Sequence[_Row], *, all_outputs: bool = False) -> None:
+    def _evaluate(self, rows: Sequence[_Row], means: SpanMeans | None = None) -> None:
         for start in range(0, len(rows), self._context.n_batch):
-            self._decode(rows[start : start + self._context.n_batch], all_outputs=all_outputs)
+            part = rows[start : start + self._context.n_batch]
+            self._decode(part, all_outputs=False)
+            if means is not None:
+                sequences, places = [r.sequence for r in part], [r.position for r in part]
+                means.add(sequences, places, self._route.read(len(part)))
 
     def _states(self, rows: Sequence[_Row], *, with_logits: bool = False) -> NDArray[np.float32]:
         """States of all rows: (n_rows, n_features). with_logits: one batch, whose logits stay."""

@@ -27,9 +27,10 @@ class NativeChunk(NativeObject):
 
 @dataclass(frozen=True, slots=True)
 class TokenRun:
-    """Text tokens, each at one position."""
+    """Text tokens, each at one position. is_content: a person wrote any of it."""
 
     token_ids: tuple[int, ...]
+    is_content: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,6 +57,39 @@ def n_tokens_of(items: Iterable[PromptItem]) -> int:
     return sum(
         len(item.token_ids) if isinstance(item, TokenRun) else item.n_tokens for item in items
     )
+
+
+def message_span(items: Iterable[PromptItem]) -> range:
+    """Where the words of the last message lie among a prompt's tokens and media.
+
+    The last run of content, but for the prompt's own last token; empty where nobody wrote any.
+    """
+    start, at, n_run = 0, 0, 0
+    for item in items:
+        length = len(item.token_ids) if isinstance(item, TokenRun) else 1
+        if isinstance(item, TokenRun) and item.is_content:
+            start, n_run = at, length
+        at += length
+    return range(start, min(start + n_run, at - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """A prompt without media. message: where the words of its last message lie; may be empty."""
+
+    token_ids: tuple[int, ...]
+    message: range = range(0)
+
+    @property
+    def n_sharable(self) -> int:
+        """Tokens that need not be evaluated for it alone: none of its message, and not its last."""
+        return self.message.start if self.message else len(self.token_ids) - 1
+
+
+def text_prompt(items: Iterable[PromptItem]) -> TextPrompt:
+    """A prompt's text, media left out."""
+    runs = [item for item in items if isinstance(item, TokenRun)]
+    return TextPrompt(text_token_ids(runs), message_span(runs))
 
 
 def text_token_ids(items: Iterable[PromptItem]) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from safesteer_edge.engine.native import (
     start_backend,
 )
 from safesteer_edge.engine.sampler import SamplerChain
+from safesteer_edge.engine.span_means import SpanMeans
 from safesteer_edge.errors import EngineError
 from safesteer_edge.guard.policy import SamplingSettings
 from safesteer_edge.guard.protocols import Proposal
@@ -223,15 +224,23 @@ class GuestLlama:
         self._sampler = SamplerChain(sampling, n_vocab=llama.n_vocab())
         self._tried: int | None = None  # the candidate at the sequence's end
 
-    def read(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """Evaluate a prompt from its beginning: the state at its last token, (n_features,)."""
+    def read(self, token_ids: Sequence[int], message: range) -> NDArray[np.float32]:
+        """Evaluate a prompt from its beginning: float32 (1, 2, n_features).
+
+        The state at its last token, and the mean one over the message's words.
+        """
         self._tried = None
         self._llama.reset()
-        self._route.before_prefill()
-        self._llama.eval(token_ids[:-1])
+        last = len(token_ids) - 1
+        means = SpanMeans([(0, range(message.start, min(message.stop, last)))])
+        for start in range(0, last, self._llama.n_batch):
+            places = range(start, min(start + self._llama.n_batch, last))
+            self._route.before_reading(len(places))
+            self._llama.eval(token_ids[places.start : places.stop])
+            means.add([0] * len(places), places, self._route.read(len(places)))
         self._route.before_answer()
         self._llama.eval(token_ids[-1:])  # alone, as a decoding step, as the probe learned it
-        return self._route.read(1)[0]
+        return means.beside(self._route.read(1))
 
     def propose(self) -> Proposal:
         """Run the sampler chain on the logits after the last accepted token."""

@@ -16,11 +16,13 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from safesteer_edge.engine.prompt_items import message_span
 from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.evaluation.baselines import NO_BASELINES, FittedBaselines
 from safesteer_edge.evaluation.case import Case
 from safesteer_edge.evaluation.defences import OFF, Defence
 from safesteer_edge.guard.policy import SamplingSettings
+from safesteer_edge.guard.protocols import score_prompts
 from safesteer_edge.guard.reranking import Tilt
 from safesteer_edge.guard.risk import RunningRisk
 from safesteer_edge.metrics.statistics import LogProbs, divergence, log_softmax
@@ -174,11 +176,16 @@ class _Reader:
         risk: RunningRisk | None = None
         with closing(SamplerChain(sampling, n_vocab=runtime.model.n_vocab)) as sampler:
             prefill = engine.prefill(
-                items, sampler, control_vector=self._vector, steers_prompt=True
+                items,
+                sampler,
+                control_vector=self._vector,
+                steers_prompt=True,
+                spans=[message_span(items)],
             )
             if bundle is not None:
                 judging = bundle.prompt_probe or bundle.probe
-                asked = float(judging.score(prefill.last_state[np.newaxis])[0])
+                states = np.stack([prefill.last_state, prefill.span_means[0]])[np.newaxis]
+                asked = float(score_prompts(judging, states)[0])
                 policy = self._defence.policy_from(bundle.policy)
                 risk = RunningRisk(policy, prompt_score=asked)
             for token_id in token_ids:

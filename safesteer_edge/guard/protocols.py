@@ -128,3 +128,14 @@ class Probe(Protocol):
         Raises GuardError where it cannot judge: a score is never made up.
         """
         ...
+
+
+def score_prompts(probe: Probe, states: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Score prompts by a probe that reads their last states alone, or their messages' as well.
+
+    states: float32 (n, 2, n_features): at the last token, and the mean over the message's words.
+    """
+    last, message = states[:, 0], states[:, 1]
+    if probe.n_features == 2 * last.shape[1]:
+        return probe.score(np.concatenate([last, message], axis=1))
+    return probe.score(np.ascontiguousarray(last))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.engine.prompt_items import PromptItem, text_token_ids
+from safesteer_edge.engine.prompt_items import PromptItem, message_span, text_token_ids
 from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.guard.policy import SamplingSettings
 from safesteer_edge.harvest.carriers import Carrier, carried_items
@@ -40,12 +40,14 @@ if TYPE_CHECKING:
 class DecodedAnswer:
     """states: float32 (n_tokens + 1, n_features); row 0 is the last prompt position.
 
+    message: float32 (n_features,), the mean state over the words of the prompt's last message.
     first_logits: float32 (n_vocab,), of the first answer token.
     """
 
     text: str
     token_ids: tuple[int, ...]
     states: NDArray[np.float32]
+    message: NDArray[np.float32]
     first_logits: NDArray[np.float32]
 
 
@@ -72,7 +74,8 @@ def decode_answer(
     forced = model.tokenize_plain(forced_text) if forced_text else []
     token_ids: list[int] = []
     try:
-        prefill = engine.prefill(items, sampler, control_vector=control_vector)
+        spans = (message_span(items),)
+        prefill = engine.prefill(items, sampler, control_vector=control_vector, spans=spans)
         first_logits = engine.next_logits()
         states = [prefill.last_state]
         while len(token_ids) < n_tokens:
@@ -86,7 +89,8 @@ def decode_answer(
     finally:
         sampler.close()
     text = _text_of(runtime, token_ids)
-    return DecodedAnswer(text, tuple(token_ids), np.stack(states), first_logits)
+    message = prefill.span_means[0]
+    return DecodedAnswer(text, tuple(token_ids), np.stack(states), message, first_logits)
 
 
 # -- what of an answer is kept, and which answers a request gets -----------------------------------
@@ -155,7 +159,8 @@ class HarvestedAnswer:
     """One answer and its states.
 
     states: float16 (n_tokens + 1, n_features); row 0 is the last prompt position, row t the state
-    after answer token t. label: 1 = compliant answer to a harmful request, else 0; without an
+    after answer token t. message: float16 (n_features,), the mean state over the words of the
+    request's message. label: 1 = compliant answer to a harmful request, else 0; without an
     answer, 1 = harmful request.
     carrier: how the request reached the model.
     """
@@ -166,7 +171,13 @@ class HarvestedAnswer:
     text: str
     token_ids: tuple[int, ...]
     states: NDArray[np.float16]
+    message: NDArray[np.float16]
     carrier: Carrier = "text"
+
+    @property
+    def prompt(self) -> NDArray[np.float16]:
+        """What it is judged by: its last state, and the message's mean one: (2·n_features,)."""
+        return np.concatenate([self.states[0], self.message])
 
 
 def answers_to(
@@ -190,7 +201,9 @@ def answers_to(
         n_tokens = plan.n_tokens(kind, carrier)
         decoded = decode_answer(runtime, items, n_tokens=n_tokens, forced_text=text)
         answers.append(
-            harvested(request, kind, carrier, decoded.token_ids, decoded.states, runtime)
+            harvested(
+                request, kind, carrier, decoded.token_ids, decoded.states, decoded.message, runtime
+            )
         )
     return answers
 
@@ -201,13 +214,14 @@ def harvested(
     carrier: Carrier,
     token_ids: Sequence[int],
     states: NDArray[np.float32],
+    message: NDArray[np.float32],
     runtime: Runtime,
 ) -> HarvestedAnswer:
     """An answer with its text and label."""
     text = _text_of(runtime, token_ids)
     label = label_of(request, kind, text)
-    kept = states.astype(np.float16)
-    return HarvestedAnswer(request, kind, label, text, tuple(token_ids), kept, carrier)
+    kept = states.astype(np.float16), message.astype(np.float16)
+    return HarvestedAnswer(request, kind, label, text, tuple(token_ids), *kept, carrier)
 
 
 def _text_of(runtime: Runtime, token_ids: Iterable[int]) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from safesteer_edge.engine.context import DEFAULT_N_BATCH, ContextSettings
 from safesteer_edge.engine.many_sequences import KnownText, ManySequences, OpenAnswer
-from safesteer_edge.engine.prompt_items import text_token_ids
+from safesteer_edge.engine.prompt_items import TextPrompt, text_prompt
 from safesteer_edge.formats.gguf_header import GGML_TYPE_OF_KV
 from safesteer_edge.harvest.answers import AnswerKind, HarvestedAnswer, HarvestPlan, harvested
 from safesteer_edge.harvest.carriers import Carrier, carried_items
@@ -64,12 +64,12 @@ def known_answers(
                 for kind, text in each.texts[1:]
             ]
             taken.append((each, openings))
-            yield KnownText(_prompt_ids(each, runtime), openings or ((),))
+            yield KnownText(_prompt(each, runtime), openings or ((),))
 
-    for states in many.read(texts()):
+    for message, states in many.read(texts()):
         each, openings = taken.popleft()
         found = [((), states[0][:1]), *zip(openings, states, strict=False)]
-        yield _answers(each, found, runtime)
+        yield _answers(each, [(*answer, message) for answer in found], runtime)
 
 
 def own_answers(
@@ -81,7 +81,7 @@ def own_answers(
     def questions() -> Iterator[OpenAnswer]:
         for each in asked:
             taken.append(each)
-            prompt = _prompt_ids(each, runtime)
+            prompt = _prompt(each, runtime)
             for kind, text in each.texts:
                 given = runtime.model.tokenize_plain(text) if text else ()
                 yield OpenAnswer(prompt, plan.n_tokens(kind, each.carrier), given)
@@ -92,14 +92,16 @@ def own_answers(
         yield _answers(each, [first, *(next(answers) for _ in each.texts[1:])], runtime)
 
 
-def _prompt_ids(asked: Asked, runtime: Runtime) -> tuple[int, ...]:
-    return text_token_ids(carried_items(asked.request, asked.carrier, runtime))
+def _prompt(asked: Asked, runtime: Runtime) -> TextPrompt:
+    return text_prompt(carried_items(asked.request, asked.carrier, runtime))
 
 
 def _answers(
-    asked: Asked, found: Sequence[tuple[Sequence[int], NDArray[np.float32]]], runtime: Runtime
+    asked: Asked,
+    found: Sequence[tuple[Sequence[int], NDArray[np.float32], NDArray[np.float32]]],
+    runtime: Runtime,
 ) -> list[HarvestedAnswer]:
     return [
-        harvested(asked.request, kind, asked.carrier, token_ids, states, runtime)
-        for (kind, _), (token_ids, states) in zip(asked.texts, found, strict=True)
+        harvested(asked.request, kind, asked.carrier, token_ids, states, message, runtime)
+        for (kind, _), (token_ids, states, message) in zip(asked.texts, found, strict=True)
     ]

@@ -5,8 +5,9 @@ in the user's cache folder under the hash of all that decides their content, up 
 bytes; the ones used longest ago go first.
 
 A file: magic, length of its JSON header, header, then for each answer float16 (layers, rows,
-n_embd): all layers at the prompt's last position and the first 16 of the answer, then the layers
-that a probe may read at the later ones. A slice per layer is what reading one layer costs.
+n_embd): all layers of the message's mean, at the prompt's last position and the first 16 of the
+answer, then the layers that a probe may read at the later ones. A slice per layer is what reading
+one layer costs.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ from safesteer_edge.requests.requests import Request
 from safesteer_edge.session.settings import SessionSettings
 
 DEFAULT_LIMIT_BYTES: Final = 8 << 30
-N_EARLY_ROWS: Final = 17  # the prompt's last position, and answer positions 1 to 16
-_MAGIC: Final = b"SSHARV1\n"
+N_EARLY_ROWS: Final = 18  # the message's mean, the prompt's last position, answer's 1 to 16
+_MAGIC: Final = b"SSHARV2\n"
 _SUFFIX: Final = ".states"
 _MAX_HEADER_BYTES: Final = 16 << 20
 _SPARE_BYTES: Final = 64 << 20  # left free on the disk, for the bundle and everyone else
@@ -53,7 +54,7 @@ class StateShape:
     n_embd: int
 
     def n_bytes(self, n_rows: int) -> int:
-        """Of one answer's states; n_rows: its tokens and one for the prompt."""
+        """Of one answer's states; n_rows: its tokens and two for the prompt."""
         n_early = min(n_rows, N_EARLY_ROWS)
         n_late = n_rows - n_early
         return 2 * self.n_embd * (n_early * len(self.layers) + n_late * len(self.tail_layers))
@@ -181,7 +182,8 @@ class HarvestCache:
 
 def _blocks(answer: HarvestedAnswer, shape: StateShape) -> tuple[NDArray[Any], NDArray[Any]]:
     """Early and late states, float16 (layers, rows, n_embd)."""
-    by_layer = answer.states.reshape(len(answer.states), len(shape.layers), shape.n_embd)
+    rows = np.concatenate([answer.message[np.newaxis], answer.states])
+    by_layer = rows.reshape(len(rows), len(shape.layers), shape.n_embd)
     by_layer = by_layer.transpose(1, 0, 2).astype("<f2")
     slots = [shape.layers.index(layer) for layer in shape.tail_layers]
     early = np.ascontiguousarray(by_layer[:, :N_EARLY_ROWS])
@@ -205,8 +207,8 @@ def _read_answers(
     start = file.tell()
     answers: list[HarvestedAnswer] = []
     for entry in header["answers"]:
-        n_all_rows = len(entry["token_ids"]) + 1
-        states = _read_states(file, start, entry["crc32"], shape, layers, n_all_rows)[:n_rows]
+        n_all_rows = len(entry["token_ids"]) + 2
+        message, *states = _read_states(file, start, entry["crc32"], shape, layers, n_all_rows)
         answers.append(
             HarvestedAnswer(
                 request=request,
@@ -214,7 +216,8 @@ def _read_answers(
                 label=label_of(request, entry["kind"], entry["text"]),
                 text=entry["text"],
                 token_ids=tuple(entry["token_ids"]),
-                states=states,
+                states=np.array(states[:n_rows]),
+                message=message,
                 carrier=carrier,
             )
         )

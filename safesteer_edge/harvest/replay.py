@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from safesteer_edge.engine.many_sequences import ManySequences
 from safesteer_edge.guard.policy import GuardPolicy
-from safesteer_edge.guard.protocols import Probe
+from safesteer_edge.guard.protocols import Probe, score_prompts
 from safesteer_edge.guard.risk import RunningRisk
 from safesteer_edge.harvest.answers import HarvestPlan, answers_to, label_of
 from safesteer_edge.harvest.batches import Asked, own_answers
@@ -82,7 +82,8 @@ def score_own_answers(
     for request, (answer,) in zip(requests, answered, strict=True):
         scores = probe.score(answer.states.astype(np.float32)).astype(np.float64)
         if prompt_probe is not None:
-            scores[0] = prompt_probe.score(answer.states[:1].astype(np.float32))[0]
+            prompt = answer.prompt.astype(np.float32).reshape(1, 2, -1)
+            scores[0] = score_prompts(prompt_probe, prompt)[0]
         complies = label_of(request, "own", answer.text) == 1
         scored.append(
             ScoredAnswer(request.id, request.label, complies, scores[1:], float(scores[0]))

@@ -79,7 +79,7 @@ class PlannedRequest:
     def n_bytes_at_most(self, plan: HarvestPlan, shape: StateShape) -> int:
         """At most, of its file in the cache."""
         lengths = [plan.n_tokens(kind, self.carrier) for kind, _ in self.texts(plan)]
-        return sum(shape.n_bytes(length + 1) for length in lengths) + 4096
+        return sum(shape.n_bytes(length + 2) for length in lengths) + 4096
 
 
 def planned_requests(
@@ -201,7 +201,7 @@ def _share(purpose: str, request: Request) -> float:
 # -- what a harvest consists of: units, their keys, and the layers whose states they keep ----------
 # A unit is one request in one carrier. Its key hashes all that decides the content of its file.
 
-_FORMAT: Final = 2  # of what an answer is: change it when harvesting gives other states
+_FORMAT: Final = 3  # of what an answer is: change it when harvesting gives other states
 
 
 def layers_within(

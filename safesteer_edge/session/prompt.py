@@ -50,7 +50,7 @@ def prompt_items(
             if prepared is not None:
                 prepared.append(_prepared(medium, encoded))
         else:
-            items.append(TokenRun(span.token_ids))
+            items.append(TokenRun(span.token_ids, is_content=span.origin == "content"))
     return items
 
 

@@ -1,13 +1,13 @@
 """What a turn reads beside its prompt: which texts, as which tokens, and how many of them.
 
-All of a short message's sentences are read alone. Of a long one those are whose states, at their
-ends within the prompt, score highest, up to a quarter of the prompt's tokens.
+All of a short message's sentences are read alone. Of a long one those are whose mean states within
+the prompt score highest, up to a quarter of the prompt's tokens.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -15,7 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.engine.main_sequence import to_entries
-from safesteer_edge.engine.prompt_items import PromptItem, n_tokens_of, text_token_ids
+from safesteer_edge.engine.prompt_items import (
+    PromptItem,
+    TextPrompt,
+    message_span,
+    n_tokens_of,
+    text_prompt,
+)
 from safesteer_edge.guard.readings import Reading, readings_of
 from safesteer_edge.session.prompt import prompt_items
 from safesteer_edge.templates.conversation import Conversation, MediaContent, Message
@@ -36,7 +42,7 @@ class SidePrompt:
     """
 
     reading: Reading
-    token_ids: tuple[int, ...]
+    prompt: TextPrompt
     n_own: int
 
 
@@ -47,25 +53,28 @@ def side_prompts(conversation: Conversation, runtime: Runtime) -> list[SidePromp
     if not messages or messages[-1].role != "user" or not messages[-1].text.strip():
         return []
     found = [
-        (reading, side_tokens(conversation, reading.text, runtime))
+        (reading, alone_prompt(conversation, reading.text, runtime))
         for reading in readings_of(asked[-1], asked[:-1])
     ]
-    columns = zip(*(token_ids for _, token_ids in found), strict=False)
+    columns = zip(*(prompt.token_ids for _, prompt in found), strict=False)
     n_shared = sum(1 for _ in itertools.takewhile(lambda same: len(set(same)) == 1, columns))
-    return [SidePrompt(reading, ids, max(1, len(ids) - n_shared)) for reading, ids in found]
+    return [
+        SidePrompt(reading, prompt, max(1, len(prompt.token_ids) - n_shared))
+        for reading, prompt in found
+    ]
 
 
-def side_tokens(conversation: Conversation, text: str, runtime: Runtime) -> tuple[int, ...]:
+def alone_prompt(conversation: Conversation, text: str, runtime: Runtime) -> TextPrompt:
     """The prompt that asks this alone, behind the conversation's system prompt."""
     system = [message for message in conversation if message.role == "system"]
     alone = Conversation((*system, Message.from_text("user", text)))
-    return text_token_ids(prompt_items(alone, template=runtime.template, model=runtime.model))
+    return text_prompt(prompt_items(alone, template=runtime.template, model=runtime.model))
 
 
-def sentence_marks(
+def sentence_spans(
     sides: Sequence[SidePrompt], items: Sequence[PromptItem], piece: Callable[[int], bytes]
-) -> dict[int, SidePrompt]:
-    """Where in the prompt each sentence ends; empty where all of them can be read anyway."""
+) -> dict[range, SidePrompt]:
+    """Where in the prompt each sentence lies; empty where all of them can be read anyway."""
     parts = _parts(sides)
     if _n_tokens(parts) <= _most_tokens(items):
         return {}
@@ -74,32 +83,34 @@ def sentence_marks(
     for entry in entries:
         text += piece(entry.key) if isinstance(entry.key, int) else b""
         ends.append(len(text))
-    marks: dict[int, SidePrompt] = {}
+    spans: dict[range, SidePrompt] = {}
+    message = message_span(items)
     at = len(text)
     for side in reversed(parts):  # from its end: the last message is what is looked for
-        tail = side.reading.text[-_TAIL:].encode()
-        found = text.rfind(tail, 0, at)
+        sentence = side.reading.text.encode()
+        found = text.rfind(sentence[-_TAIL:], 0, at)
         if found >= 0:
             at = found
-            marks[int(np.searchsorted(ends, found + len(tail)))] = side
-    return marks
+            end = found + len(sentence[-_TAIL:])
+            first, last = np.searchsorted(ends, [max(0, end - len(sentence)) + 1, end]).tolist()
+            span = range(max(first, message.start), min(last + 1, message.stop))
+            if span:
+                spans[span] = side
+    return spans
 
 
 def sides_read(
     sides: Sequence[SidePrompt],
     items: Sequence[PromptItem],
-    marks: Mapping[int, SidePrompt],
-    states: Mapping[int, NDArray[np.float32]],
-    score: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    located: Sequence[SidePrompt],
+    scores: NDArray[np.float32],
 ) -> list[SidePrompt]:
-    """Those that are read. states: at the marks, as far as they are known."""
+    """Those that are read. scores: of the located ones, by their mean states in the prompt."""
     left = _most_tokens(items)
     if _n_tokens(_parts(sides)) <= left:
         return list(sides)
-    known = [place for place in marks if place in states]
-    scores = score(np.stack([states[place] for place in known])) if known else np.empty(0)
-    in_order = [marks[known[index]] for index in np.argsort(-scores)]
-    # What could not be found, or was read in an earlier turn, is taken from the message's end.
+    in_order = [located[index] for index in np.argsort(-scores).tolist()]
+    # What could not be found is taken from the message's end.
     in_order += [side for side in reversed(_parts(sides)) if side not in in_order]
     chosen = [side for side in sides if side.reading.kind != "part"]
     for side in in_order:

@@ -1,7 +1,7 @@
 """The guard in a decoding loop of your own, over llama-cpp-python's `Llama`.
 
 with TokenGuard(llama, "my-guard") as guard:
-    guard.read(llama.tokenize(prompt, special=True))
+    guard.read(llama.tokenize(prompt, special=True), message=range(4, 20))
     while (token_id := guard.choose()) not in (None, llama.token_eos()):
         print(llama.detokenize([token_id]).decode("utf-8", "ignore"), end="")
 """
@@ -19,6 +19,7 @@ from safesteer_edge.bundle.bundle import GuardBundle, check_engine_canaries
 from safesteer_edge.engine.reference import GuestLlama
 from safesteer_edge.errors import EngineError, GuardError
 from safesteer_edge.guard.policy import RerankName, SamplingSettings
+from safesteer_edge.guard.protocols import score_prompts
 from safesteer_edge.guard.reranking import RERANKERS, Tilt
 from safesteer_edge.guard.risk import RefusalReason, RunningRisk
 
@@ -58,7 +59,8 @@ class TokenGuard:
             self._llama = GuestLlama(
                 llama, config.model.architecture, config.probe.layers, sampling
             )
-            check_engine_canaries(self._bundle, self._llama.read)
+            read = self._llama.read
+            check_engine_canaries(self._bundle, lambda ids: read(ids, range(len(ids)))[0, 0])
         except BaseException:
             self._bundle.close()
             raise
@@ -73,17 +75,18 @@ class TokenGuard:
         """The running risk of the answer, in [0, 1]; None before a prompt was read."""
         return self._risk.value if self._risk else None
 
-    def read(self, token_ids: Sequence[int]) -> None:
+    def read(self, token_ids: Sequence[int], *, message: range | None = None) -> None:
         """Evaluate a prompt from its beginning, score it, and begin an answer.
 
+        message: where the words of the last message lie among the tokens, which many a guard judges
+        by; None: all of the prompt, which it judges less well.
         A second call is the next turn of the same conversation, and carries a share of its risk.
         Raises GuardError if the guard cannot judge the prompt.
         """
         carried = self._risk.carry_over() if self._risk else 0.0
         self._risk, self.refusal = None, "guard_failed"
-        state = self._llama.read(token_ids)
-        probe = self._bundle.prompt_probe or self._bundle.probe
-        score = float(probe.score(state[np.newaxis, :])[0])
+        states = self._llama.read(token_ids, range(len(token_ids)) if message is None else message)
+        score = float(score_prompts(self._bundle.prompt_probe or self._bundle.probe, states)[0])
         self._risk = RunningRisk(self._bundle.policy, carried=carried, prompt_score=score)
         self.refusal = None
 

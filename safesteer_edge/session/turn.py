@@ -6,7 +6,7 @@ A prompt is evaluated, an answer decoded under guard, and told as events.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
@@ -17,7 +17,7 @@ from safesteer_edge.bundle.bundle import GuardBundle
 from safesteer_edge.engine.grammar import Grammar
 from safesteer_edge.engine.llama_engine import PrefillStats
 from safesteer_edge.engine.main_sequence import PrefillCancelledError
-from safesteer_edge.engine.prompt_items import PromptItem, TokenRun
+from safesteer_edge.engine.prompt_items import PromptItem, TokenRun, message_span
 from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.errors import GuardError, InputError, PromptTooLongError, SettingsError
 from safesteer_edge.guard.decoding import GuardedAnswer
@@ -33,6 +33,7 @@ from safesteer_edge.guard.events import (
     Usage,
 )
 from safesteer_edge.guard.policy import MAX_SEED, GuardPolicy
+from safesteer_edge.guard.protocols import score_prompts
 from safesteer_edge.guard.readings import ReadingCurves, ReadingKind, combined_score
 from safesteer_edge.guard.risk import is_score
 from safesteer_edge.guard.transcript import ActiveGuard, AnswerSoFar, DecodingLimits
@@ -41,10 +42,10 @@ from safesteer_edge.session.prompt import Media
 from safesteer_edge.session.protocol import ChatMessage, TurnSettings
 from safesteer_edge.session.readings import (
     SidePrompt,
+    alone_prompt,
     media_texts,
-    sentence_marks,
+    sentence_spans,
     side_prompts,
-    side_tokens,
     sides_read,
 )
 from safesteer_edge.session.runtime import Runtime
@@ -263,12 +264,14 @@ class SessionTurn:
         known = so_far if so_far is not None and so_far.scores is not None else None
         is_scored = self._guard is None or (known is not None and known.prompt_score is not None)
         sides = [] if is_scored or self._curves is None else self._side_prompts()
-        marks = sentence_marks(sides, items, self._engine.piece)
+        # The message's words come first; where the probe reads the last state alone, nothing does.
+        located = sentence_spans(sides, items, self._engine.piece) if self._reads_message else {}
+        spans = [message_span(items), *located] if self._reads_message and not is_scored else []
         if known is not None and known.token_ids:
             items.append(TokenRun(known.token_ids))
             for token_id in known.token_ids:
                 sampler.accept(token_id)
-        prefill = self._prefill(items, sampler, marks)
+        prefill = self._prefill(items, sampler, spans)
         if given and self._engine.n_free < len(given) + self._n_spare:
             raise PromptTooLongError(
                 f"the answer is to begin with {len(given)} tokens, and {self._engine.n_free} are "
@@ -277,14 +280,16 @@ class SessionTurn:
         if is_scored:
             self._prompt_score = known.prompt_score if known is not None else None
         else:
-            chosen = sides_read(sides, items, marks, prefill.mark_states, self._scores)
-            self._prompt_score = self._combined_score(prefill.last_state, chosen)
+            states = _prompt_states(prefill)
+            parts = self._scores(states[1:]) if len(states) > 1 else np.empty(0, dtype=np.float32)
+            chosen = sides_read(sides, items, list(located.values()), parts)
+            self._prompt_score = self._combined_score(states[:1], chosen)
             if not self._engine.has_prompt:  # it made way
                 prefill = self._prefill(items, sampler, ())
         return replace(prefill, elapsed_s=time.perf_counter() - started_s)
 
     def _prefill(
-        self, items: Sequence[PromptItem], sampler: SamplerChain, marks: Collection[int]
+        self, items: Sequence[PromptItem], sampler: SamplerChain, spans: Sequence[range]
     ) -> PrefillStats:
         """Evaluate the prompt: with a gated vector first without it, and again if that is harmful.
 
@@ -292,7 +297,7 @@ class SessionTurn:
         """
         vector, plain = self._vector, None
         if vector is not None and self._vector_gate is not None:
-            plain = self._engine.prefill(items, sampler, marks=marks, cancelled=self._cancelled)
+            plain = self._engine.prefill(items, sampler, spans=spans, cancelled=self._cancelled)
             # By the probe that the gate was chosen with, also where prompts have one of their own.
             probe = self._guard.probe if self._guard else None
             if probe and probe.score(plain.last_state[np.newaxis, :])[0] <= self._vector_gate:
@@ -304,14 +309,12 @@ class SessionTurn:
             control_vector=vector,
             steers_prompt=self._runtime.fixed_vector is not None
             and self._runtime.fixed_vector_steers_prompt,
-            marks=marks,
+            spans=spans if plain is None else (),
             cancelled=self._cancelled,
         )
         if plain is None:
             return prefill
-        return replace(
-            prefill, n_reused_tokens=plain.n_reused_tokens, mark_states=plain.mark_states
-        )
+        return replace(prefill, n_reused_tokens=plain.n_reused_tokens, span_means=plain.span_means)
 
     @property
     def _curves(self) -> ReadingCurves | None:
@@ -325,34 +328,40 @@ class SessionTurn:
         """Harmful scores of prompts' states. Raises GuardError with the guard off."""
         if self._guard is None:
             raise GuardError("there is no guard to judge prompts with")
-        return (self._guard.prompt_probe or self._guard.probe).score(states)
+        return score_prompts(self._guard.prompt_probe or self._guard.probe, states)
 
-    def _combined_score(self, state: NDArray[np.float32], sides: Sequence[SidePrompt]) -> float:
-        """The prompt's score: of its last state, of other readings, and of words beside media.
+    @property
+    def _reads_message(self) -> bool:
+        """Whether prompts are judged by the mean state of the message too."""
+        probe = self._guard and self._guard.prompt_probe
+        return bool(self._guard and probe and probe.n_features > self._guard.probe.n_features)
+
+    def _combined_score(self, states: NDArray[np.float32], sides: Sequence[SidePrompt]) -> float:
+        """The prompt's score: of its own states, of other readings, and of words beside media.
 
         A picture beside words shifts the state at the prompt's end, and with it the score: an
         unrelated one must not hide what the words ask for.
         """
         prompt = self._plan.prompt
         alone = [
-            side_tokens(prompt, text, self._runtime)
+            alone_prompt(prompt, text, self._runtime)
             for text in media_texts(prompt, self._read_picture)
         ]
         self._n_readings = len(alone) + len(sides)
-        scores = list(self._scores(state[np.newaxis, :]))
+        scores = list(self._scores(states))
         if self._n_readings:
-            token_ids = [*alone, *(side.token_ids for side in sides)]
-            states = self._engine.side_prompt_states(token_ids, cancelled=self._cancelled)
-            scores += list(self._scores(states))
+            prompts = [*alone, *(side.prompt for side in sides)]
+            others = self._engine.side_prompt_states(prompts, cancelled=self._cancelled)
+            scores += list(self._scores(others))
         n_plain = 1 + len(alone)
         typed = float(np.max(scores[:n_plain]))  # NaN, where one of them is
         if self._curves is None:
             return typed
-        others: list[tuple[ReadingKind, float]] = [
+        read: list[tuple[ReadingKind, float]] = [
             (side.reading.kind, float(score))
             for side, score in zip(sides, scores[n_plain:], strict=True)
         ]
-        return combined_score(typed, others, self._curves)
+        return combined_score(typed, read, self._curves)
 
     def _read_picture(self, medium: MediaContent) -> str:
         picture, reader = self._plan.media[medium.sha256], self._runtime.picture_reader
@@ -498,3 +507,10 @@ def _is_over(answer: GuardedAnswer) -> bool:
 def _deltas(pieces: Sequence[TextPiece]) -> Iterator[TextDelta]:
     for piece in pieces:
         yield TextDelta(piece.text, piece.part, piece.start)
+
+
+def _prompt_states(prefill: PrefillStats) -> NDArray[np.float32]:
+    """Of the prompt, and of the sentences in it: float32 (1 + n_sentences, 2, n_features)."""
+    last = prefill.last_state[np.newaxis]
+    means = prefill.span_means if len(prefill.span_means) else last
+    return np.stack([np.repeat(last, len(means), axis=0), means], axis=1)

@@ -40,7 +40,7 @@ def answer(request: Request, harm: float, carrier: Carrier = "text") -> Harveste
     state[0] += harm
     label = 1 if request.label == "harmful" else 0
     states = state[np.newaxis].astype(np.float16)
-    return HarvestedAnswer(request, "prompt", label, "", (), states, carrier)
+    return HarvestedAnswer(request, "prompt", label, "", (), states, states[0], carrier)
 
 
 @pytest.fixture(scope="module")

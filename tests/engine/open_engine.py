@@ -62,7 +62,7 @@ class OpenEngine:
         control_vector: Float32Array | None = None,
         steers_prompt: bool = False,
         sampling: SamplingSettings = GREEDY,
-        marks: Sequence[int] = (),
+        spans: Sequence[range] = (),
     ) -> PrefillStats:
         """Bring the engine to a prompt of token ids, or of prompt items, with a new sampler."""
         items: list[PromptItem] = [
@@ -75,7 +75,7 @@ class OpenEngine:
             self.sampler,
             control_vector=control_vector,
             steers_prompt=steers_prompt,
-            marks=marks,
+            spans=spans,
         )
 
     def next_logits(self) -> Float32Array:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from safesteer_edge.engine.hidden_states import RouteName, usable_routes
+from safesteer_edge.engine.prompt_items import TextPrompt
 from safesteer_edge.formats.model_file import check_language_model
 from safesteer_edge.formats.projector_file import check_projector
 from safesteer_edge.guard.policy import SamplingSettings
@@ -162,7 +163,7 @@ def prove_side_prompt(files: FamilyFiles) -> str:
     with open_engine(files.model, layers=(0, 2), n_batch=16) as opened:
         opened.prefill(PROMPT)
         opened.feed(ANSWER)
-        state = opened.engine.side_prompt_states([other])[0]
+        state = opened.engine.side_prompt_states([TextPrompt(other)])[0, 0]
         assert_close(state, _states_at(native_forward(files.model, other), (0, 2), -1))
         longer = [*PROMPT, *ANSWER, 77]
         assert opened.prefill(longer).n_reused_tokens == len(PROMPT) + len(ANSWER)

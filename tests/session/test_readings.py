@@ -95,8 +95,9 @@ def test_of_a_long_message_at_most_a_quarter_is_read_again(
         aside = engine.side_prompt_states
 
         def counted(prompts, **options):
-            n_shared = len(os.path.commonprefix(["".join(map(chr, each)) for each in prompts]))  # noqa: RUF071
-            read.append(sum(len(each) - n_shared for each in prompts))
+            ids = [each.token_ids for each in prompts]
+            n_shared = len(os.path.commonprefix(["".join(map(chr, each)) for each in ids]))  # noqa: RUF071
+            read.append(sum(len(each) - n_shared for each in ids))
             return aside(prompts, **options)
 
         monkeypatch.setattr(engine, "side_prompt_states", counted)
@@ -130,7 +131,7 @@ def test_a_reading_that_cannot_be_judged_ends_the_turn_before_any_text(
             engine,
             "side_prompt_states",
             lambda prompts, **_: np.full(
-                (len(prompts), engine._route.read(1).shape[1]), np.nan, np.float32
+                (len(prompts), 2, engine._route.read(1).shape[1]), np.nan, np.float32
             ),
         )
         with pytest.raises(GuardError):
