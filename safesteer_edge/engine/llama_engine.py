@@ -45,6 +45,16 @@ class PrefillStats:
     last_state: NDArray[np.float32]
     span_means: NDArray[np.float32]
 
+    @property
+    def prompt_states(self) -> NDArray[np.float32]:
+        """What prompts are judged by, (n, 2, n_features): the last state, and each span's mean.
+
+        Without spans the last state takes a mean's place.
+        """
+        last = self.last_state[np.newaxis]
+        means = self.span_means if len(self.span_means) else last
+        return np.stack([np.repeat(last, len(means), axis=0), means], axis=1)
+
 
 @dataclass(slots=True)
 class _Pending:

@@ -89,7 +89,7 @@ class ManySequences:
         callback = self._route.callback if isinstance(self._route, EvalCallbackRoute) else None
         self._context = NativeContext(model, settings, eval_callback=callback)
         self._route.attach(self._context)
-        self._shared: tuple[int, ...] = ()
+        self._shared: Sequence[int] = ()
 
     def close(self) -> None:
         """Free the context. Idempotent."""

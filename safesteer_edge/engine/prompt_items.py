@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,7 @@ def message_span(items: Iterable[PromptItem]) -> range:
 class TextPrompt:
     """A prompt without media. message: where the words of its last message lie; may be empty."""
 
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]
     message: range = range(0)
 
     @property

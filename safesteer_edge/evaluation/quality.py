@@ -184,8 +184,7 @@ class _Reader:
             )
             if bundle is not None:
                 judging = bundle.prompt_probe or bundle.probe
-                states = np.stack([prefill.last_state, prefill.span_means[0]])[np.newaxis]
-                asked = float(score_prompts(judging, states)[0])
+                asked = float(score_prompts(judging, prefill.prompt_states)[0])
                 policy = self._defence.policy_from(bundle.policy)
                 risk = RunningRisk(policy, prompt_score=asked)
             for token_id in token_ids:

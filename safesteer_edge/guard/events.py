@@ -64,7 +64,7 @@ class PrefillDone:
 
     n_reused_tokens of the prompt's tokens were still there from the turn before. n_media_encoded:
     pictures and sounds of the whole conversation that the projector had to encode for this prompt.
-    prompt_score: harmful score of the last prompt position, None without a probe; that of another
+    prompt_score: harmful score of the prompt, None without a probe; that of another
     reading of the last message where it counts more. n_readings: how many of those there were.
     """
 

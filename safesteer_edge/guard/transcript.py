@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from safesteer_edge.errors import GuardError
 from safesteer_edge.guard.events import Candidate
 from safesteer_edge.guard.policy import GuardMode, GuardPolicy, RerankName
-from safesteer_edge.guard.protocols import Probe, Proposal
+from safesteer_edge.guard.protocols import Probe, Proposal, score_prompts
 from safesteer_edge.guard.reranking import Choice, likeliest_first
 
 
@@ -137,7 +138,7 @@ class ActiveGuard:
     openings: safe beginnings that join the candidates where an answer is steered anew, the
     preferred one first; none does behind a text of which no_opening_in says so. opening_tokens:
     behind one the answer ends with its first sentence of so many; 0: it does not. prompt_probe:
-    judges the prompt's last state; None: the probe does.
+    judges prompts; None: the probe does, by their last states.
     """
 
     mode: GuardMode
@@ -149,6 +150,16 @@ class ActiveGuard:
     opening_tokens: int = 0
     prompt_probe: Probe | None = None
     no_opening_in: Callable[[str], bool] = lambda _text: False
+
+    @property
+    def reads_message(self) -> bool:
+        """Whether prompts are judged by the mean state of the message's words, too."""
+        judge = self.prompt_probe
+        return judge is not None and judge.n_features > self.probe.n_features
+
+    def score_prompts(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As `protocols.score_prompts`, by the probe that judges prompts."""
+        return score_prompts(self.prompt_probe or self.probe, states)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +199,7 @@ class TimedProbe:
         self.n_features = probe.n_features
         self.elapsed_s = 0.0
 
-    def score(self, hidden: np.typing.NDArray[np.float32]) -> np.typing.NDArray[np.float32]:
+    def score(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         started_s = time.perf_counter()
         scores = self._probe.score(hidden)
         self.elapsed_s += time.perf_counter() - started_s

@@ -19,7 +19,7 @@ from safesteer_edge.engine.llama_engine import PrefillStats
 from safesteer_edge.engine.main_sequence import PrefillCancelledError
 from safesteer_edge.engine.prompt_items import PromptItem, TokenRun, message_span
 from safesteer_edge.engine.sampler import SamplerChain
-from safesteer_edge.errors import GuardError, InputError, PromptTooLongError, SettingsError
+from safesteer_edge.errors import InputError, PromptTooLongError, SettingsError
 from safesteer_edge.guard.decoding import GuardedAnswer
 from safesteer_edge.guard.events import (
     Event,
@@ -33,7 +33,6 @@ from safesteer_edge.guard.events import (
     Usage,
 )
 from safesteer_edge.guard.policy import MAX_SEED, GuardPolicy
-from safesteer_edge.guard.protocols import score_prompts
 from safesteer_edge.guard.readings import ReadingCurves, ReadingKind, combined_score
 from safesteer_edge.guard.risk import is_score
 from safesteer_edge.guard.transcript import ActiveGuard, AnswerSoFar, DecodingLimits
@@ -262,11 +261,14 @@ class SessionTurn:
         items, so_far, given = list(self._plan.items), self._plan.so_far, self._plan.given
         # In the sequence still, and scored.
         known = so_far if so_far is not None and so_far.scores is not None else None
-        is_scored = self._guard is None or (known is not None and known.prompt_score is not None)
-        sides = [] if is_scored or self._curves is None else self._side_prompts()
-        # The message's words come first; where the probe reads the last state alone, nothing does.
-        located = sentence_spans(sides, items, self._engine.piece) if self._reads_message else {}
-        spans = [message_span(items), *located] if self._reads_message and not is_scored else []
+        has_score = known is not None and known.prompt_score is not None
+        judging = None if has_score else self._guard
+        sides, located, spans = list[SidePrompt](), dict[range, SidePrompt](), list[range]()
+        if judging is not None and self._curves is not None:
+            sides = side_prompts(self._plan.prompt, self._runtime)
+        if judging is not None and judging.reads_message:
+            located = sentence_spans(sides, items, self._engine.piece)
+            spans = [message_span(items), *located]
         if known is not None and known.token_ids:
             items.append(TokenRun(known.token_ids))
             for token_id in known.token_ids:
@@ -277,13 +279,13 @@ class SessionTurn:
                 f"the answer is to begin with {len(given)} tokens, and {self._engine.n_free} are "
                 "free after the prompt; shorten either, or raise --ctx"
             )
-        if is_scored:
+        if judging is None:
             self._prompt_score = known.prompt_score if known is not None else None
         else:
-            states = _prompt_states(prefill)
-            parts = self._scores(states[1:]) if len(states) > 1 else np.empty(0, dtype=np.float32)
+            states = prefill.prompt_states
+            parts = judging.score_prompts(states[1:]) if located else np.zeros(0, np.float32)
             chosen = sides_read(sides, items, list(located.values()), parts)
-            self._prompt_score = self._combined_score(states[:1], chosen)
+            self._prompt_score = self._combined_score(judging, states[:1], chosen)
             if not self._engine.has_prompt:  # it made way
                 prefill = self._prefill(items, sampler, ())
         return replace(prefill, elapsed_s=time.perf_counter() - started_s)
@@ -321,22 +323,9 @@ class SessionTurn:
         """How rare scores of other readings are; None: the bundle knows no other readings."""
         return self._runtime.bundle.config.readings if self._runtime.bundle else None
 
-    def _side_prompts(self) -> list[SidePrompt]:
-        return side_prompts(self._plan.prompt, self._runtime)
-
-    def _scores(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Harmful scores of prompts' states. Raises GuardError with the guard off."""
-        if self._guard is None:
-            raise GuardError("there is no guard to judge prompts with")
-        return score_prompts(self._guard.prompt_probe or self._guard.probe, states)
-
-    @property
-    def _reads_message(self) -> bool:
-        """Whether prompts are judged by the mean state of the message too."""
-        probe = self._guard and self._guard.prompt_probe
-        return bool(self._guard and probe and probe.n_features > self._guard.probe.n_features)
-
-    def _combined_score(self, states: NDArray[np.float32], sides: Sequence[SidePrompt]) -> float:
+    def _combined_score(
+        self, judging: ActiveGuard, states: NDArray[np.float32], sides: Sequence[SidePrompt]
+    ) -> float:
         """The prompt's score: of its own states, of other readings, and of words beside media.
 
         A picture beside words shifts the state at the prompt's end, and with it the score: an
@@ -348,11 +337,11 @@ class SessionTurn:
             for text in media_texts(prompt, self._read_picture)
         ]
         self._n_readings = len(alone) + len(sides)
-        scores = list(self._scores(states))
+        scores = list(judging.score_prompts(states))
         if self._n_readings:
             prompts = [*alone, *(side.prompt for side in sides)]
             others = self._engine.side_prompt_states(prompts, cancelled=self._cancelled)
-            scores += list(self._scores(others))
+            scores += list(judging.score_prompts(others))
         n_plain = 1 + len(alone)
         typed = float(np.max(scores[:n_plain]))  # NaN, where one of them is
         if self._curves is None:
@@ -507,10 +496,3 @@ def _is_over(answer: GuardedAnswer) -> bool:
 def _deltas(pieces: Sequence[TextPiece]) -> Iterator[TextDelta]:
     for piece in pieces:
         yield TextDelta(piece.text, piece.part, piece.start)
-
-
-def _prompt_states(prefill: PrefillStats) -> NDArray[np.float32]:
-    """Of the prompt, and of the sentences in it: float32 (1 + n_sentences, 2, n_features)."""
-    last = prefill.last_state[np.newaxis]
-    means = prefill.span_means if len(prefill.span_means) else last
-    return np.stack([np.repeat(last, len(means), axis=0), means], axis=1)
