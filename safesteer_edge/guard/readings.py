@@ -88,7 +88,7 @@ def combined_score(
 ) -> float:
     """One score for a prompt: the highest of what was typed and the others at typed texts' rates.
 
-    NaN if one of them is no score: then nobody can judge.
+    None of those counts for more than its own score. NaN if one of them is no score: then nobody can judge.
     """
     scored = list(others)
     if not all(map(is_score, (typed, *(score for _, score in scored)))):
@@ -101,7 +101,9 @@ def combined_score(
         if logit <= curve[0]:
             continue  # half of all benign texts are above it
         log_rate = _log_rate(logit, curve) + math.log(max(1.0, len(scored) / _N_USUAL))
-        best = max(best, 1.0 / (1.0 + math.exp(-_logit_at(log_rate, curves.typed))))
+        as_rare = 1.0 / (1.0 + math.exp(-_logit_at(log_rate, curves.typed)))
+        # Read alone a text is a prompt like any other: rare or not, it is no worse than it scores.
+        best = max(best, min(score, as_rare))
     return best
 
 

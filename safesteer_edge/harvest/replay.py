@@ -272,7 +272,7 @@ class FalseAlarmTargets:
 
     touched: float = 0.005
     ordinary_refused: float = 0.005
-    borderline_refused: float = 0.03
+    borderline_refused: float = 0.05
     borderline_touched: float = 0.1
     residual: float = 0.1
     kept: float = 0.05
