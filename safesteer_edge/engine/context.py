@@ -120,14 +120,15 @@ class NativeContext(ContextView):
         positions: Sequence[int],
         sequence_ids: Sequence[int],
         *,
-        all_outputs: bool,
+        n_outputs: int,
     ) -> None:
-        """Evaluate one batch. all_outputs: logits for every row, else for the last row only.
+        """Evaluate one batch. n_outputs: its last rows, so many of them, get logits.
 
-        At most n_batch rows. Raises PromptTooLongError if the KV cache is full, else EngineError.
+        None where nobody reads them: the output layer is a third of a small model. At most n_batch
+        rows. Raises PromptTooLongError if the KV cache is full, else EngineError.
         """
         handle = self.handle
-        self._batch.fill_inplace(token_ids, positions, sequence_ids, all_outputs=all_outputs)
+        self._batch.fill_inplace(token_ids, positions, sequence_ids, n_outputs=n_outputs)
         forget_native_errors()
         status = lib.llama_decode(handle, self._batch.handle)
         if status == _NO_KV_SLOT:
@@ -201,6 +202,10 @@ class _TokenBatch(NativeObject):
     def __init__(self, capacity: int) -> None:
         self._own(lib.llama_batch_init(capacity, 0, 1), lib.llama_batch_free)
         self._capacity = capacity
+        batch = self.handle
+        # Here, as each look at a field of the structure makes a new pointer.
+        self._tokens, self._positions, self._sequences = batch.token, batch.pos, batch.seq_id
+        self._n_sequences, self._logits = batch.n_seq_id, batch.logits
 
     def fill_inplace(
         self,
@@ -208,19 +213,17 @@ class _TokenBatch(NativeObject):
         positions: Sequence[int],
         sequence_ids: Sequence[int],
         *,
-        all_outputs: bool,
+        n_outputs: int,
     ) -> None:
         n_tokens = len(token_ids)
         if not 0 < n_tokens <= self._capacity:
             raise EngineError(f"a batch of {n_tokens} tokens; expected 1 to {self._capacity}")
-        batch = self.handle
+        self.handle.n_tokens = n_tokens
         for row, (token_id, position, sequence_id) in enumerate(
             zip(token_ids, positions, sequence_ids, strict=True)
         ):
-            batch.token[row] = token_id
-            batch.pos[row] = position
-            batch.n_seq_id[row] = 1
-            batch.seq_id[row][0] = sequence_id
-            batch.logits[row] = all_outputs
-        batch.logits[n_tokens - 1] = True
-        batch.n_tokens = n_tokens
+            self._tokens[row] = token_id
+            self._positions[row] = position
+            self._n_sequences[row] = 1
+            self._sequences[row][0] = sequence_id
+            self._logits[row] = row >= n_tokens - n_outputs

@@ -56,12 +56,17 @@ MAX_ROWS_READ = 64
 
 
 class HiddenStateRoute:
-    """One way to read hidden states of the rows of the last decode. This one reads none."""
+    """One way to read hidden states of the rows of the last decode. This one reads none.
+
+    needs_outputs: a layer is read that graphs compute for rows with outputs alone: the last block's
+    and what follows it.
+    """
 
     name: RouteName
 
     def __init__(self, layers: tuple[int, ...] = (), n_layer: int = 0) -> None:
         self._layers = layers
+        self.needs_outputs = any(layer >= n_layer - 1 for layer in layers)
         self._attached: ContextView | None = None
 
     def attach(self, context: ContextView) -> None:

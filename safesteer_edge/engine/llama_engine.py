@@ -231,7 +231,8 @@ class LlamaEngine:
                     raise PrefillCancelledError("stopped while the prompt was being read")
                 part = rows[start : start + context.n_batch]
                 token_ids, places, of = zip(*part, strict=True)
-                context.decode(token_ids, places, of, all_outputs=False)
+                n_outputs = len(part) if self._route.needs_outputs else 0
+                context.decode(token_ids, places, of, n_outputs=n_outputs)
                 means.add(of, places, self._route.read(len(part)))
             # A prompt's last token does not go with the others: as in the main sequence.
             ends = [
@@ -241,7 +242,8 @@ class LlamaEngine:
             self._route.before_answer()
             if cancelled():
                 raise PrefillCancelledError("stopped while the prompt was being read")
-            context.decode(*zip(*ends, strict=True), all_outputs=True)
+            n_outputs = len(ends) if self._route.needs_outputs else 0
+            context.decode(*zip(*ends, strict=True), n_outputs=n_outputs)
             return means.beside(self._route.read(len(ends)))
         finally:
             for sequence in sequences:
@@ -295,7 +297,7 @@ class LlamaEngine:
         if self._model.has_recurrent_state or self._pending:
             return self.evaluate_candidates([token_id])[0]
         position = self._sequence.position
-        self._context.decode([token_id], [position], [MAIN_SEQUENCE], all_outputs=True)
+        self._context.decode([token_id], [position], [MAIN_SEQUENCE], n_outputs=1)
         self._n_forward_passes += 1
         self._pending[token_id,] = _Pending(MAIN_SEQUENCE, row=0)
         self._forget_logits()
@@ -342,7 +344,7 @@ class LlamaEngine:
             for place, token_id in enumerate(block)
         ]
         try:
-            self._context.decode(*zip(*rows, strict=True), all_outputs=True)
+            self._context.decode(*zip(*rows, strict=True), n_outputs=len(rows))
         except SafeSteerError:
             for sequence in sequences:
                 self._context.remove_from_sequence(sequence)

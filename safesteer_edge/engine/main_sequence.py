@@ -228,9 +228,9 @@ class MainSequence:
         # kernels, and the guard must not change an answer by rounding.
         self._route.before_prefill()
         if self._context.model.has_recurrent_state and len(self._entries) < n_lasting:
-            self._evaluate_entries(entries[len(self._entries) : n_lasting], cancelled)
+            self._evaluate_entries(entries[len(self._entries) : n_lasting], cancelled, n_outputs=0)
             self._set_checkpoint()
-        self._evaluate_entries(entries[len(self._entries) : -1], cancelled)
+        self._evaluate_entries(entries[len(self._entries) : -1], cancelled, n_outputs=0)
         self._context.set_control_vector(self._control_vector)
         self._route.before_answer()
         self._evaluate_token_run(entries[-1:])
@@ -241,12 +241,17 @@ class MainSequence:
             raise
 
     def _evaluate_entries(
-        self, entries: Sequence[Entry], cancelled: Callable[[], bool] = lambda: False
+        self,
+        entries: Sequence[Entry],
+        cancelled: Callable[[], bool] = lambda: False,
+        *,
+        n_outputs: int = 1,
     ) -> None:
+        """n_outputs: of each run of tokens; 0: nobody reads what follows them."""
         run: list[Entry] = []
         for entry in entries:
             if entry.media is not None or len(run) == self._context.n_batch:
-                self._evaluate_token_run(run)
+                self._evaluate_token_run(run, n_outputs)
                 run = []
                 if cancelled():
                     raise PrefillCancelledError("stopped while the prompt was being read")
@@ -254,9 +259,9 @@ class MainSequence:
                 self._evaluate_media(entry, entry.media)
             else:
                 run.append(entry)
-        self._evaluate_token_run(run)
+        self._evaluate_token_run(run, n_outputs)
 
-    def _evaluate_token_run(self, run: Sequence[Entry]) -> None:
+    def _evaluate_token_run(self, run: Sequence[Entry], n_outputs: int = 1) -> None:
         if not run:
             return
         token_ids = [int(entry.key) for entry in run]
@@ -265,14 +270,15 @@ class MainSequence:
         sequences, is_read = [MAIN_SEQUENCE] * len(run), self._means.wants(places)
         if is_read:
             self._route.before_reading(len(run))
-        self._context.decode(token_ids, positions, sequences, all_outputs=False)
+            n_outputs = len(run) if self._route.needs_outputs else n_outputs
+        self._context.decode(token_ids, positions, sequences, n_outputs=n_outputs)
         if is_read:
             self._means.add(sequences, places, self._route.read(len(run)))
             self._route.before_prefill()
         self._entries.extend(run)
         self.n_tokens += len(run)
         self.position += len(run)
-        self.logits_row = len(run) - 1
+        self.logits_row = len(run) - 1 if n_outputs else None
 
     def _evaluate_media(self, entry: Entry, media: MediaRun) -> None:
         if self._projector is None:

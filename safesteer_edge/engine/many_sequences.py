@@ -221,7 +221,7 @@ class ManySequences:
     def _evaluate(self, rows: Sequence[_Row], means: SpanMeans | None = None) -> None:
         for start in range(0, len(rows), self._context.n_batch):
             part = rows[start : start + self._context.n_batch]
-            self._decode(part, all_outputs=False)
+            self._decode(part, has_outputs=means is not None and self._route.needs_outputs)
             if means is not None:
                 sequences, places = [r.sequence for r in part], [r.position for r in part]
                 means.add(sequences, places, self._route.read(len(part)))
@@ -231,16 +231,16 @@ class ManySequences:
         parts: list[NDArray[np.float32]] = []
         for start in range(0, len(rows), self._context.n_batch):
             part = rows[start : start + self._context.n_batch]
-            self._decode(part, all_outputs=with_logits)
+            self._decode(part, has_outputs=with_logits or self._route.needs_outputs)
             parts.append(self._route.read(len(part)))
         return np.concatenate(parts)
 
-    def _decode(self, rows: Sequence[_Row], *, all_outputs: bool) -> None:
+    def _decode(self, rows: Sequence[_Row], *, has_outputs: bool) -> None:
         self._context.decode(
             [row.token_id for row in rows],
             [row.position for row in rows],
             [row.sequence for row in rows],
-            all_outputs=all_outputs,
+            n_outputs=len(rows) if has_outputs else 0,
         )
 
 

@@ -232,7 +232,7 @@ def test_a_closed_engine_raises_and_does_not_crash(tiny_llama_path: Path) -> Non
         lambda: engine.piece(60),
         lambda: opened.prefill(PROMPT),
         lambda: context.handle,
-        lambda: context.decode([1], [0], [0], all_outputs=True),
+        lambda: context.decode([1], [0], [0], n_outputs=1),
         lambda: context.logits(0),
         lambda: context.set_control_vector(np.zeros((4, 64), dtype=np.float32)),
         context.clear,
