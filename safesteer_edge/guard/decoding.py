@@ -175,13 +175,17 @@ class GuardedAnswer:
             if is_opening:
                 self._engine.accept_block(chosen)
                 self._note_opening(chosen)
-            else:
+            elif self._guard is not None:
                 self._engine.accept(chosen[0])
             # 2. Count it, token by token.
             is_end = self._engine.is_end(chosen[-1])
             self._n_behind_opening = 0 if is_opening else self._n_behind_opening + 1
             for place, token_id in enumerate(chosen):
                 yield self._count(proposal, choice, place, token_id, is_end, is_given=is_given)
+            if self._guard is None:  # nobody judges it: people need not wait until it is evaluated
+                yield from self._settle()
+                self._engine.evaluate(chosen[0])
+                self._engine.accept(chosen[0])
             # 3. Steer anew or refuse, or let people see what is settled.
             refusal_reason = self._refusal_reason()
             if refusal_reason is not None:
@@ -258,7 +262,6 @@ class GuardedAnswer:
     def _choose(self, proposal: Proposal, *, is_given: bool) -> Choice:
         guard, risk = self._guard, self._risk
         if guard is None:
-            self._engine.evaluate(int(proposal.token_ids[proposal.drawn]))
             return Choice(proposal.drawn, math.nan, _NO_SCORES, False, token_scores=())
         if risk is None:
             raise GuardError("the guard knows no risk to judge by")
