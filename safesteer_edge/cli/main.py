@@ -39,7 +39,6 @@ from safesteer_edge.cli.verify_command import VERIFY
 from safesteer_edge.errors import InputError, SafeSteerError, SettingsError
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.formats.version import VERSION
-from safesteer_edge.processes.cores import spin_briefly
 
 
 def run_completion(options: argparse.Namespace) -> int:
@@ -114,7 +113,6 @@ def _run(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an answer in any script reaches any encoding
             stream.reconfigure(errors="backslashreplace")
-    spin_briefly(os.environ)
     previous_hook, sys.unraisablehook = sys.unraisablehook, _end_if_interrupted
     try:
         return options.run(options)

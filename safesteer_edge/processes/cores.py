@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from typing import Final
 
 
@@ -26,10 +27,18 @@ _SPIN_COUNT: Final = "1000"
 _CHOSEN_BY_USERS: Final = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
-def spin_briefly(environment: MutableMapping[str, str]) -> None:
-    """Choose a short spin for the processes of this environment, unless the person chose.
+@contextlib.contextmanager
+def spinning_briefly(environment: MutableMapping[str, str]) -> Iterator[None]:
+    """Choose a short spin for an OpenMP that is loaded meanwhile, unless the person chose.
 
-    It counts for what loads OpenMP afterwards.
+    Afterwards the environment is as before: what a program that uses this package starts is its own
+    matter.
     """
-    if not any(name in environment for name in _CHOSEN_BY_USERS):
-        environment["GOMP_SPINCOUNT"] = _SPIN_COUNT
+    if any(name in environment for name in _CHOSEN_BY_USERS):
+        yield
+        return
+    environment["GOMP_SPINCOUNT"] = _SPIN_COUNT
+    try:
+        yield
+    finally:
+        del environment["GOMP_SPINCOUNT"]

@@ -15,7 +15,6 @@ from safesteer_edge.errors import EngineDiedError, EngineError, SafeSteerError, 
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.formats.json_values import load_json
 from safesteer_edge.processes.child import Child, ProcessDeath
-from safesteer_edge.processes.cores import spin_briefly
 
 # -- what crosses the pipe between a session and its engine process: JSON lines, both ways ---------
 # Requests are objects with `do`; replies have one of `ready`, `beat`, `done`, `error` or `event`.
@@ -86,7 +85,6 @@ class EngineProcess(Child):
             for name, value in os.environ.items()
             if name.upper() in names or name.upper().startswith(prefixes)
         }
-        spin_briefly(environment)
         try:
             super().__init__(
                 "safesteer_edge.session.engine_server:serve",

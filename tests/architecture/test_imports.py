@@ -36,7 +36,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "templates": ("errors", "processes"),
     "media": ("errors", "processes"),
     "probe": ("errors", "formats", "processes"),
-    "engine": ("errors", "guard"),
+    "engine": ("errors", "guard", "processes"),
     "library": ("errors", "formats"),
     "report": ("formats", "metrics"),
     "requests": ("errors", "formats", "media"),
