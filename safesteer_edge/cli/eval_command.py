@@ -117,7 +117,9 @@ def run_bench_command(options: argparse.Namespace) -> int:
     # Deferred: these import llama.cpp and ONNX Runtime, which --help does not need.
     from safesteer_edge.evaluation.bench import (
         BenchSettings,
+        contexts_to_text,
         cost_to_text,
+        measure_contexts,
         measure_cost,
         run_bench,
     )
@@ -148,6 +150,9 @@ def run_bench_command(options: argparse.Namespace) -> int:
             ratios = measure_cost(name, settings, narrate=narrate)
             value = {"ratios": [asdict(ratio) for ratio in ratios]}
             text = cost_to_text(name, ratios)
+        elif options.context:
+            costs = measure_contexts(settings, narrate=narrate)
+            value, text = {"contexts": list(map(asdict, costs))}, contexts_to_text(costs)
         else:
             result = run_bench(settings, narrate=narrate)
             value, text = bench_to_json(result), bench_to_text(result)
@@ -262,6 +267,11 @@ BENCH = Command(
         Argument(
             "--serve",
             "measure what it costs to ask a server instead",
+            action="store_true",
+        ),
+        Argument(
+            "--context",
+            "measure what the guard costs as the context grows, up to --ctx or 16,384 tokens",
             action="store_true",
         ),
         Group("model", (*setting_flags("model.name", "model.bundle"), *MACHINE)),

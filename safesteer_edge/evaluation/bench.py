@@ -6,14 +6,23 @@ other programs) hits all alike. One decodes at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
-from safesteer_edge.errors import SettingsError
-from safesteer_edge.evaluation.bench_summary import VariantRatio, ratio_of, shown_ratio
+from safesteer_edge.errors import EngineError, SettingsError
+from safesteer_edge.evaluation.bench_summary import (
+    Spread,
+    VariantRatio,
+    ratio_of,
+    shown_ratio,
+    spread,
+)
 from safesteer_edge.evaluation.bench_variants import (
     PROMPT_KINDS,
     VARIANTS,
@@ -35,6 +44,7 @@ from safesteer_edge.evaluation.machine import (
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model
 from safesteer_edge.guard.policy import SamplingSettings
 from safesteer_edge.processes.cores import n_usable_cores
+from safesteer_edge.report.document import Table, shown_number
 from safesteer_edge.requests.requests import Label, load_requests
 from safesteer_edge.session.choice import ModelChoice, choose_model
 from safesteer_edge.session.settings import DEFAULT_N_CTX, SessionSettings
@@ -46,6 +56,9 @@ _LABELS: Final[tuple[tuple[PromptKind, Label], ...]] = (
 # Above this, four copies of the KV cache and compute buffers may not fit: one variant at a time.
 _KEEP_OPEN_BYTES: Final = 1 << 30
 _MEMORY_MAX_TOKENS: Final = 16  # buffers are made before the first token
+_CONTEXTS: Final = (512, 1024, 2048, 4096, 8192, 16384)
+_MORE_CONTEXT: Final = 512  # for what a prompt is longer than meant, and for candidates
+_SAMPLED: Final = (64, 256)  # characters whose tokens are counted first
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,3 +258,105 @@ def cost_to_text(name: Literal["isolated", "served"], ratios: tuple[VariantRatio
     )
     what = {"isolated": "The engine in a process of its own", "served": "The server, from a client"}
     return f"{what[name]}, over the engine in this process\n" + "".join(lines)
+
+
+# -- what the guard costs as the context grows -----------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ContextCost:
+    """Behind a prompt of so many tokens: speed guarded over off, a token's time, what is added.
+
+    off_ms, added_us: of each repeat's median token.
+    """
+
+    n_prompt_tokens: int
+    speed: Spread
+    off_ms: Spread
+    added_us: Spread
+
+
+def measure_contexts(
+    settings: BenchSettings, *, narrate: Callable[[str], None] = lambda _: None
+) -> tuple[ContextCost, ...]:
+    """The guard's cost for each length that the model takes, up to 16,384 tokens or n_ctx.
+
+    Each prompt begins with the one before, so that the cache holds that; without full stops, so
+    that no sentence of it is read for itself. Raises as `measure_cost`.
+    """
+    choice = choose_model(settings.model)
+    info = check_language_model(choice.path)
+    n_more = _MORE_CONTEXT + settings.max_tokens
+    wanted = replace(settings, n_ctx=settings.n_ctx or _CONTEXTS[-1] + n_more)
+    session = bench_session(wanted, choice, info)
+    n_most = (session.n_ctx or DEFAULT_N_CTX) - n_more
+    lengths = [n for n in _CONTEXTS if n <= n_most] or [max(1, n_most)]
+    costs: list[ContextCost] = []
+    with (
+        closing(open_variant("off", session)) as off,
+        closing(open_variant("lazy", session)) as lazy,
+    ):
+        few, some = _SAMPLED
+        n_few, n_some = (
+            off.answer(BenchPrompt("sample", "benign", _long_text(n)), -1).n_prompt_tokens
+            for n in _SAMPLED
+        )
+        for n in lengths:
+            text = _long_text(some + round((n - n_some) * (some - few) / (n_some - n_few)))
+            prompt = BenchPrompt(f"{n} tokens", "benign", text)
+            answers: list[MeasuredAnswer] = []
+            for repeat in range(-1, settings.n_repeats):  # the first reads the prompt
+                narrate(f"{n} tokens, repeat {repeat + 1} of {settings.n_repeats}")
+                turned = (off, lazy) if repeat % 2 else (lazy, off)
+                answers += [variant.answer(prompt, repeat) for variant in turned]
+            costs.append(_context_cost([answer for answer in answers if answer.repeat >= 0]))
+    return tuple(costs)
+
+
+def _long_text(n_characters: int) -> str:
+    """The same beginning whatever its length."""
+    requests = load_requests(splits=("test",), labels=("ordinary",))
+    said = itertools.cycle(re.sub(r"[^\w ]+", "", request.text).lower() for request in requests)
+    text = "Tell me a long story with all of these in it"
+    while len(text) < n_characters:
+        text += f", {next(said)}"
+    return text[:n_characters]
+
+
+def _context_cost(answers: Sequence[MeasuredAnswer]) -> ContextCost:
+    ratio = ratio_of(answers, "lazy", "off", "benign")
+    if ratio is None or ratio.speed is None:
+        raise EngineError("an answer ended with its first token; try another model")
+    token_s = {
+        (answer.variant, answer.repeat): statistics.median(
+            later - earlier for earlier, later in itertools.pairwise(answer.token_times_s)
+        )
+        for answer in answers
+    }
+    repeats = sorted({answer.repeat for answer in answers})
+    off_s = [token_s["off", repeat] for repeat in repeats]
+    lazy_s = [token_s["lazy", repeat] for repeat in repeats]
+    return ContextCost(
+        n_prompt_tokens=answers[0].n_prompt_tokens,
+        speed=ratio.speed,
+        off_ms=spread([1e3 * own_s for own_s in off_s]),
+        added_us=spread([1e6 * (a - b) for a, b in zip(lazy_s, off_s, strict=True)]),
+    )
+
+
+_CONTEXT_COLUMNS: Final[dict[str, Callable[[ContextCost], str]]] = {
+    "prompt tokens": lambda cost: str(cost.n_prompt_tokens),
+    "off, ms a token": lambda cost: shown_number(cost.off_ms.median, 2),
+    "guarded / off": lambda cost: shown_ratio(cost.speed),
+    "guard, µs a token": lambda cost: shown_number(cost.added_us.median, 0),
+}
+
+
+def contexts_to_text(costs: Sequence[ContextCost]) -> str:
+    """The costs for people, and the machine."""
+    title = "What the guard costs as the context grows (ratios below 1 are slower)"
+    machine = read_machine()
+    return (
+        Table.of(title, "", costs, _CONTEXT_COLUMNS).to_text()
+        + f"\n\nmachine  {machine.cpu}, {machine.n_cores} cores, {machine.operating_system}\n"
+    )

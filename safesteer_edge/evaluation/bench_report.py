@@ -115,9 +115,14 @@ def _memory_line(result: BenchResult) -> str:
         f"{name} {size / _MIB:.0f} MiB" if size is not None else f"{name} unknown"
         for name, size in result.peak_memory.items()
     )
+    off, lazy = result.peak_memory["off"], result.peak_memory["lazy"]
+    more = (
+        "" if off is None or lazy is None else f"; the guard's part {(lazy - off) / _MIB:.0f} MiB"
+    )
     return (
         "Peak resident memory, the mapped model file included, each in a process of its own:\n  "
         + ", ".join(parts)
+        + more
     )
 
 

@@ -76,3 +76,14 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(
     for place in (tmp_path / "absent" / "bench.json", tmp_path):
         assert run("--json", str(place)) == BAD_INPUT
         assert capsys.readouterr().err.startswith("safesteer-edge: cannot write")
+
+
+def test_the_cost_is_measured_as_the_context_grows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    tiny = make_guarded_tiny(tmp_path)
+    model = ("--model", str(tiny.model), "--bundle", str(tiny.bundle()), "--ctx", "2048")
+    assert run(*SHORT, *model, "--context") == OK
+    printed = capsys.readouterr().out.splitlines()
+    assert [int(line.split()[0]) for line in printed[2:4]] == pytest.approx([512, 1024], abs=64)
+    assert printed[-1].startswith("machine  ")
