@@ -406,3 +406,61 @@ class _Checker:
                 raise self._error(f"metadata entry {key[:50]!r} is longer than allowed")
             metadata[key] = value
         return metadata
+
+
+# -- a linear probe's numbers, for those who compute it themselves ---------------------------------
+
+_LINEAR: Final = ["Sub", "Div", "Gemm", "Mul", "Add", "Sigmoid"]  # as `encode_probe` writes one
+_LARGEST_EXPONENT: Final = 700.0  # of a score of 0; above 709 exp overflows
+# What taking the mean off after the product may round to is this, times 6e-8.
+_LARGEST_MEAN: Final = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class LinearProbe:
+    """sigmoid(state · weights + offset). weights: float32 (n_features,)."""
+
+    weights: NDArray[np.float32]
+    offset: float
+
+    def score(self, states: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """float32 (n,) for states (n, n_features); None where a product is not finite."""
+        logits: list[float] = np.dot(states, self.weights).tolist()
+        if not all(map(math.isfinite, logits)):
+            return None
+        exponents = (min(-logit - self.offset, _LARGEST_EXPONENT) for logit in logits)
+        return np.array([1.0 / (1.0 + math.exp(each)) for each in exponents], dtype=np.float32)
+
+
+def read_linear_probe(data: bytes) -> LinearProbe | None:
+    """A checked probe's numbers, if it is linear and as we write it; None of any other."""
+    budget = FieldBudget(OnnxLimits().n_values)
+    model = read_message(memoryview(data), MODEL, budget)
+    graph = read_message(model.view("graph"), GRAPH, budget)
+    nodes = [read_message(each, NODE, budget) for each in graph.bytes["node"]]
+    if [node.text("op_type") for node in nodes] != _LINEAR:
+        return None
+    tensors = [read_message(each, TENSOR, budget) for each in graph.bytes.get("initializer", [])]
+    constants: dict[str, NDArray[Any]] = {}
+    for tensor in tensors:
+        contents = read_tensor(tensor, "weight")
+        constants[tensor.text("name")] = contents.values.reshape(contents.shape)
+    state, others = "hidden_state", list[NDArray[Any]]()
+    for node in nodes:
+        first, *rest = (str(name, "utf-8") for name in node.bytes["input"])
+        if first != state or "attribute" in node.bytes or not constants.keys() >= set(rest):
+            return None
+        state = str(node.bytes["output"][0], "utf-8")
+        others += [constants[name] for name in rest]
+    n = others[0].size
+    if [each.size for each in others] != [n, n, n, 1, 1, 1] or n == 1:
+        return None
+    if any(each.dtype != np.float32 for each in others):
+        return None
+    mean, scale, weights, *numbers = (each.ravel().astype(np.float64) for each in others)
+    bias, slope, intercept = (float(each[0]) for each in numbers)
+    folded = weights / scale * slope
+    if not np.abs(mean * folded).sum() < _LARGEST_MEAN:
+        return None
+    offset = bias * slope + intercept - float(mean @ folded)
+    return LinearProbe(folded.astype(np.float32), offset)

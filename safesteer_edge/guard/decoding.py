@@ -297,8 +297,9 @@ class GuardedAnswer:
             self._kept_scores.append(score)
             if place == 0:
                 self.n_interventions += choice.intervened
-                self.n_evaluated_candidates += choice.n_evaluated
-                if choice.n_evaluated > 1:
+                n_evaluated = choice.n_evaluated
+                self.n_evaluated_candidates += n_evaluated
+                if n_evaluated > 1:
                     candidates = evaluated_candidates(proposal, choice, self._engine.piece)
         return Step(
             step=self.n_steps,

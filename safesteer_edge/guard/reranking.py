@@ -55,7 +55,7 @@ class Tilt:
         """
         if math.isnan(score):
             raise GuardError("a candidate has no score, so the guard cannot judge this step")
-        return float(np.exp(-self.strength * max(0.0, score - self.threshold)))
+        return math.exp(-self.strength * max(0.0, score - self.threshold))
 
     def guarded_probs(
         self, log_probs: NDArray[np.float64], scores: NDArray[np.floating]
@@ -95,7 +95,7 @@ class Choice:
     @property
     def n_evaluated(self) -> int:
         """Candidates whose hidden state was evaluated."""
-        return int(np.isfinite(self.scores).sum())
+        return sum(map(math.isfinite, self.scores.tolist()))
 
 
 # What the published rule chooses among: candidates that hold so much of the probability, each with

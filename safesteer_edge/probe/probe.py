@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.errors import GuardError, ProbeShapeError
-from safesteer_edge.formats.onnx_file import check_onnx
+from safesteer_edge.formats.onnx_file import LinearProbe, check_onnx, read_linear_probe
 from safesteer_edge.probe.sessions import (
     Device,
     ProbeSession,
@@ -33,11 +33,21 @@ class OnnxProbe:
     """A loaded probe. Scoring is safe from several threads; each score is checked."""
 
     def __init__(
-        self, timed: TimedSession, *, name: str, n_features: int, metadata: Mapping[str, str]
+        self,
+        timed: TimedSession,
+        linear: LinearProbe | None,
+        *,
+        name: str,
+        n_features: int,
+        metadata: Mapping[str, str],
     ) -> None:
-        """name: what error messages call it. metadata: the file's `metadata_props`."""
+        """name: what error messages call it. metadata: the file's `metadata_props`.
+
+        linear: what it computes, if that is one product, which NumPy does in a third of the time.
+        """
         self._session: ProbeSession | None = timed.session
         self._single = SingleState(timed.session, n_features)
+        self._linear = linear if timed.provider == "CPU" else None
         self._name = name
         self.n_features = n_features
         self.metadata = dict(metadata)
@@ -65,7 +75,8 @@ class OnnxProbe:
         fastest = fastest_session(
             data, name, device, timed_session(cpu_session, "CPU", n_features, name)
         )
-        return cls(fastest, name=name, n_features=n_features, metadata=info.metadata)
+        linear = read_linear_probe(data)
+        return cls(fastest, linear, name=name, n_features=n_features, metadata=info.metadata)
 
     def score(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         """Score hidden states.
@@ -90,6 +101,8 @@ class OnnxProbe:
             )
         if hidden.dtype != np.float32:
             raise ProbeShapeError(f"hidden states are {hidden.dtype}; the probe expects float32")
+        if self._linear is not None and (scores := self._linear.score(hidden)) is not None:
+            return scores
         # One product tells; only where it overflows too is each number looked at.
         if not math.isfinite(np.vdot(hidden, hidden)) and not np.isfinite(hidden).all():
             raise GuardError("a hidden state is not finite, so the guard cannot judge this step")

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safesteer_edge.errors import GuardError, ProbeFileError, ProbeShapeError
+from safesteer_edge.formats.probe_graph import DenseLayer, ProbeGraph, score_states
+from safesteer_edge.formats.probe_onnx import encode_probe
 from safesteer_edge.guard.protocols import Probe
 from safesteer_edge.probe.probe import OnnxProbe
 from safesteer_edge.probe.sessions import missing_cuda_libraries
@@ -221,3 +223,49 @@ def test_onnxruntime_is_not_imported_before_a_probe_is_loaded():
         "'llama_cpp' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=True)
+
+
+# -- linear probes as the package writes them, which take a shorter way ----------------------------
+
+
+def linear_graph(rng: np.random.Generator, *, mean_size: float = 3.0) -> ProbeGraph:
+    return ProbeGraph(
+        mean=(rng.standard_normal(N_FEATURES) * mean_size).astype(np.float32),
+        scale=rng.uniform(0.1, 10, N_FEATURES).astype(np.float32),
+        layers=(DenseLayer(WEIGHTS[:, np.newaxis], np.array([0.25], np.float32)),),
+        calibration=(1.3, -0.4),
+    )
+
+
+def encoded(graph: ProbeGraph) -> OnnxProbe:
+    return OnnxProbe.from_bytes(encode_probe(graph, {}), name="p.onnx", device="cpu")
+
+
+@given(n=st.integers(1, 9), seed=st.integers(0, 2**32 - 1), mean_size=st.floats(0, 1e5))
+@settings(deadline=None, max_examples=30)
+def test_our_own_linear_probes_score_as_their_graph_says(n: int, seed: int, mean_size: float):
+    rng = np.random.default_rng(seed)
+    graph = linear_graph(rng, mean_size=mean_size)
+    hidden = (graph.mean + graph.scale * rng.standard_normal((n, N_FEATURES))).astype(np.float32)
+    with encoded(graph) as probe:
+        # Means of 1e5 leave float32 states few digits behind the point.
+        np.testing.assert_allclose(probe.score(hidden), score_states(graph, hidden), atol=5e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_they_score_no_state_that_is_not_finite(value: float):
+    rng = np.random.default_rng(5)
+    with encoded(linear_graph(rng)) as probe:
+        hidden = states(3)
+        hidden[1, 7] = value
+        for rows in (hidden, hidden[1:2]):
+            with pytest.raises(GuardError, match="not finite"):
+                probe.score(rows)
+        assert np.isfinite(probe.score(states(3))).all()
+
+
+def test_their_scores_end_at_0_and_1():
+    graph = linear_graph(np.random.default_rng(6))
+    hidden = np.stack([WEIGHTS, -WEIGHTS]) * np.float32(1e6)
+    with encoded(graph) as probe:
+        assert probe.score(hidden).tolist() == [1.0, 0.0]
