@@ -153,9 +153,10 @@ class LayerInputRoute(HiddenStateRoute):
     def __init__(self, layers: tuple[int, ...], n_layer: int) -> None:
         super().__init__(layers, n_layer)
         self._get_call: Any = None
-        # Of each layer: where llama.cpp keeps its rows, and the first of them as an array.
-        self._addresses: list[int | None] = [None] * len(layers)
+        # Of each layer the first row, and where those of the first and last layer lie.
         self._first_rows: list[NDArray[np.float32]] = []
+        self._ends: tuple[int | None, int | None] = (None, None)
+        self._first, self._last = min(layers), max(layers)
 
     def attach(self, context: ContextView) -> None:
         super().attach(context)
@@ -168,15 +169,15 @@ class LayerInputRoute(HiddenStateRoute):
 
     def read(self, n_rows: int) -> NDArray[np.float32]:
         handle, get_call, n_embd = self._context.handle, self._get_call, self._context.n_embd
+        # What each token reads. The layers' rows lie in one buffer, in order and equally far apart
+        # (llama_context::output_reserve): they have moved if their ends have.
+        ends = get_call(handle, self._first + 1), get_call(handle, self._last + 1)
+        if n_rows == 1 and ends == self._ends:
+            return np.concatenate(self._first_rows)[np.newaxis, :]
         addresses = [get_call(handle, layer + 1) for layer in self._layers]
-        if n_rows > 1:
-            parts = [_float_rows_at(address, n_rows, n_embd) for address in addresses]
-            return np.concatenate(parts, axis=1)
-        # What each token reads: pointers are made into arrays only where they moved.
-        if addresses != self._addresses:
-            self._first_rows = [_float_rows_at(address, 1, n_embd)[0] for address in addresses]
-            self._addresses = addresses
-        return np.concatenate(self._first_rows)[np.newaxis, :]
+        parts = [_float_rows_at(address, n_rows, n_embd) for address in addresses]
+        self._first_rows, self._ends = [rows[0] for rows in parts], ends
+        return np.concatenate(parts, axis=1)
 
 
 class FinalNormRoute(HiddenStateRoute):

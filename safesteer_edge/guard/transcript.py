@@ -99,6 +99,8 @@ def repeats_itself(token_ids: Sequence[int]) -> bool:
 
     Takes microseconds.
     """
+    if len(token_ids) < _MIN_REPEATED_TOKENS:
+        return False
     for period in range(1, min(_MAX_PERIOD, len(token_ids) // _MIN_REPEATS) + 1):
         n_tokens = max(_MIN_REPEATS * period, _MIN_REPEATED_TOKENS)
         if token_ids[-1] == token_ids[-1 - period] and len(token_ids) >= n_tokens:
