@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 
 # struct llama_token_data (llama.h)
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+
+@cache
+def _all_tokens(n_vocab: int) -> NDArray[np.int32]:
+    """Their ids, shared by all chains."""
+    return np.arange(n_vocab, dtype=np.int32)
 
 
 class SamplerChain(NativeObject):
@@ -51,7 +58,7 @@ class SamplerChain(NativeObject):
         # several times what a hot loop shows. The chain sorts and cuts the buffer in place.
         self._buffer: NDArray[np.void] = np.zeros(n_vocab, dtype=_TOKEN_DATA)
         self._ids, self._logits = self._buffer["id"], self._buffer["logit"]
-        self._token_ids = np.arange(n_vocab, dtype=np.int32)
+        self._token_ids = _all_tokens(n_vocab)
         self._data = self._buffer.ctypes.data_as(lib.llama_token_data_p)
         self._address = self._buffer.ctypes.data
         self._array: Any = lib.llama_token_data_array(data=self._data, size=n_vocab)

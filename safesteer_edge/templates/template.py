@@ -150,6 +150,9 @@ class TemplateFeatures:
         return role in self.string_roles or role not in self.parts_roles
 
 
+_NUMBER = re.compile("N([0-9]{1,9})E")
+
+
 @dataclass(frozen=True, slots=True)
 class Placeholders:
     """Words that nobody can guess, one for each number."""
@@ -167,8 +170,16 @@ class Placeholders:
 
     def split(self, text: str) -> tuple[list[str], list[int]]:
         """Return the n + 1 texts around the n placeholders found, and their numbers."""
-        pieces = re.split(self.secret + "N([0-9]{1,9})E", text)
-        return pieces[::2], [int(number) for number in pieces[1::2]]
+        # By the secret first: a pattern with it would be compiled anew for each prompt.
+        first, *others = text.split(self.secret)
+        texts, numbers = [first], list[int]()
+        for piece in others:
+            if found := _NUMBER.match(piece):
+                numbers.append(int(found[1]))
+                texts.append(piece[found.end() :])
+            else:  # the template changed it
+                texts[-1] += self.secret + piece
+        return texts, numbers
 
 
 def probe_features(render: RenderMessages) -> TemplateFeatures:
