@@ -11,13 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.engine.model import NativeModel
-from safesteer_edge.engine.native import NativeObject, forget_native_errors, lib, native_error_cause
+from safesteer_edge.engine.native import (
+    NativeObject,
+    c_function,
+    forget_native_errors,
+    lib,
+    native_error_cause,
+)
 from safesteer_edge.errors import EngineError, PromptTooLongError
 
 MAIN_SEQUENCE = 0
 DEFAULT_N_BATCH = 512
 _NO_KV_SLOT = 1  # llama_decode: could not find a KV slot for the batch
 _N_CTX_STEP = 256  # llama.cpp rounds n_ctx up to a multiple of it
+# float * llama_get_logits_ith(struct llama_context *, int32_t), as an address
+_get_logits = c_function(
+    lib._lib, "llama_get_logits_ith", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +49,7 @@ class ContextView(NativeObject):
     """What can be read of a llama.cpp context, whoever owns it: it must outlive the view."""
 
     _what = "the context"
+    _logits: tuple[int | None, NDArray[np.float32]] = (None, np.empty(0, np.float32))
 
     def __init__(self, handle: Any, *, n_embd: int, n_vocab: int) -> None:
         self._own(handle, lambda _: None)  # its owner frees it
@@ -50,11 +61,13 @@ class ContextView(NativeObject):
 
         A view into native memory, valid until the next decode: copy it to keep it.
         """
-        pointer = lib.llama_get_logits_ith(self.handle, row)
-        if not pointer:
+        address = _get_logits(self.handle, row)
+        if not address:
             raise EngineError(f"llama.cpp has no logits for row {row} of the last batch")
-        address = ctypes.cast(pointer, ctypes.c_void_p).value
-        return np.frombuffer(self._logits_row.from_address(address), dtype=np.float32)
+        if address != self._logits[0]:  # mostly they are where they were
+            row_there = self._logits_row.from_address(address)
+            self._logits = address, np.frombuffer(row_there, dtype=np.float32)
+        return self._logits[1]
 
 
 class NativeContext(ContextView):

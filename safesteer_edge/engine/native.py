@@ -188,7 +188,7 @@ def gpu_memory() -> tuple[GpuMemory, ...]:
 
 
 def c_function(native: Any, name: str, result: Any, *arguments: Any) -> Any:
-    """A function of a loaded library that the bindings leave out, with its prototype."""
-    function = getattr(native, name)
+    """A function of a loaded library with a prototype of its own: the bindings' stays as it is."""
+    function = native[name]
     function.restype, function.argtypes = result, list(arguments)
     return function

@@ -443,8 +443,7 @@ def read_linear_probe(data: bytes) -> LinearProbe | None:
     tensors = [read_message(each, TENSOR, budget) for each in graph.bytes.get("initializer", [])]
     constants: dict[str, NDArray[Any]] = {}
     for tensor in tensors:
-        contents = read_tensor(tensor, "weight")
-        constants[tensor.text("name")] = contents.values.reshape(contents.shape)
+        constants[tensor.text("name")] = read_tensor(tensor, "weight").values
     state, others = "hidden_state", list[NDArray[Any]]()
     for node in nodes:
         first, *rest = (str(name, "utf-8") for name in node.bytes["input"])
@@ -457,7 +456,7 @@ def read_linear_probe(data: bytes) -> LinearProbe | None:
         return None
     if any(each.dtype != np.float32 for each in others):
         return None
-    mean, scale, weights, *numbers = (each.ravel().astype(np.float64) for each in others)
+    mean, scale, weights, *numbers = (each.astype(np.float64) for each in others)
     bias, slope, intercept = (float(each[0]) for each in numbers)
     folded = weights / scale * slope
     if not np.abs(mean * folded).sum() < _LARGEST_MEAN:
