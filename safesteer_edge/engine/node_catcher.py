@@ -93,9 +93,10 @@ class NodeCatcher:
         if failure is not None or has_failed:
             reason = failure or f"a node has not rows of {self._rows.shape[2]} floats"
             raise EngineError(f"reading hidden states failed: {reason}") from failure
-        if n_caught != [n_rows] * len(n_caught):
-            nodes = b", ".join(self._names).decode()
-            raise EngineError(f"nodes {nodes} gave {n_caught} rows of states, not {n_rows} each")
+        for name, n_found in zip(self._names, n_caught, strict=True):
+            if n_found != n_rows:
+                node = name.decode()
+                raise EngineError(f"node {node!r} gave {n_found} rows of states, not {n_rows}")
         return np.concatenate(self._rows[:, :n_rows], axis=1)
 
     def _on_node(self, tensor: int, ask: bool, _user_data: object) -> bool:
