@@ -290,7 +290,7 @@ def _languages(_pictures: PictureStore, _seed: int, n: int | None) -> list[Case]
 
 
 def _adaptive(_pictures: PictureStore, seed: int, n: int | None) -> list[Case]:
-    """Harmful requests, tried again and again; and as many ordinary ones, in some such disguises."""
+    """Harmful requests, tried again and again; as many ordinary ones in some such disguises."""
     numbers = (None, None) if n is None else (n - n // 2, n // 2)
     tried = [
         replace(_case(request, "adaptive"), attack="adaptive", tries=MAX_TRIES)
