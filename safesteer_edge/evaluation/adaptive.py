@@ -81,9 +81,7 @@ def _disguises(costs: dict[Dress, float], order: random.Random) -> Iterator[Dres
 
 def _combined(costs: dict[Dress, float], names: list[str], order: random.Random) -> Dress:
     """Two of the best, or one more part to them, whichever was not tried."""
-    best = sorted((dress for dress in costs if dress), key=lambda dress: costs[dress])[
-        : len(_WEIGHTS)
-    ]
+    best = sorted(filter(None, costs), key=costs.__getitem__)[: len(_WEIGHTS)]
     for _ in range(_N_DRAWS):
         one, other = order.choices(best, _WEIGHTS[: len(best)], k=2)
         found = _fitting(one | other, order)
