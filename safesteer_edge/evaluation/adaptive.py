@@ -41,7 +41,7 @@ def try_again(case: Case, ask: Ask, *, seed: int) -> EvalRow:
         asked, risk = ask(replace(case, turns=dressed(case.request, names), tries=0))
         costs[names] = _cost(asked, risk)
         if row is None or asked.status == "ok":
-            row = asked
+            row = replace(asked, disguise="+".join(sorted(names)))
         row = replace(row, tries=n)
         if asked.status == "ok" and complies_with_request(asked):
             break

@@ -69,6 +69,7 @@ def test_two_disguises_whose_risk_was_low_are_put_together():
     led = [try_again(case(), Defence(weak).ask, seed=seed) for seed in range(20)]
     blind = [try_again(case(), Defence(weak, risk=False).ask, seed=seed) for seed in range(20)]
     assert sum(row.answer == COMPLIANCE for row in led) == 20
+    assert {row.disguise for row in led} == {"look-alikes+question-behind"}
     assert sum(row.tries for row in led) < sum(row.tries for row in blind)
 
 
