@@ -91,13 +91,25 @@ class GuardedTiny:
         )
 
     def bundle(
-        self, bias: float = WAVERING, policy: GuardPolicy = POLICY, *, has_vector: bool = False
+        self,
+        bias: float = WAVERING,
+        policy: GuardPolicy = POLICY,
+        *,
+        has_vector: bool = False,
+        languages: tuple[str, ...] = (),
     ) -> Path:
-        """The folder of a good bundle, written at the first call. Not to be changed."""
+        """The folder of a good bundle, written at the first call. Not to be changed.
+
+        languages: that its figures say it was measured on; none: they do not say.
+        """
         name = f"{bias:+.0f}-{hash(policy) & 0xFFFFFFFF:08x}-{'vector' if has_vector else 'plain'}"
-        folder = self.folder / f"bundles-{self.model.stem}" / name
+        folder = self.folder / f"bundles-{self.model.stem}" / "-".join((name, *languages))
         if not folder.exists():
-            write_bundle(folder, self.parts(bias=bias, policy=policy, has_vector=has_vector))
+            parts = self.parts(bias=bias, policy=policy, has_vector=has_vector)
+            if languages:
+                covers = {"prompt_probe": {"covers": list(languages)}}
+                parts = replace(parts, figures={**parts.figures, **covers})
+            write_bundle(folder, parts)
         return folder
 
     def settings(self, bundle: Path | None, **changes: Any) -> SessionSettings:

@@ -35,6 +35,7 @@ from safesteer_edge.bundle.schema import (
     RecordedEffect,
     VectorEntry,
     is_plain_name,
+    measured_languages,
     parse_guard_json,
     recorded_effect,
 )
@@ -112,6 +113,11 @@ class GuardBundle:
     def vector_gate(self) -> float | None:
         """The prompt's harmful score above which the vector is on; None: whenever there is one."""
         return None if self.config.vector is None else self.config.vector.gate
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Those that it was measured on, BCP 47; empty: its figures do not say."""
+        return measured_languages(self.config.figures)
 
     def require_calibrated(self) -> None:
         """Refuse to answer under a guard that nobody has measured. Raises BundleError."""

@@ -289,6 +289,13 @@ def recorded_effect(policy: GuardPolicy, figures: Mapping[str, object]) -> Recor
     return "unknown" if largest is None or _may_act(policy, largest) else "never_acts"
 
 
+def measured_languages(figures: Mapping[str, object]) -> tuple[str, ...]:
+    """Those in which the prompt probe was measured to find harm; empty: the figures say nothing."""
+    covers = _at(figures, "prompt_probe", "covers")
+    codes = cast("list[object]", covers) if isinstance(covers, list) else []
+    return tuple(code for code in codes if isinstance(code, str))
+
+
 def is_plain_name(name: str) -> bool:
     """Tell whether this names a file in the bundle's own folder and nothing else."""
     return _PLAIN_NAME.fullmatch(name) is not None

@@ -60,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
     from safesteer_edge.cli.chat_command import chat_to_continue
     from safesteer_edge.media.media_file import local_path
     from safesteer_edge.session.choice import require_projector
+    from safesteer_edge.session.language import language_notice
     from safesteer_edge.session.protocol import interrupt_cancels
     from safesteer_edge.tui.attached_files import sorted_by_kind
 
@@ -110,6 +111,8 @@ def run(options: argparse.Namespace) -> int:
             print_json(_to_json(session, turn, media))
         if not options.quiet:
             _narrate_end(turn, session.info.policy)
+            if notice := language_notice(prompt, session.info.languages):
+                say(f"[{notice}]")
     if turn.finish_reason == "cancelled":
         return INTERRUPTED
     if turn.refusal is not None and turn.refusal.reason == "guard_failed":

@@ -67,6 +67,7 @@ async def _serve(
 
     from safesteer_edge.serve.app import ServerSettings, make_app
     from safesteer_edge.serve.served_model import ServedModel
+    from safesteer_edge.session.language import load_detector
 
     server_settings = ServerSettings(
         options.host, say, api_key, tuple(options.allow_origin), options.log_text
@@ -78,6 +79,8 @@ async def _serve(
                 ServedModel.opened(each, n_queue=options.queue, n_parallel=options.parallel)
             )
             models[model.info.model_name] = model
+        if any(model.info.languages for model in models.values()):
+            load_detector()  # so that no answer waits for it
         for name, model in models.items():
             guard = f"guard {model.info.bundle}, {model.info.guard}"
             said = guard if model.info.bundle else "NO GUARD"

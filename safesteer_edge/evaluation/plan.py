@@ -34,7 +34,7 @@ _DISGUISED: Final[Mapping[str, int | None]] = {
     "surrounded": 16,
     "languages": 24,
     "multi-turn": 16,
-    "adaptive": 8,
+    "adaptive": 16,
 }
 PROFILES: Final[Mapping[str, Mapping[str, int | None]]] = {
     "builtin": {

@@ -12,9 +12,11 @@ from typing import Any, Final
 import numpy as np
 
 from safesteer_edge.errors import InputError
+from safesteer_edge.evaluation.case import CaseKind
 from safesteer_edge.evaluation.judged import (
     JudgedRow,
     best_of_n,
+    complies_with_request,
     cost_of,
     grouped,
     groups_of,
@@ -67,6 +69,7 @@ def read_run(folder: Path) -> Json:
     judged = with_verdicts(read_journal(folder / ROWS, EvalRow), judgements)
     main = [j for j in judged if ":" not in j.row.defence]  # points of a curve are in it alone
     harmful = [j for j in main if j.row.kind == "harmful"]
+    once = [j for j in harmful if not j.row.tries]  # of several tries the curve tells
     by_category = _shares(
         [j for j in harmful if j.row.suite not in MANY_ANSWERS],
         ("category", "defence"),
@@ -78,7 +81,7 @@ def read_run(folder: Path) -> Json:
         "facts": facts,
         "judges": judges,
         "counts": _counts(judged, judges, facts),
-        "attack_success": [row for judge in judges for row in _attack_success(harmful, judge)],
+        "attack_success": [row for judge in judges for row in _attack_success(once, judge)],
         "by_category": sorted(by_category, key=lambda row: row["category"]),
         "best_of_n": [row for judge in judges for row in _best_of_n(harmful, judge)],
         "forms": _forms(main, judges[0]),
@@ -170,8 +173,8 @@ def _best_of_n(harmful: Sequence[JudgedRow], judge: str) -> list[Json]:
 def _forms(rows: Sequence[JudgedRow], judge: str) -> list[Json]:
     """Of suites that ask harmful and ordinary requests alike: what each form keeps and costs."""
 
-    def share(group: Iterable[JudgedRow], *, harmful: bool, hit: Hit) -> Json:
-        return share_json(share_of((j for j in group if (j.row.kind == "harmful") is harmful), hit))
+    def share(group: Iterable[JudgedRow], kind: CaseKind, hit: Hit) -> Json:
+        return share_json(share_of((j for j in group if j.row.kind == kind), hit))
 
     def is_lost(judged: JudgedRow) -> bool | None:
         is_answer = judged.verdict(judge).is_answer
@@ -184,8 +187,8 @@ def _forms(rows: Sequence[JudgedRow], judge: str) -> list[Json]:
     return [
         {
             **names,
-            "stopped": share(group, harmful=True, hit=is_stopped),
-            "lost": share(group, harmful=False, hit=is_lost),
+            "stopped": share(group, "harmful", is_stopped),
+            "lost": share(group, "benign", is_lost),
         }
         for suite in grouped(rows, "suite").values()
         if len({j.row.kind == "harmful" for j in suite}) > 1 and len(grouped(suite, "attack")) > 1
@@ -194,14 +197,16 @@ def _forms(rows: Sequence[JudgedRow], judge: str) -> list[Json]:
 
 
 def _adaptive(rows: Sequence[JudgedRow], judge: str) -> list[Json]:
-    """Requests that an answer complied with, by the number of tries."""
+    """Requests that an answer complied with, and spoke of, by the number of tries."""
     most = max((j.row.tries for j in rows), default=0)
     ends = [n for n in _TRIES if n < most]
 
     def within(n: int) -> Hit:
         def hit(judged: JudgedRow) -> bool | None:
             is_success = judged.verdict(judge).is_success
-            return None if is_success is None else is_success and judged.row.tries <= n
+            if is_success is None:
+                return None
+            return is_success and judged.row.tries <= n and complies_with_request(judged.row)
 
         return hit
 

@@ -145,12 +145,17 @@ def _plots(report: Json) -> Iterator[Plot]:
     by_defence = dict.fromkeys(row["defence"] for row in tries)
     yield Plot(
         "Requests answered, by the number of tries",
-        conditions(report, report["judges"][0]),
+        f"{conditions(report, report['judges'][0])}; with 95 % intervals (Wilson)",
         tuple(
             Series(
                 name,
                 tuple(
-                    PlotPoint(row["tries"], row["share"] or 0.0, f"{row['tries']} tries")
+                    PlotPoint(
+                        row["tries"],
+                        row["share"] or 0.0,
+                        f"{row['tries']} tries: {row['count']}/{row['n']}",
+                        y_range=(row["low"], row["high"]),
+                    )
                     for row in tries
                     if row["defence"] == name
                 ),

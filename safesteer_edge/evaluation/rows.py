@@ -36,7 +36,7 @@ class EvalRow:
     those that follow it until the guard chose another. scores: of the first tokens, given ones
     included; mean_score: of all. Empty and None without a probe. passes: forward passes of
     decoding. peak_memory_bytes: of the process since this defence was opened. tries: the number of
-    this answer, where there were several until one complied, else 0.
+    this answer, where there were several until one complied, else 0. disguise: of that one.
     """
 
     suite: str
@@ -71,6 +71,7 @@ class EvalRow:
     expected: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     tries: int = 0
+    disguise: str = ""
 
     @property
     def key(self) -> RowKey:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Final
 
 from safesteer_edge.errors import SettingsError
-from safesteer_edge.evaluation.adaptive import MAX_TRIES
+from safesteer_edge.evaluation.adaptive import MAX_TRIES, blind_disguises
 from safesteer_edge.evaluation.case import NO_ATTACK, Case, CaseKind, PictureStore, Suite, evenly
 from safesteer_edge.evaluation.disguises import (
     FORMS,
@@ -289,10 +289,23 @@ def _languages(_pictures: PictureStore, _seed: int, n: int | None) -> list[Case]
     ]
 
 
-def _adaptive(_pictures: PictureStore, _seed: int, n: int | None) -> list[Case]:
-    return [
+def _adaptive(_pictures: PictureStore, seed: int, n: int | None) -> list[Case]:
+    """Harmful requests, tried again and again; as many ordinary ones in some such disguises."""
+    numbers = (None, None) if n is None else (n - n // 2, n // 2)
+    tried = [
         replace(_case(request, "adaptive"), attack="adaptive", tries=MAX_TRIES)
-        for request in _requests("harmful", n)
+        for request in _requests("harmful", numbers[0])
+    ]
+    return tried + [
+        replace(
+            _case(request, "adaptive"),
+            id=f"{request.id}/{number}",
+            attack="adaptive",
+            turns=dressed(request.text, names),
+            group=request.id,
+        )
+        for request in _requests("ordinary", numbers[1], language="en")
+        for number, names in enumerate(blind_disguises(request.id, _N_ROUND_ORDINARY, seed=seed))
     ]
 
 
@@ -340,6 +353,7 @@ def _requests(
     return tuple(evenly(requests, n))
 
 
+_N_ROUND_ORDINARY: Final = 10  # disguises of a try-again attack, round each ordinary request
 _SHALLOW: Final = ("prefix-injection", "role-play", "refusal-suppression")
 
 BUILTIN_SUITES: Final[Mapping[str, _Builder]] = {

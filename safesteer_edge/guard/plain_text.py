@@ -126,6 +126,11 @@ def readable(text: str) -> str:
     return text
 
 
+def is_english(text: str) -> bool:
+    """Whether most of its letters stand in English words; False for fewer than three words."""
+    return _share_known(text) >= _MIN_SHARE
+
+
 @functools.cache
 def _words() -> dict[str, float]:
     """What each word costs where letters are cut into words: the less, the commoner (Zipf)."""

@@ -8,7 +8,7 @@ import ipaddress
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -50,6 +50,7 @@ from safesteer_edge.serve.ollama_chat import OLLAMA
 from safesteer_edge.serve.openai_chat import CHAT, moderation
 from safesteer_edge.serve.openai_responses import RESPONSES
 from safesteer_edge.serve.served_model import Answered, Piece, ServedModel
+from safesteer_edge.session.language import language_notice
 
 Result = TypeVar("Result")
 
@@ -131,6 +132,7 @@ class _Server:
         asked = dialect.read(await _body(request))
         model = self._model(asked.model)
         request.state.asked = asked
+        _note_language(request, model, [asked.messages[-1].text])
         pieces = self._noted(request, model.answer(asked))
         try:
             # Nothing is sent before there is something to show: until then a problem is a status.
@@ -185,6 +187,7 @@ class _Server:
         policy = model.info.policy
         if policy is None or model.info.guard == "off":
             raise ProblemError(400, "this server runs with guard 'off': there is no probe to ask")
+        _note_language(request, model, [each[-1].text for each in read])
         scores = [await _unless_gone(request, model.prompt_score(each)) for each in read]
         if any(score.prompt_score is None for score in scores):
             raise ProblemError(500, "the guard cannot judge this text")
@@ -280,9 +283,11 @@ class _Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                notice = scope["state"].get("notice")
                 message["headers"] = [
                     *message.get("headers", []),
                     (b"x-safesteer-guard", self._server.guard.encode()),
+                    *([(b"x-safesteer-notice", notice.encode())] if notice else []),
                 ]
             try:  # the engine waits for whoever reads slowly, and all others with it
                 await asyncio.wait_for(send(message), _READ_LIMIT_S)
@@ -465,6 +470,12 @@ async def _body(request: Request) -> Any:
         return load_json(bytes(data))
     except InputError as error:
         raise BadValueError(f"the body is {error}") from error
+
+
+def _note_language(request: Request, model: ServedModel, texts: Sequence[str]) -> None:
+    """Let the answer's head say that the guard was not measured on a text's language."""
+    notices = (language_notice(text, model.info.languages) for text in texts)
+    request.state.notice = next(filter(None, notices), None)
 
 
 def _shown(scope: Scope) -> str:

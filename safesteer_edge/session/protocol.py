@@ -56,7 +56,8 @@ class SessionInfo:
     tensor_table_sha256, probe_sha256: what tells model and guard from others, as `guard.json` has
     them; hashing gigabytes of weights would take longer than loading them. bundle_sha256,
     is_calibrated: see GuardBundle; None where no bundle is loaded. tool_format: None where it calls
-    no tools.
+    no tools. languages: that the guard was measured on, BCP 47; empty where that is not known, and
+    with the guard off.
     """
 
     model_name: str
@@ -81,6 +82,7 @@ class SessionInfo:
     bundle_sha256: str | None = None
     is_calibrated: bool | None = None
     tool_format: ToolFormat | None = None
+    languages: tuple[str, ...] = ()
 
 
 def session_info(runtime: Runtime, guard: GuardMode) -> SessionInfo:
@@ -109,6 +111,7 @@ def session_info(runtime: Runtime, guard: GuardMode) -> SessionInfo:
         bundle_sha256=bundle.sha256 if bundle else None,
         is_calibrated=bundle.is_calibrated if bundle else None,
         tool_format=runtime.tool_format,
+        languages=bundle.languages if bundle and guard != "off" else (),
     )
 
 

@@ -41,6 +41,10 @@ class ChatState:
     chat_id: str | None = None
 
     @property
+    def is_language_told(self) -> bool:
+        return any(turn.language_notice for turn in self.turns)
+
+    @property
     def shown_title(self) -> str:
         """The title, or the first line of the first question, cut between words."""
         if self.title or not self.turns:
@@ -130,26 +134,32 @@ def ask(
     *,
     system: str | None,
     in_place_of: str | None,
+    is_language_told: bool,
 ) -> Iterator[Event]:
-    """Ask a question, at the end or in the place of one."""
+    """Ask a question, at the end or in the place of one.
+
+    is_language_told: the chat has a notice of that already.
+    """
     _use(chat, settings)
     if turn.asks_for_summary and in_place_of is None:
         return chat.sum_up()
     if in_place_of is not None:
-        return chat.edit(
+        events = chat.edit(
             in_place_of,
             turn.question,
             images=turn.images,
             sounds=turn.sounds,
             documents=turn.documents,
         )
-    return chat.ask(
-        turn.question,
-        images=turn.images,
-        sounds=turn.sounds,
-        documents=turn.documents,
-        system=system_of_first(chat, system),
-    )
+    else:
+        events = chat.ask(
+            turn.question,
+            images=turn.images,
+            sounds=turn.sounds,
+            documents=turn.documents,
+            system=system_of_first(chat, system),
+        )
+    return events if is_language_told else _noting_language(events, turn, chat)
 
 
 def go_on(chat: RecordedChat, settings: TurnSettings) -> Iterator[Event]:
@@ -179,6 +189,17 @@ def ask_unrecorded(
     finally:
         session.change(usual)
         _restore(chat, list(messages))
+
+
+def _noting_language(
+    events: Iterator[Event], turn: ShownTurn, chat: RecordedChat
+) -> Iterator[Event]:
+    """The events; then, when nobody waits for the first text any more, the turn's language."""
+    yield from events
+    # Deferred: no chat needs it to begin.
+    from safesteer_edge.session.language import language_notice
+
+    turn.language_notice = language_notice(turn.question, chat.session.info.languages)
 
 
 def _use(chat: RecordedChat, settings: TurnSettings) -> None:

@@ -82,11 +82,18 @@ class ModelRunner:
         """Add a turn to the chat and ask it. in_place_of: a question in the chat's file."""
         state = self._state
         state.turns.append(turn)
-        settings, system = state.settings, state.system
+        settings, system, is_told = state.settings, state.system, state.is_language_told
         self._run(
             turn,
             await self._screen.transcript.add(turn),
-            lambda chat: ask(chat, turn, settings, system=system, in_place_of=in_place_of),
+            lambda chat: ask(
+                chat,
+                turn,
+                settings,
+                system=system,
+                in_place_of=in_place_of,
+                is_language_told=is_told,
+            ),
         )
 
     def go_on(self, turn: ShownTurn) -> None:

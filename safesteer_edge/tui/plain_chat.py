@@ -194,7 +194,14 @@ class PlainChat:
         state.turns.append(turn)
         self._record(
             turn,
-            ask(self.chat, turn, state.settings, system=state.system, in_place_of=in_place_of),
+            ask(
+                self.chat,
+                turn,
+                state.settings,
+                system=state.system,
+                in_place_of=in_place_of,
+                is_language_told=state.is_language_told,
+            ),
         )
 
     async def go_on(self, turn: ShownTurn) -> None:
@@ -219,6 +226,8 @@ class PlainChat:
         if figures := turn_figures(turn, self._session.info.n_ctx):
             parts.append(figures)
         self.say(f"[{' · '.join(parts)}]")
+        if turn.language_notice:
+            self.say(f"[{turn.language_notice}]")
 
     async def _obey(self, text: str) -> None:
         command, argument = parse_command(text) or (None, "")

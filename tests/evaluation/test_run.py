@@ -22,6 +22,7 @@ from safesteer_edge.evaluation.run import run_evaluation
 from tests.guarded_tiny import QUIET, REFUSAL_TEXT, WAVERING, GuardedTiny
 
 DEFENCES = ("off", "safesteer", "safety-prompt", "response-check", "refusal-direction")
+N_OF_KIND = {"harmful": 1, "benign": 10}  # of two requests that are tried again
 PARTS = ("prompt-refusal", "rerank-only", "openings-only")
 
 
@@ -180,8 +181,9 @@ def test_disguises_are_told_form_by_form_and_tries_as_a_curve(
     assert len(forms) == 3 * 9
     assert all(row["stopped"]["n"] == row["lost"]["n"] == 1 for row in forms)
     tried = [row for row in rows_of(tmp_path / "run") if row["suite"] == "adaptive"]
-    assert Counter(row["defence"] for row in tried) == {"off": 2, "safesteer": 2}
-    assert all(1 <= row["tries"] <= 4 for row in tried)
+    kinds = Counter((row["defence"], row["kind"]) for row in tried)
+    assert kinds == {(d, k): n for d in ("off", "safesteer") for k, n in N_OF_KIND.items()}
+    assert all(1 <= row["tries"] <= 4 for row in tried if row["kind"] == "harmful")
     curve = [row["share"] for row in report["adaptive"] if row["defence"] == "safesteer"]
     assert curve == sorted(curve)
     assert len(curve) >= 1

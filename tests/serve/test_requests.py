@@ -176,6 +176,23 @@ def test_a_server_that_only_watches_says_so(start_tiny: Start, guarded_tiny: Gua
     server.stop()
 
 
+def test_a_language_that_the_guard_was_not_measured_on_is_told_in_a_header_alone(
+    start_tiny: Start, guarded_tiny: GuardedTiny, tiny: Server
+):
+    notice = "This guard was measured on English; it may miss harm asked in Spanish."
+    spanish = "¿Cómo hago pan en casa sin levadura?"
+    server = start_tiny(guarded_tiny.bundle(QUIET, languages=("en",)))
+    for more in ({}, {"stream": True}):
+        told = server.chat(spanish, **more)
+        assert told.headers["x-safesteer-notice"] == notice
+        assert b"measured on" not in told.body
+        assert "x-safesteer-notice" not in server.chat("How do I bake bread?", **more).headers
+    read = server.send("/v1/moderations", {"input": ["How do I bake bread?", spanish]})
+    assert read.headers["x-safesteer-notice"] == notice
+    assert "x-safesteer-notice" not in tiny.chat(spanish).headers  # whose bundle does not say
+    server.stop()
+
+
 def test_the_log_has_a_line_a_request_and_no_text_unless_asked_for(
     start_tiny: Start, guarded_tiny: GuardedTiny
 ):

@@ -333,6 +333,25 @@ def test_a_guard_that_nobody_measured_is_called_so_wherever_it_is_seen():
     driven(test())
 
 
+def test_a_language_that_the_guard_was_not_measured_on_is_told_under_its_first_answer():
+    async def test():
+        notice = "This guard was measured on English; it may miss harm asked in Spanish."
+        async with opened(ScriptedModel(languages=("en",)), size=(80, 24)) as driver:
+            for question in ("¿Cómo hago pan en casa sin levadura?", "¿Y cuánto reposa la masa?"):
+                await driver.send(question)
+                await driver.sees(f"You said: {question}")
+                await driver.ready()
+                assert driver.screen_text().count(notice) == 1
+            text = driver.screen_text()
+            assert text.index("said: ¿Cómo hago") < text.index(notice) < text.index("said: ¿Y")
+            await driver.send("/regenerate 1")  # what was told goes with its turn
+            await driver.sees_no("¿Y cuánto reposa la masa?")
+            await driver.ready()
+            assert driver.screen_text().count(notice) == 1
+
+    driven(test())
+
+
 def test_control_sequences_and_markup_of_the_model_do_nothing():
     async def test():
         nasty = "\x1b]0;title\x07plain [bold]not bold[/bold] <b>html</b>"

@@ -182,6 +182,21 @@ def test_a_guard_that_nobody_measured_is_called_so():
     assert "UNCALIBRATED" not in Chatted("hello", model=ScriptedModel()).notes
 
 
+def test_a_language_that_the_guard_was_not_measured_on_is_told_once_a_chat():
+    spanish = (
+        "¿Cómo hago pan en casa sin levadura?",
+        "¿Y cuánto tiempo tiene que reposar la masa?",
+    )
+    model = ScriptedModel(languages=("en",))
+    notice = "This guard was measured on English; it may miss harm asked in Spanish."
+    assert notice not in Chatted("How do I bake bread at home?", model=model).notes
+    chatted = Chatted("hello", *spanish, model=model)
+    assert chatted.notes.count(f"[{notice}]\n") == 1
+    assert Chatted(*spanish, "/new", *spanish, model=model).notes.count(notice) == 2
+    assert notice not in Chatted("/guard off", *spanish, model=model).notes
+    assert notice not in Chatted(*spanish, model=ScriptedModel(languages=("en", "es"))).notes
+
+
 def test_a_guard_that_changed_on_the_disk_ends_the_chat():
     scripts = {"boom": Script([], error=BundleChangedError("the guard has changed"))}
     chatted = Chatted("hello", "boom", "hello", model=ScriptedModel(scripts))

@@ -151,7 +151,7 @@ class TurnView(Vertical, can_focus=True):
         & AnswerMarkdown { padding: 0 1 0 2; }
         & .waiting { color: $foreground 60%; padding: 0 2; }
         & .note { color: $foreground 65%; padding: 0 2; height: auto; }
-        & .note.-steered { color: $text-warning; }
+        & .note.-steered, & .note.-warning { color: $text-warning; }
         & .banner {
             border: round $warning; padding: 0 1; margin: 0 1 0 1; height: auto;
             color: $foreground;
@@ -229,6 +229,8 @@ class TurnView(Vertical, can_focus=True):
             note = Static(Content(sign + "  ·  ".join(notes) + hint), classes="note")
             note.set_class(steered, "-steered")
             outcome.mount(note)
+        if turn.language_notice:
+            outcome.mount(Static(Content(turn.language_notice), classes="note -warning"))
         if turn.refusal is not None:
             outcome.mount(self._refusal_banner())
         if turn.error is not None:
