@@ -6,9 +6,11 @@ answered once all is decided, so that `verify` can tell later what another quant
 
 from __future__ import annotations
 
+import bisect
+import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -29,13 +31,14 @@ from safesteer_edge.calibration.reading_fit import (
 )
 from safesteer_edge.calibration.report import bundle_report
 from safesteer_edge.calibration.separation import reading_of_media, separation_by_layer
-from safesteer_edge.calibration.settings import CalibrationSettings
+from safesteer_edge.calibration.settings import CalibrationSettings, scaled
 from safesteer_edge.calibration.steering_fit import choose_openings
 from safesteer_edge.calibration.vector_stage import VectorResult, VectorTask, fit_vector
+from safesteer_edge.errors import SettingsError
 from safesteer_edge.formats.json_values import without_nan
 from safesteer_edge.formats.model_file import check_language_model
 from safesteer_edge.formats.version import VERSION
-from safesteer_edge.harvest.answers import HarvestedAnswer, question_ids
+from safesteer_edge.harvest.answers import HarvestedAnswer, Piece, question_ids
 from safesteer_edge.harvest.batches import open_many
 from safesteer_edge.harvest.replay import (
     FIGURES_KEY,
@@ -47,6 +50,8 @@ from safesteer_edge.harvest.replay import (
 from safesteer_edge.harvest.run import (
     Harvest,
     Progress,
+    Trial,
+    counted,
     harvest,
     planned_requests,
     try_harvest,
@@ -89,12 +94,51 @@ def estimated_s(settings: CalibrationSettings, requests: Sequence[Request]) -> f
     Raises what `make_bundle` raises.
     """
     trial = try_harvest(settings.harvest, requests)
-    n_answers = len(settings.replayed) * N_TOKENS / settings.harvest.plan.n_own_tokens
-    n_answers += _N_OPENING_ANSWERS
+    return _reckoned_s(settings, requests, trial, trial.n_missing)
+
+
+def within_minutes(
+    settings: CalibrationSettings, requests: Sequence[Request], minutes: float
+) -> CalibrationSettings:
+    """The same, reading as many requests as so many minutes pay for where none is read yet.
+
+    Raises SettingsError for too few minutes, and what `make_bundle` raises.
+    """
+    shares = [share / 20 for share in range(8, 41)]  # of what the effort reads
+    trial = try_harvest(scaled(settings, shares[0]).harvest, requests)
+
+    def cost_s(share: float) -> float:
+        cut = scaled(settings, share)
+        _, units = planned_requests(cut.harvest, requests)
+        return _reckoned_s(cut, requests, trial, counted(units, cut.harvest.plan))
+
+    n_paid = bisect.bisect_right(shares, 60 * minutes, key=cost_s)
+    if n_paid == 0:
+        least = math.ceil(cost_s(shares[0]) / 60)
+        raise SettingsError(
+            f"--minutes is {minutes:g}; the fewest requests that a guard can be made from take "
+            f"about {least} min on this machine: give at least {least}"
+        )
+    cut = scaled(settings, shares[n_paid - 1])
+    not_tried = (f"what {minutes:g} minutes did not pay for", *settings.effort.not_tried[1:])
+    return replace(cut, effort=replace(settings.effort, not_tried=not_tried))
+
+
+def _reckoned_s(
+    settings: CalibrationSettings,
+    requests: Sequence[Request],
+    trial: Trial,
+    counts: Mapping[Piece, int],
+) -> float:
+    """counts: of units that are to be harvested."""
     _, units = planned_requests(settings.harvest, requests)
     n_readings = len(reading_requests(planned_readings(units)))
-    known_s = trial.harvest_s + n_readings * trial.prompt_s
-    return known_s + n_answers * (trial.own_answer_s or 0.0) + _fits_s(settings)
+    n_answers = len(settings.replayed) * N_TOKENS / settings.harvest.plan.n_own_tokens
+    n_answers += _N_OPENING_ANSWERS
+    harvest_s = sum(n * trial.each_s[piece] for piece, n in counts.items() if n)
+    prompt_s = trial.each_s.get("known", trial.each_s.get("whole", 0.0))
+    later_s = n_readings * prompt_s + n_answers * trial.each_s.get("own", 0.0)
+    return harvest_s + later_s + _fits_s(settings)
 
 
 def _fits_s(settings: CalibrationSettings) -> float:
