@@ -60,6 +60,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "huggingface_hub": ("library.hub",),
     "httpx2": ("library.hub",),
     "filelock": ("library.index", "library.hub"),
+    "cryptography": ("bundle.signature",),
     # A recipe draws the images that it trains on.
     "PIL": ("media", "models.smollm2-135m-instruct.vision"),
     "miniaudio": ("media.sound_decoding",),
@@ -75,7 +76,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
 # fmt: off
 NOT_AT_START = (
     "numpy", "llama_cpp", "onnxruntime", "PIL", "jinja2", "sklearn", "onnx", "textual",
-    "huggingface_hub", "httpx2", "filelock", "miniaudio",
+    "huggingface_hub", "httpx2", "filelock", "cryptography", "miniaudio",
     "pypdfium2", "pillow_heif", "starlette", "uvicorn", "prometheus_client",
 )
 # fmt: on

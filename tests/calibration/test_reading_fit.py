@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def test_what_fewer_minutes_pay_for_is_part_of_what_more_do():
     requests = package_requests()
     session = SessionSettings(guard="off")
     quick, standard = (default_settings(session, effort=each) for each in ("quick", "standard"))
-    before: set[object] = set()
+    before: set[Any] = set()
     for settings in (*(scaled(quick, share) for share in (0.4, 0.5, 0.7, 1, 1.4, 2)), standard):
         plan = settings.harvest.plan
         _, units = planned_requests(settings.harvest, requests)
