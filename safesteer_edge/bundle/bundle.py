@@ -37,6 +37,7 @@ from safesteer_edge.bundle.schema import (
     is_plain_name,
     parse_guard_json,
     recorded_effect,
+    recorded_effort,
 )
 from safesteer_edge.errors import BundleError, os_errors_as
 from safesteer_edge.formats.control_vector_file import ControlVector, read_control_vector
@@ -112,6 +113,11 @@ class GuardBundle:
     def vector_gate(self) -> float | None:
         """The prompt's harmful score above which the vector is on; None: whenever there is one."""
         return None if self.config.vector is None else self.config.vector.gate
+
+    @property
+    def is_quick(self) -> bool:
+        """By its figures, a calibration of more effort would read more than its own has read."""
+        return recorded_effort(self.config.figures) == "quick"
 
     def require_calibrated(self) -> None:
         """Refuse to answer under a guard that nobody has measured. Raises BundleError."""

@@ -289,6 +289,11 @@ def recorded_effect(policy: GuardPolicy, figures: Mapping[str, object]) -> Recor
     return "unknown" if largest is None or _may_act(policy, largest) else "never_acts"
 
 
+def recorded_effort(figures: Mapping[str, object]) -> object:
+    """The effort of the calibration that made a bundle; None where the figures hold none."""
+    return _at(figures, "calibration", "effort", "name")
+
+
 def is_plain_name(name: str) -> bool:
     """Tell whether this names a file in the bundle's own folder and nothing else."""
     return _PLAIN_NAME.fullmatch(name) is not None

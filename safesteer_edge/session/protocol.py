@@ -55,8 +55,8 @@ class SessionInfo:
     the bundle's own, which settings can only tighten. n_candidates: the largest top_k with a guard.
     tensor_table_sha256, probe_sha256: what tells model and guard from others, as `guard.json` has
     them; hashing gigabytes of weights would take longer than loading them. bundle_sha256,
-    is_calibrated: see GuardBundle; None where no bundle is loaded. tool_format: None where it calls
-    no tools.
+    is_calibrated: see GuardBundle; None where no bundle is loaded. is_quick: see GuardBundle.
+    tool_format: None where it calls no tools.
     """
 
     model_name: str
@@ -81,6 +81,7 @@ class SessionInfo:
     bundle_sha256: str | None = None
     is_calibrated: bool | None = None
     tool_format: ToolFormat | None = None
+    is_quick: bool = False
 
 
 def session_info(runtime: Runtime, guard: GuardMode) -> SessionInfo:
@@ -109,6 +110,7 @@ def session_info(runtime: Runtime, guard: GuardMode) -> SessionInfo:
         bundle_sha256=bundle.sha256 if bundle else None,
         is_calibrated=bundle.is_calibrated if bundle else None,
         tool_format=runtime.tool_format,
+        is_quick=bundle is not None and bundle.is_quick,
     )
 
 

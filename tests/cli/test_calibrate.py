@@ -146,6 +146,10 @@ def test_a_quick_run_says_how_long_it_takes_and_what_it_did_not_try(
     page = (folder / "report.html").read_text()
     assert "The effort was quick. Not tried: the rest of the requests;" in page
     assert "The limits come from 10 answers to ordinary requests." in page
+    asked = ["ask", "hello", "--model", str(guarded_tiny.model), "--bundle", str(folder)]
+    assert main([*asked, "--ctx", "512", "--max-tokens", "1", "--guard", "monitor"]) == OK
+    offer = f"calibrate {guarded_tiny.model} --effort standard"
+    assert offer in capsys.readouterr().err
     # What it has read counts: the same again, and more of it, reads nothing twice.
     assert main(command(guarded_tiny, folder, made[1], "--effort", "standard")) == OK
     assert "reading requests: 26/26" in capsys.readouterr().err
@@ -168,7 +172,6 @@ def test_of_so_many_minutes_it_makes_what_they_pay_for(
     for options, says in (
         (("--minutes", "nan"), "expected more than 0"),
         (("--minutes", "3", *THOROUGH), "leave out --effort thorough"),
-        (("--minutes", "3", "--from", str(folder)), "leave out --minutes"),
     ):
         assert main(command(guarded_tiny, tmp_path / "no", made[1], *options)) == BAD_INPUT
         assert says in capsys.readouterr().err

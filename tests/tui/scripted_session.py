@@ -90,6 +90,7 @@ class ScriptedModel:
     load_gate: threading.Event | None = None
     sees: bool = True
     is_calibrated: bool = True
+    is_quick: bool = False
     opened: list[ScriptedSession] = field(default_factory=list)
 
     def open(self, settings: SessionSettings) -> ScriptedSession:
@@ -146,6 +147,7 @@ class ScriptedSession:
             warnings=(),
             load_s=0.1,
             is_calibrated=self._model.is_calibrated if has_bundle else None,
+            is_quick=self._model.is_quick,
         )
 
     def ask(

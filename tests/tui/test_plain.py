@@ -182,6 +182,12 @@ def test_a_guard_that_nobody_measured_is_called_so():
     assert "UNCALIBRATED" not in Chatted("hello", model=ScriptedModel()).notes
 
 
+def test_a_guard_that_was_made_quickly_says_how_a_better_one_is_made():
+    offer = "safesteer-edge calibrate /models/scripted.gguf --effort standard"
+    assert offer in Chatted("/guard", model=ScriptedModel(is_quick=True)).notes
+    assert offer not in Chatted("/guard", model=ScriptedModel()).notes
+
+
 def test_a_guard_that_changed_on_the_disk_ends_the_chat():
     scripts = {"boom": Script([], error=BundleChangedError("the guard has changed"))}
     chatted = Chatted("hello", "boom", "hello", model=ScriptedModel(scripts))
