@@ -324,6 +324,7 @@ def fit_chosen_probe(
         "positive_class": "harmful",
         "n_answers": len(answers),
         "n_own": dict(Counter(a.request.label for a in answers if a.kind == "own")),
+        "n_judged": {name: len(getattr(by_request, name)) for name in policy.touched},
         "n_set_aside": probe.n_set_aside,
         "prompt_probe": prompt.record | {"languages": languages, "covers": ["en", *covered]},
         "readings": fitted.false_alarms(answers, policy.policy.prompt_limit),

@@ -146,6 +146,10 @@ def test_a_quick_run_says_how_long_it_takes_and_what_it_did_not_try(
     page = (folder / "report.html").read_text()
     assert "The effort was quick. Not tried: the rest of the requests;" in page
     assert "The limits come from 10 answers to ordinary requests." in page
+    assert re.search(
+        r"refused: ordinary answers</td><td[^>]*>\d+/10 \([\d.]+ %, 95 % \d+–\d+\)", page
+    )
+    assert "decode-path" not in page  # batches are not
     asked = ["ask", "hello", "--model", str(guarded_tiny.model), "--bundle", str(folder)]
     assert main([*asked, "--ctx", "512", "--max-tokens", "1", "--guard", "monitor"]) == OK
     offer = f"calibrate {guarded_tiny.model} --effort standard"
