@@ -7,11 +7,12 @@ answered once all is decided, so that `verify` can tell later what another quant
 from __future__ import annotations
 
 import bisect
+import ctypes
 import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -66,12 +67,15 @@ from safesteer_edge.session.settings import SessionSettings
 N_PROBE_CANARIES: Final = 8
 N_ENGINE_CANARIES: Final = 2
 N_NORM_REQUESTS: Final = 16
-# Fits of as many rows as there are at most, and seconds for each row and feature of one, on two
-# cores (of 5,184 features; beside those rows, the prompts).
+# Fits of as many rows as there are at most, beside the prompts, and the steps of one: what each
+# does with all rows, and what is reckoned beside them.
 _N_FITS: Final = 19
 _N_FITS_OF_ALL_FORMS: Final = 60
-_FIT_S: Final = 4e-8
-_N_OPENING_ANSWERS: Final = 150  # that `choose_openings` costs, by their tokens
+_N_STEPS: Final = 300
+_N_TRIED_ROWS: Final = 2000
+_N_TRIED_STEPS: Final = 10
+# Own answers that `choose_openings` costs, by their tokens: few go on to their end.
+_N_OPENING_ANSWERS: Final = 240
 
 
 def make_bundle(
@@ -142,12 +146,18 @@ def _reckoned_s(
 
 
 def _fits_s(settings: CalibrationSettings) -> float:
-    """Of the probes, reckoned from their number and size."""
+    """Of the probes, reckoned from their number and size, and from how long a step of one takes."""
     info = check_language_model(choose_model(settings.harvest.session.model).path)
     n_features = info.n_embd * max(len(layers) for layers in settings.layer_sets)
     effort = settings.effort
     n_fits = _N_FITS if effort.only_linear else _N_FITS_OF_ALL_FORMS
-    return n_fits * (effort.max_rows or MAX_ROWS) * n_features * _FIT_S
+    rows = np.ones((_N_TRIED_ROWS, n_features), dtype=np.float32)
+    weights = np.ones(n_features, dtype=np.float32)
+    started_s = time.monotonic()
+    for _ in range(_N_TRIED_STEPS):
+        rows.T @ (rows @ weights)
+    row_s = (time.monotonic() - started_s) / (_N_TRIED_ROWS * _N_TRIED_STEPS)
+    return n_fits * (effort.max_rows or MAX_ROWS) * _N_STEPS * row_s
 
 
 def harvest_requests(
@@ -197,11 +207,12 @@ def bundle_from_harvest(
     )
     layers = best.candidate.layers
     probe_onnx = best.probe.to_onnx()
+    own = harvested.answers(layers, kinds=("own",))
+    last_states = np.stack([answer.states[-1] for answer in own])
+    del own
+    _give_back_memory()  # the model is loaded next
     with closing(open_runtime(session, layers=layers)) as runtime:
-        # Not kept: the vector's fit needs the room.
-        canaries = _canaries(
-            runtime, best.probe.scores, harvested.answers(layers, kinds=("own",)), requests
-        )
+        canaries = _canaries(runtime, best.probe.scores, last_states, requests)
         replay = _replay(runtime, probe_onnx, best, settings, progress)
     opened = choose_openings(session, requests, progress)
     norms = _residual_norms(session, runtime.info.n_layer, requests)
@@ -324,6 +335,12 @@ def _harvested_counts(harvested: Harvest) -> dict[str, dict[str, int]]:
     return {carrier: dict(sorted(row.items())) for carrier, row in sorted(counts.items())}
 
 
+def _give_back_memory() -> None:
+    """Hand freed memory back to the system: glibc keeps the many arrays of a fit, 0.5 GiB of them."""
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _peak_memory_mib() -> float | None:
     """The most memory of this process at once since it began; None where the system is silent."""
     try:
@@ -341,14 +358,13 @@ def _peak_memory_mib() -> float | None:
 def _canaries(
     runtime: Runtime,
     score: ScoreStates,
-    answers: Sequence[HarvestedAnswer],
+    states: NDArray[np.floating],
     requests: Sequence[Request],
 ) -> Canaries:
     """States that span the range of scores, and prompts whose state the engine must give again.
 
-    answers: the model's own, with the states that `score` and the runtime read.
+    states: of the model's own answers, of the layers that `score` and the runtime read.
     """
-    states = np.stack([answer.states[-1] for answer in answers])
     order = np.argsort(score(states.astype(np.float64)), kind="stable")
     picked = order[np.linspace(0, len(order) - 1, N_PROBE_CANARIES).astype(int)]
     ordinary = [r for r in requests if r.label == "ordinary" and r.image is None]
