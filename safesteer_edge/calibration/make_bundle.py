@@ -336,7 +336,7 @@ def _harvested_counts(harvested: Harvest) -> dict[str, dict[str, int]]:
 
 
 def _give_back_memory() -> None:
-    """Hand freed memory back to the system: glibc keeps the many arrays of a fit, 0.5 GiB of them."""
+    """Hand freed memory back to the system: of a fit's many arrays glibc keeps 0.5 GiB."""
     with suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
