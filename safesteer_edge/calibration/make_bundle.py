@@ -155,7 +155,7 @@ def _fits_s(settings: CalibrationSettings) -> float:
     weights = np.ones(n_features, dtype=np.float32)
     started_s = time.monotonic()
     for _ in range(_N_TRIED_STEPS):
-        rows.T @ (rows @ weights)
+        rows.T.dot(rows.dot(weights))
     row_s = (time.monotonic() - started_s) / (_N_TRIED_ROWS * _N_TRIED_STEPS)
     return n_fits * (effort.max_rows or MAX_ROWS) * _N_STEPS * row_s
 
@@ -337,7 +337,7 @@ def _harvested_counts(harvested: Harvest) -> dict[str, dict[str, int]]:
 
 def _give_back_memory() -> None:
     """Hand freed memory back to the system: of a fit's many arrays glibc keeps 0.5 GiB."""
-    with suppress(AttributeError, OSError):  # another C library
+    with suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
