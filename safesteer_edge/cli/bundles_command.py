@@ -331,6 +331,7 @@ def _print_installed(options: argparse.Namespace, folder: Path) -> int:
         "name": folder.name,
         "folder": str(folder),
         "is_calibrated": _is_calibrated(config),
+        "signature": signature_words(folder),
         "models": {model.name: match for model, match in models},
     }
     return print_result(options, value, installed_lines(folder, config))
