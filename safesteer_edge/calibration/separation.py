@@ -94,8 +94,9 @@ def _discriminant(
     if labels.min(initial=1) == labels.max(initial=0):
         return None
     means = [states[labels == label].mean(axis=0) for label in (0, 1)]
-    centred = states - np.array(means)[labels]
-    spread = centred.T @ centred / len(states)
+    for label, mean in enumerate(means):
+        states[labels == label] -= mean
+    spread = states.T @ states / len(states)
     diagonal = np.diag(spread).copy()
     spread *= 1.0 - _SHRINKAGE
     spread[np.diag_indices_from(spread)] += _SHRINKAGE * diagonal + 1e-6 * diagonal.mean() + 1e-9
