@@ -38,6 +38,7 @@ from safesteer_edge.bundle.schema import (
     measured_languages,
     parse_guard_json,
     recorded_effect,
+    recorded_effort,
 )
 from safesteer_edge.errors import BundleError, os_errors_as
 from safesteer_edge.formats.control_vector_file import ControlVector, read_control_vector
@@ -118,6 +119,11 @@ class GuardBundle:
     def languages(self) -> tuple[str, ...]:
         """Those that it was measured on, BCP 47; empty: its figures do not say."""
         return measured_languages(self.config.figures)
+
+    @property
+    def is_quick(self) -> bool:
+        """By its figures, a calibration of more effort would read more than its own has read."""
+        return recorded_effort(self.config.figures) == "quick"
 
     def require_calibrated(self) -> None:
         """Refuse to answer under a guard that nobody has measured. Raises BundleError."""

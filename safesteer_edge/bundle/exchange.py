@@ -35,6 +35,13 @@ from safesteer_edge.bundle.schema import (
     is_plain_name,
     parse_guard_json,
 )
+from safesteer_edge.bundle.signature import (
+    SIGNATURE_NAME,
+    public_key,
+    read_key,
+    signed,
+    signer_of,
+)
 from safesteer_edge.errors import (
     BundleError,
     ModelFileError,
@@ -132,7 +139,30 @@ def check_bundle(folder: Path, model: ModelFingerprint | None = None) -> GuardCo
     """
     config = read_config(folder)
     open_bundle(folder, model or config.model, device="cpu").close()
+    signer_in(folder)
     return config
+
+
+# -- who signed it ---------------------------------------------------------------------------------
+
+
+def signer_in(folder: Path) -> str | None:
+    """See `signer_of`. Raises BundleError."""
+    if not (folder / SIGNATURE_NAME).exists():
+        return None
+    return signer_of(read_bundle_folder(folder).content, str(folder))
+
+
+def sign_bundle(folder: Path, key_path: Path) -> str:
+    """Sign a bundle that is checked, in place of an earlier signature; returns the public key.
+
+    Raises BundleError, SettingsError, OSError.
+    """
+    key = read_key(key_path)
+    (folder / SIGNATURE_NAME).unlink(missing_ok=True)
+    check_bundle(folder)
+    write_whole(folder / SIGNATURE_NAME, signed(read_bundle_folder(folder).content, key))
+    return public_key(key)
 
 
 # -- out: one archive, the same bytes for the same bundle ------------------------------------------
@@ -257,6 +287,7 @@ def install_bundle(files: BundleFiles, model: ModelFingerprint | None = None) ->
                 f"{name!r} of guard bundle {source!r} does not have the hash that its guard.json "
                 f"lists; nothing was installed: {_AGAIN}"
             )
+    signer_of(files.content, source)
     name = _UNSAFE.sub("-", config.name).strip(".-")[:60] or "guard"
     place = bundle_place(config.model.tensor_table_sha256)
     place /= f"{name}-{hashlib.sha256(data).hexdigest()[:8]}"
@@ -311,7 +342,7 @@ def _checked_config(
 
 
 def _files_of(config: GuardConfig) -> Collection[str]:
-    return {CONFIG_NAME, _REPORT, *listed_files(config)}
+    return {CONFIG_NAME, _REPORT, SIGNATURE_NAME, *listed_files(config)}
 
 
 def _wanted(names: Collection[str], source: str) -> list[str]:

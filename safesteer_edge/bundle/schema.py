@@ -296,6 +296,11 @@ def measured_languages(figures: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(code for code in codes if isinstance(code, str))
 
 
+def recorded_effort(figures: Mapping[str, object]) -> object:
+    """The effort of the calibration that made a bundle; None where the figures hold none."""
+    return _at(figures, "calibration", "effort", "name")
+
+
 def is_plain_name(name: str) -> bool:
     """Tell whether this names a file in the bundle's own folder and nothing else."""
     return _PLAIN_NAME.fullmatch(name) is not None

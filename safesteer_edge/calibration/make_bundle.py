@@ -6,10 +6,13 @@ answered once all is decided, so that `verify` can tell later what another quant
 
 from __future__ import annotations
 
+import bisect
+import ctypes
+import math
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -29,13 +32,14 @@ from safesteer_edge.calibration.reading_fit import (
 )
 from safesteer_edge.calibration.report import bundle_report
 from safesteer_edge.calibration.separation import reading_of_media, separation_by_layer
-from safesteer_edge.calibration.settings import CalibrationSettings
+from safesteer_edge.calibration.settings import CalibrationSettings, scaled
 from safesteer_edge.calibration.steering_fit import choose_openings
 from safesteer_edge.calibration.vector_stage import VectorResult, VectorTask, fit_vector
+from safesteer_edge.errors import SettingsError
 from safesteer_edge.formats.json_values import without_nan
 from safesteer_edge.formats.model_file import check_language_model
 from safesteer_edge.formats.version import VERSION
-from safesteer_edge.harvest.answers import HarvestedAnswer, question_ids
+from safesteer_edge.harvest.answers import HarvestedAnswer, Piece, question_ids
 from safesteer_edge.harvest.batches import open_many
 from safesteer_edge.harvest.replay import (
     FIGURES_KEY,
@@ -47,6 +51,8 @@ from safesteer_edge.harvest.replay import (
 from safesteer_edge.harvest.run import (
     Harvest,
     Progress,
+    Trial,
+    counted,
     harvest,
     planned_requests,
     try_harvest,
@@ -61,12 +67,15 @@ from safesteer_edge.session.settings import SessionSettings
 N_PROBE_CANARIES: Final = 8
 N_ENGINE_CANARIES: Final = 2
 N_NORM_REQUESTS: Final = 16
-# Fits of as many rows as there are at most, and seconds for each row and feature of one, on two
-# cores (of 5,184 features; beside those rows, the prompts).
+# Fits of as many rows as there are at most, beside the prompts, and the steps of one: what each
+# does with all rows, and what is reckoned beside them.
 _N_FITS: Final = 19
 _N_FITS_OF_ALL_FORMS: Final = 60
-_FIT_S: Final = 4e-8
-_N_OPENING_ANSWERS: Final = 150  # that `choose_openings` costs, by their tokens
+_N_STEPS: Final = 300
+_N_TRIED_ROWS: Final = 2000
+_N_TRIED_STEPS: Final = 10
+# Own answers that `choose_openings` costs, by their tokens: 400 and 570 on two models.
+_N_OPENING_ANSWERS: Final = 480
 
 
 def make_bundle(
@@ -89,21 +98,66 @@ def estimated_s(settings: CalibrationSettings, requests: Sequence[Request]) -> f
     Raises what `make_bundle` raises.
     """
     trial = try_harvest(settings.harvest, requests)
-    n_answers = len(settings.replayed) * N_TOKENS / settings.harvest.plan.n_own_tokens
-    n_answers += _N_OPENING_ANSWERS
+    return _reckoned_s(settings, requests, trial, trial.n_missing)
+
+
+def within_minutes(
+    settings: CalibrationSettings, requests: Sequence[Request], minutes: float
+) -> CalibrationSettings:
+    """The same, reading as many requests as so many minutes pay for where none is read yet.
+
+    Raises SettingsError for too few minutes, and what `make_bundle` raises.
+    """
+    shares = [share / 20 for share in range(8, 41)]  # of what the effort reads
+    trial = try_harvest(scaled(settings, shares[0]).harvest, requests)
+
+    def cost_s(share: float) -> float:
+        cut = scaled(settings, share)
+        _, units = planned_requests(cut.harvest, requests)
+        return _reckoned_s(cut, requests, trial, counted(units, cut.harvest.plan))
+
+    n_paid = bisect.bisect_right(shares, 60 * minutes, key=cost_s)
+    if n_paid == 0:
+        least = math.ceil(cost_s(shares[0]) / 60)
+        raise SettingsError(
+            f"--minutes is {minutes:g}; the fewest requests that a guard can be made from take "
+            f"about {least} min on this machine: give at least {least}"
+        )
+    cut = scaled(settings, shares[n_paid - 1])
+    not_tried = (f"what {minutes:g} minutes did not pay for", *settings.effort.not_tried[1:])
+    return replace(cut, effort=replace(settings.effort, not_tried=not_tried))
+
+
+def _reckoned_s(
+    settings: CalibrationSettings,
+    requests: Sequence[Request],
+    trial: Trial,
+    counts: Mapping[Piece, int],
+) -> float:
+    """counts: of units that are to be harvested."""
     _, units = planned_requests(settings.harvest, requests)
     n_readings = len(reading_requests(planned_readings(units)))
-    known_s = trial.harvest_s + n_readings * trial.prompt_s
-    return known_s + n_answers * (trial.own_answer_s or 0.0) + _fits_s(settings)
+    n_answers = len(settings.replayed) * N_TOKENS / settings.harvest.plan.n_own_tokens
+    n_answers += _N_OPENING_ANSWERS
+    harvest_s = sum(n * trial.each_s[piece] for piece, n in counts.items() if n)
+    prompt_s = trial.each_s.get("known", trial.each_s.get("whole", 0.0))
+    later_s = n_readings * prompt_s + n_answers * trial.each_s.get("own", 0.0)
+    return harvest_s + later_s + _fits_s(settings)
 
 
 def _fits_s(settings: CalibrationSettings) -> float:
-    """Of the probes, reckoned from their number and size."""
+    """Of the probes, reckoned from their number and size, and from how long a step of one takes."""
     info = check_language_model(choose_model(settings.harvest.session.model).path)
     n_features = info.n_embd * max(len(layers) for layers in settings.layer_sets)
     effort = settings.effort
     n_fits = _N_FITS if effort.only_linear else _N_FITS_OF_ALL_FORMS
-    return n_fits * (effort.max_rows or MAX_ROWS) * n_features * _FIT_S
+    rows = np.ones((_N_TRIED_ROWS, n_features), dtype=np.float32)
+    weights = np.ones(n_features, dtype=np.float32)
+    started_s = time.monotonic()
+    for _ in range(_N_TRIED_STEPS):
+        rows.T.dot(rows.dot(weights))
+    row_s = (time.monotonic() - started_s) / (_N_TRIED_ROWS * _N_TRIED_STEPS)
+    return n_fits * (effort.max_rows or MAX_ROWS) * _N_STEPS * row_s
 
 
 def harvest_requests(
@@ -153,11 +207,12 @@ def bundle_from_harvest(
     )
     layers = best.candidate.layers
     probe_onnx = best.probe.to_onnx()
+    own = harvested.answers(layers, kinds=("own",))
+    last_states = np.stack([answer.states[-1] for answer in own])
+    del own
+    _give_back_memory()  # the model is loaded next
     with closing(open_runtime(session, layers=layers)) as runtime:
-        # Not kept: the vector's fit needs the room.
-        canaries = _canaries(
-            runtime, best.probe.scores, harvested.answers(layers, kinds=("own",)), requests
-        )
+        canaries = _canaries(runtime, best.probe.scores, last_states, requests)
         replay = _replay(runtime, probe_onnx, best, settings, progress)
     opened = choose_openings(session, requests, progress)
     norms = _residual_norms(session, runtime.info.n_layer, requests)
@@ -280,6 +335,12 @@ def _harvested_counts(harvested: Harvest) -> dict[str, dict[str, int]]:
     return {carrier: dict(sorted(row.items())) for carrier, row in sorted(counts.items())}
 
 
+def _give_back_memory() -> None:
+    """Hand freed memory back to the system: of a fit's many arrays glibc keeps 0.5 GiB."""
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _peak_memory_mib() -> float | None:
     """The most memory of this process at once since it began; None where the system is silent."""
     try:
@@ -297,14 +358,13 @@ def _peak_memory_mib() -> float | None:
 def _canaries(
     runtime: Runtime,
     score: ScoreStates,
-    answers: Sequence[HarvestedAnswer],
+    states: NDArray[np.floating],
     requests: Sequence[Request],
 ) -> Canaries:
     """States that span the range of scores, and prompts whose state the engine must give again.
 
-    answers: the model's own, with the states that `score` and the runtime read.
+    states: of the model's own answers, of the layers that `score` and the runtime read.
     """
-    states = np.stack([answer.states[-1] for answer in answers])
     order = np.argsort(score(states.astype(np.float64)), kind="stable")
     picked = order[np.linspace(0, len(order) - 1, N_PROBE_CANARIES).astype(int)]
     ordinary = [r for r in requests if r.label == "ordinary" and r.image is None]

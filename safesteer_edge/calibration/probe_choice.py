@@ -35,7 +35,7 @@ from safesteer_edge.calibration.steering_fit import with_steering
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.guard.readings import ReadingCurves
 from safesteer_edge.harvest.answers import HarvestedAnswer
-from safesteer_edge.harvest.cache import N_EARLY_ROWS
+from safesteer_edge.harvest.cache import N_EARLY_STATES
 from safesteer_edge.harvest.carriers import DRAWN_CARRIERS, Carrier
 from safesteer_edge.harvest.probe_quality import N_STEPS, ProbeQuality, quality_of_scores
 from safesteer_edge.harvest.replay import FalseAlarmTargets
@@ -281,7 +281,7 @@ def fit_chosen_probe(
     Cost for the embedded default: some minutes. Raises SettingsError for too few requests.
     """
     choice = choose_probe(
-        lambda layers: harvested.answers(layers, n_rows=N_EARLY_ROWS),
+        lambda layers: harvested.answers(layers, n_rows=N_EARLY_STATES),
         candidates,
         lambda n_done, n_total: progress("comparing probes", n_done, n_total),
         is_nested=is_nested,
@@ -324,6 +324,7 @@ def fit_chosen_probe(
         "positive_class": "harmful",
         "n_answers": len(answers),
         "n_own": dict(Counter(a.request.label for a in answers if a.kind == "own")),
+        "n_judged": {name: len(getattr(by_request, name)) for name in policy.touched},
         "n_set_aside": probe.n_set_aside,
         "prompt_probe": prompt.record | {"languages": languages, "covers": ["en", *covered]},
         "readings": fitted.false_alarms(answers, policy.policy.prompt_limit),

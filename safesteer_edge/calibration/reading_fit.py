@@ -27,8 +27,8 @@ from safesteer_edge.guard.readings import (
 from safesteer_edge.harvest.answers import HarvestedAnswer
 from safesteer_edge.harvest.cache import HarvestSettings
 from safesteer_edge.harvest.carriers import Carrier, written_words
-from safesteer_edge.harvest.run import PlannedRequest
-from safesteer_edge.requests.requests import Request, lot_of
+from safesteer_edge.harvest.run import PlannedRequest, turn_of
+from safesteer_edge.requests.requests import Request
 
 _BENIGN: Final = ("borderline", "ordinary")
 _N_AMONG_WORDS: Final = 160  # benign prompts whose parts are read
@@ -83,11 +83,13 @@ def planned_readings(units: Iterable[PlannedRequest]) -> list[PlannedReading]:
     prompts = {(u.request.id, u.carrier): u for u in units if u.carrier in ("text", "wrapped")}
     answered = {u.request.id for u in units if u.piece == "own" or _is_whole(u)}
     benign = [u for u in prompts.values() if u.request.label in _BENIGN]
-    benign.sort(key=lambda unit: lot_of(f"read {unit.carrier} {unit.request.id}"))
-    counted = {
-        (u.request.id, u.carrier)
-        for u in [u for u in benign if len(_parts(u)) > 1][:_N_AMONG_WORDS]
-    }
+    # The first of those that are drawn: where more requests are harvested, the same ones.
+    benign.sort(key=lambda unit: (turn_of(unit.request), unit.carrier))
+    in_parts = [
+        [u for u in benign if u.request.label == each and len(_parts(u)) > 1] for each in _BENIGN
+    ]
+    n_each = _N_AMONG_WORDS // max(1, sum(map(bool, in_parts)))
+    counted = {(u.request.id, u.carrier) for ours in in_parts for u in ours[:n_each]}
     found = [
         PlannedReading(unit.request, unit.carrier, reading.kind, reading.text, key in counted)
         for key, unit in prompts.items()

@@ -56,7 +56,7 @@ def report_tables(figures: Json) -> list[Table]:
         _steps_table(measured(figures, "nested")),
         *(_separation_table(name, table) for name, table in separation.items()),
         _reliability_table(measured(figures, "score_calibration")),
-        _policy_table(chosen_policy(figures)),
+        _policy_table(figures),
         _replay_table(figures),
         _vector_table(measured(figures, "calibration", "vector")),
         _cost_table(measured(figures, "calibration", "made")),
@@ -124,8 +124,8 @@ def _candidates_table(figures: Json) -> Table:
 
     return Table.of(
         "Probes that were compared",
-        "fitted on the train split, judged on the calibration split, on decode-path states; →: "
-        "chosen, by the first figure and three times the second",
+        "fitted on the train split, judged on the calibration split; →: chosen, by the first "
+        "figure and three times the second",
         figures.get("tried") or [],
         {
             "form": form,
@@ -207,24 +207,29 @@ def _reliability_table(scores: Json) -> Table:
     )
 
 
-def _policy_table(policy: Json) -> Table:
+def _policy_table(figures: Json) -> Table:
+    policy, n_judged = chosen_policy(figures), measured(figures, "n_judged")
+
+    def shown(name: str, share: float | None) -> str:
+        if share is None:
+            return NOTHING
+        n = n_judged.get(name)
+        return f"{100 * share:.1f} %" if n is None else str(Share(round(share * n), n))
+
     numbers = [
         (name.replace("_", " "), f"{value:g}")
         for name, value in measured(policy, "policy").items()
         if value is not None
     ]
     shares = [
-        (
-            f"{what}: {name.replace('_', ' ')} answers",
-            NOTHING if share is None else f"{100 * share:.1f} %",
-        )
+        (f"{what}: {name.replace('_', ' ')} answers", shown(name, share))
         for what in ("touched", "refused")
         for name, share in measured(policy, what).items()
     ]
     return Table(
         "The policy",
-        "chosen from scores of the model's own answers; touched: any token above the "
-        "threshold; refused: by the rules of refusal, steering left aside",
+        "chosen from scores of the model's own answers; touched: at a risk from which "
+        "it steers; refused: by the rules of refusal, steering left aside; 95 % intervals",
         ("number", "value"),
         (*numbers, *shares),
     )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from safesteer_edge.calibration.vector_fit import part_of
 from safesteer_edge.harvest.answers import HarvestedAnswer
-from safesteer_edge.harvest.cache import N_EARLY_ROWS
+from safesteer_edge.harvest.cache import N_EARLY_STATES
 from safesteer_edge.harvest.carriers import DRAWN_CARRIERS
 from safesteer_edge.harvest.run import Harvest, Progress
 from safesteer_edge.metrics.statistics import auroc, auroc_interval
@@ -36,7 +36,7 @@ def separation_by_layer(
     layers = harvested.shape.layers if layers is None else layers
     tables: dict[str, dict[str, Any]] = {}
     for n_done, layer in enumerate(layers, start=1):
-        answers = harvested.answers((layer,), n_rows=N_EARLY_ROWS)
+        answers = harvested.answers((layer,), n_rows=N_EARLY_STATES)
         for name in ("text", "media"):
             # What stands in words beside a picture is neither.
             carried = [a for a in answers if a.carrier != "beside"]
@@ -57,7 +57,7 @@ def _by_step(answers: Sequence[HarvestedAnswer]) -> tuple[list[float | None], li
     values: list[float | None] = []
     counts: list[list[int]] = []
     whole, at_prompt = _discriminant(made_from), _discriminant(made_from, step=0)
-    for step in range(N_EARLY_ROWS):
+    for step in range(N_EARLY_STATES):
         value, n = _auroc_along(whole if step else at_prompt, tried_on, step)
         values.append(None if value is None else round(value, _DIGITS))
         counts.append(n)
@@ -88,14 +88,17 @@ def _discriminant(
     answers: Sequence[HarvestedAnswer], step: int | None = None
 ) -> NDArray[np.float64] | None:
     """Where harmful states lie from the others, the common spread divided out; None: one class."""
-    parts = [_rows(answers, at) for at in ([step] if step is not None else range(1, N_EARLY_ROWS))]
+    parts = [
+        _rows(answers, at) for at in ([step] if step is not None else range(1, N_EARLY_STATES))
+    ]
     states = np.concatenate([rows for rows, _ in parts])
     labels = np.concatenate([labels for _, labels in parts])
     if labels.min(initial=1) == labels.max(initial=0):
         return None
     means = [states[labels == label].mean(axis=0) for label in (0, 1)]
-    centred = states - np.array(means)[labels]
-    spread = centred.T @ centred / len(states)
+    for label, mean in enumerate(means):
+        states[labels == label] -= mean
+    spread = states.T @ states / len(states)
     diagonal = np.diag(spread).copy()
     spread *= 1.0 - _SHRINKAGE
     spread[np.diag_indices_from(spread)] += _SHRINKAGE * diagonal + 1e-6 * diagonal.mean() + 1e-9

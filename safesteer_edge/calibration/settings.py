@@ -172,9 +172,6 @@ def default_settings(
     info = check_language_model(choose_model(session.model).path)
     targets = targets or FalseAlarmTargets()
     chosen = EFFORTS[effort]
-    plan, n_benign = chosen.plan, n_needed(smallest_ordinary(targets))
-    n_read = plan.n_read_ordinary and max(plan.n_read_ordinary, n_benign)
-    n_answered = max(plan.n_answered_benign, n_benign)
     if n_workers is None:
         n_workers = default_workers(session, info.size_bytes)
     layer_sets = layer_sets_for(info.n_layer)
@@ -185,7 +182,7 @@ def default_settings(
     return CalibrationSettings(
         harvest=HarvestSettings(
             session=session,
-            plan=replace(plan, n_answered_benign=n_answered, n_read_ordinary=n_read),
+            plan=_with_enough(chosen.plan, targets),
             tail_layers=tail_layers,
             hears=hears,
             limit_bytes=cache_limit_bytes,
@@ -199,6 +196,35 @@ def default_settings(
         replayed=replay_requests(),
         effort=chosen,
     )
+
+
+def scaled(settings: CalibrationSettings, share: float) -> CalibrationSettings:
+    """The same, reading this share of a quick effort's requests; of ordinary ones as many as limits
+    need.
+
+    What a smaller share reads is part of what a larger one does.
+    """
+    plan = settings.effort.plan
+    given = {name: round(share * getattr(plan, name)) for name in _SCALED}
+    plan = _with_enough(replace(plan, **given), settings.targets)
+    return replace(settings, harvest=replace(settings.harvest, plan=plan))
+
+
+_SCALED: Final = (
+    "n_answered",
+    "n_answered_borderline",
+    "n_answered_benign",
+    "n_read",
+    "n_read_borderline",
+    "n_read_ordinary",
+)
+
+
+def _with_enough(plan: HarvestPlan, targets: FalseAlarmTargets) -> HarvestPlan:
+    """The plan with so many ordinary requests that their false alarms can be told."""
+    n = n_needed(smallest_ordinary(targets))
+    n_read = plan.n_read_ordinary and max(plan.n_read_ordinary, n)
+    return replace(plan, n_answered_benign=max(plan.n_answered_benign, n), n_read_ordinary=n_read)
 
 
 def _thinned(layers: tuple[int, ...], n_most: int) -> tuple[int, ...]:

@@ -230,6 +230,7 @@ def _to_json(session: ChatSession, turn: TurnEnded, media: list[MediaPrepared]) 
 
 def _narrate_start(session: ChatSession, media: list[MediaPrepared]) -> None:
     from safesteer_edge.session.prompt import media_line
+    from safesteer_edge.tui.guard_words import better_guard
 
     info = session.info
     name = strip_control_characters(info.model_name)
@@ -237,6 +238,8 @@ def _narrate_start(session: ChatSession, media: list[MediaPrepared]) -> None:
     if info.is_calibrated is False:
         guard += ", UNCALIBRATED"
     say(f"[{name} {info.quantization}, {guard}, loaded in {info.load_s:.1f} s]")
+    if offer := better_guard(info):
+        say(f"[{strip_control_characters(offer)}]")
     for warning in info.warnings:
         say(f"[warning: {strip_control_characters(warning)}]")
     for event in media:

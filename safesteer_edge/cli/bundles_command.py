@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ from safesteer_edge.cli.options import (
     say,
 )
 from safesteer_edge.errors import SafeSteerError, SettingsError
+from safesteer_edge.session.settings_file import user_settings
 
 if TYPE_CHECKING:
     from safesteer_edge.bundle.exchange import KnownBundle
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 
 _NONE = "there are no guard bundles on this computer"
 _UNSIGNED = "unsigned: who made it, and what was measured, cannot be verified"
+_UNKNOWN = (
+    "signed by an unknown key, {key}; name it in the setting bundles.trusted_keys to trust it"
+)
 _MAX_SHOWN = 12  # differing figures
 
 
@@ -75,13 +80,12 @@ def run_verify(options: argparse.Namespace) -> int:
     for each in named:
         config = check_bundle(each.folder, model)
         models = {found.name: match for found, match in models_of(config)}
-        verified.append(
-            {"name": each.name, "is_calibrated": _is_calibrated(config), "models": models}
-        )
+        row = {"name": each.name, "is_calibrated": _is_calibrated(config), "models": models}
+        verified.append(row | {"signature": signature_words(each.folder)})
     lines = [
         f"{row['name']}: hashes and self-tests are correct"
         f"{'' if row['is_calibrated'] else UNCALIBRATED}"
-        f"; for {', '.join(row['models']) or 'no model on this computer'}"
+        f"; for {', '.join(row['models']) or 'no model on this computer'}; {row['signature']}"
         for row in verified
     ]
     return print_result(options, {"verified": verified}, lines or [_NONE])
@@ -122,6 +126,38 @@ def run_export(options: argparse.Namespace) -> int:
         raise cannot_write(path, error) from error
     value = {"output": str(path), "sha256": sha256, "size_bytes": path.stat().st_size}
     return print_result(options, value, [f"wrote {path}, SHA-256 {sha256}"])
+
+
+def run_keygen(options: argparse.Namespace) -> int:
+    """Make a key that bundles are signed with."""
+    from safesteer_edge.bundle.signature import new_key, public_key, read_key
+
+    path = options.output
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+            stream.write(new_key())
+    except FileExistsError:
+        raise SettingsError(f"{str(path)!r} already exists; give the key another name") from None
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return _print_key(options, f"wrote {path}; keep it to yourself", public_key(read_key(path)))
+
+
+def run_sign(options: argparse.Namespace) -> int:
+    """Sign a bundle."""
+    from safesteer_edge.bundle.exchange import find_bundle, sign_bundle
+
+    bundle = find_bundle(options.bundle)
+    try:
+        key = sign_bundle(bundle.folder, options.key)
+    except OSError as error:
+        raise cannot_write(bundle.folder, error) from error
+    return _print_key(options, f"signed {bundle.folder}", key)
+
+
+def _print_key(options: argparse.Namespace, done: str, key: str) -> int:
+    trust = f"Others trust it with: safesteer-edge settings set bundles.trusted_keys 'NAME {key}'"
+    return print_result(options, {"key": key}, [done, trust])
 
 
 def run_remove(options: argparse.Namespace) -> int:
@@ -174,7 +210,8 @@ def bundle_facts(bundle: KnownBundle, config: GuardConfig) -> dict[str, str]:
     facts = {
         "name": config.name,
         "folder": str(bundle.folder),
-        "made": f"{config.created} by {config.created_by}; {_UNSIGNED}",
+        "made": f"{config.created} by {config.created_by}",
+        "signature": signature_words(bundle.folder),
         "for": f"{model.architecture}, {model.n_layer} blocks of {model.n_embd}, "
         f"{model.n_vocab} tokens, {model.quantization}",
         "models here": ", ".join(
@@ -200,6 +237,17 @@ def bundle_facts(bundle: KnownBundle, config: GuardConfig) -> dict[str, str]:
     facts[CONFIG_NAME] = f"SHA-256 {hash_file(bundle.folder / CONFIG_NAME)}"
     facts |= {name: f"SHA-256 {sha256}" for name, sha256 in listed_files(config).items()}
     return facts
+
+
+def signature_words(folder: Path) -> str:
+    """Who signed a bundle. Raises BundleError where the signature is wrong."""
+    from safesteer_edge.bundle.exchange import signer_in
+
+    key = signer_in(folder)
+    name = None if key is None else user_settings().bundles.name_of(key)
+    if name is not None:
+        return f"signed by {name} (trusted)"
+    return _UNSIGNED if key is None else _UNKNOWN.format(key=key)
 
 
 def _requests(figures: Mapping[str, Any]) -> Iterator[str]:
@@ -283,6 +331,7 @@ def _print_installed(options: argparse.Namespace, folder: Path) -> int:
         "name": folder.name,
         "folder": str(folder),
         "is_calibrated": _is_calibrated(config),
+        "signature": signature_words(folder),
         "models": {model.name: match for model, match in models},
     }
     return print_result(options, value, installed_lines(folder, config))
@@ -293,7 +342,7 @@ def installed_lines(folder: Path, config: GuardConfig) -> list[str]:
     from safesteer_edge.bundle.exchange import models_of
 
     lines = [f"{folder.name} is installed; see: safesteer-edge bundles info {folder.name}"]
-    lines.append(f"It is {_UNSIGNED}")
+    lines.append(f"It is {signature_words(folder)}")
     if not _is_calibrated(config):
         lines.append("It is UNCALIBRATED: nobody has measured which answers it stops")
     models = models_of(config)
@@ -363,6 +412,22 @@ BUNDLES = Command(
             (Argument("source", type=Path, metavar="F.zip|DIR"), _MODEL, JSON),
             "Install a guard bundle, after its hashes are checked and it has been loaded once. "
             "Chats with the model file that it was calibrated on then use it.",
+        ),
+        Command(
+            "sign",
+            "sign a bundle, so that others can tell who made it",
+            run_sign,
+            (
+                _BUNDLE,
+                Argument("--key", "made by 'bundles keygen'", Path, metavar="FILE", required=True),
+                JSON,
+            ),
+        ),
+        Command(
+            "keygen",
+            "make a key to sign bundles with",
+            run_keygen,
+            (Argument("output", "the private key", Path, metavar="FILE"), JSON),
         ),
         Command(
             "diff",

@@ -48,13 +48,20 @@ def run(options: argparse.Namespace) -> int:
         return _calibrate_probe(options)
     if options.keep_limits and options.source_bundle is None:
         raise SettingsError("--keep-limits keeps those of a bundle; name it with --from")
+    if options.minutes is not None:
+        if options.effort not in (None, "quick"):
+            raise SettingsError(
+                f"--minutes cuts a quick calibration; leave out --effort {options.effort}"
+            )
+        if not 0 < options.minutes < math.inf:
+            raise SettingsError(f"--minutes is {options.minutes:g}; expected more than 0")
     if options.layers:
         raise SettingsError("--layers belongs to --probe; leave it out, or add --probe")
     if options.source_bundle is not None:
         return _recalibrate(options, options.source_bundle)
     # Deferred: these import llama.cpp, which --help does not need.
     from safesteer_edge.bundle.writer import check_replaceable
-    from safesteer_edge.calibration.make_bundle import estimated_s, make_bundle
+    from safesteer_edge.calibration.make_bundle import estimated_s, make_bundle, within_minutes
     from safesteer_edge.calibration.settings import check_media, check_requests, with_pictures
 
     # 1. Whatever cannot work is said before minutes of work, not after.
@@ -70,6 +77,8 @@ def run(options: argparse.Namespace) -> int:
     try:
         if settings.harvest.plan.draws:
             requests = with_pictures(settings.harvest.session, requests)
+        if options.minutes is not None:
+            settings = within_minutes(settings, requests, options.minutes)
         left = in_words(estimated_s(settings, requests))
         say(f"a {settings.effort.name} calibration takes about {left} on this machine")
         folder = _made(
@@ -87,7 +96,7 @@ def calibrate(model: Path, mmproj: str | None) -> None:
     """Make a guard from the package's own requests, as the command does without options."""
     given = {"model": str(model), "mmproj": mmproj, "audio": False, "layers": ()}
     names = ("output", "effort", "source_bundle", "probe", "data", "name", "cache_limit")
-    names += ("workers", "false_alarms")
+    names += ("workers", "false_alarms", "minutes")
     run(argparse.Namespace(**dict.fromkeys(names), **given))
 
 
@@ -128,6 +137,7 @@ _NOT_WITH_FROM = {
     "workers": "works in one process",
     "cache_limit": "keeps no hidden states",
     "effort": "has no efforts",
+    "minutes": "takes the minutes that it takes",
 }
 
 
@@ -265,6 +275,12 @@ CALIBRATE = Command(
             "quick (default): minutes; standard: all requests and pictures, after what a quick run "
             "has read already; thorough: hours",
             choices=("quick", "standard", "thorough"),
+        ),
+        Argument(
+            "--minutes",
+            "read as many requests as so many minutes pay for, where none was read before",
+            float,
+            metavar="N",
         ),
         *setting_flags("model.mmproj"),
         Argument("--data", "your own requests (default: built-in ones)", Path, metavar="F.jsonl"),

@@ -186,6 +186,7 @@ class BundleFacts:
     warnings: tuple[str, ...]
     is_calibrated: bool
     has_vector: bool
+    is_quick: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +271,7 @@ def bundle_facts() -> BundleFacts:
             warnings=bundle.warnings,
             is_calibrated=bundle.is_calibrated,
             has_vector=bundle.control_vector is not None,
+            is_quick=bundle.is_quick,
         )
 
 

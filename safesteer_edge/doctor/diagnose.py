@@ -132,6 +132,8 @@ def check_bundle(bundle: BundleFacts | ChildFailure) -> list[Check]:
     )
     if not bundle.has_vector:
         finding += "; it has no alignment vector: pictures are judged by the probes alone"
+    if bundle.is_quick:
+        finding += "; made quickly: 'safesteer-edge calibrate' with '--effort standard' goes on"
     provider_check = ok(
         provider,
         f"{bundle.probe_provider}, really used: {bundle.probe_call_s * 1e3:.3f} ms per state",

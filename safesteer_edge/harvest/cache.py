@@ -37,7 +37,8 @@ from safesteer_edge.requests.requests import Request
 from safesteer_edge.session.settings import SessionSettings
 
 DEFAULT_LIMIT_BYTES: Final = 8 << 30
-N_EARLY_ROWS: Final = 18  # the message's mean, the prompt's last position, answer's 1 to 16
+N_EARLY_STATES: Final = 17  # the prompt's last position, and answer positions 1 to 16
+N_EARLY_ROWS: Final = 1 + N_EARLY_STATES  # in a file, where the message's mean comes first
 _MAGIC: Final = b"SSHARV2\n"
 _SUFFIX: Final = ".states"
 _MAX_HEADER_BYTES: Final = 16 << 20
@@ -208,7 +209,8 @@ def _read_answers(
     answers: list[HarvestedAnswer] = []
     for entry in header["answers"]:
         n_all_rows = len(entry["token_ids"]) + 2
-        message, *states = _read_states(file, start, entry["crc32"], shape, layers, n_all_rows)
+        n_wanted = n_all_rows if n_rows is None else min(n_all_rows, 1 + n_rows)
+        rows = _read_states(file, start, entry["crc32"], shape, layers, n_all_rows, n_wanted)
         answers.append(
             HarvestedAnswer(
                 request=request,
@@ -216,8 +218,8 @@ def _read_answers(
                 label=label_of(request, entry["kind"], entry["text"]),
                 text=entry["text"],
                 token_ids=tuple(entry["token_ids"]),
-                states=np.array(states[:n_rows]),
-                message=message,
+                states=rows[1:],  # of one array with the message: most of a calibration's memory
+                message=rows[0],
                 carrier=carrier,
             )
         )
@@ -232,12 +234,15 @@ def _read_states(
     shape: StateShape,
     layers: Sequence[int],
     n_rows: int,
+    n_wanted: int,
 ) -> NDArray[np.float16]:
-    """One answer's states, float16 (rows, layers · n_embd)."""
+    """Of one answer's n_rows at most n_wanted, float16 (rows, layers · n_embd)."""
     n_early = min(n_rows, N_EARLY_ROWS)
     wide = 2 * shape.n_embd
     late_start = start + wide * n_early * len(shape.layers)
-    has_late = n_rows > n_early and all(layer in shape.tail_layers for layer in layers)
+    has_late = min(n_rows, n_wanted) > n_early and all(
+        layer in shape.tail_layers for layer in layers
+    )
     parts: list[NDArray[np.float16]] = []
     for layer in layers:
         slot = shape.layers.index(layer)
@@ -248,7 +253,7 @@ def _read_states(
             at = late_start + slot * wide * n_late
             rows = np.concatenate([rows, _read_rows(file, at, n_late, wide, checksums[1][slot])])
         parts.append(rows)
-    return np.concatenate(parts, axis=1)
+    return np.concatenate([rows[:n_wanted] for rows in parts], axis=1)
 
 
 def _read_rows(

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -141,7 +143,12 @@ def _is_in(language: str, request: Request) -> bool:
 
 
 def _by_lot(requests: Iterable[Request]) -> list[Request]:
-    return sorted(requests, key=lambda request: lot_of(f"answered {request.pair_id or request.id}"))
+    return sorted(requests, key=turn_of)
+
+
+def turn_of(request: Request) -> int:
+    """By which requests are drawn, the smallest first: of both of a pair the same."""
+    return lot_of(f"answered {request.pair_id or request.id}")
 
 
 def _pieces(planned: PlannedRequest, answered: Collection[str]) -> list[PlannedRequest]:
@@ -345,44 +352,78 @@ _PIECES: Final[dict[Piece, str]] = {
     "own": "answering requests",
     "whole": "harvesting answers",
 }
-_N_TRIED: Final[dict[Piece, int]] = {"known": 24, "own": 12, "whole": 6}
+# A trial is of so much, or of what takes so long once it is under way.
+_N_TRIED_ANSWERS: Final = 32  # own ones: fewer at once take longer each
+_N_TRIED_WHOLE: Final = 6
+_TRIED_S: Final = 4.0
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a harvest will take from here, and a prompt or an own answer among others.
+class Trial:
+    """What units take on this machine, and how many of each piece are not there yet.
 
-    own_answer_s: None: there are none.
+    each_s: of a unit of each piece; of an own answer among others, as which one counts that an
+    opening led to.
     """
 
-    harvest_s: float
-    prompt_s: float
-    own_answer_s: float | None
+    each_s: Mapping[Piece, float]
+    n_missing: Mapping[Piece, int]
 
 
-def try_harvest(settings: HarvestSettings, requests: Sequence[Request]) -> Estimate:
-    """Harvest a few requests of each piece, which stay in the cache, and reckon with that.
+def counted(units: Iterable[PlannedRequest], plan: HarvestPlan) -> Counter[Piece]:
+    """Units by piece, own answers one by one: what `Trial.each_s` is of."""
+    counts = Counter[Piece]()
+    for unit in units:
+        counts[unit.piece] += _n_counted(unit, plan)
+    return counts
+
+
+def _n_counted(unit: PlannedRequest, plan: HarvestPlan) -> int:
+    return len(unit.texts(plan)) if unit.piece == "own" else 1
+
+
+def try_harvest(settings: HarvestSettings, requests: Sequence[Request]) -> Trial:
+    """Harvest a few requests of each piece, which stay in the cache, and say what they took.
 
     Takes some 10 seconds with a small model. Raises what `harvest` raises.
     """
     settings = replace(settings, session=replace(settings.session, guard="off"))
-    total_s, each_s = 0.0, dict[Piece, float]()
+    plan, each_s, n_missing = settings.plan, dict[Piece, float](), Counter[Piece]()
     with _begun(settings, requests) as (runtime, harvested):
-        for piece, n_tried in _N_TRIED.items():
+        for piece in _PIECES:
             ours, missing = harvested.of(piece)
             # How long an answer takes is asked even where all are there.
-            tried = (missing if piece == "whole" else missing or ours)[:n_tried]
-            started_s = time.monotonic()
-            for _ in _harvested(runtime, settings, harvested.shape, tried):
-                pass
+            tried = missing if piece == "whole" else missing or ours
+            if piece == "own":
+                totals = itertools.accumulate(_n_counted(unit, plan) for unit in tried)
+                tried = [u for u, n in zip(tried, totals, strict=True) if n <= _N_TRIED_ANSWERS]
+            elif piece == "whole":
+                tried = tried[:_N_TRIED_WHOLE]
             if tried:
-                each_s[piece] = (time.monotonic() - started_s) / len(tried)
-                n_at_once = (
-                    1 if runtime.plan.n_gpu_layers or piece != "whole" else settings.n_workers
+                each_s[piece] = _each_s(
+                    _harvested(runtime, settings, harvested.shape, tried),
+                    [_n_counted(unit, plan) for unit in tried],
                 )
-                total_s += each_s[piece] * max(0, len(missing) - len(tried)) / n_at_once
-    prompt_s = each_s.get("known", each_s.get("whole", 0.0))
-    return Estimate(total_s, prompt_s, each_s.get("own"))
+                if piece == "whole" and not runtime.plan.n_gpu_layers:
+                    each_s[piece] /= settings.n_workers
+            n_missing += counted(harvested.of(piece)[1], plan)
+    return Trial(each_s, n_missing)
+
+
+def _each_s(done: Generator[None], counts: Sequence[int]) -> float:
+    """What one takes. counts: as how many each unit counts.
+
+    Batches come whole: where there is more to do than is waited for, it is the time from the first
+    unit of one batch to the first of another; the first of all waits for the weights, too.
+    """
+    started_s = time.monotonic()
+    times: list[float] = []
+    with closing(done):
+        for _ in done:
+            times.append(time.monotonic())
+            if times[-1] - times[0] > _TRIED_S:
+                return (times[-1] - times[0]) / sum(counts[: len(times) - 1])
+    return (times[-1] - started_s) / sum(counts)
 
 
 @contextmanager
@@ -423,7 +464,7 @@ def _harvested(
     settings: HarvestSettings,
     shape: StateShape,
     units: Sequence[PlannedRequest],
-) -> Iterator[None]:
+) -> Generator[None]:
     """Answers to each unit, all of one piece, into the cache."""
     cache = HarvestCache(settings.cache, limit_bytes=settings.limit_bytes)
     plan = settings.plan

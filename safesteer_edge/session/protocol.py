@@ -55,9 +55,9 @@ class SessionInfo:
     the bundle's own, which settings can only tighten. n_candidates: the largest top_k with a guard.
     tensor_table_sha256, probe_sha256: what tells model and guard from others, as `guard.json` has
     them; hashing gigabytes of weights would take longer than loading them. bundle_sha256,
-    is_calibrated: see GuardBundle; None where no bundle is loaded. tool_format: None where it calls
-    no tools. languages: that the guard was measured on, BCP 47; empty where that is not known, and
-    with the guard off.
+    is_calibrated: see GuardBundle; None where no bundle is loaded. is_quick: see GuardBundle.
+    tool_format: None where it calls no tools. languages: that the guard was measured on, BCP 47;
+    empty where that is not known, and with the guard off.
     """
 
     model_name: str
@@ -83,6 +83,7 @@ class SessionInfo:
     is_calibrated: bool | None = None
     tool_format: ToolFormat | None = None
     languages: tuple[str, ...] = ()
+    is_quick: bool = False
 
 
 def session_info(runtime: Runtime, guard: GuardMode) -> SessionInfo:
@@ -112,6 +113,7 @@ def session_info(runtime: Runtime, guard: GuardMode) -> SessionInfo:
         is_calibrated=bundle.is_calibrated if bundle else None,
         tool_format=runtime.tool_format,
         languages=bundle.languages if bundle and guard != "off" else (),
+        is_quick=bundle is not None and bundle.is_quick,
     )
 
 

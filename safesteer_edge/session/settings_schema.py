@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any, Final, Literal, Union, get_args, get_origin
 
 from safesteer_edge.errors import SettingsError
+from safesteer_edge.formats.json_values import shown
 from safesteer_edge.session.settings import SessionSettings
 
 VARIABLE_PREFIX: Final = "SAFESTEER_"
@@ -60,6 +61,24 @@ class KeysSection:
 
 
 @dataclass(frozen=True, slots=True)
+class BundlesSection:
+    """Whose guard bundles are trusted: "NAME KEY, NAME KEY"."""
+
+    trusted_keys: str = ""
+
+    def __post_init__(self) -> None:
+        if bad := [each for each in self._entries() if len(each.split()) != 2]:
+            raise SettingsError(f"a trusted key is {shown(bad[0])}; expected a name and a key")
+
+    def name_of(self, key: str) -> str | None:
+        """Whose key it is; None: nobody's that is trusted."""
+        return {each.split()[1]: each.split()[0] for each in self._entries()}.get(key)
+
+    def _entries(self) -> list[str]:
+        return [each for each in self.trusted_keys.split(",") if each.strip()]
+
+
+@dataclass(frozen=True, slots=True)
 class UserSettings:
     """All that a user can set. Its parts raise SettingsError for a value out of range."""
 
@@ -67,6 +86,7 @@ class UserSettings:
     chats: ChatsSection = field(default_factory=ChatsSection)
     look: LookSection = field(default_factory=LookSection)
     keys: KeysSection = field(default_factory=KeysSection)
+    bundles: BundlesSection = field(default_factory=BundlesSection)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +278,10 @@ SETTINGS: Final = (
         "chat line by line instead of on the full screen",
         flag="--plain",
         flag_value=True,
+    ),
+    Setting(
+        "bundles.trusted_keys",
+        "who may sign guard bundles, each a name and a key, with commas between",
     ),
     Setting("keys.interrupt", "stop the answer"),
     Setting("keys.help", "keys and commands"),

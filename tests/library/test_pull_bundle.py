@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,6 +108,29 @@ def test_a_bundle_is_pulled_alone(
     assert [Path(value["folder"])] == installed()
     assert value["is_calibrated"]
     assert list((library_folder() / ".partial").glob("*.part")) == []
+
+
+def test_a_signed_bundle_keeps_its_signature_and_a_wrong_one_is_refused(
+    hub: Hub,
+    guarded_tiny: GuardedTiny,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    folder = tmp_path / "mine"
+    shutil.copytree(guarded_tiny.bundle(QUIET), folder)
+    assert main(["bundles", "keygen", str(tmp_path / "key.pem")]) == 0
+    assert main(["bundles", "sign", str(folder), "--key", str(tmp_path / "key.pem")]) == 0
+    put_bundle(hub, folder)
+    signature = json.loads(hub.files[GUARD]["signature.json"])
+    monkeypatch.setenv("SAFESTEER_BUNDLES_TRUSTED_KEYS", f"acme {signature['key']}")
+    capsys.readouterr()
+    assert main(["bundles", "pull", SPEC, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["signature"] == "signed by acme (trusted)"
+    hub.put(GUARD, "report.json", b"{}")  # after it was signed
+    assert main(["bundles", "pull", SPEC]) == 2
+    assert "signature" in capsys.readouterr().err
+    assert len(installed()) == 1
 
 
 def _swapped_hash(hub: Hub) -> None:

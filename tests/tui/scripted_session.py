@@ -91,6 +91,7 @@ class ScriptedModel:
     sees: bool = True
     is_calibrated: bool = True
     languages: tuple[str, ...] = ()
+    is_quick: bool = False
     opened: list[ScriptedSession] = field(default_factory=list)
 
     def open(self, settings: SessionSettings) -> ScriptedSession:
@@ -148,6 +149,7 @@ class ScriptedSession:
             load_s=0.1,
             is_calibrated=self._model.is_calibrated if has_bundle else None,
             languages=self._model.languages if guard != "off" else (),
+            is_quick=self._model.is_quick,
         )
 
     def ask(

@@ -197,6 +197,12 @@ def test_a_language_that_the_guard_was_not_measured_on_is_told_once_a_chat():
     assert notice not in Chatted(*spanish, model=ScriptedModel(languages=("en", "es"))).notes
 
 
+def test_a_guard_that_was_made_quickly_says_how_a_better_one_is_made():
+    offer = "safesteer-edge calibrate /models/scripted.gguf --effort standard"
+    assert offer in Chatted("/guard", model=ScriptedModel(is_quick=True)).notes
+    assert offer not in Chatted("/guard", model=ScriptedModel()).notes
+
+
 def test_a_guard_that_changed_on_the_disk_ends_the_chat():
     scripts = {"boom": Script([], error=BundleChangedError("the guard has changed"))}
     chatted = Chatted("hello", "boom", "hello", model=ScriptedModel(scripts))

@@ -18,7 +18,7 @@ from safesteer_edge.session.protocol import SessionInfo, TurnSettings
 from safesteer_edge.tui.attached_files import sorted_by_kind
 from safesteer_edge.tui.chat_export import parse_target, text_to_copy, write_export, write_trace
 from safesteer_edge.tui.chat_state import ChatState
-from safesteer_edge.tui.guard_words import MODE_MEANINGS
+from safesteer_edge.tui.guard_words import MODE_MEANINGS, better_guard
 from safesteer_edge.tui.shown_turn import ShownTurn, turns_of_branch
 
 if TYPE_CHECKING:
@@ -216,6 +216,8 @@ def turn_setting(name: str) -> Callable[[Chat, str], Awaitable[None]]:
             state.settings, sentence = _changed(name, argument, state.settings, state.info)
             chat.show_state()
         chat.say(sentence or f"{name} is {_now(name, state.settings)}")
+        if name == "guard" and (offer := better_guard(state.info)):
+            chat.say(offer)
 
     return run
 
