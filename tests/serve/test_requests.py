@@ -121,6 +121,12 @@ def test_the_last_chunk_has_the_usage_of_the_whole_answer(tiny: Server):
     assert last["usage"]["output_tokens"] == message["usage"]["output_tokens"]
 
 
+@pytest.mark.parametrize("content", ["", " \n", None, []])
+def test_an_empty_question_is_answered_as_other_servers_do(tiny: Server, content: Any):
+    reply = tiny.chat("", messages=said(content))
+    assert reply.status == 200 and reply.json["usage"]["completion_tokens"] > 0
+
+
 def test_more_guard_may_be_asked_for(tiny: Server):
     reply = tiny.chat("Hi", safesteer={"strength": 1000.0, "threshold": 0.1, "trace": True})
     assert reply.status == 200
