@@ -7,6 +7,7 @@ import json
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,15 @@ def test_a_client_that_goes_before_its_answer_leaves_the_server_free(
     server.stop()
     assert sum(f"POST {CHAT} 499 " in line for line in server.log) == 3
     assert "Traceback" not in "".join(server.log)
+
+
+def test_a_connection_that_rests_is_kept_for_longer_than_the_clients_keep_it(tiny: Server):
+    connection = http.client.HTTPConnection(tiny.url.removeprefix("http://"), timeout=60)
+    for rest_s in (0, 5.5):  # httpx, which OpenAI's and Ollama's clients use, keeps it for 5 s
+        time.sleep(rest_s)
+        connection.request("GET", "/health")
+        assert connection.getresponse().read()
+    connection.close()
 
 
 def test_it_ends_when_asked_to_and_an_answer_that_is_being_told_comes_to_its_end(
