@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _PACKAGES: Final = ("starlette", "uvicorn", "prometheus_client")
 _MAX_CONNECTIONS: Final = 128  # each may be sending a body
 _MAX_PARALLEL: Final = 64
+_KEPT_S: Final = 75  # a connection that rests; longer than OpenAI's and Ollama's clients keep it
 _GRACE_S: Final = 10  # for answers that are being told when the server is asked to stop
 
 
@@ -108,6 +109,7 @@ async def _serve(
             server_header=False,
             proxy_headers=False,
             limit_concurrency=_MAX_CONNECTIONS,
+            timeout_keep_alive=_KEPT_S,
             timeout_graceful_shutdown=_GRACE_S,
         )
         await uvicorn.Server(config).serve(sockets=[listener])

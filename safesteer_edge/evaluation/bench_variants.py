@@ -234,6 +234,7 @@ class _Server:
                     first_text_s = first_text_s or time.perf_counter() - started_s
                     texts.append(text)
         elapsed_s = time.perf_counter() - started_s
+        self._connection.close()  # until the next answer the server may have done so
         n_tokens = int(usage["completion_tokens"])
         return MeasuredAnswer(
             variant="served",

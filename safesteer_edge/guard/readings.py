@@ -88,7 +88,8 @@ def combined_score(
 ) -> float:
     """One score for a prompt: the highest of what was typed and the others at typed texts' rates.
 
-    None of those counts for more than its own score. NaN if one of them is no score: then nobody can judge.
+    None of those counts for more than its own score. NaN if one of them is no score: then nobody
+    can judge.
     """
     scored = list(others)
     if not all(map(is_score, (typed, *(score for _, score in scored)))):

@@ -14,7 +14,7 @@ from safesteer_edge.session.tool_calls import ToolCall
 
 _ONLY: Final[Mapping[str, tuple[object, ...]]] = {
     "mcp_servers": ([],),
-    "thinking": ({"type": "disabled"},),
+    "thinking": (),
 }
 
 
@@ -22,6 +22,9 @@ def _read(body: object) -> Asked:
     given = an_object(body, "the body")
     shape = an_object(given.get("output_config") or {}, "output_config")
     given["response_format"] = given.get("output_format") or shape.get("format")
+    thinking = given.get("thinking")
+    if isinstance(thinking, dict) and thinking.get("type") in ("disabled", "adaptive"):
+        del given["thinking"]  # adaptive: as the model likes
     return read_asked(given, _ONLY, {"stop_sequences": "stop"})
 
 
@@ -64,7 +67,7 @@ async def _stream(head: Head, pieces: AsyncIterator[Piece]) -> AsyncIterator[Jso
                 yield _block("start", index, content_block={"type": "text", "text": ""})
             if is_text:
                 yield _block("stop", index)
-            usage = {"output_tokens": piece.usage.completion_tokens}
+            usage = _usage(head, piece.usage.completion_tokens)
             ending = {"delta": _ending(piece), "usage": usage}
             yield {"type": "message_delta", **ending, **head.trace(piece)}
             yield {"type": "message_stop"}
@@ -80,7 +83,6 @@ def _call(head: Head, index: int, call: ToolCall) -> Json:
 
 
 def _message(head: Head, n_output_tokens: int) -> Json:
-    n_cached = head.prefill.n_reused_tokens
     return {
         "id": f"msg_{head.id}",
         "type": "message",
@@ -89,22 +91,27 @@ def _message(head: Head, n_output_tokens: int) -> Json:
         "content": [],
         "stop_reason": None,
         "stop_sequence": None,
-        "usage": {
-            "input_tokens": head.prefill.n_prompt_tokens - n_cached,
-            "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": n_cached,
-            "output_tokens": n_output_tokens,
-        },
+        "usage": _usage(head, n_output_tokens),
+    }
+
+
+def _usage(head: Head, n_output_tokens: int) -> Json:
+    n_cached = head.prefill.n_reused_tokens
+    return {
+        "input_tokens": head.prefill.n_prompt_tokens - n_cached,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": n_cached,
+        "output_tokens": n_output_tokens,
     }
 
 
 def _ending(answered: Answered) -> Json:
     reason = "tool_use" if answered.calls else "end_turn"
     reason = "max_tokens" if answered.is_cut else "stop_sequence" if answered.stop else reason
-    return {
-        "stop_reason": "refusal" if answered.refusal else reason,
-        "stop_sequence": answered.stop,
-    }
+    if answered.refusal is None:
+        return {"stop_reason": reason, "stop_sequence": answered.stop}
+    why = {"type": "refusal", "category": None, "explanation": answered.refusal.text.strip()}
+    return {"stop_reason": "refusal", "stop_sequence": None, "stop_details": why}
 
 
 MESSAGES: Final = Dialect(_read, _whole, _stream, named_sse)

@@ -47,7 +47,7 @@ from safesteer_edge.serve.dialect import (
     problem_of,
 )
 from safesteer_edge.serve.ollama_chat import OLLAMA
-from safesteer_edge.serve.openai_chat import CHAT, moderation
+from safesteer_edge.serve.openai_chat import CHAT, moderation_result
 from safesteer_edge.serve.openai_responses import RESPONSES
 from safesteer_edge.serve.served_model import Answered, Piece, ServedModel
 from safesteer_edge.session.language import language_notice
@@ -139,7 +139,7 @@ class _Server:
             first = await _unless_gone(request, anext(pieces))
             if not isinstance(first, PrefillDone):
                 raise ProblemError(500, "the answer ended before it began")
-            head = Head(asked, first)
+            head = Head(asked, first, model.fingerprint)
             if not asked.is_stream:
                 answered = await _unless_gone(request, _last(pieces))
                 trace = {"x-safesteer-trace": compact(answered.trace()).decode()}
@@ -175,24 +175,31 @@ class _Server:
         return JSONResponse({"input_tokens": prefill.n_prompt_tokens})
 
     async def moderate(self, request: Request) -> Response:
-        """The probe's verdict on each text, as a question to the model."""
+        """The probe's verdict on each text, or on parts, as a question to the model."""
         body = an_object(await _body(request), "the body")
         given, name = body.get("input"), body.get("model")
-        texts = [given] if isinstance(given, str) else given
-        if not isinstance(texts, list) or not texts or len(texts) > _MAX_MODERATED:
+        is_parts = isinstance(given, list) and given and isinstance(given[0], dict)
+        told = [given] if isinstance(given, str) or is_parts else given
+        if not isinstance(told, list) or not told or len(told) > _MAX_MODERATED:
             raise BadValueError(f"'input' is no text, and no list of 1 to {_MAX_MODERATED}")
-        read = [CHAT.read({"model": "", "messages": [_user(text)]}).messages for text in texts]
+        read = [CHAT.read({"model": "", "messages": [_user(each)]}).messages for each in told]
         is_usual = name is None or (isinstance(name, str) and "-moderation-" in name)  # OpenAI's
         model = self._model(next(iter(self._models)) if is_usual else name)
         policy = model.info.policy
         if policy is None or model.info.guard == "off":
             raise ProblemError(400, "this server runs with guard 'off': there is no probe to ask")
         _note_language(request, model, [each[-1].text for each in read])
-        scores = [await _unless_gone(request, model.prompt_score(each)) for each in read]
-        if any(score.prompt_score is None for score in scores):
-            raise ProblemError(500, "the guard cannot judge this text")
-        made = moderation(secrets.token_hex(12), model.info.model_name, scores, policy.risk_limit)
-        return JSONResponse(made)
+        # Above it a prompt is an alarm. A bundle without one knows what alarms in answers.
+        limit = policy.prompt_limit if policy.prompt_limit < 1 else policy.risk_limit
+        results: list[Json] = []
+        for messages in read:
+            score = (await _unless_gone(request, model.prompt_score(messages))).prompt_score
+            if score is None:
+                raise ProblemError(500, "the guard cannot judge this input")
+            has_picture = any(said.media for said in messages)
+            results.append(moderation_result(score, limit, has_picture=has_picture))
+        made = {"id": f"modr-{secrets.token_hex(12)}", "model": model.info.model_name}
+        return JSONResponse({**made, "results": results})
 
     # -- what there is ----------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from safesteer_edge.templates.conversation import Role
 _MAX_MEDIA: Final = 16
 _MAX_STOPS: Final = 16
 _MAX_TOOLS: Final = 128
+_NO_LIMIT: Final = 1 << 20  # tokens: the context ends it
 _TOOL_NAME: Final = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _ROLES: Final[Mapping[str, Role]] = {
     "system": "system",
@@ -147,12 +148,14 @@ def read_asked(
             given[ours] = given[theirs]
     known = {each.name: given[each.name] for each in fields(_Request) if each.name in given}
     request = from_json(_Request, known)
+    if request.seed == -1:  # as Ollama, llama.cpp and LM Studio say it: another one each time
+        request = replace(request, seed=None)
     sampling = {each.name: getattr(request, each.name, None) for each in fields(SamplingSettings)}
     return Asked(
         model=request.model,
         messages=_read_messages(_a_list(request.messages, where), where, request.system),
         is_stream=bool(request.stream),
-        max_tokens=request.max_tokens,
+        max_tokens=_NO_LIMIT if request.max_tokens in (-1, -2) else request.max_tokens,
         stop=_read_stop(request.stop),
         sampling={name: value for name, value in sampling.items() if value is not None},
         guard=request.safesteer,

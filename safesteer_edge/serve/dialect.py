@@ -29,10 +29,11 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What is known of an answer before its first word."""
+    """What is known of an answer before its first word. fingerprint: of model and guard."""
 
     asked: Asked
     prefill: PrefillDone
+    fingerprint: str
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 

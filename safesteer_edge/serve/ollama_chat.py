@@ -16,7 +16,6 @@ from safesteer_edge.session.tool_calls import ToolCall
 
 # The version whose dialect this is: clients refuse an old one.
 VERSION: Final = "0.13.3"
-_NO_LIMIT: Final = 1 << 20  # tokens: the context ends it
 _ONLY: Final[Mapping[str, tuple[object, ...]]] = {
     "think": (False,),
     "logprobs": (False,),
@@ -25,10 +24,7 @@ _ONLY: Final[Mapping[str, tuple[object, ...]]] = {
 
 def _read(body: object) -> Asked:
     given = an_object(body, "the body")
-    options = {**an_object(given.get("options") or {}, "options")}
-    for name in ("num_predict", "seed"):  # -1: no limit, and another one each time
-        if isinstance(options.get(name), int) and options[name] < 0:
-            options[name] = _NO_LIMIT if name == "num_predict" else None
+    options = an_object(given.get("options") or {}, "options")
     form = given.pop("format", None)  # a schema, or the word
     if form == "json":
         given["response_format"] = {"type": "json_object"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
-from safesteer_edge.guard.events import PrefillDone, Refused, TextDelta, Usage
+from safesteer_edge.guard.events import Refused, TextDelta, Usage
 from safesteer_edge.serve.asked import Asked, read_asked
 from safesteer_edge.serve.dialect import Dialect, Head, Json, sse
 from safesteer_edge.serve.served_model import Answered, Piece
@@ -68,10 +68,13 @@ async def _stream(head: Head, pieces: AsyncIterator[Piece]) -> AsyncIterator[Jso
             yield _chunk(head, {"tool_calls": [called]})
             n_calls += 1
         elif isinstance(piece, Answered):
-            yield {**_chunk(head, {}, _finish_reason(piece)), **head.trace(piece)}
+            last = {**_chunk(head, {}, _finish_reason(piece)), **head.trace(piece)}
+            usage = {"usage": _usage(piece.usage)}
             if head.asked.has_usage:
-                common = _common(head, "chat.completion.chunk")
-                yield {**common, "choices": [], "usage": _usage(piece.usage)}
+                yield last
+                yield {**_common(head, "chat.completion.chunk"), "choices": [], **usage}
+            else:
+                yield {**last, **usage}
 
 
 def _call(head: Head, index: int, call: ToolCall) -> Json:
@@ -92,6 +95,7 @@ def _common(head: Head, kind: str) -> Json:
         "object": kind,
         "created": head.created,
         "model": head.asked.model,
+        "system_fingerprint": head.fingerprint,
     }
 
 
@@ -115,17 +119,11 @@ def _usage(usage: Usage) -> Json:
 CHAT: Final = Dialect(_read, _whole, _stream, sse, ending=b"data: [DONE]\n\n")
 
 
-def moderation(head_id: str, model: str, scores: list[PrefillDone], limit: float) -> Json:
-    """The verdicts on texts: flagged is what would begin an answer above the guard's limit."""
-    results = []
-    for scored in scores:
-        score = scored.prompt_score or 0.0
-        results.append(
-            {
-                "flagged": score > limit,
-                "categories": {"harmful": score > limit},
-                "category_scores": {"harmful": score},
-                "category_applied_input_types": {"harmful": ["text"]},
-            }
-        )
-    return {"id": f"modr-{head_id}", "model": model, "results": results}
+def moderation_result(score: float, limit: float, *, has_picture: bool) -> Json:
+    """The verdict on one input: the probe knows a single category."""
+    return {
+        "flagged": score > limit,
+        "categories": {"harmful": score > limit},
+        "category_scores": {"harmful": score},
+        "category_applied_input_types": {"harmful": ["text", *(["image"] if has_picture else [])]},
+    }

@@ -37,7 +37,8 @@ def _whole(head: Head, answered: Answered) -> Json:
     calls = [_call(head, *each) for each in enumerate(answered.calls)]
     if text or not (refusal or calls):
         content.insert(0, _part("output_text", text))
-    messages = [_message(head, "completed", content)] if content else []
+    status = "incomplete" if answered.is_cut else "completed"
+    messages = [_message(head, status, content)] if content else []
     return _response(head, answered, [*messages, *calls])
 
 
@@ -138,7 +139,10 @@ def _response(
         why = "content_filter" if answered.refusal else why
         usage = {
             "input_tokens": used.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": used.reused_tokens},
+            "input_tokens_details": {
+                "cached_tokens": used.reused_tokens,
+                "cache_write_tokens": 0,
+            },
             "output_tokens": used.completion_tokens,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": used.prompt_tokens + used.completion_tokens,

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from safesteer_edge.errors import GuardError, PromptTooLongError, SafeSteerError, SettingsError
 from safesteer_edge.formats.json_values import load_json
+from safesteer_edge.formats.version import VERSION
 from safesteer_edge.guard.events import Event, PrefillDone, Refused, TextDelta, TurnEnded, Usage
 from safesteer_edge.guard.policy import MAX_SEED
 from safesteer_edge.processes.cores import n_usable_cores
@@ -150,6 +151,13 @@ class ServedModel:
     def info(self) -> SessionInfo:
         """What runs."""
         return self._first.session.info
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for as long as the same seed gives the same answers, as OpenAI's clients ask."""
+        info = self.info
+        parts = (info.tensor_table_sha256, info.bundle_sha256, info.guard, VERSION)
+        return f"fp_{sha256(repr(parts).encode()).hexdigest()[:12]}"
 
     async def answer(self, asked: Asked) -> AsyncGenerator[Piece, None]:
         """Answer when it is its turn; `Answered` comes last. Closing it early stops the engine.
@@ -286,7 +294,13 @@ class ServedModel:
         settings, more = TurnSettings.of(self._settings), asked.guard
         sampling = settings.sampling
         seed = asked.sampling.get("seed", sampling.seed or secrets.randbelow(MAX_SEED))
-        drawn = {**asked.sampling, "seed": int(seed) % (MAX_SEED + 1)}
+        top_k, n_most = asked.sampling.get("top_k", sampling.top_k), self.info.n_candidates
+        drawn = {
+            **asked.sampling,
+            "seed": int(seed) % (MAX_SEED + 1),
+            # Ollama's usual 40 is more than a guarded step has; 0 and less: all that there are.
+            "top_k": min(int(top_k), n_most) if top_k > 0 else n_most,
+        }
         return replace(
             settings,
             sampling=replace(sampling, **drawn),

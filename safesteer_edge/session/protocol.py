@@ -327,7 +327,12 @@ class OpenedSession(ChatSession):
         the first event, InputError for what cannot be asked, MediaError, PromptTooLongError,
         EngineError, GuardError.
         """
-        question = ChatMessage("user", text) if isinstance(text, str) else self._restore_all(text)
+        if isinstance(text, str):
+            if not text.strip() and not (images or sounds or documents):
+                raise InputError("the prompt is empty; say something, or attach an image")
+            question = ChatMessage("user", text)
+        else:  # programs may send an empty one, as they do to other servers
+            question = self._restore_all(text)
         added = ChatMessage(
             "user",
             question.text,

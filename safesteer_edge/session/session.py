@@ -245,10 +245,7 @@ class Session(OpenedSession):
             if len(history.conversation):
                 raise InputError("a system prompt can only begin a conversation; reset it first")
             history = history.with_message(Message.from_text("system", system))
-        content = self._content(question)
-        if content == (TextContent(question.text),) and not question.text.strip():
-            raise InputError("the prompt is empty; say something, or attach an image")
-        return history.with_message(Message("user", content))
+        return history.with_message(Message("user", self._content(question)))
 
     def _content(self, message: ChatMessage) -> tuple[Content, ...]:
         """Tools' results, media, then what documents say, then the words: all that is asked."""

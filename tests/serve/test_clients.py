@@ -174,6 +174,9 @@ def test_openai_responses_tell_a_refusal_as_a_part_of_its_own(refusing_server: S
 def test_openai_moderation_flags_what_the_probe_finds_harmful(openai_client: openai.OpenAI):
     bad, good = openai_client.moderations.create(input=[HARMFUL, "Why is the sky blue?"]).results
     assert (bad.flagged, good.flagged) == (True, False)
+    parts: Any = [{"type": "text", "text": HARMFUL}]
+    (parted,) = openai_client.moderations.create(input=parts).results
+    assert parted.category_scores == bad.category_scores
 
 
 # -- Anthropic -------------------------------------------------------------------------------------

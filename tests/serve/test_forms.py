@@ -11,6 +11,9 @@ import anthropic
 import ollama
 import openai
 import pytest
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter
 
 from safesteer_edge.guard.events import Event, Refused, TextDelta
 from safesteer_edge.session.session import open_session
@@ -19,6 +22,13 @@ from tests.serve.conftest import Reply, Server, Start
 
 PATHS = ("/v1/chat/completions", "/v1/messages", "/v1/responses", "/api/chat")
 QUESTION = "Hello there"
+# An answer and a chunk of one, as the official clients describe them.
+TYPES: dict[str, tuple[Any, Any]] = {
+    "/v1/chat/completions": (ChatCompletion, ChatCompletionChunk),
+    "/v1/messages": (anthropic.types.Message, anthropic.types.RawMessageStreamEvent),
+    "/v1/responses": (Response, ResponseStreamEvent),
+    "/api/chat": (ollama.ChatResponse, ollama.ChatResponse),
+}
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -189,8 +199,7 @@ def test_a_refusal_stands_outside_of_the_json_and_no_unsettled_text_leaves(
     text, calls, why = text_and_calls(path, reply, stream=stream)
     assert (text, calls) == (settled, [])
     assert why in ("content_filter", "refusal")
-    has_field = path in ("/v1/chat/completions", "/v1/responses")
-    assert (refused.text.strip() in reply.body.decode()) is has_field
+    assert (refused.text.strip() in reply.body.decode()) is (path != "/api/chat")  # has no field
     assert '\\"kind' not in reply.body.decode() or '"kind' in settled
 
 
@@ -245,6 +254,18 @@ def test_no_tools_are_offered_where_none_may_be_called(quiet: Server):
     nothing = ask(quiet, PATHS[0], form, stream=False).json
     assert nothing["usage"]["prompt_tokens"] < offered["prompt_tokens"] - 200
     assert nothing["choices"][0]["message"].get("tool_calls") is None
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_no_field_is_missing_that_the_official_types_ask_for(
+    quiet: Server, alarmed: Server, path: str
+):
+    whole, part = TYPES[path]
+    for server in (quiet, alarmed):
+        for form in ({}, json_form(path), tools_form(path)):
+            TypeAdapter(whole).validate_python(ask(server, path, form, stream=False).json)
+            for chunk in ask(server, path, form, stream=True).chunks:
+                TypeAdapter(part).validate_python(chunk)
 
 
 # -- the official clients --------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import json
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,41 @@ def test_what_cannot_be_served_is_400_and_names_it(
 def test_fields_that_ask_for_nothing_are_taken(tiny: Server):
     nothing = {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "n": 1}
     assert tiny.chat("Hi", **nothing, user="me", metadata={}, stop=None).status == 200
+
+
+@pytest.mark.parametrize("top_k", [40, 0, -1])
+def test_a_top_k_of_more_than_the_guard_has_is_all_that_it_has(tiny: Server, top_k: int):
+    asked = {"temperature": 1.0, "seed": 7, "max_tokens": 40}
+    most = tiny.chat("Hi", **asked, top_k=8)
+    assert most.status == 200
+    assert tiny.chat("Hi", **asked, top_k=top_k).json["choices"] == most.json["choices"]
+
+
+def test_minus_one_is_no_limit_and_another_seed_each_time(tiny: Server):
+    replies = [tiny.chat("Hi", temperature=1.0, seed=-1, max_tokens=-1).json for _ in range(3)]
+    assert len({reply["choices"][0]["message"]["content"] for reply in replies}) > 1
+    assert max(reply["usage"]["completion_tokens"] for reply in replies) > 12
+
+
+def test_the_last_chunk_has_the_usage_of_the_whole_answer(tiny: Server):
+    told = tiny.chat("Hi").json
+    for form, where in ({}, "choices"), ({"stream_options": {"include_usage": True}}, "usage"):
+        last = tiny.chat("Hi", stream=True, **form).chunks[-1]
+        assert last[where]
+        names = ("prompt_tokens", "completion_tokens", "total_tokens")
+        assert [last["usage"][name] for name in names] == [told["usage"][name] for name in names]
+        assert last["system_fingerprint"] == told["system_fingerprint"]
+    body = {"model": tiny.model, "messages": said("Hi"), "max_tokens": 12}
+    message = tiny.send("/v1/messages", body).json
+    *_, last, _ = tiny.send("/v1/messages", {**body, "stream": True}).chunks
+    assert last["usage"] == tiny.send("/v1/messages", body).json["usage"]
+    assert last["usage"]["output_tokens"] == message["usage"]["output_tokens"]
+
+
+@pytest.mark.parametrize("content", ["", " \n", None, []])
+def test_an_empty_question_is_answered_as_other_servers_do(tiny: Server, content: Any):
+    reply = tiny.chat("", messages=said(content))
+    assert reply.status == 200 and reply.json["usage"]["completion_tokens"] > 0
 
 
 def test_more_guard_may_be_asked_for(tiny: Server):
@@ -267,6 +303,15 @@ def test_a_client_that_goes_before_its_answer_leaves_the_server_free(
     server.stop()
     assert sum(f"POST {CHAT} 499 " in line for line in server.log) == 3
     assert "Traceback" not in "".join(server.log)
+
+
+def test_a_connection_that_rests_is_kept_for_longer_than_the_clients_keep_it(tiny: Server):
+    connection = http.client.HTTPConnection(tiny.url.removeprefix("http://"), timeout=60)
+    for rest_s in (0, 5.5):  # httpx, which OpenAI's and Ollama's clients use, keeps it for 5 s
+        time.sleep(rest_s)
+        connection.request("GET", "/health")
+        assert connection.getresponse().read()
+    connection.close()
 
 
 def test_it_ends_when_asked_to_and_an_answer_that_is_being_told_comes_to_its_end(
