@@ -36,7 +36,8 @@ class EvalRow:
     those that follow it until the guard chose another. scores: of the first tokens, given ones
     included; mean_score: of all. Empty and None without a probe. passes: forward passes of
     decoding. peak_memory_bytes: of the process since this defence was opened. tries: the number of
-    this answer, where there were several until one complied, else 0.
+    this answer, where there were several until one complied, else 0. prompt_score: the prompt's
+    harmful score. picture_name: what the model said that the picture shows, if it was asked.
     """
 
     suite: str
@@ -71,6 +72,8 @@ class EvalRow:
     expected: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     tries: int = 0
+    prompt_score: float | None = None
+    picture_name: str = ""
 
     @property
     def key(self) -> RowKey:
