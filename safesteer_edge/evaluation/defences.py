@@ -144,6 +144,7 @@ DEFENCES: Final[Mapping[str, Defence]] = {
 }
 DEFAULT_DEFENCES: Final = tuple(name for name in DEFENCES if name != "text-route")
 HALVES: Final = ("off", "probe-only", "vector-only", "safesteer")
+ON_PICTURES: Final = (*HALVES, "text-route")  # those that a report compares on pictures
 _CHANGES: Final[Mapping[str, str]] = {
     "strength": "strength_factor",
     "shift": "limit_shift",

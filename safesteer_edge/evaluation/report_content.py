@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from safesteer_edge.errors import InputError
-from safesteer_edge.evaluation.defences import HALVES
+from safesteer_edge.evaluation.defences import ON_PICTURES
 from safesteer_edge.evaluation.judged import (
     JudgedRow,
     best_of_n,
@@ -198,7 +198,7 @@ def _forms(rows: Sequence[JudgedRow], judge: str) -> list[Json]:
 
 def _halves(rows: Sequence[JudgedRow], judge: str) -> list[Json]:
     """Of suites with pictures, by form: what no defence, each half of the guard and both do."""
-    compared = [j for j in rows if j.row.defence in (*HALVES, "text-route")]
+    compared = [j for j in rows if j.row.defence in ON_PICTURES]
     found: list[Json] = []
     for suite in grouped(compared, "suite").values():
         if not any(j.row.has_media for j in suite):

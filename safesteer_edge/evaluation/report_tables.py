@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+from safesteer_edge.evaluation.defences import ON_PICTURES
 from safesteer_edge.evaluation.own_words import steering_tables
 from safesteer_edge.evaluation.trade_off import HELPFUL_SUITES, PLAIN, TRADE_OFFS, TradeOff
 from safesteer_edge.metrics.statistics import Share
@@ -253,7 +254,7 @@ def _share_tables(report: Json) -> list[Table]:
 def halves_table(report: Json) -> Table:
     """What is on pictures without a defence, under each half of the guard and under both."""
     rows: list[Json] = report["halves"]
-    defences = list(dict.fromkeys(row["defence"] for row in rows))
+    defences = [name for name in ON_PICTURES if any(row["defence"] == name for row in rows)]
     figures: dict[str, Callable[[Json], str]] = {
         "attack success": share_at("success"),
         "harmful refused": share_at("refused"),
