@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from safesteer_edge.bundle.bundle import load_bundle
+from safesteer_edge.bundle.schema import ModalityScales
 from safesteer_edge.bundle.writer import write_bundle
 from safesteer_edge.converters.vector_conversion import (
     VectorRequest,
@@ -159,18 +160,19 @@ def test_the_vector_of_a_bundle_is_read_by_llama_cpp_and_repeng_and_shifts_as_st
 ):
     parts = guarded_tiny.parts(has_vector=True)
     assert parts.vector is not None
-    half = replace(parts, vector=replace(parts.vector, scale=0.5))
-    folder = write_bundle(tmp_path / "bundle", half)
-    with closing(load_bundle(folder, guarded_tiny.info)) as bundle:
+    back = replace(parts.vector, modalities=ModalityScales(image=0.5), sign=-1)
+    folder = write_bundle(
+        tmp_path / "bundle", replace(parts, vector=back), allow_negative_scale=True
+    )
+    strength = -0.5
+    with closing(load_bundle(folder, guarded_tiny.info, allow_negative_scale=True)) as bundle:
         stated = bundle.vector_for("image")
-        assert stated is not None and bundle.config.vector is not None
-        scale = bundle.config.vector.scale
-        assert scale == 0.5
+    assert stated is not None
     hint, directions = read_as_repeng(folder / "vector.gguf")
     assert (hint, sorted(directions)) == (guarded_tiny.info.architecture, [1, 2, 3])
     for number, direction in directions.items():
-        np.testing.assert_array_equal(np.float32(scale) * direction, stated.directions[number])
-    loaded = load_in_llama_cpp([(folder / "vector.gguf", scale)])
+        np.testing.assert_array_equal(np.float32(strength) * direction, stated.directions[number])
+    loaded = load_in_llama_cpp([(folder / "vector.gguf", strength)])
     assert loaded is not None
     np.testing.assert_array_equal(loaded, stated.directions[1:])
 
