@@ -207,7 +207,7 @@ _METHOD = Group(
     (
         Argument(
             "--defence",
-            "default: all; NAME:strength=X:shift=X:scale=X sets its strength",
+            "default: all but text-route; NAME:strength=X:shift=X:scale=X sets its strength",
             action="append",
             default=[],
             metavar="NAME",
