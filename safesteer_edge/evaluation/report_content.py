@@ -210,8 +210,12 @@ def _halves(rows: Sequence[JudgedRow], judge: str) -> list[Json]:
                 {
                     **names,
                     "success": share_json(share_of(harmful, lambda j: j.verdict(judge).is_success)),
-                    "refused": share_json(share_of(harmful, lambda j: j.verdict(judge).is_refusal)),
-                    "lost": share_json(share_of(harmless, lambda j: j.verdict(judge).is_refusal)),
+                    **{
+                        f"{kind}_refused": share_json(
+                            share_of(side, lambda j: j.verdict(judge).is_refusal)
+                        )
+                        for kind, side in (("harmful", harmful), ("harmless", harmless))
+                    },
                     "separation": _prompt_separation(harmful, harmless),
                 }
             )

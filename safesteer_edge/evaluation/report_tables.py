@@ -257,8 +257,8 @@ def halves_table(report: Json) -> Table:
     defences = [name for name in ON_PICTURES if any(row["defence"] == name for row in rows)]
     figures: dict[str, Callable[[Json], str]] = {
         "attack success": share_at("success"),
-        "harmful refused": share_at("refused"),
-        "harmless refused": share_at("lost"),
+        "harmful refused": share_at("harmful_refused"),
+        "harmless refused": share_at("harmless_refused"),
         "AUROC of the prompt": lambda row: shown_auroc(
             row["separation"]["auroc"],
             row["separation"]["n_harmful"],
@@ -278,7 +278,7 @@ def halves_table(report: Json) -> Table:
         "attack success: lower is better; AUROC of the prompt's score, harmful against harmless "
         "requests in the same form; words alone are the same without a vector, and are not asked "
         f"again; 95 % intervals; {conditions(report, report['judges'][0])}",
-        ("suite", "form", "", *defences),
+        ("suite", "form", "figure", *defences),
         tuple(line for line in lines if any(cell != NOTHING for cell in line[3:])),
     )
 

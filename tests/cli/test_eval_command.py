@@ -168,7 +168,7 @@ def test_the_papers_table_has_every_benchmark_under_every_half_and_says_what_is_
     out = capsys.readouterr().out
     assert "24 of 24 answers, 0 errors" in out
     [header] = [line for line in out.splitlines() if line.split()[:2] == ["suite", "form"]]
-    assert header.split()[2:] == ["off", "probe-only", "vector-only", "safesteer"]
+    assert header.split()[3:] == ["off", "probe-only", "vector-only", "safesteer"]
     assert "not run: FigStep, there is no safebench.csv or SafeBench-Tiny.csv in" in out
     report = report_of(tmp_path)
     for defence in HALVES:
@@ -181,9 +181,7 @@ def test_the_papers_table_has_every_benchmark_under_every_half_and_says_what_is_
         found = figures_of(report, "VLGuard", defence)
         assert found["unsafe-image"]["success"]["n"] == 1
         assert found["unsafe-instruction"]["success"]["n"] == 1
-        assert found["none"]["lost"]["n"] == 1
-        # What is told of an answer is told with its interval.
-        assert found["none"]["lost"]["low"] <= found["none"]["lost"]["high"]
+        assert found["none"]["harmless_refused"]["n"] == 1
     rows = [json.loads(line) for line in (tmp_path / "run" / "rows.jsonl").open(encoding="utf-8")]
     on = {row["defence"] for row in rows if row["vector_active"]}
     assert on == {"vector-only", "safesteer"}
@@ -206,7 +204,7 @@ def test_harm_in_words_and_in_pictures_stand_side_by_side(
     report = report_of(tmp_path)
     for defence in ("probe-only", "vector-only", "safesteer", "text-route"):
         shown = figures_of(report, "pointed", defence)["in-the-picture"]
-        assert (shown["refused"]["n"], shown["lost"]["n"]) == (3, 3)
+        assert (shown["harmful_refused"]["n"], shown["harmless_refused"]["n"]) == (3, 3)
         assert 0 <= shown["separation"]["auroc"] <= 1
     assert figures_of(report, "pointed", "safesteer")["in-words"]["separation"]["n_harmless"] == 3
     assert figures_of(report, "pointed", "off")["in-words"]["separation"]["auroc"] is None
