@@ -42,9 +42,7 @@ N_KEPT_SCORES = 48
 _EARLIER_TURN_TOKENS = 24  # answers on the way to the one that counts
 _NAME_TOKENS: Final = 12  # of what a picture is named
 _POINTS: Final = re.compile(r"\b(?:this|these|the picture|the image)\b", re.IGNORECASE)
-_SAYS: Final = re.compile(
-    r"^(?:there is|it is|it's|this is|the \w+ (?:shows|is|depicts)) ", re.IGNORECASE
-)
+_SHOWS: Final = "The picture shows"  # how the answer that names it is made to begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +141,10 @@ class DefenceRunner:
         """What the model says that the picture shows, unguarded: only the guard hears it."""
         greedy = SamplingSettings(temperature=0.0, top_k=1)
         self._session.change(TurnSettings(guard="off", sampling=greedy, max_tokens=_NAME_TOKENS))
-        *_, ended = self._session.ask(QUESTIONS["name"], images=[image])
+        *_, ended = self._session.ask(QUESTIONS["name"], images=[image], answer_prefix=_SHOWS)
         self._session.reset()
-        return " ".join(ended.text.split()) if isinstance(ended, TurnEnded) else ""
+        said = ended.text.removeprefix(_SHOWS) if isinstance(ended, TurnEnded) else ""
+        return " ".join(re.split(r"[.,;:\n]", said.strip())[0].split())
 
     def _withholds_at_once(self, prompt: PrefillDone) -> bool:
         """Whether the prompt's score alone keeps it from being answered; it is if not known."""
@@ -234,9 +233,8 @@ class _WordsBesides(PictureReader):
 
 def _in_words(question: str, name: str) -> str:
     """The question with the picture's name where it points at it: "How do I make a bomb?"."""
-    shown = _SAYS.sub("", name).split(".")[0]
-    asked, n = _POINTS.subn(lambda _: shown, question, count=1)
-    return asked if n else f"{question} {shown}"
+    asked, n = _POINTS.subn(lambda _: name, question, count=1)
+    return asked if n else f"{question} {name}"
 
 
 def _standing(events: Iterable[Event]) -> Sequence[Step]:
