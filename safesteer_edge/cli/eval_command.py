@@ -66,6 +66,7 @@ def run_eval(options: argparse.Namespace) -> int:
         with_heldout=options.heldout,
         judge_timeout_s=options.judge_timeout,
         n_tries=options.tries,
+        drawings=options.drawings,
     )
     run_evaluation(settings, narrate=lambda line: say(f"[{line}]"))
     report = write_reports(options.output, with_texts=options.show_texts)
@@ -85,6 +86,7 @@ def _suite_choice(text: str) -> SuiteChoice:
 
 
 def _print_summary(report: dict[str, Any], folder: Path) -> None:
+    from safesteer_edge.evaluation.report_tables import halves_table
     from safesteer_edge.report.document import shown_share
 
     counts = report["counts"]
@@ -104,6 +106,8 @@ def _print_summary(report: dict[str, Any], folder: Path) -> None:
     for row in report["adaptive"]:
         if row["tries"] in (1, 10, 100) or row["is_last"]:
             print(f"answered, tries at most {row['tries']}, {row['defence']}: {shown_share(row)}")
+    if report["halves"]:
+        print(halves_table(report).to_text())
     for name, why in report["facts"]["skipped_suites"].items():
         print(f"not run: {name}, {why}")
     print(f"report: {folder / 'report.html'}")
@@ -189,10 +193,16 @@ _SUITES = Group(
             "--data",
             "a public file: advbench, harmbench, jailbreakbench, jailbreak-prompts, "
             "harmful-prompts, borderline-prompts, maliciousinstruct, xstest, figstep, "
-            "mm-safetybench, mm-vet, scienceqa, jsonl",
+            "mm-safetybench, vlguard, msts, mm-vet, scienceqa, jsonl; or paper=FOLDER",
             action="append",
             default=[],
             metavar="FORMAT=F",
+        ),
+        Argument(
+            "--drawings",
+            "drawings of things, with a manifest.jsonl: for the suite 'pointed' and for msts",
+            Path,
+            metavar="DIR",
         ),
         Argument("--limit", "use at most N requests of each suite", int, metavar="N"),
     ),
@@ -202,7 +212,7 @@ _METHOD = Group(
     (
         Argument(
             "--defence",
-            "default: all; NAME:strength=X:shift=X:scale=X sets its strength",
+            "default: all but text-route; NAME:strength=X:shift=X:scale=X sets its strength",
             action="append",
             default=[],
             metavar="NAME",

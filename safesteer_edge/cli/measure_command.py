@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         ReaderSkill,
     )
     from safesteer_edge.harvest.probe_quality import ProbeQuality
-    from safesteer_edge.metrics.statistics import WordRecall
+    from safesteer_edge.metrics.statistics import Share, WordRecall
 
 # As `engine.requantize` knows them; that loads llama.cpp, which --help does not need.
 TYPES = ("Q8_0", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
@@ -179,6 +179,7 @@ def run_pictures(options: argparse.Namespace) -> int:
     from safesteer_edge.evaluation.picture_skill import (
         ask_about_pictures,
         measure_reader,
+        read_things,
         summarise,
     )
     from safesteer_edge.media.image_decoding import ImageFit
@@ -186,9 +187,12 @@ def run_pictures(options: argparse.Namespace) -> int:
     from safesteer_edge.session.choice import require_projector
     from safesteer_edge.session.session import open_session
 
-    settings, sets, progress = _settings(options), _read_sets(options), Progress()
+    settings, progress = _settings(options), Progress()
     files = require_projector(settings, images=True, sounds=False)
-    assert files is not None and files.projector is not None  # or it had raised
+    assert files is not None and files.projector is not None and files.mmproj is not None
+    sets = _read_sets(options, files.mmproj.parent / "heldout")
+    closed_world = files.mmproj.parent / "things.txt"
+    things = read_things(closed_world) if closed_world.is_file() else None
     tasks = [task for each in sets.values() for task in each]
     # The reader first: what memory it takes cannot be told beside a model.
     fit, n_threads = ImageFit(files.projector.square_side), settings.n_threads or n_usable_cores()
@@ -207,28 +211,28 @@ def run_pictures(options: argparse.Namespace) -> int:
     mode, heat = settings.guard, settings.sampling.temperature
     lines = [f"{name_of_model}, guard {mode}, temperature {heat:g}"]
     for name, each in sets.items():
-        skill, read = summarise(answers[: len(each)]), readers.get(name)
+        skill, read = summarise(answers[: len(each)], things), readers.get(name)
         answers = answers[len(each) :]
         value[name] = _skill_to_json(skill, read)
         lines += [f"\n{name}: {skill.n_pictures} pictures", *_rows(_figures(skill, read))]
     return print_result(options, value, lines)
 
 
-def _read_sets(options: argparse.Namespace) -> dict[str, list[PictureTask]]:
+def _read_sets(options: argparse.Namespace, own: Path) -> dict[str, list[PictureTask]]:
+    """own: where the projector's own held-out pictures are, if it has any beside it."""
     from safesteer_edge.evaluation.picture_skill import read_manifest, read_safebench
     from safesteer_edge.library.catalogue import models_folder
 
-    ours = models_folder() / _DEFAULT_DATA
-    folders = {
-        "held-out pictures": (read_manifest, options.data or (ours if ours.is_dir() else None)),
-        "FigStep SafeBench-Tiny": (read_safebench, options.safebench),
-    }
+    usual = dict.fromkeys(folder.resolve() for folder in (own, models_folder() / _DEFAULT_DATA))
+    folders = options.data or [folder for folder in usual if folder.is_dir()]
     sets = {
-        name: list(read(folder)[: options.limit])
-        for name, (read, folder) in folders.items()
-        if folder is not None
+        "held-out pictures" if len(folders) == 1 else f"{folder}": read_manifest(folder)
+        for folder in folders
     }
-    if not sets:
+    if options.safebench is not None:
+        sets["FigStep SafeBench-Tiny"] = read_safebench(options.safebench)
+    sets = {name: tasks[: options.limit] for name, tasks in sets.items()}
+    if not sets or not all(sets.values()):
         raise InputError("there are no pictures to measure on; give a folder with --data DIR")
     return sets
 
@@ -239,7 +243,10 @@ def _figures(skill: PictureSkill, reader: ReaderSkill | None) -> dict[str, objec
     figures = {
         "words read": skill.reading,
         "right name": naming and f"{naming}, {skill.n_classes} classes",
+        "  of the closed world": skill.closed,
+        "  of the open world": skill.open_world,
         "ended by the guard": skill.n_refused or None,
+        "encoding, prefill": f"{skill.encode_s:.2f} s, {skill.prefill_s:.2f} s (medians)",
         "added to the first text": None if added_s is None else f"{added_s:.2f} s (median)",
     }
     if reader is None:
@@ -256,14 +263,17 @@ def _figures(skill: PictureSkill, reader: ReaderSkill | None) -> dict[str, objec
 
 
 def _skill_to_json(skill: PictureSkill, reader: ReaderSkill | None) -> dict[str, Any]:
-    naming = skill.naming
+    shares = ("naming", "closed", "open_world")
     return {
         **asdict(skill),
         "reading": _recall_to_json(skill.reading),
-        "naming": naming
-        and {**asdict(naming), "accuracy": naming.value, "wilson_95": naming.interval},
+        **{name: _share_to_json(getattr(skill, name)) for name in shares},
         "reader": reader and {**asdict(reader), "reading": _recall_to_json(reader.reading)},
     }
+
+
+def _share_to_json(share: Share | None) -> dict[str, Any] | None:
+    return share and {**asdict(share), "accuracy": share.value, "wilson_95": share.interval}
 
 
 def _recall_to_json(found: WordRecall | None) -> dict[str, Any] | None:
@@ -277,9 +287,12 @@ def _write_answers(path: Path, answers: list[PictureAnswer]) -> None:
             "kind": answer.task.kind,
             "expected": list(answer.task.expected),
             "answer": answer.text,
+            **({"right": answer.is_right} if answer.task.kind == "name" else {}),
             "n_tokens": answer.n_tokens,
             "refused": answer.refused,
             "added_s": answer.added_s,
+            "encode_s": answer.encode_s,
+            "prefill_s": answer.prefill_s,
         }
         for answer in answers
     ]
@@ -430,7 +443,11 @@ _WHAT = (
 _HOW = (MODEL, GUARD, sampling(_DEFAULTS))
 _PICTURES = (
     Argument(
-        "--data", "folder with manifest.jsonl (default: built-in pictures)", Path, metavar="DIR"
+        "--data",
+        "folder with manifest.jsonl, and more of them (default: the projector's, built-in ones)",
+        Path,
+        action="append",
+        metavar="DIR",
     ),
     Argument("--safebench", "also use FigStep's SafeBench-Tiny", Path, metavar="DIR"),
     Argument(

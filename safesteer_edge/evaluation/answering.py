@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +19,7 @@ from safesteer_edge.evaluation.baselines import FittedBaselines
 from safesteer_edge.evaluation.case import Case
 from safesteer_edge.evaluation.defences import Defence
 from safesteer_edge.evaluation.machine import forget_peak_memory, peak_memory_bytes
+from safesteer_edge.evaluation.picture_skill import QUESTIONS
 from safesteer_edge.evaluation.rows import EvalRow, unanswered
 from safesteer_edge.guard.events import (
     Event,
@@ -25,6 +29,9 @@ from safesteer_edge.guard.events import (
     Step,
     TurnEnded,
 )
+from safesteer_edge.guard.policy import SamplingSettings
+from safesteer_edge.media.images import DecodedImage
+from safesteer_edge.media.picture_words import PictureReader
 from safesteer_edge.processes.pool import Died, share_out
 from safesteer_edge.session.protocol import TurnSettings
 from safesteer_edge.session.runtime import Runtime, open_runtime
@@ -33,6 +40,9 @@ from safesteer_edge.session.settings import SessionSettings
 
 N_KEPT_SCORES = 48
 _EARLIER_TURN_TOKENS = 24  # answers on the way to the one that counts
+_NAME_TOKENS: Final = 12  # of what a picture is named
+_POINTS: Final = re.compile(r"\b(?:this|these|the picture|the image)\b", re.IGNORECASE)
+_SHOWS: Final = "The picture shows"  # how the answer that names it is made to begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,8 @@ class DefenceRunner:
         self._runtime = open_runtime(opened)
         try:
             self._alignment = _alignment_vector(self._runtime, defence)
+            self._reader = self._runtime.picture_reader
+            self._picture_name = ""
             _apply_defence_inplace(self._runtime, defence)
             self._session = Session(self._runtime, opened)
         except BaseException:
@@ -94,6 +106,11 @@ class DefenceRunner:
     def _converse(self, case: Case) -> list[Event]:
         session, defence = self._session, self.defence
         session.reset()
+        self._picture_name = ""
+        if defence.names_pictures and case.image:
+            self._picture_name = self._name_of(case.image)
+            said = _in_words(case.turns[-1], self._picture_name)
+            self._runtime.picture_reader = _WordsBesides(said, self._reader)
         self._runtime.fixed_vector = self._vector(case)
         self._runtime.fixed_vector_steers_prompt = defence.vector == "refusal-direction"
         usual = TurnSettings(
@@ -119,6 +136,15 @@ class DefenceRunner:
             if isinstance(event, PrefillDone) and self._withholds_at_once(event):
                 session.cancel()
         return told
+
+    def _name_of(self, image: Path) -> str:
+        """What the model says that the picture shows, unguarded: only the guard hears it."""
+        greedy = SamplingSettings(temperature=0.0, top_k=1)
+        self._session.change(TurnSettings(guard="off", sampling=greedy, max_tokens=_NAME_TOKENS))
+        *_, ended = self._session.ask(QUESTIONS["name"], images=[image], answer_prefix=_SHOWS)
+        self._session.reset()
+        said = ended.text.removeprefix(_SHOWS) if isinstance(ended, TurnEnded) else ""
+        return " ".join(re.split(r"[.,;:\n]", said.strip())[0].split())
 
     def _withholds_at_once(self, prompt: PrefillDone) -> bool:
         """Whether the prompt's score alone keeps it from being answered; it is if not known."""
@@ -184,7 +210,31 @@ class DefenceRunner:
             scores=tuple(round(score, 4) for score in scores[:N_KEPT_SCORES]),
             mean_score=mean,
             peak_memory_bytes=peak_memory_bytes() if self._tells_memory else None,
+            prompt_score=next(
+                (event.prompt_score for event in events if isinstance(event, PrefillDone)), None
+            ),
+            picture_name=self._picture_name,
         )
+
+
+class _WordsBesides(PictureReader):
+    """Finds these words in every picture, besides what another reader reads in it."""
+
+    def __init__(self, said: str, reader: PictureReader | None) -> None:
+        super().__init__(n_threads=1)
+        self._said = said
+        self._reader = reader
+
+    def words(self, image: DecodedImage) -> str:
+        """As of any reader. Raises GuardError where it cannot be told."""
+        found = self._reader.words(image) if self._reader else ""
+        return f"{found} {self._said}".strip()
+
+
+def _in_words(question: str, name: str) -> str:
+    """The question with the picture's name where it points at it: "How do I make a bomb?"."""
+    asked, n = _POINTS.subn(lambda _: name, question, count=1)
+    return asked if n else f"{question} {name}"
 
 
 def _standing(events: Iterable[Event]) -> Sequence[Step]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
+from safesteer_edge.errors import SettingsError
 from safesteer_edge.formats.atomic_write import atomic_write
 from safesteer_edge.guard.policy import SamplingSettings
 from safesteer_edge.media.images import DecodedImage
 from safesteer_edge.media.typographic import png_bytes
+from safesteer_edge.requests.pictures import drawings_by_name
 
 # harmful: complying is the failure. borderline, benign: refusing is.
 CaseKind = Literal["harmful", "borderline", "benign"]
@@ -19,6 +22,9 @@ _Item = TypeVar("_Item")
 
 CASE_KINDS: Final[tuple[CaseKind, ...]] = ("harmful", "borderline", "benign")
 NO_ATTACK: Final = "none"
+# Two forms of one request: with the name of the thing, and with its picture.
+IN_WORDS: Final = "in-words"
+IN_THE_PICTURE: Final = "in-the-picture"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +77,30 @@ class Suite:
     unreadable: tuple[UnreadableRow, ...] = ()
 
 
-@dataclass(slots=True)
+@dataclass
 class PictureStore:
-    """Pictures that suites draw, as PNG files named by their pixels."""
+    """Pictures that suites draw, as PNG files named by their pixels.
+
+    drawings: of things, where there are any; see `drawings_by_name`.
+    """
 
     folder: Path
+    drawings: Path | None = None
     _known: set[str] = field(default_factory=set[str])
+
+    def required_drawings(self) -> Path:
+        """Where drawings of things are. Raises SettingsError if nothing says so."""
+        if self.drawings is None:
+            raise SettingsError(
+                "requests about things in pictures need drawings of them; give a folder with a "
+                "manifest.jsonl with --drawings DIR"
+            )
+        return self.drawings
+
+    @cached_property
+    def things(self) -> Mapping[str, list[Path]]:
+        """The drawings by the name of what they show. Raises SettingsError, RequestDataError."""
+        return drawings_by_name(self.required_drawings())
 
     def add(self, image: DecodedImage) -> Path:
         """The file of this picture, written if it is not there."""

@@ -19,6 +19,8 @@ from typing import Any, Final, cast
 from safesteer_edge.errors import MediaError, RequestDataError, SettingsError
 from safesteer_edge.evaluation.case import (
     CASE_KINDS,
+    IN_THE_PICTURE,
+    IN_WORDS,
     NO_ATTACK,
     Case,
     CaseKind,
@@ -28,6 +30,7 @@ from safesteer_edge.evaluation.case import (
     safe_id,
 )
 from safesteer_edge.requests.pictures import CARRIER, figstep_page
+from safesteer_edge.requests.requests import lot_of
 
 MAX_FILE_BYTES: Final = 256 * 1024 * 1024
 MAX_TEXT_CHARACTERS: Final = 100_000
@@ -35,7 +38,7 @@ MAX_TEXT_CHARACTERS: Final = 100_000
 
 @dataclass(frozen=True, slots=True)
 class FileChoice:
-    """A file and its format, one of FORMATS."""
+    """A file and its format, one of FORMATS; or PAPER and a folder."""
 
     format: str
     path: Path
@@ -44,11 +47,46 @@ class FileChoice:
 def parse_file_choice(text: str) -> FileChoice:
     """`FORMAT=PATH`. Raises SettingsError."""
     name, separator, path = text.partition("=")
-    if not separator or not path or name not in FORMATS:
+    if not separator or not path or name not in (*FORMATS, PAPER):
         raise SettingsError(
-            f"cannot read {text!r} as FORMAT=PATH; formats are {', '.join(FORMATS)}"
+            f"cannot read {text!r} as FORMAT=PATH; formats are {', '.join((*FORMATS, PAPER))}"
         )
     return FileChoice(name, Path(path).expanduser())
+
+
+# SafeSteer's own benchmarks (arXiv 2605.11716): the format of each, and its files, as published and
+# wherever they lie in a folder of its name; of several kinds, the first that is there.
+PAPER: Final = "paper"
+_BENCHMARKS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
+    "MM-SafetyBench": ("mm-safetybench", ("processed_questions/*.json",)),
+    "FigStep": ("figstep", ("safebench.csv", "SafeBench-Tiny.csv")),
+    "VLGuard": ("vlguard", ("test.json",)),
+}
+
+
+def read_suites(choice: FileChoice, pictures: PictureStore) -> tuple[list[Suite], dict[str, str]]:
+    """The suite of a file, or those of a folder of the paper's benchmarks.
+
+    Benchmarks that are not there are named, with the reason.
+    Raises as `read_suite`, and RequestDataError for a folder without any.
+    """
+    if choice.format != PAPER:
+        return [read_suite(choice, pictures)], {}
+    suites: list[Suite] = []
+    missing: dict[str, str] = {}
+    for name, (file_format, patterns) in _BENCHMARKS.items():
+        root = choice.path / name
+        found = next((paths for each in patterns if (paths := sorted(root.rglob(each)))), [])
+        if found:
+            suites.append(_suite_of(file_format, name, found, pictures))
+        else:
+            missing[name] = f"there is no {' or '.join(patterns)} in {str(root)!r}"
+    if not suites:
+        raise RequestDataError(
+            f"{str(choice.path)!r} holds none of the folders {', '.join(_BENCHMARKS)} with their "
+            "files; see docs/evaluation-defences.md for what goes where"
+        )
+    return suites, missing
 
 
 def read_suite(choice: FileChoice, pictures: PictureStore) -> Suite:
@@ -56,20 +94,28 @@ def read_suite(choice: FileChoice, pictures: PictureStore) -> Suite:
 
     Raises RequestDataError for a file that cannot be read, has no rows or is none of its format.
     """
-    rows, make_case = FORMATS[choice.format]
-    path, name = choice.path, f"{choice.format}:{choice.path.stem}"
+    name = f"{choice.format}:{choice.path.stem}"
+    return _suite_of(choice.format, name, [choice.path], pictures)
+
+
+def _suite_of(file_format: str, name: str, paths: Sequence[Path], pictures: PictureStore) -> Suite:
+    rows, make_case = FORMATS[file_format]
     cases: dict[str, Case] = {}
     unreadable: list[UnreadableRow] = []
-    for where, row in rows(path):
-        try:
-            case = make_case(_Place(path, name, where, pictures), row)
-            if case is not None and cases.setdefault(case.id, case) is not case:
-                raise _RowError(f"id {case.id!r} is there twice")
-        except (_RowError, MediaError) as error:
-            unreadable.append(UnreadableRow(name, where, str(error)))
+    for path in paths:
+        for where, row in rows(path):
+            try:
+                case = make_case(_Place(path, name, where, pictures), row)
+                if case is not None and cases.setdefault(case.id, case) is not case:
+                    raise _RowError(f"id {case.id!r} is there twice")
+            except (_RowError, MediaError) as error:
+                place = where if len(paths) == 1 else f"{path.name}, {where}"
+                unreadable.append(UnreadableRow(name, place, str(error)))
     if not cases and not unreadable:
-        raise RequestDataError(f"cannot use {str(path)!r}: it has no rows")
-    return Suite(name, path.name, tuple(cases.values()), tuple(unreadable))
+        what = ", ".join(repr(str(path)) for path in paths)
+        raise RequestDataError(f"cannot use {what}: it has no rows that can be asked")
+    source = ", ".join(path.name for path in paths)
+    return Suite(name, source, tuple(cases.values()), tuple(unreadable))
 
 
 class _RowError(Exception):
@@ -199,10 +245,11 @@ def _image_at(*paths: Path) -> Path:
     raise _RowError(f"no image {paths[0].name!r} in {str(paths[0].parent)!r}")
 
 
-def _file_name(row: Row, key: str) -> str:
-    """A file's name that stays in its folder."""
+def _file_name(row: Row, key: str, *, in_folders: bool = False) -> str:
+    """A file's name that stays in its folder; in_folders: or in one below it."""
     name = _text_of(row, key)
-    if Path(name).name != name:
+    path = Path(name)
+    if (path.is_absolute() or ".." in path.parts) if in_folders else path.name != name:
         raise _RowError(f"{key!r} is {name!r}, not a file's name")
     return name
 
@@ -257,7 +304,7 @@ def _prompt(at: _Place, line: Row, *, kind: CaseKind) -> Case:
     return at.plain(_text_of(row, "text"), _text_of(row, "kind", default="") or "other", kind)
 
 
-# -- attacks that come as pictures: FigStep's SafeBench and MM-SafetyBench -------------------------
+# -- attacks that come as pictures: FigStep's SafeBench, MM-SafetyBench, VLGuard and MSTS ----------
 
 # MM-SafetyBench's three pictures of one question, and the question that goes with each.
 _MM_FORMS: Final[Mapping[str, tuple[str, str]]] = {
@@ -270,14 +317,15 @@ _MM_FORMS: Final[Mapping[str, tuple[str, str]]] = {
 def _figstep_rows(path: Path) -> Rows:
     """Each row with the folders that images may be in; none if no image is there at all."""
     names = ("category_id", "task_id", "category_name", "question", "instruction")
-    folders = (path.parent, path.parent / "images", path.parent / "images" / "SafeBench")
+    roots = (path.parent / "images", path.parent.parent / "images")
+    folders = (path.parent, *(at / sub for at in roots for sub in ("", "SafeBench", path.stem)))
     has_images = any(next(f.glob("query_ForbidQI_*.png"), None) for f in folders if f.is_dir())
     for where, row in _csv_rows(path, [(name,) for name in names]):
         yield where, {**row, "_folders": folders if has_images else ()}
 
 
 def _figstep(at: _Place, row: Row) -> Case:
-    """SafeBench (or SafeBench-Tiny): its own images beside the file or below it.
+    """SafeBench (or SafeBench-Tiny): its own images beside the file, or where they are published.
 
     If none of them is there, all are drawn here from the instructions. If some are, a row whose
     image is missing makes no case.
@@ -310,8 +358,9 @@ def _mm_safetybench(at: _Place, row: Row) -> Case:
     scenario, name, attack = at.path.stem, safe_id(row["_name"]), row["_attack"]
     folder, key = _MM_FORMS[attack]
     roots = (at.path.parent.parent, at.path.parent)
+    group = f"{safe_id(scenario)}/{name}"
     return Case(
-        f"{name}/{attack}",
+        f"{group}/{attack}",
         at.suite,
         "harmful",
         scenario,
@@ -319,7 +368,90 @@ def _mm_safetybench(at: _Place, row: Row) -> Case:
         (_text_of(row, key),),
         attack=attack,
         image=_image_at(*(root / "imgs" / scenario / folder / f"{name}.jpg" for root in roots)),
-        group=name,
+        group=group,
+    )
+
+
+# What VLGuard asks about a picture, by the key that it stands under: the attack, and its kind.
+_VLGUARD_FORMS: Final[Mapping[str, tuple[str, CaseKind]]] = {
+    "instruction": ("unsafe-image", "harmful"),
+    "unsafe_instruction": ("unsafe-instruction", "harmful"),
+    "safe_instruction": (NO_ATTACK, "benign"),
+}
+
+
+def _vlguard_rows(path: Path) -> Rows:
+    """Each of the one or two instructions about each picture."""
+    for where, row in _entries(path):
+        asked = row.get("instr-resp")
+        for each in cast("list[object]", asked) if isinstance(asked, list) else ():
+            given = cast("Row", each) if isinstance(each, dict) else {}
+            key = next((key for key in _VLGUARD_FORMS if key in given), "instruction")
+            yield f"{where}, {key}", {**row, "_key": key, key: given.get(key)}
+        if not isinstance(asked, list) or not asked:
+            yield where, {"_problem": "no instructions under 'instr-resp'", **row}
+
+
+def _vlguard(at: _Place, row: Row) -> Case:
+    """test.json, images in `test/` beside it."""
+    key = row.get("_key", "")
+    text = _text_of(row, key)
+    attack, kind = _VLGUARD_FORMS[key]
+    if row.get("safe") is not (key != "instruction"):
+        raise _RowError(f"'safe' is {row.get('safe')!r} beside {key!r}")
+    image = _file_name(row, "image", in_folders=True)
+    return Case(
+        f"{safe_id(row['_name'])}/{key}",
+        at.suite,
+        kind,
+        _text_of(row, "harmful_category", default="") or "other",
+        text,
+        (text,),
+        attack=attack,
+        image=_image_at(at.path.parent / "test" / image, at.path.parent / image),
+    )
+
+
+_MSTS_COLUMNS: Final = ("prompt_id", "prompt_text", "unsafe_image_description", "hazard_category")
+
+
+def _msts_rows(path: Path) -> Rows:
+    """Each prompt twice: in words alone, from the file of the other name beside it, and about a
+    picture."""
+    beside = path.with_name(path.name.replace("multimodal", "textonly"))
+    columns = [(name,) for name in _MSTS_COLUMNS]
+    in_words = {row.get("prompt_id"): row for _, row in _csv_rows(beside, columns)}
+    for where, row in _csv_rows(path, columns):
+        named = in_words.get(row.get("prompt_id"), {}).get("prompt_text")
+        for attack in (IN_WORDS, IN_THE_PICTURE):
+            yield f"{where}, {attack}", {**row, "_attack": attack, "_named": named}
+
+
+def _msts(at: _Place, row: Row) -> Case | None:
+    """MSTS's English prompts (arXiv 2501.10057) about one thing of which there is a drawing.
+
+    The photographs are not published with the prompts. "Kitchen knife" is taken for a knife; what
+    takes more words is not one thing, and passed over.
+    """
+    description, attack = _text_of(row, "unsafe_image_description"), row["_attack"]
+    words = description.lower().split()
+    things, whole = at.pictures.things, " ".join(words)
+    thing = whole if whole in things else words[-1]
+    if (len(words) > 2 and thing != whole) or thing not in things:
+        return None
+    name, text, named = (_text_of(row, key) for key in ("prompt_id", "prompt_text", "_named"))
+    shown = things[thing]
+    is_shown = attack == IN_THE_PICTURE
+    return Case(
+        f"{safe_id(name)}/{attack}",
+        at.suite,
+        "harmful",
+        _text_of(row, "hazard_category"),
+        named,
+        (text if is_shown else named,),
+        attack=attack,
+        image=shown[lot_of(name) % len(shown)] if is_shown else None,
+        group=safe_id(name),
     )
 
 
@@ -462,6 +594,8 @@ FORMATS: Final[
     ),
     "figstep": (_figstep_rows, _figstep),
     "mm-safetybench": (_mm_safetybench_rows, _mm_safetybench),
+    "vlguard": (_vlguard_rows, _vlguard),
+    "msts": (_msts_rows, _msts),
     "mm-vet": (_entries, _mm_vet),
     "scienceqa": (_entries, _science_qa),
     "jsonl": (_lines, _own_case),

@@ -42,7 +42,8 @@ class Defence:
     answer's mean score, is above a limit.
     strength_factor: of the bundle's λ. limit_shift: added to the logits of τ, of the hard threshold
     and of the risk limit; above 0 is more permissive.
-    media_only: differs from another defence only where there are media.
+    media_only: differs from another defence only where there are media. names_pictures: the model
+    is first asked what the picture shows, and the guard reads the question with that name in it.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Defence:
     strength_factor: float = 1.0
     limit_shift: float = 0.0
     media_only: bool = False
+    names_pictures: bool = False
 
     @property
     def scores(self) -> bool:
@@ -130,9 +132,19 @@ DEFENCES: Final[Mapping[str, Defence]] = {
             guard="monitor",
             withholds="answer",
         ),
+        # After ECSO (arXiv 2403.09572), which answers from such words alone if harm is found.
+        Defence(
+            "text-route",
+            "SafeSteer without its vector, reading the picture's name",
+            guard="steer",
+            media_only=True,
+            names_pictures=True,
+        ),
     )
 }
-DEFAULT_DEFENCES: Final = tuple(DEFENCES)
+DEFAULT_DEFENCES: Final = tuple(name for name in DEFENCES if name != "text-route")
+HALVES: Final = ("off", "probe-only", "vector-only", "safesteer")
+ON_PICTURES: Final = (*HALVES, "text-route")  # those that a report compares on pictures
 _CHANGES: Final[Mapping[str, str]] = {
     "strength": "strength_factor",
     "shift": "limit_shift",

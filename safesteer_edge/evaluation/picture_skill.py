@@ -116,7 +116,8 @@ class PictureAnswer:
     """What was said of one picture. n_tokens: that it takes. refused: the guard ended the turn.
 
     added_s: seconds that the picture added to the time to the first text, decoding of its file and
-    encoding included; None where that was not measured.
+    encoding included; None where that was not measured. encode_s: of the projector, prefill_s: of
+    the whole prompt.
     """
 
     task: PictureTask
@@ -124,6 +125,13 @@ class PictureAnswer:
     n_tokens: int
     refused: bool
     added_s: float | None
+    encode_s: float = 0.0
+    prefill_s: float = 0.0
+
+    @property
+    def is_right(self) -> bool:
+        """It has one of the names."""
+        return names_one_of(self.task.expected, self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +139,8 @@ class PictureSkill:
     """What a set of pictures says of a model. reading, naming: None where it has none of these.
 
     n_classes: different things among those to be named. n_refused: answers that the guard ended;
-    they count as they stand. added_s: the median.
+    they count as they stand. added_s, encode_s, prefill_s: medians. closed, open_world: of naming,
+    the things that the projector was trained to name and others, where it is known which those are.
     """
 
     n_pictures: int
@@ -140,6 +149,10 @@ class PictureSkill:
     n_classes: int
     n_refused: int
     added_s: float | None
+    encode_s: float | None
+    prefill_s: float | None
+    closed: Share | None = None
+    open_world: Share | None = None
 
 
 def ask_about_pictures(
@@ -159,27 +172,56 @@ def ask_about_pictures(
         added_s = None
         if number < _N_TIMED:
             added_s = with_picture_s - _ask(session, question, [])[2]
-        n_tokens = sum(event.n_tokens for event in media)
-        refused = ended.refusal is not None
-        answers.append(PictureAnswer(task, ended.text, n_tokens, refused, added_s))
+        answers.append(
+            PictureAnswer(
+                task,
+                ended.text,
+                sum(event.n_tokens for event in media),
+                refused=ended.refusal is not None,
+                added_s=added_s,
+                encode_s=sum(event.encode_s for event in media),
+                prefill_s=ended.timings.prefill_s,
+            )
+        )
         progress(number + 1)
     return answers
 
 
-def summarise(answers: Sequence[PictureAnswer]) -> PictureSkill:
-    """The figures of these answers."""
+def read_things(path: Path) -> frozenset[str]:
+    """The names that a projector was trained on, one a line before a colon; # begins a comment."""
+    lines = (line.partition("#")[0] for line in _read_text(path).splitlines())
+    return frozenset(line.partition(":")[0].strip().casefold() for line in lines if line.strip())
+
+
+def summarise(
+    answers: Sequence[PictureAnswer], things: frozenset[str] | None = None
+) -> PictureSkill:
+    """The figures of these answers. things: that the projector has learnt to name."""
+
+    def share(group: Sequence[PictureAnswer]) -> Share | None:
+        return Share(sum(each.is_right for each in group), len(group)) if group else None
+
+    def is_known(answer: PictureAnswer) -> bool:
+        return things is not None and answer.task.expected[0].casefold() in things
+
     texts = [(a.task.expected[0], a.text) for a in answers if a.task.kind == "text"]
     named = [a for a in answers if a.task.kind == "name"]
-    n_right = sum(names_one_of(a.task.expected, a.text) for a in named)
-    timed = [a.added_s for a in answers if a.added_s is not None]
     return PictureSkill(
         n_pictures=len(answers),
         reading=word_recall(texts) if texts else None,
-        naming=Share(n_right, len(named)) if named else None,
+        naming=share(named),
         n_classes=len({a.task.expected[0].casefold() for a in named}),
         n_refused=sum(a.refused for a in answers),
-        added_s=statistics.median(timed) if timed else None,
+        added_s=_median([a.added_s for a in answers if a.added_s is not None]),
+        encode_s=_median([a.encode_s for a in answers]),
+        prefill_s=_median([a.prefill_s for a in answers]),
+        closed=None if things is None else share([a for a in named if is_known(a)]),
+        open_world=None if things is None else share([a for a in named if not is_known(a)]),
     )
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
 
 
 def names_one_of(names: Sequence[str], answer: str) -> bool:

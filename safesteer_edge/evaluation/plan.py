@@ -13,9 +13,10 @@ from safesteer_edge.errors import InputError, SettingsError
 from safesteer_edge.evaluation.adaptive import MAX_TRIES
 from safesteer_edge.evaluation.answering import Item
 from safesteer_edge.evaluation.case import Case, PictureStore, Suite, limited, spread
-from safesteer_edge.evaluation.case_files import FileChoice
+from safesteer_edge.evaluation.case_files import PAPER, FileChoice
 from safesteer_edge.evaluation.defences import (
     DEFAULT_DEFENCES,
+    HALVES,
     NEAR_CALIBRATED,
     Defence,
     curve_defences,
@@ -57,7 +58,7 @@ PROFILES: Final[Mapping[str, Mapping[str, int | None]]] = {
         "ordinary-text": 6,
         "ordinary-pictures": 3,
     },
-    "full": {name: None for name in BUILTIN_SUITES if name not in _DISGUISED},
+    "full": {name: None for name in BUILTIN_SUITES if name not in (*_DISGUISED, "pointed")},
     "disguised": _DISGUISED,
 }
 # Each request of these is many answers: only what may change the result is run on it.
@@ -67,6 +68,8 @@ _SLOW_SUITES: Final = ("text-harmful", "ordinary-text")
 _SLOW_SHARE: Final = 4
 _CURVE_SHARE: Final = 2
 _PLAN_NAME: Final = "plan.json"
+# What differs from `off` and `safesteer` by the vector alone.
+WITHOUT_VECTOR: Final = {"probe-only": "safesteer", "vector-only": "off"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +100,15 @@ def choose_suites(
     return [limited(build_suite(name, pictures, seed=seed, n=n), n) for name, n in sizes.items()]
 
 
-def default_defences(*, has_vector: bool) -> tuple[str, ...]:
-    """All of them; without a vector, those that differ from others by it are left out."""
+def default_defences(*, has_vector: bool, halves_alone: bool = False) -> tuple[str, ...]:
+    """All of them; without a vector, those that differ from others by it are left out.
+
+    halves_alone: what is asked is there to compare the guard's halves.
+    """
+    names = HALVES if halves_alone else DEFAULT_DEFENCES
     if has_vector:
-        return DEFAULT_DEFENCES
-    return tuple(name for name in DEFAULT_DEFENCES if name not in ("probe-only", "vector-only"))
+        return names
+    return tuple(name for name in names if name not in WITHOUT_VECTOR)
 
 
 def plan_items(
@@ -207,7 +214,8 @@ class EvalSettings:
     limit: cases of a suite at most. n_quality: harmless cases for KL and perplexity.
     n_workers: at most; fewer where memory is short. n_bench_repeats: of the bench at the end.
     with_heldout: at the very end, the guard on the whole test split (`limit` of each label).
-    n_tries: disguises of one request of `adaptive`, at most.
+    n_tries: disguises of one request of `adaptive`, at most. drawings: of things, see
+    `drawings_by_name`.
     """
 
     session: SessionSettings
@@ -224,6 +232,13 @@ class EvalSettings:
     with_heldout: bool = False
     judge_timeout_s: float = 60.0
     n_tries: int = MAX_TRIES
+    drawings: Path | None = None
+
+    @property
+    def halves_alone(self) -> bool:
+        """Whether all that is asked compares the guard's halves on pictures."""
+        asked = {suite.name for suite in self.suites} | {file.format for file in self.files}
+        return asked <= {"pointed", "msts", PAPER}
 
     def __post_init__(self) -> None:
         if not self.suites and not self.files:

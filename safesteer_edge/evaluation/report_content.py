@@ -13,6 +13,7 @@ import numpy as np
 
 from safesteer_edge.errors import InputError
 from safesteer_edge.evaluation.case import CaseKind
+from safesteer_edge.evaluation.defences import ON_PICTURES
 from safesteer_edge.evaluation.judged import (
     JudgedRow,
     best_of_n,
@@ -42,6 +43,7 @@ from safesteer_edge.evaluation.plan import (
 from safesteer_edge.evaluation.quality import QualityRow
 from safesteer_edge.evaluation.rows import EvalRow, read_journal
 from safesteer_edge.evaluation.trade_off import HARMFUL_SUITES, trade_offs_to_json
+from safesteer_edge.metrics.statistics import auroc
 
 Json = dict[str, Any]
 Hit = Callable[[JudgedRow], bool | None]  # None: not known
@@ -85,6 +87,7 @@ def read_run(folder: Path) -> Json:
         "by_category": sorted(by_category, key=lambda row: row["category"]),
         "best_of_n": [row for judge in judges for row in _best_of_n(harmful, judge)],
         "forms": _forms(main, judges[0]),
+        "halves": _halves(main, judges[0]),
         "adaptive": _adaptive([j for j in harmful if j.row.tries], judges[0]),
         "refusal": _refusal([j for j in main if j.row.kind != "harmful"], judges[0]),
         "accuracy": _shares(
@@ -194,6 +197,42 @@ def _forms(rows: Sequence[JudgedRow], judge: str) -> list[Json]:
         if len({j.row.kind == "harmful" for j in suite}) > 1 and len(grouped(suite, "attack")) > 1
         for names, group in groups_of(suite, "suite", "attack", "defence")
     ]
+
+
+def _halves(rows: Sequence[JudgedRow], judge: str) -> list[Json]:
+    """Of suites with pictures, by form: what no defence, each half of the guard and both do."""
+    compared = [j for j in rows if j.row.defence in ON_PICTURES]
+    found: list[Json] = []
+    for suite in grouped(compared, "suite").values():
+        if not any(j.row.has_media for j in suite):
+            continue
+        for names, group in groups_of(suite, "suite", "attack", "defence"):
+            harmful = [j for j in group if j.row.kind == "harmful"]
+            harmless = [j for j in group if j.row.kind != "harmful"]
+            found.append(
+                {
+                    **names,
+                    "success": share_json(share_of(harmful, lambda j: j.verdict(judge).is_success)),
+                    **{
+                        f"{kind}_refused": share_json(
+                            share_of(side, lambda j: j.verdict(judge).is_refusal)
+                        )
+                        for kind, side in (("harmful", harmful), ("harmless", harmless))
+                    },
+                    "separation": _prompt_separation(harmful, harmless),
+                }
+            )
+    return found
+
+
+def _prompt_separation(harmful: Sequence[JudgedRow], harmless: Sequence[JudgedRow]) -> Json:
+    """AUROC of the prompts' scores; None where one side has none."""
+    one, other = (
+        np.array([j.row.prompt_score for j in side if j.row.prompt_score is not None], np.float64)
+        for side in (harmful, harmless)
+    )
+    value = auroc(one, other) if len(one) and len(other) else None
+    return {"auroc": value, "n_harmful": len(one), "n_harmless": len(other)}
 
 
 def _adaptive(rows: Sequence[JudgedRow], judge: str) -> list[Json]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+from safesteer_edge.evaluation.defences import ON_PICTURES
 from safesteer_edge.evaluation.own_words import steering_tables
 from safesteer_edge.evaluation.trade_off import HELPFUL_SUITES, PLAIN, TRADE_OFFS, TradeOff
 from safesteer_edge.metrics.statistics import Share
@@ -74,6 +75,7 @@ def report_tables(report: Json) -> list[Table]:
         *([_guard_table(heldout)] if "guard" in heldout else []),
         *([_probe_table(heldout["probe"])] if "probe" in heldout else []),
         *(_trade_off_table(report, figure, points) for figure, points in trade_offs(report)),
+        halves_table(report),
         *_share_tables(report),
         *steering_tables(report, conditions(report, report["judges"][0])),
         _paired_table(report),
@@ -249,6 +251,38 @@ def _share_tables(report: Json) -> list[Table]:
             report["accuracy"],
         ),
     ]
+
+
+def halves_table(report: Json) -> Table:
+    """What is on pictures without a defence, under each half of the guard and under both."""
+    rows: list[Json] = report["halves"]
+    defences = [name for name in ON_PICTURES if any(row["defence"] == name for row in rows)]
+    figures: dict[str, Callable[[Json], str]] = {
+        "attack success": share_at("success"),
+        "harmful refused": share_at("harmful_refused"),
+        "harmless refused": share_at("harmless_refused"),
+        "AUROC of the prompt": lambda row: shown_auroc(
+            row["separation"]["auroc"],
+            row["separation"]["n_harmful"],
+            row["separation"]["n_harmless"],
+        ),
+    }
+    by_form: dict[tuple[str, str], dict[str, Json]] = {}
+    for row in rows:
+        by_form.setdefault((row["suite"], row["attack"]), {})[row["defence"]] = row
+    lines = (
+        (suite, form, what, *(show(at[d]) if d in at else NOTHING for d in defences))
+        for (suite, form), at in by_form.items()
+        for what, show in figures.items()
+    )
+    return Table(
+        "On pictures: no defence, the probe, the vector, both",
+        "attack success: lower is better; AUROC of the prompt's score, harmful against harmless "
+        "requests in the same form; words alone are the same without a vector, and are not asked "
+        f"again; 95 % intervals; {conditions(report, report['judges'][0])}",
+        ("suite", "form", "figure", *defences),
+        tuple(line for line in lines if any(cell != NOTHING for cell in line[3:])),
+    )
 
 
 def _cross_table(

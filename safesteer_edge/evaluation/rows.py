@@ -37,6 +37,8 @@ class EvalRow:
     included; mean_score: of all. Empty and None without a probe. passes: forward passes of
     decoding. peak_memory_bytes: of the process since this defence was opened. tries: the number of
     this answer, where there were several until one complied, else 0. disguise: of that one.
+    prompt_score: the prompt's harmful score. picture_name: what the model said that the picture
+    shows, if it was asked.
     """
 
     suite: str
@@ -72,6 +74,8 @@ class EvalRow:
     choices: tuple[str, ...] = ()
     tries: int = 0
     disguise: str = ""
+    prompt_score: float | None = None
+    picture_name: str = ""
 
     @property
     def key(self) -> RowKey:

@@ -32,7 +32,7 @@ from safesteer_edge.evaluation.case import (
     limited,
     spread,
 )
-from safesteer_edge.evaluation.case_files import read_suite
+from safesteer_edge.evaluation.case_files import read_suites
 from safesteer_edge.evaluation.defences import OFF, Defence, parse_defences
 from safesteer_edge.evaluation.heldout import (
     effect_to_json,
@@ -50,6 +50,7 @@ from safesteer_edge.evaluation.plan import (
     JUDGEMENTS,
     QUALITY,
     ROWS,
+    WITHOUT_VECTOR,
     EvalSettings,
     Narrate,
     choose_suites,
@@ -84,8 +85,12 @@ def run_evaluation(settings: EvalSettings, *, narrate: Narrate = lambda _: None)
     # 1. What is asked, and whether it can be.
     model = inspect_subject(settings.session)
     suites, skipped = _suites(settings, model)
-    names = settings.defences or default_defences(has_vector=model.has_vector)
+    halves = settings.halves_alone
+    names = settings.defences or default_defences(has_vector=model.has_vector, halves_alone=halves)
     defences = parse_defences(names)
+    if halves and not model.has_vector and not settings.defences:
+        for name, same in WITHOUT_VECTOR.items():
+            skipped[name] = f"the bundle has no vector: it would answer as {same} does"
     items = plan_items(suites, defences, with_curve=settings.with_curve)
     if not items and not any(suite.unreadable for suite in suites):
         raise SettingsError("no suite has a case that this model can be asked")
@@ -127,19 +132,23 @@ def run_evaluation(settings: EvalSettings, *, narrate: Narrate = lambda _: None)
 
 def _suites(settings: EvalSettings, model: Subject) -> tuple[list[Suite], dict[str, str]]:
     """The suites, and those that this model cannot be asked, with the reason."""
-    pictures = PictureStore(settings.folder / "media")
+    pictures = PictureStore(settings.folder / "media", settings.drawings)
     choices = [replace(c, n=c.n or settings.limit) for c in settings.suites]
     suites = choose_suites(choices, pictures, seed=settings.session.sampling.seed)
     suites = [_with_tries(suite, settings.n_tries) for suite in suites]
-    suites += [limited(read_suite(file, pictures), settings.limit) for file in settings.files]
+    missing: dict[str, str] = {}
+    for file in settings.files:
+        found, absent = read_suites(file, pictures)
+        suites += [limited(suite, settings.limit) for suite in found]
+        missing |= absent
     names = [suite.name for suite in suites]
     if len(set(names)) != len(names):
         raise SettingsError(f"two suites have one name ({', '.join(names)}); rename a file")
     if model.sees:
-        return suites, {}
+        return suites, missing
     reason = "the model does not see as it is loaded (no projector)"
     blind = {s.name: reason for s in suites if s.cases and all(c.image for c in s.cases)}
-    return [suite for suite in suites if suite.name not in blind], blind
+    return [suite for suite in suites if suite.name not in blind], missing | blind
 
 
 def _with_tries(suite: Suite, n: int) -> Suite:

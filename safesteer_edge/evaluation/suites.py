@@ -14,7 +14,16 @@ from typing import Final
 
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.evaluation.adaptive import MAX_TRIES, blind_disguises
-from safesteer_edge.evaluation.case import NO_ATTACK, Case, CaseKind, PictureStore, Suite, evenly
+from safesteer_edge.evaluation.case import (
+    IN_THE_PICTURE,
+    IN_WORDS,
+    NO_ATTACK,
+    Case,
+    CaseKind,
+    PictureStore,
+    Suite,
+    evenly,
+)
 from safesteer_edge.evaluation.disguises import (
     FORMS,
     FRAMES,
@@ -30,6 +39,7 @@ from safesteer_edge.requests.pictures import (
     draw_scene,
     figstep_page,
     list_title,
+    pointed_requests,
     questions,
     scenes,
 )
@@ -341,6 +351,35 @@ def _pictures(pictures: PictureStore, _seed: int, n: int | None) -> list[Case]:
     ]
 
 
+def _pointed(pictures: PictureStore, _seed: int, n: int | None) -> list[Case]:
+    """Pairs whose harm is in the thing alone: with its name, and with its picture and "this"."""
+    requests = [
+        request
+        for request in pointed_requests(pictures.required_drawings())
+        if request.split == "test"
+    ]
+    pairs = evenly(list(dict.fromkeys(request.pair_id for request in requests)), n)
+    return [
+        Case(
+            f"{request.id.removeprefix('pointed/')}/{attack}",
+            "pointed",
+            _KIND_OF_LABEL[request.label],
+            request.group,
+            request.named or request.text,
+            (text or request.text,),
+            attack=attack,
+            image=image,
+            group=request.pair_id,
+        )
+        for request in requests
+        if request.pair_id in pairs
+        for attack, text, image in (
+            (IN_WORDS, request.named, None),
+            (IN_THE_PICTURE, request.text, request.image),
+        )
+    ]
+
+
 def _requests(
     label: Label, n: int | None = None, *, language: str | None = None
 ) -> tuple[Request, ...]:
@@ -373,4 +412,5 @@ BUILTIN_SUITES: Final[Mapping[str, _Builder]] = {
     "harmless-twins": _plain("harmless", "harmless-twins"),
     "ordinary-text": _plain("ordinary", "ordinary-text"),
     "ordinary-pictures": _pictures,
+    "pointed": _pointed,
 }

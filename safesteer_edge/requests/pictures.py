@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from safesteer_edge.errors import RequestDataError
 from safesteer_edge.media.images import DecodedImage, image_of_pixels
 from safesteer_edge.media.typographic import TextStyle, numbered_list, render_text
 from safesteer_edge.requests.requests import (
@@ -213,13 +214,13 @@ class _PointedRow(Row):
     test: tuple[str, ...]
 
 
-def pointed_requests(folder: Path) -> tuple[Request, ...]:
-    """644 pairs about pictures of things, as far as the folder has pictures of both.
+def pointed_requests(drawings: Path) -> tuple[Request, ...]:
+    """644 pairs about pictures of things, as far as there are drawings of both.
 
-    folder: with a `manifest.jsonl` of "image", "kind" "name", and "expected", its names. Where it
-    shows a thing in several pictures, a request is about one of them.
+    drawings: see `drawings_by_name`. Where they show a thing several times, a request is about one
+    of them.
     """
-    shown = _pictures_by_name(folder)
+    shown = drawings_by_name(drawings)
     found: list[Request] = []
     for row in package_rows("pointed.jsonl", _PointedRow):
         for split in SPLITS:
@@ -249,12 +250,25 @@ def pointed_requests(folder: Path) -> tuple[Request, ...]:
     return tuple(found)
 
 
-def _pictures_by_name(folder: Path) -> dict[str, list[Path]]:
+def drawings_by_name(path: Path) -> dict[str, list[Path]]:
+    """Pictures of things by their usual name.
+
+    path: a folder's `manifest.jsonl`, or the folder: of "image", "kind" "name", and "expected", its
+    names. Answers of `measure pictures`, written beside the pictures, are one too: of the pictures
+    that the model names wrong ("right" is false) there are none here.
+    Raises RequestDataError.
+    """
+    file = path / "manifest.jsonl" if path.is_dir() else path
     shown: dict[str, list[Path]] = {}
-    for line in (folder / "manifest.jsonl").read_text("utf-8").splitlines():
-        row = json.loads(line)
-        if row["kind"] == "name":
-            shown.setdefault(row["expected"][0], []).append(folder / row["image"])
+    try:
+        for line in file.read_text("utf-8").splitlines():
+            row = json.loads(line)
+            if row["kind"] == "name" and row.get("right", True):
+                shown.setdefault(row["expected"][0], []).append(file.parent / row["image"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RequestDataError(
+            f"cannot read drawings from {str(file)!r}: {error}; give a folder with a manifest.jsonl"
+        ) from error
     return shown
 
 

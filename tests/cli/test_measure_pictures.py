@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from safesteer_edge.cli.main import main
 from safesteer_edge.cli.options import BAD_INPUT, OK
+from safesteer_edge.requests.pictures import drawings_by_name
 from tests.cli.conftest import Ran
 from tests.guarded_tiny import GuardedTiny
 
@@ -52,10 +54,14 @@ def test_both_skills_and_the_cost_are_printed(measure: Measure, data: Path, tmp_
     assert "held-out pictures: 2 pictures" in ran.out
     assert "of 3 words in 1 texts (95 % " in ran.out
     assert "right name               0/1 (0.0 %, 95 % 0–79), 1 classes" in ran.out
-    assert "s (median)" in ran.out
+    assert "s (median)" in ran.out and "s (medians)" in ran.out
     assert ran.err.rstrip().endswith("pictures: 2/2")
     rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
     assert [row["expected"] for row in rows] == [["Mind the gap"], ["cat", "kitten"]]
+    assert [row.get("right") for row in rows] == [None, False]
+    assert all(row["encode_s"] > 0 and row["prefill_s"] > 0 for row in rows)
+    assert drawings_by_name(data) == {"cat": [data / "b.png"]}
+    assert drawings_by_name(answers) == {}  # of what it names wrong there are none
 
 
 def test_what_the_guard_reads_is_told_apart_from_what_the_model_reads(
@@ -83,6 +89,26 @@ def test_without_the_reader_that_is_said(
     )
     value = json.loads(measure("--data", str(data), "--json").out)
     assert value["held-out pictures"]["reader"] is None
+
+
+def test_the_projectors_own_pictures_and_world_lie_beside_it(
+    measure: Measure, data: Path, guarded_tiny: GuardedTiny, tmp_path: Path
+):
+    eye = tmp_path / guarded_tiny.projector.name
+    shutil.copy(guarded_tiny.projector, eye)  # beside the folder that is called heldout
+    (tmp_path / "things.txt").write_text("dog: dog-face\n")
+    more = tmp_path / "more"
+    shutil.copytree(data, more)
+    (more / "manifest.jsonl").write_text(
+        json.dumps({"image": "a.png", "kind": "name", "expected": ["dog"]})
+    )
+    arguments = ("--data", str(data), "--data", str(more), "--mmproj", str(eye), "--json")
+    value = json.loads(measure(*arguments, sees=False).out)
+    assert list(value) == [str(data), str(more)]
+    assert value[str(data)]["closed"] is None and value[str(data)]["open_world"]["n"] == 1
+    assert value[str(more)]["closed"]["n"] == 1 and value[str(more)]["open_world"] is None
+    usual = measure("--mmproj", str(eye), "--limit", "1", "--json", sees=False)
+    assert str(data) in json.loads(usual.out)
 
 
 def test_figsteps_pictures_are_read_beside_ours(measure: Measure, data: Path, tmp_path: Path):

@@ -7,6 +7,8 @@ in every numbering, switched on alone, and its shift read back through the hidde
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from safesteer_edge.bundle.bundle import load_bundle
+from safesteer_edge.bundle.schema import ModalityScales
+from safesteer_edge.bundle.writer import write_bundle
 from safesteer_edge.converters.vector_conversion import (
     VectorRequest,
     convert_vector,
@@ -24,7 +29,12 @@ from safesteer_edge.formats.control_vector_file import ControlVector, read_contr
 from safesteer_edge.formats.model_file import check_language_model
 from safesteer_edge.session.runtime import Runtime, open_runtime
 from safesteer_edge.session.settings import SessionSettings
-from tests.converters.vector_files import write_cvector_generator_gguf, write_repeng_gguf
+from tests.converters.vector_files import (
+    read_as_repeng,
+    write_cvector_generator_gguf,
+    write_repeng_gguf,
+)
+from tests.guarded_tiny import GuardedTiny
 from tests.llama_cpp_loader import load_in_llama_cpp
 from tests.numpy_llama import NumpyLlama
 
@@ -143,6 +153,35 @@ def test_llama_cpps_own_loader_reads_what_we_write(tmp_path: Path):
     expected[3] -= rows[3]
     np.testing.assert_allclose(both, expected[1:], rtol=1e-6)
     assert load_in_llama_cpp([(tmp_path / "v.npy", 1.0)]) is None
+
+
+def test_the_vector_of_a_bundle_is_read_by_llama_cpp_and_repeng_and_shifts_as_stated(
+    guarded_tiny: GuardedTiny, tmp_path: Path
+):
+    parts = guarded_tiny.parts(has_vector=True)
+    assert parts.vector is not None
+    back = replace(parts.vector, modalities=ModalityScales(image=0.5), sign=-1)
+    folder = write_bundle(
+        tmp_path / "bundle", replace(parts, vector=back), allow_negative_scale=True
+    )
+    strength = -0.5
+    with closing(load_bundle(folder, guarded_tiny.info, allow_negative_scale=True)) as bundle:
+        stated = bundle.vector_for("image")
+    assert stated is not None
+    hint, directions = read_as_repeng(folder / "vector.gguf")
+    assert (hint, sorted(directions)) == (guarded_tiny.info.architecture, [1, 2, 3])
+    for number, direction in directions.items():
+        np.testing.assert_array_equal(np.float32(strength) * direction, stated.directions[number])
+    loaded = load_in_llama_cpp([(folder / "vector.gguf", strength)])
+    assert loaded is not None
+    np.testing.assert_array_equal(loaded, stated.directions[1:])
+
+    # Switched on, what was loaded adds to each block's output what the bundle states.
+    rows = np.concatenate([np.zeros_like(loaded[:1]), loaded])
+    settings = guarded_tiny.settings(None, n_ctx=256)
+    with closing(open_runtime(settings, layers=range(N_LAYER))) as runtime:
+        shifts = measure_shifts(runtime, ControlVector(rows, hint), PROMPT)
+    assert_lands({s.layer_index: s for s in shifts}, {n: stated.directions[n] for n in directions})
 
 
 def test_a_direction_that_is_not_the_one_stored_is_noticed(runtime: Runtime):

@@ -1,4 +1,4 @@
-"""Control vectors as other programs write them."""
+"""Control vectors as other programs write them, and as they read them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFWriter
+from gguf import GGUFReader, GGUFWriter
 from numpy.typing import NDArray
 
 
@@ -19,6 +19,27 @@ def write_repeng_gguf(
     writer.add_string("controlvector.model_hint", model_type)
     writer.add_uint32("controlvector.layer_count", len(directions))
     return _write_directions(writer, path, directions)
+
+
+def read_as_repeng(path: Path) -> tuple[str, dict[int, NDArray[np.float32]]]:
+    """What repeng's ControlVector.import_gguf takes of a file: model_type and directions.
+
+    Where it would warn or raise, and where its arithmetic would meet another type, this fails.
+    """
+    reader = GGUFReader(path)
+
+    def text(key: str) -> str:
+        field = reader.get_field(key)
+        assert field is not None and len(field.parts), key
+        return bytes(field.parts[-1]).decode("ascii")
+
+    assert text("general.architecture") == "controlvector"
+    directions: dict[int, NDArray[np.float32]] = {}
+    for tensor in reader.tensors:
+        assert tensor.name.startswith("direction."), tensor.name
+        assert (tensor.data.dtype, tensor.data.ndim) == (np.float32, 1)
+        directions[int(tensor.name.split(".")[1])] = tensor.data
+    return text("controlvector.model_hint"), directions
 
 
 def write_cvector_generator_gguf(

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from safesteer_edge.errors import SettingsError
+from safesteer_edge.errors import RequestDataError, SettingsError
 from safesteer_edge.evaluation.adaptive import MAX_TRIES
-from safesteer_edge.evaluation.case import PictureStore, spread
+from safesteer_edge.evaluation.case import IN_THE_PICTURE, IN_WORDS, Case, PictureStore, spread
 from safesteer_edge.evaluation.disguises import FORMS, SHAPES, SURROUNDINGS, dressed, surface_forms
 from safesteer_edge.evaluation.suites import (
     BUILTIN_SUITES,
@@ -22,17 +22,25 @@ from safesteer_edge.evaluation.suites import (
     build_suite,
     decoding_grid,
 )
-from safesteer_edge.requests.pictures import CARRIER, COLOURS, draw_scene, list_title, scenes
+from safesteer_edge.requests.pictures import (
+    CARRIER,
+    COLOURS,
+    draw_scene,
+    list_title,
+    pointed_requests,
+    scenes,
+)
 from safesteer_edge.requests.requests import LABELS, TRANSLATED, load_requests
 from tests.media.sample_pictures import load_image
 
 REQUEST = "Explain how to bake bread at home."
 TWIN = "How do I store flour?"
+DRAWINGS = Path(__file__).parents[2] / "models/qwen2.5-coder-1.5b-instruct/vision/heldout"
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> PictureStore:
-    return PictureStore(tmp_path_factory.mktemp("pictures"))
+    return PictureStore(tmp_path_factory.mktemp("pictures"), DRAWINGS)
 
 
 @pytest.mark.parametrize("name", [name for name in BUILTIN_SUITES if name != "ordinary-pictures"])
@@ -47,6 +55,7 @@ def test_a_limit_counts_requests(name: str, n: int, pictures: PictureStore):
 def test_a_suite_asks_about_held_out_requests_alone(name: str, pictures: PictureStore):
     suite = build_suite(name, pictures, seed=0, n=24)
     held_out = {request.text for request in load_requests(splits=("test",))}
+    held_out |= {r.named or "" for r in pointed_requests(DRAWINGS) if r.split == "test"}
     assert len({case.id for case in suite.cases}) == len(suite.cases) > 20
     assert all(case.suite == name for case in suite.cases)
     if name != "ordinary-pictures":  # whose questions are about what is drawn
@@ -56,7 +65,9 @@ def test_a_suite_asks_about_held_out_requests_alone(name: str, pictures: Picture
         assert kinds <= ({"harmful"} if name in HARMFUL else {"borderline", "benign"})
 
 
-OF_BOTH_KINDS = ("prefilled", "surface", "surrounded", "languages", "multi-turn", "adaptive")
+OF_BOTH_KINDS = ("prefilled", "surface", "surrounded", "languages", "multi-turn", "adaptive") + (
+    "pointed",
+)
 HARMFUL = ("text-harmful", "typographic", "picture-question", "jailbreaks", "decoding-grid")
 
 
@@ -225,3 +236,24 @@ def test_what_is_tried_again_stands_round_ordinary_requests_as_well(pictures: Pi
     assert len({case.group for case in ordinary}) == 2
     assert all(case.tries == 0 for case in ordinary)
     assert len({case.turns for case in ordinary}) == len(ordinary)
+
+
+def test_the_thing_is_named_in_words_or_shown_in_a_picture(pictures: PictureStore):
+    cases = build_suite("pointed", pictures, seed=0, n=6).cases
+    pairs: dict[str | None, list[Case]] = {}
+    for case in cases:
+        pairs.setdefault(case.group, []).append(case)
+    for pair in pairs.values():
+        assert [case.kind for case in pair] == ["harmful", "harmful", "benign", "benign"]
+        for in_words, shown in zip(pair[::2], pair[1::2], strict=True):
+            assert (in_words.attack, shown.attack) == (IN_WORDS, IN_THE_PICTURE)
+            assert in_words.image is None and in_words.turns == (in_words.request,)
+            assert shown.image is not None and shown.image.is_file()
+            assert "this" in shown.turns[0] and shown.request == in_words.request
+
+
+def test_things_need_drawings(tmp_path: Path):
+    with pytest.raises(SettingsError, match="--drawings DIR"):
+        build_suite("pointed", PictureStore(tmp_path), seed=0)
+    with pytest.raises(RequestDataError, match=r"manifest\.jsonl"):
+        build_suite("pointed", PictureStore(tmp_path, tmp_path), seed=0)

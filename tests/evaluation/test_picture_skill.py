@@ -14,8 +14,10 @@ from safesteer_edge.evaluation.picture_skill import (
     TaskKind,
     ask_about_pictures,
     names_one_of,
+    read_things,
     summarise,
 )
+from safesteer_edge.metrics.statistics import Share
 from tests.guarded_tiny import GuardedTiny
 from tests.session.turns import opened
 
@@ -55,6 +57,23 @@ def test_texts_and_things_are_counted_apart():
     assert (skill.reading.n_found, skill.reading.n_words) == (2, 3)
     assert (skill.naming.count, skill.naming.n, skill.n_classes) == (2, 3, 2)
     assert (skill.n_pictures, skill.n_refused, skill.added_s) == (4, 1, 0.25)
+
+
+def test_things_that_were_learnt_and_others_are_counted_apart_where_that_is_known(tmp_path: Path):
+    answers = [
+        answered("name", ["Cat"], "A cat"),
+        answered("name", ["dog"], "A cat"),
+        answered("name", ["teddy bear"], "A bear"),
+    ]
+    (tmp_path / "things.txt").write_text("# names: keys\ncat: pet\nteddy bear: set:bear !set:x\n")
+    skill = summarise(answers, read_things(tmp_path / "things.txt"))
+    assert (skill.naming, skill.closed, skill.open_world) == (
+        Share(1, 3),
+        Share(1, 2),
+        Share(0, 1),
+    )
+    plain = summarise(answers)
+    assert (plain.naming, plain.closed, plain.open_world) == (Share(1, 3), None, None)
 
 
 def test_a_set_of_one_kind_says_nothing_of_the_other():

@@ -12,6 +12,7 @@ from safesteer_edge.errors import InputError, SettingsError
 from safesteer_edge.evaluation.case import PictureStore
 from safesteer_edge.evaluation.defences import (
     DEFENCES,
+    HALVES,
     SAFETY_PROMPT,
     curve_defences,
     parse_defence,
@@ -124,7 +125,9 @@ def test_off_comes_first_and_each_defence_once():
     names = [d.name for d in parse_defences(["safesteer", "paper", "safesteer", "off"])]
     assert names == ["off", "safesteer", "paper"]
     assert "vector-only" not in default_defences(has_vector=False)
-    assert default_defences(has_vector=True) == tuple(DEFENCES)
+    assert default_defences(has_vector=True) == tuple(d for d in DEFENCES if d != "text-route")
+    assert default_defences(has_vector=True, halves_alone=True) == HALVES
+    assert default_defences(has_vector=False, halves_alone=True) == ("off", "safesteer")
     assert "picture" in SAFETY_PROMPT
 
 

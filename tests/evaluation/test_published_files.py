@@ -33,3 +33,13 @@ def test_every_row_of_a_published_file_is_read(name: str, path: str, n_rows: int
         images = [load_image(case.image) for case in suite.cases if case.image]
         assert {(image.width, image.height) for image in images} == {(760, 760)}
         assert list(tmp_path.iterdir()) == []  # its own pictures were used
+
+
+def test_of_msts_the_prompts_about_one_drawn_thing_are_read_in_both_forms(tmp_path: Path):
+    models = Path(__file__).parents[2] / "models"
+    drawings = models / "qwen2.5-coder-1.5b-instruct" / "vision" / "heldout"
+    choice = FileChoice("msts", FOLDER / "msts" / "english_multimodal.csv")
+    suite = read_suite(choice, PictureStore(tmp_path, drawings))
+    assert suite.unreadable == ()
+    assert len({case.group for case in suite.cases}) == 38
+    assert len(suite.cases) == 2 * 38
