@@ -65,9 +65,8 @@ def test_a_suite_asks_about_held_out_requests_alone(name: str, pictures: Picture
         assert kinds <= ({"harmful"} if name in HARMFUL else {"borderline", "benign"})
 
 
-OF_BOTH_KINDS = ("prefilled", "surface", "surrounded", "languages", "multi-turn", "adaptive") + (
-    "pointed",
-)
+BOTH_KINDS = "prefilled surface surrounded languages multi-turn adaptive pointed"
+OF_BOTH_KINDS = tuple(BOTH_KINDS.split())
 HARMFUL = ("text-harmful", "typographic", "picture-question", "jailbreaks", "decoding-grid")
 
 
