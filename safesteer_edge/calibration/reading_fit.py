@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -163,7 +163,7 @@ def fit_readings(
                 and answer.carrier in ("text", "wrapped")
             ]
         ),
-        part=curve_of([score_of[id(each)] for each in rates["part"]]),
+        part=curve_of(_highest_of_each(rates["part"], score_of)),
         joined=curve_of([score_of[id(each)] for each in rates["joined"]]),
     )
     others: dict[tuple[str, Carrier], list[tuple[ReadingKind, float]]] = {}
@@ -177,6 +177,17 @@ def fit_readings(
         for score, found in zip(prompt.scores, beside, strict=True)
     ]
     return FittedReadings(curves, np.array(combined), np.array([len(found) for found in beside]))
+
+
+def _highest_of_each(
+    readings: Iterable[PlannedReading], score_of: Mapping[int, float]
+) -> list[float]:
+    """Of each prompt the highest score of its parts: of several some one is high by chance."""
+    highest: dict[tuple[str, Carrier], float] = {}
+    for each in readings:
+        place = each.request.id, each.carrier
+        highest[place] = max(highest.get(place, 0.0), score_of[id(each)])
+    return list(highest.values())
 
 
 def _is_whole(unit: PlannedRequest) -> bool:
