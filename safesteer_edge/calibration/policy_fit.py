@@ -325,6 +325,11 @@ def choose_policy(
     )
 
 
+# What is asked tells harm from the ordinary better than what is said, and may err a little oftener:
+# on SmolLM2-135M 76 % of harmful requests are above the limit for 74 %.
+_OF_PROMPTS: Final = 1.5
+
+
 def _prompt_limit(
     prompts: Mapping[Label, NDArray[np.float64]], targets: FalseAlarmTargets
 ) -> float:
@@ -335,7 +340,7 @@ def _prompt_limit(
     if "ordinary" not in prompts:
         return 1.0
     allowed: dict[Label, float] = {
-        "ordinary": targets.ordinary_refused,
+        "ordinary": _OF_PROMPTS * targets.ordinary_refused,
         "borderline": targets.borderline_refused,
     }
     limit = max(conformal_limit(scores, allowed[label]) for label, scores in prompts.items())
