@@ -97,7 +97,7 @@ class NodeCatcher:
             if n_found != n_rows:
                 node = name.decode()
                 raise EngineError(f"node {node!r} gave {n_found} rows of states, not {n_rows}")
-        return np.concatenate(list(self._rows[:, :n_rows]), axis=1)
+        return np.concatenate(self._rows[:, :n_rows], axis=1)
 
     def _on_node(self, tensor: int, ask: bool, _user_data: object) -> bool:
         """As `on_node` in _node_callback.c."""
