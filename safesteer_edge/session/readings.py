@@ -109,7 +109,7 @@ def sides_read(
     left = _most_tokens(items)
     if _n_tokens(_parts(sides)) <= left:
         return list(sides)
-    in_order = [located[index] for index in np.argsort(-scores).tolist()]
+    in_order = [located[int(index)] for index in np.argsort(-scores)]
     # What could not be found is taken from the message's end.
     in_order += [side for side in reversed(_parts(sides)) if side not in in_order]
     chosen = [side for side in sides if side.reading.kind != "part"]
