@@ -23,7 +23,7 @@ from safesteer_edge.engine.prompt_items import (
     text_prompt,
 )
 from safesteer_edge.guard.readings import Reading, readings_of
-from safesteer_edge.session.prompt import prompt_items
+from safesteer_edge.session.prompt import question_items
 from safesteer_edge.templates.conversation import Conversation, MediaContent, Message
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _TAIL: Final = 24  # characters that a sentence's end is found by
 
 @dataclass(frozen=True, slots=True)
 class SidePrompt:
-    """A reading as a prompt of its own: behind the system prompt, as the only message.
+    """A reading as a prompt of its own, as the only message.
 
     n_own: its tokens behind those that all readings begin with, which are evaluated once.
     """
@@ -52,10 +52,11 @@ def side_prompts(conversation: Conversation, runtime: Runtime) -> list[SidePromp
     asked = [message.text for message in messages if message.role == "user" and message.text]
     if not messages or messages[-1].role != "user" or not messages[-1].text.strip():
         return []
-    found = [
-        (reading, alone_prompt(conversation, reading.text, runtime))
-        for reading in readings_of(asked[-1], asked[:-1])
-    ]
+    readings = readings_of(asked[-1], asked[:-1])
+    if len(messages) > 1 and all(reading.kind != "readable" for reading in readings):
+        # As if nobody had said anything before: a long system prompt makes what is asked look mild.
+        readings.insert(0, Reading("readable", asked[-1]))
+    found = [(reading, alone_prompt(reading.text, runtime)) for reading in readings]
     columns = zip(*(prompt.token_ids for _, prompt in found), strict=False)
     n_shared = sum(1 for _ in itertools.takewhile(lambda same: len(set(same)) == 1, columns))
     return [
@@ -64,11 +65,9 @@ def side_prompts(conversation: Conversation, runtime: Runtime) -> list[SidePromp
     ]
 
 
-def alone_prompt(conversation: Conversation, text: str, runtime: Runtime) -> TextPrompt:
-    """The prompt that asks this alone, behind the conversation's system prompt."""
-    system = [message for message in conversation if message.role == "system"]
-    alone = Conversation((*system, Message.from_text("user", text)))
-    return text_prompt(prompt_items(alone, template=runtime.template, model=runtime.model))
+def alone_prompt(text: str, runtime: Runtime) -> TextPrompt:
+    """The prompt that asks this alone, as calibration asks: nobody's system prompt comes first."""
+    return text_prompt(question_items(text, template=runtime.template, model=runtime.model))
 
 
 def sentence_spans(

@@ -333,8 +333,7 @@ class SessionTurn:
         """
         prompt = self._plan.prompt
         alone = [
-            alone_prompt(prompt, text, self._runtime)
-            for text in media_texts(prompt, self._read_picture)
+            alone_prompt(text, self._runtime) for text in media_texts(prompt, self._read_picture)
         ]
         self._n_readings = len(alone) + len(sides)
         scores = list(judging.score_prompts(states))

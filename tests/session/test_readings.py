@@ -12,6 +12,7 @@ import pytest
 from safesteer_edge.bundle.writer import write_bundle
 from safesteer_edge.errors import GuardError
 from safesteer_edge.guard.readings import ReadingCurves, combined_score, readings_of
+from safesteer_edge.session.protocol import ChatMessage
 from tests.guarded_tiny import QUIET, WAVERING, GuardedTiny
 from tests.session.turns import ask, opened
 
@@ -47,7 +48,7 @@ def test_a_prompts_score_is_that_of_all_its_readings(
         parts = [score(session, each.text) for each in readings_of(text)]
     with opened(guarded_tiny, reading_bundle) as session:
         found = score(session, text)
-        assert ask(session, text).prefill.n_readings == n + 1  # joined with the last turn
+        assert ask(session, text).prefill.n_readings == n + 2  # by itself, and with the last turn
     expected = combined_score(typed, [("part", each) for each in parts], CURVES)
     assert found == pytest.approx(expected, abs=TOLERANCE)
     assert len(parts) == n
@@ -61,10 +62,27 @@ def test_what_was_said_before_counts_with_what_is_said_now(
     with opened(guarded_tiny, reading_bundle) as session:
         ask(session, SENTENCES[0])
         found = ask(session, SENTENCES[1]).prefill
-        assert found.n_readings == 1
+        assert found.n_readings == 2
         assert found.prompt_score is not None
         expected = combined_score(0.0, [("joined", joined)], CURVES)
         assert found.prompt_score >= expected - TOLERANCE
+
+
+def test_behind_a_system_prompt_a_question_is_read_by_itself_too(
+    guarded_tiny: GuardedTiny, reading_bundle: Path
+):
+    with opened(guarded_tiny, guarded_tiny.bundle(WAVERING)) as session:
+        alone = [score(session, text) for text in SENTENCES]
+        assert max(alone) > 0.5  # what half of all benign ones reach
+    with opened(guarded_tiny, reading_bundle) as session:
+        for text, by_itself in zip(SENTENCES, alone, strict=True):
+            told = [
+                ChatMessage("system", "You answer questions about the code that is supplied."),
+                ChatMessage("user", text),
+            ]
+            turn = session.answer(told)
+            assert turn.prompt_score is not None
+            assert turn.prompt_score >= by_itself - TOLERANCE or by_itself <= 0.5
 
 
 def test_a_plain_question_is_read_once(guarded_tiny: GuardedTiny, reading_bundle: Path):
