@@ -311,11 +311,15 @@ def _value(step: Step, tilt: Tilt) -> float:
 
 
 def _gap(eager: Step, lazy: Step, tilt: Tilt) -> float:
-    """How far apart eager saw its own choice and lazy's; infinite if it never saw lazy's."""
+    """How far apart eager saw its own choice and lazy's.
+
+    One that eager never saw: how far lazy's is from the edge of what the sampler let through.
+    """
     for candidate in eager.candidates:
         if candidate.token_id == lazy.token_id:
             return abs(_value(eager, tilt) - _guarded(candidate.logprob, candidate.score, tilt))
-    return float("inf")
+    edge = min((candidate.logprob for candidate in eager.candidates), default=float("inf"))
+    return abs(edge - lazy.logprob)
 
 
 def _guarded(logprob: float, score: float, tilt: Tilt) -> float:

@@ -189,7 +189,7 @@ def test_of_so_many_minutes_it_makes_what_they_pay_for(
         ({"harmful": 30, "ordinary": 3}, "has 3 ordinary ones outside the test split"),
         ({"harmful": 30, "ordinary": 198}, "needs 199 of them"),
         ({"harmful": 30, "ordinary": 198}, "--false-alarms 0.02"),
-        ({"harmful": 30, "ordinary": 199, "borderline": 8}, "needs 33 of them: give more, or none"),
+        ({"harmful": 30, "ordinary": 199, "borderline": 8}, "needs 19 of them: give more, or none"),
     ],
 )
 def test_requests_that_teach_nothing_are_refused_before_any_work(
