@@ -90,6 +90,19 @@ def test_a_plain_question_is_read_once(guarded_tiny: GuardedTiny, reading_bundle
         assert ask(session, SENTENCES[0]).prefill.n_readings == 0
 
 
+def test_a_question_comes_in_the_same_batches_with_the_guard_off(
+    guarded_tiny: GuardedTiny, reading_bundle: Path
+):
+    reused: list[list[int]] = []
+    for folder in (reading_bundle, None):
+        with opened(guarded_tiny, folder) as session:
+            turns = [ask(session, "Paint it blue."), ask(session, "Paint it red.")]
+            session.reset()
+            turns.append(ask(session, "Paint it green."))
+            reused.append([turn.prefill.n_reused_tokens for turn in turns])
+    assert reused[0] == reused[1]
+
+
 @pytest.mark.parametrize("n_sentences", [3, 30])
 def test_readings_change_no_byte_of_an_answer(
     guarded_tiny: GuardedTiny, tmp_path: Path, n_sentences: int

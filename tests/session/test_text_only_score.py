@@ -54,14 +54,14 @@ def test_words_of_a_later_turn_are_scored_alone_while_a_picture_is_in_the_contex
             assert score(ask(session, question)) >= words - TOLERANCE
 
 
-def test_the_system_prompt_stands_before_the_words(guarded_tiny: GuardedTiny, picture: Path):
+def test_the_words_count_as_if_no_system_prompt_stood_before_them(guarded_tiny: GuardedTiny, picture: Path):
     system = "You are a careful assistant for a school."
     with opened(
         guarded_tiny, guarded_tiny.bundle(WAVERING), mmproj=guarded_tiny.projector
     ) as session:
         for question in QUESTIONS:
             session.reset()
-            words = score(ask(session, question, system=system))
+            words = score(ask(session, question))
             session.reset()
             assert (
                 score(ask(session, question, system=system, images=[picture])) >= words - TOLERANCE
