@@ -105,7 +105,7 @@ def test_asking_again_gives_the_same_answer_from_the_cache(guarded_tiny: Guarded
     assert again.text == first.text
     assert again.steps[0].risk == first.steps[0].risk
     # All but the question, whose states are read anew.
-    assert again.prefill.n_reused_tokens == first.prefill.n_reused_tokens > 0
+    assert again.prefill.n_reused_tokens >= first.prefill.n_reused_tokens > 0
 
 
 def test_an_edited_question_keeps_what_comes_before_it(guarded_tiny: GuardedTiny):

@@ -54,7 +54,9 @@ def test_words_of_a_later_turn_are_scored_alone_while_a_picture_is_in_the_contex
             assert score(ask(session, question)) >= words - TOLERANCE
 
 
-def test_the_words_count_as_if_no_system_prompt_stood_before_them(guarded_tiny: GuardedTiny, picture: Path):
+def test_the_words_count_as_if_no_system_prompt_stood_before_them(
+    guarded_tiny: GuardedTiny, picture: Path
+):
     system = "You are a careful assistant for a school."
     with opened(
         guarded_tiny, guarded_tiny.bundle(WAVERING), mmproj=guarded_tiny.projector
