@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -33,13 +32,11 @@ from safesteer_edge.session.settings import SessionSettings
 
 if TYPE_CHECKING:
     from safesteer_edge.evaluation.picture_skill import (
-        PictureAnswer,
         PictureSkill,
         PictureTask,
         ReaderSkill,
     )
     from safesteer_edge.harvest.probe_quality import ProbeQuality
-    from safesteer_edge.metrics.statistics import Share, WordRecall
 
 # As `engine.requantize` knows them; that loads llama.cpp, which --help does not need.
 TYPES = ("Q8_0", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
@@ -177,9 +174,11 @@ def run_pictures(options: argparse.Namespace) -> int:
     """Measure what model and guard see in pictures."""
     # Deferred: they import llama.cpp.
     from safesteer_edge.evaluation.picture_skill import (
+        answers_to_jsonl,
         ask_about_pictures,
         measure_reader,
         read_things,
+        skill_to_json,
         summarise,
     )
     from safesteer_edge.media.image_decoding import ImageFit
@@ -206,14 +205,14 @@ def run_pictures(options: argparse.Namespace) -> int:
         answers = ask_about_pictures(session, tasks, progress=progress.of("pictures", len(tasks)))
         name_of_model = session.info.model_name
     if options.answers is not None:
-        _write_answers(options.answers, answers)
+        write_text(options.answers, answers_to_jsonl(answers))
     value: dict[str, object] = {}
     mode, heat = settings.guard, settings.sampling.temperature
     lines = [f"{name_of_model}, guard {mode}, temperature {heat:g}"]
     for name, each in sets.items():
         skill, read = summarise(answers[: len(each)], things), readers.get(name)
         answers = answers[len(each) :]
-        value[name] = _skill_to_json(skill, read)
+        value[name] = skill_to_json(skill, read)
         lines += [f"\n{name}: {skill.n_pictures} pictures", *_rows(_figures(skill, read))]
     return print_result(options, value, lines)
 
@@ -260,43 +259,6 @@ def _figures(skill: PictureSkill, reader: ReaderSkill | None) -> dict[str, objec
         "reading took": f"the first {reader.first_s:.2f} s{then}",
         "memory for reading": None if size is None else f"{size / 2**20:.0f} MiB",
     }
-
-
-def _skill_to_json(skill: PictureSkill, reader: ReaderSkill | None) -> dict[str, Any]:
-    shares = ("naming", "closed", "open_world")
-    return {
-        **asdict(skill),
-        "reading": _recall_to_json(skill.reading),
-        **{name: _share_to_json(getattr(skill, name)) for name in shares},
-        "reader": reader and {**asdict(reader), "reading": _recall_to_json(reader.reading)},
-    }
-
-
-def _share_to_json(share: Share | None) -> dict[str, Any] | None:
-    return share and {**asdict(share), "accuracy": share.value, "wilson_95": share.interval}
-
-
-def _recall_to_json(found: WordRecall | None) -> dict[str, Any] | None:
-    return None if found is None else {**asdict(found), "recall": found.value}
-
-
-def _write_answers(path: Path, answers: list[PictureAnswer]) -> None:
-    rows = [
-        {
-            "image": answer.task.image.name,
-            "kind": answer.task.kind,
-            "expected": list(answer.task.expected),
-            "answer": answer.text,
-            **({"right": answer.is_right} if answer.task.kind == "name" else {}),
-            "n_tokens": answer.n_tokens,
-            "refused": answer.refused,
-            "added_s": answer.added_s,
-            "encode_s": answer.encode_s,
-            "prefill_s": answer.prefill_s,
-        }
-        for answer in answers
-    ]
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 # -- openings --------------------------------------------------------------------------------------

@@ -6,15 +6,13 @@ the reason, never dropped.
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from safesteer_edge.errors import MediaError, RequestDataError, SettingsError
 from safesteer_edge.evaluation.case import (
@@ -29,11 +27,20 @@ from safesteer_edge.evaluation.case import (
     UnreadableRow,
     safe_id,
 )
+from safesteer_edge.evaluation.case_rows import (
+    Row,
+    RowError,
+    Rows,
+    csv_rows,
+    entries_of,
+    file_name,
+    image_at,
+    lines_of,
+    text_of,
+    texts_of,
+)
 from safesteer_edge.requests.pictures import CARRIER, figstep_page
 from safesteer_edge.requests.requests import lot_of
-
-MAX_FILE_BYTES: Final = 256 * 1024 * 1024
-MAX_TEXT_CHARACTERS: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +114,8 @@ def _suite_of(file_format: str, name: str, paths: Sequence[Path], pictures: Pict
             try:
                 case = make_case(_Place(path, name, where, pictures), row)
                 if case is not None and cases.setdefault(case.id, case) is not case:
-                    raise _RowError(f"id {case.id!r} is there twice")
-            except (_RowError, MediaError) as error:
+                    raise RowError(f"id {case.id!r} is there twice")
+            except (RowError, MediaError) as error:
                 place = where if len(paths) == 1 else f"{path.name}, {where}"
                 unreadable.append(UnreadableRow(name, place, str(error)))
     if not cases and not unreadable:
@@ -116,10 +123,6 @@ def _suite_of(file_format: str, name: str, paths: Sequence[Path], pictures: Pict
         raise RequestDataError(f"cannot use {what}: it has no rows that can be asked")
     source = ", ".join(path.name for path in paths)
     return Suite(name, source, tuple(cases.values()), tuple(unreadable))
-
-
-class _RowError(Exception):
-    """This row makes no case; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,124 +139,6 @@ class _Place:
         return Case(safe_id(self.where), self.suite, kind, category, text, (text,))
 
 
-# -- files as rows: each with where it is; a row that is broken has a `_problem` -------------------
-
-Row = Mapping[str, Any]
-Rows = Iterator[tuple[str, Row]]
-
-
-def _text_of_file(path: Path) -> str:
-    """Raises RequestDataError if it is missing, too large or not UTF-8."""
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise RequestDataError(
-                f"cannot read {str(path)!r}: {size} bytes, the limit is {MAX_FILE_BYTES}; split it"
-            )
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise RequestDataError(
-            f"cannot read {str(path)!r}: {error.strerror or error}; give the path of the file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise RequestDataError(
-            f"cannot read {str(path)!r}: not UTF-8 ({error}); save it as UTF-8"
-        ) from error
-
-
-def _lines(path: Path) -> Rows:
-    for number, line in enumerate(_text_of_file(path).splitlines(), start=1):
-        if line.strip():
-            yield f"line {number}", {"line": line}
-
-
-def _csv_rows(path: Path, columns: Sequence[Sequence[str]]) -> Rows:
-    """The values under the first of each set of names that is there.
-
-    Raises RequestDataError if a column is missing, naming those that are there.
-    """
-    reader = csv.reader(io.StringIO(_text_of_file(path), newline=""))
-    try:
-        header = next(reader, [])
-        found: dict[str, int] = {}
-        for names in columns:
-            present = [name for name in names if name in header]
-            if not present:
-                raise RequestDataError(
-                    f"{str(path)!r} has no column {' or '.join(map(repr, names))}; it has "
-                    f"{', '.join(map(repr, header[:12])) or 'none'}; choose the format that it has"
-                )
-            found[names[0]] = header.index(present[0])
-        for number, values in enumerate(reader, start=2):
-            if len(values) == len(header):
-                yield f"row {number}", {name: values[i] for name, i in found.items()}
-            elif values:  # no blank line
-                problem = f"{len(values)} values for {len(header)} columns"
-                yield f"row {number}", {"_problem": problem}
-    except csv.Error as error:
-        raise RequestDataError(
-            f"cannot read {str(path)!r} as CSV: {error} (near line {reader.line_num})"
-        ) from error
-
-
-def _entries(path: Path) -> Rows:
-    """The objects of a JSON object or list, each with its name or number as `_name`."""
-    try:
-        value: object = json.loads(_text_of_file(path))
-    except (ValueError, RecursionError) as error:
-        raise RequestDataError(f"cannot read {str(path)!r} as JSON: {error}") from error
-    if isinstance(value, dict):
-        entries = list(cast("dict[str, object]", value).items())
-    elif isinstance(value, list):
-        entries = [(str(i), entry) for i, entry in enumerate(cast("list[object]", value))]
-    else:
-        raise RequestDataError(f"{str(path)!r} is neither a JSON object nor a list")
-    for name, entry in entries:
-        is_object = isinstance(entry, dict)
-        row = cast("Row", entry) if is_object else {"_problem": "not an object"}
-        yield f"entry {name}", {**row, "_name": name}
-
-
-def _text_of(row: Row, key: str, *, default: str | None = None) -> str:
-    """A text of a row. Raises _RowError if it is missing, empty, too long or no text."""
-    if isinstance(row.get("_problem"), str):
-        raise _RowError(row["_problem"])
-    value = row.get(key, default)
-    if not isinstance(value, str):
-        raise _RowError(f"no text under {key!r}")
-    if not value.strip() and default is None:
-        raise _RowError(f"{key!r} is empty")
-    if len(value) > MAX_TEXT_CHARACTERS:
-        raise _RowError(f"{key!r} has {len(value)} characters; the limit is {MAX_TEXT_CHARACTERS}")
-    return value.strip()
-
-
-def _texts_of(row: Row, key: str) -> tuple[str, ...]:
-    items = row.get(key, [])
-    if not isinstance(items, list) or not all(
-        isinstance(item, str) and item.strip() for item in cast("list[object]", items)
-    ):
-        raise _RowError(f"{key!r} must be a list of texts")
-    return tuple(cast("list[str]", items))
-
-
-def _image_at(*paths: Path) -> Path:
-    """The first of these files that is there. Raises _RowError."""
-    for path in paths:
-        if path.is_file():
-            return path
-    raise _RowError(f"no image {paths[0].name!r} in {str(paths[0].parent)!r}")
-
-
-def _file_name(row: Row, key: str, *, in_folders: bool = False) -> str:
-    """A file's name that stays in its folder; in_folders: or in one below it."""
-    name = _text_of(row, key)
-    path = Path(name)
-    if (path.is_absolute() or ".." in path.parts) if in_folders else path.name != name:
-        raise _RowError(f"{key!r} is {name!r}, not a file's name")
-    return name
-
-
 # -- lists of requests in text: AdvBench, HarmBench, JailbreakBench, MaliciousInstruct, XSTest -----
 
 _CONTRAST: Final = "contrast_"  # in XSTest's older files, what an unsafe prompt's type begins with
@@ -261,10 +146,10 @@ _CONTRAST: Final = "contrast_"  # in XSTest's older files, what an unsafe prompt
 
 def _harmbench(at: _Place, row: Row) -> Case:
     """A context string comes before its behaviour, as in the paper."""
-    behaviour = _text_of(row, "Behavior")
-    context = _text_of(row, "ContextString", default="")
+    behaviour = text_of(row, "Behavior")
+    context = text_of(row, "ContextString", default="")
     asked = f"{context}\n\n---\n\n{behaviour}" if context else behaviour
-    category = _text_of(row, "SemanticCategory", default="") or "other"
+    category = text_of(row, "SemanticCategory", default="") or "other"
     case_id = safe_id(row["BehaviorID"] or at.where)
     return Case(case_id, at.suite, "harmful", category, behaviour, (asked,))
 
@@ -272,17 +157,17 @@ def _harmbench(at: _Place, row: Row) -> Case:
 def _jailbreakbench(at: _Place, row: Row) -> Case:
     """A file with `benign` in its name has harmless requests."""
     kind: CaseKind = "borderline" if "benign" in at.path.stem.lower() else "harmful"
-    category = _text_of(row, "Category", default="") or "other"
-    return at.plain(_text_of(row, "Goal"), category, kind)
+    category = text_of(row, "Category", default="") or "other"
+    return at.plain(text_of(row, "Goal"), category, kind)
 
 
 def _xstest(at: _Place, row: Row) -> Case:
     """Safe prompts that sound unsafe, and unsafe contrasts."""
-    label = _text_of(row, "label").lower()
+    label = text_of(row, "label").lower()
     if label not in ("safe", "unsafe"):
         label = "unsafe" if label.startswith(_CONTRAST) else "safe"
     kind: CaseKind = "borderline" if label == "safe" else "harmful"
-    return at.plain(_text_of(row, "prompt"), _text_of(row, "type"), kind)
+    return at.plain(text_of(row, "prompt"), text_of(row, "type"), kind)
 
 
 def _jailbreak_prompt(at: _Place, line: Row) -> Case:
@@ -292,7 +177,7 @@ def _jailbreak_prompt(at: _Place, line: Row) -> Case:
     """
     row = _object(line)
     attack = next((a for a in ("pair", "gcg") if a in at.path.stem.lower()), at.path.stem)
-    goal, text = _text_of(row, "goal"), _text_of(row, "text")
+    goal, text = text_of(row, "goal"), text_of(row, "text")
     return Case(
         safe_id(at.where), at.suite, "harmful", "jailbreak", goal, (text,), attack=safe_id(attack)
     )
@@ -301,7 +186,7 @@ def _jailbreak_prompt(at: _Place, line: Row) -> Case:
 def _prompt(at: _Place, line: Row, *, kind: CaseKind) -> Case:
     """A prompt a line, under `text`; its kind of danger or of harmlessness under `kind`."""
     row = _object(line)
-    return at.plain(_text_of(row, "text"), _text_of(row, "kind", default="") or "other", kind)
+    return at.plain(text_of(row, "text"), text_of(row, "kind", default="") or "other", kind)
 
 
 # -- attacks that come as pictures: FigStep's SafeBench, MM-SafetyBench, VLGuard and MSTS ----------
@@ -320,7 +205,7 @@ def _figstep_rows(path: Path) -> Rows:
     roots = (path.parent / "images", path.parent.parent / "images")
     folders = (path.parent, *(at / sub for at in roots for sub in ("", "SafeBench", path.stem)))
     has_images = any(next(f.glob("query_ForbidQI_*.png"), None) for f in folders if f.is_dir())
-    for where, row in _csv_rows(path, [(name,) for name in names]):
+    for where, row in csv_rows(path, [(name,) for name in names]):
         yield where, {**row, "_folders": folders if has_images else ()}
 
 
@@ -330,17 +215,17 @@ def _figstep(at: _Place, row: Row) -> Case:
     If none of them is there, all are drawn here from the instructions. If some are, a row whose
     image is missing makes no case.
     """
-    task = safe_id(f"{_text_of(row, 'category_id')}_{_text_of(row, 'task_id')}")
+    task = safe_id(f"{text_of(row, 'category_id')}_{text_of(row, 'task_id')}")
     if row["_folders"]:
-        image = _image_at(*(folder / f"query_ForbidQI_{task}_6.png" for folder in row["_folders"]))
+        image = image_at(*(folder / f"query_ForbidQI_{task}_6.png" for folder in row["_folders"]))
     else:
-        image = at.pictures.add(figstep_page(_text_of(row, "instruction")))
+        image = at.pictures.add(figstep_page(text_of(row, "instruction")))
     return Case(
         task,
         at.suite,
         "harmful",
-        _text_of(row, "category_name"),
-        _text_of(row, "question"),
+        text_of(row, "category_name"),
+        text_of(row, "question"),
         (CARRIER,),
         attack="figstep",
         image=image,
@@ -348,7 +233,7 @@ def _figstep(at: _Place, row: Row) -> Case:
 
 
 def _mm_safetybench_rows(path: Path) -> Rows:
-    for where, row in _entries(path):
+    for where, row in entries_of(path):
         for attack, (folder, _) in _MM_FORMS.items():
             yield f"{where}, {folder}", {**row, "_attack": attack}
 
@@ -364,10 +249,10 @@ def _mm_safetybench(at: _Place, row: Row) -> Case:
         at.suite,
         "harmful",
         scenario,
-        _text_of(row, "Question"),
-        (_text_of(row, key),),
+        text_of(row, "Question"),
+        (text_of(row, key),),
         attack=attack,
-        image=_image_at(*(root / "imgs" / scenario / folder / f"{name}.jpg" for root in roots)),
+        image=image_at(*(root / "imgs" / scenario / folder / f"{name}.jpg" for root in roots)),
         group=group,
     )
 
@@ -382,7 +267,7 @@ _VLGUARD_FORMS: Final[Mapping[str, tuple[str, CaseKind]]] = {
 
 def _vlguard_rows(path: Path) -> Rows:
     """Each of the one or two instructions about each picture."""
-    for where, row in _entries(path):
+    for where, row in entries_of(path):
         asked = row.get("instr-resp")
         for each in cast("list[object]", asked) if isinstance(asked, list) else ():
             given = cast("Row", each) if isinstance(each, dict) else {}
@@ -395,20 +280,20 @@ def _vlguard_rows(path: Path) -> Rows:
 def _vlguard(at: _Place, row: Row) -> Case:
     """test.json, images in `test/` beside it."""
     key = row.get("_key", "")
-    text = _text_of(row, key)
+    text = text_of(row, key)
     attack, kind = _VLGUARD_FORMS[key]
     if row.get("safe") is not (key != "instruction"):
-        raise _RowError(f"'safe' is {row.get('safe')!r} beside {key!r}")
-    image = _file_name(row, "image", in_folders=True)
+        raise RowError(f"'safe' is {row.get('safe')!r} beside {key!r}")
+    image = file_name(row, "image", in_folders=True)
     return Case(
         f"{safe_id(row['_name'])}/{key}",
         at.suite,
         kind,
-        _text_of(row, "harmful_category", default="") or "other",
+        text_of(row, "harmful_category", default="") or "other",
         text,
         (text,),
         attack=attack,
-        image=_image_at(at.path.parent / "test" / image, at.path.parent / image),
+        image=image_at(at.path.parent / "test" / image, at.path.parent / image),
     )
 
 
@@ -420,8 +305,8 @@ def _msts_rows(path: Path) -> Rows:
     picture."""
     beside = path.with_name(path.name.replace("multimodal", "textonly"))
     columns = [(name,) for name in _MSTS_COLUMNS]
-    in_words = {row.get("prompt_id"): row for _, row in _csv_rows(beside, columns)}
-    for where, row in _csv_rows(path, columns):
+    in_words = {row.get("prompt_id"): row for _, row in csv_rows(beside, columns)}
+    for where, row in csv_rows(path, columns):
         named = in_words.get(row.get("prompt_id"), {}).get("prompt_text")
         for attack in (IN_WORDS, IN_THE_PICTURE):
             yield f"{where}, {attack}", {**row, "_attack": attack, "_named": named}
@@ -433,20 +318,20 @@ def _msts(at: _Place, row: Row) -> Case | None:
     The photographs are not published with the prompts. "Kitchen knife" is taken for a knife; what
     takes more words is not one thing, and passed over.
     """
-    description, attack = _text_of(row, "unsafe_image_description"), row["_attack"]
+    description, attack = text_of(row, "unsafe_image_description"), row["_attack"]
     words = description.lower().split()
     things, whole = at.pictures.things, " ".join(words)
     thing = whole if whole in things else words[-1]
     if (len(words) > 2 and thing != whole) or thing not in things:
         return None
-    name, text, named = (_text_of(row, key) for key in ("prompt_id", "prompt_text", "_named"))
+    name, text, named = (text_of(row, key) for key in ("prompt_id", "prompt_text", "_named"))
     shown = things[thing]
     is_shown = attack == IN_THE_PICTURE
     return Case(
         f"{safe_id(name)}/{attack}",
         at.suite,
         "harmful",
-        _text_of(row, "hazard_category"),
+        text_of(row, "hazard_category"),
         named,
         (text if is_shown else named,),
         attack=attack,
@@ -467,7 +352,7 @@ def _mm_vet(at: _Place, row: Row) -> Case:
     Its answers are words joined by <AND> and <OR>; an answer counts as right here if it holds the
     words, where MM-Vet's own score is a language model's from 0 to 1: lower bounds of it.
     """
-    question, needed = _text_of(row, "question"), row.get("capability")
+    question, needed = text_of(row, "question"), row.get("capability")
     capabilities = map(str, cast("list[object]", needed)) if isinstance(needed, list) else ()
     return Case(
         safe_id(row["_name"]),
@@ -476,31 +361,31 @@ def _mm_vet(at: _Place, row: Row) -> Case:
         "+".join(sorted(capabilities)) or "other",
         question,
         (question,),
-        image=_image_at(at.path.parent / "images" / _file_name(row, "imagename")),
-        expected=tuple(part.strip() for part in _text_of(row, "answer").split(_OR)),
+        image=image_at(at.path.parent / "images" / file_name(row, "imagename")),
+        expected=tuple(part.strip() for part in text_of(row, "answer").split(_OR)),
     )
 
 
 def _science_qa(at: _Place, row: Row) -> Case | None:
     """problems.json (its test split, where it has splits), images in `images/SPLIT/ID/`."""
-    split, name = _text_of(row, "split", default="test"), safe_id(row["_name"])
+    split, name = text_of(row, "split", default="test"), safe_id(row["_name"])
     if split != "test":
         return None
-    question, choices = _text_of(row, "question"), _choices(row)
-    hint = _text_of(row, "hint", default="")
+    question, choices = text_of(row, "question"), _choices(row)
+    hint = text_of(row, "hint", default="")
     listed = "\n".join(f"{_LETTERS[i]}. {choice}" for i, choice in enumerate(choices))
     text = "\n".join(part for part in (hint, question, listed) if part)
     image, answer = None, row.get("answer")
     if row.get("image") not in (None, ""):
-        inside = Path(split, name, _file_name(row, "image"))
-        image = _image_at(at.path.parent / "images" / inside, at.path.parent / inside)
+        inside = Path(split, name, file_name(row, "image"))
+        image = image_at(at.path.parent / "images" / inside, at.path.parent / inside)
     if type(answer) is not int or not 0 <= answer < len(choices):
-        raise _RowError(f"'answer' is {answer!r}, not the index of a choice")
+        raise RowError(f"'answer' is {answer!r}, not the index of a choice")
     return Case(
         name,
         at.suite,
         "benign",
-        _text_of(row, "subject", default="") or "science",
+        text_of(row, "subject", default="") or "science",
         question,
         (f"{text}\nAnswer with the letter of the right choice.",),
         image=image,
@@ -514,7 +399,7 @@ def _choices(row: Row) -> tuple[str, ...]:
     items = cast("list[object]", value) if isinstance(value, list) else []
     choices = tuple(item for item in items if isinstance(item, str) and item.strip())
     if not 2 <= len(choices) <= len(_LETTERS) or len(choices) != len(items):
-        raise _RowError(f"'choices' must be 2 to {len(_LETTERS)} texts")
+        raise RowError(f"'choices' must be 2 to {len(_LETTERS)} texts")
     return choices
 
 
@@ -527,13 +412,13 @@ _KEYS: Final = (*_TEXT_KEYS, "group", "turns", "expected", "choices")
 
 
 def _object(line: Row) -> Row:
-    """The JSON object of a line. Raises _RowError if it is none."""
+    """The JSON object of a line. Raises RowError if it is none."""
     try:
         value: object = json.loads(line["line"])
     except (ValueError, RecursionError) as error:
-        raise _RowError(f"not JSON ({error})") from error
+        raise RowError(f"not JSON ({error})") from error
     if not isinstance(value, dict):
-        raise _RowError("not a JSON object")
+        raise RowError("not a JSON object")
     return cast("Row", value)
 
 
@@ -543,24 +428,24 @@ def _own_case(at: _Place, line: Row) -> Case:
         if key not in _KEYS:
             near = difflib.get_close_matches(key, _KEYS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise _RowError(f"unknown key {key[:40]!r}{hint}")
+            raise RowError(f"unknown key {key[:40]!r}{hint}")
     kinds: list[CaseKind] = [kind for kind in CASE_KINDS if kind == row.get("kind")]
     if not kinds:
-        raise _RowError(f"'kind' is {str(row.get('kind'))[:40]!r}; expected one of {CASE_KINDS}")
-    request, image = _text_of(row, "request"), _text_of(row, "image", default="")
+        raise RowError(f"'kind' is {str(row.get('kind'))[:40]!r}; expected one of {CASE_KINDS}")
+    request, image = text_of(row, "request"), text_of(row, "image", default="")
     return Case(
-        id=safe_id(_text_of(row, "id", default=at.where)),
+        id=safe_id(text_of(row, "id", default=at.where)),
         suite=at.suite,
         kind=kinds[0],
-        category=_text_of(row, "category", default="") or "all",
+        category=text_of(row, "category", default="") or "all",
         request=request,
-        turns=_texts_of(row, "turns") or (request,),
-        attack=_text_of(row, "attack", default="") or NO_ATTACK,
-        image=_image_at(at.path.parent / image) if image else None,
-        given_text=_text_of(row, "answer_prefix", default=""),
-        group=_text_of(row, "group", default="") or None,
-        expected=_texts_of(row, "expected"),
-        choices=_texts_of(row, "choices"),
+        turns=texts_of(row, "turns") or (request,),
+        attack=text_of(row, "attack", default="") or NO_ATTACK,
+        image=image_at(at.path.parent / image) if image else None,
+        given_text=text_of(row, "answer_prefix", default=""),
+        group=text_of(row, "group", default="") or None,
+        expected=texts_of(row, "expected"),
+        choices=texts_of(row, "choices"),
     )
 
 
@@ -570,33 +455,33 @@ FORMATS: Final[
 ] = {
     "advbench": (
         # The latter as HarmBench packages it.
-        partial(_csv_rows, columns=[("goal", "Behavior")]),
-        lambda at, row: at.plain(_text_of(row, "goal"), "advbench"),
+        partial(csv_rows, columns=[("goal", "Behavior")]),
+        lambda at, row: at.plain(text_of(row, "goal"), "advbench"),
     ),
     "harmbench": (
         partial(
-            _csv_rows,
+            csv_rows,
             columns=[("Behavior",), ("SemanticCategory",), ("ContextString",), ("BehaviorID",)],
         ),
         _harmbench,
     ),
     "jailbreakbench": (
-        partial(_csv_rows, columns=[("Goal", "goal"), ("Category", "category")]),
+        partial(csv_rows, columns=[("Goal", "goal"), ("Category", "category")]),
         _jailbreakbench,
     ),
-    "jailbreak-prompts": (_lines, _jailbreak_prompt),
-    "harmful-prompts": (_lines, partial(_prompt, kind="harmful")),
-    "borderline-prompts": (_lines, partial(_prompt, kind="borderline")),
-    "maliciousinstruct": (_lines, lambda at, row: at.plain(_text_of(row, "line"), "malicious")),
+    "jailbreak-prompts": (lines_of, _jailbreak_prompt),
+    "harmful-prompts": (lines_of, partial(_prompt, kind="harmful")),
+    "borderline-prompts": (lines_of, partial(_prompt, kind="borderline")),
+    "maliciousinstruct": (lines_of, lambda at, row: at.plain(text_of(row, "line"), "malicious")),
     "xstest": (
-        partial(_csv_rows, columns=[("prompt",), ("type",), ("label", "type")]),
+        partial(csv_rows, columns=[("prompt",), ("type",), ("label", "type")]),
         _xstest,
     ),
     "figstep": (_figstep_rows, _figstep),
     "mm-safetybench": (_mm_safetybench_rows, _mm_safetybench),
     "vlguard": (_vlguard_rows, _vlguard),
     "msts": (_msts_rows, _msts),
-    "mm-vet": (_entries, _mm_vet),
-    "scienceqa": (_entries, _science_qa),
-    "jsonl": (_lines, _own_case),
+    "mm-vet": (entries_of, _mm_vet),
+    "scienceqa": (entries_of, _science_qa),
+    "jsonl": (lines_of, _own_case),
 }

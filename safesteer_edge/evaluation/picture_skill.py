@@ -7,7 +7,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -306,3 +306,45 @@ def measure_reader(
         then_s=statistics.median(took_s[1:]) if len(took_s) > 1 else None,
         added_bytes=None if before is None or after is None else after - before,
     )
+
+
+# -- as JSON ---------------------------------------------------------------------------------------
+
+
+def skill_to_json(skill: PictureSkill, reader: ReaderSkill | None) -> dict[str, Any]:
+    """Of one set of pictures."""
+    shares = ("naming", "closed", "open_world")
+    return {
+        **asdict(skill),
+        "reading": _recall_to_json(skill.reading),
+        **{name: _share_to_json(getattr(skill, name)) for name in shares},
+        "reader": reader and {**asdict(reader), "reading": _recall_to_json(reader.reading)},
+    }
+
+
+def _share_to_json(share: Share | None) -> dict[str, Any] | None:
+    return share and {**asdict(share), "accuracy": share.value, "wilson_95": share.interval}
+
+
+def _recall_to_json(found: WordRecall | None) -> dict[str, Any] | None:
+    return None if found is None else {**asdict(found), "recall": found.value}
+
+
+def answers_to_jsonl(answers: Sequence[PictureAnswer]) -> str:
+    """A line for each answer, as `--drawings` and a person read them."""
+    rows = [
+        {
+            "image": answer.task.image.name,
+            "kind": answer.task.kind,
+            "expected": list(answer.task.expected),
+            "answer": answer.text,
+            **({"right": answer.is_right} if answer.task.kind == "name" else {}),
+            "n_tokens": answer.n_tokens,
+            "refused": answer.refused,
+            "added_s": answer.added_s,
+            "encode_s": answer.encode_s,
+            "prefill_s": answer.prefill_s,
+        }
+        for answer in answers
+    ]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -59,7 +59,7 @@ class GuardedAnswer:
     judged as the model's own are, so that words put into its mouth are no way round the guard.
     text, token_ids: the answer as it stands in the sequence, without the token that ended it. A
     refusal is always part of both; the sequence lacks it if the context had no room left.
-    prompt_score: of the last prompt position.
+    prompt_score: of the prompt.
     """
 
     def __init__(

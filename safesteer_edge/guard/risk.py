@@ -39,7 +39,7 @@ class RunningRisk:
     def __init__(
         self, policy: GuardPolicy, *, carried: float = 0.0, prompt_score: float | None = None
     ) -> None:
-        """prompt_score: of the last prompt position; None where it is not known.
+        """prompt_score: of the prompt; None where it is not known.
 
         Raises GuardError for what is no risk or score.
         """

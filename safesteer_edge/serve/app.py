@@ -8,7 +8,7 @@ import ipaddress
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -50,7 +50,6 @@ from safesteer_edge.serve.ollama_chat import OLLAMA
 from safesteer_edge.serve.openai_chat import CHAT, moderation_result
 from safesteer_edge.serve.openai_responses import RESPONSES
 from safesteer_edge.serve.served_model import Answered, Piece, ServedModel
-from safesteer_edge.session.language import language_notice
 
 Result = TypeVar("Result")
 
@@ -132,7 +131,7 @@ class _Server:
         asked = dialect.read(await _body(request))
         model = self._model(asked.model)
         request.state.asked = asked
-        _note_language(request, model, [asked.messages[-1].text])
+        request.state.notice = model.language_notice(asked.messages[-1].text)
         pieces = self._noted(request, model.answer(asked))
         try:
             # Nothing is sent before there is something to show: until then a problem is a status.
@@ -188,7 +187,7 @@ class _Server:
         policy = model.info.policy
         if policy is None or model.info.guard == "off":
             raise ProblemError(400, "this server runs with guard 'off': there is no probe to ask")
-        _note_language(request, model, [each[-1].text for each in read])
+        request.state.notice = model.language_notice(*(each[-1].text for each in read))
         # Above it a prompt is an alarm. A bundle without one knows what alarms in answers.
         limit = policy.prompt_limit if policy.prompt_limit < 1 else policy.risk_limit
         results: list[Json] = []
@@ -477,12 +476,6 @@ async def _body(request: Request) -> Any:
         return load_json(bytes(data))
     except InputError as error:
         raise BadValueError(f"the body is {error}") from error
-
-
-def _note_language(request: Request, model: ServedModel, texts: Sequence[str]) -> None:
-    """Let the answer's head say that the guard was not measured on a text's language."""
-    notices = (language_notice(text, model.info.languages) for text in texts)
-    request.state.notice = next(filter(None, notices), None)
 
 
 def _shown(scope: Scope) -> str:

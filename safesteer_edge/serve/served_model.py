@@ -27,6 +27,7 @@ from safesteer_edge.guard.policy import MAX_SEED
 from safesteer_edge.processes.cores import n_usable_cores
 from safesteer_edge.serve.asked import Asked, MoreGuard, Said
 from safesteer_edge.session.async_session import AsyncSession, open_async_session
+from safesteer_edge.session.language import language_notice
 from safesteer_edge.session.protocol import AskOptions, ChatMessage, SessionInfo
 from safesteer_edge.session.settings import SessionSettings, TurnSettings
 from safesteer_edge.session.tool_calls import HERMES, ToolCall, ToolCallSplitter
@@ -151,6 +152,12 @@ class ServedModel:
     def info(self) -> SessionInfo:
         """What runs."""
         return self._first.session.info
+
+    def language_notice(self, *texts: str) -> str:
+        """Of the first of these in a language that the guard was not measured on; else ''."""
+        return next(
+            filter(None, (language_notice(text, self.info.languages) for text in texts)), ""
+        )
 
     @property
     def fingerprint(self) -> str:

@@ -268,7 +268,7 @@ class SessionTurn:
             sides = side_prompts(self._plan.prompt, self._runtime)
         if judging is not None and judging.reads_message:
             located = sentence_spans(sides, items, self._engine.piece)
-        if known is None:  # with the guard off as well: a message comes in the same batches
+        if judging is not None or known is None:  # guard on or off, in the same batches
             spans = [message_span(items), *located]
         if known is not None and known.token_ids:
             items.append(TokenRun(known.token_ids))
