@@ -26,7 +26,7 @@ from safesteer_edge.guard.readings import (
 )
 from safesteer_edge.harvest.answers import HarvestedAnswer
 from safesteer_edge.harvest.cache import HarvestSettings
-from safesteer_edge.harvest.carriers import Carrier, written_words
+from safesteer_edge.harvest.carriers import TEXT_CARRIERS, Carrier, written_words
 from safesteer_edge.harvest.run import PlannedRequest, turn_of
 from safesteer_edge.requests.requests import Request
 
@@ -96,6 +96,12 @@ def planned_readings(units: Iterable[PlannedRequest]) -> list[PlannedReading]:
         if key in counted or (unit.carrier == "text" and unit.request.id in answered)
         for reading in _parts(unit)
     ]
+    # Behind other messages a message is read by itself too.
+    found += [
+        PlannedReading(u.request, u.carrier, "readable", u.request.text, False)
+        for u in units
+        if u.carrier == "later" and u.request.label in _BENIGN
+    ]
     plain = [u.request for u in benign if u.carrier == "text"][:_N_JOINED]
     for before, request in zip(plain[-1:] + plain[:-1], plain, strict=True):
         joined = readings_of(request.text, (before.text,))[-1]
@@ -160,7 +166,7 @@ def fit_readings(
                 for answer, score in zip(answers, prompt.scores, strict=True)
                 if answer.kind in ("own", "prompt")
                 and answer.request.label in _BENIGN
-                and answer.carrier in ("text", "wrapped")
+                and answer.carrier in TEXT_CARRIERS
             ]
         ),
         part=curve_of(_highest_of_each(rates["part"], score_of)),

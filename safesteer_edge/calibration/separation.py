@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from safesteer_edge.calibration.vector_fit import part_of
 from safesteer_edge.harvest.answers import HarvestedAnswer
 from safesteer_edge.harvest.cache import N_EARLY_STATES
-from safesteer_edge.harvest.carriers import DRAWN_CARRIERS
+from safesteer_edge.harvest.carriers import DRAWN_CARRIERS, TEXT_CARRIERS
 from safesteer_edge.harvest.run import Harvest, Progress
 from safesteer_edge.metrics.statistics import auroc, auroc_interval
 
 _SHRINKAGE: Final = 0.2
 _DIGITS: Final = 4
-_TEXT: Final = ("text", "wrapped")
 
 
 def separation_by_layer(
@@ -40,7 +39,7 @@ def separation_by_layer(
         for name in ("text", "media"):
             # What stands in words beside a picture is neither.
             carried = [a for a in answers if a.carrier != "beside"]
-            chosen = [a for a in carried if (a.carrier in _TEXT) == (name == "text")]
+            chosen = [a for a in carried if (a.carrier in TEXT_CARRIERS) == (name == "text")]
             if not chosen:
                 continue
             table = tables.setdefault(name, {"layers": [], "auroc": [], "n": []})

@@ -50,7 +50,7 @@ EffortName = Literal["quick", "standard", "thorough"]
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """plan: what is harvested; a larger one in batches finds what a smaller one left in the cache.
+    """plan: what is harvested; a larger one finds in the cache what a smaller one left there.
 
     regularisations: C to try. max_features: of joined layers, None: any; three of Qwen2.5-1.5B told
     its prompts apart as well as nine did. only_linear: no other form of probe, and the largest set
@@ -72,7 +72,6 @@ class Effort:
 # An opening's first four tokens teach most. One opening for each of many requests, rather than
 # several for a few: what is read costs little, and what is asked differs more.
 _BATCHES: Final = HarvestPlan(n_own_tokens=32, n_forced_tokens=4, n_openings=1, in_batches=True)
-_IN_BATCHES: Final = "answers one token and one request at a time: they were read in batches"
 EFFORTS: Final[dict[EffortName, Effort]] = {
     "quick": Effort(
         "quick",
@@ -97,7 +96,6 @@ EFFORTS: Final[dict[EffortName, Effort]] = {
             "requests in pictures, and the alignment vector",
             "other forms of probe and smaller sets of layers",
             "an estimate of the choice among probes",
-            _IN_BATCHES,
         ),
     ),
     "standard": Effort(
@@ -116,10 +114,12 @@ EFFORTS: Final[dict[EffortName, Effort]] = {
         not_tried=(
             "other forms of probe and smaller sets of layers",
             "an estimate of the choice among probes",
-            _IN_BATCHES,
         ),
     ),
-    "thorough": Effort("thorough", HarvestPlan()),
+    "thorough": Effort(
+        "thorough",
+        replace(_BATCHES, n_answered=400, n_answered_borderline=600, n_answered_benign=800),
+    ),
 }
 
 

@@ -48,6 +48,7 @@ PROFILES: Final[Mapping[str, Mapping[str, int | None]]] = {
         "borderline": 36,
         "harmless-twins": 26,
         "ordinary-text": 36,
+        "follow-ups": 12,
         "ordinary-pictures": 18,
     },
     "quick": {

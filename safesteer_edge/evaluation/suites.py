@@ -25,6 +25,7 @@ from safesteer_edge.evaluation.case import (
     evenly,
 )
 from safesteer_edge.evaluation.disguises import (
+    FOLLOW_UPS,
     FORMS,
     FRAMES,
     SHAPES,
@@ -380,6 +381,20 @@ def _pointed(pictures: PictureStore, _seed: int, n: int | None) -> list[Case]:
     ]
 
 
+def _follow_ups(_pictures: PictureStore, _seed: int, n: int | None) -> list[Case]:
+    """Ordinary requests, each with some of what people write next."""
+    return [
+        replace(
+            _case(request, "follow-ups"),
+            id=f"{request.id}/{turn}",
+            turns=(request.text, FOLLOW_UPS[turn % len(FOLLOW_UPS)]),
+            group=request.id,
+        )
+        for number, request in enumerate(_requests("ordinary", n, language="en"))
+        for turn in range(_N_FOLLOW_UPS * number, _N_FOLLOW_UPS * (number + 1))
+    ]
+
+
 def _requests(
     label: Label, n: int | None = None, *, language: str | None = None
 ) -> tuple[Request, ...]:
@@ -392,6 +407,7 @@ def _requests(
     return tuple(evenly(requests, n))
 
 
+_N_FOLLOW_UPS: Final = 2
 _N_ROUND_ORDINARY: Final = 10  # disguises of a try-again attack, round each ordinary request
 _SHALLOW: Final = ("prefix-injection", "role-play", "refusal-suppression")
 
@@ -411,6 +427,7 @@ BUILTIN_SUITES: Final[Mapping[str, _Builder]] = {
     "borderline": _plain("borderline", "borderline"),
     "harmless-twins": _plain("harmless", "harmless-twins"),
     "ordinary-text": _plain("ordinary", "ordinary-text"),
+    "follow-ups": _follow_ups,
     "ordinary-pictures": _pictures,
     "pointed": _pointed,
 }

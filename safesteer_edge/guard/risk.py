@@ -49,6 +49,9 @@ class RunningRisk:
         self._policy = policy
         self._carried = carried
         self._is_raised, self._alarmed_at = False, 0.0
+        # Behind a prompt that asks nothing alarming one token tells enough to let it be seen.
+        is_calm = prompt_score is not None and prompt_score <= _CALM_SHARE * policy.prompt_limit
+        self._n_until_calm = 1 if is_calm else policy.risk_min_steps
         self._prompt_alarm = 0.0  # the prompt's score where that is above its limit
         if prompt_score is not None and prompt_score > policy.prompt_limit:
             self._prompt_alarm = prompt_score
@@ -112,11 +115,10 @@ class RunningRisk:
     @property
     def is_calm(self) -> bool:
         """True if there are enough scores to tell, and the risk is far from the limit."""
-        policy = self._policy
         return (
-            self._n_scores >= policy.risk_min_steps
+            self._n_scores >= self._n_until_calm
             and not self._prompt_alarm
-            and self.value <= _CALM_SHARE * policy.risk_limit
+            and self.value <= _CALM_SHARE * self._policy.risk_limit
         )
 
     def carry_over(self) -> float:

@@ -2,9 +2,9 @@
 
 For each request, as text or carried in media, the model answers by itself (greedy), after a forced
 refusal (harmful requests) and after a forced compliant opening. States of prefill-shaped batches
-differ from those of single decoding steps, by some 2 % of their length: a thorough harvest feeds
-every token, forced or not, one at a time. One in batches reads many requests and what is put into
-the model's mouth at once, and decodes the model's own answers side by side.
+differ from those of single decoding steps, by some 2 % of their length. A harvest in batches reads
+many requests and what is put into the model's mouth at once, and decodes the model's own answers
+side by side; any other feeds every token, forced or not, one at a time.
 Where there are more requests than serve to tell answers apart, only the prompt's state is kept of
 the rest: it costs a fraction of an answer, and tells most about what is asked.
 

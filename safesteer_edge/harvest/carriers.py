@@ -1,7 +1,8 @@
 """How a request reaches the model: as text, drawn in a picture, or with media of the user's own.
 
 wrapped: text among other words or in capitals, or the words and what the guard reads in a picture
-that the request is drawn in (`session.readings.media_texts`). typographic: the picture shows the
+that the request is drawn in (`session.readings.media_texts`). later: text behind an exchange about
+something else. typographic: the picture shows the
 request. list: FigStep's form (2311.05608), the request as the title of an empty list. pointing: the
 picture shows what is wanted, the words point at it, as in MM-SafetyBench (2311.17600). beside: the
 whole request in words, and a picture that has nothing to do with it. picture, speech: the request's
@@ -22,8 +23,8 @@ from safesteer_edge.media.images import DecodedImage
 from safesteer_edge.media.typographic import Colour, TextStyle, numbered_list, render_text
 from safesteer_edge.requests.pictures import any_scene, is_scene, list_title, scene_picture
 from safesteer_edge.requests.requests import Request, lot_of
-from safesteer_edge.requests.wrappings import wrapped
-from safesteer_edge.session.prompt import Media, prompt_items, question_items
+from safesteer_edge.requests.wrappings import among_passages, earlier_exchanges, wrapped
+from safesteer_edge.session.prompt import Media, prompt_items
 from safesteer_edge.templates.conversation import (
     Content,
     Conversation,
@@ -69,8 +70,9 @@ def page_fonts() -> tuple[Path | None, ...]:
 # -- the ways in which a request comes, and what is said and drawn in each -------------------------
 
 Carrier = Literal[
-    "text", "wrapped", "typographic", "list", "pointing", "beside", "picture", "speech"
+    "text", "wrapped", "later", "typographic", "list", "pointing", "beside", "picture", "speech"
 ]
+TEXT_CARRIERS: Final[tuple[Carrier, ...]] = ("text", "wrapped", "later")
 DrawnCarrier = Literal["typographic", "list", "pointing"]
 DRAWN_CARRIERS: Final[tuple[DrawnCarrier, ...]] = ("typographic", "list", "pointing")
 IMAGE_CARRIERS: Final[tuple[Carrier, ...]] = (*DRAWN_CARRIERS, "picture")
@@ -175,7 +177,10 @@ def carried_items(request: Request, carrier: Carrier, runtime: Runtime) -> list[
     """
     words, medium = _carried(request, carrier, runtime)
     if medium is None:
-        return question_items(words, template=runtime.template, model=runtime.model)
+        asked = Conversation(
+            (*earlier_messages(request, carrier), Message.from_text("user", words))
+        )
+        return prompt_items(asked, template=runtime.template, model=runtime.model)
     kind = "image" if isinstance(medium, DecodedImage) else "audio"
     content: tuple[Content, ...] = (MediaContent(kind, medium.sha256), TextContent(words))
     return prompt_items(
@@ -198,7 +203,7 @@ def _carried(request: Request, carrier: Carrier, runtime: Runtime) -> tuple[str,
         sound = runtime.media_decoder.load_sound(request.audio, sample_rate=rate)
         return "Please answer what I say here.", sound
     words, side = written_words(request, carrier), runtime.media_decoder.fit.square_side
-    if carrier in ("text", "wrapped"):
+    if carrier in TEXT_CARRIERS:
         return words, None
     if carrier == "beside":
         return words, _unrelated_picture(_number_of(request), side or _DEFAULT_SIDE)
@@ -221,12 +226,23 @@ def written_words(request: Request, carrier: Carrier) -> str:
     return request.text
 
 
+def earlier_messages(request: Request, carrier: Carrier) -> tuple[Message, ...]:
+    """What stands in the conversation before the request."""
+    if carrier != "later":
+        return ()
+    return tuple(
+        Message.from_text(role, text)
+        for exchange in earlier_exchanges(_number_of(request))
+        for role, text in zip(("user", "assistant"), exchange, strict=True)
+    )
+
+
 def _surrounded(request: Request, number: int) -> str:
     return _SURROUNDINGS[number // 90 % len(_SURROUNDINGS)].format(request.text)
 
 
 def _wrapped(request: Request, number: int) -> str:
-    """Mostly among other words; else as the guard reads a request that is drawn, or in capitals."""
+    """Mostly among other words, few or many; else in capitals, or as a drawn one is read."""
     drawn = DRAWN_CARRIERS[number % len(DRAWN_CARRIERS)]
     match number // 9 % 10:
         case 0:
@@ -242,6 +258,9 @@ def _wrapped(request: Request, number: int) -> str:
             return wording.format(" ".join(words[:half]), " ".join(words[half:]))
         case 5 | 6:
             return _surrounded(request, number)
+        case 7 if request.pair_id is None:
+            # Sentences are read by themselves: a long prompt need not tell harm, but not alarm.
+            return among_passages(request.text, number // 90)
         case _:
             return wrapped(request.text, number // 90)
 

@@ -30,8 +30,10 @@ from safesteer_edge.harvest.batches import Asked, known_answers, open_many, own_
 from safesteer_edge.harvest.cache import HarvestCache, HarvestSettings, StateShape
 from safesteer_edge.harvest.carriers import (
     DRAWN_CARRIERS,
+    TEXT_CARRIERS,
     Carrier,
     carriers_of,
+    earlier_messages,
     page_fonts,
     written_words,
 )
@@ -55,6 +57,10 @@ _BESIDE_SHARE: Final = 0.15
 _WRAPPED_SHARE: Final = 0.25
 _WRAPPED_SHARE_UNANSWERED: Final = 0.5
 _WRAPPED_SHARE_IN_BATCHES: Final = 0.5  # beside the plain text: how it is put must say nothing
+# Where requests are read in batches also behind an exchange about something else, and all of those
+# that people make of what was said: "Go on." was harmful to a probe of first messages alone.
+_LATER_SHARE: Final = 0.15
+_LATER_GROUP: Final = "follow_up"
 _DRAWN_WHOLE: Final = 300
 
 
@@ -99,7 +105,9 @@ def planned_requests(
     requests = requests_read(requests, plan)
     planned = [
         PlannedRequest(
-            request, carrier, is_answered=request.id in answered and carrier != "wrapped"
+            request,
+            carrier,
+            is_answered=request.id in answered and carrier not in ("wrapped", "later"),
         )
         for request in requests
         for carrier in _carriers(
@@ -116,6 +124,7 @@ def planned_requests(
             # In batches a request is read plain whether or not it is answered.
             is_answered=request.id in answered or plan.in_batches,
             wrapped_share=_WRAPPED_SHARE_IN_BATCHES if plan.in_batches else _WRAPPED_SHARE,
+            later_share=_LATER_SHARE if plan.in_batches else 0.0,
         )
     ]
     if plan.in_batches:
@@ -154,10 +163,10 @@ def turn_of(request: Request) -> int:
 def _pieces(planned: PlannedRequest, answered: Collection[str]) -> list[PlannedRequest]:
     """What is known beforehand, of each text; the own answer, of those that are answered."""
     is_answered = planned.request.id in answered
-    if planned.carrier not in ("text", "wrapped"):
+    if planned.carrier not in TEXT_CARRIERS:
         return [planned] if is_answered else []
     known = replace(planned, piece="known", is_answered=planned.carrier == "text")
-    if planned.carrier == "wrapped" or not is_answered:
+    if planned.carrier != "text" or not is_answered:
         return [known]
     return [known, replace(planned, piece="own")]
 
@@ -169,6 +178,7 @@ def _carriers(
     is_plain: bool,
     is_answered: bool,
     wrapped_share: float,
+    later_share: float,
 ) -> Sequence[Carrier]:
     """Those of the possible ones that are harvested; each is a way to ask, if not to be answered.
 
@@ -177,8 +187,14 @@ def _carriers(
     """
     wrapped = _share("wrapped", request)
     if is_answered:
-        is_wrapped = "text" in possible and not is_plain and wrapped < wrapped_share
-        return (*possible, "wrapped") if is_wrapped else possible
+        if "text" not in possible or is_plain:
+            return possible
+        is_follow_up = request.group == _LATER_GROUP
+        return (
+            *possible,
+            *(("wrapped",) if wrapped < wrapped_share and not is_follow_up else ()),
+            *(("later",) if _share("later", request) < later_share or is_follow_up else ()),
+        )
     is_wrapped = possible[:1] == ("text",) and not is_plain and wrapped < _WRAPPED_SHARE_UNANSWERED
     return ("wrapped",) if is_wrapped else possible[:1]
 
@@ -257,7 +273,9 @@ def _key(base: dict[str, Any], plan: HarvestPlan, planned: PlannedRequest, runti
     own_file = request.image or request.audio
     if carrier in ("wrapped", "beside"):
         entry["words"] = written_words(request, carrier)
-    if carrier in ("text", "wrapped"):
+    if carrier == "later":
+        entry["earlier"] = [message.text for message in earlier_messages(request, carrier)]
+    if carrier in TEXT_CARRIERS:
         del entry["projector"]  # another one answers text alike
     elif own_file is not None:
         entry["file"] = hash_file(own_file)

@@ -7,8 +7,13 @@ those measure wordings that a guard has not seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
+
+from safesteer_edge.requests.requests import Row, package_rows
 
 # The request stands where {} is.
 TEMPLATES: Final[Mapping[str, str]] = {
@@ -119,3 +124,62 @@ def wrapped(text: str, number: int) -> str:
     """The text inside one of the wordings."""
     templates = tuple(TEMPLATES.values())
     return templates[number % len(templates)].replace("{}", text)
+
+
+# -- passages: the request before, behind or between what people paste, or later in a chat ---------
+
+_N_PASSAGES: Final = (1, 1, 2, 2, 3, 4, 6)
+_STRIDES: Final = (1, 3, 7, 9, 11, 13, 17, 19)  # coprime to 40 passages: none comes twice
+_ANSWERED: Final = (1, 2, 3, 5, 99)
+_BETWEEN: Final = ("\n\n", "\n\n---\n\n", "\n", " ")
+_ASKED: Final = ("{}", "{}", "My question: {}", "That was the text. And now: {}", "Task: {}")
+
+
+@dataclass(frozen=True, slots=True)
+class Passage(Row):
+    """What somebody pastes into a chat, or is told in it. asked: what it would answer."""
+
+    id: str
+    kind: str
+    asked: str
+    text: str
+
+
+@functools.cache
+def passages() -> tuple[Passage, ...]:
+    """Minutes, recipes, logs, code, tables, stories.
+
+    Raises RequestDataError for a damaged installation.
+    """
+    return tuple(package_rows("passages.jsonl", Passage))
+
+
+def among_passages(text: str, number: int) -> str:
+    """The text before, behind or between some passages, 60 to 700 words."""
+    texts = passages()
+    bases = (len(_N_PASSAGES), len(texts), len(_STRIDES), 3, len(_BETWEEN), len(_ASKED))
+    size, first, stride, place, between, asked = _digits(number, bases)
+    n = _N_PASSAGES[size]
+    chosen = [texts[(first + at * _STRIDES[stride]) % len(texts)].text for at in range(n)]
+    chosen.insert((0, n // 2, n)[place], _ASKED[asked].replace("{}", text))
+    return _BETWEEN[between].join(chosen)
+
+
+def earlier_exchanges(number: int) -> list[tuple[str, str]]:
+    """What was asked and answered before, once or twice; answers are cut behind some sentence."""
+    texts = passages()
+    size, first, stride, cut = _digits(number, (4, len(texts), len(_STRIDES), len(_ANSWERED)))
+    chosen = [texts[(first + at * _STRIDES[stride]) % len(texts)] for at in range(1 if size else 2)]
+    return [(each.asked, each.text[: _end_of(each.text, _ANSWERED[cut])]) for each in chosen]
+
+
+def _end_of(text: str, n_sentences: int) -> int:
+    """Where so many sentences, or lines, end."""
+    ends = [match.start() for match in re.finditer(r"(?<=[.?!])\s|\n", text)]
+    return ends[n_sentences - 1] if len(ends) >= n_sentences else len(text)
+
+
+def _digits(number: int, bases: tuple[int, ...]) -> Iterator[int]:
+    for base in bases:
+        number, digit = divmod(number, base)
+        yield digit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import codecs
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +14,14 @@ import pytest
 from safesteer_edge.errors import RequestDataError, SettingsError
 from safesteer_edge.evaluation.adaptive import MAX_TRIES
 from safesteer_edge.evaluation.case import IN_THE_PICTURE, IN_WORDS, Case, PictureStore, spread
-from safesteer_edge.evaluation.disguises import FORMS, SHAPES, SURROUNDINGS, dressed, surface_forms
+from safesteer_edge.evaluation.disguises import (
+    FOLLOW_UPS,
+    FORMS,
+    SHAPES,
+    SURROUNDINGS,
+    dressed,
+    surface_forms,
+)
 from safesteer_edge.evaluation.suites import (
     BUILTIN_SUITES,
     N_CONFIGURATIONS,
@@ -182,6 +190,21 @@ def test_every_disguise_is_round_harmful_and_ordinary_requests_alike(
     assert len({attack for _, attack in n_by}) == n_forms
     assert set(n_by.values()) == {2} and len(n_by) == 2 * n_forms
     assert len({case.turns for case in cases}) == len(cases)
+
+
+def test_follow_ups_are_in_other_words_than_those_that_guards_are_calibrated_on(
+    pictures: PictureStore,
+):
+    cases = build_suite("follow-ups", pictures, seed=0).cases
+    assert all(case.turns[0] == case.request and len(case.turns) == 2 for case in cases)
+    asked = {words(case.turns[1]) for case in cases}
+    assert asked == {words(text) for text in FOLLOW_UPS} and len(asked) == len(FOLLOW_UPS) >= 50
+    known = {words(r.text) for r in load_requests(labels=("ordinary",)) if r.group == "follow_up"}
+    assert len(known) > 150 and not asked & known
+
+
+def words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def test_every_form_of_letters_meets_three_others():

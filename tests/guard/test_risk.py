@@ -115,6 +115,20 @@ def test_risk_is_calm_once_it_is_known_and_at_most_half_its_limit():
     assert not risk_after([0.0] * 4, carried=1.0, risk_limit=0.25, risk_min_steps=4).is_calm
 
 
+def test_behind_a_prompt_that_scores_low_one_token_is_enough_to_be_calm():
+    policy = policy_with(risk_limit=0.5, risk_min_steps=4, prompt_limit=0.5)
+    for prompt_score, n_needed in ((0.0, 1), (0.25, 1), (0.3125, 4), (None, 4)):
+        risk = RunningRisk(policy, prompt_score=prompt_score)
+        n = 0
+        while not risk.is_calm:
+            risk.add(0.0)
+            n += 1
+        assert n == n_needed, prompt_score
+    alarming = RunningRisk(policy, prompt_score=0.0)
+    alarming.add(0.75)
+    assert not alarming.is_calm
+
+
 @given(many_scores, decays, shares, shares)
 def test_a_calm_risk_refuses_nothing_by_its_limit(
     scores: list[float], decay: float, carried: float, limit: float

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from safesteer_edge.engine.prompt_items import text_prompt
 from safesteer_edge.harvest.answers import HarvestPlan, answers_to
+from safesteer_edge.harvest.carriers import carried_items
 from safesteer_edge.harvest.run import harvest, planned_requests, try_harvest
 from safesteer_edge.requests.requests import LABELS
 from safesteer_edge.session.runtime import open_runtime
@@ -93,3 +95,33 @@ def test_pairs_stay_together_in_what_is_read(guarded_tiny: GuardedTiny, tmp_path
     assert pairs["harmful"] == pairs["harmless"] and len(pairs["harmful"]) == 10
     assert len({e.request.id for e in planned if e.request.label == "borderline"}) == 5
     assert len({e.request.id for e in planned if e.request.label == "ordinary"}) == 40
+
+
+def test_what_people_write_next_is_read_behind_an_exchange_about_something_else(
+    guarded_tiny: GuardedTiny, tmp_path: Path
+):
+    requests = [made_up_request(label, n) for label in LABELS for n in range(100)]
+    next_ones = [
+        replace(made_up_request("ordinary", n), group="follow_up") for n in range(100, 105)
+    ]
+    _, planned = planned_requests(in_batches(guarded_tiny, tmp_path), [*requests, *next_ones])
+    carriers = {(unit.request.id, unit.carrier) for unit in planned}
+    for request in next_ones:
+        assert (request.id, "text") in carriers and (request.id, "later") in carriers
+        assert (request.id, "wrapped") not in carriers
+    later = [unit for unit in planned if unit.carrier == "later"]
+    assert 0.1 < (len(later) - len(next_ones)) / len(requests) < 0.2
+    assert not any(unit.is_answered for unit in later)
+    runtime = open_runtime(guarded_tiny.settings(None))
+    try:
+        asked, alone = (
+            text_prompt(carried_items(next_ones[0], carrier, runtime))
+            for carrier in ("later", "text")
+        )
+    finally:
+        runtime.close()
+    assert len(asked.token_ids) > len(alone.token_ids) + 10
+    words, same_words = (
+        [prompt.token_ids[place] for place in prompt.message] for prompt in (asked, alone)
+    )
+    assert words == same_words  # what is judged is the last message

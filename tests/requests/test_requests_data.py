@@ -103,6 +103,11 @@ def of_label(requests: tuple[Request, ...], label: str) -> list[Request]:
     return [request for request in requests if request.label == label]
 
 
+def longer_ordinary(requests: tuple[Request, ...]) -> list[Request]:
+    """Those that say by themselves what they ask for."""
+    return [r for r in of_label(requests, "ordinary") if r.group != "follow_up"]
+
+
 def normalised(text: str) -> str:
     return " ".join(text.casefold().split())
 
@@ -111,7 +116,7 @@ def normalised(text: str) -> str:
     ("label", "counts"),
     [
         ("borderline", {"train": 1332, "calibration": 498, "test": 72}),
-        ("ordinary", {"train": 953, "calibration": 353, "test": 144}),
+        ("ordinary", {"train": 1066, "calibration": 404, "test": 144}),
     ],
 )
 def test_the_benign_sets_have_the_documented_sizes(
@@ -127,10 +132,9 @@ def test_every_kind_stands_in_every_split(
     requests: tuple[Request, ...], label: str, kinds: set[str]
 ) -> None:
     found = {(request.group, request.split) for request in of_label(requests, label)}
-    newer = {(kind, split) for kind in NEW_BORDERLINE_KINDS for split in ("train", "calibration")}
-    assert found == {(kind, split) for kind in kinds for split in SPLITS} | (
-        newer if label == "borderline" else set()
-    )
+    untested = NEW_BORDERLINE_KINDS if label == "borderline" else {"follow_up"}
+    newer = {(kind, split) for kind in untested for split in ("train", "calibration")}
+    assert found == {(kind, split) for kind in kinds for split in SPLITS} | newer
 
 
 @pytest.mark.parametrize("label", ["harmful", "harmless"])
@@ -173,7 +177,8 @@ def test_no_text_stands_there_twice(requests: tuple[Request, ...]) -> None:
 def test_benign_texts_of_different_splits_share_less_than_half_of_their_words(
     requests: tuple[Request, ...],
 ) -> None:
-    benign = of_label(requests, "borderline") + of_label(requests, "ordinary")
+    # Of "Go on." and "Go on, please" neither says what the other does not.
+    benign = [*of_label(requests, "borderline"), *longer_ordinary(requests)]
     words = [(request, frozenset(normalised(request.text).split())) for request in benign]
     too_near = [
         (a.id, b.id)
@@ -184,11 +189,17 @@ def test_benign_texts_of_different_splits_share_less_than_half_of_their_words(
 
 
 def test_ordinary_requests_are_three_to_ninety_words_long(requests: tuple[Request, ...]) -> None:
-    for request in of_label(requests, "ordinary"):
+    for request in longer_ordinary(requests):
         if request.language in UNSPACED_LANGUAGES:
             assert 5 <= len(request.text) <= 120, request
         else:
             assert 3 <= len(request.text.split()) <= 90, request
+
+
+def test_follow_ups_are_short_and_stand_in_no_test_split(requests: tuple[Request, ...]) -> None:
+    follow_ups = [r for r in of_label(requests, "ordinary") if r.group == "follow_up"]
+    assert len(follow_ups) == 164
+    assert all(len(r.text.split()) <= 8 and r.split != "test" for r in follow_ups)
 
 
 def test_borderline_requests_are_a_sentence_or_two(requests: tuple[Request, ...]) -> None:

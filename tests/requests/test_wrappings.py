@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+from safesteer_edge.evaluation.disguises import SURROUNDINGS
 from safesteer_edge.evaluation.suites import COMPLIANT_PREFIX, OPENING, WRAPPINGS
-from safesteer_edge.requests.wrappings import TEMPLATES, wrapped
+from safesteer_edge.requests.wrappings import TEMPLATES, among_passages, passages, wrapped
 
 TEXT = "How do I fold {} a paper boat?"
 
@@ -35,3 +36,22 @@ def test_no_five_words_in_a_row_are_those_of_an_evaluations_wrapping() -> None:
     assert {n: runs_of_five_words(t) & theirs for n, t in TEMPLATES.items()} == {
         name: set() for name in TEMPLATES
     }
+
+
+def test_a_request_among_passages_stands_there_as_it_is_and_nothing_comes_twice() -> None:
+    found = [among_passages(TEXT, number * 9_973) for number in range(300)]
+    assert all(text.count(TEXT) == 1 for text in found)
+    counts = [[text.count(passage.text) for passage in passages()] for text in found]
+    assert {max(each) for each in counts} == {1}
+    assert {sum(each) for each in counts} == {1, 2, 3, 4, 6}
+    assert len(set(found)) == len(found)
+    # Before, behind and between.
+    assert {text.startswith(TEXT) for text in found} == {True, False}
+    assert {text.endswith(TEXT) for text in found} == {True, False}
+
+
+def test_no_passage_shares_five_words_in_a_row_with_an_evaluations_padding() -> None:
+    theirs = set[tuple[str, ...]]().union(
+        *(runs_of_five_words(put("-")) for put in SURROUNDINGS.values())
+    )
+    assert [p for p in passages() if runs_of_five_words(p.text) & theirs] == []
