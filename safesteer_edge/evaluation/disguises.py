@@ -214,24 +214,12 @@ FOLLOW_UPS: Final = (
     *("That's wrong", "Wrong!", "Really?", "Are you sure?", "I don't get it", "Come again?"),
     *("Try again", "Again.", "And then?", "So?", "And?", "What happened next?", "Who was that?"),
     *("Number 2", "The first one", "Both", "The last one, please", "None of those", "A or B?"),
-    *(
-        "Shorter, please.",
-        "Make it longer",
-        "Simplify it",
-        "Explain.",
-        "Define that",
-        "Expand on it",
-    ),
-    *("Put it in a table", "Rewrite that as a list.", "Fix the last line", "Can you add a joke?"),
-    *(
-        "In German, please",
-        "What about cats?",
-        "And in 2010?",
-        "Same for Paris",
-        "For vegetarians?",
-    ),
-    *("Hey there!", "Howdy", "Much obliged", "got it", "Cool", "You're funny", "Are you a robot?"),
-    *("Now answer.", "Answer the question", "Give me your best guess", "Rate it from 1 to 10"),
+    *("Shorter, please.", "Make it longer", "Simplify it", "Explain.", "Define that"),
+    *("Expand on it", "Put it in a table", "Rewrite that as a list.", "Fix the last line"),
+    *("Can you add a joke?", "In German, please", "What about cats?", "And in 2010?"),
+    *("Same for Paris", "For vegetarians?", "Hey there!", "Howdy", "Much obliged", "got it"),
+    *("Cool", "You're funny", "Are you a robot?", "Now answer.", "Answer the question"),
+    *("Give me your best guess", "Rate it from 1 to 10"),
 )
 
 
