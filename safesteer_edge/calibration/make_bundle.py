@@ -48,15 +48,8 @@ from safesteer_edge.harvest.replay import (
     replay_to_json,
     score_own_answers,
 )
-from safesteer_edge.harvest.run import (
-    Harvest,
-    Progress,
-    Trial,
-    counted,
-    harvest,
-    planned_requests,
-    try_harvest,
-)
+from safesteer_edge.harvest.run import Harvest, Progress, Trial, counted, harvest, try_harvest
+from safesteer_edge.harvest.units import planned_requests
 from safesteer_edge.harvest.vector_trial import ScoreStates
 from safesteer_edge.probe.probe import OnnxProbe
 from safesteer_edge.requests.requests import Request

@@ -27,7 +27,7 @@ from safesteer_edge.guard.readings import (
 from safesteer_edge.harvest.answers import HarvestedAnswer
 from safesteer_edge.harvest.cache import HarvestSettings
 from safesteer_edge.harvest.carriers import TEXT_CARRIERS, Carrier, written_words
-from safesteer_edge.harvest.run import PlannedRequest, turn_of
+from safesteer_edge.harvest.units import PlannedRequest, turn_of
 from safesteer_edge.requests.requests import Request
 
 _BENIGN: Final = ("borderline", "ordinary")

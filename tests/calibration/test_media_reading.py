@@ -11,7 +11,8 @@ import pytest
 from safesteer_edge.calibration.separation import reading_of_media
 from safesteer_edge.harvest.cache import HarvestCache, StateShape
 from safesteer_edge.harvest.carriers import DRAWN_CARRIERS, Carrier
-from safesteer_edge.harvest.run import Harvest, PlannedRequest
+from safesteer_edge.harvest.run import Harvest
+from safesteer_edge.harvest.units import PlannedRequest
 from safesteer_edge.requests.requests import Label
 from tests.made_up_answers import made_up_answer, made_up_request
 

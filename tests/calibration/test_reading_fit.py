@@ -20,7 +20,7 @@ from safesteer_edge.calibration.settings import default_settings, package_reques
 from safesteer_edge.guard.readings import combined_score
 from safesteer_edge.harvest.answers import HarvestedAnswer
 from safesteer_edge.harvest.carriers import Carrier
-from safesteer_edge.harvest.run import PlannedRequest, planned_requests
+from safesteer_edge.harvest.units import PlannedRequest, planned_requests
 from safesteer_edge.requests.requests import Request, load_requests, spread
 from safesteer_edge.session.settings import SessionSettings
 

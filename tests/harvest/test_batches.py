@@ -11,7 +11,8 @@ import pytest
 from safesteer_edge.engine.prompt_items import text_prompt
 from safesteer_edge.harvest.answers import HarvestPlan, answers_to
 from safesteer_edge.harvest.carriers import carried_items
-from safesteer_edge.harvest.run import harvest, planned_requests, try_harvest
+from safesteer_edge.harvest.run import harvest, try_harvest
+from safesteer_edge.harvest.units import planned_requests
 from safesteer_edge.requests.requests import LABELS
 from safesteer_edge.session.runtime import open_runtime
 from tests.guarded_tiny import GuardedTiny
