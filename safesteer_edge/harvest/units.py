@@ -249,7 +249,7 @@ def key_base(settings: HarvestSettings, runtime: Runtime, shape: StateShape) -> 
 def key_of(
     base: dict[str, Any], plan: HarvestPlan, planned: PlannedRequest, runtime: Runtime
 ) -> str:
-    """The name of a unit\'s file in the cache: a hash of all that decides its content."""
+    """The name of a unit's file in the cache: a hash of all that decides its content."""
     request, carrier = planned.request, planned.carrier
     texts = planned.texts(plan)
     entry = {
