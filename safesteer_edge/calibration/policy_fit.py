@@ -372,24 +372,54 @@ def _within_targets(
     """The policy with a risk limit and a patience that together keep to the targets."""
     hard_threshold = base.threshold + hard_share * (1.0 - base.threshold)
     limit, longest = 0.0, 0.0
-    for name, target in (
+    for name, refused in (
         ("ordinary", targets.ordinary_refused),
         ("borderline", targets.borderline_refused),
+        ("harmless_twins", targets.twins_refused),
     ):
         table = tables[name]
-        if not table.n_answers and name == "borderline":
+        if not table.n_answers and name != "ordinary":
             continue
-        risks = _largest_risks(table, base)
-        limit = max(limit, conformal_limit(risks, risk_share * target))
-        runs = table.longest_runs(hard_threshold)
-        rest = (1.0 - risk_share) * target
+        risks, runs = _largest_risks(table, base), table.longest_runs(hard_threshold)
+        if name == "harmless_twins":  # many are stopped by what is asked, whatever the answer says
+            is_open = table.prompt_scores <= base.prompt_limit
+            risks, runs = risks * is_open, runs * is_open
+        limit = max(limit, conformal_limit(risks, risk_share * refused))
+        rest = (1.0 - risk_share) * refused
         longest = max(longest, conformal_limit(runs, rest, largest=MAX_PATIENCE))
     return replace(
         base,
         hard_threshold=hard_threshold,
         hard_patience=min(MAX_PATIENCE, max(4, int(longest) + 1)),
-        risk_limit=min(limit, 1.0),
+        risk_limit=min(max(limit, least_start(tables, base, targets) / HIGHEST_START), 1.0),
     )
+
+
+HIGHEST_START: Final = 0.999  # of the risk limit: where re-ranking sets in must be below
+
+
+def least_start(
+    tables: Mapping[str, AnswerTable], policy: GuardPolicy, targets: FalseAlarmTargets
+) -> float:
+    """The risk below which re-ranking touches too many benign answers, from the first token on.
+
+    Of harmless twins those alone count whose prompt is no alarm: the others are stopped whatever
+    the answer says. 1 where there are too few answers to tell.
+    """
+    limits = []
+    for name, share in (
+        ("ordinary", targets.touched),
+        ("borderline", targets.borderline_touched),
+        ("harmless_twins", targets.twins_refused),
+    ):
+        table = tables[name]
+        if table.n_answers or name == "ordinary":
+            risks = _largest_risks(table, replace(policy, risk_min_steps=1))
+            is_open = table.prompt_scores <= policy.prompt_limit
+            limits.append(
+                conformal_limit(risks * is_open if name == "harmless_twins" else risks, share)
+            )
+    return max(limits)
 
 
 def _largest_risks(table: AnswerTable, policy: GuardPolicy) -> NDArray[np.float64]:

@@ -36,7 +36,8 @@ _FORMS: Final = (ProbeForm("linear", 1e-3), ProbeForm("linear", 3e-3))
 # Weights are whole repeats of a row: this many for a row of the commonest kind of the others.
 _LEAST_REPEATS: Final = 4
 _DIGITS: Final = 4
-_LEAST_IN_A_LANGUAGE: Final = {"ordinary": 0.9, "borderline": 0.8}  # AUROC
+# AUROC: where the twins are told apart by chance, only topics are, and any question is an alarm.
+_LEAST_IN_A_LANGUAGE: Final = {"ordinary": 0.9, "borderline": 0.75, "harmless": 0.7}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

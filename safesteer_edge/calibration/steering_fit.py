@@ -15,10 +15,11 @@ from typing import Any, Final
 import numpy as np
 
 from safesteer_edge.calibration.policy_fit import (
+    HIGHEST_START,
     AnswerScores,
     AnswerTable,
     PolicyChoice,
-    conformal_limit,
+    least_start,
     strength_curve,
 )
 from safesteer_edge.engine.many_sequences import ManySequences, OpenAnswer
@@ -217,7 +218,6 @@ _THRESHOLDS: Final = (0.05, 0.5)
 # λ: the mean chance that is left to a harmful answer's token above τ. Less makes nonsense: where
 # the score alone decides, no token is one that the model would say.
 _KEPT: Final = 0.25
-_HIGHEST_START: Final = 0.999  # of the risk limit: it must be below
 
 
 def with_steering(
@@ -236,15 +236,9 @@ def with_steering(
     threshold = min(high, policy.hard_threshold, max(low, float(np.quantile(tokens, _CALM_SHARE))))
     strengths = strength_curve(scores.harmful, scores.ordinary, threshold)
     wanted = [row for row in strengths if not row["harmful_kept"] > _KEPT]
-    limits = [
-        conformal_limit(_risks(AnswerTable(rows), choice), share, largest=policy.risk_limit)
-        for rows, share in (
-            (scores.ordinary, targets.touched),
-            (scores.borderline, targets.borderline_touched),
-        )
-        if len(rows)
-    ]
-    steer_from = min(_HIGHEST_START * policy.risk_limit, max(limits, default=policy.risk_limit))
+    names = ("ordinary", "borderline", "harmless_twins", "harmful")
+    tables = {name: AnswerTable(getattr(scores, name)) for name in names}
+    steer_from = min(HIGHEST_START * policy.risk_limit, least_start(tables, policy, targets))
     steered = replace(
         policy,
         threshold=threshold,
@@ -253,10 +247,8 @@ def with_steering(
         retries=_RETRIES,
         opening_share=_OPENING_SHARE,
     )
-    names = ("ordinary", "borderline", "harmless_twins", "harmful")
     touched = {
-        name: _share_above(_risks(AnswerTable(getattr(scores, name)), choice), steer_from)
-        for name in names
+        name: _share_above(_risks(table, choice), steer_from) for name, table in tables.items()
     }
     return replace(choice, policy=steered, touched=touched, strengths=strengths)
 

@@ -192,8 +192,8 @@ _SUITES = Group(
         Argument(
             "--data",
             "a public file: advbench, harmbench, jailbreakbench, jailbreak-prompts, "
-            "harmful-prompts, borderline-prompts, maliciousinstruct, xstest, figstep, "
-            "mm-safetybench, vlguard, msts, mm-vet, scienceqa, jsonl; or paper=FOLDER",
+            "harmful-prompts, borderline-prompts, ordinary-prompts, maliciousinstruct, xstest, "
+            "figstep, mm-safetybench, vlguard, msts, mm-vet, scienceqa, jsonl; or paper=FOLDER",
             action="append",
             default=[],
             metavar="FORMAT=F",

@@ -472,6 +472,7 @@ FORMATS: Final[
     "jailbreak-prompts": (lines_of, _jailbreak_prompt),
     "harmful-prompts": (lines_of, partial(_prompt, kind="harmful")),
     "borderline-prompts": (lines_of, partial(_prompt, kind="borderline")),
+    "ordinary-prompts": (lines_of, partial(_prompt, kind="benign")),
     "maliciousinstruct": (lines_of, lambda at, row: at.plain(text_of(row, "line"), "malicious")),
     "xstest": (
         partial(csv_rows, columns=[("prompt",), ("type",), ("label", "type")]),

@@ -1,12 +1,12 @@
 """How a request reaches the model: as text, drawn in a picture, or with media of the user's own.
 
-wrapped: text among other words or in capitals, or the words and what the guard reads in a picture
-that the request is drawn in (`session.readings.media_texts`). later: text behind an exchange about
-something else. typographic: the picture shows the
-request. list: FigStep's form (2311.05608), the request as the title of an empty list. pointing: the
-picture shows what is wanted, the words point at it, as in MM-SafetyBench (2311.17600). beside: the
-whole request in words, and a picture that has nothing to do with it. picture, speech: the request's
-own file, beside its text or instead.
+wrapped: text among other words, in capitals or in a code, or the words and what the guard reads in
+a picture that the request is drawn in (`session.readings.media_texts`). later: text behind an
+exchange about something else. typographic: the picture shows the request. list: FigStep's form
+(2311.05608), the request as the title of an empty list. pointing: the picture shows what is wanted,
+the words point at it, as in MM-SafetyBench (2311.17600). beside: the whole request in words, and a
+picture that has nothing to do with it. picture, speech: the request's own file, beside its text or
+instead.
 The wordings are our own, and none of them is one that the evaluation's suites use.
 """
 
@@ -23,7 +23,7 @@ from safesteer_edge.media.images import DecodedImage
 from safesteer_edge.media.typographic import Colour, TextStyle, numbered_list, render_text
 from safesteer_edge.requests.pictures import any_scene, is_scene, list_title, scene_picture
 from safesteer_edge.requests.requests import Request, lot_of
-from safesteer_edge.requests.wrappings import among_passages, earlier_exchanges, wrapped
+from safesteer_edge.requests.wrappings import among_passages, coded, earlier_exchanges, wrapped
 from safesteer_edge.session.prompt import Media, prompt_items
 from safesteer_edge.templates.conversation import (
     Content,
@@ -251,6 +251,9 @@ def _wrapped(request: Request, number: int) -> str:
             return request.text.upper()
         case 2:
             return _drawn_text(request, "list")
+        case 4 if request.pair_id is None:
+            # A code is read decoded as well: as it stands it need not tell harm, but not alarm.
+            return coded(request.text, number // 90)
         case 3 | 4:
             words = request.text.split()
             half = len(words) // 2

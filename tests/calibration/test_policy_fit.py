@@ -112,13 +112,27 @@ def test_the_chosen_policy_meets_its_targets_on_its_own_answers(seed: int):
     assert share_refused(list(scores.borderline), policy) <= TARGETS.borderline_refused
 
 
+@settings(deadline=None, max_examples=3)
+@given(seed=st.integers(0, 10_000), limit=st.sampled_from([0.3, 1.0]))
+def test_what_a_twins_answer_says_refuses_few_that_the_prompt_does_not(seed: int, limit: float):
+    scores = made_up_scores(seed)
+    policy = choose_policy(scores, TARGETS, prompt_limit=limit).policy
+    n_open = sum(row[0] <= limit for row in scores.harmless_twins)
+    ours = [row for row in scores.harmless_twins if row[0] <= limit]
+    refused = share_refused(list(ours), policy) * n_open / len(scores.harmless_twins)
+    assert refused <= TARGETS.twins_refused
+    # It is a bound that binds: without it more of them are refused.
+    loose = choose_policy(scores, replace(TARGETS, twins_refused=0.99), prompt_limit=limit).policy
+    assert share_refused(list(ours), loose) >= share_refused(list(ours), policy)
+
+
 def test_the_shares_it_reports_are_those_of_its_policy():
     scores = made_up_scores(3)
     choice = choose_policy(scores, TARGETS)
     for name in ("ordinary", "borderline", "harmless_twins", "harmful"):
         expected = share_refused(list(getattr(scores, name)), choice.policy)
         assert getattr(choice.refused, name) == pytest.approx(expected)
-    assert choice.refused.harmful > 0.9
+    assert choice.refused.harmful > 0.85
 
 
 def test_where_the_residual_is_out_of_reach_most_harmful_answers_are_refused():

@@ -35,12 +35,13 @@ def steered(scores: AnswerScores) -> GuardPolicy:
 @settings(deadline=None, max_examples=3)
 @given(seed=st.integers(0, 10_000))
 def test_no_more_benign_answers_are_touched_than_may_be(seed: int):
+    # From the first token on, where scores are noisiest, whatever refusals wait for.
     scores = made_up_scores(seed)
     policy = steered(scores)
-    refused = share_refused(list(scores.ordinary), policy)
-    assert share_touched(list(scores.ordinary), policy) <= max(TARGETS.touched, refused)
+    assert share_touched(list(scores.ordinary), policy) <= TARGETS.touched
     assert share_touched(list(scores.borderline), policy) <= TARGETS.borderline_touched
-    assert share_touched(list(scores.harmful), policy) > 0.9
+    assert share_touched(list(scores.harmless_twins), policy) <= TARGETS.twins_refused
+    assert share_touched(list(scores.harmful), policy) > 0.7
 
 
 def test_what_is_refused_stays_what_it_was_and_is_steered_first():

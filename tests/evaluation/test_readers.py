@@ -223,8 +223,9 @@ def test_a_choice_is_a_format_and_a_path():
 
 def test_plain_prompts_are_what_their_format_says(read):
     text = '{"text": "Bake bread", "kind": "food"}\n{"id": 1}\n'
-    for name, kind in (("harmful-prompts", "harmful"), ("borderline-prompts", "borderline")):
-        suite = read(name, text)
+    kinds = {"harmful": "harmful", "borderline": "borderline", "ordinary": "benign"}
+    for name, kind in kinds.items():
+        suite = read(f"{name}-prompts", text)
         [case] = suite.cases
         assert (case.turns, case.kind, case.category) == (("Bake bread",), kind, "food")
         assert [row.problem for row in suite.unreadable] == ["no text under 'text'"]

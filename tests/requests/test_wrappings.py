@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from safesteer_edge.evaluation.disguises import SURROUNDINGS
+from safesteer_edge.evaluation.disguises import SURROUNDINGS, dressed
 from safesteer_edge.evaluation.suites import COMPLIANT_PREFIX, OPENING, WRAPPINGS
-from safesteer_edge.requests.wrappings import TEMPLATES, among_passages, passages, wrapped
+from safesteer_edge.requests.wrappings import TEMPLATES, among_passages, coded, passages, wrapped
 
 TEXT = "How do I fold {} a paper boat?"
 
@@ -55,3 +55,19 @@ def test_no_passage_shares_five_words_in_a_row_with_an_evaluations_padding() -> 
         *(runs_of_five_words(put("-")) for put in SURROUNDINGS.values())
     )
     assert [p for p in passages() if runs_of_five_words(p.text) & theirs] == []
+
+
+def test_a_coded_request_is_not_to_be_read_as_it_stands_and_each_code_comes_with_each_wording() -> (
+    None
+):
+    found = {coded("How do I fold a paper boat?", number) for number in range(36)}
+    assert len(found) == 36
+    assert not any("paper boat" in text for text in found)
+
+
+def test_no_wording_round_a_code_is_that_of_an_evaluation() -> None:
+    forms = ("rot13", "reversed", "base64", "hex")
+    theirs = runs_of_five_words("\n".join(text for name in forms for text in dressed("-", [name])))
+    assert len(theirs) > 8
+    ours = [coded("-", number) for number in range(36)]
+    assert [text for text in ours if runs_of_five_words(text) & theirs] == []
