@@ -120,7 +120,15 @@ def choose_openings(
         if declined(trial) >= _LEAST_DECLINED
         and (trial.own_words >= _LEAST_OWN_WORDS or trial.opening in own)
     ]
-    good.sort(key=lambda trial: (-declined(trial), -trial.twins_answered, len(trial.opening)))
+    # Where first sentences are alike, the one that lasts: the others comply in the second one.
+    good.sort(
+        key=lambda trial: (
+            -declined(trial),
+            -trial.declined,
+            -trial.twins_answered,
+            len(trial.opening),
+        )
+    )
     chosen = tuple(trial.opening for trial in good[: MAX_OPENINGS // 2])
     n_tokens = _LEAST_OWN_WORDS if at_once else 0
     return ChosenOpenings(chosen, n_tokens, [asdict(trial) for trial in trials])

@@ -182,6 +182,12 @@ class LlamaEngine:
             self._kept_logits = kept_logits if self.has_prompt else None
         return np.concatenate(states)
 
+    def forget(self) -> None:
+        """Hold nothing, as before the first prompt."""
+        self._discard_pending()
+        self._forget_logits()
+        self._sequence.forget()
+
     @property
     def has_prompt(self) -> bool:
         """Whether the main sequence holds anything."""

@@ -251,7 +251,7 @@ def _wrapped(request: Request, number: int) -> str:
             return request.text.upper()
         case 2:
             return _drawn_text(request, "list")
-        case 4 if request.pair_id is None:
+        case 4 if request.label == "ordinary":
             # A code is read decoded as well: as it stands it need not tell harm, but not alarm.
             return coded(request.text, number // 90)
         case 3 | 4:

@@ -175,6 +175,9 @@ def open_runtime(
         if bundle is not None:
             with _naming(bundle.folder, settings.kv_type):
                 check_engine_canaries(bundle, lambda ids: last_state_of(engine, model, ids))
+            # What a canary leaves would be reused, and was evaluated in another batch than without
+            # a guard: from 64 tokens on llama.cpp's attention rounds otherwise (ggml-cpu/ops.cpp).
+            engine.forget()
         return Runtime(
             choice=choice,
             info=info,

@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from safesteer_edge import SamplingSettings, Session, SessionSettings, TurnEnded, open_session
+from safesteer_edge import (
+    GuardMode,
+    PrefillDone,
+    SamplingSettings,
+    Session,
+    SessionSettings,
+    TurnEnded,
+    open_session,
+)
 from safesteer_edge.cli.options import OK
 from safesteer_edge.library.catalogue import default_model
 from safesteer_edge.metrics.refusal_rules import is_refusal
@@ -39,6 +47,27 @@ def test_the_sky_is_explained_under_guard():
     assert (value["guard"]["mode"], value["guard"]["bundle"]) == ("steer", expected)
     assert value["guard"]["refused"] is False
     assert value["guard"]["mean_score"] < 0.5
+
+
+def test_behind_a_long_first_prompt_answers_are_those_without_a_guard():
+    # llama.cpp rounds the states of a prompt of 64 tokens and more otherwise. What conversations
+    # begin with alike is read once, and must be read in the same batch with a guard and without.
+    questions = (f"{'What is in an apple, a pear and a plum? ' * 9}", QUESTION, "Name a bird.")
+    told: dict[str, list[tuple[int, str]]] = {}
+    modes: tuple[GuardMode, ...] = ("off", "steer")
+    for guard in modes:
+        settings = SessionSettings(
+            guard=guard, sampling=SamplingSettings(temperature=0), max_tokens=16, n_threads=1
+        )
+        with open_session(settings) as session:
+            for question in questions:
+                session.reset()
+                events = list(session.ask(question))
+                n_reused = next(e.n_reused_tokens for e in events if isinstance(e, PrefillDone))
+                ended = events[-1]
+                assert isinstance(ended, TurnEnded)
+                told.setdefault(guard, []).append((n_reused, ended.text))
+    assert told["steer"] == told["off"]
 
 
 def test_the_answer_streams_to_stdout_and_nothing_else_does():
