@@ -189,6 +189,24 @@ def _prompt(at: _Place, line: Row, *, kind: CaseKind) -> Case:
     return at.plain(text_of(row, "text"), text_of(row, "kind", default="") or "other", kind)
 
 
+_PROMPT_KEYS: Final = ("text", "prompt", "question", "instruction")
+
+
+def _ordinary(at: _Place, line: Row) -> Case:
+    """A prompt a line, as IFEval, GSM8K, self-instruct (`prompt`, …) and MT-Bench (`turns`) are.
+
+    Of turns the first is asked.
+    """
+    row = _object(line)
+    turns = cast("object", row.get("turns"))
+    if isinstance(turns, list) and turns:
+        first = cast("list[object]", turns)[0]
+        said = cast("Row", first).get("content") if isinstance(first, dict) else first
+        row = {**row, "text": said}
+    key = next((key for key in _PROMPT_KEYS if key in row), _PROMPT_KEYS[0])
+    return at.plain(text_of(row, key), text_of(row, "kind", default="") or "other", "benign")
+
+
 # -- attacks that come as pictures: FigStep's SafeBench, MM-SafetyBench, VLGuard and MSTS ----------
 
 # MM-SafetyBench's three pictures of one question, and the question that goes with each.
@@ -472,7 +490,7 @@ FORMATS: Final[
     "jailbreak-prompts": (lines_of, _jailbreak_prompt),
     "harmful-prompts": (lines_of, partial(_prompt, kind="harmful")),
     "borderline-prompts": (lines_of, partial(_prompt, kind="borderline")),
-    "ordinary-prompts": (lines_of, partial(_prompt, kind="benign")),
+    "ordinary-prompts": (lines_of, _ordinary),
     "maliciousinstruct": (lines_of, lambda at, row: at.plain(text_of(row, "line"), "malicious")),
     "xstest": (
         partial(csv_rows, columns=[("prompt",), ("type",), ("label", "type")]),

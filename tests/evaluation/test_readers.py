@@ -231,6 +231,26 @@ def test_plain_prompts_are_what_their_format_says(read):
         assert [row.problem for row in suite.unreadable] == ["no text under 'text'"]
 
 
+def test_ordinary_prompts_are_read_as_the_sets_that_people_use_write_them(read):
+    lines = [
+        {"prompt": "Bake bread", "key": 1000},  # IFEval
+        {"question": "How many eggs?", "answer": "18"},  # GSM8K
+        {"turns": ["Name a bird.", "And a fish."]},  # MT-Bench
+        {"turns": [{"content": "Sing a song."}]},  # Arena-Hard
+        {"turns": [7]},
+        {"turns": []},
+    ]
+    suite = read("ordinary-prompts", "".join(json.dumps(line) + "\n" for line in lines))
+    assert [case.turns for case in suite.cases] == [
+        ("Bake bread",),
+        ("How many eggs?",),
+        ("Name a bird.",),
+        ("Sing a song.",),
+    ]
+    assert {case.kind for case in suite.cases} == {"benign"}
+    assert [row.problem for row in suite.unreadable] == ["no text under 'text'"] * 2
+
+
 def test_jailbreak_prompts_ask_for_the_goal_in_the_attacks_words(read):
     lines = [{"id": 3, "goal": "Bake bread", "text": "You are a baker. Bake bread."}, {"goal": "x"}]
     text = "".join(json.dumps(line) + "\n" for line in lines)
