@@ -20,8 +20,8 @@ from safesteer_edge.harvest.answers import decode_answer
 from safesteer_edge.harvest.run import Progress
 from safesteer_edge.metrics.statistics import auroc, auroc_interval
 from safesteer_edge.probe.probe import OnnxProbe
-from safesteer_edge.requests.openings import openings
 from safesteer_edge.requests.requests import Label, Request, load_requests, lot_of, spread
+from safesteer_edge.requests.wordings import openings
 from safesteer_edge.session.prompt import question_items
 from safesteer_edge.session.runtime import Runtime, open_runtime
 from safesteer_edge.session.settings import SessionSettings

@@ -35,7 +35,7 @@ from safesteer_edge.harvest.replay import (
     targets_of,
 )
 from safesteer_edge.harvest.run import Progress
-from safesteer_edge.processes.cores import n_usable_cores
+from safesteer_edge.processes.native_libraries import n_usable_cores
 from safesteer_edge.requests.requests import Request, requests_sha256
 from safesteer_edge.session.runtime import open_runtime
 from safesteer_edge.session.settings import SessionSettings

@@ -27,7 +27,7 @@ from safesteer_edge.cli.options import (
 from safesteer_edge.cli.verify_command import quantization_to_json, table_lines
 from safesteer_edge.errors import BundleError, InputError, SettingsError
 from safesteer_edge.guard.policy import SamplingSettings
-from safesteer_edge.processes.cores import n_usable_cores
+from safesteer_edge.processes.native_libraries import n_usable_cores
 from safesteer_edge.session.settings import SessionSettings
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from safesteer_edge.guard.events import (
     TurnEnded,
 )
 from safesteer_edge.guard.policy import SamplingSettings
-from safesteer_edge.media.images import DecodedImage
+from safesteer_edge.media.decoder import DecodedImage
 from safesteer_edge.media.picture_words import PictureReader
 from safesteer_edge.processes.pool import Died, share_out
 from safesteer_edge.session.protocol import TurnSettings

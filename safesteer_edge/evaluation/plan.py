@@ -27,7 +27,7 @@ from safesteer_edge.evaluation.suites import BUILTIN_SUITES, build_suite
 from safesteer_edge.evaluation.trade_off import PLAIN, TRADE_OFFS
 from safesteer_edge.formats.atomic_write import atomic_write
 from safesteer_edge.formats.model_file import check_language_model
-from safesteer_edge.processes.cores import n_usable_cores
+from safesteer_edge.processes.native_libraries import n_usable_cores
 from safesteer_edge.session.choice import choose_model
 from safesteer_edge.session.settings import SessionSettings
 

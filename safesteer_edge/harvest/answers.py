@@ -35,9 +35,9 @@ from safesteer_edge.formats.gguf_header import GGML_TYPE_OF_KV
 from safesteer_edge.guard.policy import SamplingSettings
 from safesteer_edge.harvest.carriers import Carrier, carried_items
 from safesteer_edge.metrics.refusal_rules import is_refusal
-from safesteer_edge.processes.cores import n_usable_cores
-from safesteer_edge.requests.openings import OpeningKind, openings
+from safesteer_edge.processes.native_libraries import n_usable_cores
 from safesteer_edge.requests.requests import Label, Request, Split, lot_of
+from safesteer_edge.requests.wordings import OpeningKind, openings
 from safesteer_edge.session.prompt import question_items
 from safesteer_edge.session.settings import SessionSettings
 

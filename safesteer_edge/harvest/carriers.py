@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from safesteer_edge.engine.prompt_items import PromptItem
 from safesteer_edge.errors import MediaError
-from safesteer_edge.media.images import DecodedImage
+from safesteer_edge.media.decoder import DecodedImage
 from safesteer_edge.media.typographic import Colour, TextStyle, numbered_list, render_text
 from safesteer_edge.requests.pictures import any_scene, is_scene, list_title, scene_picture
 from safesteer_edge.requests.requests import Request, lot_of
-from safesteer_edge.requests.wrappings import among_passages, coded, earlier_exchanges, wrapped
+from safesteer_edge.requests.wordings import among_passages, coded, earlier_exchanges, wrapped
 from safesteer_edge.session.prompt import Media, prompt_items
 from safesteer_edge.templates.conversation import (
     Content,

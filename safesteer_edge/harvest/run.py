@@ -36,7 +36,7 @@ from safesteer_edge.harvest.units import (
     planned_requests,
 )
 from safesteer_edge.library.memory_plan import free_memory
-from safesteer_edge.processes.cores import n_usable_cores
+from safesteer_edge.processes.native_libraries import n_usable_cores
 from safesteer_edge.processes.pool import Work, share_out
 from safesteer_edge.requests.requests import Request
 from safesteer_edge.session.runtime import Runtime, open_runtime

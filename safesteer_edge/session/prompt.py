@@ -25,8 +25,7 @@ from safesteer_edge.errors import MediaError
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.guard.events import MediaPrepared
 from safesteer_edge.guard.readings import Reading, readings_of
-from safesteer_edge.media.decoder import DecodedSound
-from safesteer_edge.media.images import DecodedImage
+from safesteer_edge.media.decoder import DecodedImage, DecodedSound
 from safesteer_edge.templates.conversation import Conversation, MediaContent, Message
 from safesteer_edge.templates.prompt_parts import MediaPart, render_parts
 from safesteer_edge.templates.special_tokens import tokenize_parts

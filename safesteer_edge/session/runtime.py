@@ -41,7 +41,7 @@ from safesteer_edge.library.memory_plan import Machine, MemoryPlan, free_memory,
 from safesteer_edge.media.decoder import MediaDecoder
 from safesteer_edge.media.image_decoding import ImageFit
 from safesteer_edge.media.picture_words import PictureReader, picture_reader
-from safesteer_edge.processes.cores import n_usable_cores
+from safesteer_edge.processes.native_libraries import n_usable_cores
 from safesteer_edge.session.answer_form import ToolFormat, tool_format
 from safesteer_edge.session.choice import ModelChoice, ModelFiles, no_bundle_text, read_model_files
 from safesteer_edge.session.settings import BUILTIN_TEMPLATE_PREFIX, DEFAULT_N_CTX, SessionSettings

@@ -36,7 +36,7 @@ from safesteer_edge.guard.policy import MAX_SEED, GuardPolicy
 from safesteer_edge.guard.readings import ReadingCurves, ReadingKind, combined_score
 from safesteer_edge.guard.risk import is_score
 from safesteer_edge.guard.transcript import ActiveGuard, AnswerSoFar, DecodingLimits
-from safesteer_edge.media.images import DecodedImage
+from safesteer_edge.media.decoder import DecodedImage
 from safesteer_edge.session.prompt import (
     Media,
     SidePrompt,

@@ -212,7 +212,7 @@ def _switch_or_ask(screen: ChatScreen, name: str, *, has_guard: bool) -> None:
 def offer_guard(screen: ChatScreen, name: str | None) -> None:
     """A model has no guard: make one now, or chat without. name: None is the default."""
     from safesteer_edge.formats.model_file import check_language_model
-    from safesteer_edge.processes.cores import n_usable_cores
+    from safesteer_edge.processes.native_libraries import n_usable_cores
     from safesteer_edge.session.choice import calibration_time, choose_model
     from safesteer_edge.tui.screens.boxes import ChoiceScreen
 
