@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safesteer_edge.calibration.make_bundle import make_bundle
 from safesteer_edge.calibration.settings import CalibrationSettings
-from safesteer_edge.engine.requantize import requantize
+from safesteer_edge.engine.model import requantize
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model
 from safesteer_edge.harvest.answers import HarvestPlan
 from safesteer_edge.harvest.cache import HarvestSettings

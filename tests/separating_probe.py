@@ -10,7 +10,7 @@ from contextlib import closing
 import numpy as np
 from numpy.typing import NDArray
 
-from safesteer_edge.calibration.probe_separation import COUNTS
+from safesteer_edge.calibration.separation import COUNTS
 from safesteer_edge.harvest.answers import decode_answer
 from safesteer_edge.harvest.replay import N_TOKENS
 from safesteer_edge.requests.requests import load_requests, recalibration_requests, spread

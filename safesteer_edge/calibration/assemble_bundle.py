@@ -20,7 +20,7 @@ from safesteer_edge.bundle.canaries import MIN_CANARY_SPREAD, Canaries, EngineCa
 from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.schema import ModalityScales
 from safesteer_edge.bundle.writer import BundleParts, VectorParts
-from safesteer_edge.calibration.probe_separation import (
+from safesteer_edge.calibration.separation import (
     ProbeSeparation,
     measure_separation,
     require_separation,

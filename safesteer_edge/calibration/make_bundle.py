@@ -25,7 +25,7 @@ from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.writer import BundleParts, write_bundle
 from safesteer_edge.calibration.probe_choice import ProbeResult, fit_chosen_probe, probe_candidates
 from safesteer_edge.calibration.probe_fit import MAX_ROWS, FitSettings, fit_calibrated
-from safesteer_edge.calibration.reading_fit import (
+from safesteer_edge.calibration.prompt_fit import (
     planned_readings,
     reading_requests,
     reading_settings,
@@ -39,8 +39,7 @@ from safesteer_edge.errors import SettingsError
 from safesteer_edge.formats.json_values import without_nan
 from safesteer_edge.formats.model_file import check_language_model
 from safesteer_edge.formats.version import VERSION
-from safesteer_edge.harvest.answers import HarvestedAnswer, Piece, question_ids
-from safesteer_edge.harvest.batches import open_many
+from safesteer_edge.harvest.answers import HarvestedAnswer, Piece, open_many, question_ids
 from safesteer_edge.harvest.replay import (
     FIGURES_KEY,
     N_TOKENS,

@@ -29,8 +29,12 @@ from safesteer_edge.calibration.probe_fit import (
     fit_uncalibrated,
     request_folds,
 )
-from safesteer_edge.calibration.prompt_fit import fit_prompt_probe, is_covered
-from safesteer_edge.calibration.reading_fit import PlannedReading, fit_readings
+from safesteer_edge.calibration.prompt_fit import (
+    PlannedReading,
+    fit_prompt_probe,
+    fit_readings,
+    is_covered,
+)
 from safesteer_edge.calibration.steering_fit import with_steering
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.guard.readings import ReadingCurves

@@ -17,7 +17,7 @@ import numpy as np
 
 from safesteer_edge.bundle.bundle import GuardBundle, load_bundle
 from safesteer_edge.calibration.recalibrate import Recalibration, decide
-from safesteer_edge.engine.requantize import TargetType, requantize
+from safesteer_edge.engine.model import TargetType, requantize
 from safesteer_edge.errors import InputError
 from safesteer_edge.formats.json_values import load_json
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model, read_model
@@ -35,7 +35,7 @@ from safesteer_edge.harvest.replay import (
     targets_of,
 )
 from safesteer_edge.harvest.run import Progress
-from safesteer_edge.processes.cores import n_usable_cores
+from safesteer_edge.processes.native_libraries import n_usable_cores
 from safesteer_edge.requests.requests import Request, requests_sha256
 from safesteer_edge.session.runtime import open_runtime
 from safesteer_edge.session.settings import SessionSettings

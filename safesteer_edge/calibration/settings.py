@@ -16,7 +16,7 @@ from safesteer_edge.formats.model_file import check_language_model, check_projec
 from safesteer_edge.harvest.answers import HarvestPlan
 from safesteer_edge.harvest.cache import DEFAULT_LIMIT_BYTES, HarvestSettings
 from safesteer_edge.harvest.replay import FalseAlarmTargets
-from safesteer_edge.harvest.workers import default_workers
+from safesteer_edge.harvest.run import default_workers
 from safesteer_edge.requests.pictures import ordinary_picture_requests
 from safesteer_edge.requests.requests import (
     Label,

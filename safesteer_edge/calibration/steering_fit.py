@@ -26,8 +26,7 @@ from safesteer_edge.engine.many_sequences import ManySequences, OpenAnswer
 from safesteer_edge.engine.prompt_items import text_prompt
 from safesteer_edge.guard.policy import MAX_OPENINGS
 from safesteer_edge.guard.transcript import ends_sentence
-from safesteer_edge.harvest.answers import decode_answer
-from safesteer_edge.harvest.batches import open_many
+from safesteer_edge.harvest.answers import decode_answer, open_many
 from safesteer_edge.harvest.carriers import Carrier, carried_items
 from safesteer_edge.harvest.replay import FalseAlarmTargets
 from safesteer_edge.harvest.run import Progress

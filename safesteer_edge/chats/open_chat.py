@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 from safesteer_edge.chats.chat_file import ChatFile
-from safesteer_edge.chats.chat_log import ChatEntry, ChatLog
+from safesteer_edge.chats.chat_log import ChatEntry, ChatLog, is_summed_up
 from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.chats.records import (
     AnswerEnded,
@@ -22,7 +22,6 @@ from safesteer_edge.chats.records import (
     StoredMedia,
     TextAdded,
 )
-from safesteer_edge.chats.summary import is_summed_up
 from safesteer_edge.errors import ChatStoreError, EngineDiedError, SafeSteerError
 from safesteer_edge.guard.events import Event, Refused, TextDelta, TurnEnded
 from safesteer_edge.session.protocol import ChatMessage, ChatSession, Document, SessionInfo

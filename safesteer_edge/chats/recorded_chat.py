@@ -12,7 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from safesteer_edge.chats.chat_file import ChatFile
-from safesteer_edge.chats.chat_log import ChatEntry, ChatLog
+from safesteer_edge.chats.chat_log import (
+    SUMMARY_QUESTION,
+    ChatEntry,
+    ChatLog,
+    first_words,
+    tells_enough,
+)
 from safesteer_edge.chats.chat_store import ChatStore, checked_title
 from safesteer_edge.chats.open_chat import (
     OpenChat,
@@ -21,7 +27,6 @@ from safesteer_edge.chats.open_chat import (
     model_used,
 )
 from safesteer_edge.chats.records import HeadMoved, ModelChanged, StoredMedia, Titled
-from safesteer_edge.chats.summary import SUMMARY_QUESTION, first_words, tells_enough
 from safesteer_edge.errors import InputError
 from safesteer_edge.guard.events import Event, Refused, Step, TextDelta, TurnEnded
 from safesteer_edge.session.protocol import ChatMessage, ChatSession, Document, TurnSettings

@@ -113,7 +113,7 @@ def chat_to_continue(options: argparse.Namespace, store: ChatStore | None) -> st
 def run_model(options: argparse.Namespace) -> int:
     """Download the model and make its guard, if they are missing and wanted; then chat."""
     from safesteer_edge.formats.model_file import check_language_model
-    from safesteer_edge.processes.cores import n_usable_cores
+    from safesteer_edge.processes.native_libraries import n_usable_cores
     from safesteer_edge.session.choice import (
         calibration_time,
         choose_model,

@@ -30,7 +30,7 @@ from safesteer_edge.session.settings import SessionSettings
 
 if TYPE_CHECKING:
     from safesteer_edge.calibration.assemble_bundle import AssembledBundle, AssemblySettings
-    from safesteer_edge.calibration.probe_separation import ProbeSeparation
+    from safesteer_edge.calibration.separation import ProbeSeparation
     from safesteer_edge.converters.probe_conversion import ConversionReport
     from safesteer_edge.formats.control_vector_file import ControlVector
 

@@ -27,7 +27,7 @@ from safesteer_edge.cli.options import (
 from safesteer_edge.cli.verify_command import quantization_to_json, table_lines
 from safesteer_edge.errors import BundleError, InputError, SettingsError
 from safesteer_edge.guard.policy import SamplingSettings
-from safesteer_edge.processes.cores import n_usable_cores
+from safesteer_edge.processes.native_libraries import n_usable_cores
 from safesteer_edge.session.settings import SessionSettings
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     )
     from safesteer_edge.harvest.probe_quality import ProbeQuality
 
-# As `engine.requantize` knows them; that loads llama.cpp, which --help does not need.
+# As `engine.model` knows them; that loads llama.cpp, which --help does not need.
 TYPES = ("Q8_0", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 _DEFAULTS = SessionSettings(sampling=SamplingSettings(temperature=0.0), max_tokens=64)
 _DEFAULT_DATA = Path("smollm2-135m-instruct/vision/heldout")

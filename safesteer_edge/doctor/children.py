@@ -231,7 +231,7 @@ def llama_facts() -> LlamaFacts:
 def onnxruntime_facts() -> OnnxRuntimeFacts:
     """Import ONNX Runtime with an empty home folder, and look for its build's CUDA libraries."""
     from safesteer_edge.probe.sessions import missing_cuda_libraries
-    from safesteer_edge.processes.telemetry_off import import_onnxruntime
+    from safesteer_edge.processes.native_libraries import import_onnxruntime
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         os.environ.update(HOME=home, XDG_CACHE_HOME=str(Path(home, ".cache")), LOCALAPPDATA=home)

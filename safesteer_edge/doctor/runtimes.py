@@ -23,7 +23,7 @@ from safesteer_edge.doctor.packages import (
     onnx_requirement,
     repair_command,
 )
-from safesteer_edge.processes.cores import n_usable_cores
+from safesteer_edge.processes.native_libraries import n_usable_cores
 from safesteer_edge.processes.pip_commands import (
     LLAMA_PACKAGE,
     install_command,

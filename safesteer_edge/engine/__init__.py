@@ -3,7 +3,7 @@
 import importlib
 import os
 
-from safesteer_edge.processes.cores import spinning_briefly
+from safesteer_edge.processes.native_libraries import spinning_briefly
 
 with spinning_briefly(os.environ):  # OpenMP, which this loads, looks at its settings once
     importlib.import_module("llama_cpp")

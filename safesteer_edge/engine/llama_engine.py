@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.engine.context import MAIN_SEQUENCE, NativeContext
-from safesteer_edge.engine.hidden_states import MAX_ROWS_READ, HiddenStateRoute
+from safesteer_edge.engine.hidden_states import MAX_ROWS_READ, HiddenStateRoute, SpanMeans
 from safesteer_edge.engine.main_sequence import (
     MainSequence,
     PrefillCancelledError,
@@ -24,7 +24,6 @@ from safesteer_edge.engine.model import NativeModel
 from safesteer_edge.engine.projector import Projector
 from safesteer_edge.engine.prompt_items import PromptItem, TextPrompt
 from safesteer_edge.engine.sampler import SamplerChain
-from safesteer_edge.engine.span_means import SpanMeans
 from safesteer_edge.errors import EngineError, SafeSteerError
 from safesteer_edge.guard.protocols import Block, Proposal
 

@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.engine.context import MAIN_SEQUENCE, NativeContext
-from safesteer_edge.engine.hidden_states import HiddenStateRoute
+from safesteer_edge.engine.hidden_states import HiddenStateRoute, SpanMeans
 from safesteer_edge.engine.projector import Projector
 from safesteer_edge.engine.prompt_items import MediaRun, PromptItem, TokenRun
-from safesteer_edge.engine.span_means import SpanMeans
 from safesteer_edge.errors import EngineError, PromptTooLongError
 
 

@@ -15,10 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.engine.context import ContextSettings, NativeContext
-from safesteer_edge.engine.hidden_states import EvalCallbackRoute, HiddenStateRoute, choose_route
+from safesteer_edge.engine.hidden_states import (
+    EvalCallbackRoute,
+    HiddenStateRoute,
+    SpanMeans,
+    choose_route,
+)
 from safesteer_edge.engine.model import NativeModel
 from safesteer_edge.engine.prompt_items import TextPrompt
-from safesteer_edge.engine.span_means import SpanMeans
 from safesteer_edge.errors import EngineError, PromptTooLongError
 
 _SHARED: Final = 0  # the sequence that holds what all prompts begin with

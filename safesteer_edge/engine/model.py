@@ -1,11 +1,14 @@
-"""A loaded GGUF model: owns the native model handle and answers for its vocabulary."""
+"""A GGUF model: loaded, it owns the native handle and answers for its vocabulary; requantized."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import re
+import secrets
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 from safesteer_edge.engine.native import (
     NativeObject,
@@ -15,7 +18,7 @@ from safesteer_edge.engine.native import (
     native_error_cause,
     start_backend,
 )
-from safesteer_edge.errors import ModelFileError
+from safesteer_edge.errors import EngineError, ModelFileError
 
 _PIECE_BUFFER_BYTES = 64
 _NO_TOKEN = -1
@@ -183,3 +186,49 @@ class NativeModel(NativeObject):
 
 def _token_or_none(token_id: int) -> int | None:
     return None if token_id == _NO_TOKEN else token_id
+
+
+# -- another quantization of a model file, written by llama.cpp ------------------------------------
+
+TargetType = Literal["Q8_0", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"]
+TARGET_TYPES: Final[tuple[TargetType, ...]] = get_args(TargetType)
+# enum llama_ftype (llama.h)
+_FILE_TYPE_IDS: Final[Mapping[TargetType, int]] = {
+    "Q8_0": 7,
+    "Q5_K_M": 17,
+    "Q4_K_M": 15,
+    "Q3_K_M": 12,
+    "Q2_K": 10,
+}
+
+
+def requantize(source: Path, target: Path, target_type: TargetType, *, n_threads: int) -> None:
+    """Write the model in another quantization, or leave what is there as it is.
+
+    The source may be quantized itself; what that lost stays lost. Rows that are no multiple of 256
+    long cannot be stored in K-quants: llama.cpp takes Q5_1, Q5_0 or Q4_0 for those. Some seconds
+    for 100 MB. Raises EngineError if llama.cpp refuses, OSError where the folder cannot be written.
+    """
+    start_backend()
+    parameters = lib.llama_model_quantize_default_params()
+    parameters.nthread = n_threads
+    parameters.ftype = _FILE_TYPE_IDS[target_type]
+    parameters.allow_requantize = True
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    forget_native_errors()
+    try:
+        # uint32_t llama_model_quantize(const char * fname_inp, const char * fname_out,
+        #                               const llama_model_quantize_params * params);
+        failed = lib.llama_model_quantize(
+            os.fsencode(source), os.fsencode(temporary), ctypes.byref(parameters)
+        )
+        if failed:
+            raise EngineError(
+                f"llama.cpp cannot requantize {str(source)!r} to {target_type}: "
+                f"{native_error_cause('it does not say why')}; check the free disk space, and "
+                "the file with 'safesteer-edge models verify'"
+            )
+        temporary.replace(target)
+    except BaseException:  # an interrupt must not leave the temporary file behind either
+        temporary.unlink(missing_ok=True)
+        raise

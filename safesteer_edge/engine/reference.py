@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.engine.context import ContextView
-from safesteer_edge.engine.hidden_states import choose_route
+from safesteer_edge.engine.hidden_states import SpanMeans, choose_route
 from safesteer_edge.engine.native import (
     lib,
     must_avoid_extra_buffer_types,
@@ -25,7 +25,6 @@ from safesteer_edge.engine.native import (
     start_backend,
 )
 from safesteer_edge.engine.sampler import SamplerChain
-from safesteer_edge.engine.span_means import SpanMeans
 from safesteer_edge.errors import EngineError
 from safesteer_edge.guard.policy import SamplingSettings
 from safesteer_edge.guard.protocols import Proposal

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.errors import SafeSteerError
-from safesteer_edge.evaluation.adaptive import try_again
 from safesteer_edge.evaluation.baselines import FittedBaselines
 from safesteer_edge.evaluation.case import Case
 from safesteer_edge.evaluation.defences import Defence
+from safesteer_edge.evaluation.disguises import try_again
 from safesteer_edge.evaluation.machine import forget_peak_memory, peak_memory_bytes
 from safesteer_edge.evaluation.picture_skill import QUESTIONS
 from safesteer_edge.evaluation.rows import EvalRow, unanswered
@@ -30,7 +30,7 @@ from safesteer_edge.guard.events import (
     TurnEnded,
 )
 from safesteer_edge.guard.policy import SamplingSettings
-from safesteer_edge.media.images import DecodedImage
+from safesteer_edge.media.decoder import DecodedImage
 from safesteer_edge.media.picture_words import PictureReader
 from safesteer_edge.processes.pool import Died, share_out
 from safesteer_edge.session.protocol import TurnSettings

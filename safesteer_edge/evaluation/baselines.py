@@ -30,8 +30,8 @@ from safesteer_edge.harvest.answers import decode_answer, question_ids
 from safesteer_edge.harvest.vector_trial import known, log_mass, opening_tokens
 from safesteer_edge.metrics.refusal_rules import classify_answer
 from safesteer_edge.metrics.statistics import LogProbs, divergence, log_softmax
-from safesteer_edge.requests.openings import OPENING_KINDS, openings
 from safesteer_edge.requests.requests import Label, Request, load_requests
+from safesteer_edge.requests.wordings import OPENING_KINDS, openings
 from safesteer_edge.session.choice import choose_model
 from safesteer_edge.session.prompt import question_items
 from safesteer_edge.session.protocol import Answer

@@ -21,7 +21,7 @@ from typing import Any, Final, Literal
 from safesteer_edge.engine.reference import ReferenceChat, ReferenceSettings
 from safesteer_edge.errors import EngineError
 from safesteer_edge.guard.events import PrefillDone, Refused, Step, TextDelta, TurnEnded
-from safesteer_edge.processes.cores import n_usable_cores
+from safesteer_edge.processes.native_libraries import n_usable_cores
 from safesteer_edge.session.isolated_session import open_isolated_session
 from safesteer_edge.session.protocol import ChatSession
 from safesteer_edge.session.session import open_session

@@ -12,7 +12,7 @@ from typing import Final, Literal, TypeVar
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.formats.atomic_write import atomic_write
 from safesteer_edge.guard.policy import SamplingSettings
-from safesteer_edge.media.images import DecodedImage
+from safesteer_edge.media.decoder import DecodedImage
 from safesteer_edge.media.typographic import png_bytes
 from safesteer_edge.requests.pictures import drawings_by_name
 

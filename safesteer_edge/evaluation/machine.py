@@ -17,7 +17,7 @@ from typing import Final, ParamSpec, TypeVar
 
 from safesteer_edge.engine.native import native_facts
 from safesteer_edge.errors import EngineError
-from safesteer_edge.processes.cores import n_usable_cores
+from safesteer_edge.processes.native_libraries import n_usable_cores
 
 _Arguments = ParamSpec("_Arguments")
 _Measured = TypeVar("_Measured")

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from safesteer_edge.bundle.bundle import read_config
+from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.errors import InputError, SettingsError
-from safesteer_edge.evaluation.adaptive import MAX_TRIES
 from safesteer_edge.evaluation.answering import Item
 from safesteer_edge.evaluation.case import Case, PictureStore, Suite, limited, spread
 from safesteer_edge.evaluation.case_files import PAPER, FileChoice
@@ -21,10 +22,13 @@ from safesteer_edge.evaluation.defences import (
     Defence,
     curve_defences,
 )
+from safesteer_edge.evaluation.disguises import MAX_TRIES
 from safesteer_edge.evaluation.suites import BUILTIN_SUITES, build_suite
 from safesteer_edge.evaluation.trade_off import PLAIN, TRADE_OFFS
 from safesteer_edge.formats.atomic_write import atomic_write
-from safesteer_edge.processes.cores import n_usable_cores
+from safesteer_edge.formats.model_file import check_language_model
+from safesteer_edge.processes.native_libraries import n_usable_cores
+from safesteer_edge.session.choice import choose_model
 from safesteer_edge.session.settings import SessionSettings
 
 # Requests of each built-in suite, by profile. `builtin` takes some 30 minutes for the default model
@@ -193,6 +197,42 @@ def cases_sha256(suites: Sequence[Suite]) -> str:
             values["image"] = case.image.name if case.image else None
             digest.update(json.dumps(values, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+# -- what an evaluation is of ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What an evaluation is of. facts: for the report. sees: it is loaded with a projector."""
+
+    facts: dict[str, Any]
+    sees: bool
+    has_vector: bool
+
+
+def inspect_subject(session: SessionSettings) -> Subject:
+    """Read the files' headers; nothing native. Raises ModelFileError, BundleError."""
+    choice = choose_model(session.model)
+    info = check_language_model(choice.path)
+    fingerprint = fingerprint_model(info)
+    folder = session.bundle or choice.bundle
+    config = read_config(folder) if folder is not None else None
+    mmproj = session.mmproj or choice.mmproj
+    facts = {
+        "model": choice.name,
+        "architecture": info.architecture,
+        "quantization": info.quantization,
+        "size_bytes": info.size_bytes,
+        "tensor_table_sha256": fingerprint.tensor_table_sha256,
+        "mmproj": mmproj.name if mmproj else None,
+        "bundle": config.name if config else None,
+        "probe_sha256": config.probe.sha256 if config else None,
+        "policy": asdict(config.policy) if config else None,
+        "vector_sha256": config.vector.sha256 if config and config.vector else None,
+    }
+    has_vector = config is not None and config.vector is not None
+    return Subject(facts, sees=mmproj is not None, has_vector=has_vector)
 
 
 # -- what an evaluation was asked for, and the files that its folder holds -------------------------

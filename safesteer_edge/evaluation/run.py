@@ -53,8 +53,10 @@ from safesteer_edge.evaluation.plan import (
     WITHOUT_VECTOR,
     EvalSettings,
     Narrate,
+    Subject,
     choose_suites,
     default_defences,
+    inspect_subject,
     keep_plan,
     plan_items,
 )
@@ -69,7 +71,7 @@ from safesteer_edge.evaluation.rows import EvalRow, Progress, open_journal
 from safesteer_edge.formats.atomic_write import atomic_write
 from safesteer_edge.formats.json_values import without_nan
 from safesteer_edge.formats.version import VERSION
-from safesteer_edge.harvest.workers import Subject, inspect_subject, workers_that_fit
+from safesteer_edge.harvest.run import workers_that_fit
 from safesteer_edge.metrics.refusal_rules import is_refusal
 from safesteer_edge.session.settings import SessionSettings
 

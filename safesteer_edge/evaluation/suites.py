@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Final
 
 from safesteer_edge.errors import SettingsError
-from safesteer_edge.evaluation.adaptive import MAX_TRIES, blind_disguises
 from safesteer_edge.evaluation.case import (
     IN_THE_PICTURE,
     IN_WORDS,
@@ -28,8 +27,10 @@ from safesteer_edge.evaluation.disguises import (
     FOLLOW_UPS,
     FORMS,
     FRAMES,
+    MAX_TRIES,
     SHAPES,
     SURROUNDINGS,
+    blind_disguises,
     dressed,
     surface_forms,
 )

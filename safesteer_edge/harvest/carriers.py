@@ -1,7 +1,7 @@
 """How a request reaches the model: as text, drawn in a picture, or with media of the user's own.
 
 wrapped: text among other words, in capitals or in a code, or the words and what the guard reads in
-a picture that the request is drawn in (`session.readings.media_texts`). later: text behind an
+a picture that the request is drawn in (`session.prompt.media_texts`). later: text behind an
 exchange about something else. typographic: the picture shows the request. list: FigStep's form
 (2311.05608), the request as the title of an empty list. pointing: the picture shows what is wanted,
 the words point at it, as in MM-SafetyBench (2311.17600). beside: the whole request in words, and a
@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from safesteer_edge.engine.prompt_items import PromptItem
 from safesteer_edge.errors import MediaError
-from safesteer_edge.media.images import DecodedImage
+from safesteer_edge.media.decoder import DecodedImage
 from safesteer_edge.media.typographic import Colour, TextStyle, numbered_list, render_text
 from safesteer_edge.requests.pictures import any_scene, is_scene, list_title, scene_picture
 from safesteer_edge.requests.requests import Request, lot_of
-from safesteer_edge.requests.wrappings import among_passages, coded, earlier_exchanges, wrapped
+from safesteer_edge.requests.wordings import among_passages, coded, earlier_exchanges, wrapped
 from safesteer_edge.session.prompt import Media, prompt_items
 from safesteer_edge.templates.conversation import (
     Content,

@@ -18,8 +18,7 @@ from safesteer_edge.engine.many_sequences import ManySequences
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.protocols import Probe, score_prompts
 from safesteer_edge.guard.risk import RunningRisk
-from safesteer_edge.harvest.answers import HarvestPlan, answers_to, label_of
-from safesteer_edge.harvest.batches import Asked, own_answers
+from safesteer_edge.harvest.answers import Asked, HarvestPlan, answers_to, label_of, own_answers
 from safesteer_edge.harvest.probe_quality import request_score
 from safesteer_edge.harvest.run import Progress
 from safesteer_edge.metrics.statistics import Share, auroc, auroc_interval

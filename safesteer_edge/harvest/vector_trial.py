@@ -15,8 +15,8 @@ from safesteer_edge.harvest.answers import DecodedAnswer, decode_answer
 from safesteer_edge.harvest.carriers import Carrier, carried_items
 from safesteer_edge.metrics.refusal_rules import is_refusal
 from safesteer_edge.metrics.statistics import log_softmax
-from safesteer_edge.requests.openings import OPENING_KINDS, all_openings
 from safesteer_edge.requests.requests import Request
+from safesteer_edge.requests.wordings import OPENING_KINDS, all_openings
 
 if TYPE_CHECKING:
     from safesteer_edge.session.runtime import Runtime

@@ -40,8 +40,14 @@ from safesteer_edge.library.index import (
     library_folder,
     read_index,
 )
-from safesteer_edge.library.install import delete_unused, described, place_for
-from safesteer_edge.library.local_copies import find_copy, has_checksum, record_remote
+from safesteer_edge.library.install import (
+    delete_unused,
+    described,
+    find_copy,
+    has_checksum,
+    place_for,
+    record_remote,
+)
 
 _HUB_SPEC = re.compile(
     r"hf:(?P<repository>[^/:@]+/[^/:@]+)(?:@(?P<revision>[^:]+))?(?::(?P<what>.+))?"

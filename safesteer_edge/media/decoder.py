@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from safesteer_edge.errors import MediaError
 from safesteer_edge.media import documents
 from safesteer_edge.media.image_decoding import HEIF_PACKAGE, ImageFit, is_heif
-from safesteer_edge.media.images import DecodedImage, image_of_pixels
 from safesteer_edge.media.media_file import read_media_file
 from safesteer_edge.processes.child import ConfinedChild
 
@@ -36,6 +35,40 @@ _DECODERS: Final[Mapping[DecoderKind, tuple[str, tuple[str, ...]]]] = {
     "sound": ("sound_decoding:sound_decoder", ("miniaudio", "_miniaudio", "_cffi_backend")),
     "document": ("pdf_decoding:document_decoder", ("PIL", "pypdfium2", "pypdfium2_raw")),
 }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodedImage:
+    """pixels: uint8 (height, width, 3), RGB. sha256: of size and pixels, in hex.
+
+    original_width, original_height: of the picture in the file, upright.
+    """
+
+    pixels: NDArray[np.uint8]
+    sha256: str
+    name: str
+    original_width: int
+    original_height: int
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+        return int(self.pixels.shape[1])
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        return int(self.pixels.shape[0])
+
+
+def image_of_pixels(
+    pixels: NDArray[np.uint8], name: str, original_size: tuple[int, int] | None = None
+) -> DecodedImage:
+    """The image of these pixels, uint8 (height, width, 3), RGB. original_size: width, height."""
+    width, height = original_size or (int(pixels.shape[1]), int(pixels.shape[0]))
+    digest = hashlib.sha256(str(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return DecodedImage(pixels, digest.hexdigest(), name, width, height)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

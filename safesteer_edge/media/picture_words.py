@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.errors import GuardError
-from safesteer_edge.media.images import DecodedImage
-from safesteer_edge.processes.telemetry_off import import_onnxruntime
+from safesteer_edge.media.decoder import DecodedImage
+from safesteer_edge.processes.native_libraries import import_onnxruntime
 
 if TYPE_CHECKING:
     from rapidocr import RapidOCR

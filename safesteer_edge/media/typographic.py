@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from safesteer_edge.errors import MediaError, SettingsError
-from safesteer_edge.media.images import DecodedImage, image_of_pixels
+from safesteer_edge.media.decoder import DecodedImage, image_of_pixels
 
 Colour = tuple[int, int, int]
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.errors import GuardError, ProbeFileError
-from safesteer_edge.processes.telemetry_off import import_onnxruntime
+from safesteer_edge.processes.native_libraries import import_onnxruntime
 
 # -- whether the CUDA libraries that onnxruntime-gpu needs can be loaded on this machine -----------
 # Asking onnxruntime itself is no way to find out: `get_available_providers()` lists CUDA on

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesteer_edge.errors import RequestDataError
-from safesteer_edge.media.images import DecodedImage, image_of_pixels
+from safesteer_edge.media.decoder import DecodedImage, image_of_pixels
 from safesteer_edge.media.typographic import TextStyle, numbered_list, render_text
 from safesteer_edge.requests.requests import (
     SPLITS,

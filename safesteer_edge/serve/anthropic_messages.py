@@ -10,7 +10,7 @@ from safesteer_edge.guard.events import Refused, TextDelta
 from safesteer_edge.serve.asked import Asked, an_object, read_asked
 from safesteer_edge.serve.dialect import Dialect, Head, Json, named_sse
 from safesteer_edge.serve.served_model import Answered, Piece
-from safesteer_edge.session.tool_calls import ToolCall
+from safesteer_edge.session.answer_form import ToolCall
 
 _ONLY: Final[Mapping[str, tuple[object, ...]]] = {
     "mcp_servers": ([],),

@@ -14,8 +14,8 @@ from typing import Any, Final, Literal
 
 from safesteer_edge.formats.json_values import BadValueError, from_json, load_json
 from safesteer_edge.guard.policy import SamplingSettings
+from safesteer_edge.session.answer_form import ToolCall
 from safesteer_edge.session.protocol import AskOptions
-from safesteer_edge.session.tool_calls import ToolCall
 from safesteer_edge.templates.conversation import Role
 
 _MAX_MEDIA: Final = 16

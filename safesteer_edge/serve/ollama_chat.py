@@ -11,8 +11,8 @@ from safesteer_edge.guard.events import Refused, TextDelta
 from safesteer_edge.serve.asked import Asked, an_object, read_asked
 from safesteer_edge.serve.dialect import Dialect, Head, Json, compact
 from safesteer_edge.serve.served_model import Answered, Piece
+from safesteer_edge.session.answer_form import ToolCall
 from safesteer_edge.session.protocol import SessionInfo
-from safesteer_edge.session.tool_calls import ToolCall
 
 # The version whose dialect this is: clients refuse an old one.
 VERSION: Final = "0.13.3"

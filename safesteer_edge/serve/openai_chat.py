@@ -9,7 +9,7 @@ from safesteer_edge.guard.events import Refused, TextDelta, Usage
 from safesteer_edge.serve.asked import Asked, read_asked
 from safesteer_edge.serve.dialect import Dialect, Head, Json, sse
 from safesteer_edge.serve.served_model import Answered, Piece
-from safesteer_edge.session.tool_calls import ToolCall
+from safesteer_edge.session.answer_form import ToolCall
 
 _ONLY: Final[Mapping[str, tuple[object, ...]]] = {
     "functions": ([],),

@@ -24,13 +24,13 @@ from safesteer_edge.formats.json_values import load_json
 from safesteer_edge.formats.version import VERSION
 from safesteer_edge.guard.events import Event, PrefillDone, Refused, TextDelta, TurnEnded, Usage
 from safesteer_edge.guard.policy import MAX_SEED
-from safesteer_edge.processes.cores import n_usable_cores
+from safesteer_edge.processes.native_libraries import n_usable_cores
 from safesteer_edge.serve.asked import Asked, MoreGuard, Said
+from safesteer_edge.session.answer_form import HERMES, ToolCall, ToolCallSplitter
 from safesteer_edge.session.async_session import AsyncSession, open_async_session
 from safesteer_edge.session.language import language_notice
 from safesteer_edge.session.protocol import AskOptions, ChatMessage, SessionInfo
 from safesteer_edge.session.settings import SessionSettings, TurnSettings
-from safesteer_edge.session.tool_calls import HERMES, ToolCall, ToolCallSplitter
 
 _N_REMEMBERED: Final = 2048
 # No vocabulary has longer tokens on average: such a text is not even tokenised.

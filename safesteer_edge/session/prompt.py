@@ -1,22 +1,38 @@
-"""From a conversation to what the engine evaluates: template, tokens, encoded media."""
+"""From a conversation to what the engine evaluates: template, tokens, media; and what beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
+from safesteer_edge.engine.main_sequence import to_entries
 from safesteer_edge.engine.model import NativeModel
 from safesteer_edge.engine.projector import EncodedMedia, Projector
-from safesteer_edge.engine.prompt_items import PromptItem, TokenRun
+from safesteer_edge.engine.prompt_items import (
+    PromptItem,
+    TextPrompt,
+    TokenRun,
+    message_span,
+    n_tokens_of,
+    text_prompt,
+)
 from safesteer_edge.errors import MediaError
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.guard.events import MediaPrepared
-from safesteer_edge.media.decoder import DecodedSound
-from safesteer_edge.media.images import DecodedImage
-from safesteer_edge.templates.conversation import Conversation, Message
+from safesteer_edge.guard.readings import Reading, readings_of
+from safesteer_edge.media.decoder import DecodedImage, DecodedSound
+from safesteer_edge.templates.conversation import Conversation, MediaContent, Message
 from safesteer_edge.templates.prompt_parts import MediaPart, render_parts
 from safesteer_edge.templates.special_tokens import tokenize_parts
 from safesteer_edge.templates.template import ChatTemplate
+
+if TYPE_CHECKING:
+    from safesteer_edge.session.runtime import Runtime
 
 Media = DecodedImage | DecodedSound
 
@@ -126,3 +142,134 @@ def _size(event: MediaPrepared) -> str:
     original, seen = (event.original_width, event.original_height), (event.width, event.height)
     sizes = [original] if original == seen else [original, seen]
     return " → ".join(f"{width}×{height}" for width, height in sizes)
+
+
+# -- what a turn reads beside its prompt: which texts, as which tokens, and how many of them -------
+# All of a short message's sentences are read alone. Of a long one those are whose mean states
+# within the prompt score highest, up to a quarter of the prompt's tokens.
+
+_LEAST_READ: Final = 256  # tokens that sentences may take of any prompt
+_LARGEST_SHARE: Final = 0.25  # of a long prompt's tokens
+_TAIL: Final = 24  # characters that a sentence's end is found by
+
+
+@dataclass(frozen=True, slots=True)
+class SidePrompt:
+    """A reading as a prompt of its own, as the only message.
+
+    n_own: its tokens behind those that all readings begin with, which are evaluated once.
+    """
+
+    reading: Reading
+    prompt: TextPrompt
+    n_own: int
+
+
+def side_prompts(conversation: Conversation, runtime: Runtime) -> list[SidePrompt]:
+    """What is to be read beside the last message of a conversation; a plain sentence: nothing."""
+    messages = conversation.messages
+    asked = [message.text for message in messages if message.role == "user" and message.text]
+    if not messages or messages[-1].role != "user" or not messages[-1].text.strip():
+        return []
+    readings = readings_of(asked[-1], asked[:-1])
+    if len(messages) > 1 and all(reading.kind != "readable" for reading in readings):
+        # As if nobody had said anything before: a long system prompt makes what is asked look mild.
+        readings.insert(0, Reading("readable", asked[-1]))
+    found = [(reading, alone_prompt(reading.text, runtime)) for reading in readings]
+    columns = zip(*(prompt.token_ids for _, prompt in found), strict=False)
+    n_shared = sum(1 for _ in itertools.takewhile(lambda same: len(set(same)) == 1, columns))
+    return [
+        SidePrompt(reading, prompt, max(1, len(prompt.token_ids) - n_shared))
+        for reading, prompt in found
+    ]
+
+
+def alone_prompt(text: str, runtime: Runtime) -> TextPrompt:
+    """The prompt that asks this alone, as calibration asks: nobody's system prompt comes first."""
+    return text_prompt(question_items(text, template=runtime.template, model=runtime.model))
+
+
+def sentence_spans(
+    sides: Sequence[SidePrompt], items: Sequence[PromptItem], piece: Callable[[int], bytes]
+) -> dict[range, SidePrompt]:
+    """Where in the prompt each sentence lies; empty where all of them can be read anyway."""
+    parts = _parts(sides)
+    if _n_tokens(parts) <= _most_tokens(items):
+        return {}
+    entries = to_entries(items)
+    text, ends = bytearray(), list[int]()
+    for entry in entries:
+        text += piece(entry.key) if isinstance(entry.key, int) else b""
+        ends.append(len(text))
+    spans: dict[range, SidePrompt] = {}
+    message = message_span(items)
+    at = len(text)
+    for side in reversed(parts):  # from its end: the last message is what is looked for
+        sentence = side.reading.text.encode()
+        found = text.rfind(sentence[-_TAIL:], 0, at)
+        if found >= 0:
+            at = found
+            end = found + len(sentence[-_TAIL:])
+            first, last = np.searchsorted(ends, [max(0, end - len(sentence)) + 1, end]).tolist()
+            span = range(max(first, message.start), min(last + 1, message.stop))
+            if span:
+                spans[span] = side
+    return spans
+
+
+def sides_read(
+    sides: Sequence[SidePrompt],
+    items: Sequence[PromptItem],
+    located: Sequence[SidePrompt],
+    scores: NDArray[np.float32],
+) -> list[SidePrompt]:
+    """Those that are read. scores: of the located ones, by their mean states in the prompt."""
+    left = _most_tokens(items)
+    if _n_tokens(_parts(sides)) <= left:
+        return list(sides)
+    in_order = [located[int(index)] for index in np.argsort(-scores)]
+    # What could not be found is taken from the message's end.
+    in_order += [side for side in reversed(_parts(sides)) if side not in in_order]
+    chosen = [side for side in sides if side.reading.kind != "part"]
+    for side in in_order:
+        left -= side.n_own
+        if left < 0:
+            break
+        chosen.append(side)
+    return chosen
+
+
+def _parts(sides: Sequence[SidePrompt]) -> list[SidePrompt]:
+    return [side for side in sides if side.reading.kind == "part"]
+
+
+def _n_tokens(sides: Sequence[SidePrompt]) -> int:
+    return sum(side.n_own for side in sides)
+
+
+def _most_tokens(items: Sequence[PromptItem]) -> int:
+    return max(_LEAST_READ, int(_LARGEST_SHARE * n_tokens_of(items)))
+
+
+def media_texts(conversation: Conversation, read: Callable[[MediaContent], str]) -> tuple[str, ...]:
+    """What is said with media in the context, each as a message of its own.
+
+    The last message's words, what is written in the last pictures, and both together: a request may
+    be half in either. A picture of an earlier message counts together with the last words alone;
+    by itself it was looked at in its own turn. None where no media are in the context: then the
+    prompt is those words. read: what is written in a picture.
+    """
+    if not any(message.media for message in conversation):
+        return ()
+    last = conversation.messages[-1]
+    said = last.text.strip()
+    pictured = next((m for m in reversed(conversation.messages) if _pictures(m)), last)
+    written = " ".join(filter(None, map(read, _pictures(pictured))))
+    texts = [last.text if said else "", written if pictured is last else ""]
+    if said and written:
+        texts.append(f"{last.text}\n{written}")
+    return tuple(filter(None, texts))
+
+
+def _pictures(message: Message) -> list[MediaContent]:
+    return [medium for medium in message.media if medium.kind == "image"]

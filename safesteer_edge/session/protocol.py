@@ -25,10 +25,9 @@ from safesteer_edge.guard.policy import (
 )
 from safesteer_edge.guard.risk import is_score
 from safesteer_edge.media.media_file import data_uri_bytes, local_path
-from safesteer_edge.session.answer_form import ANY_FORM, AnswerForm, answer_form
+from safesteer_edge.session.answer_form import ANY_FORM, AnswerForm, ToolFormat, answer_form
 from safesteer_edge.session.settings import SessionSettings, TurnSettings
 from safesteer_edge.session.settings_file import user_settings
-from safesteer_edge.session.tool_calls import ToolFormat
 from safesteer_edge.templates.conversation import Role
 
 if TYPE_CHECKING:

@@ -41,10 +41,10 @@ from safesteer_edge.library.memory_plan import Machine, MemoryPlan, free_memory,
 from safesteer_edge.media.decoder import MediaDecoder
 from safesteer_edge.media.image_decoding import ImageFit
 from safesteer_edge.media.picture_words import PictureReader, picture_reader
-from safesteer_edge.processes.cores import n_usable_cores
+from safesteer_edge.processes.native_libraries import n_usable_cores
+from safesteer_edge.session.answer_form import ToolFormat, tool_format
 from safesteer_edge.session.choice import ModelChoice, ModelFiles, no_bundle_text, read_model_files
 from safesteer_edge.session.settings import BUILTIN_TEMPLATE_PREFIX, DEFAULT_N_CTX, SessionSettings
-from safesteer_edge.session.tool_calls import ToolFormat, tool_format
 from safesteer_edge.templates.builtin_templates import builtin_template, default_builtin_name
 from safesteer_edge.templates.reasoning import reasoning_style, thinking_variables
 from safesteer_edge.templates.template import ChatTemplate

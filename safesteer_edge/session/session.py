@@ -21,7 +21,7 @@ from safesteer_edge.formats.json_values import load_json
 from safesteer_edge.guard.events import Event, MediaPrepared, TurnEnded, TurnsLeftOut
 from safesteer_edge.guard.policy import GuardPolicy
 from safesteer_edge.guard.transcript import AnswerSoFar
-from safesteer_edge.media.images import DecodedImage
+from safesteer_edge.media.decoder import DecodedImage
 from safesteer_edge.session.answer_form import ANY_FORM, AnswerForm
 from safesteer_edge.session.choice import ModelFiles
 from safesteer_edge.session.prompt import Media, n_old_turns, prompt_items, without_oldest_turns

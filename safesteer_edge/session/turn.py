@@ -36,10 +36,9 @@ from safesteer_edge.guard.policy import MAX_SEED, GuardPolicy
 from safesteer_edge.guard.readings import ReadingCurves, ReadingKind, combined_score
 from safesteer_edge.guard.risk import is_score
 from safesteer_edge.guard.transcript import ActiveGuard, AnswerSoFar, DecodingLimits
-from safesteer_edge.media.images import DecodedImage
-from safesteer_edge.session.prompt import Media
-from safesteer_edge.session.protocol import ChatMessage, TurnSettings
-from safesteer_edge.session.readings import (
+from safesteer_edge.media.decoder import DecodedImage
+from safesteer_edge.session.prompt import (
+    Media,
     SidePrompt,
     alone_prompt,
     media_texts,
@@ -47,6 +46,7 @@ from safesteer_edge.session.readings import (
     side_prompts,
     sides_read,
 )
+from safesteer_edge.session.protocol import ChatMessage, TurnSettings
 from safesteer_edge.session.runtime import Runtime
 from safesteer_edge.templates.conversation import Content, Conversation, MediaContent, Message
 from safesteer_edge.templates.reasoning import ReasoningSplitter, TextPiece

@@ -24,10 +24,9 @@ from safesteer_edge.session.settings_file import save_setting
 from safesteer_edge.session.settings_schema import UserSettings
 from safesteer_edge.tui.chat_state import ChatState
 from safesteer_edge.tui.commands.conversation import resume
-from safesteer_edge.tui.commands.setting import applied, theme_named
+from safesteer_edge.tui.commands.full_screen import applied, calibrate_command, theme_named
 from safesteer_edge.tui.commands.table import COMMANDS
 from safesteer_edge.tui.engine_thread import EngineThread, SessionOpener, Told, TurnDone
-from safesteer_edge.tui.guard_making import calibrate_command
 from safesteer_edge.tui.screens.chat_screen import ChatScreen
 from safesteer_edge.tui.screens.compare_screen import COMPARISON_TURNS, CompareScreen
 from safesteer_edge.tui.screens.models_screen import ModelRow, known_models

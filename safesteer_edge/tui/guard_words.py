@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
-from safesteer_edge.chats.summary import FIRST_WORDS
+from safesteer_edge.chats.chat_log import FIRST_WORDS
 from safesteer_edge.guard.policy import MAX_PATIENCE, GuardMode
 from safesteer_edge.session.protocol import SessionInfo
 from safesteer_edge.tui.shown_turn import ShownTurn

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safesteer_edge.chats.chat_log import ChatEntry
+from safesteer_edge.chats.chat_log import SUMMARY_QUESTION, ChatEntry
 from safesteer_edge.chats.open_chat import files_of
 from safesteer_edge.chats.records import EndReason, StoredMedia
-from safesteer_edge.chats.summary import SUMMARY_QUESTION
 from safesteer_edge.formats.display_text import ControlCharacterFilter
 from safesteer_edge.guard.events import (
     Candidate,

@@ -32,7 +32,7 @@ from safesteer_edge.formats.display_text import strip_control_characters
 if TYPE_CHECKING:
     from textual.widget import Widget
 
-    from safesteer_edge.media.images import DecodedImage
+    from safesteer_edge.media.decoder import DecodedImage
 
 
 # -- pastes ----------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ LEAVES: dict[str, tuple[str, ...]] = {
 # Third-party packages with one owner: a folder, or files.
 OWNERS: dict[str, tuple[str, ...]] = {
     "llama_cpp": ("engine",),
-    "onnxruntime": ("processes.telemetry_off",),
+    "onnxruntime": ("processes.native_libraries",),
     "rapidocr": ("media.picture_words",),  # which imports onnxruntime as well
     "platformdirs": ("formats.user_folders",),
     "huggingface_hub": ("library.hub",),

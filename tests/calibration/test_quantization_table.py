@@ -13,7 +13,7 @@ from safesteer_edge.calibration.quantization import (
 )
 from safesteer_edge.cli.measure_command import TYPES
 from safesteer_edge.cli.verify_command import table_lines
-from safesteer_edge.engine.requantize import TARGET_TYPES
+from safesteer_edge.engine.model import TARGET_TYPES
 from tests.guarded_tiny import GuardedTiny
 from tests.requantized_tiny import DECIDING, HELD_OUT, N_TOKENS, RequantizedTiny
 

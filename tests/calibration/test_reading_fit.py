@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from safesteer_edge.calibration.prompt_fit import fit_prompt_probe
-from safesteer_edge.calibration.reading_fit import (
+from safesteer_edge.calibration.prompt_fit import (
+    fit_prompt_probe,
     fit_readings,
     planned_readings,
     reading_requests,

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from safesteer_edge.chats.chat_log import FIRST_WORDS, SUMMARY_QUESTION
 from safesteer_edge.chats.chat_store import ChatStore
 from safesteer_edge.chats.recorded_chat import RecordedChat
-from safesteer_edge.chats.summary import FIRST_WORDS, SUMMARY_QUESTION
 from safesteer_edge.errors import (
     ChatFileError,
     EngineDiedError,

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from safesteer_edge.chats.chat_log import ChatEntry
-from safesteer_edge.chats.summary import FIRST_WORDS, SUMMARY_QUESTION, first_words, tells_enough
+from safesteer_edge.chats.chat_log import (
+    FIRST_WORDS,
+    SUMMARY_QUESTION,
+    ChatEntry,
+    first_words,
+    tells_enough,
+)
 
 
 def branch(*texts: str) -> list[ChatEntry]:

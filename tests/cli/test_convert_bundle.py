@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from safesteer_edge.bundle.bundle import load_bundle
-from safesteer_edge.calibration import probe_separation
+from safesteer_edge.calibration import separation
 from safesteer_edge.calibration.assemble_bundle import CAUTIOUS_POLICY
 from safesteer_edge.cli.main import main
 from safesteer_edge.errors import BundleError
@@ -176,8 +176,8 @@ def test_layers_counted_from_another_base_are_named(
     )
     assert "on layers [1, 2] it is 0.9" in capsys.readouterr().err
     # As where neighbouring blocks are more alike than those of a model of random weights.
-    monkeypatch.setattr(probe_separation, "MIN_ORDINARY", 0.0)
-    monkeypatch.setattr(probe_separation, "MIN_BORDERLINE", 0.0)
+    monkeypatch.setattr(separation, "MIN_ORDINARY", 0.0)
+    monkeypatch.setattr(separation, "MIN_BORDERLINE", 0.0)
     assert (
         convert(guarded_tiny, tmp_path / "probe.onnx", tmp_path / "out", "--layers", "2", "3") == 0
     )

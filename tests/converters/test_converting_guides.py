@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from safesteer_edge.calibration import probe_separation
+from safesteer_edge.calibration import separation
 from safesteer_edge.cli.main import main
 from tests.converters.vector_files import write_repeng_gguf
 from tests.tiny_models import write_tiny_llama
@@ -53,8 +53,8 @@ def test_the_guides_run_one_after_the_other(
     readers_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     # The reader's model knows what is harmful; a tiny one of random weights does not.
-    monkeypatch.setattr(probe_separation, "MIN_ORDINARY", 0.0)
-    monkeypatch.setattr(probe_separation, "MIN_BORDERLINE", 0.0)
+    monkeypatch.setattr(separation, "MIN_ORDINARY", 0.0)
+    monkeypatch.setattr(separation, "MIN_BORDERLINE", 0.0)
     blocks = list(read_blocks())
     assert len({block.guide for block in blocks}) >= 6
     for block in blocks:

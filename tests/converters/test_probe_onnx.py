@@ -26,7 +26,7 @@ from safesteer_edge.formats.probe_onnx import (
     encode_probe,
 )
 from safesteer_edge.probe.probe import OnnxProbe
-from safesteer_edge.processes.telemetry_off import import_onnxruntime
+from safesteer_edge.processes.native_libraries import import_onnxruntime
 
 TOLERANCE = 1e-5
 ACTIVATIONS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.doctor.check import Check
-from safesteer_edge.doctor.surroundings import check_memory
+from safesteer_edge.doctor.diagnose import check_memory
 
 MIB = 1 << 20
 MODEL_BYTES = 94 * MIB

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.doctor.check import Check
-from safesteer_edge.doctor.surroundings import check_folders
+from safesteer_edge.doctor.diagnose import check_folders
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="moves the folders with XDG's variables"

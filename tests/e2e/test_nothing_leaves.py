@@ -184,7 +184,7 @@ def test_convert_leaves_nothing(watch: Watch, guarded_tiny: GuardedTiny, tmp_pat
 def test_who_imported_onnxruntime_first_is_told(watch: Watch):
     program = (
         "import onnxruntime\n"
-        "from safesteer_edge.processes.telemetry_off import import_onnxruntime\n"
+        "from safesteer_edge.processes.native_libraries import import_onnxruntime\n"
         "assert import_onnxruntime() is import_onnxruntime() is onnxruntime\n"
     )
     exit_code, _, err = watch.run(sys.executable, "-c", program)

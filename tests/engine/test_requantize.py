@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from safesteer_edge.bundle.fingerprint import compare, fingerprint_model
-from safesteer_edge.engine.requantize import TARGET_TYPES, TargetType, requantize
+from safesteer_edge.engine.model import TARGET_TYPES, TargetType, requantize
 from safesteer_edge.errors import EngineError
 from safesteer_edge.formats.model_file import check_language_model
 from tests.tiny_models import write_tiny_llama

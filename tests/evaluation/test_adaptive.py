@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from safesteer_edge.evaluation.adaptive import try_again
 from safesteer_edge.evaluation.case import Case
-from safesteer_edge.evaluation.disguises import FORMS, dressed
+from safesteer_edge.evaluation.disguises import FORMS, dressed, try_again
 from safesteer_edge.evaluation.rows import EvalRow
 from tests.evaluation.eval_rows import REFUSAL, row
 

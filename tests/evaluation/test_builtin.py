@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from safesteer_edge.errors import RequestDataError, SettingsError
-from safesteer_edge.evaluation.adaptive import MAX_TRIES
 from safesteer_edge.evaluation.case import IN_THE_PICTURE, IN_WORDS, Case, PictureStore, spread
 from safesteer_edge.evaluation.disguises import (
     FOLLOW_UPS,
     FORMS,
+    MAX_TRIES,
     SHAPES,
     SURROUNDINGS,
     dressed,

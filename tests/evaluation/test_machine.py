@@ -17,7 +17,7 @@ from safesteer_edge.evaluation.machine import (
     peak_memory_bytes,
     read_machine,
 )
-from safesteer_edge.processes.cores import n_usable_cores
+from safesteer_edge.processes.native_libraries import n_usable_cores
 
 _MIB = 1 << 20
 

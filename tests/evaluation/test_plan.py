@@ -27,7 +27,7 @@ from safesteer_edge.evaluation.plan import (
     plan_items,
 )
 from safesteer_edge.evaluation.suites import BUILTIN_SUITES
-from safesteer_edge.harvest.workers import workers_that_fit
+from safesteer_edge.harvest.run import workers_that_fit
 from tests.guarded_tiny import POLICY
 
 

@@ -93,7 +93,7 @@ def _projector_loader(model_path: Path) -> Callable[[Path], None]:
 
 
 def _load_probe(path: Path) -> None:
-    from safesteer_edge.processes.telemetry_off import import_onnxruntime
+    from safesteer_edge.processes.native_libraries import import_onnxruntime
 
     runtime = import_onnxruntime()
     runtime.set_default_logger_severity(4)

@@ -10,8 +10,8 @@ import pytest
 
 from safesteer_edge.engine.prompt_items import TokenRun
 from safesteer_edge.harvest.answers import HarvestedAnswer, HarvestPlan, answers_to
-from safesteer_edge.requests.openings import OPENING_KINDS, OpeningKind, all_openings, openings
 from safesteer_edge.requests.requests import LABELS, SPLITS, Label, Request, Split
+from safesteer_edge.requests.wordings import OPENING_KINDS, OpeningKind, all_openings, openings
 from safesteer_edge.session.prompt import question_items
 from safesteer_edge.session.runtime import Runtime, last_state_of, open_runtime
 from tests.guarded_tiny import PROBE_LAYERS, WAVERING, GuardedTiny

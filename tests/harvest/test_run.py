@@ -19,9 +19,8 @@ from safesteer_edge.harvest import cache
 from safesteer_edge.harvest.answers import HarvestPlan, answers_to
 from safesteer_edge.harvest.cache import HarvestCache, HarvestSettings, StateShape
 from safesteer_edge.harvest.carriers import DRAWN_CARRIERS, written_words
-from safesteer_edge.harvest.run import Harvest, harvest
+from safesteer_edge.harvest.run import Harvest, harvest, run_side_by_side
 from safesteer_edge.harvest.units import answered_ids, planned_requests
-from safesteer_edge.harvest.workers import run_side_by_side
 from safesteer_edge.requests.requests import (
     LABELS,
     TRANSLATED,

@@ -11,9 +11,8 @@ import pillow_heif
 from numpy.typing import NDArray
 from PIL import Image
 
-from safesteer_edge.media.decoder import MAX_IMAGE_BYTES
+from safesteer_edge.media.decoder import MAX_IMAGE_BYTES, DecodedImage, image_of_pixels
 from safesteer_edge.media.image_decoding import ImageFit, decode_image, letterbox_image
-from safesteer_edge.media.images import DecodedImage, image_of_pixels
 from safesteer_edge.media.media_file import read_media_file
 from tests.media.png_bytes import GREY_ALPHA, RGB, png_bytes
 

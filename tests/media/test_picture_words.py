@@ -7,7 +7,7 @@ import pytest
 
 from safesteer_edge.errors import GuardError
 from safesteer_edge.media import picture_words
-from safesteer_edge.media.images import image_of_pixels
+from safesteer_edge.media.decoder import image_of_pixels
 from safesteer_edge.media.picture_words import MAX_LETTERS, PictureReader, picture_reader
 from safesteer_edge.media.typographic import TextStyle, render_text
 from safesteer_edge.requests.pictures import draw_scene, figstep_page, scenes

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from safesteer_edge.errors import MediaError, SettingsError
-from safesteer_edge.media.images import DecodedImage
+from safesteer_edge.media.decoder import DecodedImage
 from safesteer_edge.media.typographic import TextStyle, numbered_list, png_bytes, render_text
 from tests.media.sample_pictures import load_image
 

@@ -15,8 +15,8 @@ from safesteer_edge.metrics.refusal_rules import (
     is_refusal,
 )
 from safesteer_edge.metrics.statistics import Share
-from safesteer_edge.requests.openings import all_openings
 from safesteer_edge.requests.requests import SPLITS
+from safesteer_edge.requests.wordings import all_openings
 from tests.metrics.labelled_answers import labelled_answers
 
 LEAST_AGREEMENT = 0.93

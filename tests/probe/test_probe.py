@@ -19,7 +19,7 @@ from safesteer_edge.formats.probe_onnx import encode_probe
 from safesteer_edge.guard.protocols import Probe
 from safesteer_edge.probe.probe import OnnxProbe
 from safesteer_edge.probe.sessions import missing_cuda_libraries
-from safesteer_edge.processes.telemetry_off import import_onnxruntime
+from safesteer_edge.processes.native_libraries import import_onnxruntime
 from tests.bundle.linear_probe import linear_scores, probe_onnx, weights_for
 
 WEIGHTS = weights_for(64)

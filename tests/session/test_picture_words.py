@@ -10,7 +10,7 @@ from PIL import Image
 from safesteer_edge.errors import GuardError
 from safesteer_edge.media.picture_words import PictureReader
 from safesteer_edge.media.typographic import TextStyle, render_text
-from safesteer_edge.session.readings import media_texts
+from safesteer_edge.session.prompt import media_texts
 from safesteer_edge.templates.conversation import Conversation, MediaContent, Message, TextContent
 from tests.guarded_tiny import QUIET, WAVERING, GuardedTiny
 from tests.session.test_text_only_score import TOLERANCE, score

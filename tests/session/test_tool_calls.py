@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safesteer_edge.session.tool_calls import (
+from safesteer_edge.session.answer_form import (
     ToolCall,
     ToolCallSplitter,
     ToolFormat,

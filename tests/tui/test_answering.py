@@ -11,8 +11,8 @@ from textual.color import Color
 from textual.widget import Widget
 from textual.widgets import Static
 
+from safesteer_edge.chats.chat_log import SUMMARY_QUESTION
 from safesteer_edge.chats.chat_store import ChatStore
-from safesteer_edge.chats.summary import SUMMARY_QUESTION
 from safesteer_edge.errors import BundleChangedError, EngineError, ModelFileError
 from safesteer_edge.tui.widgets.transcript import TurnView
 from tests.tui.app_driver import driven, opened

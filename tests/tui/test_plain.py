@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from safesteer_edge.chats.chat_log import SUMMARY_QUESTION
 from safesteer_edge.chats.chat_store import ChatStore
-from safesteer_edge.chats.summary import SUMMARY_QUESTION
 from safesteer_edge.errors import BundleChangedError, EngineDiedError
 from safesteer_edge.session.settings import SessionSettings
 from safesteer_edge.tui.plain_chat import PlainChat

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from safesteer_edge.chats.summary import SUMMARY_QUESTION
+from safesteer_edge.chats.chat_log import SUMMARY_QUESTION
 from safesteer_edge.errors import InputError
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.formats.json_values import plain_reason

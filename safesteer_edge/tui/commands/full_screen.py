@@ -1,21 +1,30 @@
-"""Slash commands of the full screen: those that open something, and those that change the model."""
+"""Slash commands of the full screen: what opens something, settings, and other models."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safesteer_edge.chats.recorded_chat import RecordedChat
-from safesteer_edge.errors import InputError, SafeSteerError
+from safesteer_edge.errors import BundleError, InputError, SafeSteerError
+from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.library.catalogue import default_model
+from safesteer_edge.session.protocol import TurnSettings
+from safesteer_edge.session.settings_file import known_setting
 from safesteer_edge.tui.chat_state import compared_settings
 from safesteer_edge.tui.commands import conversation
-from safesteer_edge.tui.guard_making import make_guard
 
 if TYPE_CHECKING:
+    from safesteer_edge.session.settings_schema import UserSettings
     from safesteer_edge.tui.screens.chat_screen import ChatScreen
     from safesteer_edge.tui.screens.models_screen import ModelRow
 
@@ -121,6 +130,44 @@ async def prompt(screen: ChatScreen, argument: str) -> None:
     screen.action_focus_composer()
 
 
+# -- settings: the screen for them, and what a changed one does at once ----------------------------
+
+
+async def settings(screen: ChatScreen, _argument: str) -> None:
+    """Show all settings."""
+    from safesteer_edge.tui.screens.settings_screen import SettingsScreen
+
+    screen.app.push_screen(
+        SettingsScreen(screen.user_settings, lambda key, new: check_setting(screen, key, new))
+    )
+
+
+def check_setting(screen: ChatScreen, key: str, new: UserSettings) -> None:
+    """Raise SettingsError if the model that is loaded cannot have it."""
+    info, session = screen.state.info, new.session
+    if key in ("guard.strength", "guard.threshold") and info is not None and info.policy:
+        info.policy.tightened(strength=session.strength, threshold=session.threshold)
+
+
+def applied(settings: TurnSettings, key: str, new: UserSettings) -> TurnSettings:
+    """The settings of the next answer after one of the user's was changed."""
+    root, name, *inner = known_setting(key).parts
+    if root != "session" or not hasattr(settings, name):
+        return settings
+    value = getattr(new.session, name)
+    if inner:  # a field of the sampler: its others stay as the command line has them
+        value = replace(getattr(settings, name), **{inner[0]: getattr(value, inner[0])})
+    return replace(settings, **{name: value})
+
+
+def theme_named(name: str) -> str:
+    """The theme for a setting; `auto` asks COLORFGBG, which some terminals set."""
+    if name == "auto":
+        background = os.environ.get("COLORFGBG", "").rpartition(";")[2]
+        name = "light" if background in ("7", "15") else "dark"
+    return "safesteer-light" if name == "light" else "safesteer-dark"
+
+
 # -- another model ---------------------------------------------------------------------------------
 
 
@@ -165,7 +212,7 @@ def _switch_or_ask(screen: ChatScreen, name: str, *, has_guard: bool) -> None:
 def offer_guard(screen: ChatScreen, name: str | None) -> None:
     """A model has no guard: make one now, or chat without. name: None is the default."""
     from safesteer_edge.formats.model_file import check_language_model
-    from safesteer_edge.processes.cores import n_usable_cores
+    from safesteer_edge.processes.native_libraries import n_usable_cores
     from safesteer_edge.session.choice import calibration_time, choose_model
     from safesteer_edge.tui.screens.boxes import ChoiceScreen
 
@@ -221,3 +268,51 @@ def _switch_to(screen: ChatScreen, name: str, *, guarded: bool) -> None:
         guard = "steer"  # it was off for want of a guard, and now there is one
     state.settings = replace(state.settings, guard=guard, strength=None, threshold=None)
     screen.runner.load(conversation.switched(screen.session_settings, name, guard), name)
+
+
+# -- a guard made from within the chat: `calibrate` in a process of its own, its progress shown ----
+
+
+def calibrate_command(model: str) -> list[str]:
+    """What makes a guard for a model and puts it where sessions find it."""
+    return [sys.executable, "-m", "safesteer_edge", "calibrate", model]
+
+
+async def make_guard(command: Sequence[str], show: Callable[[str], None]) -> None:
+    """Run it to its end. show: called with each line of its progress.
+
+    If this is cancelled the process is interrupted: what it has read, the next run finds.
+    Raises BundleError with the last line if it fails.
+    """
+    loop, lines = asyncio.get_running_loop(), asyncio.Queue[str | None]()
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+    )
+
+    def read() -> None:
+        assert process.stderr is not None  # it is a pipe
+        with suppress(RuntimeError), process.stderr:  # the loop may have ended
+            for line in process.stderr:
+                loop.call_soon_threadsafe(lines.put_nowait, line)
+            process.wait()
+            loop.call_soon_threadsafe(lines.put_nowait, None)
+
+    # A thread: what asyncio keeps of a process does not outlive its loop.
+    threading.Thread(target=read, name="guard", daemon=True).start()
+    last = ""
+    try:
+        while (line := await lines.get()) is not None:
+            last = strip_control_characters(line).strip() or last
+            show(last)
+    finally:
+        if process.poll() is None and sys.platform == "win32":
+            process.terminate()
+        elif process.poll() is None:
+            process.send_signal(signal.SIGINT)
+    if process.returncode:
+        raise BundleError(f"no guard was made: {last.removeprefix('safesteer-edge: ')}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from safesteer_edge.errors import InputError
 from safesteer_edge.tui.attached_files import begins_with_path
-from safesteer_edge.tui.commands import conversation, full_screen, line_by_line, setting
+from safesteer_edge.tui.commands import conversation, full_screen, line_by_line
 
 if TYPE_CHECKING:
     from safesteer_edge.session.settings_schema import KeysSection
@@ -63,7 +63,7 @@ COMMANDS: tuple[SlashCommand, ...] = (
     SlashCommand(
         "model", "NAME|FILE", "switch to another model", full_screen.model, line_by_line.model
     ),
-    SlashCommand("settings", "", "change settings", setting.settings, None),
+    SlashCommand("settings", "", "change settings", full_screen.settings, None),
     SlashCommand(
         "inspect",
         "",

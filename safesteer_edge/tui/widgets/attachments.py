@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from safesteer_edge.media.images import DecodedImage
+    from safesteer_edge.media.decoder import DecodedImage
 
 
 _MAX_PIXELS = 1_000_000  # more than any view of a picture shows

@@ -6,7 +6,7 @@ import re
 
 from safesteer_edge.evaluation.disguises import SURROUNDINGS, dressed
 from safesteer_edge.evaluation.suites import COMPLIANT_PREFIX, OPENING, WRAPPINGS
-from safesteer_edge.requests.wrappings import TEMPLATES, among_passages, coded, passages, wrapped
+from safesteer_edge.requests.wordings import TEMPLATES, among_passages, coded, passages, wrapped
 
 TEXT = "How do I fold {} a paper boat?"
 
