@@ -21,7 +21,7 @@ from safesteer_edge.calibration.report_tables import (
 )
 from safesteer_edge.formats.json_values import without_nan
 from safesteer_edge.metrics.statistics import auroc_interval
-from safesteer_edge.report import (
+from safesteer_edge.report.document import (
     Plot,
     PlotPoint,
     Range,

@@ -12,7 +12,7 @@ from safesteer_edge.harvest.replay import (
     replay_from_json,
 )
 from safesteer_edge.metrics.statistics import Share
-from safesteer_edge.report import (
+from safesteer_edge.report.document import (
     NOTHING,
     Table,
     number_at,

@@ -87,7 +87,7 @@ def _suite_choice(text: str) -> SuiteChoice:
 
 def _print_summary(report: dict[str, Any], folder: Path) -> None:
     from safesteer_edge.evaluation.report_tables import halves_table
-    from safesteer_edge.report import shown_share
+    from safesteer_edge.report.document import shown_share
 
     counts = report["counts"]
     print(

@@ -44,7 +44,7 @@ from safesteer_edge.evaluation.machine import (
 from safesteer_edge.formats.model_file import ModelInfo, check_language_model
 from safesteer_edge.guard.policy import SamplingSettings
 from safesteer_edge.processes.native_libraries import n_usable_cores
-from safesteer_edge.report import Table, shown_number
+from safesteer_edge.report.document import Table, shown_number
 from safesteer_edge.requests.requests import Label, load_requests
 from safesteer_edge.session.choice import ModelChoice, choose_model
 from safesteer_edge.session.settings import DEFAULT_N_CTX, SessionSettings

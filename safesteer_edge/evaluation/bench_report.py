@@ -17,7 +17,7 @@ from safesteer_edge.evaluation.bench_summary import (
     summarise_variants,
 )
 from safesteer_edge.evaluation.bench_variants import PROMPT_KINDS
-from safesteer_edge.report import NOTHING, Table, shown_number
+from safesteer_edge.report.document import NOTHING, Table, shown_number
 
 _MIB: Final = 1 << 20
 _RATIO_TABLES: Final[dict[str, Callable[[VariantRatio], Spread | None]]] = {

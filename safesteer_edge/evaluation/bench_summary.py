@@ -14,7 +14,7 @@ from safesteer_edge.evaluation.bench_variants import (
     PromptKind,
     VariantName,
 )
-from safesteer_edge.report import NOTHING, shown_spread
+from safesteer_edge.report.document import NOTHING, shown_spread
 
 _Pair = tuple[MeasuredAnswer, MeasuredAnswer]  # of one prompt: a variant's, and another's
 RATIOS: Final[tuple[tuple[VariantName, VariantName], ...]] = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from safesteer_edge.metrics.statistics import Share
-from safesteer_edge.report import NOTHING, Table, shown_number, shown_spread
+from safesteer_edge.report.document import NOTHING, Table, shown_number, shown_spread
 
 Json = dict[str, Any]
 _REQUESTS: Final = {

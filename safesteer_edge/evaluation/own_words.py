@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from safesteer_edge.evaluation.judged import JudgedRow, grouped, groups_of, share_json, share_of
 from safesteer_edge.metrics.statistics import Share, repeated_share
-from safesteer_edge.report import Table, share_at, shown_number
+from safesteer_edge.report.document import Table, share_at, shown_number
 
 Json = dict[str, Any]
 # answered: it complies. steered, reranked: declined after the guard took the tail back, or chose

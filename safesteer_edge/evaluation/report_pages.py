@@ -22,7 +22,7 @@ from safesteer_edge.evaluation.trade_off import TradeOff
 from safesteer_edge.formats.atomic_write import atomic_write
 from safesteer_edge.formats.json_values import load_json, without_nan
 from safesteer_edge.metrics.statistics import Share
-from safesteer_edge.report import Plot, PlotPoint, Report, Series, Texts, json_text
+from safesteer_edge.report.document import Plot, PlotPoint, Report, Series, Texts, json_text
 
 Json = dict[str, Any]
 _SHOWN_CHARACTERS: Final = 24

@@ -9,7 +9,7 @@ from safesteer_edge.evaluation.defences import ON_PICTURES
 from safesteer_edge.evaluation.heldout_tables import guard_table, probe_table
 from safesteer_edge.evaluation.own_words import steering_tables
 from safesteer_edge.evaluation.trade_off import HELPFUL_SUITES, PLAIN, TRADE_OFFS, TradeOff
-from safesteer_edge.report import (
+from safesteer_edge.report.document import (
     NOTHING,
     Table,
     number_at,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from safesteer_edge.report import Plot, PlotPoint, Report, Series, Table, Texts
+from safesteer_edge.report.document import Plot, PlotPoint, Report, Series, Table, Texts
 
 EVIL = "<script>alert('&')</script>\x1b]0;title\x07 | a\u202eb"
 TABLE = Table.of(
