@@ -66,8 +66,8 @@ _N_FITS_OF_ALL_FORMS: Final = 60
 _N_STEPS: Final = 300
 _N_TRIED_ROWS: Final = 2000
 _N_TRIED_STEPS: Final = 10
-# Own answers that `choose_openings` costs, by their tokens: 400 and 570 on two models.
-_N_OPENING_ANSWERS: Final = 480
+# Own answers that `choose_openings` costs, by their tokens: 530 and 760 on two models.
+_N_OPENING_ANSWERS: Final = 640
 
 
 def make_bundle(

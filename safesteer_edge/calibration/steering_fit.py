@@ -31,7 +31,7 @@ from safesteer_edge.harvest.carriers import Carrier, carried_items
 from safesteer_edge.harvest.replay import FalseAlarmTargets
 from safesteer_edge.harvest.run import Progress
 from safesteer_edge.metrics.refusal_rules import classify_answer, is_refusal
-from safesteer_edge.requests.requests import Request, spread
+from safesteer_edge.requests.requests import Label, Request, spread
 from safesteer_edge.session.runtime import Runtime, open_runtime
 from safesteer_edge.session.settings import SessionSettings
 
@@ -46,7 +46,7 @@ _OPENINGS: Final = (
     "I cannot provide",
     "I'm not going to",
 )
-N_TRIED: Final = 24  # requests of a label
+N_TRIED: Final[dict[Label, int]] = {"harmful": 48, "harmless": 16}
 _N_TOKENS: Final = 60  # behind an opening: some decline first, and comply later
 _N_OWN_TOKENS: Final = 6  # of its own refusals, as an opening
 _LEAST_OWN: Final = 3  # refusals that begin alike
@@ -87,13 +87,13 @@ def choose_openings(
 ) -> ChosenOpenings:
     """The openings behind which this model declines in own words, the best first, and the trial.
 
-    Of those that mostly lead to a refusal, the one comes first that does so most often. Where even
-    the best do not last, answers end with their first sentence.
-    Costs some 350 answers of 60 tokens, many at once. Without harmful requests, or where none
+    Of those that mostly lead to a refusal, the one comes first that does so most often, with its
+    first sentence and to its end. Where even the best do not last, answers end with that sentence.
+    Costs some 450 answers of 60 tokens, many at once. Without harmful requests, or where none
     serves: none.
     """
     pairs = [request for request in requests if request.pair_id is not None]
-    tried = spread(pairs, {"harmful": N_TRIED, "harmless": N_TRIED})
+    tried = spread(pairs, N_TRIED)
     if not any(request.label == "harmful" for request in tried):
         return ChosenOpenings((), 0, [])
     with ExitStack() as undo:
@@ -119,11 +119,10 @@ def choose_openings(
         if declined(trial) >= _LEAST_DECLINED
         and (trial.own_words >= _LEAST_OWN_WORDS or trial.opening in own)
     ]
-    # Where first sentences are alike, the one that lasts: the others comply in the second one.
+    # One whose first sentence declines and the rest does not is easily led on: both count.
     good.sort(
         key=lambda trial: (
-            -declined(trial),
-            -trial.declined,
+            -(trial.declined + trial.declined_at_once),
             -trial.twins_answered,
             len(trial.opening),
         )

@@ -44,6 +44,9 @@ _BESIDE_SHARE: Final = 0.15
 _WRAPPED_SHARE: Final = 0.25
 _WRAPPED_SHARE_UNANSWERED: Final = 0.5
 _WRAPPED_SHARE_IN_BATCHES: Final = 0.5  # beside the plain text: how it is put must say nothing
+# So many of these are answered where the plain text is: what is said must be judged best where the
+# prompt does not show the harm, and limits that know plain questions alone alarm at other words.
+_WRAPPED_SHARE_ANSWERED: Final = 0.5
 # Where requests are read in batches also behind an exchange about something else, and all of those
 # that people make of what was said: "Go on." was harmful to a probe of first messages alone.
 _LATER_SHARE: Final = 0.15
@@ -153,9 +156,12 @@ def _pieces(planned: PlannedRequest, answered: Collection[str]) -> list[PlannedR
     if planned.carrier not in TEXT_CARRIERS:
         return [planned] if is_answered else []
     known = replace(planned, piece="known", is_answered=planned.carrier == "text")
-    if planned.carrier != "text" or not is_answered:
+    is_wrapped = planned.carrier == "wrapped"
+    if is_wrapped and _share("wrapped answer", planned.request) >= _WRAPPED_SHARE_ANSWERED:
         return [known]
-    return [known, replace(planned, piece="own")]
+    if not is_answered or not (is_wrapped or planned.carrier == "text"):
+        return [known]
+    return [known, replace(planned, piece="own", is_answered=True)]
 
 
 def _carriers(

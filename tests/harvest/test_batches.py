@@ -98,6 +98,21 @@ def test_pairs_stay_together_in_what_is_read(guarded_tiny: GuardedTiny, tmp_path
     assert len({e.request.id for e in planned if e.request.label == "ordinary"}) == 40
 
 
+def test_a_quarter_of_the_answered_requests_is_answered_among_other_words_too(
+    guarded_tiny: GuardedTiny, tmp_path: Path
+):
+    requests = [made_up_request(label, n) for label in LABELS for n in range(100)]
+    _, planned = planned_requests(in_batches(guarded_tiny, tmp_path, n_answered=50), requests)
+    own = [unit for unit in planned if unit.piece == "own"]
+    plain, wrapped = (
+        {unit.request.id for unit in own if unit.carrier == carrier}
+        for carrier in ("text", "wrapped")
+    )
+    assert wrapped < plain and {unit.carrier for unit in own} == {"text", "wrapped"}
+    assert 0.15 < len(wrapped) / len(plain) < 0.35
+    assert all(unit.is_answered for unit in own)
+
+
 def test_what_people_write_next_is_read_behind_an_exchange_about_something_else(
     guarded_tiny: GuardedTiny, tmp_path: Path
 ):
