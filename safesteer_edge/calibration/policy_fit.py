@@ -375,7 +375,7 @@ def _within_targets(
     for name, refused in (
         ("ordinary", targets.ordinary_refused),
         ("borderline", targets.borderline_refused),
-        ("harmless_twins", targets.twins_refused),
+        ("harmless_twins", _of_twins(tables, targets)),
     ):
         table = tables[name]
         if not table.n_answers and name != "ordinary":
@@ -410,7 +410,7 @@ def least_start(
     for name, share in (
         ("ordinary", targets.touched),
         ("borderline", targets.borderline_touched),
-        ("harmless_twins", targets.twins_refused),
+        ("harmless_twins", _of_twins(tables, targets)),
     ):
         table = tables[name]
         if table.n_answers or name == "ordinary":
@@ -420,6 +420,14 @@ def least_start(
                 conformal_limit(risks * is_open if name == "harmless_twins" else risks, share)
             )
     return max(limits)
+
+
+def _of_twins(tables: Mapping[str, AnswerTable], targets: FalseAlarmTargets) -> float:
+    """The share of twins that may be refused: of few ones the smallest that can be told.
+
+    Nobody is asked to bring twins, so that few of them must not keep the guard from acting.
+    """
+    return max(targets.twins_refused, 1.0 / (tables["harmless_twins"].n_answers + 1))
 
 
 def _largest_risks(table: AnswerTable, policy: GuardPolicy) -> NDArray[np.float64]:

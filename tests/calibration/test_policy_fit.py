@@ -126,6 +126,14 @@ def test_what_a_twins_answer_says_refuses_few_that_the_prompt_does_not(seed: int
     assert share_refused(list(ours), loose) >= share_refused(list(ours), policy)
 
 
+def test_few_twins_do_not_keep_the_guard_from_acting():
+    scores = made_up_scores(4)
+    few = replace(scores, harmless_twins=scores.harmless_twins[:6])
+    choice = choose_policy(few, TARGETS)
+    assert choice.policy.risk_limit < 1.0
+    assert choice.refused.harmful > 0.5
+
+
 def test_the_shares_it_reports_are_those_of_its_policy():
     scores = made_up_scores(3)
     choice = choose_policy(scores, TARGETS)
