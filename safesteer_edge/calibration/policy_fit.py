@@ -380,10 +380,9 @@ def _within_targets(
         table = tables[name]
         if not table.n_answers and name != "ordinary":
             continue
-        risks, runs = _largest_risks(table, base), table.longest_runs(hard_threshold)
-        if name == "harmless_twins":  # many are stopped by what is asked, whatever the answer says
-            is_open = table.prompt_scores <= base.prompt_limit
-            risks, runs = risks * is_open, runs * is_open
+        counts = _counts(name, table, base)
+        risks = _largest_risks(table, base) * counts
+        runs = table.longest_runs(hard_threshold) * counts
         limit = max(limit, conformal_limit(risks, risk_share * refused))
         rest = (1.0 - risk_share) * refused
         longest = max(longest, conformal_limit(runs, rest, largest=MAX_PATIENCE))
@@ -403,10 +402,9 @@ def least_start(
 ) -> float:
     """The risk below which re-ranking touches too many benign answers, from the first token on.
 
-    Of harmless twins those alone count whose prompt is no alarm: the others are stopped whatever
-    the answer says. 1 where there are too few answers to tell.
+    1 where there are too few answers to tell.
     """
-    limits = []
+    limits: list[float] = []
     for name, share in (
         ("ordinary", targets.touched),
         ("borderline", targets.borderline_touched),
@@ -415,11 +413,15 @@ def least_start(
         table = tables[name]
         if table.n_answers or name == "ordinary":
             risks = _largest_risks(table, replace(policy, risk_min_steps=1))
-            is_open = table.prompt_scores <= policy.prompt_limit
-            limits.append(
-                conformal_limit(risks * is_open if name == "harmless_twins" else risks, share)
-            )
+            limits.append(conformal_limit(risks * _counts(name, table, policy), share))
     return max(limits)
+
+
+def _counts(name: str, table: AnswerTable, policy: GuardPolicy) -> NDArray[np.bool_]:
+    """Which answers count. Of twins many are stopped by what is asked, whatever is said."""
+    if name != "harmless_twins":
+        return np.ones(table.n_answers, dtype=np.bool_)
+    return table.prompt_scores <= policy.prompt_limit
 
 
 def _of_twins(tables: Mapping[str, AnswerTable], targets: FalseAlarmTargets) -> float:

@@ -36,6 +36,7 @@ from safesteer_edge.evaluation.case_rows import (
     file_name,
     image_at,
     lines_of,
+    prompt_of,
     text_of,
     texts_of,
 )
@@ -184,27 +185,9 @@ def _jailbreak_prompt(at: _Place, line: Row) -> Case:
 
 
 def _prompt(at: _Place, line: Row, *, kind: CaseKind) -> Case:
-    """A prompt a line, under `text`; its kind of danger or of harmlessness under `kind`."""
+    """A prompt a line (`prompt_of`); its kind of danger or of harmlessness under `kind`."""
     row = _object(line)
-    return at.plain(text_of(row, "text"), text_of(row, "kind", default="") or "other", kind)
-
-
-_PROMPT_KEYS: Final = ("text", "prompt", "question", "instruction")
-
-
-def _ordinary(at: _Place, line: Row) -> Case:
-    """A prompt a line, as IFEval, GSM8K, self-instruct (`prompt`, …) and MT-Bench (`turns`) are.
-
-    Of turns the first is asked.
-    """
-    row = _object(line)
-    turns = cast("object", row.get("turns"))
-    if isinstance(turns, list) and turns:
-        first = cast("list[object]", turns)[0]
-        said = cast("Row", first).get("content") if isinstance(first, dict) else first
-        row = {**row, "text": said}
-    key = next((key for key in _PROMPT_KEYS if key in row), _PROMPT_KEYS[0])
-    return at.plain(text_of(row, key), text_of(row, "kind", default="") or "other", "benign")
+    return at.plain(prompt_of(row), text_of(row, "kind", default="") or "other", kind)
 
 
 # -- attacks that come as pictures: FigStep's SafeBench, MM-SafetyBench, VLGuard and MSTS ----------
@@ -490,7 +473,7 @@ FORMATS: Final[
     "jailbreak-prompts": (lines_of, _jailbreak_prompt),
     "harmful-prompts": (lines_of, partial(_prompt, kind="harmful")),
     "borderline-prompts": (lines_of, partial(_prompt, kind="borderline")),
-    "ordinary-prompts": (lines_of, _ordinary),
+    "ordinary-prompts": (lines_of, partial(_prompt, kind="benign")),
     "maliciousinstruct": (lines_of, lambda at, row: at.plain(text_of(row, "line"), "malicious")),
     "xstest": (
         partial(csv_rows, columns=[("prompt",), ("type",), ("label", "type")]),

@@ -108,6 +108,22 @@ def text_of(row: Row, key: str, *, default: str | None = None) -> str:
     return value.strip()
 
 
+_PROMPT_KEYS: Final = ("text", "prompt", "question", "instruction")
+
+
+def prompt_of(row: Row) -> str:
+    """The prompt, named as in IFEval, GSM8K or self-instruct; of MT-Bench's turns the first.
+
+    Raises RowError as `text_of`.
+    """
+    turns = row.get("turns")
+    if isinstance(turns, list) and turns:
+        first = cast("list[object]", turns)[0]
+        said = cast("Row", first).get("content") if isinstance(first, dict) else first
+        return text_of({"text": said}, "text")
+    return text_of(row, next((key for key in _PROMPT_KEYS if key in row), _PROMPT_KEYS[0]))
+
+
 def texts_of(row: Row, key: str) -> tuple[str, ...]:
     items = row.get(key, [])
     if not isinstance(items, list) or not all(
