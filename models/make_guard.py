@@ -1,19 +1,26 @@
 """Make the guard bundle of a model as it ships, from the project's own requests.
 
-    python models/make_guard.py smollm2-135m-instruct
-    python models/make_guard.py qwen2.5-coder-1.5b-instruct [MODEL.gguf]
+    python models/make_guard.py smollm2-135m-instruct --advbench harmful_behaviors.csv
+    python models/make_guard.py qwen2.5-coder-1.5b-instruct --model MODEL.gguf
 
 The default's is a standard calibration without drawn requests: the model does not read drawn words,
-so no vector can help it, and ordinary questions about pictures are read all the same. The others'
-are quick ones. A file is needed where the model is not in the user's model folder. Needs the extra
-`calibration`, and for the default `default-model`. The test split decides nothing: its answers are
-recorded for `verify` at the end, and `safesteer-edge measure` and `eval` measure the result on it.
+so no vector can help it, and ordinary questions about pictures are read all the same. It declines
+nothing by itself, and what it is asked most bluntly our own requests have least of: it also learns
+from every eighth request of AdvBench (MIT, https://github.com/llm-attacks/llm-attacks,
+data/advbench). All of them would make an alarm of each order that begins with a verb. The others'
+are quick calibrations. A file is needed where the model is not in the user's model folder.
+
+Needs the extra `calibration`, and for the default `default-model`. The test split decides nothing:
+its answers are recorded for `verify` at the end, and `safesteer-edge measure` and `eval` measure
+the result on it.
 """
 
 from __future__ import annotations
 
+import argparse
+import csv
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,11 +31,24 @@ from safesteer_edge.calibration.settings import (
     package_requests,
     with_pictures,
 )
+from safesteer_edge.harvest.replay import FalseAlarmTargets
+from safesteer_edge.requests.requests import Request
 from safesteer_edge.session.settings import SessionSettings
 
-# Effort, name of the bundle, and what of the effort's plan is different.
-RECIPES: Final[dict[str, tuple[EffortName, str, dict[str, Any]]]] = {
-    "smollm2-135m-instruct": (
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """plan: what of the effort's plan is different. advbench_step: each so many-th row; 0: none."""
+
+    effort: EffortName
+    bundle: str
+    plan: dict[str, Any]
+    targets: FalseAlarmTargets = field(default_factory=FalseAlarmTargets)
+    advbench_step: int = 0
+
+
+RECIPES: Final[dict[str, Recipe]] = {
+    "smollm2-135m-instruct": Recipe(
         "standard",
         "smollm2-135m-instruct-q4_1",
         {
@@ -38,9 +58,11 @@ RECIPES: Final[dict[str, tuple[EffortName, str, dict[str, Any]]]] = {
             "n_answered_benign": 210,
             "draws": False,
         },
+        FalseAlarmTargets(borderline_refused=0.04),
+        advbench_step=8,
     ),
-    "qwen2.5-coder-0.5b-instruct": ("quick", "qwen2.5-coder-0.5b-instruct", {}),
-    "qwen2.5-coder-1.5b-instruct": (
+    "qwen2.5-coder-0.5b-instruct": Recipe("quick", "qwen2.5-coder-0.5b-instruct", {}),
+    "qwen2.5-coder-1.5b-instruct": Recipe(
         "quick",
         "qwen2.5-coder-1.5b-instruct",
         {"n_read": 650, "n_read_borderline": 450, "n_read_ordinary": 300, "n_read_translated": 8},
@@ -48,21 +70,38 @@ RECIPES: Final[dict[str, tuple[EffortName, str, dict[str, Any]]]] = {
 }
 
 
-def main(name: str, model: str) -> None:
+def main(name: str, model: str, advbench: Path | None) -> None:
     """Calibrate and write the bundle."""
-    effort, bundle, plan = RECIPES[name]
+    recipe = RECIPES[name]
+    requests = package_requests()
     session = SessionSettings(model=model)
-    settings = default_settings(session, name=bundle, effort=effort)
+    if recipe.effort == "standard":
+        requests = with_pictures(session, requests)
+    if recipe.advbench_step:
+        if advbench is None:
+            sys.exit(f"{name} is made with --advbench harmful_behaviors.csv")
+        requests = (*requests, *advbench_requests(advbench, recipe.advbench_step))
+    settings = default_settings(session, name=recipe.bundle, effort=recipe.effort)
     settings = replace(
         settings,
-        harvest=replace(settings.harvest, plan=replace(settings.harvest.plan, **plan)),
+        harvest=replace(settings.harvest, plan=replace(settings.harvest.plan, **recipe.plan)),
         effort=replace(settings.effort, tries_vector=False),
+        targets=recipe.targets,
     )
-    requests = package_requests()
-    if effort == "standard":
-        requests = with_pictures(session, requests)
     folder = Path(__file__).parent / name / "guard"
     print(f"wrote {make_bundle(folder, settings, requests, _show_progress)}")
+
+
+def advbench_requests(path: Path, step: int) -> tuple[Request, ...]:
+    """Each step-th of AdvBench's requests: column `goal`, or `Behavior` as HarmBench packs it."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    texts = [(row.get("goal") or row["Behavior"]).strip() for row in rows]
+    return tuple(
+        Request(f"advbench-{index}", text, "harmful", "advbench", "train", "en")
+        for index, text in enumerate(texts)
+        if index % step == 0
+    )
 
 
 def _show_progress(what: str, n_done: int, n_total: int) -> None:
@@ -71,4 +110,9 @@ def _show_progress(what: str, n_done: int, n_total: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[-1])
+    parser = argparse.ArgumentParser(description="Make the guard bundle of a model as it ships.")
+    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("--model", metavar="FILE.gguf", help="default: the catalogue's, by name")
+    parser.add_argument("--advbench", metavar="FILE.csv", type=Path)
+    options = parser.parse_args()
+    main(options.name, options.model or options.name, options.advbench)

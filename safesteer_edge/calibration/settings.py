@@ -257,7 +257,7 @@ def targets_for(share: float | None) -> FalseAlarmTargets:
         )
     return replace(
         usual,
-        touched=share / 2,
+        touched=share,
         ordinary_refused=share / 2,
         borderline_refused=max(share, usual.borderline_refused),
         borderline_touched=max(share, usual.borderline_touched),
