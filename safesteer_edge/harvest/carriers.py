@@ -261,7 +261,7 @@ def _wrapped(request: Request, number: int) -> str:
             return wording.format(" ".join(words[:half]), " ".join(words[half:]))
         case 5 | 6:
             return _surrounded(request, number)
-        case 7 if request.pair_id is None:
+        case 7 if request.label in ("borderline", "ordinary"):
             # Sentences are read by themselves: a long prompt need not tell harm, but not alarm.
             return among_passages(request.text, number // 90)
         case _:
