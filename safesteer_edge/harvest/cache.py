@@ -99,8 +99,11 @@ class HarvestCache:
     def put(self, key: str, answers: Sequence[HarvestedAnswer], shape: StateShape) -> None:
         """Keep the answers to one request; their states are those of all of `shape.layers`.
 
-        Raises CacheError where the disk is full or fails.
+        What is there stays: a worker whose parent was killed ends its batch beside the next run,
+        which may have read its own. Raises CacheError where the disk is full or fails.
         """
+        if self.has(key):
+            return
         blocks = [_blocks(answer, shape) for answer in answers]
         header = {
             "n_embd": shape.n_embd,

@@ -188,6 +188,16 @@ def test_a_disk_that_fills_up_on_the_way_is_one_clear_line(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_another_run_has_kept_already_stays(tmp_path: Path):
+    cache, request = HarvestCache(tmp_path), made_up_request("ordinary", 1)
+    for value in (1.0, 2.0):
+        cache.put(
+            "key", [made_up_answer(np.full((30, 4), value), request)], StateShape((0,), (), 4)
+        )
+    (found,) = cache.get("key", request, "text", (0,))
+    assert np.unique(found.states).tolist() == [1.0]
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "no header"])
 def test_a_damaged_file_is_told_by_name(tmp_path: Path, damage: str):
     cache = HarvestCache(tmp_path)
