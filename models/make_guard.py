@@ -18,7 +18,6 @@ the result on it.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from safesteer_edge.calibration.settings import (
     package_requests,
     with_pictures,
 )
+from safesteer_edge.evaluation.case_rows import csv_rows, text_of
 from safesteer_edge.harvest.replay import FalseAlarmTargets
 from safesteer_edge.requests.requests import Request
 from safesteer_edge.session.settings import SessionSettings
@@ -94,9 +94,8 @@ def main(name: str, model: str, advbench: Path | None) -> None:
 
 def advbench_requests(path: Path, step: int) -> tuple[Request, ...]:
     """Each step-th of AdvBench's requests: column `goal`, or `Behavior` as HarmBench packs it."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    texts = [(row.get("goal") or row["Behavior"]).strip() for row in rows]
+    rows = csv_rows(path, [("goal", "Behavior")])
+    texts = [text_of(row, "goal") for _, row in rows]
     return tuple(
         Request(f"advbench-{index}", text, "harmful", "advbench", "train", "en")
         for index, text in enumerate(texts)
