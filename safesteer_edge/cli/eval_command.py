@@ -125,9 +125,11 @@ def run_bench_command(options: argparse.Namespace) -> int:
         cost_to_text,
         measure_contexts,
         measure_cost,
+        measure_parallel,
         run_bench,
     )
     from safesteer_edge.evaluation.bench_report import bench_to_json, bench_to_text
+    from safesteer_edge.evaluation.bench_summary import shown_ratio
 
     session = session_settings(options, _BENCHED)
     settings = BenchSettings(
@@ -154,6 +156,11 @@ def run_bench_command(options: argparse.Namespace) -> int:
             ratios = measure_cost(name, settings, narrate=narrate)
             value = {"ratios": [asdict(ratio) for ratio in ratios]}
             text = cost_to_text(name, ratios)
+        elif options.parallel:
+            ratio = measure_parallel(options.parallel, settings, narrate=narrate)
+            value = {"n_parallel": options.parallel, "tokens_per_second": asdict(ratio)}
+            what = f"{options.parallel} clients at a time, in all, over one client alone"
+            text = f"{what}: {shown_ratio(ratio)} of the tokens a second\n"
         elif options.context:
             costs = measure_contexts(settings, narrate=narrate)
             value, text = {"contexts": list(map(asdict, costs))}, contexts_to_text(costs)
@@ -278,6 +285,12 @@ BENCH = Command(
             "--serve",
             "measure what it costs to ask a server instead",
             action="store_true",
+        ),
+        Argument(
+            "--parallel",
+            "measure what N clients get of a server that answers N at a time",
+            int,
+            metavar="N",
         ),
         Argument(
             "--context",

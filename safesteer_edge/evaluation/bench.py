@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 import re
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +29,7 @@ from safesteer_edge.evaluation.bench_variants import (
     PROMPT_KINDS,
     VARIANTS,
     BenchPrompt,
+    BenchServer,
     MeasuredAnswer,
     PromptKind,
     Variant,
@@ -258,6 +261,42 @@ def cost_to_text(name: Literal["isolated", "served"], ratios: tuple[VariantRatio
     )
     what = {"isolated": "The engine in a process of its own", "served": "The server, from a client"}
     return f"{what[name]}, over the engine in this process\n" + "".join(lines)
+
+
+def measure_parallel(
+    n_parallel: int, settings: BenchSettings, *, narrate: Callable[[str], None] = lambda _: None
+) -> Spread:
+    """Tokens a second of so many clients in all, of a server that answers as many at a time.
+
+    Over those of one client of a server that answers one at a time; each repeat is one ratio.
+    Raises SettingsError, ModelFileError, EngineError.
+    """
+    if n_parallel < 2:
+        raise SettingsError(f"parallel is {n_parallel!r}; expected at least 2")
+    prompts = choose_prompts(settings.n_prompts)
+    choice = choose_model(settings.model)
+    session = bench_session(settings, choice, check_language_model(choice.path))
+    # Cores are shared out among the engines, but for a number that was asked for.
+    shared = replace(session, n_threads=settings.n_threads)
+
+    def speed(server: BenchServer, n_clients: int, repeat: int) -> float:
+        started_s = time.perf_counter()
+        with ThreadPoolExecutor(n_clients) as clients:
+            answers = list(clients.map(lambda prompt: server.answer(prompt, repeat), prompts))
+        n_tokens = sum(len(answer.token_times_s) for answer in answers)
+        return n_tokens / (time.perf_counter() - started_s)
+
+    ratios: list[float] = []
+    with (
+        closing(BenchServer(session)) as alone,
+        closing(BenchServer(shared, n_parallel)) as several,
+    ):
+        for repeat in range(-1, settings.n_repeats):  # the first pages the model in
+            narrate(f"repeat {repeat + 1} of {settings.n_repeats}")
+            one, all_together = speed(alone, 1, repeat), speed(several, n_parallel, repeat)
+            if repeat >= 0:
+                ratios.append(all_together / one)
+    return spread(ratios)
 
 
 # -- what the guard costs as the context grows -----------------------------------------------------

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -120,7 +121,7 @@ def open_variant(name: VariantName, session: SessionSettings) -> Variant:
         chat = ReferenceChat(reference)
         return Variant({}, partial(_reference_answer, name, chat), chat.close)
     if name == "served":
-        server = _Server(session)
+        server = BenchServer(session)
         return Variant({}, server.answer, server.close)
     guard = "off" if name == "off" else "steer"
     rerank = "eager" if name == "eager" else "lazy"
@@ -178,12 +179,16 @@ def over_whole(answer: MeasuredAnswer) -> MeasuredAnswer:
     return replace(answer, token_times_s=tuple(times_s[-1] * (i + 1) / n for i in range(n)))
 
 
-class _Server:
-    """`safesteer-edge serve` in a process of its own, and a client that streams its answers."""
+class BenchServer:
+    """`safesteer-edge serve` in a process of its own, and a client that streams its answers.
 
-    def __init__(self, session: SessionSettings) -> None:
+    Several threads may ask it.
+    """
+
+    def __init__(self, session: SessionSettings, n_parallel: int = 1) -> None:
         flags = {
             "--port": 0,
+            "--parallel": n_parallel,
             "--model": session.model,
             "--bundle": session.bundle,
             "--ctx": session.n_ctx,
@@ -203,8 +208,7 @@ class _Server:
         if found is None:
             self.close()
             raise EngineError(f"the server did not start: {log.strip()[-400:]!r}")
-        self._model = found[2]
-        self._connection = http.client.HTTPConnection(found[1], timeout=600)
+        self._address, self._model = found[1], found[2]
         threading.Thread(target=self._hear, daemon=True).start()
 
     def _hear(self) -> None:
@@ -222,19 +226,19 @@ class _Server:
         texts: list[str] = []
         first_text_s, usage, finish_reason = 0.0, dict[str, Any](), ""
         started_s = time.perf_counter()
-        self._connection.request("POST", "/v1/chat/completions", json.dumps(body))
-        for line in self._connection.getresponse():
-            if not line.startswith(b"data: {"):
-                continue
-            chunk: dict[str, Any] = json.loads(line[len(b"data: ") :])
-            usage = chunk.get("usage") or usage
-            for choice in chunk["choices"]:
-                finish_reason = choice["finish_reason"] or finish_reason
-                if text := choice["delta"].get("content"):
-                    first_text_s = first_text_s or time.perf_counter() - started_s
-                    texts.append(text)
-        elapsed_s = time.perf_counter() - started_s
-        self._connection.close()  # until the next answer the server may have done so
+        with closing(http.client.HTTPConnection(self._address, timeout=600)) as connection:
+            connection.request("POST", "/v1/chat/completions", json.dumps(body))
+            for line in connection.getresponse():
+                if not line.startswith(b"data: {"):
+                    continue
+                chunk: dict[str, Any] = json.loads(line[len(b"data: ") :])
+                usage = chunk.get("usage") or usage
+                for choice in chunk["choices"]:
+                    finish_reason = choice["finish_reason"] or finish_reason
+                    if text := choice["delta"].get("content"):
+                        first_text_s = first_text_s or time.perf_counter() - started_s
+                        texts.append(text)
+            elapsed_s = time.perf_counter() - started_s
         n_tokens = int(usage["completion_tokens"])
         return MeasuredAnswer(
             variant="served",

@@ -294,6 +294,7 @@ def test_a_thousand_requests_with_cancels_and_dying_engines_keep_their_answers(
     several = ["--queue", "64", "--parallel", str(n_parallel)]
     server = start_tiny(guarded_tiny.bundle(QUIET), *several)
     expected = alone(server, 16)
+    run([Client(server, number, 8, expected) for number in range(16)])  # its threads and buffers
     clients = [Client(server, number, 63, expected) for number in range(16)]
     is_over = threading.Event()
     kills: list[int] = []
@@ -317,9 +318,12 @@ def test_a_thousand_requests_with_cancels_and_dying_engines_keep_their_answers(
     killer.join()
     counts = ("n_right", "n_cancelled", "n_engine_errors")
     print({name: sum(getattr(client, name) for client in clients) for name in counts}, len(kills))
-    print("MiB of the server before and after:", memory_before, memory_of(server))
+    memory_after = memory_of(server)
+    print("MiB of the server before and after:", memory_before, memory_after)
+    assert memory_after <= 1.05 * memory_before
     assert [wrong for client in clients for wrong in client.wrong] == []
-    assert server.chat("Still there?").status == 200
+    # Those killed a moment ago may be met by one request each, which is told so.
+    assert 200 in {server.chat("Still there?").status for _ in range(n_parallel + 1)}
     assert "Traceback" not in "".join(server.log)
     server.stop()
 
