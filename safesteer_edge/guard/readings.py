@@ -108,6 +108,14 @@ def combined_score(
     return best
 
 
+def stands_out(score: float, curves: ReadingCurves) -> bool:
+    """Whether a sentence, in its place, scores higher than half of all benign prompts.
+
+    True for what is no score: nobody can tell, so it is read.
+    """
+    return not is_score(score) or _logit(score) > curves.typed[0]
+
+
 def readings_of(text: str, earlier: Sequence[str] = ()) -> list[Reading]:
     """What is read beside a message as it was typed; a plain sentence: nothing.
 

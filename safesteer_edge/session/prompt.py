@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from safesteer_edge.engine.main_sequence import to_entries
 from safesteer_edge.engine.model import NativeModel
@@ -24,7 +23,7 @@ from safesteer_edge.engine.prompt_items import (
 from safesteer_edge.errors import MediaError
 from safesteer_edge.formats.display_text import strip_control_characters
 from safesteer_edge.guard.events import MediaPrepared
-from safesteer_edge.guard.readings import Reading, readings_of
+from safesteer_edge.guard.readings import Reading, ReadingCurves, readings_of, stands_out
 from safesteer_edge.media.decoder import DecodedImage, DecodedSound
 from safesteer_edge.templates.conversation import Conversation, MediaContent, Message
 from safesteer_edge.templates.prompt_parts import MediaPart, render_parts
@@ -145,8 +144,9 @@ def _size(event: MediaPrepared) -> str:
 
 
 # -- what a turn reads beside its prompt: which texts, as which tokens, and how many of them -------
-# All of a short message's sentences are read alone. Of a long one those are whose mean states
-# within the prompt score highest, up to a quarter of the prompt's tokens.
+# A sentence is read alone where its mean state within the prompt scores higher than half of all
+# benign prompts do: of harmful ones next to none score lower. Of many, those that score highest
+# are, up to a quarter of the prompt's tokens.
 
 _LEAST_READ: Final = 256  # tokens that sentences may take of any prompt
 _LARGEST_SHARE: Final = 0.25  # of a long prompt's tokens
@@ -192,9 +192,9 @@ def alone_prompt(text: str, runtime: Runtime) -> TextPrompt:
 def sentence_spans(
     sides: Sequence[SidePrompt], items: Sequence[PromptItem], piece: Callable[[int], bytes]
 ) -> dict[range, SidePrompt]:
-    """Where in the prompt each sentence lies; empty where all of them can be read anyway."""
+    """Where in the prompt each sentence lies that can be found there."""
     parts = _parts(sides)
-    if _n_tokens(parts) <= _most_tokens(items):
+    if not parts:
         return {}
     entries = to_entries(items)
     text, ends = bytearray(), list[int]()
@@ -220,18 +220,20 @@ def sentence_spans(
 def sides_read(
     sides: Sequence[SidePrompt],
     items: Sequence[PromptItem],
-    located: Sequence[SidePrompt],
-    scores: NDArray[np.float32],
+    located: Mapping[SidePrompt, float],
+    curves: ReadingCurves,
 ) -> list[SidePrompt]:
-    """Those that are read. scores: of the located ones, by their mean states in the prompt."""
-    left = _most_tokens(items)
-    if _n_tokens(_parts(sides)) <= left:
-        return list(sides)
-    in_order = [located[int(index)] for index in np.argsort(-scores)]
+    """Those that are read. located: the scores of those whose place in the prompt is known."""
+    left = max(_LEAST_READ, int(_LARGEST_SHARE * n_tokens_of(items)))
     # What could not be found is taken from the message's end.
-    in_order += [side for side in reversed(_parts(sides)) if side not in in_order]
+    in_order = [
+        *sorted(located, key=lambda side: -located[side]),
+        *(side for side in reversed(_parts(sides)) if side not in located),
+    ]
     chosen = [side for side in sides if side.reading.kind != "part"]
     for side in in_order:
+        if side in located and not stands_out(located[side], curves):
+            continue
         left -= side.n_own
         if left < 0:
             break
@@ -241,14 +243,6 @@ def sides_read(
 
 def _parts(sides: Sequence[SidePrompt]) -> list[SidePrompt]:
     return [side for side in sides if side.reading.kind == "part"]
-
-
-def _n_tokens(sides: Sequence[SidePrompt]) -> int:
-    return sum(side.n_own for side in sides)
-
-
-def _most_tokens(items: Sequence[PromptItem]) -> int:
-    return max(_LEAST_READ, int(_LARGEST_SHARE * n_tokens_of(items)))
 
 
 def media_texts(conversation: Conversation, read: Callable[[MediaContent], str]) -> tuple[str, ...]:

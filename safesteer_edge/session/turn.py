@@ -284,9 +284,13 @@ class SessionTurn:
             self._prompt_score = known.prompt_score if known is not None else None
         else:
             states = prefill.prompt_states
-            parts = judging.score_prompts(states[1:]) if located else np.zeros(0, np.float32)
-            chosen = sides_read(sides, items, list(located.values()), parts)
-            self._prompt_score = self._combined_score(judging, states[:1], chosen)
+            if self._curves is not None:
+                in_place: dict[SidePrompt, float] = {}
+                if located:
+                    scores = judging.score_prompts(states[1:])
+                    in_place = dict(zip(located.values(), map(float, scores), strict=True))
+                sides = sides_read(sides, items, in_place, self._curves)
+            self._prompt_score = self._combined_score(judging, states[:1], sides)
             if not self._engine.has_prompt:  # it made way
                 prefill = self._prefill(items, sampler, ())
         return replace(prefill, elapsed_s=time.perf_counter() - started_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os.path
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from safesteer_edge.bundle.writer import write_bundle
+from safesteer_edge.engine.prompt_items import TextPrompt, TokenRun
 from safesteer_edge.errors import GuardError
-from safesteer_edge.guard.readings import ReadingCurves, combined_score, readings_of
+from safesteer_edge.guard.readings import Reading, ReadingCurves, combined_score, readings_of
+from safesteer_edge.session.prompt import SidePrompt, sides_read
 from safesteer_edge.session.protocol import ChatMessage
 from tests.guarded_tiny import QUIET, WAVERING, GuardedTiny
 from tests.session.turns import ask, opened
@@ -115,6 +118,34 @@ def test_readings_change_no_byte_of_an_answer(
         with opened(guarded_tiny, folder, n_ctx=2048) as session:
             answers.append([ask(session, each).text for each in (text, "Go on.")])
     assert answers[0] == answers[1]
+
+
+def side(text: str, n_own: int = 5) -> SidePrompt:
+    tokens = tuple(range(n_own))
+    return SidePrompt(Reading("part", text), TextPrompt(tokens), n_own)
+
+
+@pytest.mark.parametrize(
+    ("in_place", "read"),
+    [
+        ({"a": 0.49, "b": 0.6, "c": 0.7}, ["c", "b"]),
+        ({"a": 0.1, "b": 0.2, "c": 0.3}, []),
+        ({"a": math.nan, "b": 0.2, "c": 0.3}, ["a"]),  # what cannot be judged is not passed over
+        ({"a": 0.1, "c": 0.3}, ["b"]),  # one whose place is not known is read
+    ],
+)
+def test_a_sentence_is_read_alone_where_it_stands_out(in_place: dict[str, float], read: list[str]):
+    sides = [side(name) for name in "abc"]
+    located = {each: in_place[each.reading.text] for each in sides if each.reading.text in in_place}
+    chosen = sides_read(sides, [TokenRun(tuple(range(30)))], located, CURVES)
+    assert [each.reading.text for each in chosen] == read
+
+
+def test_of_a_long_message_the_sentences_that_stand_out_most_are_read():
+    sides = [side(str(n), n_own=100) for n in range(10)]
+    located = {each: 0.6 + int(each.reading.text) / 100 for each in sides}
+    chosen = sides_read(sides, [TokenRun(tuple(range(1200)))], located, CURVES)
+    assert [each.reading.text for each in chosen] == ["9", "8", "7"]  # a quarter of 1,200 tokens
 
 
 def test_of_a_long_message_at_most_a_quarter_is_read_again(
