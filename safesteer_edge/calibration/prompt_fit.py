@@ -50,7 +50,8 @@ _FORMS: Final = (ProbeForm("linear", 1e-3), ProbeForm("linear", 3e-3))
 _LEAST_REPEATS: Final = 4
 _DIGITS: Final = 4
 # AUROC: where the twins are told apart by chance, only topics are, and any question is an alarm.
-_LEAST_IN_A_LANGUAGE: Final = {"ordinary": 0.9, "borderline": 0.75, "harmless": 0.7}
+# Of some twenty of a kind it has a standard error of 0.07 or so: 0.7 of twins was no sign yet.
+_LEAST_IN_A_LANGUAGE: Final = {"ordinary": 0.9, "borderline": 0.75, "harmless": 0.75}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -44,6 +44,11 @@ REPLAY_COUNTS: Final[Mapping[Label, int]] = {"ordinary": 60, "borderline": 40, "
 _REINSTALL: Final = "reinstall safesteer-edge"
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _PAIR_SIDES: Final[tuple[Label, ...]] = ("harmful", "harmless")
+_SINGLES: Final[tuple[tuple[Label, str], ...]] = (
+    ("borderline", "borderline.jsonl"),
+    ("ordinary", "ordinary.jsonl"),
+    ("ordinary", "others.jsonl"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +136,8 @@ def load_requests(
 ) -> tuple[Request, ...]:
     """Return the package's own requests of these splits and labels (None: of all), in file order.
 
-    Pairs come first (harmful, then its harmless twin), then borderline, then ordinary requests.
+    Pairs come first (harmful, then its harmless twin), then borderline, then ordinary requests, and
+    then ordinary ones by other hands.
     Raises SettingsError for an unknown split or label, RequestDataError for a damaged installation.
     """
     wanted_splits = _checked_choices(splits, SPLITS, "split")
@@ -142,9 +148,9 @@ def load_requests(
             for side in _PAIR_SIDES:
                 place = (pair.scenario, pair.split, "en", pair.id)
                 found.append(Request(f"{pair.id}/{side}", getattr(pair, side), side, *place))
-    for label in ("borderline", "ordinary"):
+    for label, name in _SINGLES:
         if label in wanted_labels:
-            for row in package_rows(f"{label}.jsonl", _SingleRow):
+            for row in package_rows(name, _SingleRow):
                 place = (row.kind, row.split, row.language)
                 found.append(Request(row.id, row.text, label, *place))
     return tuple(r for r in found if r.split in wanted_splits and r.label in wanted_labels)
