@@ -285,10 +285,8 @@ class SessionTurn:
         else:
             states = prefill.prompt_states
             if self._curves is not None:
-                in_place: dict[SidePrompt, float] = {}
-                if located:
-                    scores = judging.score_prompts(states[1:])
-                    in_place = dict(zip(located.values(), map(float, scores), strict=True))
+                scores = map(float, judging.score_prompts(states[1:])) if located else ()
+                in_place = dict(zip(located.values(), scores, strict=True))
                 sides = sides_read(sides, items, in_place, self._curves)
             self._prompt_score = self._combined_score(judging, states[:1], sides)
             if not self._engine.has_prompt:  # it made way
