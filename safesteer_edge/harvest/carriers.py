@@ -1,7 +1,8 @@
 """How a request reaches the model: as text, drawn in a picture, or with media of the user's own.
 
 wrapped: text among other words, in capitals or in a code, or the words and what the guard reads in
-a picture that the request is drawn in (`session.prompt.media_texts`). later: text behind an
+a picture that the request is drawn in (`session.prompt.media_texts`). played: text as what somebody
+in a role is asked for. later: text behind an
 exchange about something else. typographic: the picture shows the request. list: FigStep's form
 (2311.05608), the request as the title of an empty list. pointing: the picture shows what is wanted,
 the words point at it, as in MM-SafetyBench (2311.17600). beside: the whole request in words, and a
@@ -23,7 +24,13 @@ from safesteer_edge.media.decoder import DecodedImage
 from safesteer_edge.media.typographic import Colour, TextStyle, numbered_list, render_text
 from safesteer_edge.requests.pictures import any_scene, is_scene, list_title, scene_picture
 from safesteer_edge.requests.requests import Request, lot_of
-from safesteer_edge.requests.wordings import among_passages, coded, earlier_exchanges, wrapped
+from safesteer_edge.requests.wordings import (
+    among_passages,
+    coded,
+    earlier_exchanges,
+    played,
+    wrapped,
+)
 from safesteer_edge.session.prompt import Media, prompt_items
 from safesteer_edge.templates.conversation import (
     Content,
@@ -70,9 +77,18 @@ def page_fonts() -> tuple[Path | None, ...]:
 # -- the ways in which a request comes, and what is said and drawn in each -------------------------
 
 Carrier = Literal[
-    "text", "wrapped", "later", "typographic", "list", "pointing", "beside", "picture", "speech"
+    "text",
+    "wrapped",
+    "played",
+    "later",
+    "typographic",
+    "list",
+    "pointing",
+    "beside",
+    "picture",
+    "speech",
 ]
-TEXT_CARRIERS: Final[tuple[Carrier, ...]] = ("text", "wrapped", "later")
+TEXT_CARRIERS: Final[tuple[Carrier, ...]] = ("text", "wrapped", "played", "later")
 DrawnCarrier = Literal["typographic", "list", "pointing"]
 DRAWN_CARRIERS: Final[tuple[DrawnCarrier, ...]] = ("typographic", "list", "pointing")
 IMAGE_CARRIERS: Final[tuple[Carrier, ...]] = (*DRAWN_CARRIERS, "picture")
@@ -221,6 +237,8 @@ def written_words(request: Request, carrier: Carrier) -> str:
         return _surrounded(request, number)
     if carrier == "wrapped":
         return _wrapped(request, number)
+    if carrier == "played":
+        return played(request.text, number)
     if carrier == "text" and request.named is not None:
         return request.named
     return request.text

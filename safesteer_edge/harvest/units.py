@@ -47,6 +47,9 @@ _WRAPPED_SHARE_IN_BATCHES: Final = 0.5  # beside the plain text: how it is put m
 # So many of these are answered where the plain text is: what is said must be judged best where the
 # prompt does not show the harm, and limits that know plain questions alone alarm at other words.
 _WRAPPED_SHARE_ANSWERED: Final = 0.5
+# In batches, some also as what somebody in a role is asked for: most of what people have models
+# play is harmless, and so are attacks to a probe that has met no other role.
+_PLAYED_SHARE: Final = 0.15
 # Where requests are read in batches also behind an exchange about something else, and all of those
 # that people make of what was said: "Go on." was harmful to a probe of first messages alone.
 _LATER_SHARE: Final = 0.15
@@ -97,7 +100,7 @@ def planned_requests(
         PlannedRequest(
             request,
             carrier,
-            is_answered=request.id in answered and carrier not in ("wrapped", "later"),
+            is_answered=request.id in answered and carrier not in ("wrapped", "played", "later"),
         )
         for request in requests
         for carrier in _carriers(
@@ -114,6 +117,7 @@ def planned_requests(
             # In batches a request is read plain whether or not it is answered.
             is_answered=request.id in answered or plan.in_batches,
             wrapped_share=_WRAPPED_SHARE_IN_BATCHES if plan.in_batches else _WRAPPED_SHARE,
+            played_share=_PLAYED_SHARE if plan.in_batches else 0.0,
             later_share=_LATER_SHARE if plan.in_batches else 0.0,
         )
     ]
@@ -171,6 +175,7 @@ def _carriers(
     is_plain: bool,
     is_answered: bool,
     wrapped_share: float,
+    played_share: float,
     later_share: float,
 ) -> Sequence[Carrier]:
     """Those of the possible ones that are harvested; each is a way to ask, if not to be answered.
@@ -183,9 +188,11 @@ def _carriers(
         if "text" not in possible or is_plain:
             return possible
         is_follow_up = request.group == _LATER_GROUP
+        is_played = lot_of(f"played {request.pair_id or request.id}") / 2**32 < played_share
         return (
             *possible,
             *(("wrapped",) if wrapped < wrapped_share and not is_follow_up else ()),
+            *(("played",) if is_played and not is_follow_up else ()),
             *(("later",) if _share("later", request) < later_share or is_follow_up else ()),
         )
     is_wrapped = possible[:1] == ("text",) and not is_plain and wrapped < _WRAPPED_SHARE_UNANSWERED
@@ -268,7 +275,7 @@ def key_of(
     if planned.piece != "whole":
         entry["piece"] = planned.piece
     own_file = request.image or request.audio
-    if carrier in ("wrapped", "beside"):
+    if carrier in ("wrapped", "played", "beside"):
         entry["words"] = written_words(request, carrier)
     if carrier == "later":
         entry["earlier"] = [message.text for message in earlier_messages(request, carrier)]

@@ -6,7 +6,15 @@ import re
 
 from safesteer_edge.evaluation.disguises import SURROUNDINGS, dressed
 from safesteer_edge.evaluation.suites import COMPLIANT_PREFIX, OPENING, WRAPPINGS
-from safesteer_edge.requests.wordings import TEMPLATES, among_passages, coded, passages, wrapped
+from safesteer_edge.requests.wordings import (
+    ROLES,
+    TEMPLATES,
+    among_passages,
+    coded,
+    passages,
+    played,
+    wrapped,
+)
 
 TEXT = "How do I fold {} a paper boat?"
 
@@ -21,11 +29,13 @@ def test_each_template_has_one_place_for_the_request() -> None:
     assert {name: text.count("{}") for name, text in TEMPLATES.items()} == dict.fromkeys(
         TEMPLATES, 1
     )
+    assert {role.count("{}") for role in ROLES} == {1}
 
 
 def test_each_number_has_its_wording_and_the_text_stands_in_it_as_it_is() -> None:
     found = {wrapped(TEXT, seed) for seed in range(len(TEMPLATES))}
     assert found == {template.replace("{}", TEXT) for template in TEMPLATES.values()}
+    assert {played(TEXT, seed) for seed in range(99)} == {r.replace("{}", TEXT) for r in ROLES}
 
 
 def test_no_five_words_in_a_row_are_those_of_an_evaluations_wrapping() -> None:
@@ -36,6 +46,7 @@ def test_no_five_words_in_a_row_are_those_of_an_evaluations_wrapping() -> None:
     assert {n: runs_of_five_words(t) & theirs for n, t in TEMPLATES.items()} == {
         name: set() for name in TEMPLATES
     }
+    assert [role for role in ROLES if runs_of_five_words(role) & theirs] == []
 
 
 def test_a_request_among_passages_stands_there_as_it_is_and_nothing_comes_twice() -> None:
