@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from safesteer_edge.bundle.canaries import Canaries, EngineCanary, ProbeCanary
 from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.writer import BundleParts, write_bundle
+from safesteer_edge.calibration.look_ahead_fit import LookAheadFit, fit_look_ahead
 from safesteer_edge.calibration.probe_choice import ProbeResult, fit_chosen_probe, probe_candidates
 from safesteer_edge.calibration.probe_fit import MAX_ROWS, FitSettings, fit_calibrated
 from safesteer_edge.calibration.prompt_fit import (
@@ -66,8 +67,9 @@ _N_FITS_OF_ALL_FORMS: Final = 60
 _N_STEPS: Final = 300
 _N_TRIED_ROWS: Final = 2000
 _N_TRIED_STEPS: Final = 10
-# Own answers that `choose_openings` costs, by their tokens: 530 and 760 on two models.
-_N_OPENING_ANSWERS: Final = 640
+# Own answers that `choose_openings` costs, by their tokens: 530 and 760 on two models; and
+# `fit_look_ahead`, by its passes.
+_N_OPENING_ANSWERS: Final = 640 + 120
 
 
 def make_bundle(
@@ -206,6 +208,8 @@ def bundle_from_harvest(
     with closing(open_runtime(session, layers=layers)) as runtime:
         canaries = _canaries(runtime, best.probe.scores, last_states, requests)
         replay = _replay(runtime, probe_onnx, best, settings, progress)
+        ahead = _look_ahead(runtime, probe_onnx, requests, progress)
+    choice = replace(best.policy, policy=ahead.applied_to(best.policy.policy))
     opened = choose_openings(session, requests, progress)
     norms = _residual_norms(session, runtime.info.n_layer, requests)
     architecture = runtime.info.architecture
@@ -222,8 +226,9 @@ def bundle_from_harvest(
         "separation": separation_by_layer(harvested, progress, compared),
         "reading": reading,
         "vector": vector.record,
-        "policy": best.policy.to_json(),
+        "policy": choice.to_json(),
         "openings": opened.trial,
+        "look_ahead": ahead.to_json(),
         # The one field, beside the date, that differs between two runs on the same files.
         "made": {
             "elapsed_s": round(time.monotonic() - started_s, 1),
@@ -236,7 +241,7 @@ def bundle_from_harvest(
         model=fingerprint_model(runtime.info),
         probe_onnx=probe_onnx,
         probe_layers=layers,
-        policy=best.policy.policy,
+        policy=choice.policy,
         residual_norms=norms,
         canaries=canaries,
         refusal_text=settings.refusal_text,
@@ -278,6 +283,13 @@ def _vector(
         settings=settings.vector,
     )
     return fit_vector(harvested, task, progress)
+
+
+def _look_ahead(
+    runtime: Runtime, probe_onnx: bytes, requests: Sequence[Request], progress: Progress
+) -> LookAheadFit:
+    with OnnxProbe.from_bytes(probe_onnx, name="the new probe", device="cpu") as probe:
+        return fit_look_ahead(runtime, probe, requests, progress)
 
 
 def _replay(

@@ -22,6 +22,7 @@ from safesteer_edge.bundle.canaries import Canaries, EngineCanary, ProbeCanary
 from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.writer import BundleParts, VectorParts, check_replaceable, write_bundle
 from safesteer_edge.calibration.assemble_bundle import measure_prompt_states
+from safesteer_edge.calibration.look_ahead_fit import fit_look_ahead
 from safesteer_edge.calibration.policy_fit import AnswerScores, PolicyChoice, choose_policy
 from safesteer_edge.calibration.probe_calibration import (
     Rescale,
@@ -147,7 +148,13 @@ def recalibrate(folder: Path, settings: RecalibrationSettings, progress: Progres
                     (found.rescale.answers(replayed), found.policy),
                 )
             )
+            data = _rescaled_probe(bundle, found.rescale)
+            with OnnxProbe.from_bytes(data, name=settings.name, device="cpu") as probe:
+                ahead = fit_look_ahead(runtime, probe, settings.requests, progress)
+            policy = ahead.applied_to(found.policy)
+            found = replace(found, choice=replace(found.choice, policy=policy))
             parts = _parts(bundle, settings, found, answers, after, runtime)
+            parts = replace(parts, figures={**parts.figures, "look_ahead": ahead.to_json()})
         if not parts.openings:
             opened = choose_openings(session, settings.requests, progress)
             parts = replace(
@@ -221,12 +228,8 @@ def _parts(
     after: Replay,
     runtime: Runtime,
 ) -> BundleParts:
-    config = bundle.config
-    path = bundle.folder / config.probe.file
-    line = found.rescale
-    data = path.read_bytes()
-    if (line.slope, line.intercept) != (1.0, 0.0):
-        data = rescale_probe(data, line.slope, line.intercept, name=str(path))
+    config, line = bundle.config, found.rescale
+    data = _rescaled_probe(bundle, line)
     return BundleParts(
         name=settings.name,
         created_by=f"safesteer-edge {VERSION}",
@@ -246,6 +249,13 @@ def _parts(
         route_hint=runtime.route.name if runtime.route else None,
         figures=_figures(bundle, found, answers, after),
     )
+
+
+def _rescaled_probe(bundle: GuardBundle, line: Rescale) -> bytes:
+    path = bundle.folder / bundle.config.probe.file
+    if (line.slope, line.intercept) == (1.0, 0.0):
+        return path.read_bytes()
+    return rescale_probe(path.read_bytes(), line.slope, line.intercept, name=str(path))
 
 
 def _figures(

@@ -118,9 +118,17 @@ def run(options: argparse.Namespace) -> int:
     if turn.refusal is not None and turn.refusal.reason == "guard_failed":
         say(f"safesteer-edge: {turn.refusal.detail}")
         return RUNTIME_ERROR
-    if options.fail_on_refusal and (turn.guard.refused or turn.guard.opening):
+    if options.fail_on_refusal and _was_declined(turn):
         return REFUSED
     return OK
+
+
+def _was_declined(turn: TurnEnded) -> bool:
+    """By the guard, in its words or in the model's own."""
+    from safesteer_edge.metrics.refusal_rules import is_refusal
+
+    guard = turn.guard
+    return guard.refused or bool(guard.opening) or (guard.steered > 0 and is_refusal(turn.text))
 
 
 def _picture(text: str) -> Path | bytes:
@@ -260,6 +268,8 @@ def _narrate_end(turn: TurnEnded, policy: GuardPolicy | None) -> None:
         parts.append(notice(guard.risk, policy.risk_limit if policy is not None else None))
     if guard.opening and refusal is None:
         parts.append("led to a refusal in the model's own words")
+    elif guard.steered and refusal is None:
+        parts.append("the guard had it begin again")
     if refusal is not None:
         parts.append(f"refused by the guard: {refusal.detail}")
     elif turn.finish_reason != "stop":

@@ -223,6 +223,9 @@ def bundle_facts(bundle: KnownBundle, config: GuardConfig) -> dict[str, str]:
         + ("; another judges the prompt" if config.prompt_probe else ""),
         "openings": f"{len(config.openings)} safe beginnings of an answer" * bool(config.openings)
         or "none",
+        "looks ahead": f"{config.policy.look_ahead} tokens, where an answer begins anew"
+        * bool(config.policy.look_ahead)
+        or "no",
         "requests": "; ".join(_requests(figures)) or "not recorded",
     }
     replay = replay_from_json(figures.get(FIGURES_KEY))

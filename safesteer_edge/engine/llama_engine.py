@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -327,6 +327,38 @@ class LlamaEngine:
             ends = np.cumsum([len(block) for block in batch])[:-1]
             states += np.split(self._evaluate_aside(batch), ends)
         return states
+
+    def look_ahead(self, n_tokens: int) -> tuple[Proposal, list[NDArray[np.float32]]]:
+        """Let each of the likeliest go on, on its own side sequence: a batch for each token."""
+        if self._sampler is None:
+            raise EngineError("no prompt has been evaluated yet")
+        context, logits = self._context, self._logits().copy()
+        proposal = self._sampler.likeliest(logits, n_most=context.n_candidates)
+        blocks = [[token_id] for token_id in proposal.token_ids.tolist()]
+        states: list[list[NDArray[np.float32]]] = [[] for _ in blocks]
+        sequences = range(_SIDE_SEQUENCE, _SIDE_SEQUENCE + len(blocks))
+        start = self._sequence.position
+        try:
+            for sequence in sequences:
+                context.copy_sequence(MAIN_SEQUENCE, sequence)
+            for place in range(n_tokens):
+                going_on = [at for at, block in enumerate(blocks) if len(block) > place]
+                rows = [(blocks[at][place], start + place, sequences[at]) for at in going_on]
+                context.decode(*zip(*rows, strict=True), n_outputs=len(rows))
+                self._n_forward_passes += 1
+                for row, (at, state) in enumerate(
+                    zip(going_on, self._route.read(len(rows)), strict=True)
+                ):
+                    states[at].append(state)
+                    if place + 1 < n_tokens and not self.is_end(blocks[at][place]):
+                        blocks[at].append(int(context.logits(row).argmax()))
+        finally:
+            for sequence in sequences:
+                context.remove_from_sequence(sequence)
+            self._forget_logits()
+            self._kept_logits = logits
+        ahead = tuple(map(tuple, blocks))
+        return replace(proposal, ahead=ahead), [np.stack(each) for each in states]
 
     def _evaluate_aside(self, blocks: Sequence[Block]) -> NDArray[np.float32]:
         """Evaluate these in one batch: the states of all their tokens, one block after another."""

@@ -43,6 +43,7 @@ class SamplerChain(NativeObject):
         self, settings: SamplingSettings, *, n_vocab: int, grammar: Grammar | None = None
     ) -> None:
         self._greedy = settings.temperature == 0
+        self._top_k = settings.top_k
         self._grammar = grammar
         # A penalty may move any token among the likeliest.
         self._n_wanted = n_vocab if settings.has_penalties else settings.top_k
@@ -109,6 +110,20 @@ class SamplerChain(NativeObject):
         if n_candidates < 1:
             raise GuardError("the sampler left no candidate; loosen --top-p or --min-p")
         return self._to_proposal(self._candidates(n_candidates), int(array.selected))
+
+    def likeliest(self, logits: NDArray[np.float32], *, n_most: int) -> Proposal:
+        """The top-k at temperature 1, whatever other filters there are; the first counts as drawn.
+
+        logits: as for `propose`. n_most: at most so many. Raises GuardError if a logit is NaN or
+        +inf.
+        """
+        if not math.isfinite(logits.max()):
+            raise GuardError("the model gave a non-finite logit; its file may be damaged")
+        token_ids = np.argsort(-logits, kind="stable")[: min(self._top_k, n_most)].astype(np.int32)
+        log_probs = logits[token_ids].astype(np.float64)
+        log_probs -= log_probs[0]
+        log_probs -= math.log(np.exp(log_probs).sum())
+        return Proposal(token_ids, log_probs, drawn=0, greedy=self._greedy)
 
     def _candidates(self, n_candidates: int) -> NDArray[np.void]:
         # "NOTE: this pointer can be modified by the samplers" (llama.h)

@@ -80,7 +80,7 @@ class Defence:
         if self.parts != "all":
             policy = replace(policy, refuses=False)
         if self.parts == "openings":
-            policy = replace(policy, strength=_NEXT_TO_NOTHING, risk_gain=0.0)
+            policy = replace(policy, strength=_NEXT_TO_NOTHING, risk_gain=0.0, look_ahead=0)
         if self.rerank == "paper":
             policy = replace(policy, retries=0)
         shift = self.limit_shift

@@ -27,6 +27,7 @@ from safesteer_edge.guard.reranking import (
     Choice,
     Tilt,
     choose_as_proposed,
+    choose_by_odds,
     with_openings,
 )
 from safesteer_edge.guard.risk import RefusalReason, RunningRisk
@@ -86,6 +87,7 @@ class GuardedAnswer:
         self._n_given = len(self._given_left)
         self._unused_openings = list(guard.openings) if guard else []
         self._openings: tuple[Block, ...] = ()  # that join the next step's candidates
+        self._looks_ahead = False  # at the next step
         self._prompt_score = prompt_score
         self._carried_risk = carried_risk
         self._risk: RunningRisk | None = None  # with a guard, from the first step on
@@ -168,18 +170,16 @@ class GuardedAnswer:
                 return
             # 1. The sampler proposes; the guard chooses; the choice joins the sequence.
             is_given = bool(self._given_left)
-            proposal = self._given_proposal() if is_given else self._propose()
-            choice = self._choose(proposal, is_given=is_given)
+            proposal, choice = self._next(is_given=is_given)
             chosen = proposal.candidate(choice.index)
             is_opening = choice.index >= len(proposal.token_ids)
-            if is_opening:
+            if self._guard is not None:
                 self._engine.accept_block(chosen)
+            if is_opening:
                 self._note_opening(chosen)
-            elif self._guard is not None:
-                self._engine.accept(chosen[0])
             # 2. Count it, token by token.
             is_end = self._engine.is_end(chosen[-1])
-            self._n_behind_opening = 0 if is_opening else self._n_behind_opening + 1
+            self._n_behind_opening = 0 if is_opening else self._n_behind_opening + len(chosen)
             for place, token_id in enumerate(chosen):
                 yield self._count(proposal, choice, place, token_id, is_end, is_given=is_given)
             if self._guard is None:  # nobody judges it: people need not wait until it is evaluated
@@ -246,6 +246,31 @@ class GuardedAnswer:
             return "length"
         return None
 
+    def _next(self, *, is_given: bool) -> tuple[Proposal, Choice]:
+        """What is said next, evaluated, and what it was chosen from."""
+        if self._looks_ahead:
+            self._looks_ahead = False
+            found = self._beginning_of_its_own()
+            if found is not None:
+                self._openings = ()
+                return found
+        proposal = self._given_proposal() if is_given else self._propose()
+        return proposal, self._choose(proposal, is_given=is_given)
+
+    def _beginning_of_its_own(self) -> tuple[Proposal, Choice] | None:
+        """The model's likely beginning that leads to the safest place, if that is safe enough."""
+        guard, engine = self._guard, self._engine
+        if guard is None:
+            return None
+        timed = TimedProbe(guard.probe)
+        proposal, states = engine.look_ahead(guard.policy.look_ahead)
+        choice = choose_by_odds(timed, proposal, states, self._rng)
+        self.probe_s += timed.elapsed_s
+        if not choice.score <= guard.policy.look_ahead_limit:
+            return None
+        engine.evaluate_blocks([proposal.candidate(choice.index)])
+        return proposal, choice
+
     def _given_proposal(self) -> Proposal:
         """The next given token, as the one candidate that there is."""
         token_ids = np.array([self._given_left.popleft()], dtype=np.int32)
@@ -307,7 +332,8 @@ class GuardedAnswer:
             text=text,
             logprob=float(proposal.log_probs[choice.index]),
             score=score,
-            accepted=not choice.intervened,
+            # What follows a beginning of the model's own is what it says by itself.
+            accepted=not choice.intervened or (place > 0 and bool(proposal.ahead)),
             risk=self.risk,
             candidates=candidates,
             proposed_token_id=int(
@@ -353,6 +379,7 @@ class GuardedAnswer:
         self._given_left.clear()
         risk.begin_again(self._kept_scores)
         self._openings = self._openings_that_fit(self._unused_openings)
+        self._looks_ahead = self._can_look_ahead()
         self.n_steered += 1
         self.opening = ""
         return Steered(self.n_steered, reason, self.n_steps, n_taken_back)
@@ -365,6 +392,14 @@ class GuardedAnswer:
         blocks = tuple(tuple(self._tokenize_plain(before + text)) for text in openings)
         n_cells = sum(map(len, blocks))
         return blocks if self._engine.n_free >= self._limits.n_spare + n_cells else ()
+
+    def _can_look_ahead(self) -> bool:
+        """Where nothing has been said: behind half a sentence no likely token turns back."""
+        guard = self._guard
+        if guard is None or not guard.policy.look_ahead or self.n_steered or self._transcript.text:
+            return False
+        n_cells = self._limits.n_spare * guard.policy.look_ahead
+        return not guard.no_opening_in("") and self._engine.n_free >= n_cells
 
     def _note_opening(self, block: Block) -> None:
         text = b"".join(map(self._engine.piece, block)).decode("utf-8", "replace").lstrip("\n")

@@ -20,6 +20,7 @@ _LEAST_NATS: Final = math.log(2.0)
 
 
 MAX_OPENINGS: Final = 8  # that join the candidates of one step
+MAX_LOOK_AHEAD: Final = 16  # tokens
 _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "strength": (1e-6, 1e6),
     "threshold": (0.0, 1.0),
@@ -37,6 +38,8 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "opening_share": (0.0, 0.999),
     "retries": (0, 8),
     "refuses": (0, 1),
+    "look_ahead": (0, MAX_LOOK_AHEAD),
+    "look_ahead_limit": (0.0, 1.0),
 }
 
 
@@ -69,6 +72,9 @@ class GuardPolicy:
     opening_share: m, the share that safe openings have of the candidates where it begins anew.
     prompt_limit: a prompt with a score above it ends the answer as a risk above risk_limit does, at
         its first token, and λ is whole from there on. 1: none does.
+    look_ahead: where an answer begins anew, its likeliest first tokens are followed for so many
+        tokens, and weighed by what they lead to. 0: they are not.
+    look_ahead_limit: one of them is taken if it scores no higher; else openings join, as without.
     refuses: False: after the retries it goes on, unrefused. For ablations; no bundle has it.
 
     Raises SettingsError for a value out of range.
@@ -90,6 +96,8 @@ class GuardPolicy:
     opening_share: float = 0.9
     refuses: bool = True
     prompt_limit: float = 1.0
+    look_ahead: int = 0
+    look_ahead_limit: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):

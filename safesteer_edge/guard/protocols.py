@@ -22,6 +22,7 @@ class Proposal:
     sampled: index of the sampler's own draw, where openings joined and another may be `drawn`.
     blocks: openings, each of some tokens, that stand behind the single tokens as candidates of the
         same law: log_probs is then (k + n_blocks,), and descending over the tokens alone.
+    ahead: where the engine looked ahead, each token with those that the model goes on with.
     """
 
     token_ids: NDArray[np.int32]
@@ -30,9 +31,12 @@ class Proposal:
     greedy: bool
     blocks: tuple[Block, ...] = ()
     sampled: int | None = None
+    ahead: tuple[Block, ...] = ()
 
     def candidate(self, index: int) -> Block:
         """The tokens that the candidate of this index stands for."""
+        if self.ahead:
+            return self.ahead[index]
         n_tokens = len(self.token_ids)
         return self.blocks[index - n_tokens] if index >= n_tokens else (int(self.token_ids[index]),)
 
@@ -81,6 +85,15 @@ class DecodingEngine(Protocol):
         """Feed blocks of tokens, each as the next ones, in one batch.
 
         Returns the states of each one's tokens, float32 (len(block), n_features).
+        """
+        ...
+
+    def look_ahead(self, n_tokens: int) -> tuple[Proposal, list[NDArray[np.float32]]]:
+        """What the likeliest next tokens lead to: each goes on as the model most likely would.
+
+        They are the top-k at temperature 1, which no other filter has cut. n_tokens: of each in
+        all, or fewer where it ends the answer. Returns the states of each one's tokens, float32
+        (n_tokens, n_features), and leaves nothing behind: `propose` and the rest may follow.
         """
         ...
 

@@ -8,7 +8,8 @@ The rejected draw stays in q; leaving it out would be wrong.
 
 Where an answer is steered anew, safe openings of some tokens join the candidates as one each:
 `with_openings` makes p′ = (1 − m)·p + m·o, and q is defined over p′. A block's score is that of its
-last token: one token says little about where an answer goes, three or four say much.
+last token: one token says little about where an answer goes, three or four say much. Before that
+`choose_by_odds` weighs what the model's own likely beginnings lead to.
 
 Nearest prior art: VFD (arXiv 2605.14746), AWRS (2504.05410), CARDS (2406.16306), SafeSpec
 (2606.19755). `paper` is SafeSteer's own rule (2605.11716, §3) for comparison.
@@ -173,8 +174,7 @@ def choose_by_paper_rule(
     n_before = int((np.cumsum(probs) < _NUCLEUS).sum())
     likely = order[: n_before + 1][probs[: n_before + 1] >= _LEAST_SHARE * probs[0]]
     step.score_missing(likely.tolist())
-    clipped = np.minimum(np.maximum(step.scores[likely], 1e-6), 1.0 - 1e-6)
-    safety = np.log1p(-clipped) - np.log(clipped)
+    safety = -_log_odds(step.scores[likely])
     if proposal.greedy:
         place = int(np.argmax(safety))
     else:
@@ -225,6 +225,45 @@ def with_openings(
         blocks=tuple(openings),
         sampled=proposal.drawn,
     )
+
+
+def choose_by_odds(
+    probe: Probe,
+    proposal: Proposal,
+    states: Sequence[NDArray[np.float32]],
+    rng: np.random.Generator,
+) -> Choice:
+    """Choose among candidates that were looked ahead from, by q ∝ p · (1 − s) / s.
+
+    s: the score of a candidate's last token, as of an opening's. A chance times the odds that what
+    it leads to is safe: no threshold hides how much safer one of two calm candidates is, as a
+    refusal is than a story that evades. (Controlled decoding, arXiv 2310.17022, and FUDGE,
+    2104.05218, weigh candidates by where they lead likewise.)
+    states: of each one's tokens, float32 (n_tokens, n_features).
+    Raises GuardError for a NaN.
+    """
+    ends = np.cumsum([len(each) for each in states])
+    token_scores = probe.score(np.concatenate(states))
+    scores = np.asarray(token_scores, dtype=np.float64)[ends - 1]
+    if np.isnan(token_scores).any():
+        raise GuardError("a candidate has no score, so the guard cannot judge this step")
+    weights = proposal.log_probs - _log_odds(scores)
+    index = (
+        int(np.argmax(weights)) if proposal.greedy else draw(normalised_exp(weights), rng.random())
+    )
+    own = token_scores[ends[index] - len(states[index]) : ends[index]]
+    return Choice(
+        index=index,
+        score=float(scores[index]),
+        scores=scores,
+        intervened=index != proposal.drawn,
+        token_scores=tuple(own.tolist()),
+    )
+
+
+def _log_odds(scores: NDArray[np.floating]) -> NDArray[np.float64]:
+    clipped = np.minimum(np.maximum(np.asarray(scores, dtype=np.float64), 1e-6), 1.0 - 1e-6)
+    return np.log(clipped) - np.log1p(-clipped)
 
 
 class _Step:

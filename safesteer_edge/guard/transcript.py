@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,6 +158,10 @@ class ActiveGuard:
         """Whether prompts are judged by the mean state of the message's words, too."""
         judge = self.prompt_probe
         return judge is not None and judge.n_features > self.probe.n_features
+
+    def in_a_form(self) -> ActiveGuard:
+        """Of an answer whose form is given: no opening has it, nor what the model likes best."""
+        return replace(self, openings=(), policy=replace(self.policy, look_ahead=0))
 
     def score_prompts(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
         """As `protocols.score_prompts`, by the probe that judges prompts."""

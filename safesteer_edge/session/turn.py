@@ -211,8 +211,8 @@ class SessionTurn:
         self._seed = (settings.sampling.seed + n_drawn) % (MAX_SEED + 1)
         self._n_spare = settings.sampling.top_k + 1
         self._guard = active_guard(settings, runtime.bundle)
-        if self._guard and plan.grammar:  # no opening has the answer's form
-            self._guard = replace(self._guard, openings=())
+        if self._guard and plan.grammar:
+            self._guard = self._guard.in_a_form()
         elif self._guard and runtime.tool_format and plan.asked.conversation.tools:
             self._guard = replace(self._guard, no_opening_in=runtime.tool_format.is_open)
         self._reasoning = runtime.template.reasoning_style()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from safesteer_edge.errors import EngineError, PromptTooLongError
+from safesteer_edge.guard.policy import SamplingSettings
 from tests.engine.open_engine import (
     F32_TOLERANCE,
     Float32Array,
@@ -289,3 +290,30 @@ def test_candidates_leave_no_cells_behind(tiny_llama_path: Path) -> None:
             opened.engine.accept(answer[-1])
         assert len(answer) == 256 - len(PROMPT) - 8
         assert_logits(opened.next_logits(), fresh_logits(tiny_llama_path, PROMPT, answer))
+
+
+def test_looking_ahead_goes_on_as_greedy_decoding_does_and_leaves_nothing_behind(
+    path: Path,
+) -> None:
+    n_ahead = 4
+    with open_engine(path, layers=LAYERS) as opened:
+        opened.prefill(PROMPT, sampling=SamplingSettings(temperature=0, top_k=5))
+        opened.feed([50, 60])
+        before = opened.next_logits()
+        proposal, states = opened.engine.look_ahead(n_ahead)
+        assert (opened.next_logits() == before).all()
+        assert proposal.token_ids.tolist() == np.argsort(-before)[:5].tolist()
+        opened.engine.evaluate_blocks([proposal.candidate(3)])
+        opened.engine.accept_block(proposal.candidate(3))
+        logits = opened.next_logits()
+    assert_logits(logits, fresh_logits(path, PROMPT, [50, 60, *proposal.candidate(3)]))
+    for block, own in zip(proposal.ahead, states, strict=True):
+        with open_engine(path, layers=LAYERS) as fresh:
+            fresh.prefill(PROMPT, sampling=SamplingSettings(temperature=0, top_k=5))
+            fresh.feed([50, 60])
+            token_id, said = block[0], list[int]()
+            while len(said) < len(block):
+                assert_logits(own[len(said)], fresh.feed([token_id])[0])
+                said.append(token_id)
+                token_id = int(fresh.engine.propose().token_ids[0])
+        assert tuple(said) == block and len(block) <= n_ahead

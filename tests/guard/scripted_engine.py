@@ -7,7 +7,7 @@ out of order raises ProtocolMisuseError, which no code under test catches.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,7 @@ class ScriptedEngine:
         self._evaluated: set[int] = set()
         self._evaluated_blocks: set[Block] = set()
         self._has_logits = True
+        self._is_ahead = False
 
     @property
     def n_free(self) -> int:
@@ -83,7 +84,8 @@ class ScriptedEngine:
 
     def propose(self) -> Proposal:
         _require(self._has_logits, "propose after tokens were taken back or appended")
-        _require(self._proposed is None, "propose twice in one step")
+        _require(self._proposed is None or self._is_ahead, "propose twice in one step")
+        self._is_ahead = False
         proposal = self._make_proposal(self.next_tokens(tuple(self.sequence)))
         self._proposed = tuple(int(token_id) for token_id in proposal.token_ids)
         self.calls.append(Call("propose"))
@@ -106,17 +108,35 @@ class ScriptedEngine:
         start = len(self.sequence)
         return [np.array([*enumerate(block, start)], dtype=np.float32) for block in blocks]
 
+    def look_ahead(self, n_tokens: int) -> tuple[Proposal, list[NDArray[np.float32]]]:
+        _require(self._has_logits, "look_ahead after tokens were taken back or appended")
+        _require(self._proposed is None, "look_ahead in the middle of a step")
+        proposal = replace(self._make_proposal(self.next_tokens(tuple(self.sequence))), drawn=0)
+        ahead: list[Block] = []
+        for token_id in proposal.token_ids.tolist():
+            block: Block = (token_id,)
+            while len(block) < n_tokens and not self.is_end(block[-1]):
+                probs = self.next_tokens((*self.sequence, *block))
+                block = (*block, max(probs, key=lambda token: probs[token]))
+            ahead.append(block)
+        _require(sum(map(len, ahead)) <= self.n_free, "no cells left to look ahead")
+        self.calls.append(Call("look_ahead", tuple(proposal.token_ids.tolist())))
+        self._proposed = tuple(proposal.token_ids.tolist())  # as good as proposed, for its blocks
+        self._is_ahead = True
+        start = len(self.sequence)
+        states = [np.array([*enumerate(block, start)], dtype=np.float32) for block in ahead]
+        return replace(proposal, ahead=tuple(ahead)), states
+
     def accept(self, token_id: int) -> None:
-        _require(token_id in self._evaluated, f"accept of {token_id}, which was not evaluated")
-        self.sequence.append(token_id)
-        self._end_step()
-        self.calls.append(Call("accept", (token_id,)))
+        self.accept_block((token_id,))
 
     def accept_block(self, block: Block) -> None:
-        _require(block in self._evaluated_blocks, f"accept of {block}, which was not evaluated")
+        is_block = block in self._evaluated_blocks
+        is_evaluated = is_block or (len(block) == 1 and block[0] in self._evaluated)
+        _require(is_evaluated, f"accept of {block}, which was not evaluated")
         self.sequence.extend(block)
         self._end_step()
-        self.calls.append(Call("accept_block", block))
+        self.calls.append(Call("accept_block" if is_block else "accept", block))
 
     def rewind(self, n_tokens: int) -> None:
         has_logits = self._has_logits
@@ -170,7 +190,7 @@ class ScriptedEngine:
         return np.array([(position, token_id) for token_id in token_ids], dtype=np.float32)
 
     def _end_step(self) -> None:
-        self._proposed = None
+        self._proposed, self._is_ahead = None, False
         self._evaluated.clear()
         self._evaluated_blocks.clear()
 
