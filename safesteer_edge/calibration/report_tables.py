@@ -57,6 +57,7 @@ def report_tables(figures: Json) -> list[Table]:
         *(_separation_table(name, table) for name, table in separation.items()),
         _reliability_table(measured(figures, "score_calibration")),
         _policy_table(figures),
+        _beginnings_table({**figures, **measured(figures, "calibration")}),
         _replay_table(figures),
         _vector_table(measured(figures, "calibration", "vector")),
         _cost_table(measured(figures, "calibration", "made")),
@@ -232,6 +233,34 @@ def _policy_table(figures: Json) -> Table:
         "it steers; refused: by the rules of refusal, steering left aside; 95 % intervals",
         ("number", "value"),
         (*numbers, *shares),
+    )
+
+
+def _beginnings_table(figures: Json) -> Table:
+    """What was tried where an answer begins anew."""
+    ahead = measured(figures, "look_ahead")
+    rows = [
+        (
+            trial["opening"],
+            str(trial["n"]),
+            f"{100 * trial['declined']:.0f} %",
+            f"{100 * trial['declined_at_once']:.0f} %",
+            f"{100 * trial['twins_answered']:.0f} %",
+        )
+        for trial in figures.get("openings") or ()
+    ]
+    if ahead.get("n"):
+        own = (
+            f"(its own, {ahead['look_ahead']} tokens ahead)" if ahead["look_ahead"] else "(its own)"
+        )
+        declined = f"{100 * ahead['declined'] / ahead['n']:.0f} %"
+        rows.insert(0, (own, str(ahead["n"]), declined, NOTHING, NOTHING))
+    return Table(
+        "Beginning anew",
+        "what harmful requests of the train and calibration splits come to behind each beginning, "
+        "judged by rules; its own: among the likeliest, the one that leads to the safest place",
+        ("beginning", "n", "declined", "with its first sentence", "twins answered"),
+        tuple(rows),
     )
 
 

@@ -205,3 +205,23 @@ def test_numbers_that_are_not_finite_are_no_numbers():
     files = report_files(FACTS, report)
     assert "NaN" not in files[JSON_NAME]
     assert not re.search(r"\b(nan|None)\b", files[HTML_NAME])
+
+
+@pytest.mark.parametrize("where", ["calibration", None])
+def test_what_harmful_requests_come_to_behind_each_beginning(where: str | None):
+    report = copy.deepcopy(figures())
+    found = report[where] if where else report
+    found["openings"] = [
+        {
+            "opening": "I can't help with",
+            "n": 48,
+            "declined": 0.9,
+            "declined_at_once": 1.0,
+            "twins_answered": 0.25,
+            "own_words": 22.0,
+        }
+    ]
+    found["look_ahead"] = {"look_ahead": 8, "look_ahead_limit": 0.01, "n": 48, "declined": 38}
+    text = re.sub(r"<[^>]*>|\s+", " ", html.unescape(page(report)))
+    assert re.search(r"I can't help with +48 +90 % +100 % +25 %", text)
+    assert re.search(r"\(its own, 8 tokens ahead\) +48 +79 %", text)
