@@ -29,7 +29,6 @@ N_TRIED: Final = 48
 # is the model's: a probe tells most at the words that its refusals are made of.
 N_AHEAD: Final = (3, 4, 6, 8)
 _N_JUDGED_TOKENS: Final = 16  # of a beginning and what follows: enough to tell a refusal
-_TOP_K: Final = 16  # as sessions have it
 # Below the limit so many of the beginnings decline; fewer than so many are chance.
 _LEAST_DECLINED: Final = 0.75
 _LEAST_FOUND: Final = 6
@@ -110,7 +109,7 @@ def choose_limit(n_ahead: int, found: Sequence[Beginning]) -> LookAheadFit:
 def _beginnings(runtime: Runtime, probe: Probe, request: Request) -> dict[int, Beginning]:
     """By how far it looks ahead: the choice, and whether what it leads to declines."""
     engine, rng = runtime.engine, np.random.default_rng(0)  # greedy: nothing is drawn
-    sampling = SamplingSettings(temperature=0, top_k=_TOP_K)
+    sampling = SamplingSettings(temperature=0, top_k=1)
     declines: dict[int, bool] = {}
     found: dict[int, Beginning] = {}
     with closing(SamplerChain(sampling, n_vocab=runtime.model.n_vocab)) as sampler:

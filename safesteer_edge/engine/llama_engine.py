@@ -25,6 +25,7 @@ from safesteer_edge.engine.projector import Projector
 from safesteer_edge.engine.prompt_items import PromptItem, TextPrompt
 from safesteer_edge.engine.sampler import SamplerChain
 from safesteer_edge.errors import EngineError, SafeSteerError
+from safesteer_edge.guard.policy import N_LOOKED_AHEAD
 from safesteer_edge.guard.protocols import Block, Proposal
 
 _SIDE_SEQUENCE = MAIN_SEQUENCE + 1  # the first candidate's, between two steps
@@ -333,7 +334,7 @@ class LlamaEngine:
         if self._sampler is None:
             raise EngineError("no prompt has been evaluated yet")
         context, logits = self._context, self._logits().copy()
-        proposal = self._sampler.likeliest(logits, n_most=context.n_candidates)
+        proposal = self._sampler.likeliest(logits, min(N_LOOKED_AHEAD, context.n_candidates))
         blocks = [[token_id] for token_id in proposal.token_ids.tolist()]
         states: list[list[NDArray[np.float32]]] = [[] for _ in blocks]
         sequences = range(_SIDE_SEQUENCE, _SIDE_SEQUENCE + len(blocks))

@@ -43,7 +43,6 @@ class SamplerChain(NativeObject):
         self, settings: SamplingSettings, *, n_vocab: int, grammar: Grammar | None = None
     ) -> None:
         self._greedy = settings.temperature == 0
-        self._top_k = settings.top_k
         self._grammar = grammar
         # A penalty may move any token among the likeliest.
         self._n_wanted = n_vocab if settings.has_penalties else settings.top_k
@@ -111,15 +110,14 @@ class SamplerChain(NativeObject):
             raise GuardError("the sampler left no candidate; loosen --top-p or --min-p")
         return self._to_proposal(self._candidates(n_candidates), int(array.selected))
 
-    def likeliest(self, logits: NDArray[np.float32], *, n_most: int) -> Proposal:
-        """The top-k at temperature 1, whatever other filters there are; the first counts as drawn.
+    def likeliest(self, logits: NDArray[np.float32], n: int) -> Proposal:
+        """The n likeliest at temperature 1, whatever filters there are; the first counts as drawn.
 
-        logits: as for `propose`. n_most: at most so many. Raises GuardError if a logit is NaN or
-        +inf.
+        logits: as for `propose`. Raises GuardError if one is NaN or +inf.
         """
         if not math.isfinite(logits.max()):
             raise GuardError("the model gave a non-finite logit; its file may be damaged")
-        token_ids = np.argsort(-logits, kind="stable")[: min(self._top_k, n_most)].astype(np.int32)
+        token_ids = np.argsort(-logits, kind="stable")[:n].astype(np.int32)
         log_probs = logits[token_ids].astype(np.float64)
         log_probs -= log_probs[0]
         log_probs -= math.log(np.exp(log_probs).sum())

@@ -21,6 +21,7 @@ from safesteer_edge.guard.events import (
     Step,
     TextDelta,
 )
+from safesteer_edge.guard.policy import N_LOOKED_AHEAD
 from safesteer_edge.guard.protocols import Block, DecodingEngine, Proposal
 from safesteer_edge.guard.reranking import (
     RERANKERS,
@@ -398,7 +399,7 @@ class GuardedAnswer:
         guard = self._guard
         if guard is None or not guard.policy.look_ahead or self.n_steered or self._transcript.text:
             return False
-        n_cells = self._limits.n_spare * guard.policy.look_ahead
+        n_cells = self._limits.n_spare + N_LOOKED_AHEAD * guard.policy.look_ahead
         return not guard.no_opening_in("") and self._engine.n_free >= n_cells
 
     def _note_opening(self, block: Block) -> None:

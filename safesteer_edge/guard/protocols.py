@@ -91,7 +91,7 @@ class DecodingEngine(Protocol):
     def look_ahead(self, n_tokens: int) -> tuple[Proposal, list[NDArray[np.float32]]]:
         """What the likeliest next tokens lead to: each goes on as the model most likely would.
 
-        They are the top-k at temperature 1, which no other filter has cut. n_tokens: of each in
+        They are `N_LOOKED_AHEAD` at temperature 1, which no filter has cut. n_tokens: of each in
         all, or fewer where it ends the answer. Returns the states of each one's tokens, float32
         (n_tokens, n_features), and leaves nothing behind: `propose` and the rest may follow.
         """

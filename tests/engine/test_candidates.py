@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from safesteer_edge.errors import EngineError, PromptTooLongError
-from safesteer_edge.guard.policy import SamplingSettings
+from safesteer_edge.guard.policy import N_LOOKED_AHEAD, SamplingSettings
 from tests.engine.open_engine import (
     F32_TOLERANCE,
     Float32Array,
@@ -302,7 +302,7 @@ def test_looking_ahead_goes_on_as_greedy_decoding_does_and_leaves_nothing_behind
         before = opened.next_logits()
         proposal, states = opened.engine.look_ahead(n_ahead)
         assert (opened.next_logits() == before).all()
-        assert proposal.token_ids.tolist() == np.argsort(-before)[:5].tolist()
+        assert proposal.token_ids.tolist() == np.argsort(-before)[:N_LOOKED_AHEAD].tolist()
         opened.engine.evaluate_blocks([proposal.candidate(3)])
         opened.engine.accept_block(proposal.candidate(3))
         logits = opened.next_logits()

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safesteer_edge.guard.events import Refused, Steered
+from safesteer_edge.guard.policy import N_LOOKED_AHEAD
 from safesteer_edge.guard.protocols import Proposal
 from safesteer_edge.guard.reranking import choose_by_odds
 from tests.guard.exact_law import EDGE_ERROR, exact_law
@@ -111,7 +112,7 @@ def test_it_looks_ahead_where_nothing_has_been_said_and_once():
 def test_a_context_without_room_is_not_looked_ahead_in():
     script = shallow_model()
     script.n_spare = 4
-    script.engine.n_ctx = 3 * 4 - 1
+    script.engine.n_ctx = 4 + N_LOOKED_AHEAD * _STEERING.look_ahead - 1
     list(script.start().events())
     assert not any(call.name == "look_ahead" for call in script.engine.calls)
 

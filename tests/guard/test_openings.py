@@ -262,7 +262,13 @@ def test_an_opening_that_does_not_fit_the_context_is_left_out():
 def test_what_is_taken_back_was_never_said(seed: int, greedy: bool, limit: int):
     """Decoded anew from where it was steered, the answer has the same candidates and scores."""
     script = random_answer(seed, greedy=greedy, score_levels=(0.0, 0.4, 0.9))
-    script.policy = replace(_STEERING, risk_limit=limit / 10, steer_from=0.05)
+    script.policy = replace(
+        _STEERING,
+        risk_limit=limit / 10,
+        steer_from=0.05,
+        look_ahead=seed % 4,
+        look_ahead_limit=limit / 10,
+    )
     script.openings = ("Stop",)
     script.decode()
     last = max((i for i, e in enumerate(script.events) if isinstance(e, Steered)), default=None)
