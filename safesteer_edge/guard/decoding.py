@@ -181,8 +181,8 @@ class GuardedAnswer:
             # 2. Count it, token by token.
             is_end = self._engine.is_end(chosen[-1])
             self._n_behind_opening = 0 if is_opening else self._n_behind_opening + len(chosen)
-            for place, token_id in enumerate(chosen):
-                yield self._count(proposal, choice, place, token_id, is_end, is_given=is_given)
+            for place in range(len(chosen)):
+                yield self._count(proposal, choice, place, is_given=is_given)
             if self._guard is None:  # nobody judges it: people need not wait until it is evaluated
                 yield from self._settle()
                 self._engine.evaluate(chosen[0])
@@ -306,12 +306,12 @@ class GuardedAnswer:
         proposal: Proposal,
         choice: Choice,
         place: int,
-        token_id: int,
-        is_end: bool,
         *,
         is_given: bool,
     ) -> Step:
         """Count one token; place: of those that were chosen at this step together."""
+        token_id = proposal.candidate(choice.index)[place]
+        is_end = self._engine.is_end(token_id)
         self.n_steps += 1
         text = self._transcript.add(token_id, self._engine.piece(token_id), is_end=is_end)
         score: float | None = None

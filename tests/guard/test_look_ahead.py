@@ -91,6 +91,17 @@ def test_a_model_that_never_refuses_is_led_by_an_opening():
     assert answer.opening == _OPENING
 
 
+def test_a_beginning_that_is_a_whole_answer_ends_it():
+    script = shallow_model()
+    chances = script.engine.next_tokens
+    script.engine.next_tokens = lambda prefix: (
+        {END: 1.0} if prefix == (_SORRY, _CANNOT) else chances(prefix)
+    )
+    script.probe = PlainProbe(lambda _, token_id: 0.0 if token_id == END else _SCORES[token_id])
+    answer = script.decode()
+    assert (answer.text, answer.finish_reason) == ("Sorry no", "stop")
+
+
 def test_without_openings_what_lies_ahead_is_all_that_re_ranking_has():
     script = replace(shallow_model(), openings=())
     assert script.decode().text == "Sorry no no no no"
