@@ -147,6 +147,7 @@ def test_progress_is_told_to_the_end(made: Made):
         "comparing probes": (5, 5),  # too few requests for outer folds
         "fitting the probe": (2, 2),
         "trying openings": (6, 6),
+        "looking ahead": (4, 4),
         "comparing layers": (3, 3),
     }
 

@@ -264,10 +264,10 @@ def scores(turn: ShownTurn, width: int) -> Content:
 def interventions(turn: ShownTurn) -> Content:
     """The steps at which the guard chose another word: what for what, and the scores."""
     parts = [_intervention(step) for step in turn.interventions[:_MAX_INTERVENTIONS]]
+    n_left = len(turn.interventions) - len(parts)
     if opening := turn.opening.strip():
         text = strip_control_characters(opening)
         parts.insert(0, Content.styled(f"◆ began again with “{text}”", "bold $text-warning"))
-    n_left = len(turn.interventions) - len(parts)
     if n_left:
         parts.append(Content(f"and {n_left} more; /trace saves them all"))
     return Content("\n").join(parts)
