@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from safesteer_edge.bundle.canaries import Canaries, EngineCanary, ProbeCanary
 from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.writer import BundleParts, write_bundle
-from safesteer_edge.calibration.look_ahead_fit import LookAheadFit, fit_look_ahead
 from safesteer_edge.calibration.probe_choice import ProbeResult, fit_chosen_probe, probe_candidates
 from safesteer_edge.calibration.probe_fit import MAX_ROWS, FitSettings, fit_calibrated
 from safesteer_edge.calibration.prompt_fit import (
@@ -34,7 +33,11 @@ from safesteer_edge.calibration.prompt_fit import (
 from safesteer_edge.calibration.report import bundle_report
 from safesteer_edge.calibration.separation import reading_of_media, separation_by_layer
 from safesteer_edge.calibration.settings import CalibrationSettings, scaled
-from safesteer_edge.calibration.steering_fit import choose_openings
+from safesteer_edge.calibration.steering_fit import (
+    LookAheadFit,
+    choose_openings,
+    fit_look_ahead,
+)
 from safesteer_edge.calibration.vector_stage import VectorResult, VectorTask, fit_vector
 from safesteer_edge.errors import SettingsError
 from safesteer_edge.formats.json_values import without_nan

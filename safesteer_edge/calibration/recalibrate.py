@@ -22,7 +22,6 @@ from safesteer_edge.bundle.canaries import Canaries, EngineCanary, ProbeCanary
 from safesteer_edge.bundle.fingerprint import fingerprint_model
 from safesteer_edge.bundle.writer import BundleParts, VectorParts, check_replaceable, write_bundle
 from safesteer_edge.calibration.assemble_bundle import measure_prompt_states
-from safesteer_edge.calibration.look_ahead_fit import fit_look_ahead
 from safesteer_edge.calibration.policy_fit import AnswerScores, PolicyChoice, choose_policy
 from safesteer_edge.calibration.probe_calibration import (
     Rescale,
@@ -31,7 +30,11 @@ from safesteer_edge.calibration.probe_calibration import (
 )
 from safesteer_edge.calibration.report import bundle_report
 from safesteer_edge.calibration.settings import n_needed, smallest_ordinary
-from safesteer_edge.calibration.steering_fit import choose_openings, with_steering
+from safesteer_edge.calibration.steering_fit import (
+    choose_openings,
+    fit_look_ahead,
+    with_steering,
+)
 from safesteer_edge.errors import BundleError, RequestDataError
 from safesteer_edge.formats.model_file import ModelInfo
 from safesteer_edge.formats.version import VERSION

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safesteer_edge.calibration.look_ahead_fit import (
+from safesteer_edge.calibration.steering_fit import (
     Beginning,
     LookAheadFit,
     choose_limit,
