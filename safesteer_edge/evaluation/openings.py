@@ -246,7 +246,7 @@ _HASH_DIGITS: Final = 16
 class ReadAnswer:
     """model, answer: beginnings of SHA-256, of the tensor table and of the text. request: its id.
 
-    read: before the rules were mended for steered answers, or after.
+    read: before the rules were mended, by what was found in it, or after.
     """
 
     model: str
