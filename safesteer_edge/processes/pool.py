@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -92,10 +94,21 @@ class _Worker(Generic[Item]):
 def _run(connection: Connection, work: Work[Item, Result], items: Sequence[Item]) -> None:
     """Send each result, or the error that ended them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
-    # When the parent was killed, what is done is where the work has put it.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with connection, contextlib.suppress(BrokenPipeError, ConnectionResetError):
         try:
             for result in work(items):
                 connection.send(result)
         except SafeSteerError as error:
             connection.send(error)
+
+
+def _end_with_parent() -> None:
+    """End this process once the parent is gone, killed perhaps: a piece may take many minutes.
+
+    What is done is where the work has put it.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
